@@ -1,0 +1,242 @@
+"""Pixels with their variance and mask, and how they stand in FITS files.
+
+Mask planes are bits with names; every MASK extension says in its header which bit has which
+name (keywords ``MP_<name>``), so that no reader needs this module to understand a file.
+"""
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path
+
+Compression = Literal["none", "lossless", "quantized"]
+
+
+class MaskPlane(enum.IntFlag):
+    """What can be wrong (or known) about a pixel; values are bits of the int32 mask."""
+
+    BAD = 1 << 0
+    "Defect of the detector: dead, hot, or in a bad column."
+    SAT = 1 << 1
+    "Saturated, or reached by the bleeding of a saturated pixel."
+    CR = 1 << 2
+    "Hit by a cosmic ray."
+    EDGE = 1 << 3
+    "Too near the edge of the CCD for a full resampling kernel or background mesh."
+    DETECTED = 1 << 4
+    "Part of a detected source."
+    NO_DATA = 1 << 5
+    "Nothing was measured here."
+    SUSPECT = 1 << 6
+    "Close to saturation, or in a range where the linearity is not known."
+    INTRP = 1 << 7
+    "Value interpolated from the neighbours."
+    CROSSTALK = 1 << 8
+    "A correction for crosstalk larger than the noise was made here."
+    CLIPPED = 1 << 9
+    "On a coadd: at least one input was rejected as an outlier here."
+    STREAK = 1 << 10
+    "Part of the trail of a satellite or an aeroplane."
+
+
+@dataclass
+class MaskedImage:
+    """An image with its variance and mask.
+
+    Attributes
+    ----------
+    image : ndarray of float32, shape (ny, nx)
+        Pixel values.
+    variance : ndarray of float32, shape (ny, nx)
+        Variance of the pixel values, in the square of their unit.
+    mask : ndarray of int32, shape (ny, nx)
+        Bits of `MaskPlane`.
+    """
+
+    image: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    mask: NDArray[np.int32]
+
+    def __post_init__(self):
+        self.image = np.asarray(self.image, dtype=np.float32)
+        self.variance = np.asarray(self.variance, dtype=np.float32)
+        self.mask = np.asarray(self.mask, dtype=np.int32)
+        if not self.image.shape == self.variance.shape == self.mask.shape:
+            raise ValueError(
+                f"planes of different shape: image {self.image.shape}, "
+                f"variance {self.variance.shape}, mask {self.mask.shape}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (ny, nx)."""
+        return self.image.shape
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int]) -> "MaskedImage":
+        """Return an image in which nothing was measured: NaN, infinite variance, NO_DATA."""
+        return cls(
+            np.full(shape, np.nan, np.float32),
+            np.full(shape, np.inf, np.float32),
+            np.full(shape, MaskPlane.NO_DATA, np.int32),
+        )
+
+    def has_any(self, planes: MaskPlane) -> NDArray[np.bool_]:
+        """Return where at least one of ``planes`` is set, shape (ny, nx)."""
+        return (self.mask & np.int32(planes)) != 0
+
+
+def planes_from_names(names: list[str] | tuple[str, ...]) -> MaskPlane:
+    """Return the union of mask planes given by name, such as ``["BAD", "CR"]``.
+
+    Raises
+    ------
+    InputError
+        If a name is not that of a mask plane.
+    """
+    union = MaskPlane(0)
+    for name in names:
+        if name not in MaskPlane.__members__:
+            raise InputError(
+                f"{name!r} is not a mask plane", remedy=f"use some of {list(MaskPlane.__members__)}"
+            )
+        union |= MaskPlane[name]
+    return union
+
+
+def mask_header() -> fits.Header:
+    """Return the cards that tell which bit of a MASK extension has which name."""
+    header = fits.Header()
+    for plane in MaskPlane:
+        header[f"HIERARCH MP_{plane.name}" if len(plane.name) > 5 else f"MP_{plane.name}"] = (
+            int(plane).bit_length() - 1,
+            "bit number of this mask plane",
+        )
+    return header
+
+
+def image_hdu(
+    name: str,
+    pixels: NDArray,
+    header: fits.Header | None = None,
+    compression: Compression = "none",
+) -> fits.ImageHDU | fits.CompImageHDU:
+    """Return an image extension, compressed as the settings say.
+
+    Parameters
+    ----------
+    name : str
+        EXTNAME.
+    pixels : ndarray, shape (ny, nx)
+        Pixel values.
+    header : astropy.io.fits.Header, optional
+        Further cards (WCS, units, provenance).
+    compression : {"none", "lossless", "quantized"}
+        ``lossless`` is GZIP_2 for floats and RICE for integers; ``quantized`` is RICE with a
+        step of 1/16 of the noise and subtractive dithering (Pence et al. 2010, PASP 122, 1065)
+        for floats. NaN and infinity survive ``none`` and ``lossless``.
+    """
+    if compression == "none":
+        return fits.ImageHDU(pixels, header=header, name=name)
+    if pixels.dtype.kind == "f":
+        if compression == "lossless":
+            return fits.CompImageHDU(
+                pixels, header=header, name=name, compression_type="GZIP_2", quantize_level=0
+            )
+        return fits.CompImageHDU(
+            pixels,
+            header=header,
+            name=name,
+            compression_type="RICE_1",
+            quantize_level=16,
+            quantize_method=2,
+            dither_seed=1,
+        )
+    return fits.CompImageHDU(pixels, header=header, name=name, compression_type="RICE_1")
+
+
+def masked_image_hdus(
+    masked_image: MaskedImage,
+    header: fits.Header | None = None,
+    unit: str = "electron",
+    compression: Compression = "none",
+) -> list[fits.ImageHDU | fits.CompImageHDU]:
+    """Return the IMAGE, MASK and VARIANCE extensions of a product.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        The pixels.
+    header : astropy.io.fits.Header, optional
+        Cards for all three extensions (the WCS, above all).
+    unit : str
+        BUNIT of the image; that of the variance is its square.
+    compression : {"none", "lossless", "quantized"}
+        See `image_hdu`. Masks are always kept exactly.
+    """
+    header = header if header is not None else fits.Header()
+    image_header, mask_cards, variance_header = header.copy(), header.copy(), header.copy()
+    image_header["BUNIT"] = unit
+    mask_cards.extend(mask_header())
+    variance_header["BUNIT"] = f"{unit}**2"
+    return [
+        image_hdu("IMAGE", masked_image.image, image_header, compression),
+        image_hdu("MASK", masked_image.mask, mask_cards, compression),
+        image_hdu("VARIANCE", masked_image.variance, variance_header, compression),
+    ]
+
+
+def write_fits(path: str | Path, hdus: list) -> None:
+    """Write extensions behind a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name of the file.
+    hdus : list of HDU
+        The first may be a `PrimaryHDU` (provenance); if it is not, an empty one is put before.
+    """
+    if not isinstance(hdus[0], fits.PrimaryHDU):
+        hdus = [fits.PrimaryHDU(), *hdus]
+    with atomic_path(path) as temporary:
+        fits.HDUList(hdus).writeto(temporary, overwrite=True, checksum=True)
+
+
+def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
+    """Read the IMAGE, MASK and VARIANCE extensions of a product.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file written by `write_fits` with `masked_image_hdus`.
+
+    Returns
+    -------
+    masked_image : MaskedImage
+        The pixels.
+    header : astropy.io.fits.Header
+        The header of the IMAGE extension.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or has not these extensions.
+    """
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            header = hdus["IMAGE"].header
+            planes = [hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK")]
+            return MaskedImage(*planes), header
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"is not a readable product of coaddflow ({error})",
+            path=path,
+            remedy="remove it and run the workflow again",
+        ) from error
