@@ -1,0 +1,143 @@
+"""The manifest: one row a CCD, with everything that later stages must know without its pixels.
+
+The job of a CCD leaves its row as JSON (`write_row`), also when the CCD failed: a failure is a
+result with a reason. The rows of an exposure are gathered into its manifest
+``results/summary/{exposure}.ecsv``, which is written last: where it stands, all calexps that it
+names are whole.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from astropy.table import Column, MaskedColumn, Table
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path
+
+FOOTPRINT_POINTS_PER_EDGE = 8
+
+
+class CcdRow(BaseModel):
+    """One CCD of one exposure. Quantities that could not be measured are null."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    exposure: str = Field(description="Exposure id.")
+    ccd: int = Field(description="CCD number.")
+    band: str = Field(description="Band.")
+    mjd: float = Field(description="Start of the exposure, MJD TAI.")
+    exposure_time: float = Field(description="Exposure time, s.")
+    state: Literal["done", "failed"] = Field(description="Whether there is a calexp.")
+    reason: str = Field("", description="Short code of the failure; empty if done.")
+    message: str = Field("", description="The failure in one sentence; empty if done.")
+    path: str = Field("", description="The calexp, relative to the working folder.")
+    sha256: str = Field("", description="Checksum of the calexp file.")
+    nx: int = Field(0, description="Columns.")
+    ny: int = Field(0, description="Rows.")
+    footprint_ra: list[float] = Field(
+        default_factory=list,
+        description="Vertices of the outline from the fitted WCS, 8 on each edge, beginning at "
+        "pixel (-0.5, -0.5) along the first row; degrees.",
+    )
+    footprint_dec: list[float] = Field(default_factory=list, description="Likewise; degrees.")
+    n_sources: int | None = Field(None, description="Detected sources.")
+    n_psf_stars: int | None = Field(None, description="Stars of the PSF model.")
+    n_matched: int | None = Field(None, description="Stars of the astrometric fit.")
+    astrometry_rms: float | None = Field(None, description="Residual of the fit, arcsec (1-d).")
+    pointing_offset: float | None = Field(
+        None, description="Distance of the fitted centre from the predicted one, arcsec."
+    )
+    n_zero_point: int | None = Field(None, description="Stars of the zero-point.")
+    zero_point: float | None = Field(None, description="Magnitude of one electron in total.")
+    zero_point_error: float | None = Field(None, description="Error of the zero-point, mag.")
+    zero_point_scatter: float | None = Field(None, description="Scatter of its stars, mag.")
+    seeing: float | None = Field(None, description="FWHM of the PSF at the centre, arcsec.")
+    ellipticity: float | None = Field(None, description="|e| of the PSF at the centre.")
+    sky_level: float | None = Field(None, description="Median background, electrons per pixel.")
+    sky_noise: float | None = Field(
+        None, description="Standard deviation of empty sky, electrons per pixel."
+    )
+    aperture_correction: float | None = Field(
+        None, description="Total flux over flux in the standard aperture."
+    )
+    depth: float | None = Field(None, description="Magnitude of a point source at 5 sigma.")
+    pixel_scale: float | None = Field(None, description="Arcsec per pixel at the centre.")
+
+
+def write_row(path: str | Path, row: CcdRow) -> None:
+    """Write one row as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(row.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_row(path: str | Path) -> CcdRow:
+    """Read a row written by `write_row`; raise InputError if it is damaged."""
+    try:
+        return CcdRow.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError(
+            "is not a row of a CCD", path=path, remedy="remove it and run the workflow again"
+        ) from error
+
+
+def write_manifest(path: str | Path, rows: list[CcdRow]) -> None:
+    """Write the manifest of an exposure as ECSV, ordered by CCD.
+
+    Raises
+    ------
+    ValueError
+        If the rows are of different exposures, or a CCD occurs twice.
+    """
+    rows = sorted(rows, key=lambda row: row.ccd)
+    if len({row.exposure for row in rows}) != 1 or len({row.ccd for row in rows}) != len(rows):
+        raise ValueError("a manifest has each CCD of one exposure once")
+    table = Table()
+    for name, field in CcdRow.model_fields.items():
+        values = [getattr(row, name) for row in rows]
+        if field.annotation == list[float]:
+            values = [json.dumps(value) for value in values]
+        if any(value is None for value in values) or type(None) in _types(field.annotation):
+            kind = int if int in _types(field.annotation) else float
+            missing = [value is None for value in values]
+            filled = [kind(0) if value is None else value for value in values]
+            table[name] = MaskedColumn(filled, mask=missing, dtype=kind)
+        else:
+            table[name] = Column(values)
+        table[name].description = field.description
+    with atomic_path(path) as temporary:
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def read_manifest(path: str | Path) -> list[CcdRow]:
+    """Read a manifest; raise InputError if it is missing or damaged."""
+    try:
+        table = Table.read(path, format="ascii.ecsv")
+        rows = []
+        for line in table:
+            values = {
+                name: None if np.ma.is_masked(line[name]) else _plain(line[name])
+                for name in table.colnames
+            }
+            for name in ("reason", "message", "path", "sha256"):
+                values[name] = values[name] or ""
+            for name in ("footprint_ra", "footprint_dec"):
+                values[name] = json.loads(values[name] or "[]")
+            rows.append(CcdRow.model_validate(values))
+        return rows
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"is not a manifest of coaddflow ({error})",
+            path=path,
+            remedy="remove it and run the workflow again",
+        ) from error
+
+
+def _types(annotation: object) -> tuple:
+    return getattr(annotation, "__args__", (annotation,))
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value

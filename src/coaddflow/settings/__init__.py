@@ -1,0 +1,101 @@
+"""All settings of a run, as one typed model.
+
+The model gives the defaults, checks what the user wrote (an unknown key is an error that names
+it), and makes the page ``docs/settings.md``. Only pydantic is imported here, since the Snakefile
+reads the settings again in every job of a cluster.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from coaddflow.errors import InputError
+from coaddflow.settings.astrometry import AstrometrySettings
+from coaddflow.settings.base import Section
+from coaddflow.settings.calexp import (
+    BackgroundSettings,
+    CalexpSettings,
+    DetectionSettings,
+    PhotometrySettings,
+    PsfSettings,
+)
+from coaddflow.settings.calibrated import CalibratedSettings
+from coaddflow.settings.calibs import CalibsSettings
+from coaddflow.settings.coadd import CoaddSettings
+from coaddflow.settings.detrend import CosmicsSettings, DetrendSettings
+from coaddflow.settings.refcat import RefcatSettings
+from coaddflow.settings.selection import SelectionSettings
+from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.settings.survey import ParallelSettings, PredictionSettings, ProductsSettings
+from coaddflow.settings.warp import WarpSettings
+
+
+class Settings(Section):
+    """The settings of a run; `config.yaml` shows every key with its default."""
+
+    camera: str | None = Field(
+        None,
+        description="Name of a shipped camera, or path of a camera file. Needed for raw exposures.",
+    )
+    exposures: str | None = Field(
+        None, description="Table of raw exposures, made by `coaddflow ingest`."
+    )
+    bands: tuple[str, ...] | None = Field(
+        None, description="Bands to process; null: all that the exposure table has."
+    )
+    refcat: RefcatSettings = Field(default_factory=RefcatSettings)
+    calibs: CalibsSettings = Field(default_factory=CalibsSettings)
+    detrend: DetrendSettings = Field(default_factory=DetrendSettings)
+    cosmics: CosmicsSettings = Field(default_factory=CosmicsSettings)
+    background: BackgroundSettings = Field(default_factory=BackgroundSettings)
+    detection: DetectionSettings = Field(default_factory=DetectionSettings)
+    psf: PsfSettings = Field(default_factory=PsfSettings)
+    astrometry: AstrometrySettings = Field(default_factory=AstrometrySettings)
+    photometry: PhotometrySettings = Field(default_factory=PhotometrySettings)
+    calexp: CalexpSettings = Field(default_factory=CalexpSettings)
+    calibrated: CalibratedSettings = Field(default_factory=CalibratedSettings)
+    prediction: PredictionSettings = Field(default_factory=PredictionSettings)
+    skymap: SkymapSettings = Field(default_factory=SkymapSettings)
+    selection: SelectionSettings = Field(default_factory=SelectionSettings)
+    warp: WarpSettings = Field(default_factory=WarpSettings)
+    coadd: CoaddSettings = Field(default_factory=CoaddSettings)
+    products: ProductsSettings = Field(default_factory=ProductsSettings)
+    parallel: ParallelSettings = Field(default_factory=ParallelSettings)
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """Return sections as plain values, for the ``params`` of the rule that uses them."""
+        return {name: getattr(self, name).model_dump(mode="json") for name in names}
+
+
+def load_settings(config: Mapping[str, Any], source: str | Path | None = None) -> Settings:
+    """Check a configuration and fill in the defaults.
+
+    Parameters
+    ----------
+    config : mapping
+        What the YAML file said.
+    source : str or Path, optional
+        The file, for the message.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or a value is not allowed; names every key at fault.
+    """
+    try:
+        return Settings.model_validate(dict(config))
+    except ValidationError as error:
+        raise InputError(
+            "; ".join(_explain(problem) for problem in error.errors()),
+            path=source,
+            remedy="docs/settings.md lists all settings",
+        ) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}"
+    return f"setting {key!r}: {problem['msg']}, not {problem['input']!r}"
