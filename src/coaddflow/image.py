@@ -5,12 +5,14 @@ name (keywords ``MP_<name>``), so that no reader needs this module to understand
 """
 
 import enum
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
@@ -230,11 +232,12 @@ def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
         If the file is missing, damaged, or has not these extensions.
     """
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+            warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
             header = hdus["IMAGE"].header
             planes = [hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK")]
             return MaskedImage(*planes), header
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AstropyUserWarning) as error:
         raise InputError(
             f"is not a readable product of coaddflow ({error})",
             path=path,

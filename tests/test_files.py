@@ -1,0 +1,75 @@
+"""A file under its final name is whole; an id is safe in a path."""
+
+import errno
+import stat
+
+import pytest
+
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path, check_id, sha256_of
+
+
+def test_file_appears_whole_under_its_final_name(tmp_path):
+    target = tmp_path / "new" / "table.ecsv"
+    with atomic_path(target) as temporary:
+        temporary.write_text("content")
+        assert not target.exists()
+        assert temporary.parent == target.parent
+    assert target.read_text() == "content"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "image.fits"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Not enough space on disk: requested 10, available 1."),
+    ],
+)
+def test_full_disk_names_the_file_and_the_remedy(tmp_path, error):
+    message = r"image\.fits: .*space.*[Ff]ree some space"
+    with pytest.raises(InputError, match=message), atomic_path(tmp_path / "image.fits"):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_error_about_another_file_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "image.fits"):
+        (tmp_path / "missing").read_text()
+
+
+def test_file_is_readable_by_the_group_as_the_umask_says(tmp_path):
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    plain = tmp_path / "b"
+    plain.write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("text", ["1031745", "v-12_b", "A"])
+def test_good_exposure_ids(text):
+    assert check_id(text, "exposure") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a/b", "../x", "a b", "$(rm)", "-rf", "a.b", "x" * 65, "é", "a\n"]
+)
+def test_hostile_exposure_ids_are_refused(text):
+    with pytest.raises(InputError, match="not a valid exposure id"):
+        check_id(text, "exposure")
+
+
+def test_checksum_is_that_of_the_content(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(tmp_path / "x") == expected
