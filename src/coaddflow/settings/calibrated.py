@@ -1,0 +1,197 @@
+"""Settings of images that were calibrated elsewhere and enter after the calexp stage."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from coaddflow.settings.base import Section
+
+PixelUnit = Literal[
+    "electron",
+    "electron_per_second",
+    "adu",
+    "adu_per_second",
+    "nanojansky",
+    "microjansky",
+    "jansky",
+    "nanomaggy",
+]
+
+FLUX_ZERO_POINTS = {"nanojansky": 31.4, "microjansky": 23.9, "jansky": 8.9, "nanomaggy": 22.5}
+"""AB magnitude of one unit."""
+
+
+class Fact(Section):
+    """Where one fact about an image stands: in its header, in a table, in its name, or here."""
+
+    keyword: str | None = Field(
+        None, description="Keyword of the image's header (or else of the file's primary header)."
+    )
+    column: str | None = Field(None, description="Column of the table `facts`.")
+    value: str | float | None = Field(None, description="The fact itself, the same for all images.")
+    pattern: str | None = Field(
+        None,
+        description="Regular expression whose first group is the fact; applied to the text of the "
+        "keyword or column, or to the file's name where neither is given.",
+    )
+    values: dict[str, str] = Field(
+        default_factory=dict, description="Replacements of values, such as a filter's long name."
+    )
+    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
+        "none", description="Unit of the fact."
+    )
+    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale, for times.")
+    factor: float = Field(1.0, description="The number is multiplied by this before the offset.")
+    offset: float = Field(0.0, description="Added to the number.")
+    default: str | float | None = Field(
+        None, description="Where keyword or column is missing; null: the fact is required."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Fact":
+        if sum(source is not None for source in (self.keyword, self.column, self.value)) > 1:
+            raise ValueError("give one of keyword, column and value")
+        return self
+
+
+class FactsTableSettings(Section):
+    """A table with one row per image, such as the CCD table of a survey."""
+
+    path: str | None = Field(None, description="FITS table, ECSV or CSV file; null: none is used.")
+    hdu: int = Field(1, ge=1, description="HDU of a FITS table.")
+    match: dict[str, Fact] = Field(
+        default_factory=dict,
+        description="For each key column of the table, the fact of the image that it must equal; "
+        "together they must choose one row.",
+    )
+
+
+class WeightSettings(Section):
+    """The weight map of an image."""
+
+    kind: Literal["inverse_variance", "variance", "rms", "none"] = Field(
+        "none", description="What its pixels are; `none`: the variance is estimated from the sky."
+    )
+    replace: tuple[str, str] | None = Field(
+        None,
+        description="Text in the image file's name, and what stands there in the weight file's "
+        "name; null: it is in the same file.",
+    )
+    hdu: int | str | None = Field(
+        None, description="HDU number or name; null: the image's HDU plus `hdu_offset`."
+    )
+    hdu_offset: int = Field(0, description="Weight HDU minus image HDU.")
+    zero_planes: tuple[str, ...] = Field(
+        ("NO_DATA",), description="Mask planes set where the weight is zero or not a number."
+    )
+
+
+class MaskSettings(Section):
+    """The mask of an image."""
+
+    kind: Literal["bits", "codes", "named_bits", "none"] = Field(
+        "none",
+        description="`bits`: sums of powers of two; `codes`: each value is one condition (an "
+        "enumeration); `named_bits`: bits whose names stand in header cards MP_<name>.",
+    )
+    replace: tuple[str, str] | None = Field(
+        None,
+        description="Text in the image file's name, and what stands there in the mask file's "
+        "name; null: it is in the same file.",
+    )
+    hdu: int | str | None = Field(
+        None, description="HDU number or name; null: the image's HDU plus `hdu_offset`."
+    )
+    hdu_offset: int = Field(0, description="Mask HDU minus image HDU.")
+    planes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="For each bit number (0 is the lowest), code or name, the mask planes that it "
+        "means; an empty list: none.",
+    )
+    unlisted: tuple[str, ...] = Field(
+        ("BAD",),
+        description="Mask planes for bits, codes or names that `planes` does not list.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_text(cls, content: object) -> object:
+        # YAML reads `3: [SAT]` as a number
+        if isinstance(content, dict) and isinstance(content.get("planes"), dict):
+            planes = {
+                str(key): [names] if isinstance(names, str) else names
+                for key, names in content["planes"].items()
+            }
+            content = {**content, "planes": planes}
+        return content
+
+    @model_validator(mode="after")
+    def _check(self) -> "MaskSettings":
+        if self.kind in ("bits", "codes"):
+            for key in self.planes:
+                if not key.lstrip("-").isdecimal():
+                    raise ValueError(f"planes: {key!r} is not a number")
+        if self.kind == "bits" and any(not 0 <= int(key) < 64 for key in self.planes):
+            raise ValueError("planes: bit numbers are 0 to 63")
+        return self
+
+
+class CalibratedSettings(Section):
+    """Images calibrated elsewhere: any FITS image with a WCS and a zero-point."""
+
+    table: str | None = Field(
+        None, description="Table of the images, made by `coaddflow ingest --calibrated`."
+    )
+    names: tuple[str, ...] = Field(
+        ("*.fits", "*.fits.gz", "*.fits.fz"), description="Shell patterns of the image files."
+    )
+    hdu: int | str | None = Field(
+        None, description="HDU number or name of the image; null: every HDU with a 2-d image."
+    )
+    exposure: Fact = Field(Fact(pattern=r"^([^.]+)"), description="Exposure id.")
+    ccd: Fact = Field(Fact(value=0), description="CCD number.")
+    band: Fact = Field(Fact(keyword="FILTER"), description="Band.")
+    mjd: Fact = Field(Fact(keyword="MJD-OBS", unit="mjd"), description="Start of the exposure.")
+    exposure_time: Fact = Field(
+        Fact(keyword="EXPTIME", unit="second"), description="Exposure time, s."
+    )
+    facts: FactsTableSettings = Field(
+        FactsTableSettings(), description="Table of facts that the headers do not have."
+    )
+    weight: WeightSettings = Field(WeightSettings(), description="Weight map.")
+    mask: MaskSettings = Field(MaskSettings(), description="Mask.")
+    unit: PixelUnit = Field("electron", description="Unit of the image's pixels.")
+    gain: Fact = Field(
+        Fact(value=1.0),
+        description="Electrons per count (ADU), or per unit of flux for images in flux units.",
+    )
+    zero_point: Fact | None = Field(
+        None,
+        description="AB magnitude of one `zero_point_unit`; null: known from the unit (images in "
+        "flux units).",
+    )
+    zero_point_unit: PixelUnit | None = Field(
+        None, description="What the zero-point is the magnitude of; null: one unit of the image."
+    )
+    zero_point_error: Fact | None = Field(None, description="Error of the zero-point, mag.")
+    seeing: Fact | None = Field(None, description="FWHM of the PSF; null: measured.")
+    seeing_unit: Literal["arcsec", "pixel"] = Field("arcsec", description="Unit of the seeing.")
+    sky: Fact | None = Field(
+        None, description="Sky level per pixel; null: measured where the image still has its sky."
+    )
+    sky_unit: PixelUnit | None = Field(
+        None, description="Unit of the sky level; null: that of the image."
+    )
+    subtract_sky: bool = Field(
+        True, description="Subtract the background (settings `background`) from the images."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "CalibratedSettings":
+        for key in ("zero_point_unit", "sky_unit"):
+            unit = getattr(self, key)
+            if unit is not None and unit != self.unit and unit in FLUX_ZERO_POINTS:
+                raise ValueError(f"{key}: flux units are for images in the same unit")
+        if self.zero_point is None and self.unit not in FLUX_ZERO_POINTS and self.table:
+            raise ValueError(f"zero_point is needed for images in {self.unit}")
+        return self
