@@ -1,0 +1,79 @@
+"""Settings of the coadds."""
+
+from pydantic import Field
+
+from coaddflow.settings.base import Section
+
+
+class ClipSettings(Section):
+    """Which values of single exposures are outliers among all epochs of a pixel.
+
+    A value is an outlier if it is farther from the median of the epochs than ``sigma`` times its
+    noise, plus ``relative`` times the median, plus ``wings`` times the brightest place nearby.
+    """
+
+    enabled: bool = Field(True, description="Whether outliers are clipped at all.")
+    sigma: float = Field(5.0, gt=0.0, description="Threshold in units of the noise.")
+    relative: float = Field(
+        0.3,
+        ge=0.0,
+        description="Part of the median that is added to the threshold, for PSFs that differ. "
+        "What the stated seeing of the exposures makes differ is added to it.",
+    )
+    wings: float = Field(
+        0.15,
+        ge=0.0,
+        description="Part of the brightest median within some 10 pixels that is added to the "
+        "threshold, for the wings of PSFs that differ.",
+    )
+    unknown_seeing_ratio: float = Field(
+        1.5,
+        ge=1.0,
+        description="How much sharper than the others an exposure of unknown seeing may be.",
+    )
+    smooth_sigma: float | None = Field(
+        5.0,
+        gt=0.0,
+        description="Threshold for means of 4 x 4 pixels, which finds faint trails; null: off.",
+    )
+    grow_sigma: float = Field(
+        2.5,
+        gt=0.0,
+        description="Threshold for the neighbours of an outlier, in units of the noise.",
+    )
+    grow_radius: int = Field(
+        2, ge=0, le=8, description="How far from an outlier that lower threshold holds, pixels."
+    )
+    max_fraction: float = Field(
+        0.03,
+        ge=0.0,
+        lt=0.5,
+        description="With more than 5 epochs, up to 2 + max_fraction * epochs may be outliers at "
+        "a pixel; if more are, it varies and nothing is clipped. (3 or 4 epochs: 1; 5: 2; 1 or 2: "
+        "none.)",
+    )
+
+
+class CoaddSettings(Section):
+    """How the warps of a band become a coadd."""
+
+    bad_planes: tuple[str, ...] = Field(
+        ("BAD", "SAT", "CR", "EDGE", "NO_DATA", "INTRP", "STREAK"),
+        description="Mask planes with which a pixel of a warp is left out.",
+    )
+    fill_planes: tuple[str, ...] = Field(
+        ("SAT", "INTRP"),
+        description="Where every exposure is left out, those with one of these planes are used "
+        "all the same, with the bits kept and a large variance, so that the cores of bright stars "
+        "are no holes.",
+    )
+    fill_error: float = Field(
+        1.0, ge=0.0, description="Relative error that is added to the pixels filled in so."
+    )
+    clip: ClipSettings = Field(default_factory=ClipSettings, description="Clipping of outliers.")
+    memory_mb: int = Field(
+        512,
+        ge=16,
+        description="Memory for the pixels of all warps that are in work at a time, MB; blocks "
+        "of rows are made to fit (but never less than 32 rows).",
+    )
