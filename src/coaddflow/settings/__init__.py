@@ -24,7 +24,11 @@ from coaddflow.settings.calexp import (
 from coaddflow.settings.calibrated import CalibratedSettings
 from coaddflow.settings.calibs import CalibsSettings
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.settings.detrend import CosmicsSettings, DetrendSettings
+from coaddflow.settings.detrend import (
+    CosmicsSettings,
+    DetrendSettings,
+    InterpolationSettings,
+)
 from coaddflow.settings.refcat import RefcatSettings
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.settings.skymap import SkymapSettings
@@ -49,6 +53,7 @@ class Settings(Section):
     calibs: CalibsSettings = Field(default_factory=CalibsSettings)
     detrend: DetrendSettings = Field(default_factory=DetrendSettings)
     cosmics: CosmicsSettings = Field(default_factory=CosmicsSettings)
+    interpolation: InterpolationSettings = Field(default_factory=InterpolationSettings)
     background: BackgroundSettings = Field(default_factory=BackgroundSettings)
     detection: DetectionSettings = Field(default_factory=DetectionSettings)
     psf: PsfSettings = Field(default_factory=PsfSettings)
