@@ -1,0 +1,135 @@
+"""Settings of the reference catalogue."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from coaddflow.errors import InputError
+from coaddflow.settings.base import Section
+
+_CATALOGUE_ENDINGS = (".fits", ".fit", ".fits.gz", ".csv", ".csv.gz", ".ecsv", ".ecsv.gz")
+
+
+class MagnitudeColumn(Section):
+    """Where the magnitudes of one band come from."""
+
+    magnitude: str = Field(description="Column of the magnitude.")
+    error: str | None = Field(
+        None, description="Column of its error, magnitudes; null: errors are not known."
+    )
+    color: tuple[str, str] | None = Field(
+        None, description="Two columns of magnitudes; the colour is the first minus the second."
+    )
+    color_terms: tuple[float, ...] = Field(
+        (),
+        description="c0, c1, c2, ...: c0 + c1 * colour + c2 * colour^2 ... is added to the "
+        "magnitude, to bring it to the band of the camera.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "MagnitudeColumn":
+        if len(self.color_terms) > 1 and self.color is None:
+            raise ValueError("color_terms with more than a constant need `color`")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are needed."""
+        error = (self.error,) if self.error is not None else ()
+        return (self.magnitude, *error, *(self.color or ()))
+
+
+class RefcatSettings(Section):
+    """The reference catalogue: which files, and what their columns mean."""
+
+    path: str | tuple[str, ...] = Field(
+        (),
+        description="File, folder of files, or pattern such as `gaia/*.fits`, or a list of these. "
+        "FITS tables, CSV and ECSV are read.",
+    )
+    format: Literal["auto", "fits", "csv", "ecsv"] = Field(
+        "auto", description="Format of the files; auto: from their names."
+    )
+    ra: str = Field("ra", description="Column of the right ascension, ICRS degrees.")
+    dec: str = Field("dec", description="Column of the declination, ICRS degrees.")
+    bands: dict[str, MagnitudeColumn] = Field(
+        default_factory=dict, description="Where the magnitudes of each band come from."
+    )
+    fallback: MagnitudeColumn | None = Field(
+        default_factory=lambda: MagnitudeColumn(magnitude="mag"),
+        description="The same for bands that are not in `bands`; null: such bands are an error.",
+    )
+    pm_ra: str | None = Field(
+        None,
+        description="Column of the proper motion in right ascension times cos(dec), mas/year.",
+    )
+    pm_dec: str | None = Field(
+        None, description="Column of the proper motion in declination, mas/year."
+    )
+    epoch: float | None = Field(
+        None, description="Epoch of the positions, Julian year, such as 2016.0."
+    )
+    epoch_column: str | None = Field(
+        None, description="Column of the epoch, where it differs from star to star."
+    )
+    faintest: float | None = Field(
+        None, description="Stars that are fainter than this in the band are not used."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "RefcatSettings":
+        if (self.pm_ra is None) != (self.pm_dec is None):
+            raise ValueError("pm_ra and pm_dec go together: give both or none")
+        if self.pm_ra is not None and self.epoch is None and self.epoch_column is None:
+            raise ValueError("proper motions need the epoch of the positions: epoch")
+        return self
+
+    def magnitude_column(self, band: str) -> MagnitudeColumn:
+        """Return where the magnitudes of a band come from, or raise InputError."""
+        column = self.bands.get(band, self.fallback)
+        if column is None:
+            raise InputError(
+                f"the reference catalogue has no magnitude for band {band!r}",
+                remedy=f"add it to refcat.bands (there are {sorted(self.bands)}), or set "
+                "refcat.fallback",
+            )
+        return column
+
+    def files(self) -> list[Path]:
+        """Return the catalogue's files, in the order of their names.
+
+        Raises
+        ------
+        InputError
+            If none is given, or one is not there, or a folder or pattern has none.
+        """
+        entries = (self.path,) if isinstance(self.path, str) else self.path
+        if not entries or not all(entries):
+            raise InputError(
+                "no reference catalogue is given", remedy="set refcat.path to a file or folder"
+            )
+        found: set[Path] = set()
+        for entry in entries:
+            found.update(_expand(entry))
+        return sorted(found)
+
+
+def _expand(entry: str) -> list[Path]:
+    """Return the files that a path, a folder or a pattern stands for."""
+    path = Path(entry)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = [f for f in path.iterdir() if f.name.lower().endswith(_CATALOGUE_ENDINGS)]
+        files = [f for f in files if f.is_file() and not f.name.startswith(".")]
+        what = f"has no catalogue file ({', '.join(_CATALOGUE_ENDINGS)})"
+    elif any(character in entry for character in "*?["):
+        pattern = path.relative_to(path.anchor) if path.is_absolute() else path
+        files = [f for f in Path(path.anchor).glob(str(pattern)) if f.is_file()]
+        what = "is a pattern that no file matches"
+    else:
+        files, what = [], "does not exist"
+    if not files:
+        raise InputError(f"the reference catalogue {what}", path=entry, remedy="check refcat.path")
+    return files
