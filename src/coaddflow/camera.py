@@ -373,6 +373,19 @@ def shipped_cameras() -> list[str]:
     return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
+def camera_file(name: str | Path) -> Path:
+    """Return the YAML file of a camera given by name or path; raise InputError if none is there."""
+    path = Path(name)
+    if str(name) in shipped_cameras():
+        return Path(str(resources.files("coaddflow") / "cameras" / f"{name}.yaml"))
+    if not path.is_file():
+        raise InputError(
+            f"there is no camera {str(name)!r}",
+            remedy=f"use one of {shipped_cameras()} or the path of a camera file",
+        )
+    return path
+
+
 def load_camera(name: str | Path) -> Camera:
     """Return a camera by name, or from a YAML file.
 
@@ -386,14 +399,7 @@ def load_camera(name: str | Path) -> Camera:
     InputError
         If there is no such camera, or its file does not describe one; names the key at fault.
     """
-    path = Path(name)
-    if str(name) in shipped_cameras():
-        path = Path(str(resources.files("coaddflow") / "cameras" / f"{name}.yaml"))
-    elif not path.is_file():
-        raise InputError(
-            f"there is no camera {str(name)!r}",
-            remedy=f"use one of {shipped_cameras()} or the path of a camera file",
-        )
+    path = camera_file(name)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - a SafeLoader

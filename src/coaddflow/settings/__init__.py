@@ -49,6 +49,10 @@ class Settings(Section):
     bands: tuple[str, ...] | None = Field(
         None, description="Bands to process; null: all that the exposure table has."
     )
+    exclude: tuple[str, ...] = Field(
+        (), description="Exposures to leave out, as if they were not in the tables."
+    )
+    exclude_ccds: tuple[int, ...] = Field((), description="CCDs to leave out of all exposures.")
     refcat: RefcatSettings = Field(default_factory=RefcatSettings)
     calibs: CalibsSettings = Field(default_factory=CalibsSettings)
     detrend: DetrendSettings = Field(default_factory=DetrendSettings)
