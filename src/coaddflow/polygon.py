@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+OUTLINE_SIDES = 32
+"""Sides of an enclosing outline."""
+
 
 def clip_half_space(points: FloatArray, distance: FloatArray) -> FloatArray:
     """Return the part of a polygon on the positive side of a plane [1]_.
@@ -89,7 +92,7 @@ def contains(points: FloatArray, x: ArrayLike, y: ArrayLike) -> NDArray[np.bool_
 
 
 def enclosing_outline(
-    x: FloatArray, y: FloatArray, margin: float, n_sides: int = 32, start: ArrayLike = 0.0
+    x: FloatArray, y: FloatArray, margin: ArrayLike, start: ArrayLike = 0.0
 ) -> tuple[FloatArray, FloatArray]:
     """Return a convex polygon around sets of points, at least ``margin`` away from all of them.
 
@@ -103,16 +106,15 @@ def enclosing_outline(
         The points.
     margin : float or array_like, shape (...)
         Distance, in the unit of the points.
-    n_sides : int
-        Sides of the outline, at directions spaced evenly.
     start : float or array_like, shape (...)
         Direction of the normal of the first side, radians.
 
     Returns
     -------
-    x, y : ndarray of float64, shape (..., n_sides)
-        Vertices, anticlockwise.
+    x, y : ndarray of float64, shape (..., OUTLINE_SIDES)
+        Vertices, anticlockwise; the directions of the sides are spaced evenly.
     """
+    n_sides = OUTLINE_SIDES
     angle = np.asarray(start)[..., None] + 2.0 * np.pi * np.arange(n_sides) / n_sides
     normal_x, normal_y = np.cos(angle), np.sin(angle)
     reach = (

@@ -23,9 +23,9 @@ References
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -150,10 +150,12 @@ class Tract:
 
         w is the cosine of the angle from the tangent point.
         """
-        ra = math.radians(self.ra)
+        ra, dec = math.radians(self.ra), math.radians(self.dec)
         east = np.array([-math.sin(ra), math.cos(ra), 0.0])
+        north = np.array(
+            [-math.sin(dec) * math.cos(ra), -math.sin(dec) * math.sin(ra), math.cos(dec)]
+        )
         centre = sphere.to_vector(self.ra, self.dec)
-        north = np.cross(centre, east)
         pixels_per_radian = 1.0 / self._radians_per_pixel
         x0, y0 = self.reference_pixel
         return np.stack(
@@ -208,15 +210,23 @@ class Tract:
         return max(index * size - border, 0), min((index + 1) * size + border, n * size)
 
     def outer_spans(self, axis: int) -> NDArray[np.int64]:
-        """Return the outer boxes of all patches along x (axis 0) or y (1), shape (n, 2)."""
-        return np.array(
-            [self._span(axis, i, self.patch_border) for i in range(self.n_patches[axis])]
+        """Return the outer boxes of all patches along x (axis 0) or y (1), shape (2, n)."""
+        size, n = self.patch_inner_size[axis], self.n_patches[axis]
+        first = np.arange(n) * size
+        return np.stack(
+            [
+                np.maximum(first - self.patch_border, 0),
+                np.minimum(first + size + self.patch_border, n * size),
+            ]
         )
+
+    def patch_ids(self) -> tuple[str, ...]:
+        """Return the names of all patches, x running fastest."""
+        return _patch_ids(*self.n_patches)
 
     def patches(self) -> list[Patch]:
         """Return all patches, x running fastest."""
-        nx, ny = self.n_patches
-        return [self.patch(f"{ix}_{iy}") for iy in range(ny) for ix in range(nx)]
+        return [self.patch(patch_id) for patch_id in self.patch_ids()]
 
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
         """Return whether positions lie on the tract's pixels."""
@@ -573,6 +583,11 @@ def _middle_of(points: NDArray[np.float64]) -> tuple[float, float]:
     return round(ra, 3) % 360.0, min(max(round(dec, 3), -90.0), 90.0)
 
 
+@lru_cache(maxsize=8)
+def _patch_ids(nx: int, ny: int) -> tuple[str, ...]:
+    return tuple(f"{ix}_{iy}" for iy in range(ny) for ix in range(nx))
+
+
 def _tracts_per_ring(rings: RingsSettings) -> NDArray[np.int64]:
     """Return how many tracts each ring has, from south to north [1]_.
 
@@ -607,9 +622,3 @@ def _published_layout(half_size: float, settings: SkymapSettings) -> dict:
         "patch_border": settings.patch_border,
         "pixel_scale": settings.pixel_scale,
     }
-
-
-def patch_sort_key(patch_id: str) -> Sequence[int]:
-    """Return a key that sorts patch ids with x running fastest."""
-    ix, iy = patch_id.split("_")
-    return int(iy), int(ix)
