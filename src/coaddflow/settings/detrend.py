@@ -15,10 +15,10 @@ class DetrendSettings(Section):
         description="Verify DATASUM where a raw file has one, and refuse data that end in zero "
         "bytes, as a broken copy leaves them.",
     )
-    overscan: Literal["rows", "polynomial", "median", "none"] = Field(
+    overscan: Literal["rows", "polynomial", "constant", "none"] = Field(
         "rows",
         description="Bias level from the overscan: `rows`: clipped mean of each row, smoothed; "
-        "`polynomial`: fitted along the rows; `median`: one number for each amplifier.",
+        "`polynomial`: fitted along the rows; `constant`: one number for each amplifier.",
     )
     overscan_skip: int = Field(
         2,
