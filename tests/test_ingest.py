@@ -199,7 +199,7 @@ def test_what_cannot_be_used_is_skipped_with_its_reason_and_the_rest_comes_in(tm
     assert report.added == ["good"]
     reasons = skipped(report)
     assert {name: reason for name, (reason, _) in reasons.items()} == {
-        "zz_twin.fits": "duplicate_exposure",
+        "zz_twin.fits": "duplicate_id",
         "slash.fits": "bad_id",
         "space.fits": "bad_id",
         "shell.fits": "bad_id",
@@ -284,7 +284,7 @@ def test_another_file_with_the_id_of_a_known_exposure_waits_for_replace(tmp_path
     raw_file(tmp_path / "two", "e1", RA=11.0)
     report = ingest([tmp_path / "two"], camera, table)
     ((reason, message),) = skipped(report).values()
-    assert reason == "duplicate_exposure" and str(old) in message and "--replace" in message
+    assert reason == "duplicate_id" and str(old) in message and "--replace" in message
     assert read_exposures(table)[0].ra == 150.0
     assert ingest([tmp_path / "two"], camera, table, replace_rows=True).replaced == ["e1"]
     assert read_exposures(table)[0].ra == 165.0

@@ -100,6 +100,11 @@ class ExposureRow(_Row):
         """What tells the row from all others."""
         return (self.exposure,)
 
+    @property
+    def source(self) -> tuple[str, int]:
+        """Where the row's pixels are: file and HDU."""
+        return self.path, 0
+
 
 class ImageRow(_Row):
     """One image that was calibrated elsewhere, with the facts that its calexp needs."""
@@ -150,6 +155,11 @@ class ImageRow(_Row):
         """What tells the row from all others."""
         return self.exposure, self.ccd
 
+    @property
+    def source(self) -> tuple[str, int]:
+        """Where the row's pixels are: file and HDU."""
+        return self.path, self.hdu
+
 
 Row = TypeVar("Row", ExposureRow, ImageRow)
 
@@ -177,8 +187,16 @@ def read_exposures(path: str | Path) -> list[ExposureRow]:
 
 
 def read_images(path: str | Path) -> list[ImageRow]:
-    """Read a table of images calibrated elsewhere; errors as `read_exposures`."""
-    return [row for row, _ in _read(path, ImageRow)[1]]
+    """Read a table of images calibrated elsewhere; errors as `read_exposures`.
+
+    Raises
+    ------
+    InputError
+        Also if images of one exposure are of different bands.
+    """
+    rows = [row for row, _ in _read(path, ImageRow)[1]]
+    _check_bands(rows, path)
+    return rows
 
 
 def write_exposures(path: str | Path, rows: Iterable[ExposureRow]) -> bool:
@@ -201,8 +219,21 @@ def write_exposures(path: str | Path, rows: Iterable[ExposureRow]) -> bool:
 
 
 def write_images(path: str | Path, rows: Iterable[ImageRow]) -> bool:
-    """Write a table of images calibrated elsewhere; see `write_exposures`."""
+    """Write a table of images calibrated elsewhere; see `write_exposures` and `read_images`."""
+    rows = list(rows)
+    _check_bands(rows, path)
     return _write(path, sorted(rows, key=lambda row: (row.mjd, row.key)), ImageRow)
+
+
+def _check_bands(rows: Iterable[ImageRow], path: str | Path) -> None:
+    bands: dict[str, str] = {}
+    for row in rows:
+        if bands.setdefault(row.exposure, row.band) != row.band:
+            raise InputError(
+                f"exposure {row.exposure!r} has images in {bands[row.exposure]} and in {row.band}",
+                path=path,
+                remedy="an exposure has one band: give the exposures other ids",
+            )
 
 
 def path_in_table(file: str | Path, table: str | Path) -> str:

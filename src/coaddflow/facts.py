@@ -20,7 +20,8 @@ from astropy.time import Time
 from astropy.utils.exceptions import AstropyUserWarning
 
 from coaddflow.angles import is_sexagesimal, sexagesimal
-from coaddflow.errors import CoaddflowError
+from coaddflow.errors import CoaddflowError, InputError
+from coaddflow.files import check_id
 
 _BLOCK = 2880
 # 1900 to 2173: a Julian Date or a year in the place of an MJD is noticed
@@ -243,6 +244,40 @@ def _as_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value).strip()
+
+
+def fact_id(key: FactKey, kind: str, image: Described, setting: str) -> str:
+    """Return a fact that is an id: of an exposure or of a band.
+
+    Parameters
+    ----------
+    key : FactKey
+        Where it stands.
+    kind : {"exposure", "band"}
+        What it identifies.
+    image : Described
+        Headers, name and table row of the file.
+    setting : str
+        Where the map of keys is, for messages, such as ``setting calibrated.``.
+
+    Raises
+    ------
+    FactError
+        As `fact_text`; ``bad_id``, or ``unknown_filter`` for a band that the map does not list.
+    """
+    text = fact_text(key, kind, image)
+    if kind == "band" and key.values and text not in (*key.values.values(), key.default):
+        raise FactError(
+            "unknown_filter", f"its filter {text!r} is not known: add it to {setting}band.values"
+        )
+    try:
+        return check_id(text, kind)
+    except InputError as error:
+        raise FactError(
+            "bad_id",
+            f"{error.cause}: {error.remedy}; {setting}{kind} can take a part of it (pattern) or "
+            "another word for it (values)",
+        ) from None
 
 
 def fact_number(key: FactKey, what: str, image: Described) -> float:

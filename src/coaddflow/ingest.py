@@ -18,16 +18,26 @@ from coaddflow.errors import InputError
 from coaddflow.exposures import (
     KINDS,
     ExposureRow,
+    Row,
     file_of,
     path_in_table,
     read_exposures,
     write_exposures,
 )
-from coaddflow.facts import Described, FactError, fact_mjd, fact_number, fact_text, read_headers
-from coaddflow.files import check_id
+from coaddflow.facts import (
+    Described,
+    FactError,
+    fact_id,
+    fact_mjd,
+    fact_number,
+    fact_text,
+    read_headers,
+)
 from coaddflow.manifest import CcdRow, read_manifest, read_row
 from coaddflow.pointing import Pointing, fit_pointing
 from coaddflow.progress import progress
+
+_CAMERA_KEY = "camera key header."
 
 
 @dataclass(frozen=True)
@@ -118,11 +128,11 @@ def ingest(
             rows.append(exposure_row(group, camera, table))
         except FactError as error:
             report.skipped.append(Skip(str(group.template), error.reason, error.message))
-    old = {row.exposure: row for row in read_exposures(table)} if Path(table).is_file() else {}
-    merged = _merge(old, rows, Path(table), replace_rows, report)
+    old = read_exposures(table) if Path(table).is_file() else []
+    merged = merge_rows(old, rows, table, replace_rows, report)
     if not merged:
-        raise _nothing_usable(report.skipped)
-    report.written = write_exposures(table, merged.values())
+        raise nothing_usable(report.skipped)
+    report.written = write_exposures(table, merged)
     report.n_rows = len(merged)
     return report
 
@@ -142,7 +152,7 @@ def find_raw_files(
     skipped: list[Skip] = []
     names = [name.lower() for name in camera.layout.names]
     groups: dict[Path, list[Path]] = {}
-    for path in sorted(set(_files_in(sources))):
+    for path in files_in(sources):
         if not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in names):
             message = f"raw files of {camera.name} are named {' or '.join(camera.layout.names)}"
             skipped.append(Skip(str(path), "other_name", message))
@@ -178,11 +188,11 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
             f"is of kind {kind!r}, not one of {', '.join(KINDS)}: if it is one of them, say so "
             "in `header.kind.values` of the camera",
         )
-    pointed = kind == "science"
+    pointed, banded = kind == "science", kind in ("science", "flat")
     values = {
-        "exposure": _checked_id(fact_text(keys.exposure, "exposure", image), "exposure"),
+        "exposure": fact_id(keys.exposure, "exposure", image, _CAMERA_KEY),
         "kind": kind,
-        "band": _band(camera, image) if kind in ("science", "flat") else "",
+        "band": fact_id(keys.band, "band", image, _CAMERA_KEY) if banded else "",
         "ra": fact_number(keys.ra, "ra", image) % 360.0 if pointed else None,
         "dec": fact_number(keys.dec, "dec", image) if pointed else None,
         "rotation": fact_number(keys.rotation, "rotation", image) % 360.0 if pointed else None,
@@ -275,17 +285,28 @@ def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
     return [row for row in rows if row.state == "done" and row.footprint_ra]
 
 
-def _files_in(sources: Iterable[str | Path]) -> Iterator[Path]:
+def files_in(sources: Iterable[str | Path]) -> list[Path]:
+    """Return files, and all files in folders, in the order of their names.
+
+    Hidden files are left out (many programs copy to such names first), links are followed.
+
+    Raises
+    ------
+    InputError
+        If a source is not there.
+    """
+    found: set[Path] = set()
     for source in sources:
         path = Path(source)
         if path.is_file():
-            yield path
+            found.add(path)
         elif path.is_dir():
-            yield from _walk(path)
+            found.update(_walk(path))
         else:
             raise InputError(
                 "there is no such file or folder", path=path, remedy="give the folder of raw files"
             )
+    return sorted(found)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -328,28 +349,6 @@ def _first_readable(files: Sequence[Path], hdu: int) -> Described:
     raise first_error or FactError("unreadable", "has no files")
 
 
-def _checked_id(text: str, kind: str) -> str:
-    try:
-        return check_id(text, kind)
-    except InputError as error:
-        raise FactError(
-            "bad_id",
-            f"{error.cause}: {error.remedy}; `header.{kind}` of the camera can take a part of it "
-            "(pattern) or another word for it (values)",
-        ) from None
-
-
-def _band(camera: Camera, image: Described) -> str:
-    key = camera.header.band
-    band = fact_text(key, "band", image)
-    if key.values and band not in (*key.values.values(), key.default):
-        raise FactError(
-            "unknown_filter",
-            f"its filter {band!r} is not known: add it to `header.band.values` of the camera",
-        )
-    return _checked_id(band, "band")
-
-
 def _exposure_time(camera: Camera, image: Described, kind: str) -> float:
     try:
         return fact_number(camera.header.exposure_time, "exposure_time", image)
@@ -359,48 +358,61 @@ def _exposure_time(camera: Camera, image: Described, kind: str) -> float:
         raise
 
 
-def _merge(
-    old: dict[str, ExposureRow],
-    rows: Sequence[ExposureRow],
-    table: Path,
+def merge_rows(
+    old: Sequence[Row],
+    rows: Sequence[Row],
+    table: str | Path,
     replace_rows: bool,
     report: IngestReport,
-) -> dict[str, ExposureRow]:
-    """Return the rows of the table with the new ones, and note in the report what became of them.
+) -> list[Row]:
+    """Return the rows of a table with the new ones, and note in the report what became of them.
 
-    Two files of one exposure id are never merged or chosen between in silence: the first stays.
+    Two files of one exposure (or image) are never chosen between in silence: the first stays.
+
+    Parameters
+    ----------
+    old : sequence of ExposureRow or ImageRow
+        What the table has.
+    rows : sequence of ExposureRow or ImageRow
+        What the files say.
+    table : path
+        The table, for the names of files.
+    replace_rows : bool
+        Known rows are replaced.
+    report : IngestReport
+        Changed in place.
     """
-    merged = dict(old)
-    found: dict[str, ExposureRow] = {}
+    merged = {row.key: row for row in old}
+    found: dict[tuple, Row] = {}
     for row in rows:
-        known = merged.get(row.exposure)
-        file = str(file_of(row.path, table))
-        if row.exposure in found or (known and known.path != row.path and not replace_rows):
-            other = file_of((found.get(row.exposure) or known).path, table)
-            message = f"its exposure id {row.exposure} is that of {other}, which stays"
-            if row.exposure not in found:
+        known, name = merged.get(row.key), "/".join(str(part) for part in row.key)
+        if row.key in found or (known and known.source != row.source and not replace_rows):
+            other = file_of((found.get(row.key) or known).path, table)
+            message = f"its id {name} is that of {other}, which stays"
+            if row.key not in found:
                 message += " in the table unless you say --replace"
-            report.skipped.append(Skip(file, "duplicate_exposure", message))
+            report.skipped.append(Skip(str(file_of(row.path, table)), "duplicate_id", message))
             continue
-        found[row.exposure] = row
+        found[row.key] = row
         if known is None:
-            report.added.append(row.exposure)
+            report.added.append(name)
         elif known == row:
-            report.unchanged.append(row.exposure)
+            report.unchanged.append(name)
         elif replace_rows:
-            report.replaced.append(row.exposure)
+            report.replaced.append(name)
         else:
-            report.kept.append(row.exposure)
+            report.kept.append(name)
             continue
-        merged[row.exposure] = row
-    return merged
+        merged[row.key] = row
+    return list(merged.values())
 
 
-def _nothing_usable(skipped: Sequence[Skip]) -> InputError:
+def nothing_usable(skipped: Sequence[Skip]) -> InputError:
+    """Return the error for a folder none of whose files could be used."""
     used = [skip for skip in skipped if skip.reason != "other_name"]
     first = used[0]
     return InputError(
         f"none of {len(used)} raw files can be used; the first: {first.message}",
         path=first.file,
-        remedy="check that this is the right camera",
+        remedy="check that the camera or the settings are those of these files",
     )

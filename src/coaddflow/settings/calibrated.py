@@ -177,13 +177,15 @@ class CalibratedSettings(Section):
     seeing: Fact | None = Field(None, description="FWHM of the PSF; null: measured.")
     seeing_unit: Literal["arcsec", "pixel"] = Field("arcsec", description="Unit of the seeing.")
     sky: Fact | None = Field(
-        None, description="Sky level per pixel; null: measured where the image still has its sky."
+        None, description="Sky level per pixel; null: measured, if the image still has its sky."
     )
     sky_unit: PixelUnit | None = Field(
         None, description="Unit of the sky level; null: that of the image."
     )
-    subtract_sky: bool = Field(
-        True, description="Subtract the background (settings `background`) from the images."
+    subtract_sky: Literal["measured", "given", "none"] = Field(
+        "measured",
+        description="The sky to subtract: `measured` on a mesh (settings `background`), `given` "
+        "(the level `sky`; better where a bright object fills the image), or `none`.",
     )
 
     @model_validator(mode="after")
@@ -194,4 +196,6 @@ class CalibratedSettings(Section):
                 raise ValueError(f"{key}: flux units are for images in the same unit")
         if self.zero_point is None and self.unit not in FLUX_ZERO_POINTS and self.table:
             raise ValueError(f"zero_point is needed for images in {self.unit}")
+        if self.subtract_sky == "given" and self.sky is None:
+            raise ValueError("subtract_sky: given, but sky is not")
         return self
