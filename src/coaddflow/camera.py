@@ -14,6 +14,7 @@ References
 """
 
 import functools
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,6 +31,8 @@ Box = tuple[int, int, int, int]
 """Half-open pixel box (x0, y0, x1, y1), 0-based."""
 
 FloatArray = NDArray[np.float64]
+
+_CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
 
 
 class _CameraPart(BaseModel):
@@ -48,6 +51,11 @@ class Amplifier(_CameraPart):
     prescan: Box | None = Field(None, description="Prescan pixels in the raw array (not used).")
     flip_x: bool = Field(False, description="Raw columns run against the columns of the CCD.")
     flip_y: bool = Field(False, description="Raw rows run against the rows of the CCD.")
+    read_from: Literal["ll", "lr", "ul", "ur"] | None = Field(
+        None,
+        description="Corner of `target` that is read first (lower/upper, left/right); null: the "
+        "one that stands first in the raw array. Crosstalk joins pixels that are read together.",
+    )
     extension: str | int | None = Field(
         None, description="HDU of this amplifier, where each amplifier has its own."
     )
@@ -65,6 +73,13 @@ class Amplifier(_CameraPart):
     saturation_keyword: str | None = Field(
         None, description="Header keyword that overrides `saturation`."
     )
+
+    @property
+    def read_reversed(self) -> tuple[bool, bool]:
+        """Whether the amplifier is read against the columns (x) and the rows (y) of the CCD."""
+        if self.read_from is None:
+            return self.flip_x, self.flip_y
+        return self.read_from[1] == "r", self.read_from[0] == "u"
 
 
 class Detector(_CameraPart):
@@ -118,7 +133,10 @@ class Detector(_CameraPart):
 class HeaderKey(_CameraPart):
     """Where one fact about an exposure stands."""
 
-    keyword: str | None = Field(None, description="Header keyword; null: from the file's name.")
+    keyword: str | None = Field(
+        None,
+        description="Header keyword; null: from the file's name with `pattern`, else `default`.",
+    )
     pattern: str | None = Field(
         None,
         description="Regular expression applied to the header's text, or to the file's name where "
@@ -136,6 +154,17 @@ class HeaderKey(_CameraPart):
     default: str | float | None = Field(
         None, description="Value where the keyword is missing; null: it is required."
     )
+    form: str = Field(
+        "{}",
+        description="How the simulator writes the value; {} is its place, with a format such as "
+        "{:08d} where it is a number.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "HeaderKey":
+        if self.keyword is None and self.pattern is None and self.default is None:
+            raise ValueError("needs a keyword, a pattern or a default")
+        return self
 
 
 class HeaderMap(_CameraPart):
@@ -164,6 +193,17 @@ class FileLayout(_CameraPart):
         None,
         description="With one file per CCD: regular expression whose group (?P<ccd>...) is the "
         "part of the file's name that tells the CCD.",
+    )
+    ccd_keyword: str | None = Field(
+        None,
+        description="With one file per CCD whose name has a running number: header keyword with "
+        "the id of the CCD. The number (group `ccd` of ccd_pattern) is then that of the "
+        "exposure's first file plus the `extension` of the CCD; {ccd+00123400} in paths.",
+    )
+    name_form: str = Field(
+        "{exposure}.fits",
+        description="Names that the simulator gives, with {exposure} and, with one file per CCD, "
+        "{ccd} or, for running numbers, {ccd+number of the first file}.",
     )
     header_hdu: int = Field(0, ge=0, description="HDU whose header describes the exposure.")
 
@@ -349,6 +389,58 @@ class Camera(_CameraPart):
         for i, a in enumerate(self.distortion, start=1):
             total = total + a * t ** (2 * i) * ((2 * i + 1) if derivative else 1)
         return total
+
+
+def ccd_file(template: str, detector: Detector) -> str:
+    """Return the name of a CCD's file.
+
+    Parameters
+    ----------
+    template : str
+        A name in which ``{ccd}`` stands for the detector's `extension`, or ``{ccd+00123400}`` for
+        the sum of this number and the extension, with as many digits. A name without either is
+        the file of all CCDs.
+    detector : Detector
+        The CCD.
+    """
+
+    def replace(match: re.Match) -> str:
+        first = match.group(1)
+        if first is None:
+            return str(detector.extension)
+        return f"{int(first) + int(detector.extension):0{len(first)}d}"
+
+    return _CCD_IN_NAME.sub(replace, template)
+
+
+def file_template(name: str, layout: FileLayout, detector: Detector) -> str:
+    """Return the common form of the names of an exposure's files; inverse of `ccd_file`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file of one CCD.
+    layout : FileLayout
+        How the files look.
+    detector : Detector
+        The CCD.
+
+    Raises
+    ------
+    InputError
+        If the name does not have the form that the camera file tells.
+    """
+    if layout.files == "exposure":
+        return name
+    match = re.search(layout.ccd_pattern or "", name)
+    if match is None:
+        raise InputError(f"{name!r} does not tell the CCD (pattern {layout.ccd_pattern!r})")
+    text = "{ccd}"
+    if layout.ccd_keyword is not None:
+        digits = match["ccd"]
+        text = f"{{ccd+{int(digits) - int(detector.extension):0{len(digits)}d}}}"
+    start, end = match.span("ccd")
+    return f"{name[:start]}{text}{name[end:]}"
 
 
 def outline(size: tuple[int, int], n_per_edge: int) -> tuple[FloatArray, FloatArray]:
