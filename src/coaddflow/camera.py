@@ -194,11 +194,12 @@ class FileLayout(_CameraPart):
         description="With one file per CCD: regular expression whose group (?P<ccd>...) is the "
         "part of the file's name that tells the CCD.",
     )
-    ccd_keyword: str | None = Field(
+    numbers_per_exposure: int | None = Field(
         None,
-        description="With one file per CCD whose name has a running number: header keyword with "
-        "the id of the CCD. The number (group `ccd` of ccd_pattern) is then that of the "
-        "exposure's first file plus the `extension` of the CCD; {ccd+00123400} in paths.",
+        ge=1,
+        description="With one file per CCD whose names have running numbers: how many numbers an "
+        "exposure takes. The group `ccd` of ccd_pattern is then a number, its remainder is the "
+        "`extension` of the CCD, and {ccd+00123400} stands for it in paths.",
     )
     name_form: str = Field(
         "{exposure}.fits",
@@ -413,34 +414,41 @@ def ccd_file(template: str, detector: Detector) -> str:
     return _CCD_IN_NAME.sub(replace, template)
 
 
-def file_template(name: str, layout: FileLayout, detector: Detector) -> str:
-    """Return the common form of the names of an exposure's files; inverse of `ccd_file`.
+def file_template(name: str, layout: FileLayout) -> tuple[str, str]:
+    """Take the CCD out of a file's name; inverse of `ccd_file`.
 
     Parameters
     ----------
     name : str
         Name of the file of one CCD.
     layout : FileLayout
-        How the files look.
-    detector : Detector
-        The CCD.
+        How the files look, with one file per CCD.
+
+    Returns
+    -------
+    template : str
+        The common form of the names of the exposure's files.
+    extension : str
+        `Detector.extension` of the CCD.
 
     Raises
     ------
     InputError
         If the name does not have the form that the camera file tells.
     """
-    if layout.files == "exposure":
-        return name
     match = re.search(layout.ccd_pattern or "", name)
     if match is None:
-        raise InputError(f"{name!r} does not tell the CCD (pattern {layout.ccd_pattern!r})")
-    text = "{ccd}"
-    if layout.ccd_keyword is not None:
-        digits = match["ccd"]
-        text = f"{{ccd+{int(digits) - int(detector.extension):0{len(digits)}d}}}"
+        raise InputError(
+            f"the name {name!r} does not tell the CCD (pattern {layout.ccd_pattern!r})"
+        )
+    text, extension = "{ccd}", match["ccd"]
+    if layout.numbers_per_exposure is not None:
+        digits = len(extension)
+        first, offset = divmod(int(extension), layout.numbers_per_exposure)
+        text = f"{{ccd+{first * layout.numbers_per_exposure:0{digits}d}}}"
+        extension = str(offset)
     start, end = match.span("ccd")
-    return f"{name[:start]}{text}{name[end:]}"
+    return f"{name[:start]}{text}{name[end:]}", extension
 
 
 def outline(size: tuple[int, int], n_per_edge: int) -> tuple[FloatArray, FloatArray]:
