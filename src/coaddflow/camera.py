@@ -96,6 +96,11 @@ class Detector(_CameraPart):
         0.0, description="Angle of the pixel axes in the focal plane, degrees, from +x to +y."
     )
     size: tuple[int, int] = Field(description="Pixels (nx, ny) of the assembled CCD.")
+    raw_size: tuple[int, int] | None = Field(
+        None,
+        description="Columns and rows of the raw array, for the simulator; null: what the "
+        "sections of the amplifiers span.",
+    )
     amplifiers: tuple[Amplifier, ...] = Field(min_length=1, description="The readout channels.")
     defects: tuple[Box, ...] = Field((), description="Boxes of bad pixels on the assembled CCD.")
     crosstalk: tuple[tuple[float, ...], ...] | None = Field(
