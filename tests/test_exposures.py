@@ -15,6 +15,7 @@ from coaddflow.exposures import (
     file_of,
     path_in_table,
     read_exposures,
+    read_image,
     read_images,
     write_exposures,
     write_images,
@@ -199,6 +200,23 @@ def test_a_table_behind_a_symbolic_link_still_finds_its_files(tmp_path, monkeypa
 def test_one_file_per_ccd_is_found_by_what_stands_for_the_ccd(tmp_path):
     file = file_of("raw/x_{ccd}.fits", tmp_path / "e.ecsv", ccd="S4")
     assert file == (tmp_path / "raw/x_S4.fits").resolve()
+    running = file_of("raw/HSCA{ccd+03730100}.fits", tmp_path / "e.ecsv", ccd="57")
+    assert running.name == "HSCA03730157.fits"
+
+
+def test_one_image_is_found_in_a_table_of_many(tmp_path):
+    path = tmp_path / "i.ecsv"
+    rows = [image(name, ccd) for name in ("a", "a1", "a11") for ccd in (1, 11)]
+    write_images(path, rows)
+    assert read_image(path, "a1", 11) == image("a1", 11)
+    with pytest.raises(InputError, match="no image of exposure 'a1', CCD 2"):
+        read_image(path, "a1", 2)
+
+
+def test_the_images_of_an_exposure_are_of_one_band(tmp_path):
+    rows = [image(ccd=1), image(ccd=2, band="r")]
+    with pytest.raises(InputError, match="'a1' has images in g and in r"):
+        write_images(tmp_path / "i.ecsv", rows)
 
 
 def test_the_snakefile_pays_neither_for_astropy_nor_for_numpy():

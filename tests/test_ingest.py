@@ -314,6 +314,19 @@ def test_files_of_the_ccds_of_an_exposure_become_one_row(tmp_path, split_camera)
     }
 
 
+def test_running_file_numbers_tell_exposure_and_ccd(tmp_path, camera):
+    layout = FileLayout(files="ccd", ccd_pattern=r"(?P<ccd>\d{8})\.", numbers_per_exposure=100)
+    detectors = tuple(d.model_copy(update={"extension": str(d.id)}) for d in camera.detectors)
+    running = camera.model_copy(update={"layout": layout, "detectors": detectors})
+    for exposure in (37301, 37302):
+        for ccd in (0, 5):
+            raw_file(tmp_path / "raw", f"e{exposure}", file=f"H{exposure:06d}{ccd:02d}.fits")
+    ingest([tmp_path / "raw"], running, tmp_path / "e.ecsv")
+    rows = {row.exposure: row for row in read_exposures(tmp_path / "e.ecsv")}
+    assert rows["e37302"].n_files == 2
+    assert file_of(rows["e37302"].path, tmp_path / "e.ecsv", "5").name == "H03730205.fits"
+
+
 def test_a_damaged_file_of_one_ccd_does_not_lose_the_exposure(tmp_path, split_camera):
     for ccd in (0, 1):
         raw_file(tmp_path / "raw", "e1", file=f"e1_CCD{ccd}.fits")

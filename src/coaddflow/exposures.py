@@ -25,6 +25,8 @@ from coaddflow.files import atomic_path, check_id
 Kind = Literal["science", "bias", "dark", "flat"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
 
+_CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
+
 _UNIT_DEG = {"unit": "deg"}
 _UNIT_D = {"unit": "d"}
 _UNIT_S = {"unit": "s"}
@@ -199,6 +201,29 @@ def read_images(path: str | Path) -> list[ImageRow]:
     return rows
 
 
+def read_image(path: str | Path, exposure: str, ccd: int) -> ImageRow:
+    """Read one row of a table of images, without a look at the others.
+
+    Raises
+    ------
+    InputError
+        If the table has no such image, or its row is not valid.
+    """
+    (header_number, header), *body = _numbered_lines(Path(path)) or [(1, "")]
+    names = next(csv.reader([header]), [])
+    _check_columns(names, ImageRow, f"{path}, line {header_number}")
+    for number, line in body:
+        if exposure in line:
+            row = _parse(line, names, ImageRow, f"{path}, line {number}")
+            if row.key == (exposure, ccd):
+                return row
+    raise InputError(
+        f"has no image of exposure {exposure!r}, CCD {ccd}",
+        path=path,
+        remedy="make it again with `coaddflow ingest --calibrated`",
+    )
+
+
 def write_exposures(path: str | Path, rows: Iterable[ExposureRow]) -> bool:
     """Write a table of raw exposures, ordered by time and id.
 
@@ -259,9 +284,16 @@ def file_of(text: str, table: str | Path, ccd: str = "") -> Path:
     table : str or Path
         The table.
     ccd : str
-        What stands for ``{ccd}`` in the name (`Detector.extension`), where each CCD has a file.
+        `Detector.extension`, where each CCD has a file: stands for ``{ccd}`` in the name, or is
+        added to the number in ``{ccd+00123400}``.
     """
-    return Path(os.path.normpath(Path(table).parent.resolve() / text.replace("{ccd}", ccd)))
+
+    def name_of_ccd(match: re.Match) -> str:
+        first = match.group(1)
+        return ccd if first is None else f"{int(first) + int(ccd):0{len(first)}d}"
+
+    name = _CCD_IN_NAME.sub(name_of_ccd, text) if ccd else text
+    return Path(os.path.normpath(Path(table).parent.resolve() / name))
 
 
 def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row, str]]]:

@@ -6,14 +6,13 @@ never keeps the others from coming in. Exposures that the table already has stay
 
 import fnmatch
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from coaddflow.camera import Camera
+from coaddflow.camera import Camera, file_template
 from coaddflow.errors import InputError
 from coaddflow.exposures import (
     KINDS,
@@ -87,7 +86,7 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class RawFiles:
-    """The files of one exposure; ``template`` has ``{ccd}`` where there is one per CCD."""
+    """The files of one exposure, and their common name (`camera.file_template`)."""
 
     template: Path
     files: tuple[Path, ...]
@@ -323,19 +322,16 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _template(path: Path, camera: Camera) -> Path:
-    """Return the name of the exposure's files, with ``{ccd}`` where there is one per CCD."""
+    """Return the common name of the exposure's files: with one per CCD, the CCD taken out."""
     if camera.layout.files == "exposure":
         return path
-    match = re.search(camera.layout.ccd_pattern or "", path.name)
-    if match is None:
-        raise FactError(
-            "no_ccd_in_name",
-            f"its name does not tell the CCD (pattern {camera.layout.ccd_pattern!r})",
-        )
-    if match["ccd"] not in {str(detector.extension) for detector in camera.detectors}:
-        raise FactError("other_ccd", f"camera {camera.name} has no CCD {match['ccd']!r}")
-    start, end = match.span("ccd")
-    return path.with_name(f"{path.name[:start]}{{ccd}}{path.name[end:]}")
+    try:
+        name, extension = file_template(path.name, camera.layout)
+    except InputError as error:
+        raise FactError("no_ccd_in_name", error.cause) from error
+    if extension not in {str(detector.extension) for detector in camera.detectors}:
+        raise FactError("other_ccd", f"camera {camera.name} has no CCD {extension!r}")
+    return path.with_name(name)
 
 
 def _first_readable(files: Sequence[Path], hdu: int) -> Described:
