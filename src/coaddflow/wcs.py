@@ -47,7 +47,7 @@ class _Cards:
     cd: NDArray[np.float64]
     pv: dict[tuple[int, int], float] = field(default_factory=dict)
     sip: tuple[NDArray, NDArray] | None = None
-    pole: tuple[float | None, float | None] = (None, None)
+    pole: tuple[float | None, float | None] = (180.0, None)
     shape: tuple[int, int] | None = None
 
 
@@ -215,9 +215,8 @@ def _cards_of(wcs: WCS) -> _Cards:
     if wcs.naxis != 2 or not wcs.has_celestial or wcs.wcs.lng != 0:
         raise ValueError("not a WCS of right ascension and declination, in this order")
     projection = wcs.wcs.ctype[0][5:8]
-    pole = (float(wcs.wcs.lonpole), float(wcs.wcs.latpole))
-    if projection == "TAN" and pole[0] == 180.0:
-        pole = (None, None)
+    # the default of LONPOLE changes at the pole [3]_, so that it is always given
+    pole = (float(wcs.wcs.lonpole), None if wcs.wcs.theta0 == 90.0 else float(wcs.wcs.latpole))
     return _Cards(
         projection=projection,
         crval=np.array(wcs.wcs.crval),
@@ -701,38 +700,3 @@ def _limits(wcs: WCS, margin: float) -> tuple[NDArray, NDArray]:
 
 def _inside(xy: NDArray, limits: tuple[NDArray, NDArray]) -> NDArray[np.bool_]:
     return np.all((xy >= limits[0]) & (xy <= limits[1]), axis=0)
-
-
-def grid_mapping(
-    output_to_sky: Callable[[NDArray, NDArray], tuple[NDArray, NDArray]],
-    wcs: WCS,
-    box: tuple[int, int, int, int],
-    step: int,
-    margin: float = 0.5,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Map output pixels to pixels of a CCD on a coarse grid, to be interpolated in between.
-
-    Parameters
-    ----------
-    output_to_sky : callable
-        Takes arrays x, y of 0-based output pixels, gives ra, dec in degrees.
-    wcs : astropy.wcs.WCS
-        The CCD's, with ``array_shape``.
-    box : tuple of int
-        Half-open box (x0, y0, x1, y1) of output pixels.
-    step : int
-        Distance of the nodes in output pixels. Node (j, i) is output pixel
-        (x0 + i * step, y0 + j * step); the last nodes are at or beyond the box's last pixel.
-    margin : float
-        How far outside of the CCD nodes still get a value, in units of its longer side.
-
-    Returns
-    -------
-    x, y : ndarray of float64, shape (rows, columns)
-        0-based pixels of the CCD; NaN where the node is far outside of it.
-    """
-    x0, y0, x1, y1 = box
-    columns = x0 + step * np.arange(-(-(x1 - 1 - x0) // step) + 1)
-    rows = y0 + step * np.arange(-(-(y1 - 1 - y0) // step) + 1)
-    x, y = np.meshgrid(columns.astype(float), rows.astype(float))
-    return sky_to_pixel(wcs, *output_to_sky(x, y), margin=margin)
