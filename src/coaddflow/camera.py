@@ -315,7 +315,10 @@ class Camera(_CameraPart):
     def tangent_to_focal(
         self, xi: ArrayLike, eta: ArrayLike, rotation: float
     ) -> tuple[FloatArray, FloatArray]:
-        """Invert `focal_to_tangent` (Newton's method on the radius)."""
+        """Invert `focal_to_tangent` (Newton's method on the radius).
+
+        NaN far outside the field, where the polynomial of the distortion has lost its meaning.
+        """
         xi, eta = np.asarray(xi, dtype=float), np.asarray(eta, dtype=float)
         cos, sin = _cos_sin(rotation + self.rotation_offset)
         x, y = (-cos * xi + sin * eta) * self._x_sign, sin * xi + cos * eta
@@ -324,7 +327,10 @@ class Camera(_CameraPart):
         for _ in range(20):
             slope = self._stretch(radius, derivative=True)
             radius = radius - (radius * self._stretch(radius) - distorted) / slope
-        shrink = 1.0 / self._stretch(radius) / self.degrees_per_mm
+        stretch = self._stretch(radius)
+        # compared this way round, NaN fails as well
+        found = (radius >= 0) & (np.abs(radius * stretch - distorted) < 1e-9)
+        shrink = 1.0 / np.where(found, stretch * self.degrees_per_mm, np.nan)
         return x * shrink, y * shrink
 
     def pixel_to_sky(
@@ -359,7 +365,7 @@ class Camera(_CameraPart):
         dec: float,
         rotation: float,
     ) -> tuple[FloatArray, FloatArray]:
-        """Invert `pixel_to_sky`; NaN for directions behind the tangent plane."""
+        """Invert `pixel_to_sky`; NaN for directions far outside the field."""
         xi, eta = sphere.tan_project(ra_star, dec_star, ra, dec)
         return self.focal_to_pixel(detector, *self.tangent_to_focal(xi, eta, rotation))
 
