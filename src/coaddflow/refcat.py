@@ -7,6 +7,7 @@ References
 """
 
 import functools
+import gzip
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -249,7 +250,8 @@ def _first_line(error: BaseException) -> str:
 
 def _read_fits(path: Path, names: set[str], file_format: str) -> dict[str, FloatArray]:
     """Return columns of the first table of a FITS file."""
-    with fits.open(path, memmap=False) as hdus:
+    # opened here, since astropy leaves a broken file open
+    with path.open("rb") as stream, fits.open(stream, memmap=False) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))]
         if not tables:
             raise ValueError("it has no table")
@@ -262,7 +264,10 @@ def _read_fits(path: Path, names: set[str], file_format: str) -> dict[str, Float
 def _read_text(path: Path, names: set[str], file_format: str) -> dict[str, FloatArray]:
     """Return columns of a CSV or ECSV file; empty fields become NaN."""
     comment = {"comment": "#"} if file_format == "csv" else {}
-    table = text_tables.read(path, format=file_format, guess=False, **comment)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as stream:
+        lines = stream.read().splitlines()
+    table = text_tables.read(lines, format=file_format, guess=False, **comment)
     _check_names(path, names, table.colnames)
     columns = {}
     for name in names:
