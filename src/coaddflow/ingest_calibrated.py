@@ -17,6 +17,7 @@ from astropy.io import fits
 from astropy.io.fits.verify import VerifyError
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
+from astropy.wcs import WCS
 from pydantic import ValidationError
 
 from coaddflow import sphere
@@ -174,6 +175,23 @@ def electrons_per(unit: PixelUnit, gain: float, exposure_time: float) -> float:
     return counts * exposure_time if unit.endswith("_per_second") else counts
 
 
+def pixel_scale_of(wcs: WCS, size: tuple[int, int]) -> float:
+    """Return arcseconds per pixel (root of the area) at the centre of an image.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Its WCS.
+    size : tuple of int
+        Pixels (nx, ny).
+    """
+    x, y = (size[0] - 1) / 2.0, (size[1] - 1) / 2.0
+    ra, dec = pixel_to_sky(wcs, [x - 0.5, x + 0.5, x, x], [y, y, y - 0.5, y + 0.5])
+    xi, eta = sphere.tan_project(ra, dec, *(value[0] for value in pixel_to_sky(wcs, [x], [y])))
+    area = (xi[1] - xi[0]) * (eta[3] - eta[2]) - (xi[3] - xi[2]) * (eta[1] - eta[0])
+    return float(np.sqrt(abs(area))) * 3600.0
+
+
 def _image_files(
     sources: Sequence[str | Path], settings: CalibratedSettings, report: IngestReport
 ) -> list[Path]:
@@ -235,14 +253,16 @@ class _Hdu:
 def _hdus_of(file: Path) -> list[_Hdu]:
     """Return the headers of all HDUs of a file."""
     try:
-        with warnings.catch_warnings():
-            # headers of others are often not to the letter of the standard
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            with fits.open(file, memmap=False) as hdus:
-                return [
-                    _Hdu(str(hdu.name), hdu.header.copy() if _is_image(hdu) else fits.Header())
-                    for hdu in hdus
-                ]
+        # headers of others are often not to the letter of the standard; that is no matter
+        collect = warnings.catch_warnings(record=True, action="always", category=AstropyUserWarning)
+        with collect as said, fits.open(file, memmap=False) as hdus:
+            found = [
+                _Hdu(str(hdu.name), hdu.header.copy() if _is_image(hdu) else fits.Header())
+                for hdu in hdus
+            ]
+            if any("Error validating header" in str(warning.message) for warning in said):
+                raise OSError(f"cut off or damaged behind HDU {len(found) - 1}")
+            return found
     except (OSError, ValueError, EOFError, IndexError, VerifyError) as error:
         raise FactError(
             "not_readable", f"is not a readable FITS file ({error}): copy it again"
@@ -376,14 +396,11 @@ def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tupl
     ra, dec = pixel_to_sky(wcs, *outline(size, 1))
     if not np.isfinite([ra, dec]).all():
         raise FactError("no_wcs", "has a WCS that does not reach the sky at its corners")
-    x, y = (size[0] - 1) / 2.0, (size[1] - 1) / 2.0
-    near_ra, near_dec = pixel_to_sky(wcs, [x - 0.5, x + 0.5, x, x], [y, y, y - 0.5, y + 0.5])
-    steps = sphere.separation(near_ra[::2], near_dec[::2], near_ra[1::2], near_dec[1::2])
     corners = {
         "footprint_ra": tuple(round(float(value), 9) for value in ra),
         "footprint_dec": tuple(round(float(value), 9) for value in dec),
     }
-    return corners, float(np.sqrt(np.prod(steps))) * 3600.0
+    return corners, pixel_scale_of(wcs, size)
 
 
 def _photometry(
