@@ -132,7 +132,7 @@ def ingested(folder, settings):
 def imported(folder, **changes):
     settings = settings_of(**changes)
     (row,) = ingested(folder, settings)
-    return import_image(row, folder / "images.ecsv", settings)
+    return import_image(row, settings, folder / "images.ecsv")
 
 
 def aperture_magnitude(result, star, radius=8.0):
@@ -386,7 +386,7 @@ def test_a_mask_plane_that_does_not_exist_is_refused(tmp_path):
         ({"mask": {"kind": "bits", "planes": {"SAT": "SAT"}}}, "'SAT' is not a number"),
         ({"zero_point": {"value": 25.0, "keyword": "ZP"}}, "one of keyword, column and value"),
         ({"zero_point": None, "table": "x.ecsv"}, "zero_point is needed for images in electron"),
-        ({"subtract_sky": "given"}, "given, but sky is not"),
+        ({"subtract_sky": "given", "table": "x.ecsv"}, "given, but sky is not"),
         ({"wieght": {}}, "wieght"),
     ],
 )
@@ -476,7 +476,7 @@ def test_an_image_that_went_bad_after_ingest_is_a_failed_ccd_with_its_file(
     (row,) = ingested(tmp_path, settings)
     spoil(tmp_path)
     with pytest.raises(CcdFailure) as caught:
-        import_image(row, tmp_path / "images.ecsv", settings)
+        import_image(row, settings, tmp_path / "images.ecsv")
     assert caught.value.reason == reason and file in caught.value.message
 
 
@@ -551,7 +551,7 @@ def test_the_decam_cutouts_are_what_their_headers_and_the_ccd_table_say(tmp_path
     # magnitude of one count per second, exposure time and gain, as the two files give them
     row = rows["396388"]
     assert row.zero_point == pytest.approx(24.927883 + 2.5 * np.log10(150.0 * 3.872514), abs=1e-4)
-    result = import_image(row, tmp_path / "images.ecsv", settings)
+    result = import_image(row, settings, tmp_path / "images.ecsv")
     usable = np.isfinite(result.masked_image.variance)
     # the weight map is that of the photons, which only holds if gain and unit are right
     photons = (result.masked_image.image + row.sky_level)[usable]
@@ -587,7 +587,7 @@ def test_the_bright_star_of_the_decam_cutouts_is_where_gaia_says(tmp_path):
     stars = Table.read(DECAM / "gaia/chunk-03687.fits")
     (star,) = stars[sphere.separation(stars["ra"], stars["dec"], 110.312, 23.92) < 8 / 3600]
     for row in read_images(tmp_path / "images.ecsv"):
-        result = import_image(row, tmp_path / "images.ecsv", settings)
+        result = import_image(row, settings, tmp_path / "images.ecsv")
         years = 2000.0 + (row.mjd - 51544.5) / 365.25 - star["ref_epoch"]
         dec = star["dec"] + star["pmdec"] * years / 3.6e6
         ra = star["ra"] + star["pmra"] * years / 3.6e6 / np.cos(np.radians(dec))

@@ -15,7 +15,6 @@ from coaddflow.exposures import (
     file_of,
     path_in_table,
     read_exposures,
-    read_image,
     read_images,
     write_exposures,
     write_images,
@@ -202,15 +201,6 @@ def test_one_file_per_ccd_is_found_by_what_stands_for_the_ccd(tmp_path):
     assert file == (tmp_path / "raw/x_S4.fits").resolve()
     running = file_of("raw/HSCA{ccd+03730100}.fits", tmp_path / "e.ecsv", ccd="57")
     assert running.name == "HSCA03730157.fits"
-
-
-def test_one_image_is_found_in_a_table_of_many(tmp_path):
-    path = tmp_path / "i.ecsv"
-    rows = [image(name, ccd) for name in ("a", "a1", "a11") for ccd in (1, 11)]
-    write_images(path, rows)
-    assert read_image(path, "a1", 11) == image("a1", 11)
-    with pytest.raises(InputError, match="no image of exposure 'a1', CCD 2"):
-        read_image(path, "a1", 2)
 
 
 def test_the_images_of_an_exposure_are_of_one_band(tmp_path):

@@ -33,7 +33,7 @@ from coaddflow.image import (
 from coaddflow.ingest_calibrated import pixel_scale_of
 from coaddflow.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow
 from coaddflow.settings import Settings
-from coaddflow.settings.calibrated import FLUX_ZERO_POINTS, CalibratedSettings, MaskSettings
+from coaddflow.settings.calibrated import FLUX_ZERO_POINTS, MaskSettings
 from coaddflow.wcs import pixel_to_sky, read_wcs, wcs_to_header
 
 _NO_STARS = {"no_stars", "detection_failed"}
@@ -64,17 +64,19 @@ class ImportedImage:
     quality: dict[str, float | int | None]
 
 
-def import_image(row: ImageRow, table: str | Path, settings: Settings) -> ImportedImage:
+def import_image(
+    row: ImageRow, settings: Settings, table: str | Path | None = None
+) -> ImportedImage:
     """Read an image that was calibrated elsewhere.
 
     Parameters
     ----------
     row : ImageRow
         Its row in the table of images.
-    table : path
-        The table (its paths are relative to it).
     settings : Settings
-        Sections calibrated, background and detection.
+        Sections calibrated (weight, mask, unit, subtract_sky), background and detection.
+    table : path, optional
+        The table that the paths of the row are relative to; None: the working folder.
 
     Raises
     ------
@@ -84,23 +86,24 @@ def import_image(row: ImageRow, table: str | Path, settings: Settings) -> Import
         If the settings name a mask plane that does not exist.
     """
     own = settings.calibrated
-    pixels, header = _read_pixels(row, row.path, row.hdu, table)
-    mask = _read_mask(row, table, own.mask)
+    files = _Files(row, table)
+    pixels, header = _read_pixels(files.image, row.hdu, (row.ny, row.nx))
+    mask = _read_mask(files.mask, row, own.mask)
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
     if not np.any(np.nan_to_num(image)):
-        raise CcdFailure("no_data", f"{file_of(row.path, table)}: all pixels are zero or NaN")
+        raise CcdFailure("no_data", f"{files.image}: all pixels are zero or NaN")
     mask[~np.isfinite(image)] |= int(MaskPlane.NO_DATA)
     variance = np.ones_like(image)
     if own.weight.kind != "none":
-        weight, _ = _read_pixels(row, row.weight_path, row.weight_hdu, table)
+        weight, _ = _read_pixels(files.weight, row.weight_hdu, (row.ny, row.nx))
         variance, known = variance_from_weight(weight, own.weight.kind)
         variance *= to_electrons**2
         mask[~known] |= int(planes_from_names(own.weight.zero_planes))
         if not known.any():
-            raise CcdFailure("no_data", f"{file_of(row.weight_path, table)}: all weights are zero")
+            raise CcdFailure("no_data", f"{files.weight}: all weights are zero")
     masked_image = MaskedImage(image, variance, mask)
-    return _finish(masked_image, _wcs(header, row, table), row, settings)
+    return _finish(masked_image, _wcs(header, files.image), row, settings)
 
 
 def _finish(
@@ -112,7 +115,9 @@ def _finish(
     if own.subtract_sky == "measured" or own.weight.kind == "none":
         background = estimate_background(masked_image, settings.background)
     if own.weight.kind == "none":
-        masked_image.variance = variance_from_sky(masked_image.image, background, own)
+        # images in flux units with the gain left at 1: their photons cannot be counted
+        photons = own.unit not in FLUX_ZERO_POINTS or row.electrons_per_unit != 1.0
+        masked_image.variance = variance_from_sky(masked_image.image, background, photons)
     if own.subtract_sky == "measured":
         masked_image.image -= background.model()
     elif own.subtract_sky == "given":
@@ -153,25 +158,21 @@ def variance_from_weight(
 
 
 def variance_from_sky(
-    image: NDArray[np.float32], background: Background, settings: CalibratedSettings
+    image: NDArray[np.float32], background: Background, photons: bool
 ) -> NDArray[np.float32]:
-    """Return variances for an image without a weight map.
-
-    The noise of the sky as it is measured and, where the gain is known, the photon noise of the
-    sources that stand out of it.
+    """Return variances for an image without a weight map: the noise of its sky, as measured.
 
     Parameters
     ----------
     image : ndarray of float32, shape (ny, nx)
-        Electrons, with its sky.
+        The image, with its sky.
     background : Background
         The sky of the image.
-    settings : CalibratedSettings
-        Images in flux units whose gain is left at 1 get no photon noise.
+    photons : bool
+        The image is in electrons: add the photon noise of the sources that stand out of the sky.
     """
     variance = background.rms() ** 2
-    flux_without_gain = settings.unit in FLUX_ZERO_POINTS and settings.gain.value == 1.0
-    if not flux_without_gain:
+    if photons:
         variance += np.maximum(np.nan_to_num(image - background.model()), 0.0)
     return variance.astype(np.float32)
 
@@ -288,11 +289,20 @@ def imported_row(imported: ImportedImage, path: str, sha256: str) -> CcdRow:
     )
 
 
-def _read_pixels(
-    row: ImageRow, name: str, hdu: int, table: str | Path
-) -> tuple[NDArray, fits.Header]:
+class _Files:
+    """The files of an image."""
+
+    def __init__(self, row: ImageRow, table: str | Path | None):
+        def path_of(name: str) -> Path:
+            return Path(name) if table is None else file_of(name, table)
+
+        self.image = path_of(row.path)
+        self.weight = path_of(row.weight_path)
+        self.mask = path_of(row.mask_path)
+
+
+def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
     """Return an image as it stands in its file, and its header."""
-    path = file_of(name, table)
     try:
         with warnings.catch_warnings():
             # headers of others are often not to the letter of the standard
@@ -303,31 +313,30 @@ def _read_pixels(
         raise CcdFailure("missing_file", f"{path}: the file is not there: ingest again") from None
     except (OSError, ValueError, TypeError, IndexError, EOFError, VerifyError) as error:
         raise CcdFailure("damaged_file", f"{path}: cannot be read ({error}): copy it") from error
-    if pixels is None or pixels.shape != (row.ny, row.nx):
-        shape = "no image" if pixels is None else f"shape {pixels.shape}"
+    if pixels is None or pixels.shape != shape:
+        found = "no image" if pixels is None else f"shape {pixels.shape}"
         raise CcdFailure(
             "changed_file",
-            f"{path}[{hdu}]: has {shape}, not {(row.ny, row.nx)} as the table says: ingest it "
-            "again with --replace",
+            f"{path}[{hdu}]: has {found}, not {shape} as the table says: ingest it again with "
+            "--replace",
         )
     return pixels, header
 
 
-def _read_mask(row: ImageRow, table: str | Path, settings: MaskSettings) -> NDArray[np.int32]:
+def _read_mask(path: Path, row: ImageRow, settings: MaskSettings) -> NDArray[np.int32]:
     if settings.kind == "none":
         return np.zeros((row.ny, row.nx), np.int32)
-    values, header = _read_pixels(row, row.mask_path, row.mask_hdu, table)
+    values, header = _read_pixels(path, row.mask_hdu, (row.ny, row.nx))
     if values.dtype.kind == "f" and np.array_equal(values, np.round(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "iub":
-        path = file_of(row.mask_path, table)
         raise CcdFailure("damaged_file", f"{path}: the mask is not of whole numbers")
     return mask_planes(values, header, settings)
 
 
-def _wcs(header: fits.Header, row: ImageRow, table: str | Path) -> WCS:
+def _wcs(header: fits.Header, path: Path) -> WCS:
     try:
-        return read_wcs(header, file_of(row.path, table))
+        return read_wcs(header, path)
     except InputError as error:
         raise CcdFailure("no_wcs", str(error)) from error
 

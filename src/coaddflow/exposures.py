@@ -201,29 +201,6 @@ def read_images(path: str | Path) -> list[ImageRow]:
     return rows
 
 
-def read_image(path: str | Path, exposure: str, ccd: int) -> ImageRow:
-    """Read one row of a table of images, without a look at the others.
-
-    Raises
-    ------
-    InputError
-        If the table has no such image, or its row is not valid.
-    """
-    (header_number, header), *body = _numbered_lines(Path(path)) or [(1, "")]
-    names = next(csv.reader([header]), [])
-    _check_columns(names, ImageRow, f"{path}, line {header_number}")
-    for number, line in body:
-        if exposure in line:
-            row = _parse(line, names, ImageRow, f"{path}, line {number}")
-            if row.key == (exposure, ccd):
-                return row
-    raise InputError(
-        f"has no image of exposure {exposure!r}, CCD {ccd}",
-        path=path,
-        remedy="make it again with `coaddflow ingest --calibrated`",
-    )
-
-
 def write_exposures(path: str | Path, rows: Iterable[ExposureRow]) -> bool:
     """Write a table of raw exposures, ordered by time and id.
 

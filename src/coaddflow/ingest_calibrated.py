@@ -426,6 +426,8 @@ def _photometry(
         raise FactError("no_zero_point", "has no zero-point: set calibrated.zero_point")
     seeing = _optional(settings.seeing, "seeing", image)
     sky = _optional(settings.sky, "sky", image)
+    if sky is None and settings.subtract_sky == "given":
+        raise FactError("no_sky", "its sky is to be subtracted: set calibrated.sky")
     return {
         "electrons_per_unit": _rounded(scale),
         "zero_point": round(zero_point, 6),

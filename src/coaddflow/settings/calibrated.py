@@ -194,7 +194,10 @@ class CalibratedSettings(Section):
             unit = getattr(self, key)
             if unit is not None and unit != self.unit and unit in FLUX_ZERO_POINTS:
                 raise ValueError(f"{key}: flux units are for images in the same unit")
-        if self.zero_point is None and self.unit not in FLUX_ZERO_POINTS and self.table:
+        if self.table is None:
+            # a part of the settings, as one stage uses them, or none at all
+            return self
+        if self.zero_point is None and self.unit not in FLUX_ZERO_POINTS:
             raise ValueError(f"zero_point is needed for images in {self.unit}")
         if self.subtract_sky == "given" and self.sky is None:
             raise ValueError("subtract_sky: given, but sky is not")
