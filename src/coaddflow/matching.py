@@ -65,6 +65,17 @@ class SearchWindow:
     scale: float = 0.03
     either_parity: bool = True
 
+    def contains(self, similarity: "Similarity", slack: float) -> bool:
+        """Tell whether a transformation is in the window, or out of it by a relative ``slack``."""
+        if similarity.flipped and not self.either_parity:
+            return False
+        rotation_limit = 180.0 if similarity.flipped else self.rotation + math.degrees(slack)
+        return (
+            abs(similarity.b) <= self.shift * (1.0 + slack)
+            and abs(similarity.scale - 1.0) <= self.scale + slack
+            and abs(similarity.rotation) <= rotation_limit
+        )
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -152,24 +163,16 @@ def match_pattern(
         The best match, or None if none passes the test.
     """
     z, w = _as_complex(sources), _as_complex(references)
-    if min(z.size, w.size) < min_matches:
+    if min(z.size, w.size) < min_matches or np.abs(z).max() <= 4.0 * tolerance:
         return None
     test = _Verifier(z, w, tolerance, min_matches)
-    searches = itertools.chain(
-        [(_offset_votes(z, w, near, tolerance), 1)],
-        ((votes, 2) for votes in _pair_searches(z, w, wide, tolerance)),
-    )
-    for votes, stars_used in searches:
-        test.n_hypotheses += votes.size
-        best = None
-        for candidate in votes.candidates(z, w, tolerance):
-            match = test(candidate, stars_used)
-            if match is not None and (best is None or match.chance < best.chance):
-                best = match
-                if best.chance < _CERTAIN:
-                    break
-        if best is not None and best.chance < max_chance:
-            return best
+    match = test.best(_offset_votes(z, w, near, tolerance), near, stars_used=1)
+    if match is not None and match.chance < max_chance:
+        return match
+    for votes in _pair_searches(z, w, wide, tolerance):
+        match = test.best(votes, wide, stars_used=2)
+        if match is not None and match.chance < max_chance:
+            return match
     return None
 
 
@@ -389,25 +392,46 @@ class _Verifier:
         self.min_matches = min_matches
         self.n_hypotheses = 0
 
-    def __call__(self, similarity: Similarity, stars_used: int) -> PatternMatch | None:
-        """Refine a candidate and return it as a match, however improbable it is.
+    def best(self, votes: _Votes, window: SearchWindow, stars_used: int) -> PatternMatch | None:
+        """Return the least improbable match among the candidates that votes give.
 
         Parameters
         ----------
-        similarity : Similarity
-            The candidate.
+        votes : _Votes
+            Each is a hypothesis.
+        window : SearchWindow
+            Where a match must lie.
         stars_used : int
             Stars that define a hypothesis (and so prove nothing): 1 for a shift, 2 for a pair.
         """
+        self.n_hypotheses += votes.size
+        slack = self.tolerance / float(np.abs(self.z).max())
+        best = None
+        for candidate in votes.candidates(self.z, self.w, self.tolerance):
+            match = self._test(candidate, stars_used)
+            if match is None or not window.contains(match.similarity, slack):
+                continue
+            if best is None or match.chance < best.chance:
+                best = match
+            if best.chance < _CERTAIN:
+                break
+        return best
+
+    def _test(self, similarity: Similarity, stars_used: int) -> PatternMatch | None:
+        """Refine a candidate and return it as a match, however improbable it is."""
         radius = 4.0 * self.tolerance
+        before = np.array([], np.intp)
         for _ in range(8):
             i, k, distance = match_nearest(self.tree, similarity(self.z), radius)
             if i.size < self.min_matches:
                 return None
+            # half of a two-dimensional Gaussian lies within 1.18 sigma
+            sigma = np.partition(distance, i.size // 2)[i.size // 2] / 1.18
+            limit = max(4.0 * sigma, 0.3 * self.tolerance)
+            if limit >= radius and np.array_equal(i, before):
+                break
             similarity = fit_similarity(self.z[i], self.w[k], similarity.flipped)
-            # 68 % of a two-dimensional Gaussian lie within 1.5 sigma
-            sigma = np.quantile(distance, 0.68) / 1.5
-            radius = min(radius, max(4.0 * sigma, 0.3 * self.tolerance))
+            radius, before = min(radius, limit), i
         i, k, _ = match_nearest(self.tree, similarity(self.z), radius)
         if i.size < self.min_matches:
             return None
@@ -454,8 +478,9 @@ def match_nearest(
     """
     distance, k = tree.query(_xy(positions), distance_upper_bound=radius)
     i = np.flatnonzero(np.isfinite(distance))
-    i = i[np.argsort(distance[i], kind="stable")]
-    _, first = np.unique(k[i], return_index=True)
+    # the nearest position of each point comes first
+    i = i[np.lexsort((distance[i], k[i]))]
+    first = np.diff(k[i], prepend=-1) != 0
     i = np.sort(i[first])
     return i, k[i], distance[i]
 
