@@ -27,8 +27,10 @@ _MARGIN_STEPS = 5
 """Nodes beyond the CCD: 2 for the cubics, 2 for the derivatives there, 1 for rounding."""
 
 _INVERSE_ORDER = 5
-_CHORD_ITERATIONS = 3
+_MAX_ITERATIONS = 12
 _CONVERGED = 1e-6
+"""Pixels; the step after the last would be smaller still by orders."""
+
 _MIN_STEP = 4
 
 
@@ -192,9 +194,7 @@ def _to_tract(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[N
 def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int) -> PixelGrid:
     """Solve the mapping on the nodes around a CCD."""
     ny, nx = shape
-    corners = _lattice(ccd_wcs, tract, np.array([0.0, nx, nx, 0.0]), np.array([0.0, 0.0, ny, ny]))
-    tract_per_ccd = np.sqrt(_polygon_area(*corners) / (nx * ny))
-    margin = _MARGIN_STEPS * step / tract_per_ccd
+    margin = _MARGIN_STEPS * step / _smallest_scale(ccd_wcs, shape, tract)
     x, y = np.meshgrid(
         np.linspace(-margin, nx - 1 + margin, 41), np.linspace(-margin, ny - 1 + margin, 41)
     )
@@ -221,9 +221,15 @@ def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[ND
     return positions
 
 
-def _polygon_area(x: NDArray, y: NDArray) -> float:
-    """Return the area of a polygon (shoelace formula)."""
-    return 0.5 * abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))))
+def _smallest_scale(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> float:
+    """Return the fewest tract pixels that a CCD pixel extends over, along rows or columns."""
+    x, y = np.meshgrid(np.linspace(0.0, shape[1], 17), np.linspace(0.0, shape[0], 17))
+    u, v = (p.reshape(x.shape) for p in _lattice(ccd_wcs, tract, x.ravel(), y.ravel()))
+    lengths = [
+        np.hypot(np.diff(u, axis=axis), np.diff(v, axis=axis)).min() / (size / 16.0)
+        for axis, size in enumerate(shape)
+    ]
+    return float(max(min(lengths), 0.1))
 
 
 def _guess_inverse(
@@ -265,12 +271,14 @@ def _refine(
     dy_dv, dy_du = (slope[near] / step for slope in np.gradient(guess[1]))
     x, y = guess[0][near], guess[1][near]
     change = np.full(x.shape, np.inf)
-    for _ in range(_CHORD_ITERATIONS):
+    for _ in range(_MAX_ITERATIONS):
         u, v = _to_tract(ccd_wcs, tract, x, y)
         u, v = nodes[0][near] - u, nodes[1][near] - v
         step_x, step_y = dx_du * u + dx_dv * v, dy_du * u + dy_dv * v
         x, y = x + step_x, y + step_y
         change = np.hypot(step_x, step_y)
+        if np.all(change < _CONVERGED):
+            break
     good = change < _CONVERGED
     solved = np.full((2, *nodes[0].shape), np.nan)
     solved[0][near] = np.where(good, x, np.nan)
@@ -288,3 +296,21 @@ def _determinant(x: NDArray, y: NDArray, step: int) -> NDArray[np.float64]:
         return result
 
     return np.abs(slope(x, 1) * slope(y, 0) - slope(x, 0) * slope(y, 1))
+
+
+def footprint_box(
+    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid
+) -> tuple[int, int, int, int]:
+    """Return the box of tract pixels (x0, y0, x1, y1) around a CCD, with two pixels to spare."""
+    ny, nx = shape
+    along_x, along_y = np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65)
+    low, high = np.full(65, -0.5), np.full(65, 1.0)
+    x = np.concatenate([along_x, along_x, low, high * nx - 0.5])
+    y = np.concatenate([low, high * ny - 0.5, along_y, along_y])
+    u, v = _lattice(ccd_wcs, tract, x, y)
+    return (
+        int(np.floor(u.min())) - 2,
+        int(np.floor(v.min())) - 2,
+        int(np.ceil(u.max())) + 3,
+        int(np.ceil(v.max())) + 3,
+    )

@@ -94,7 +94,7 @@ class Rules(NamedTuple):
 
 
 def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
-    """Return the weights of the taps of a kernel, normalised to sum 1.
+    """Return the weights of the taps of a kernel, which sum to 1.
 
     Parameters
     ----------
@@ -106,15 +106,28 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     ndarray of float64, shape (n, taps)
-        Weights. Lanczos weights alone sum to 1 only within 1 %; without the normalisation a
-        constant would be rippled by the phase.
+        Weights. Lanczos weights alone sum to 1 only within 1 %: without the normalisation a
+        constant would be rippled by the phase. Nor do they keep the centre of gravity: a slope is
+        shifted by up to 0.02 pixel, a star of 6 pixels FWHM by 0.013, one of 3 pixels by 0.003
+        the other way. Half of the first moment is therefore taken out, by weights in proportion
+        to the window of the kernel times the distance, which leaves less than 0.005 pixel for
+        stars of 2.5 to 6 pixels FWHM at any phase.
     """
     half = _TAPS[name] // 2
-    distance = np.asarray(phase, float)[:, None] - np.arange(1 - half, half + 1)
+    distance = np.arange(1 - half, half + 1) - np.asarray(phase, float)[:, None]
     if name == "bilinear":
         return 1.0 - np.abs(distance)
-    weights = np.sinc(distance) * np.sinc(distance / half)
-    return weights / weights.sum(axis=1, keepdims=True)
+    window = np.sinc(distance / half)
+    weights = np.sinc(distance) * window
+    weights /= weights.sum(axis=1, keepdims=True)
+    lever = window * (distance - _mean(distance, window))
+    moment = np.sum(weights * distance, axis=1, keepdims=True)
+    return weights - 0.5 * moment * lever / np.sum(lever * distance, axis=1, keepdims=True)
+
+
+def _mean(values: NDArray, weights: NDArray) -> NDArray:
+    """Return the weighted mean of each row, shape (n, 1)."""
+    return np.sum(values * weights, axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
 
 
 @cache
@@ -148,7 +161,7 @@ def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
     Returns
     -------
     float
-        area_ratio * mean(sum w^2); 0.766 for lanczos3 at equal scales.
+        area_ratio * mean(sum w^2); 0.798 for lanczos3 at equal scales.
     """
     phases = (np.arange(_PHASES) + 0.5) / _PHASES
     return area_ratio * float(np.mean(np.sum(kernel_weights(name, phases) ** 2, axis=1))) ** 2

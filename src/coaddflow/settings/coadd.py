@@ -48,9 +48,8 @@ class ClipSettings(Section):
         0.03,
         ge=0.0,
         lt=0.5,
-        description="With more than 5 epochs, up to 2 + max_fraction * epochs may be outliers at "
-        "a pixel; if more are, it varies and nothing is clipped. (3 or 4 epochs: 1; 5: 2; 1 or 2: "
-        "none.)",
+        description="Of n epochs, min(0.4 n, 2 + max_fraction n) may be outliers at a pixel (none "
+        "of 2, 1 of 3 or 4, 2 of 5 and more); if more are, it varies and nothing is clipped.",
     )
 
 

@@ -1,0 +1,379 @@
+"""Outliers among the epochs of a pixel: cosmic rays, trails, moving objects.
+
+A value y_i of exposure i with noise sigma_i is an outlier with respect to the median m of all
+epochs of its pixel if
+
+    |y_i - m| > n sigma_i + a_i |m| + b e
+
+The first two terms are the rule of [1]_: the noise, and a part of the median that allows for PSFs
+that differ moderately. Real seeing differs by a factor of two, so the second term is enlarged by
+what the stated seeing predicts for the core of a star, whose peak goes with FWHM^-2, and the third
+allows for the wings: e is the brightest median within about 1.5 FWHM, and the profiles of the same
+star under different seeing differ there by less than 8 % of the peak. A source cannot be fainter
+than nothing: where the seeing differs, a value below the median is an outlier only if it is
+negative by more than noise and wings explain.
+
+The rule is applied to single pixels and, for trails too faint to see in one pixel, to means of
+4 x 4 pixels. Neighbours of an outlier are held to a lower threshold. If more epochs are outliers
+at a pixel than artifacts can explain, the source varies and nothing is clipped; how many may be
+follows the temporal rule of [2]_.
+
+References
+----------
+.. [1] Gruen, Seitz & Bernstein 2014, PASP 126, 158, section 2.
+.. [2] LSST Science Pipelines, ``CompareWarpAssembleCoadd`` (maxNumEpochs, maxFractionEpochs);
+   AlSayyad 2019, DMTN-080.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from coaddflow.settings.coadd import ClipSettings
+
+MISSING, FILLABLE, USABLE, OUTLIER, GROWN = 0, 1, 2, 3, 4
+"""States of a value: not to be used; only where nothing else is; good; clipped, for two reasons."""
+
+BIN = 4
+"""Side of the means, pixels; bins begin at multiples of it on the tract."""
+
+_SEEING_DIFFERS = 1.1
+_DEFAULT_REACH = 3
+
+
+class Epochs(NamedTuple):
+    """What is expected of each exposure.
+
+    Attributes
+    ----------
+    sharpness : ndarray of float32, shape (n,)
+        FWHM^-2, in any unit: the peak of a star of given flux.
+    leeway : ndarray of float32, shape (n,)
+        Factor by which an exposure may be sharper than that (1 if its seeing is known).
+    below : float
+        Part of the median by which a value may fall below it.
+    reach : int
+        How far the wings of a star reach, in bins.
+    """
+
+    sharpness: NDArray[np.float32]
+    leeway: NDArray[np.float32]
+    below: np.float32
+    reach: int
+
+    @property
+    def halo(self) -> int:
+        """Rows that the rule needs above and below, a multiple of `BIN`."""
+        return BIN * (self.reach + 1)
+
+
+class _Limits(NamedTuple):
+    sigma: np.float32
+    relative: np.float32
+    wings: np.float32
+    below: np.float32
+    max_fraction: np.float32
+
+
+def describe_epochs(
+    seeing: ArrayLike, settings: ClipSettings, pixel_scale: float | None = None
+) -> Epochs:
+    """Translate the seeing of the exposures into tolerances.
+
+    Parameters
+    ----------
+    seeing : array_like, shape (n,)
+        FWHM in arcsec; NaN where it is not known.
+    settings : ClipSettings
+        For ``relative`` and ``unknown_seeing_ratio``.
+    pixel_scale : float, optional
+        Arcsec per pixel; without it wings are followed for 12 pixels.
+    """
+    seeing = np.asarray(seeing, float)
+    known = np.isfinite(seeing) & (seeing > 0)
+    typical = np.median(seeing[known]) if known.any() else 1.0
+    sharpness = np.where(known, seeing, typical) ** -2.0
+    leeway = np.where(known, 1.0, settings.unknown_seeing_ratio**2)
+    ratio = np.sqrt(np.max(sharpness * leeway, initial=1e-9) / np.min(sharpness, initial=1e9))
+    below = max(1.0, settings.relative) if ratio > _SEEING_DIFFERS else settings.relative
+    reach = _DEFAULT_REACH
+    if pixel_scale is not None and known.any():
+        reach = int(np.clip(np.ceil(1.5 * seeing[known].max() / pixel_scale / BIN), 2, 8))
+    return Epochs(sharpness.astype(np.float32), leeway.astype(np.float32), np.float32(below), reach)
+
+
+def max_outliers(n_epochs: int, max_fraction: float = 0.03) -> int:
+    """Return how many epochs of a pixel may be outliers before it counts as variable [2]_.
+
+    min(0.4 n, 2 + ``max_fraction`` n), rounded down: none of 2 epochs, 1 of 3 or 4, 2 of 5.
+    """
+    return _max_outliers(n_epochs, max_fraction)
+
+
+def find_outliers(
+    image: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    state: NDArray[np.uint8],
+    epochs: Epochs,
+    settings: ClipSettings,
+    covariance: float,
+    x_offset: int = 0,
+) -> None:
+    """Mark the outliers in a stack of aligned exposures.
+
+    Parameters
+    ----------
+    image, variance : ndarray of float32, shape (n, ny, nx)
+        Values on a common flux scale and their variances; ny is a multiple of `BIN` and the
+        first row begins a bin.
+    state : ndarray of uint8, shape (n, ny, nx)
+        `USABLE` where a value takes part; `OUTLIER` and `GROWN` are set in place.
+    epochs : Epochs
+        From `describe_epochs`, for the same exposures.
+    settings : ClipSettings
+        Thresholds.
+    covariance : float
+        Variance of single pixels relative to white noise
+        (`coaddflow.resample.covariance_factor`), for the noise of means of pixels.
+    x_offset : int
+        Columns between the beginning of a bin and the first column.
+    """
+    if image.shape[0] < 3:
+        return
+    limits = _Limits(
+        np.float32(settings.sigma),
+        np.float32(settings.relative),
+        np.float32(settings.wings),
+        epochs.below,
+        np.float32(settings.max_fraction),
+    )
+    means, noises = _bin_stack(image, variance, state, np.float32(covariance), x_offset)
+    medians = _median_plane(means)
+    bright = _spread_maximum(medians, epochs.reach)
+    peaks = (epochs.sharpness, epochs.leeway)
+    flagged = np.zeros(means.shape, np.bool_)
+    if settings.smooth_sigma is not None:
+        smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
+        _flag_bins(means, noises, medians, bright, peaks, smooth, flagged)
+    any_flagged = flagged.any(axis=0)
+    _mark_outliers(image, variance, state, bright, (flagged, any_flagged), peaks, limits, x_offset)
+    grow = limits._replace(sigma=np.float32(settings.grow_sigma))
+    _grow_outliers(image, variance, state, bright, peaks, grow, x_offset, settings.grow_radius)
+
+
+@numba.njit(cache=True, nogil=True)
+def _max_outliers(n_epochs, max_fraction):
+    return int(min(0.4 * n_epochs, 2.0 + max_fraction * n_epochs))
+
+
+@numba.njit(cache=True, nogil=True)
+def _median(values, n):
+    """Return the median of the first n values, which are reordered (quickselect)."""
+    k = n // 2
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    upper = values[k]
+    if n % 2 == 1:
+        return upper
+    lower = values[0]
+    for i in range(1, k):
+        lower = max(lower, values[i])
+    return np.float32(0.5) * (lower + upper)
+
+
+@numba.njit(cache=True, nogil=True)
+def _bin_stack(image, variance, state, covariance, x_offset):
+    """Return means and their noise over bins; NaN where less than half of a bin is usable."""
+    n, ny, nx = image.shape
+    shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
+    means, noises = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    counts = np.zeros(shape[2], np.int64)
+    for k in range(n):
+        for row in range(shape[1]):
+            counts[:] = 0
+            for y in range(row * BIN, (row + 1) * BIN):
+                for x in range(nx):
+                    if state[k, y, x] == USABLE:
+                        column = (x + x_offset) // BIN
+                        means[k, row, column] += image[k, y, x]
+                        noises[k, row, column] += variance[k, y, x]
+                        counts[column] += 1
+            for column in range(shape[2]):
+                count = np.float32(counts[column])
+                if count >= BIN * BIN // 2:
+                    means[k, row, column] /= count
+                    noises[k, row, column] = np.sqrt(noises[k, row, column] / covariance) / count
+                else:
+                    means[k, row, column] = np.nan
+    return means, noises
+
+
+@numba.njit(cache=True, nogil=True)
+def _median_plane(means):
+    """Return the median over the epochs that are not NaN; 0 where there are none."""
+    n, ny, nx = means.shape
+    medians = np.zeros((ny, nx), np.float32)
+    values = np.empty(n, np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            count = 0
+            for k in range(n):
+                if not np.isnan(means[k, y, x]):
+                    values[count] = means[k, y, x]
+                    count += 1
+            if count > 0:
+                medians[y, x] = _median(values, count)
+    return medians
+
+
+@numba.njit(cache=True, nogil=True)
+def _spread_maximum(plane, reach):
+    """Return the largest value, but at least 0, within so many bins in each direction."""
+    ny, nx = plane.shape
+    along, both = np.zeros((ny, nx), np.float32), np.zeros((ny, nx), np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            for i in range(max(x - reach, 0), min(x + reach + 1, nx)):
+                along[y, x] = max(along[y, x], plane[y, i])
+    for y in range(ny):
+        for j in range(max(y - reach, 0), min(y + reach + 1, ny)):
+            for x in range(nx):
+                both[y, x] = max(both[y, x], along[j, x])
+    return both
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_outlier(difference, median, noise, excess, bright, limits):
+    """Return whether a value deviates too much; ``excess``: predicted by the seeing."""
+    part = limits.relative + excess if difference > 0 else limits.below
+    return abs(difference) > limits.sigma * noise + part * abs(median) + limits.wings * bright
+
+
+@numba.njit(cache=True, nogil=True)
+def _excess(k, typical, peaks):
+    """Return by which part the core of a star may be above the median in epoch k."""
+    return max(peaks[0][k] * peaks[1][k] / typical - np.float32(1.0), np.float32(0.0))
+
+
+@numba.njit(cache=True, nogil=True)
+def _flag_bins(means, noises, medians, bright, peaks, limits, flagged):
+    """Flag the means that are outliers."""
+    n, ny, nx = means.shape
+    typical = _median(peaks[0].copy(), n)
+    for k in range(n):
+        excess = _excess(k, typical, peaks)
+        for y in range(ny):
+            for x in range(nx):
+                difference = means[k, y, x] - medians[y, x]
+                # NaN compares as False
+                flagged[k, y, x] = _is_outlier(
+                    difference, medians[y, x], noises[k, y, x], excess, bright[y, x], limits
+                )
+
+
+@numba.njit(cache=True, nogil=True)
+def _center(image, state, sharpness, y, x, values):
+    """Return the medians of the values and of the sharpness of a pixel's epochs."""
+    count = 0
+    for k in range(image.shape[0]):
+        if state[k, y, x] >= USABLE:
+            values[count] = image[k, y, x]
+            count += 1
+    median = _median(values, count)
+    count = 0
+    for k in range(image.shape[0]):
+        if state[k, y, x] >= USABLE:
+            values[count] = sharpness[k]
+            count += 1
+    return median, _median(values, count)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_outliers(image, variance, state, bright, flags, peaks, limits, x_offset):
+    """Mark the outliers at each pixel, unless there are too many for an artifact."""
+    n, ny, nx = image.shape
+    flagged, any_flagged = flags
+    values = np.empty(n, np.float32)
+    outliers = np.empty(n, np.int64)
+    for y in range(ny):
+        row = y // BIN
+        for x in range(nx):
+            column = (x + x_offset) // BIN
+            count = 0
+            low, high, quiet = np.float32(np.inf), np.float32(-np.inf), np.float32(np.inf)
+            for k in range(n):
+                if state[k, y, x] == USABLE:
+                    count += 1
+                    low, high = min(low, image[k, y, x]), max(high, image[k, y, x])
+                    quiet = min(quiet, variance[k, y, x])
+            # the median is between the extremes: most pixels need no closer look
+            spread = high - low
+            if count < 3 or (
+                spread * spread <= limits.sigma * limits.sigma * quiet
+                and not any_flagged[row, column]
+            ):
+                continue
+            median, typical = _center(image, state, peaks[0], y, x, values)
+            found = 0
+            for k in range(n):
+                if state[k, y, x] == USABLE and (
+                    flagged[k, row, column]
+                    or _is_outlier(
+                        image[k, y, x] - median,
+                        median,
+                        np.sqrt(variance[k, y, x]),
+                        _excess(k, typical, peaks),
+                        bright[row, column],
+                        limits,
+                    )
+                ):
+                    outliers[found] = k
+                    found += 1
+            if found <= _max_outliers(count, limits.max_fraction):
+                for i in range(found):
+                    state[outliers[i], y, x] = OUTLIER
+
+
+@numba.njit(cache=True, nogil=True)
+def _grow_outliers(image, variance, state, bright, peaks, limits, x_offset, radius):
+    """Mark the neighbours of outliers that deviate as well, if less."""
+    n, ny, nx = image.shape
+    values = np.empty(n, np.float32)
+    for k in range(n):
+        for y in range(ny):
+            for x in range(nx):
+                if state[k, y, x] != OUTLIER:
+                    continue
+                for j in range(max(y - radius, 0), min(y + radius + 1, ny)):
+                    for i in range(max(x - radius, 0), min(x + radius + 1, nx)):
+                        if state[k, j, i] != USABLE:
+                            continue
+                        median, typical = _center(image, state, peaks[0], j, i, values)
+                        if _is_outlier(
+                            image[k, j, i] - median,
+                            median,
+                            np.sqrt(variance[k, j, i]),
+                            _excess(k, typical, peaks),
+                            bright[j // BIN, (i + x_offset) // BIN],
+                            limits,
+                        ):
+                            state[k, j, i] = GROWN
