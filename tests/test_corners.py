@@ -186,6 +186,13 @@ class TestOverlaps:
         assert inside[0][1] == pytest.approx((288 / size) ** 2, rel=1e-3)
         assert inside[0][2] == 1.0
         assert patch_overlaps(*outline(200.0, 30.0), tract) == []
+        # half over the edge of the tract, at a corner: a quarter of the CCD is on it
+        corner = patch_overlaps(*outline(*tract.pixel_to_sky(-0.5, -0.5), half=0.04), tract)
+        assert corner[0] == (
+            "0_0",
+            pytest.approx((144 / size) ** 2, rel=1e-3),
+            pytest.approx(0.25, rel=1e-3),
+        )
 
 
 class TestTractDatabase:

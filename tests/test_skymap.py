@@ -156,6 +156,8 @@ class TestTiling:
             x0, y0, x1, y1 = tract.patch(patch_id).inner_box
             assert x0 <= round(x) < x1
             assert y0 <= round(y) < y1
+        # half a pixel from the border: the pixel counts whose centre is nearest
+        assert tract.find_patch(*tract.pixel_to_sky(3999.4, 7999.6)) == "0_2"
         assert tract.find_patch(*tract.pixel_to_sky(-1.0, 5.0)) is None
         assert tract.find_patch(180.0, -dec) is None
 
@@ -255,6 +257,32 @@ class TestTouching:
         outside = tract.pixel_to_sky(18000.0, 36000.0 + 500.0)
         assert 9813 not in hsc.tracts_touching(*square(*outside, 0.01))
         assert 9813 in hsc.tracts_near(*outside, 0.01)
+
+    @pytest.mark.parametrize("tract_id", [0, 1, 9712, 9813, 18937])
+    @pytest.mark.parametrize(("x", "y"), [(5, 5), (35995, 5), (5, 35995), (35995, 35995)])
+    def test_the_last_pixels_in_the_corners(self, hsc, tract_id, x, y):
+        tract = hsc.tract(tract_id)
+        region = square(*tract.pixel_to_sky(x, y), 1e-4)
+        assert tract_id in hsc.tracts_touching(*region)
+        assert tract.patches_touching(*region) == [f"{8 * (x > 9)}_{8 * (y > 9)}"]
+
+    def test_borders_belong_to_both_patches(self, hsc):
+        tract = hsc.tract(9813)
+
+        def patches(x, y):
+            return tract.patches_touching(*square(*tract.pixel_to_sky(x, y), 1e-5))
+
+        assert patches(3950, 2000) == patches(4050, 2000) == ["0_0", "1_0"]
+        assert patches(2000, 7950) == patches(2000, 8050) == ["0_1", "0_2"]
+        assert patches(3850, 2000) == ["0_0"]
+        assert patches(4150, 2000) == ["1_0"]
+        assert patches(4000, 4000) == ["0_0", "1_0", "0_1", "1_1"]
+
+    def test_the_tract_that_version_0_has_twice_is_used_once(self):
+        skymap = rings(version=0)
+        region = square(0.0, -88.5, 0.1)
+        assert 1 in skymap.tracts_touching(*region)
+        assert 11 not in skymap.tracts_touching(*region)
 
     def test_region_larger_than_a_patch_and_larger_than_the_tract(self):
         tract = tangent(40.0, 70.0, patch_inner_size=1000).tract(0)

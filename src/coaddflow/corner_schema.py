@@ -308,10 +308,11 @@ def schema_markdown() -> str:
     lines = [
         "# The corner database",
         "",
-        "`results/corners/{tract}.sqlite` (one for each tract; warps and coadds ask these) and",
-        "`results/corners.sqlite` (the whole survey; for people and for planning) have the same",
-        "schema. Both are SQLite files, written once and replaced as a whole, and can be made",
-        "again from the manifests at any time. Open them with `sqlite3 -readonly`.",
+        "`results/corners/{band}/{tract}.sqlite` (the exposures of one band that can touch one",
+        "tract; coadds ask these) and `results/corners.sqlite` (the whole survey; for people and",
+        "for planning) have the same schema. Both are SQLite files, written once and replaced as a",
+        "whole, and can be made again from the manifests at any time. Open them with",
+        "`sqlite3 -readonly`.",
         "",
         f"- Schema version (`PRAGMA user_version`): {SCHEMA_VERSION}",
         f"- Application id (`PRAGMA application_id`): {APPLICATION_ID} "
