@@ -158,6 +158,7 @@ class TestTiling:
             assert y0 <= round(y) < y1
         # half a pixel from the border: the pixel counts whose centre is nearest
         assert tract.find_patch(*tract.pixel_to_sky(3999.4, 7999.6)) == "0_2"
+        assert tract.find_patch(*tract.pixel_to_sky(3999.6, 7999.4)) == "1_1"
         assert tract.find_patch(*tract.pixel_to_sky(-1.0, 5.0)) is None
         assert tract.find_patch(180.0, -dec) is None
 
@@ -366,6 +367,12 @@ class TestBadInput:
     def test_unknown_tract(self, hsc, tract_id):
         with pytest.raises(InputError, match="from 0 to 18937"):
             hsc.tract(tract_id)
+
+    @pytest.mark.parametrize(("ra", "dec"), [(0.0, 90.1), (np.nan, 0.0), (0.0, [1.0, np.nan])])
+    def test_not_a_position(self, hsc, ra, dec):
+        for skymap in (hsc, tangent(0.0, 0.0)):
+            with pytest.raises(InputError, match="not a position"):
+                skymap.find_tract(ra, dec)
 
     @pytest.mark.parametrize("patch_id", ["9_0", "0_9", "-1_0", "4,4", "04_4", "1_", "", "1_1\n"])
     def test_unknown_patch(self, hsc, patch_id):

@@ -332,6 +332,11 @@ class SkyMap:
         -------
         int or ndarray of int64, shape (...)
             An int for scalars.
+
+        Raises
+        ------
+        InputError
+            If a value is not finite, or a declination not between -90 and 90.
         """
         raise NotImplementedError
 
@@ -414,18 +419,8 @@ class RingsSkyMap(SkyMap):
         return self._tracts[index]
 
     def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
-        """Return the tract in whose inner region positions lie.
-
-        Parameters
-        ----------
-        ra, dec : array_like, shape (...)
-            ICRS degrees.
-
-        Returns
-        -------
-        int or ndarray of int64, shape (...)
-            An int for scalars.
-        """
+        """Return the tract in whose inner region positions lie; see `SkyMap.find_tract`."""
+        _check_positions(ra, dec)
         ra, dec = np.broadcast_arrays(np.radians(ra), np.radians(dec))
         south_edge = 0.5 * self._ring_size - 0.5 * np.pi
         n_rings = len(self._ring_counts)
@@ -487,7 +482,8 @@ class TangentSkyMap(SkyMap):
         return self._tract
 
     def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
-        """Return 0 for positions on the tract, -1 elsewhere; an int for scalars."""
+        """Return 0 for positions on the tract, -1 elsewhere; see `SkyMap.find_tract`."""
+        _check_positions(ra, dec)
         tract_id = np.where(self._tract.contains(ra, dec), 0, -1)
         return int(tract_id) if tract_id.ndim == 0 else tract_id
 
@@ -581,6 +577,14 @@ def _middle_of(points: NDArray[np.float64]) -> tuple[float, float]:
             break
         ra, dec = (float(angle) for angle in sphere.tan_deproject(*middle, ra, dec))
     return round(ra, 3) % 360.0, min(max(round(dec, 3), -90.0), 90.0)
+
+
+def _check_positions(ra: ArrayLike, dec: ArrayLike) -> None:
+    if not (np.isfinite(ra).all() and (np.abs(dec) <= 90.0).all()):
+        raise InputError(
+            f"RA {ra}, Dec {dec} is not a position on the sky",
+            remedy="give both in degrees, Dec between -90 and 90",
+        )
 
 
 @lru_cache(maxsize=8)
