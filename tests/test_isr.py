@@ -227,6 +227,33 @@ def test_crosstalk_of_a_bright_star_leaves_no_ghost_in_the_other_amplifier(rng):
     assert image.has_any(MaskPlane.CROSSTALK).sum() == 9
 
 
+def test_crosstalk_follows_the_corner_that_is_read_first(rng):
+    # the same detector, but B stands in the file in the order of the CCD
+    detector = make_detector()
+    light = np.full((NY, NX), 200.0)
+    light[30:33, 20:23] = 60000.0
+    raw = expose(detector, light, None)
+    second = detector.amplifiers[1].model_copy(
+        update={"flip_x": False, "flip_y": False, "read_from": "ur"}
+    )
+    array = raw.arrays[1].copy()
+    array[:, 4:104] = array[::-1, 4:104][:, ::-1]
+    array[:, 104:] = array[::-1, 104:]
+    other = RawCcd(
+        detector.model_copy(update={"amplifiers": (detector.amplifiers[0], second)}),
+        (raw.arrays[0], array),
+        raw.header,
+        raw.exposure_header,
+        raw.path,
+    )
+    settings = DetrendSettings(overscan_smoothing=1)
+    np.testing.assert_allclose(
+        detrend(raw, CcdCalibs(), 1.0, settings).masked_image.image,
+        detrend(other, CcdCalibs(), 1.0, settings).masked_image.image,
+        rtol=1e-6,
+    )
+
+
 def test_unusable_pixels_are_masked(rng):
     detector = make_detector(defects=[[10, 20, 12, 60]], crosstalk=None)
     raw = expose(detector, np.full((NY, NX), 1000.0), rng, crosstalk=False)

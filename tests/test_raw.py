@@ -81,7 +81,7 @@ def reason(path, camera, ccd=3, **keys):
     return failure.value.reason
 
 
-@pytest.mark.parametrize("suffix", [".fits", ".fits.gz", ".fits.fz"])
+@pytest.mark.parametrize("suffix", [".fits", ".fits.gz", ".fits.bz2", ".fits.fz"])
 def test_pixels_of_one_ccd_come_back_as_unsigned_integers(tmp_path, pixels, suffix):
     path = write_mef(tmp_path / f"a{suffix}", pixels, compressed=suffix.endswith("fz"))
     camera = make_camera()
@@ -165,7 +165,7 @@ def test_missing_foreign_and_empty_files(tmp_path, pixels):
     assert reason(tmp_path / "few.fits", camera) == "missing_extension"
 
 
-@pytest.mark.parametrize("suffix", [".fits", ".fits.gz", ".fits.fz"])
+@pytest.mark.parametrize("suffix", [".fits", ".fits.gz", ".fits.bz2", ".fits.fz"])
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.5, 0.72])
 def test_a_file_that_ends_before_the_ccd_is_truncated(tmp_path, pixels, suffix, part):
     path = write_mef(tmp_path / f"a{suffix}", pixels, compressed=suffix.endswith("fz"))

@@ -246,13 +246,16 @@ def _subtract_overscan(work: _Work) -> str:
 def _correct_crosstalk(work: _Work) -> str:
     """Subtract what the other amplifiers of the CCD shine into each amplifier.
 
-    Pixels with the same place in the order of readout belong together, so the arrays are used
-    as they stand in the file, before any flip. Ghosts of ghosts are of second order.
+    Pixels that are read at the same moment belong together, so all amplifiers are brought into
+    the order of their readout. Ghosts of ghosts are of second order.
     """
     matrix = work.detector.crosstalk
     if not work.settings.crosstalk or matrix is None:
         return ""
-    signals = [np.nan_to_num(counts, nan=0.0) for counts in work.amplifiers]
+    signals = [
+        _in_read_order(amplifier, np.nan_to_num(counts, nan=0.0))
+        for amplifier, counts in zip(work.detector.amplifiers, work.amplifiers, strict=True)
+    ]
     for victim, amplifier in enumerate(work.detector.amplifiers):
         ghost = np.zeros_like(signals[victim])
         for aggressor, coefficient in enumerate(matrix[victim]):
@@ -260,6 +263,7 @@ def _correct_crosstalk(work: _Work) -> str:
                 continue
             ny, nx = np.minimum(ghost.shape, signals[aggressor].shape)
             ghost[:ny, :nx] += np.float32(coefficient) * signals[aggressor][:ny, :nx]
+        ghost = _in_read_order(amplifier, ghost)
         work.amplifiers[victim] -= ghost
         photons = np.maximum(work.amplifiers[victim], 0.0) / amplifier.gain
         noise = np.sqrt(photons + (amplifier.read_noise / amplifier.gain) ** 2)
@@ -515,10 +519,18 @@ def _cut(array: NDArray, box: tuple[int, int, int, int]) -> NDArray:
 
 
 def _turn(amplifier: Amplifier, pixels: NDArray) -> NDArray:
-    """Turn pixels from the order of readout into that of the CCD."""
+    """Turn pixels from the order of the file into that of the CCD."""
     if amplifier.flip_x:
         pixels = pixels[:, ::-1]
     return pixels[::-1] if amplifier.flip_y else pixels
+
+
+def _in_read_order(amplifier: Amplifier, pixels: NDArray) -> NDArray:
+    """Turn pixels from the order of the file into that of readout, or back."""
+    reversed_x, reversed_y = amplifier.read_reversed
+    if amplifier.flip_x != reversed_x:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if amplifier.flip_y != reversed_y else pixels
 
 
 def _finite(pixels: NDArray[np.float32], replacement: float) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ References
 .. [2] White et al. 2012, "Tiled Image Convention for Storing Compressed Images in FITS".
 """
 
+import bz2
 import gzip
 import math
 import warnings
@@ -24,10 +25,11 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
-from coaddflow.camera import Amplifier, Camera, Detector
+from coaddflow.camera import Amplifier, Camera, Detector, ccd_file
 from coaddflow.errors import CcdFailure
 
 _BLOCK = 2880
+_COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 _COPY_AGAIN = "Copy it again from the archive"
 
 
@@ -66,8 +68,8 @@ def read_raw_ccd(
     Parameters
     ----------
     path : str or Path
-        The exposure's file; with one file per CCD the text ``{ccd}`` in it is replaced by
-        ``detector.extension``. Gzip and fpack files are read as they are.
+        The exposure's file; with one file per CCD, ``{ccd}`` or ``{ccd+00123400}`` in it stands
+        for the CCD (see `camera.ccd_file`). Gzip, bzip2 and fpack files are read as they are.
     camera : Camera
         The camera.
     detector : Detector
@@ -87,7 +89,7 @@ def read_raw_ccd(
         ``missing_extension``, ``wrong_shape``, ``all_nan``, ``all_zero``, ``constant_image`` or
         ``missing_keyword``; the message names the file and the remedy.
     """
-    path = Path(str(path).replace("{ccd}", str(detector.extension)))
+    path = Path(ccd_file(str(path), detector))
     wanted = [_extension(camera, detector, amplifier) for amplifier in detector.amplifiers]
     hdus = _read_hdus(path, set(wanted), camera.layout.header_hdu, check)
     header = hdus[wanted[0]].header
@@ -148,7 +150,9 @@ def _read_hdus(
                     return found
     except EOFError as error:
         raise CcdFailure("truncated_file", f"{path} ends too early. {_COPY_AGAIN}") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except (zlib.error, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # trouble of the machine, not of the file
         raise CcdFailure("damaged_file", f"{path} is damaged ({error}). {_COPY_AGAIN}") from error
     missing = [repr(name) for name in sorted(map(str, (wanted | {_HEADER}) - found.keys()))]
     raise CcdFailure(
@@ -159,24 +163,26 @@ def _read_hdus(
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a file for reading, through gzip where its first bytes say so."""
+    """Open a file for reading, decompressed where its first bytes say so."""
     try:
         with path.open("rb") as stream:
-            is_gzip = stream.read(2) == b"\x1f\x8b"
+            magic = stream.read(3)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise CcdFailure(
             "missing_file",
             f"{path} cannot be read ({error.strerror}). "
             "Put it back or drop the exposure from the table",
         ) from error
-    return gzip.open(path, "rb") if is_gzip else path.open("rb")
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.open(path, "rb")
+    return bz2.open(path, "rb") if magic == b"BZh" else path.open("rb")
 
 
 def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Header]]:
     """Yield number, header text and header of each HDU; the stream then stands at its data."""
     position, index = 0, 0
     while True:
-        # a seek in a gzip stream stops at its end, one in a plain file does not
+        # a seek in a compressed stream stops at its end, one in a plain file does not
         if stream.seek(position) != position or position > _size(path, stream, position):
             raise EOFError
         block = stream.read(_BLOCK)
@@ -207,8 +213,8 @@ def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Heade
 
 
 def _size(path: Path, stream: BinaryIO, position: int) -> int:
-    """Return the length of a plain file, and for gzip where the stream has come to."""
-    return position if isinstance(stream, gzip.GzipFile) else path.stat().st_size
+    """Return the length of a plain file, and of others the part that has been read."""
+    return position if isinstance(stream, _COMPRESSED) else path.stat().st_size
 
 
 def _read_header(stream: BinaryIO, block: bytes) -> bytes:
@@ -229,7 +235,7 @@ def _read_body(stream: BinaryIO, size: int) -> bytes:
     body = stream.read(size)
     if len(body) < size:
         raise EOFError
-    if isinstance(stream, gzip.GzipFile):
+    if isinstance(stream, _COMPRESSED):
         stream.read(-size % _BLOCK)
         stream.peek(1)  # at the end of the file this verifies its checksum
     return body

@@ -74,7 +74,7 @@ class DefectsSettings(_Kind):
         "science exposures.",
     )
     hot_sigma: float = Field(
-        8.0, gt=0, description="Hot pixels: excess over the neighbours, in robust sigma."
+        10.0, gt=0, description="Hot pixels: excess over the neighbours, in robust sigma."
     )
     hot_rate: float | None = Field(
         None,
@@ -94,19 +94,20 @@ class DefectsSettings(_Kind):
 
 
 class NightSkySettings(Section):
-    """How science exposures are turned into calibration frames."""
+    """How dithered science exposures are turned into calibration frames."""
 
+    min_frames: int = Field(5, ge=3, description="With fewer science exposures it is refused.")
     threshold: float = Field(
-        1.5, gt=0, description="Sources are masked down to this many sigma of the smoothed frame."
+        2.0, gt=0, description="Sources are masked down to this many sigma of the smoothed frame."
     )
-    growth: int = Field(3, ge=0, description="Pixels by which masked sources are grown.")
+    growth: int = Field(2, ge=0, description="Pixels by which masked sources are grown.")
     mesh: int = Field(64, ge=8, description="Mesh of the local sky for this search, pixels.")
     max_persistence: float = Field(
         0.3,
         gt=0,
         le=1,
-        description="Largest part of the masked pixels that may be masked in more than half of "
-        "the exposures; above, the exposures are not dithered enough.",
+        description="Largest part of the pixels with sources that may have them in more than half "
+        "of the exposures; above, the exposures are not dithered enough.",
     )
     min_clear: int = Field(
         3, ge=2, description="Pixels seen free of sources less often are filled from neighbours."

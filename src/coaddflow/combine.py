@@ -1,0 +1,228 @@
+"""Many frames of one CCD into one: a clipped mean of every pixel, with its variance.
+
+Frames come one after the other and are needed all at once, pixel by pixel. The stack stands in
+memory if it fits the limit of the settings, otherwise in a scratch file, and is combined in
+blocks of rows; the result does not depend on where it stood.
+
+References
+----------
+.. [1] Croux & Rousseeuw 1992, "Time-efficient algorithms for two highly robust estimators of
+   scale", Computational Statistics 1, 411.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from coaddflow.errors import InputError
+
+_SAMPLE_STEP = 7
+"Every so many pixels along x and y are looked at for the typical scatter of a pixel."
+
+
+@contextmanager
+def stacked(
+    frames: Iterable[NDArray], n_frames: int, memory: float, scratch: str | Path | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Give the frames as one array, in memory or in a scratch file that vanishes afterwards.
+
+    Parameters
+    ----------
+    frames : iterable of ndarray, each of shape (ny, nx)
+        The frames; each is asked for once and may be forgotten by its maker.
+    n_frames : int
+        How many frames come.
+    memory : float
+        Largest stack that is held in memory, GB.
+    scratch : str or Path, optional
+        Folder for the scratch file; by default that of the system.
+
+    Yields
+    ------
+    ndarray of float32, shape (n_frames, ny, nx)
+        May be changed.
+    """
+    frames = iter(frames)
+    first = next(frames)
+    shape = (n_frames, *first.shape)
+    size = 4 * n_frames * first.size
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        if size <= memory * 1e9:
+            stack = np.empty(shape, np.float32)
+        else:
+            _reserve(file, size)
+            stack = np.memmap(file, np.float32, "r+", shape=shape)
+        stack[0] = first
+        for i, frame in enumerate(frames, start=1):
+            stack[i] = frame
+        yield stack
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Take the space on the disk now: a mapped file on a full disk would kill the process."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise InputError(
+            f"a scratch file of {size / 1e9:.1f} GB cannot be written ({error.strerror})",
+            remedy="free some space, set TMPDIR to a larger disk, or raise calibs.memory",
+        ) from error
+
+
+def clipped_mean(
+    stack: NDArray[np.float32],
+    weights: NDArray[np.float64] | None,
+    clip_sigma: float,
+    iterations: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int16]]:
+    """Return the clipped mean over the first axis, its variance, and the numbers used.
+
+    Values farther than ``clip_sigma`` from the median of their pixel are left out, then those
+    farther from the mean of the rest, until nothing changes. The scatter that this is measured
+    in is that of the pixel itself (median of absolute deviations), but at least the typical
+    scatter of the CCD: with ten frames the median of deviations is often far too small.
+
+    Parameters
+    ----------
+    stack : ndarray of float32, shape (n, ny, nx)
+        Frames; values that are not finite are left out.
+    weights : ndarray of float64, shape (n,), optional
+        Relative inverse variances of the frames.
+    clip_sigma : float
+        Limit in sigma.
+    iterations : int
+        Rounds of clipping.
+
+    Returns
+    -------
+    mean, variance : ndarray of float32, shape (ny, nx)
+        Weighted mean and variance of the mean, from the scatter of the values that were used;
+        NaN and infinity where there are none, infinite variance also where there is one only.
+    number : ndarray of int16, shape (ny, nx)
+        Values used.
+    """
+    n, ny, nx = stack.shape
+    weights = np.ones(n) if weights is None else np.asarray(weights, float) / np.mean(weights)
+    limit = clip_sigma * typical_scatter(stack, weights)
+    mean = np.empty((ny, nx), np.float32)
+    variance = np.empty((ny, nx), np.float32)
+    number = np.empty((ny, nx), np.int16)
+    rows = max(1, int(2e6 / (n * nx)))
+    for y in range(0, ny, rows):
+        part = np.s_[y : y + rows]
+        block = np.ascontiguousarray(np.moveaxis(stack[:, part], 0, -1))
+        planes = mean[part], variance[part], number[part]
+        _combine_block(block, weights, limit, clip_sigma, iterations, *planes)
+    return mean, variance, number
+
+
+def median(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the median over the first axis of an (n, ny, nx) stack, NaN where there is none."""
+    n, ny, nx = stack.shape
+    result = np.empty((ny, nx), np.float32)
+    rows = max(1, int(2e6 / (n * nx)))
+    for y in range(0, ny, rows):
+        part = np.s_[y : y + rows]
+        _median_block(np.ascontiguousarray(np.moveaxis(stack[:, part], 0, -1)), result[part])
+    return result
+
+
+@numba.njit(cache=True)
+def _median_block(block, result):
+    ny, nx, n = block.shape
+    values = np.empty(n)
+    for y in range(ny):
+        for x in range(nx):
+            k = 0
+            for i in range(n):
+                if np.isfinite(block[y, x, i]):
+                    values[k] = block[y, x, i]
+                    k += 1
+            result[y, x] = np.median(values[:k]) if k > 0 else np.nan
+
+
+def typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -> float:
+    """Return the median over pixels of the scatter of a frame of mean weight.
+
+    From the median of absolute deviations, whose bias in samples of n is n / (n - 0.8) [1]_.
+
+    Parameters
+    ----------
+    stack : ndarray of float32, shape (n, ny, nx)
+        Frames; values that are not finite are left out.
+    weights : ndarray of float64, shape (n,)
+        Inverse variances of the frames, of mean 1.
+    """
+    sample = np.array(stack[:, ::_SAMPLE_STEP, ::_SAMPLE_STEP], dtype=np.float64)
+    sample = sample.reshape(len(stack), -1)
+    number = np.isfinite(sample).sum(axis=0)
+    sample, number = sample[:, number >= 2], number[number >= 2]
+    if not len(number):
+        return 0.0
+    deviation = np.abs(sample - np.nanmedian(sample, axis=0)) * np.sqrt(weights)[:, None]
+    scatter = 1.4826 * np.nanmedian(deviation, axis=0) * number / (number - 0.8)
+    return float(np.median(scatter))
+
+
+@numba.njit(cache=True)
+def _combine_block(block, weights, limit, clip_sigma, iterations, mean, variance, number):
+    ny, nx, n = block.shape
+    values = np.empty(n)
+    weight = np.empty(n)
+    for y in range(ny):
+        for x in range(nx):
+            k = 0
+            for i in range(n):
+                if np.isfinite(block[y, x, i]):
+                    values[k] = block[y, x, i]
+                    weight[k] = weights[i]
+                    k += 1
+            if k > 2:
+                k = _clip(values[:k], weight[:k], limit, clip_sigma, iterations)
+            center, scatter = _mean_and_variance(values[:k], weight[:k])
+            mean[y, x] = center
+            variance[y, x] = scatter
+            number[y, x] = k
+
+
+@numba.njit(cache=True)
+def _clip(values, weight, limit, clip_sigma, iterations):
+    """Move the values that are kept to the front, and return their number."""
+    root = np.sqrt(weight)
+    center = np.median(values)
+    deviation = np.abs(values - center) * root
+    if deviation.max() <= limit:
+        return len(values)
+    limit = max(limit, clip_sigma * 1.4826 * np.median(deviation))
+    kept = np.ones(len(values), np.bool_)
+    for _ in range(iterations):
+        keep = np.abs(values - center) * root <= limit
+        if not keep.any() or (keep == kept).all():
+            break
+        kept = keep
+        center = (values[kept] * weight[kept]).sum() / weight[kept].sum()
+    n_kept = 0
+    for i in range(len(values)):
+        if kept[i]:
+            values[n_kept] = values[i]
+            weight[n_kept] = weight[i]
+            n_kept += 1
+    return n_kept
+
+
+@numba.njit(cache=True)
+def _mean_and_variance(values, weight):
+    if len(values) == 0:
+        return np.nan, np.inf
+    mean = (values * weight).sum() / weight.sum()
+    if len(values) == 1:
+        return mean, np.inf
+    squares = (weight * (values - mean) ** 2).sum()
+    return mean, squares / (len(values) - 1) / weight.sum()
