@@ -44,7 +44,7 @@ from coaddflow.image import (
 )
 from coaddflow.resample import covariance_factor
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.warp import Box, WarpReader, flux_scale, part_header
+from coaddflow.warp import Box, WarpReader, flux_scale, part_header, storable
 
 if TYPE_CHECKING:
     from coaddflow.skymap import Tract
@@ -406,10 +406,8 @@ def write_coadd(
     cards : astropy.io.fits.Header, optional
         Cards of the primary header (provenance).
     compression : {"none", "lossless", "quantized"}
-        ``quantized`` is taken as ``lossless``: coadds have NaN and infinite variances.
+        See `coaddflow.image.image_hdu`.
     """
-    if compression == "quantized":
-        compression = "lossless"
     header = part_header(tract, coadd.box)
     primary = fits.PrimaryHDU(header=cards)
     primary.header["TRACT"] = tract.id
@@ -420,7 +418,9 @@ def write_coadd(
         path,
         [
             primary,
-            *masked_image_hdus(coadd.masked_image, header, "nJy", compression),
+            *masked_image_hdus(
+                storable(coadd.masked_image, compression), header, "nJy", compression
+            ),
             image_hdu("NINPUTS", coadd.n_inputs, header, compression),
             table,
         ],
@@ -436,6 +436,7 @@ def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
         If the file is missing, damaged or no coadd.
     """
     masked_image, header = read_masked_image(path)
+    masked_image.variance[np.isnan(masked_image.variance)] = np.inf
     try:
         x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
         with fits.open(path, memmap=False) as hdus:

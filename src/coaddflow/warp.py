@@ -337,7 +337,7 @@ def warp_exposure(
     cards : astropy.io.fits.Header, optional
         Further cards for the primary header of each file (provenance).
     compression : {"none", "lossless", "quantized"}
-        ``quantized`` is taken as ``lossless``: warps have NaN and infinite variances.
+        See `coaddflow.image.image_hdu`.
 
     Returns
     -------
@@ -428,10 +428,17 @@ def write_warp(
     compression: Compression = "none",
 ) -> None:
     """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE."""
-    if compression == "quantized":
-        compression = "lossless"
-    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", compression)
+    pixels = storable(warp.masked_image, compression)
+    hdus = masked_image_hdus(pixels, part_header(tract, warp.box), "nJy", compression)
     write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
+
+
+def storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
+    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
+    if compression != "quantized":
+        return masked_image
+    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
+    return MaskedImage(masked_image.image, variance, masked_image.mask)
 
 
 class WarpFile:
@@ -465,7 +472,7 @@ class WarpFile:
                 self._offsets = {
                     name: hdus[name].fileinfo()["datLoc"]
                     for name in ("IMAGE", "VARIANCE", "MASK")
-                    if isinstance(hdus[name], fits.ImageHDU)
+                    if not isinstance(hdus[name], fits.CompImageHDU)
                 }
                 self._compressed = len(self._offsets) < 3
         except (OSError, KeyError, TypeError, ValueError) as error:
