@@ -7,16 +7,16 @@ epochs of its pixel if
 
 The first two terms are the rule of [1]_: the noise, and a part of the median that allows for PSFs
 that differ moderately. Real seeing differs by a factor of two, so the second term is enlarged by
-what the stated seeing predicts for the core of a star, whose peak goes with FWHM^-2, and the third
-allows for the wings: e is the brightest median within about 1.5 FWHM, and the profiles of the same
-star under different seeing differ there by less than 8 % of the peak. A source cannot be fainter
-than nothing: where the seeing differs, a value below the median is an outlier only if it is
-negative by more than noise and wings explain.
+what the stated seeing predicts for the core of a star, whose peak goes with FWHM^-2, and the
+third allows for the wings: e is the median peak of what stands within about 1.5 FWHM, and the
+profiles of a star under different seeing differ there by less than 8 % of the peak. A source
+cannot be fainter than nothing: where the seeing differs, a value below the median is an outlier
+only if it is negative by more than noise and wings explain.
 
 The rule is applied to single pixels and, for trails too faint to see in one pixel, to means of
 4 x 4 pixels. Neighbours of an outlier are held to a lower threshold. If more epochs are outliers
-at a pixel than artifacts can explain, the source varies and nothing is clipped; how many may be
-follows the temporal rule of [2]_.
+at a pixel than artifacts can explain, the source varies and nothing is clipped there or next to
+it; how many may be follows the temporal rule of [2]_.
 
 References
 ----------
@@ -149,16 +149,19 @@ def find_outliers(
         epochs.below,
         np.float32(settings.max_fraction),
     )
-    means, noises = _bin_stack(image, variance, state, np.float32(covariance), x_offset)
+    means, noises, maxima = _bin_stack(image, variance, state, np.float32(covariance), x_offset)
     medians = _median_plane(means)
-    bright = _spread_maximum(medians, epochs.reach)
+    bright = _spread_maximum(_median_plane(maxima), epochs.reach)
     peaks = (epochs.sharpness, epochs.leeway)
     flagged = np.zeros(means.shape, np.bool_)
     if settings.smooth_sigma is not None:
         smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
         _flag_bins(means, noises, medians, bright, peaks, smooth, flagged)
     any_flagged = flagged.any(axis=0)
-    _mark_outliers(image, variance, state, bright, (flagged, any_flagged), peaks, limits, x_offset)
+    varies = _mark_outliers(
+        image, variance, state, bright, (flagged, any_flagged), peaks, limits, x_offset
+    )
+    _spare_variables(state, varies, settings.grow_radius + 1)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
     _grow_outliers(image, variance, state, bright, peaks, grow, x_offset, settings.grow_radius)
 
@@ -202,10 +205,14 @@ def _median(values, n):
 
 @numba.njit(cache=True, nogil=True)
 def _bin_stack(image, variance, state, covariance, x_offset):
-    """Return means and their noise over bins; NaN where less than half of a bin is usable."""
+    """Return mean, noise of the mean and largest value of the bins of each epoch.
+
+    The mean is NaN where less than half of a bin is usable, the largest value where nothing is.
+    """
     n, ny, nx = image.shape
     shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
     means, noises = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    maxima = np.full(shape, np.nan, np.float32)
     counts = np.zeros(shape[2], np.int64)
     for k in range(n):
         for row in range(shape[1]):
@@ -214,8 +221,11 @@ def _bin_stack(image, variance, state, covariance, x_offset):
                 for x in range(nx):
                     if state[k, y, x] == USABLE:
                         column = (x + x_offset) // BIN
-                        means[k, row, column] += image[k, y, x]
+                        value = image[k, y, x]
+                        means[k, row, column] += value
                         noises[k, row, column] += variance[k, y, x]
+                        if not maxima[k, row, column] > value:
+                            maxima[k, row, column] = value
                         counts[column] += 1
             for column in range(shape[2]):
                 count = np.float32(counts[column])
@@ -224,7 +234,7 @@ def _bin_stack(image, variance, state, covariance, x_offset):
                     noises[k, row, column] = np.sqrt(noises[k, row, column] / covariance) / count
                 else:
                     means[k, row, column] = np.nan
-    return means, noises
+    return means, noises, maxima
 
 
 @numba.njit(cache=True, nogil=True)
@@ -309,11 +319,12 @@ def _center(image, state, sharpness, y, x, values):
 
 @numba.njit(cache=True, nogil=True)
 def _mark_outliers(image, variance, state, bright, flags, peaks, limits, x_offset):
-    """Mark the outliers at each pixel, unless there are too many for an artifact."""
+    """Mark the outliers at each pixel; return where there are too many for an artifact."""
     n, ny, nx = image.shape
     flagged, any_flagged = flags
     values = np.empty(n, np.float32)
     outliers = np.empty(n, np.int64)
+    varies = np.zeros((ny, nx), np.bool_)
     for y in range(ny):
         row = y // BIN
         for x in range(nx):
@@ -348,9 +359,26 @@ def _mark_outliers(image, variance, state, bright, flags, peaks, limits, x_offse
                 ):
                     outliers[found] = k
                     found += 1
-            if found <= _max_outliers(count, limits.max_fraction):
+            varies[y, x] = found > _max_outliers(count, limits.max_fraction)
+            if not varies[y, x]:
                 for i in range(found):
                     state[outliers[i], y, x] = OUTLIER
+    return varies
+
+
+@numba.njit(cache=True, nogil=True)
+def _spare_variables(state, varies, radius):
+    """Take back the outliers next to pixels that vary: the faint rim of the same source."""
+    n, ny, nx = state.shape
+    for y in range(ny):
+        for x in range(nx):
+            if not varies[y, x]:
+                continue
+            for k in range(n):
+                for j in range(max(y - radius, 0), min(y + radius + 1, ny)):
+                    for i in range(max(x - radius, 0), min(x + radius + 1, nx)):
+                        if state[k, j, i] == OUTLIER:
+                            state[k, j, i] = USABLE
 
 
 @numba.njit(cache=True, nogil=True)

@@ -21,9 +21,9 @@ class ClipSettings(Section):
         "What the stated seeing of the exposures makes differ is added to it.",
     )
     wings: float = Field(
-        0.15,
+        0.1,
         ge=0.0,
-        description="Part of the brightest median within some 10 pixels that is added to the "
+        description="Part of the brightest peak within some 10 pixels that is added to the "
         "threshold, for the wings of PSFs that differ.",
     )
     unknown_seeing_ratio: float = Field(
