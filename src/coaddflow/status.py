@@ -1,0 +1,262 @@
+"""How far a survey is: every CCD of every exposure is done, failed, or missing.
+
+The answer comes from the plan (what there should be), the manifests, the rows of single CCDs
+where the manifest is not written yet, and the last words of job logs. All are read as the small
+texts that they are; no image is opened.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from coaddflow.joblog import failed_jobs
+from coaddflow.plan import Plan
+
+State = Literal["done", "failed", "missing"]
+
+ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING = 0, 1, 3
+"""Exit codes of `coaddflow status` (2 is for wrong usage and unusable input)."""
+
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class CcdStatus:
+    """What became of one CCD.
+
+    Attributes
+    ----------
+    exposure, ccd : str, int
+        The CCD.
+    state : {"done", "failed", "missing"}
+        ``failed``: the CCD has a row that says why it has no calexp. ``missing``: there is no
+        result yet, or it is gone.
+    reason : str
+        Short code of a failure; for missing CCDs what is known, if anything.
+    message : str
+        The same in one sentence.
+    log : str
+        Log of the CCD's job, if there is one and the CCD is not done.
+    """
+
+    exposure: str
+    ccd: int
+    state: State
+    reason: str = ""
+    message: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class ExposureStatus:
+    """What became of the CCDs of one exposure.
+
+    Attributes
+    ----------
+    exposure, band : str
+        The exposure.
+    ccds : tuple of CcdStatus
+        Its CCDs, in order.
+    manifest : bool
+        Whether its manifest is written: whether later stages can use it.
+    note : str
+        Why the manifest is not written, where a log tells.
+    """
+
+    exposure: str
+    band: str
+    ccds: tuple[CcdStatus, ...]
+    manifest: bool
+    note: str = ""
+
+    def count(self, state: State) -> int:
+        """Return the number of CCDs in a state."""
+        return sum(ccd.state == state for ccd in self.ccds)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all CCDs are done and the manifest is written."""
+        return self.manifest and self.count("done") == len(self.ccds)
+
+
+@dataclass(frozen=True)
+class SurveyStatus:
+    """What became of all exposures of a run."""
+
+    exposures: tuple[ExposureStatus, ...] = field(default_factory=tuple)
+
+    def count(self, state: State) -> int:
+        """Return the number of CCDs in a state."""
+        return sum(exposure.count(state) for exposure in self.exposures)
+
+    @property
+    def exit_code(self) -> int:
+        """0: all done; 1: all ran, but some failed; 3: some are missing."""
+        if self.count("missing") or not all(exposure.manifest for exposure in self.exposures):
+            return SOMETHING_MISSING
+        return SOMETHING_FAILED if self.count("failed") else ALL_DONE
+
+
+def survey_status(
+    plan: Plan, results: str | Path = "results", logs: str | Path = "logs"
+) -> SurveyStatus:
+    """Find out what became of every CCD of a run.
+
+    Parameters
+    ----------
+    plan : Plan
+        What there should be.
+    results, logs : path
+        Folders of the products and of the job logs.
+
+    Returns
+    -------
+    SurveyStatus
+        Exposures in the order of the plan.
+    """
+    results, logs = Path(results), Path(logs)
+    notes = {job.job: job.reason for job in failed_jobs(logs / "manifest")}
+    return SurveyStatus(
+        tuple(_exposure_status(plan, exposure, results, logs, notes) for exposure in plan.exposures)
+    )
+
+
+def _exposure_status(
+    plan: Plan, exposure: str, results: Path, logs: Path, notes: Mapping[str, str]
+) -> ExposureStatus:
+    folder = results / "calexp" / exposure
+    rows = _manifest_rows(results / "summary" / f"{exposure}.ecsv")
+    written = rows is not None
+    if rows is None:
+        rows = _single_rows(folder)
+    kind = "calibrated" if exposure in plan.images else "calexp"
+    log_folder = logs / kind / exposure
+    is_there = {path.name for path in folder.glob("*.fits")}
+    planned = plan.ccds_of(exposure)
+    complete = all(ccd in rows for ccd in planned)
+    ended = {} if complete else {job.job: job for job in failed_jobs(log_folder)}
+    ccds = []
+    for ccd in planned:
+        state, reason, message = rows.get(ccd, ("missing", "", ""))
+        if state == "done" and f"{ccd}.fits" not in is_there:
+            state, reason = "missing", "calexp_gone"
+            message = f"{folder / str(ccd)}.fits is not there any more: run the workflow again"
+        log = log_folder / f"{ccd}.log"
+        if state == "missing" and str(ccd) in ended:
+            reason, message = "job_failed", ended[str(ccd)].reason
+        shown = str(log) if state != "done" and log.is_file() else ""
+        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown))
+    note = "" if written else notes.get(exposure, "")
+    return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note)
+
+
+def _manifest_rows(path: Path) -> dict[int, tuple[State, str, str]] | None:
+    """Return state, reason and message of the CCDs of a manifest; None if it is not there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    body = "\n".join(line for line in text.splitlines() if line and not line.startswith("#"))
+    rows: dict[int, tuple[State, str, str]] = {}
+    for row in csv.DictReader(io.StringIO(body), delimiter=" "):
+        state = "done" if row.get("state") == "done" else "failed"
+        rows[int(row["ccd"])] = (state, row.get("reason") or "", row.get("message") or "")
+    return rows
+
+
+def _single_rows(folder: Path) -> dict[int, tuple[State, str, str]]:
+    """Return the same from the rows of single CCDs."""
+    rows: dict[int, tuple[State, str, str]] = {}
+    for path in folder.glob("*.json"):
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            rows[int(row["ccd"])] = (row["state"], row["reason"], row["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            # not a row: the CCD is missing
+            continue
+    return rows
+
+
+def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
+    """Return the status as text for people.
+
+    Parameters
+    ----------
+    status : SurveyStatus
+        What to tell.
+    every_exposure : bool
+        List all exposures and all failures; else those that are not done, and only the first.
+    """
+    limit = None if every_exposure else _LISTED
+    shown = [e for e in status.exposures if every_exposure or not e.is_done]
+    lines = [*_exposure_lines(shown, limit), *_failure_lines(status, limit)]
+    n_done = sum(exposure.is_done for exposure in status.exposures)
+    lines.append(
+        f"{len(status.exposures)} exposures, {n_done} done; "
+        f"{sum(len(e.ccds) for e in status.exposures)} CCDs: {status.count('done')} done, "
+        f"{status.count('failed')} failed, {status.count('missing')} missing"
+    )
+    return "\n".join(lines)
+
+
+def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> list[str]:
+    if not exposures:
+        return []
+    width = max(8, *(len(exposure.exposure) for exposure in exposures[:limit]))
+    lines = [f"{'exposure':<{width}} {'band':<6} {'done':>5} {'failed':>6} {'missing':>7}"]
+    for exposure in exposures[:limit]:
+        counts = [exposure.count(state) for state in ("done", "failed", "missing")]
+        note = "" if exposure.manifest else f"  no manifest{': ' * bool(exposure.note)}"
+        lines.append(
+            f"{exposure.exposure:<{width}} {exposure.band:<6} {counts[0]:>5} {counts[1]:>6} "
+            f"{counts[2]:>7}{note}{exposure.note}"
+        )
+    return [*lines, *_rest(len(exposures), limit, "exposures"), ""]
+
+
+def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
+    told = [
+        ccd
+        for exposure in status.exposures
+        for ccd in exposure.ccds
+        if ccd.state == "failed" or (ccd.state == "missing" and ccd.reason)
+    ]
+    if not told:
+        return []
+    reasons = Counter(ccd.reason for ccd in told).most_common()
+    lines = ["why: " + ", ".join(f"{count} {reason}" for reason, count in reasons)]
+    for ccd in told[:limit]:
+        lines.append(f"  {ccd.exposure} CCD {ccd.ccd}  {ccd.reason}: {ccd.message}")
+        lines += [f"    log: {ccd.log}"] if ccd.log else []
+    return [*lines, *_rest(len(told), limit, "CCDs"), ""]
+
+
+def _rest(total: int, limit: int | None, what: str) -> list[str]:
+    hidden = 0 if limit is None else total - limit
+    return [f"  ... and {hidden} more {what}: --all lists them"] if hidden > 0 else []
+
+
+def status_json(status: SurveyStatus) -> str:
+    """Return the status as JSON: totals, and for each exposure what is not done."""
+    states: tuple[State, ...] = ("done", "failed", "missing")
+    content = {
+        "exit_code": status.exit_code,
+        "ccds": {state: status.count(state) for state in states},
+        "exposures": [
+            {
+                "exposure": exposure.exposure,
+                "band": exposure.band,
+                "manifest": exposure.manifest,
+                "note": exposure.note,
+                **{state: exposure.count(state) for state in states},
+                "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
+            }
+            for exposure in status.exposures
+        ],
+    }
+    return json.dumps(content, indent=1)

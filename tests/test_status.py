@@ -1,0 +1,220 @@
+"""What `coaddflow status` says of every state that a run can be in."""
+
+import json
+import time
+
+import pytest
+
+from coaddflow.exposures import ExposureRow, ImageRow, write_exposures, write_images
+from coaddflow.joblog import job_log
+from coaddflow.manifest import CcdRow, write_manifest, write_row
+from coaddflow.plan import make_plan
+from coaddflow.settings import Settings
+from coaddflow.status import status_json, status_table, survey_status
+
+SKYMAP = {
+    "kind": "tangent",
+    "pixel_scale": 1.0,
+    "tangent": {"ra": 150.0, "dec": 2.0, "width": 1.0, "height": 1.0},
+}
+
+
+def exposure(name, **changes):
+    row = {
+        "exposure": name,
+        "kind": "science",
+        "band": "r",
+        "ra": 150.0,
+        "dec": 2.0,
+        "rotation": 0.0,
+        "mjd": 60000.0,
+        "exposure_time": 30.0,
+        "path": f"{name}.fits",
+    }
+    return ExposureRow(**(row | changes))
+
+
+@pytest.fixture
+def plan_of(tmp_path, monkeypatch):
+    """Return a function that plans a run of exposures of the demo camera (CCDs 0 to 5)."""
+    monkeypatch.chdir(tmp_path)
+
+    def plan(*names, **changes):
+        bias = exposure("zero", kind="bias", band="", ra=None, dec=None, rotation=None)
+        write_exposures("exposures.ecsv", [bias, *(exposure(name) for name in names)])
+        settings = {
+            "camera": "demo",
+            "exposures": "exposures.ecsv",
+            "skymap": SKYMAP,
+            "refcat": {"path": "stars.csv"},
+        }
+        (tmp_path / "stars.csv").write_text("ra,dec,mag\n150,2,15\n")
+        return make_plan(Settings(**(settings | changes)), cache=None)
+
+    return plan
+
+
+def ccd_row(name, ccd, reason="", message=""):
+    return CcdRow(
+        exposure=name,
+        ccd=ccd,
+        band="r",
+        mjd=60000.0,
+        exposure_time=30.0,
+        state="failed" if reason else "done",
+        reason=reason,
+        message=message,
+    )
+
+
+def calexp(folder, name, ccd):
+    path = folder / f"results/calexp/{name}/{ccd}.fits"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("pixels")
+
+
+def finish(folder, name, failures=None, manifest=True):
+    """Leave what a run leaves of an exposure."""
+    failures = failures or {}
+    rows = [ccd_row(name, ccd, *failures.get(ccd, ())) for ccd in range(6)]
+    for row in rows:
+        write_row(folder / f"results/calexp/{name}/{row.ccd}.json", row)
+        if row.state == "done":
+            calexp(folder, name, row.ccd)
+    if manifest:
+        write_manifest(folder / f"results/summary/{name}.ecsv", rows)
+
+
+def test_before_the_first_run_everything_is_missing(plan_of):
+    status = survey_status(plan_of("a", "b"))
+    assert (status.count("missing"), status.exit_code) == (12, 3)
+    assert "12 missing" in status_table(status)
+
+
+def test_a_finished_survey_is_done(plan_of, tmp_path):
+    plan = plan_of("a", "b")
+    finish(tmp_path, "a")
+    finish(tmp_path, "b")
+    status = survey_status(plan)
+    assert (status.count("done"), status.exit_code) == (12, 0)
+    assert status_table(status) == "2 exposures, 2 done; 12 CCDs: 12 done, 0 failed, 0 missing"
+
+
+def test_a_failed_ccd_is_told_with_its_reason_and_its_log(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a", {4: ("no_stars", 'only 1 source, in "a b.fits"')})
+    with job_log(tmp_path / "logs/calexp/a/4.log"):
+        pass
+    status = survey_status(plan)
+    assert (status.count("done"), status.count("failed"), status.exit_code) == (5, 1, 1)
+    text = status_table(status)
+    assert 'a CCD 4  no_stars: only 1 source, in "a b.fits"' in text
+    assert "log: logs/calexp/a/4.log" in text
+    assert "why: 1 no_stars" in text
+
+
+def test_a_crashed_job_is_missing_with_the_last_word_of_its_log(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a", manifest=False)
+    (tmp_path / "results/calexp/a/2.json").unlink()
+    with pytest.raises(SystemExit), job_log(tmp_path / "logs/calexp/a/2.log"):
+        raise MemoryError
+    status = survey_status(plan)
+    (ccd,) = [ccd for ccd in status.exposures[0].ccds if ccd.state == "missing"]
+    assert (ccd.ccd, ccd.reason, ccd.message) == (2, "job_failed", "out of memory")
+    assert status.exit_code == 3
+
+
+def test_an_exposure_that_was_refused_is_told_with_the_reason(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a", {ccd: ("no_stars", "clouds") for ccd in range(4)}, manifest=False)
+    with pytest.raises(SystemExit), job_log(tmp_path / "logs/manifest/a.log"):
+        raise ValueError("4 of 6 CCDs failed")
+    status = survey_status(plan)
+    assert status.count("missing") == 0 and status.exit_code == 3
+    assert "no manifest: ValueError: 4 of 6 CCDs failed" in status_table(status)
+
+
+def test_a_calexp_that_was_removed_is_missing_again(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a")
+    (tmp_path / "results/calexp/a/3.fits").unlink()
+    status = survey_status(plan)
+    (ccd,) = [ccd for ccd in status.exposures[0].ccds if ccd.state == "missing"]
+    assert (ccd.ccd, ccd.reason) == (3, "calexp_gone") and status.exit_code == 3
+
+
+def test_a_row_that_is_cut_off_counts_as_missing(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a", manifest=False)
+    (tmp_path / "results/calexp/a/0.json").write_text('{"exposure": "a", "cc')
+    assert survey_status(plan).count("missing") == 1
+
+
+def test_excluded_exposures_and_ccds_are_not_asked_for(plan_of):
+    status = survey_status(plan_of("a", "b", exclude=["b"], exclude_ccds=[0, 1]))
+    assert [exposure.exposure for exposure in status.exposures] == ["a"]
+    assert status.count("missing") == 4
+
+
+def test_images_calibrated_elsewhere_count_by_their_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    square = {
+        "footprint_ra": (150.1, 150.0, 150.0, 150.1),
+        "footprint_dec": (2.0, 2.0, 2.1, 2.1),
+        "nx": 10,
+        "ny": 10,
+        "electrons_per_unit": 1.0,
+        "zero_point": 30.0,
+        "mjd": 60000.0,
+        "exposure_time": 1.0,
+        "path": "x.fits",
+        "hdu": 1,
+    }
+    rows = [
+        ImageRow(
+            exposure="e", ccd=ccd, band="g", mjd=6e4, exposure_time=1, path="x", hdu=1, **square
+        )
+        for ccd in (28, 61)
+    ]
+    write_images("images.ecsv", rows)
+    settings = Settings(
+        calibrated={"table": "images.ecsv", "zero_point": {"value": 30.0}}, skymap=SKYMAP
+    )
+    plan = make_plan(settings, cache=None)
+    calexp(tmp_path, "e", 28)
+    write_row("results/calexp/e/28.json", ccd_row("e", 28))
+    status = survey_status(plan)
+    assert [(ccd.ccd, ccd.state) for ccd in status.exposures[0].ccds] == [
+        (28, "done"),
+        (61, "missing"),
+    ]
+
+
+def test_json_has_the_same_numbers(plan_of, tmp_path):
+    plan = plan_of("a", "b")
+    finish(tmp_path, "a", {1: ("no_stars", "clouds")})
+    content = json.loads(status_json(survey_status(plan)))
+    assert content["ccds"] == {"done": 5, "failed": 1, "missing": 6}
+    assert content["exit_code"] == 3
+    first, second = content["exposures"]
+    assert [ccd["ccd"] for ccd in first["not_done"]] == [1]
+    assert first["not_done"][0]["reason"] == "no_stars" and not second["manifest"]
+
+
+def test_a_large_survey_is_told_in_few_lines_and_seconds(plan_of, tmp_path):
+    names = [f"e{number:03d}" for number in range(200)]
+    plan = plan_of(*names)
+    finish(tmp_path, "e000", {1: ("no_stars", "clouds")})
+    manifest = (tmp_path / "results/summary/e000.ecsv").read_text()
+    for name in names[1:150]:
+        text = manifest.replace("e000", name)
+        (tmp_path / f"results/summary/{name}.ecsv").write_text(text)
+        for ccd in (0, 2, 3, 4, 5):
+            calexp(tmp_path, name, ccd)
+    start = time.process_time()
+    status = survey_status(plan)
+    assert time.process_time() - start < 1.0
+    text = status_table(status)
+    assert len(text.splitlines()) < 60 and "--all lists them" in text
+    assert len(status_table(status, every_exposure=True).splitlines()) > 300
