@@ -115,17 +115,13 @@ def read_manifest(path: str | Path) -> list[CcdRow]:
     """Read a manifest; raise InputError if it is missing or damaged."""
     try:
         table = Table.read(path, format="ascii.ecsv")
-        rows = []
-        for line in table:
-            values = {
-                name: None if np.ma.is_masked(line[name]) else _plain(line[name])
-                for name in table.colnames
-            }
-            for name in ("reason", "message", "path", "sha256"):
-                values[name] = values[name] or ""
-            for name in ("footprint_ra", "footprint_dec"):
-                values[name] = json.loads(values[name] or "[]")
-            rows.append(CcdRow.model_validate(values))
+        columns = {name: _values(table[name]) for name in table.colnames}
+        for name in ("reason", "message", "path", "sha256"):
+            columns[name] = [value or "" for value in columns[name]]
+        for name in ("footprint_ra", "footprint_dec"):
+            columns[name] = [json.loads(value or "[]") for value in columns[name]]
+        lines = zip(*columns.values(), strict=True)
+        rows = [CcdRow.model_validate(dict(zip(columns, line, strict=True))) for line in lines]
         return rows
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -139,5 +135,10 @@ def _types(annotation: object) -> tuple:
     return getattr(annotation, "__args__", (annotation,))
 
 
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
+def _values(column: Column) -> list:
+    """Return the values of a column as plain Python ones, None where there is none."""
+    masked = (
+        np.ma.getmaskarray(column).tolist() if hasattr(column, "mask") else [False] * len(column)
+    )
+    values = np.asarray(column).tolist()
+    return [None if hidden else value for value, hidden in zip(values, masked, strict=True)]

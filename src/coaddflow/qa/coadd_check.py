@@ -1,0 +1,194 @@
+"""How good a coadd is: positions, fluxes and noise, measured on its pixels.
+
+References
+----------
+.. [1] Howell 1989, PASP 101, 616 (growth curves).
+.. [2] Fruchter & Hook 2002, PASP 114, 144, section 7 (correlated noise of resampled images).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from coaddflow.background import estimate_background
+from coaddflow.detect import SourceFlag, common_size, detect_sources, measure_seeing
+from coaddflow.image import MaskedImage, MaskPlane
+from coaddflow.photometry import aperture_correction, aperture_fluxes
+from coaddflow.settings.calexp import BackgroundSettings, DetectionSettings, PhotometrySettings
+
+_SPOILT = (
+    SourceFlag.BLENDED
+    | SourceFlag.EDGE
+    | SourceFlag.SATURATED
+    | SourceFlag.BAD_PIXELS
+    | SourceFlag.NO_CENTROID
+)
+_NEIGHBOUR_RADIUS = 5.0
+"""Distance to the next detected source of an isolated star, in FWHM."""
+
+
+@dataclass(frozen=True)
+class StarResiduals:
+    """Measured minus true, for the isolated stars of a coadd.
+
+    Attributes
+    ----------
+    index : ndarray of int, shape (n,)
+        Rows of the catalogue.
+    dx, dy : ndarray of float64, shape (n,)
+        Offsets in pixels.
+    flux, flux_error : ndarray of float64, shape (n,)
+        Total fluxes and their errors, in the unit of the image.
+    true_flux : ndarray of float64, shape (n,)
+        Fluxes of the catalogue.
+    fwhm : float
+        Of the stars, pixels.
+    """
+
+    index: NDArray[np.int64]
+    dx: NDArray[np.float64]
+    dy: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    flux_error: NDArray[np.float64]
+    true_flux: NDArray[np.float64]
+    fwhm: float
+
+    def position_rms(self) -> float:
+        """Return the root mean square offset of one axis, pixels."""
+        return float(np.sqrt(np.mean(np.concatenate([self.dx, self.dy]) ** 2)))
+
+    def flux_bias(self) -> tuple[float, float]:
+        """Return the median of flux / true flux - 1, and its standard error."""
+        ratio = self.flux / self.true_flux - 1.0
+        middle = float(np.median(ratio))
+        scatter = 1.4826 * float(np.median(np.abs(ratio - middle)))
+        return middle, 1.2533 * scatter / np.sqrt(ratio.size)
+
+
+def detect_on(masked_image: MaskedImage, initial_fwhm: float = 3.0) -> tuple[Table, float]:
+    """Return the sources of an image whose sky is zero, and the FWHM of its stars in pixels."""
+    settings = DetectionSettings(initial_fwhm=initial_fwhm)
+    fwhm = measure_seeing(masked_image, settings)
+    return detect_sources(masked_image, fwhm, settings).sources, fwhm
+
+
+def check_stars(
+    masked_image: MaskedImage,
+    x: ArrayLike,
+    y: ArrayLike,
+    true_flux: ArrayLike,
+    min_signal_to_noise: float = 50.0,
+    match_radius: float = 1.0,
+) -> StarResiduals:
+    """Measure isolated stars of a coadd whose true places and fluxes are known [1]_.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        The coadd; its sky is zero.
+    x, y : array_like, shape (n,)
+        True positions of stars, pixels, 0-based.
+    true_flux : array_like, shape (n,)
+        Their total fluxes in the unit of the image.
+    min_signal_to_noise : float
+        Fainter sources are not looked at.
+    match_radius : float
+        Largest distance of a source from a star, pixels.
+    """
+    photometry = PhotometrySettings()
+    sources, fwhm = detect_on(masked_image)
+    xy = np.column_stack([sources["x"], sources["y"]])
+    alone = cKDTree(xy).query(xy, k=2)[0][:, 1] > _NEIGHBOUR_RADIUS * fwhm
+    good = alone & ((np.asarray(sources["flags"]) & int(_SPOILT)) == 0)
+    good &= np.asarray(sources["signal_to_noise"]) > min_signal_to_noise
+    fwhm = common_size(sources["fwhm"][good])
+    distance, index = cKDTree(np.column_stack([x, y])).query(xy[good])
+    matched = distance < match_radius
+    found, index = xy[good][matched], index[matched]
+    radius = photometry.radii[photometry.standard] * fwhm
+    measured = aperture_fluxes(masked_image, *found.T, [radius])
+    correction = aperture_correction(masked_image, *found.T, radius, photometry.total_radius * fwhm)
+    return StarResiduals(
+        index=index,
+        dx=found[:, 0] - np.asarray(x)[index],
+        dy=found[:, 1] - np.asarray(y)[index],
+        flux=measured.flux[:, 0] * correction,
+        flux_error=measured.error[:, 0] * correction,
+        true_flux=np.asarray(true_flux, float)[index],
+        fwhm=fwhm,
+    )
+
+
+def empty_sky(masked_image: MaskedImage, grow: int = 8) -> NDArray[np.bool_]:
+    """Return the pixels that were measured and are far from all sources, shape (ny, nx).
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        The coadd.
+    grow : int
+        Pixels by which sources are enlarged.
+    """
+    measured = np.isfinite(masked_image.image) & ~masked_image.has_any(MaskPlane.NO_DATA)
+    significance = np.where(measured, masked_image.image, 0.0) / np.sqrt(
+        np.where(measured, masked_image.variance, np.inf)
+    )
+    smooth = ndimage.gaussian_filter(significance, 2.0)
+    noise = 1.4826 * np.median(np.abs(smooth[measured] - np.median(smooth[measured])))
+    sources = smooth > np.median(smooth[measured]) + 3.0 * noise
+    sources |= masked_image.has_any(MaskPlane.DETECTED | MaskPlane.SAT)
+    return measured & ~ndimage.binary_dilation(sources, iterations=grow)
+
+
+def sky_noise(masked_image: MaskedImage, mesh_size: int = 64) -> float:
+    """Return the standard deviation of empty sky, with what is left of the sky taken away.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        The image.
+    mesh_size : int
+        Size of the superpixels of the remaining sky, pixels.
+    """
+    return _robust_deviation((masked_image.image - _sky(masked_image, mesh_size)), masked_image)
+
+
+def sky_chi(masked_image: MaskedImage, mesh_size: int = 128) -> float:
+    """Return the standard deviation of empty sky in units of what the variance plane says.
+
+    It is 1 for a correct variance plane: correlations between pixels do not change the noise
+    of single pixels, which the variance plane is about, but that of sums [2]_.
+    """
+    deviation = masked_image.image - _sky(masked_image, mesh_size)
+    with np.errstate(invalid="ignore"):
+        return _robust_deviation(deviation / np.sqrt(masked_image.variance), masked_image)
+
+
+def sky_covariance(masked_image: MaskedImage, block: int = 12) -> float:
+    """Return the variance of means of blocks over that of uncorrelated pixels [2]_.
+
+    This is the measured covariance factor, in variance; blocks with a source are left out.
+    """
+    empty = empty_sky(masked_image)
+    ny, nx = (size // block for size in empty.shape)
+    cut = (slice(ny * block), slice(nx * block))
+    shape = (ny, block, nx, block)
+    whole = empty[cut].reshape(shape).all(axis=(1, 3))
+    deviation = (masked_image.image - _sky(masked_image, 128))[cut].reshape(shape)
+    means = deviation.mean(axis=(1, 3))[whole]
+    expected = masked_image.variance[cut].reshape(shape).mean(axis=(1, 3))[whole] / block**2
+    chi = means / np.sqrt(expected)
+    return float((1.4826 * np.median(np.abs(chi - np.median(chi)))) ** 2)
+
+
+def _sky(masked_image: MaskedImage, mesh_size: int) -> NDArray[np.float32]:
+    return estimate_background(masked_image, BackgroundSettings(mesh_size=mesh_size)).model()
+
+
+def _robust_deviation(values: NDArray, masked_image: MaskedImage) -> float:
+    sky = values[empty_sky(masked_image)]
+    return 1.4826 * float(np.median(np.abs(sky - np.median(sky))))
