@@ -45,7 +45,11 @@ def test_colours_are_kept_at_every_brightness_and_nothing_is_grey():
     green[:, 3:5] = np.nan
     picture = lupton_rgb([red, green, blue])
     assert np.all(picture[:, :3] == picture[0, 0]) and np.ptp(picture[0, 0]) < 20
-    assert np.all(picture[:, 3:5].max(axis=2) < 80)
+    # without green, the mean of the others stands for it
+    partial = picture[:, 3:5].astype(int)
+    partial = partial[partial.min(axis=2) > 0]
+    assert len(partial) > 20
+    assert np.abs(partial[..., 1] - (partial[..., 0] + partial[..., 2]) / 2).max() < 2
     ratios = []
     for k in range(3):
         r, g, b = picture[30, 10 + 20 * k].astype(float)

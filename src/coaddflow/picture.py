@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SOFTENING = 8.0
 """Q of [1]_: linear up to about 1 / Q of white, logarithmic beyond."""
 
-_NOISE_PER_WHITE = 15.0
+_NOISE_PER_WHITE = 20.0
 """Standard deviations of the sky to white, were the scale linear all the way."""
 
 _NO_DATA_COLOUR = (72, 72, 84)
