@@ -47,13 +47,20 @@ def test_formats_give_the_same_stars(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("ra", "dec"), [(0.0, 5.0), (359.9, -5.0), (180.0, 0.0), (12.0, 90.0), (200.0, -89.5)]
+    ("ra", "dec", "radius"),
+    [
+        (0.0, 5.0, 12.0),
+        (359.9, -5.0, 12.0),
+        (180.0, 0.0, 90.0),
+        (12.0, 90.0, 30.0),
+        (9.0, -89, 9.0),
+    ],
 )
-def test_cone_is_a_cone_at_ra_zero_and_the_poles(tmp_path, ra, dec):
+def test_cone_is_a_cone_at_ra_zero_and_the_poles(tmp_path, ra, dec, radius):
     sky = random_sky()
     path = write(tmp_path / "sky.fits", **sky)
-    stars = load_refcat(RefcatSettings(path=str(path)), ra, dec, 12.0, "r", J2016)
-    inside = sphere.separation(sky["ra"], sky["dec"], ra, dec) <= 12.0
+    stars = load_refcat(RefcatSettings(path=str(path)), ra, dec, radius, "r", J2016)
+    inside = sphere.separation(sky["ra"], sky["dec"], ra, dec) <= radius
     assert set(stars["mag"]) == set(sky["mag"][inside])
     assert inside.sum() > 20
 

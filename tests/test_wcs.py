@@ -291,6 +291,33 @@ def test_margin_limits_what_is_near():
     assert np.isfinite(sky_to_pixel(wcs, ra, dec, margin=0.1)[0]).tolist() == [1, 1, 1, 0]
 
 
+@pytest.mark.parametrize("dec", [90.0, -90.0, 12.0])
+def test_plane_of_the_wcs_is_that_of_the_sphere(dec):
+    # LONPOLE has another default at the pole, which would turn the image around
+    none = np.zeros((2, 2))
+    wcs = make_tan_sip((40.0, dec), (150.0, 200.0), SCALE * np.diag([-1.0, 1.0]), none, none, SHAPE)
+    x, y = grid()
+    truth = sphere.tan_deproject(-(x - 150.0) * SCALE, (y - 200.0) * SCALE, 40.0, dec)
+    assert distance_in_pixels(pixel_to_sky(wcs, x, y), truth) < 1e-6
+    header = wcs_to_header(wcs)
+    assert distance_in_pixels(astropy_wcs(header).all_pix2world(x, y, 0), truth) < 1e-6
+    assert distance_in_pixels(pixel_to_sky(read_wcs(header), x, y), truth) < 1e-6
+
+
+def test_folded_distortion_gives_no_second_place():
+    a, b = np.zeros((2, 4, 4))
+    size = SHAPE[0]
+    a[3, 0] = -1.0 / (1.21 * size) ** 2
+    centre = (SHAPE[1] - 1) / 2.0, (SHAPE[0] - 1) / 2.0
+    cd = SCALE * np.diag([-1.0, 1.0])
+    wcs = make_tan_sip((40.0, 10.0), centre, cd, a, b, SHAPE)
+    # u - u^3 / R^2 has its maximum 0.466 at u = 0.7: what lies beyond is seen by no pixel near
+    # the image, but the polynomial comes up to it once more at u < -1.4
+    for places, seen in ((np.linspace(0.0, 0.45, 50), True), (np.linspace(0.5, 1.5, 50), False)):
+        sky = sphere.tan_deproject(-places * size * SCALE, 0.0 * places, 40.0, 10.0)
+        assert (np.isfinite(sky_to_pixel(wcs, *sky, margin=3.0)[0]) == seen).all()
+
+
 def test_inverse_sip_is_good_over_the_ccd():
     wcs = sip_wcs(4)
     x, y = grid(wcs.array_shape)

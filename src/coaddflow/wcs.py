@@ -655,10 +655,9 @@ def sky_to_pixel(
     # the linear start of a good pixel may be off by the distortion: twice the margin
     near = np.flatnonzero(_inside(start, _limits(wcs, 2.0 * margin + 0.5)))
     found, good = _newton(to_plane, start[:, near], target[:, near])
-    if near.size:
-        sign = np.sign(np.linalg.det(central))
-        good &= sign * np.linalg.det(np.moveaxis(_jacobian(to_plane, found), -1, 0)) > 0
-        good &= _inside(found, limits)
+    near, found = near[good], found[:, good]
+    upright = np.linalg.det(central) * _determinant(_jacobian(to_plane, found)) > 0
+    good = upright & _inside(found, limits)
     pixels[:, near[good]] = found[:, good]
     return pixels[0].reshape(ra.shape), pixels[1].reshape(ra.shape)
 
@@ -673,13 +672,14 @@ def _newton(to_plane: Callable, xy: NDArray, target: NDArray) -> tuple[NDArray, 
             break
         if iteration < 2 or iteration % 5 == 0:
             # later steps go along the derivative of an earlier one, which is as good near the root
-            inverse = np.linalg.pinv(np.moveaxis(_jacobian(to_plane, xy[:, active]), -1, 0))
-        step = np.einsum("nij,jn->in", inverse, target[:, active] - to_plane(xy[:, active]))
+            inverse = _inverse(_jacobian(to_plane, xy[:, active]))
+        step = np.einsum("ijn,jn->in", inverse, target[:, active] - to_plane(xy[:, active]))
         xy[:, active] += step
         size = np.abs(step).max(axis=0)
         solved[active[size < _CONVERGED_PIXELS]] = True
+        # a point that leaves the plane (NaN) or goes far away is given up
         going_on = (size >= _CONVERGED_PIXELS) & (size < 1e5)
-        active, inverse = active[going_on], inverse[going_on]
+        active, inverse = active[going_on], inverse[..., going_on]
     return xy, solved
 
 
@@ -687,6 +687,19 @@ def _jacobian(to_plane: Callable, xy: NDArray) -> NDArray[np.float64]:
     """Return the derivative of a mapping at points (2, n), shape (2, 2, n), by differences."""
     steps = [np.array([[0.5], [0.0]]), np.array([[0.0], [0.5]])]
     return np.stack([to_plane(xy + step) - to_plane(xy - step) for step in steps], axis=1)
+
+
+def _determinant(matrices: NDArray) -> NDArray[np.float64]:
+    """Return the determinants of matrices (2, 2, n)."""
+    return matrices[0, 0] * matrices[1, 1] - matrices[0, 1] * matrices[1, 0]
+
+
+def _inverse(matrices: NDArray) -> NDArray[np.float64]:
+    """Return the inverses of matrices (2, 2, n); NaN for singular ones."""
+    determinant = _determinant(matrices)
+    determinant = np.where(determinant == 0.0, np.nan, determinant)
+    (a, b), (c, d) = matrices
+    return np.array([[d, -b], [-c, a]]) / determinant
 
 
 def _limits(wcs: WCS, margin: float) -> tuple[NDArray, NDArray]:

@@ -58,7 +58,7 @@ class AstrometrySettings(Section):
         3.0, ge=1.5, description="Fewest stars for each coefficient of the polynomial of one axis."
     )
     max_corner_error: float = Field(
-        2.0,
+        2.5,
         gt=0,
         description="The order is lowered until the polynomial's formal error is, everywhere on "
         "the CCD, less than this times the error of one star.",
