@@ -8,12 +8,14 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
 from coaddflow import sphere
+from coaddflow.camera import load_camera
 from coaddflow.errors import InputError
 from coaddflow.wcs import (
     fit_tan_sip,
     inverse_sip,
     make_tan_sip,
     pixel_to_sky,
+    predicted_wcs,
     read_wcs,
     sky_to_pixel,
     wcs_to_header,
@@ -337,3 +339,17 @@ def test_fit_tan_sip_takes_the_order_that_is_needed():
     assert fitted.sip.a_order == 3
     plain_truth = read_wcs(plain())
     assert fit_tan_sip(lambda x, y: pixel_to_sky(plain_truth, x, y), SHAPE).sip is None
+
+
+@pytest.mark.parametrize("name", ["demo", "hsc", "decam"])
+def test_camera_is_predicted_to_a_thousandth_of_a_pixel(name):
+    camera = load_camera(name)
+    pointing = (0.2, 60.0, 33.0)
+    # the last detector of a camera stands far from the axis, where the distortion is strong
+    for detector in (camera.detectors[0], camera.detectors[-1]):
+        wcs = predicted_wcs(camera, detector, *pointing)
+        x, y = grid(detector.shape)
+        truth = camera.pixel_to_sky(detector, x, y, *pointing)
+        scale = camera.pixel_scale / 3600.0
+        assert distance_in_pixels(pixel_to_sky(wcs, x, y), truth, scale) < 1e-3
+        assert wcs.array_shape == detector.shape

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.io import fits
@@ -26,6 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.sphere import tan_deproject, tan_project
+
+if TYPE_CHECKING:
+    from coaddflow.camera import Camera, Detector
 
 log = logging.getLogger(__name__)
 
@@ -322,6 +326,23 @@ def fit_tan_sip(
         if np.abs(np.linalg.solve(wcs.pixel_scale_matrix, error)).max() < tolerance:
             break
     return wcs
+
+
+def predicted_wcs(
+    camera: "Camera", detector: "Detector", ra: float, dec: float, rotation: float
+) -> WCS:
+    """Return the TAN-SIP WCS of a CCD that the camera's geometry predicts.
+
+    Parameters
+    ----------
+    camera, detector : Camera, Detector
+        The camera and its CCD.
+    ra, dec, rotation : float
+        Pointing and rotation of the exposure, degrees.
+    """
+    return fit_tan_sip(
+        lambda x, y: camera.pixel_to_sky(detector, x, y, ra, dec, rotation), detector.shape
+    )
 
 
 def fit_polynomial(u: NDArray, v: NDArray, values: NDArray, order: int) -> NDArray[np.float64]:
