@@ -441,7 +441,7 @@ def test_headers_of_extensions_fall_back_on_the_primary_header(tmp_path):
         read_headers(path, 4)
 
 
-def test_progress_is_told_on_long_work_only(tmp_path):
+def test_progress_is_told_on_long_work_only(monkeypatch):
     class Terminal:
         text = ""
 
@@ -454,9 +454,12 @@ def test_progress_is_told_on_long_work_only(tmp_path):
         def flush(self):
             pass
 
-    quick = Terminal()
+    quick, slow = Terminal(), Terminal()
     assert list(progress(range(100), "quick", 100, quick)) == list(range(100))
     assert quick.text == ""
+    monkeypatch.setattr("coaddflow.progress._FIRST_AFTER", 0.0)
+    assert list(progress(range(5), "reading", 5, slow)) == list(range(5))
+    assert "\rreading: 0 of 5" in slow.text and slow.text.endswith(" \r")
 
 
 def test_raw_files_may_be_links_into_an_archive(tmp_path, camera):

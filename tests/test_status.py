@@ -171,12 +171,7 @@ def test_images_calibrated_elsewhere_count_by_their_table(tmp_path, monkeypatch)
         "path": "x.fits",
         "hdu": 1,
     }
-    rows = [
-        ImageRow(
-            exposure="e", ccd=ccd, band="g", mjd=6e4, exposure_time=1, path="x", hdu=1, **square
-        )
-        for ccd in (28, 61)
-    ]
+    rows = [ImageRow(exposure="e", ccd=ccd, band="g", **square) for ccd in (28, 61)]
     write_images("images.ecsv", rows)
     settings = Settings(
         calibrated={"table": "images.ecsv", "zero_point": {"value": 30.0}}, skymap=SKYMAP

@@ -28,7 +28,9 @@ class Fact(Section):
         None, description="Keyword of the image's header (or else of the file's primary header)."
     )
     column: str | None = Field(None, description="Column of the table `facts`.")
-    value: str | float | None = Field(None, description="The fact itself, the same for all images.")
+    value: str | int | float | None = Field(
+        None, description="The fact itself, the same for all images."
+    )
     pattern: str | None = Field(
         None,
         description="Regular expression whose first group is the fact; applied to the text of the "

@@ -1,0 +1,107 @@
+"""Arguments that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coaddflow.angles import parse_declination, parse_right_ascension
+from coaddflow.errors import InputError
+
+if TYPE_CHECKING:
+    from coaddflow.settings import Settings
+
+DEFAULT_CONFIG = "config.yaml"
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config``."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=DEFAULT_CONFIG,
+        help=f"settings of the run (default: {DEFAULT_CONFIG})",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def add_position(parser: argparse.ArgumentParser) -> None:
+    """Add the positional arguments RA and DEC."""
+    parser.add_argument(
+        "ra",
+        metavar="RA",
+        type=_angle(parse_right_ascension),
+        help="ICRS right ascension: degrees, or hours as 10:00:28.6 or 10h00m28.6s",
+    )
+    parser.add_argument(
+        "dec",
+        metavar="DEC",
+        type=_angle(parse_declination),
+        help="ICRS declination: degrees, or -02:12:21 or -2d12m21s",
+    )
+
+
+def _angle(parse: Callable[[str], float]) -> Callable[[str], float]:
+    def checked(text: str) -> float:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def read_settings(path: str | Path) -> "Settings":
+    """Read a settings file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not YAML, gives a key twice, or is not valid settings.
+    """
+    import yaml
+
+    from coaddflow.settings import load_settings
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "not text"
+        raise InputError(
+            f"the settings cannot be read: {cause}",
+            path=path,
+            remedy="give the file with --config",
+        ) from error
+    try:
+        content = yaml.safe_load(text)
+        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
+    except yaml.YAMLError as error:
+        raise InputError(f"is not YAML: {error}", path=path, remedy="correct the line") from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError("has no settings in it", path=path, remedy="write keys and values")
+    return load_settings(content or {}, path)
+
+
+def _check_keys(node: object, path: str | Path) -> None:
+    """Refuse keys that stand twice in one section: YAML would take the last in silence."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in seen:
+                raise InputError(
+                    f"key {key.value!r} stands twice, in lines {seen[str(key.value)]} and {line}",
+                    path=path,
+                    remedy="remove one of them",
+                )
+            seen[str(key.value)] = line
+            _check_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, path)

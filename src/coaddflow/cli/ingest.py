@@ -1,0 +1,167 @@
+"""Make or extend the table of exposures (or of images calibrated elsewhere).
+
+Headers are read, pixels are not. Exposures that the table has already are left as they are. What
+cannot be used is skipped and listed with the reason; the rest comes in.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from coaddflow.cli.arguments import add_config, add_json, read_settings
+from coaddflow.errors import InputError
+
+if TYPE_CHECKING:
+    from coaddflow.ingest import IngestReport, Skip
+
+HELP = "raw files (or calibrated images) to the table of exposures"
+
+EXAMPLE = """\
+examples:
+  coaddflow ingest raw/                          camera and table as config.yaml says
+  coaddflow ingest --camera demo --table exposures.ecsv raw/night1 raw/night2
+  coaddflow ingest --calibrated --config configs/decam-calibrated.yaml images/
+  coaddflow ingest --fitted results              correct pointings by what was fitted
+
+exit codes: 0 the table is up to date (skipped files are listed), 1 with --strict if a raw file
+was skipped or an exposure not corrected, 2 wrong usage, or nothing could be used
+"""
+
+_LISTED = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument(
+        "sources", metavar="FOLDER", nargs="*", help="folders (with all below) or files"
+    )
+    add_config(parser)
+    parser.add_argument("--camera", help="camera, instead of that of the settings")
+    parser.add_argument("--table", help="table to make or extend, instead of that of the settings")
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="the files are images calibrated elsewhere (settings: calibrated)",
+    )
+    parser.add_argument(
+        "--fitted",
+        metavar="RESULTS",
+        help="replace pointings and rotations in the table by those that the CCDs calibrated in "
+        "this folder of results were fitted with",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="exposures that the table has already are replaced by what their headers say",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 if a file had to be skipped"
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    if arguments.fitted is not None:
+        return _run_fitted(arguments)
+    if not arguments.sources:
+        raise InputError("no folder is given", remedy="coaddflow ingest FOLDER")
+    report = _ingest_calibrated(arguments) if arguments.calibrated else _ingest_raw(arguments)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(report), indent=1))
+    else:
+        print(_report_text(report))
+    missed = [skip for skip in report.skipped if skip.reason != "other_name"]
+    return 1 if arguments.strict and missed else 0
+
+
+def _ingest_raw(arguments: argparse.Namespace) -> "IngestReport":
+    from coaddflow.camera import load_camera
+    from coaddflow.ingest import ingest
+
+    camera, table = _camera_and_table(arguments)
+    return ingest(arguments.sources, load_camera(camera), table, arguments.replace)
+
+
+def _ingest_calibrated(arguments: argparse.Namespace) -> "IngestReport":
+    from coaddflow.ingest_calibrated import ingest_calibrated
+
+    settings = read_settings(arguments.config).calibrated
+    table = arguments.table or settings.table
+    if table is None:
+        raise InputError(
+            "no table is given", path=arguments.config, remedy="set calibrated.table, or --table"
+        )
+    return ingest_calibrated(arguments.sources, settings, table, arguments.replace)
+
+
+def _run_fitted(arguments: argparse.Namespace) -> int:
+    from coaddflow.camera import load_camera
+    from coaddflow.ingest import repoint
+
+    camera, table = _camera_and_table(arguments)
+    pointings, skipped = repoint(table, arguments.fitted, load_camera(camera))
+    if arguments.json:
+        content = {
+            "corrected": {name: dataclasses.asdict(p) for name, p in pointings.items()},
+            "skipped": [dataclasses.asdict(skip) for skip in skipped],
+        }
+        print(json.dumps(content, indent=1))
+    else:
+        for name, pointing in pointings.items():
+            print(
+                f"{name}: moved by {pointing.shift:.1f} arcsec, rotation {pointing.rotation:.3f} "
+                f"(CCDs fit within {pointing.rms:.2f} arcsec)"
+            )
+        print("\n".join([*_skip_lines(skipped), f"{len(pointings)} pointings put into {table}"]))
+    return 1 if arguments.strict and skipped else 0
+
+
+def _camera_and_table(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Return camera and table from the arguments, or else from the settings."""
+    camera, table = arguments.camera, arguments.table
+    if camera is None or table is None:
+        settings = read_settings(arguments.config)
+        camera, table = camera or settings.camera, table or settings.exposures
+    for name, value in (("camera", camera), ("exposures", table)):
+        if value is None:
+            option = "--camera" if name == "camera" else "--table"
+            raise InputError(
+                f"setting {name!r} is not there",
+                path=arguments.config,
+                remedy=f"set it, or give {option}",
+            )
+    return camera, table
+
+
+def _report_text(report: "IngestReport") -> str:
+    lines = _skip_lines(report.skipped)
+    if report.kept:
+        lines.append(
+            f"{len(report.kept)} differ from their headers and were kept (--replace takes the "
+            f"headers): {', '.join(report.kept[:_LISTED])}"
+            + (", ..." if len(report.kept) > _LISTED else "")
+        )
+    counts = [f"{len(report.added)} added"]
+    counts += [f"{len(report.replaced)} replaced"] if report.replaced else []
+    unchanged = len(report.unchanged) + len(report.kept)
+    counts += [f"{unchanged} unchanged"] if unchanged else []
+    counts.append(f"{len(report.skipped)} files skipped")
+    return "\n".join([*lines, f"{', '.join(counts)}; the table has {report.n_rows} rows"])
+
+
+def _skip_lines(skipped: Sequence["Skip"]) -> list[str]:
+    """Return what was skipped, by reason, the first few of each with their messages."""
+    by_reason: dict[str, list[Skip]] = {}
+    for skip in skipped:
+        by_reason.setdefault(skip.reason, []).append(skip)
+    lines = []
+    for reason, skips in by_reason.items():
+        lines.append(f"skipped, {reason}: {len(skips)}")
+        lines += [f"  {skip.file}: {skip.message}" for skip in skips[:_LISTED]]
+        if len(skips) > _LISTED:
+            lines.append(f"  ... and {len(skips) - _LISTED} more (--json lists all)")
+    return lines

@@ -1,0 +1,40 @@
+"""Tell what became of every exposure and CCD: done, failed with reason, or missing."""
+
+import argparse
+
+from coaddflow.cli.arguments import add_config, add_json, read_settings
+
+HELP = "exposures x CCDs: done, failed with reason, missing"
+
+EXAMPLE = """\
+examples:
+  coaddflow status
+  coaddflow status --config configs/hatp32.yaml --all
+  coaddflow status --json | python -m json.tool
+
+exit codes: 0 all CCDs are done, 1 all have been tried and some failed, 2 wrong usage or unusable
+settings, 3 some are missing: not run yet, their job crashed, or their exposure was refused
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_config(parser)
+    parser.add_argument("--results", default="results", help="folder of the products")
+    parser.add_argument("--logs", default="logs", help="folder of the job logs")
+    parser.add_argument(
+        "--all", action="store_true", help="list every exposure and every failure, not the first"
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    from coaddflow.plan import make_plan
+    from coaddflow.status import status_json, status_table, survey_status
+
+    plan = make_plan(read_settings(arguments.config))
+    status = survey_status(plan, arguments.results, arguments.logs)
+    print(status_json(status) if arguments.json else status_table(status, arguments.all))
+    return status.exit_code

@@ -1,0 +1,176 @@
+"""The page ``docs/settings.md``, the JSON schema and a YAML file, made from the model.
+
+The model is the only place where a setting is described; what people read is generated.
+"""
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from coaddflow.settings import Settings
+
+_INTRODUCTION = """\
+# Settings
+
+A run is described by one YAML file (`config.yaml`, or the one given with `--configfile`). Every
+key has a default, so a file says only what is different. An unknown key, or a value that is not
+allowed, ends the run before it begins, with a message that names the key; `coaddflow check-config
+FILE` does the same check alone. Paths are relative to the folder in which the workflow runs.
+
+This page is generated from the model in `src/coaddflow/settings/` (`coaddflow settings`).
+"""
+
+_PLAIN = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def settings_page() -> str:
+    """Return the documentation of all settings as Markdown."""
+    lines = [_INTRODUCTION]
+    top = {name: field for name, field in Settings.model_fields.items() if _section(field) is None}
+    lines += ["## The run as a whole", "", *_table(top), ""]
+    for names, section in _sections().items():
+        lines += _section_lines(names, section)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings_schema() -> str:
+    """Return the JSON schema of the settings, for editors that check YAML while one types."""
+    return json.dumps(Settings.model_json_schema(), indent=1) + "\n"
+
+
+def default_settings() -> str:
+    """Return all settings with their defaults as YAML."""
+    import yaml
+
+    return yaml.safe_dump(Settings().model_dump(mode="json"), sort_keys=False)
+
+
+def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all settings, sections before what is in them."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        section = _section(field)
+        if section is not None:
+            yield from setting_names(section, f"{prefix}{name}.")
+
+
+def _sections() -> dict[tuple[str, ...], type[BaseModel]]:
+    """Return all sections, each with the names under which it occurs, in the order of the model."""
+    names: dict[type[BaseModel], list[str]] = {}
+
+    def collect(model: type[BaseModel], prefix: str) -> None:
+        for key, field in model.model_fields.items():
+            inner = _section(field) or _element_section(field)
+            if inner is not None:
+                name = f"{prefix}{key}" + ("" if _section(field) else ".<name>")
+                names.setdefault(inner, []).append(name)
+                collect(inner, f"{name}.")
+
+    collect(Settings, "")
+    return {tuple(known_as): model for model, known_as in names.items()}
+
+
+def _section_lines(names: tuple[str, ...], model: type[BaseModel]) -> list[str]:
+    """Return heading, purpose and table of a section."""
+    level = 3 if "." in names[0] else 2
+    lines = [f"{'#' * level} `{names[0]}`", "", _purpose(model), ""]
+    if len(names) > 1:
+        also = ", ".join(f"`{name}`" for name in names[1:])
+        lines += [f"The same keys are in {also}.", ""]
+    return [*lines, *_table(model.model_fields), ""]
+
+
+def _purpose(model: type[BaseModel]) -> str:
+    """Return the docstring of a section, each paragraph on a line."""
+    paragraphs = re.split(r"\n\s*\n", (model.__doc__ or "").strip().replace("``", "`"))
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def _table(fields: dict[str, FieldInfo]) -> list[str]:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        cells = [f"`{name}`", _type_of(field), _default_of(field), field.description or ""]
+        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return rows
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a field that is a section (or may be one, or nothing)."""
+    for option in (field.annotation, *typing.get_args(field.annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            is_plain = option is field.annotation or _is_union(field.annotation)
+            return option if is_plain else None
+    return None
+
+
+def _element_section(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of the values of a mapping, or of the items of a list."""
+    for option in typing.get_args(field.annotation):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _is_union(annotation: object) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _type_of(field: FieldInfo) -> str:
+    bounds = [
+        f"{word} {getattr(item, bound):g}"
+        for item in field.metadata
+        for bound, word in _BOUNDS.items()
+        if hasattr(item, bound)
+    ]
+    return ", ".join([_words(field.annotation), *bounds])
+
+
+def _words(annotation: object) -> str:
+    """Return a type in words."""
+    origin, options = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _words(options[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{option}`" for option in options)
+    if _is_union(annotation):
+        return " or ".join(dict.fromkeys(_words(option) for option in options))
+    if origin is dict:
+        return f"mapping to {_words(options[1])}"
+    if origin in (tuple, list):
+        return _words_of_list(options)
+    return "section" if issubclass(annotation, BaseModel) else _PLAIN[annotation]
+
+
+def _words_of_list(options: tuple) -> str:
+    items = [_words(option) for option in options if option is not Ellipsis]
+    if len(items) == 1:
+        return f"list of {items[0]}"
+    return f"list of {len(items)} ({', '.join(items)})"
+
+
+def _default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, BaseModel):
+        changed = default.model_dump(mode="json", exclude_defaults=True)
+        return f"`{json.dumps(changed)}`" if changed else "see below"
+    if isinstance(default, tuple | dict):
+        default = json.loads(json.dumps(default, default=lambda value: value.model_dump()))
+    return f"`{json.dumps(default)}`"
