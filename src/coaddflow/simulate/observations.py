@@ -1,0 +1,255 @@
+"""What is observed when: the exposures of a simulated survey, with all that is peculiar to each."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import Table
+
+from coaddflow import sphere
+from coaddflow.camera import Camera
+from coaddflow.files import check_id
+from coaddflow.simulate.settings import SimulationSettings
+from coaddflow.simulate.streams import stream
+
+KINDS = ("bias", "dark", "flat", "science")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One exposure: what the header says of it, and what is true.
+
+    Attributes
+    ----------
+    exposure, kind, band : str
+        Id; science, bias, dark or flat; band, empty for bias and dark.
+    mjd : float
+        Start, MJD TAI.
+    exposure_time : float
+        Seconds.
+    ra, dec, rotation : float
+        True pointing and rotation, degrees.
+    header_ra, header_dec, header_rotation : float
+        What the header says.
+    seeing : float
+        FWHM of the PSF at the centre of the field, arcsec.
+    psf_size : tuple of 3 float
+        Relative change of the FWHM with x, y and r^2 (in units of the field's radius).
+    psf_shear : tuple of 6 float
+        Shear (g1, g2) at the centre, and its change with x, y: g1, g2, g1_x, g1_y, g2_x, g2_y.
+    extinction : tuple of 3 float
+        Extinction by clouds at the centre and its change with x and y, mag.
+    sky : tuple of 3 float
+        Factor on the sky's brightness, and its relative change with x and y.
+    scale, distortion : float
+        Relative changes of the camera's scale and distortion.
+    trail : tuple of 4 float, optional
+        Two points (x, y, x, y) of a satellite's trail in the focal plane, mm.
+    """
+
+    exposure: str
+    kind: str
+    band: str
+    mjd: float
+    exposure_time: float
+    ra: float
+    dec: float
+    rotation: float
+    header_ra: float
+    header_dec: float
+    header_rotation: float
+    seeing: float = 1.0
+    psf_size: tuple[float, ...] = (0.0, 0.0, 0.0)
+    psf_shear: tuple[float, ...] = (0.0,) * 6
+    extinction: tuple[float, ...] = (0.0, 0.0, 0.0)
+    sky: tuple[float, ...] = (1.0, 0.0, 0.0)
+    scale: float = 0.0
+    distortion: float = 0.0
+    trail: tuple[float, ...] | None = None
+
+
+def plan_observations(
+    settings: SimulationSettings, camera: Camera, radius: float
+) -> list[Observation]:
+    """Return all exposures of a survey: biases, darks, flats, science exposures.
+
+    Parameters
+    ----------
+    settings : SimulationSettings
+        The survey.
+    camera : Camera
+        The camera.
+    radius : float
+        Radius of its field, mm.
+
+    Raises
+    ------
+    InputError
+        If an id would not be valid.
+    """
+    return _calibration(settings) + _science(settings, camera, radius)
+
+
+def _id(settings: SimulationSettings, kind: str, count: int) -> str:
+    numbers = settings.numbers
+    number = getattr(numbers, kind) + numbers.step * count
+    return check_id(numbers.form.format(number), "exposure")
+
+
+def _calibration(settings: SimulationSettings) -> list[Observation]:
+    """Return biases, darks and flats, taken in the afternoon before the first science exposure."""
+    frames = settings.calibration
+    wanted = [("bias", "", 0.0)] * frames.bias
+    wanted += [("dark", "", frames.dark_time)] * frames.dark
+    wanted += [
+        ("flat", band, frames.flat_time) for _ in range(frames.flat) for band in settings.bands
+    ]
+    mjd = settings.survey.start - 0.25
+    counts = dict.fromkeys(KINDS, 0)
+    observations = []
+    for kind, band, time in wanted:
+        observations.append(
+            Observation(
+                exposure=_id(settings, kind, counts[kind]),
+                kind=kind,
+                band=band,
+                mjd=mjd,
+                exposure_time=time,
+                **_pointing(settings.ra, settings.dec, 0.0),
+            )
+        )
+        counts[kind] += 1
+        mjd += (time + settings.survey.overhead) / 86400.0
+    return observations
+
+
+def _pointing(ra: float, dec: float, rotation: float) -> dict[str, float]:
+    """Return a pointing that the header knows exactly."""
+    true = {"ra": ra, "dec": dec, "rotation": rotation}
+    return {**true, **{f"header_{name}": value for name, value in true.items()}}
+
+
+def _science(settings: SimulationSettings, camera: Camera, radius: float) -> list[Observation]:
+    """Return the science exposures; the bands take turns, so that more can be appended."""
+    n_exposures = max(band.exposures for band in settings.bands.values())
+    mjd = settings.survey.start
+    observations = []
+    count = 0
+    for index in range(n_exposures):
+        for pointing in range(settings.survey.pointings[0] * settings.survey.pointings[1]):
+            for band, exposing in settings.bands.items():
+                number, count = count, count + 1
+                start, mjd = (
+                    mjd,
+                    mjd + (exposing.exposure_time + settings.survey.overhead) / 86400.0,
+                )
+                if index < exposing.exposures:
+                    plain = Observation(
+                        exposure=_id(settings, "science", number),
+                        kind="science",
+                        band=band,
+                        mjd=start,
+                        exposure_time=exposing.exposure_time,
+                        **_pointing(
+                            *_pointing_centre(settings, pointing), settings.survey.rotation
+                        ),
+                    )
+                    observations.append(
+                        _with_peculiarities(settings, camera, radius, plain, index, pointing)
+                    )
+    return observations
+
+
+def _pointing_centre(settings: SimulationSettings, pointing: int) -> tuple[float, float]:
+    """Return ra and dec of a pointing of the grid."""
+    survey = settings.survey
+    i, j = pointing % survey.pointings[0], pointing // survey.pointings[0]
+    xi = (i - (survey.pointings[0] - 1) / 2.0) * survey.spacing[0]
+    eta = (j - (survey.pointings[1] - 1) / 2.0) * survey.spacing[1]
+    ra, dec = sphere.tan_deproject(xi, eta, settings.ra, settings.dec)
+    return float(ra), float(dec)
+
+
+def _with_peculiarities(
+    settings: SimulationSettings,
+    camera: Camera,
+    radius: float,
+    plain: Observation,
+    index: int,
+    pointing: int,
+) -> Observation:
+    """Return the exposure with dither, errors, weather and PSF of its own."""
+    survey, psf, sky, optics = settings.survey, settings.psf, settings.sky, settings.optics
+    rng = stream(settings.seed, "exposure", plain.band, pointing, index)
+    ra, dec = _offset(plain.ra, plain.dec, survey.dither / 3600.0 * _in_unit_circle(rng))
+    rotation = plain.rotation + survey.rotation_step * index
+    header_ra, header_dec = _offset(ra, dec, survey.pointing_error / 3600.0 * rng.normal(size=2))
+    header_rotation = rotation + survey.rotation_error * rng.normal()
+    if camera.header.rotation.keyword is None:
+        header_rotation = float(camera.header.rotation.default or 0.0)
+    seeing = psf.seeing * np.exp(psf.seeing_scatter * rng.normal())
+    shear = np.concatenate(
+        [psf.ellipticity * rng.normal(size=2), psf.field_ellipticity * rng.normal(size=4)]
+    )
+    clouds = np.append(rng.exponential(sky.clouds), sky.cloud_structure * rng.normal(size=2))
+    brightness = np.append(
+        max(0.2, 1.0 + sky.scatter * rng.normal()), sky.gradient * rng.normal(size=2)
+    )
+    scale, distortion = rng.normal(size=2) * [optics.scale_error, optics.distortion_error]
+    every = settings.satellites.every
+    return dataclasses.replace(
+        plain,
+        ra=ra,
+        dec=dec,
+        rotation=rotation,
+        header_ra=header_ra,
+        header_dec=header_dec,
+        header_rotation=header_rotation,
+        seeing=float(seeing),
+        psf_size=_floats(psf.field_size * rng.normal(size=3)),
+        psf_shear=_floats(shear),
+        extinction=_floats(clouds),
+        sky=_floats(brightness),
+        scale=float(scale),
+        distortion=float(distortion),
+        trail=_trail(rng, radius) if every and index % every == every // 2 else None,
+    )
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _in_unit_circle(rng: np.random.Generator) -> np.ndarray:
+    """Return a point, uniform in the unit circle."""
+    angle, r = 2.0 * np.pi * rng.uniform(), np.sqrt(rng.uniform())
+    return r * np.array([np.cos(angle), np.sin(angle)])
+
+
+def _offset(ra: float, dec: float, offset: np.ndarray) -> tuple[float, float]:
+    """Return a position moved by an offset (east, north) in degrees."""
+    new_ra, new_dec = sphere.tan_deproject(offset[0], offset[1], ra, dec)
+    return float(new_ra), float(new_dec)
+
+
+def _trail(rng: np.random.Generator, radius: float) -> tuple[float, ...]:
+    """Return two points of a line through the inner half of the field, beyond its edges."""
+    angle = np.pi * rng.uniform()
+    along, across = np.array([np.cos(angle), np.sin(angle)]), rng.uniform(-0.5, 0.5) * radius
+    foot = across * np.array([-along[1], along[0]])
+    return _floats(np.concatenate([foot - 1.5 * radius * along, foot + 1.5 * radius * along]))
+
+
+def exposure_table(observations: list[Observation]) -> Table:
+    """Return the truth about the exposures, one row each.
+
+    The columns are the attributes of `Observation`; those with several values are vectors. The
+    trail is NaN where there is none.
+    """
+    table = Table()
+    for field in dataclasses.fields(Observation):
+        values = [getattr(observation, field.name) for observation in observations]
+        if field.name == "trail":
+            values = [(np.nan,) * 4 if value is None else value for value in values]
+        table[field.name] = values
+    return table

@@ -1,0 +1,226 @@
+"""From electrons to the numbers in the file: gain, linearity, crosstalk, bias, noise, converter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coaddflow.camera import Amplifier, Box, Detector
+from coaddflow.simulate.settings import DetectorSimulation
+from coaddflow.simulate.silicon import Silicon
+
+_MARGIN_COUNTS = 50.0
+"""By so much a full pixel lies above the saturation that the camera file tells, at least."""
+
+
+@dataclass(frozen=True)
+class BiasLevels:
+    """Bias level of each amplifier in one exposure.
+
+    Attributes
+    ----------
+    mean : ndarray of float64, shape (n_amplifiers,)
+        Counts.
+    rows : ndarray of float64, shape (n_amplifiers, n_rows)
+        Change with the row of the raw array, counts.
+    """
+
+    mean: NDArray[np.float64]
+    rows: NDArray[np.float64]
+
+
+def bias_levels(
+    physics: DetectorSimulation,
+    detector: Detector,
+    static: np.random.Generator,
+    rng: np.random.Generator,
+) -> BiasLevels:
+    """Return the bias levels of an exposure: constant, drift with time, drift during readout.
+
+    Parameters
+    ----------
+    physics : DetectorSimulation
+        Sizes of the drifts.
+    detector : Detector
+        The CCD.
+    static, rng : numpy.random.Generator
+        Random numbers of the CCD and of the exposure.
+    """
+    n_rows, n = raw_shape(detector)[0], len(detector.amplifiers)
+    mean = physics.bias_level * (1.0 + 0.1 * static.uniform(-1.0, 1.0, n))
+    mean += physics.bias_drift * rng.normal(size=n)
+    t = np.linspace(0.0, 1.0, n_rows)
+    phase, speed = rng.uniform(0.0, 2.0 * np.pi, (n, 1)), rng.uniform(1.0, 2.0, (n, 1))
+    rows = physics.row_drift * np.sin(phase + 2.0 * np.pi * speed * t)
+    return BiasLevels(mean, rows)
+
+
+def full_well(
+    amplifier: Amplifier, gain: float, level: float, physics: DetectorSimulation
+) -> float:
+    """Return the electrons at which a pixel is full: a little above the file's saturation."""
+    spread = 3.0 * physics.row_drift + 3.0 * physics.bias_structure + _MARGIN_COUNTS
+    counts = amplifier.saturation - level + spread
+    return gain * linear_counts(np.array(max(counts, 1.0)), _linearity(amplifier, physics)).item()
+
+
+def linear_counts(counts: NDArray, linearity: Sequence[float]) -> NDArray:
+    """Return what the camera file's polynomial makes of counts z: z + c2 z^2 + c3 z^3 ..."""
+    total = np.zeros_like(counts)
+    for coefficient in reversed(linearity):
+        total = (total + coefficient) * counts
+    return counts + total * counts
+
+
+def measured_counts(linear: NDArray, linearity: Sequence[float]) -> NDArray:
+    """Invert `linear_counts` (Newton's method; the polynomial is nearly linear)."""
+    if not any(linearity):
+        return linear
+    counts = linear.copy()
+    for _ in range(4):
+        slope = np.ones_like(counts)
+        for power, coefficient in enumerate(linearity, start=1):
+            slope += (power + 1) * coefficient * counts**power
+        counts -= (linear_counts(counts, linearity) - linear) / slope
+    return counts
+
+
+def _linearity(amplifier: Amplifier, physics: DetectorSimulation) -> Sequence[float]:
+    return amplifier.linearity if physics.linearity else ()
+
+
+def amplifier_counts(
+    electrons: NDArray[np.float32],
+    detector: Detector,
+    silicon: Silicon,
+    physics: DetectorSimulation,
+) -> list[NDArray[np.float32]]:
+    """Return the counts above bias of each amplifier, in the order in which they are read.
+
+    Parameters
+    ----------
+    electrons : ndarray of float32, shape (ny, nx)
+        Charge of the assembled CCD.
+    detector : Detector
+        The CCD.
+    silicon : Silicon
+        Its true gains.
+    physics : DetectorSimulation
+        Whether the amplifiers are non-linear.
+    """
+    counts = []
+    for amplifier, gain in zip(detector.amplifiers, silicon.gains, strict=True):
+        pixels = _cut(electrons, amplifier.target) / np.float32(gain)
+        counts.append(
+            read_order(measured_counts(pixels, _linearity(amplifier, physics)), amplifier)
+        )
+    return counts
+
+
+def read_order(pixels: NDArray, amplifier: Amplifier) -> NDArray:
+    """Turn an amplifier's pixels from the order of the CCD to that of readout, or back."""
+    flip_x, flip_y = amplifier.read_reversed
+    return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def ghosts(
+    detector: Detector,
+    own: Sequence[NDArray[np.float32]],
+    others: Sequence[tuple[int, float, NDArray[np.float32]]],
+) -> list[NDArray[np.float32]]:
+    """Return the crosstalk that each amplifier of a CCD receives, in readout order.
+
+    Parameters
+    ----------
+    detector : Detector
+        The CCD, with the matrix of its own crosstalk.
+    own : sequence of ndarray
+        Counts of its amplifiers (`amplifier_counts`).
+    others : sequence of (int, float, ndarray)
+        Victim (position in ``detector.amplifiers``), coefficient, and the aggressor's counts,
+        for aggressors on other CCDs.
+    """
+    received = [np.zeros_like(counts) for counts in own]
+    if detector.crosstalk is not None:
+        for victim, row in enumerate(detector.crosstalk):
+            for aggressor, coefficient in enumerate(row):
+                if aggressor != victim and coefficient:
+                    _add_ghost(received[victim], coefficient, own[aggressor])
+    for victim, coefficient, counts in others:
+        _add_ghost(received[victim], coefficient, counts)
+    return received
+
+
+def _add_ghost(victim: NDArray[np.float32], coefficient: float, aggressor: NDArray) -> None:
+    ny, nx = np.minimum(victim.shape, aggressor.shape)
+    victim[:ny, :nx] += np.float32(coefficient) * aggressor[:ny, :nx]
+
+
+def raw_shape(detector: Detector) -> tuple[int, int]:
+    """Return the shape (rows, columns) of the CCD's raw arrays."""
+    if detector.raw_size is not None:
+        return detector.raw_size[1], detector.raw_size[0]
+    boxes = [box for amplifier in detector.amplifiers for box in _boxes(amplifier)]
+    return max(box[3] for box in boxes), max(box[2] for box in boxes)
+
+
+def _boxes(amplifier: Amplifier) -> list[Box]:
+    return [b for b in (amplifier.data, amplifier.overscan, amplifier.prescan) if b is not None]
+
+
+def raw_arrays(
+    detector: Detector,
+    counts: Sequence[NDArray[np.float32]],
+    silicon: Silicon,
+    levels: BiasLevels,
+    physics: DetectorSimulation,
+    rng: np.random.Generator,
+) -> dict[str | int | None, NDArray[np.uint16]]:
+    """Return the arrays of a CCD's file, by the extension of the amplifiers that they hold.
+
+    Parameters
+    ----------
+    detector : Detector
+        The CCD.
+    counts : sequence of ndarray of float32
+        Counts above bias of each amplifier, with crosstalk, in readout order.
+    silicon : Silicon
+        Fixed pattern of the bias.
+    levels : BiasLevels
+        Bias levels of the exposure.
+    physics : DetectorSimulation
+        Whether there is read noise; bits of the converter.
+    rng : numpy.random.Generator
+        Random numbers of the exposure's CCD.
+
+    Returns
+    -------
+    dict of ndarray of uint16
+        One array under the key None if the amplifiers have no extensions of their own.
+    """
+    n_rows, n_columns = raw_shape(detector)
+    arrays: dict[str | int | None, NDArray] = {}
+    for i, amplifier in enumerate(detector.amplifiers):
+        noise = amplifier.read_noise / silicon.gains[i] if physics.read_noise else 0.0
+        level = levels.mean[i] + levels.rows[i][:, None]
+        if amplifier.extension not in arrays:
+            # also what no section names, such as rows beyond the overscan
+            arrays[amplifier.extension] = np.zeros((n_rows, n_columns), np.float32) + level
+            arrays[amplifier.extension] += noise * rng.standard_normal((n_rows, n_columns))
+        raw = arrays[amplifier.extension]
+        for box in _boxes(amplifier):
+            pixels = _cut(raw, box)
+            pixels[:] = level[box[1] : box[3]]
+            pixels += noise * rng.standard_normal(pixels.shape, np.float32)
+        signal = read_order(counts[i], amplifier) + _cut(silicon.bias, amplifier.target)
+        _cut(raw, amplifier.data)[:] += signal[
+            :: -1 if amplifier.flip_y else 1, :: -1 if amplifier.flip_x else 1
+        ]
+    top = 2**physics.bits - 1
+    return {key: np.clip(np.rint(raw), 0, top).astype(np.uint16) for key, raw in arrays.items()}
+
+
+def _cut(array: NDArray, box: Box) -> NDArray:
+    x0, y0, x1, y1 = box
+    return array[y0:y1, x0:x1]
