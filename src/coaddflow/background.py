@@ -55,7 +55,8 @@ class Background:
     count : ndarray of int64, shape (my, mx)
         Number of these pixels; the variance of `mean` is ``variance / count`` for white noise.
     min_fraction : float
-        Superpixels with a smaller fraction of sky pixels are filled from their neighbours.
+        Superpixels whose fraction of sky pixels is smaller than this part of the median fraction
+        are filled from their neighbours.
     filter_size : int
         Width of the median filter over superpixels.
     """
@@ -64,7 +65,7 @@ class Background:
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
     count: NDArray[np.int64]
-    min_fraction: float = 0.1
+    min_fraction: float = 0.4
     filter_size: int = 3
 
     @property
@@ -106,9 +107,9 @@ class Background:
     def _filled(self, mesh: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fill superpixels with too little sky by their neighbours, nearer ones weighing more."""
         area = np.outer(np.diff(self.y_edges), np.diff(self.x_edges))
-        known = (self.count > 0) & (self.count >= self.min_fraction * area)
-        if not known.any():
-            known = self.count > 0
+        fraction = self.count / area
+        # relative to the other superpixels, or a crowded field would have none that is good
+        known = (fraction > 0) & (fraction >= self.min_fraction * np.median(fraction))
         if known.all():
             return mesh
         weight = known.astype(float)

@@ -21,6 +21,7 @@ from scipy import ndimage
 from coaddflow.errors import CcdFailure
 from coaddflow.image import MaskedImage, MaskPlane
 from coaddflow.settings.calexp import DetectionSettings
+from coaddflow.stamps import cut_stamps
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -114,10 +115,9 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
     CcdFailure
         ``no_stars`` if fewer than two sources are bright enough.
     """
-    image = np.ascontiguousarray(masked_image.image)
-    unusable = unusable_pixels(masked_image)
+    image, variance = _without_holes(masked_image, settings.initial_fwhm)
     bright = settings.model_copy(update={"threshold": settings.seeing_threshold})
-    found, segments = _extract(image, masked_image.variance, unusable, _SMALL_KERNEL, bright)
+    found, segments = _extract(image, variance, _SMALL_KERNEL, bright)
     sources = _source_table(found, segments, masked_image, settings.initial_fwhm)
     spoilt = SourceFlag.EDGE | SourceFlag.SATURATED | SourceFlag.BAD_PIXELS
     sources = sources[(sources["flags"] & int(spoilt)) == 0]
@@ -125,7 +125,7 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
     fwhm = settings.initial_fwhm
     # the aperture must hold the stars, whatever their true size is
     for _ in range(_SEEING_ITERATIONS if len(sources) > 1 else 0):
-        _add_sizes(sources, image, unusable, fwhm)
+        _add_sizes(sources, image, fwhm)
         sources = sources[np.asarray(sources["fwhm"]) > 0]
         if len(sources) < 2:
             break
@@ -172,11 +172,8 @@ def detect_sources(
         ``no_stars`` if there is no source; ``detection_failed`` if the image is so crowded, or
         so spoilt, that the extraction gives up.
     """
-    image = np.ascontiguousarray(masked_image.image)
-    unusable = unusable_pixels(masked_image)
-    found, segments = _extract(
-        image, masked_image.variance, unusable, matched_filter(fwhm), settings
-    )
+    image, variance = _without_holes(masked_image, fwhm)
+    found, segments = _extract(image, variance, matched_filter(fwhm), settings)
     if len(found) == 0:
         raise CcdFailure(
             "no_stars", f"no source stands {settings.threshold:g} sigma out of the sky"
@@ -187,8 +184,8 @@ def detect_sources(
     rank[order + 1] = np.arange(1, order.size + 1)
     segments = rank[segments]
     sources = _source_table(found, segments, masked_image, fwhm)
-    _add_sizes(sources, image, unusable, fwhm)
-    _add_windowed_positions(sources, image, unusable, fwhm)
+    _add_sizes(sources, image, fwhm)
+    _add_windowed_positions(sources, image, fwhm)
     return Detection(sources, segments)
 
 
@@ -245,7 +242,38 @@ def common_size(sizes: ArrayLike) -> float:
     return float(np.exp(np.average(log_size, weights=density[peak])))
 
 
-def _extract(image, variance, unusable, kernel, settings):
+def _without_holes(
+    masked_image: MaskedImage, fwhm: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return image and variance with finite values everywhere.
+
+    A pixel that sep is told to ignore has an infinite threshold, which the source that it is part
+    of inherits: neighbours would not be told apart. So holes are filled, from the good pixels
+    within half a FWHM, and are empty sky farther inside.
+    """
+    image = np.array(masked_image.image, order="C")
+    variance = np.array(masked_image.variance, order="C")
+    hole = unusable_pixels(masked_image)
+    if not hole.any():
+        return image, variance
+    image[hole] = 0.0
+    variance[hole] = np.median(variance[~hole]) if not hole.all() else 1.0
+    half = max(1, round(0.5 * fwhm))
+    deep = ndimage.minimum_filter(hole, size=2 * half + 1)
+    y, x = np.nonzero(hole & ~deep)
+    good, inside = cut_stamps(~hole, x, y, half)
+    reach = np.arange(-half, half + 1)
+    weight = np.exp(-(reach[:, None] ** 2 + reach**2) / (2.0 * (0.5 * half) ** 2))
+    weight = weight * (good & inside)
+    total = weight.sum(axis=(1, 2))
+    for plane in (image, variance):
+        values, _ = cut_stamps(plane, x, y, half)
+        mean = (values * weight).sum(axis=(1, 2)) / np.where(total > 0, total, 1.0)
+        plane[y, x] = np.where(total > 0, mean, plane[y, x])
+    return image, variance
+
+
+def _extract(image, variance, kernel, settings):
     """Run sep, with a larger pixel buffer where the field is crowded."""
     stack = _FIRST_PIXEL_STACK
     sep.set_sub_object_limit(_SUB_OBJECTS)
@@ -256,7 +284,6 @@ def _extract(image, variance, unusable, kernel, settings):
                 image,
                 settings.threshold,
                 var=variance,
-                mask=unusable,
                 minarea=settings.min_pixels,
                 filter_kernel=kernel,
                 filter_type="matched",
@@ -310,26 +337,24 @@ def _source_table(
     return sources
 
 
-def _add_sizes(sources: Table, image: NDArray, unusable: NDArray[np.bool_], fwhm: float) -> None:
+def _add_sizes(sources: Table, image: NDArray, fwhm: float) -> None:
     """Add the half-light radius of a fixed aperture, and twice this as FWHM."""
     x, y = np.asarray(sources["x"]), np.asarray(sources["y"])
     radius = np.full(x.size, _SHAPE_RADIUS * fwhm)
-    half, _ = sep.flux_radius(image, x, y, radius, 0.5, mask=unusable, subpix=5)
+    half, _ = sep.flux_radius(image, x, y, radius, 0.5, subpix=5)
     sources["half_light_radius"] = half
     sources["fwhm"] = 2.0 * half
     sources["half_light_radius"].unit = sources["fwhm"].unit = "pixel"
 
 
-def _add_windowed_positions(
-    sources: Table, image: NDArray, unusable: NDArray[np.bool_], fwhm: float
-) -> None:
+def _add_windowed_positions(sources: Table, image: NDArray, fwhm: float) -> None:
     """Replace isophotal by windowed positions where these converge [4]_."""
     x, y = np.asarray(sources["x"]), np.asarray(sources["y"])
     half = np.asarray(sources["half_light_radius"])
     sigma = np.clip(2.0 * half, 0.7 * fwhm, 3.0 * fwhm) / FWHM_PER_SIGMA
-    xw, yw, flag = sep.winpos(image, x, y, sigma, mask=unusable, subpix=11)
+    xw, yw, flag = sep.winpos(image, x, y, sigma, subpix=11)
     shift = np.hypot(xw - x, yw - y)
-    converged = (flag & ~sep.APER_HASMASKED) == 0
+    converged = flag == 0
     converged &= np.isfinite(shift) & (shift < np.maximum(1.0, 0.5 * fwhm))
     sources["x"] = np.where(converged, xw, x)
     sources["y"] = np.where(converged, yw, y)

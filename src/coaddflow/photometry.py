@@ -19,8 +19,9 @@ from coaddflow.background import NOT_MEASURED
 from coaddflow.detect import unusable_pixels
 from coaddflow.errors import CcdFailure
 from coaddflow.image import MaskedImage
-from coaddflow.psf import PsfModel, cut_stamps
+from coaddflow.psf import PsfModel
 from coaddflow.settings.calexp import PhotometrySettings
+from coaddflow.stamps import cut_stamps
 
 _GROWTH_APERTURES = 12
 
@@ -247,9 +248,9 @@ def zero_point(
 ) -> ZeroPoint:
     """Compare fluxes with known magnitudes.
 
-    Weighted mean of magnitude + 2.5 log10(flux) after iterated clipping around the median with
-    the median absolute deviation. The error is scaled up where the scatter of the stars is
-    larger than their errors say.
+    Weighted mean of magnitude + 2.5 log10(flux) after iterated clipping around the median, in
+    units of each star's error, or of the median absolute deviation if that is larger. The error
+    is scaled up where the scatter of the stars is larger than their errors say.
 
     Parameters
     ----------
@@ -282,11 +283,9 @@ def zero_point(
     variance = (2.5 / np.log(10.0) * relative) ** 2 + reference**2 + settings.error_floor**2
     used = known
     for _ in range(20):
-        middle = np.median(offset[used])
-        deviation = np.abs(offset - middle)
+        deviation = np.abs(offset - np.median(offset[used])) / np.sqrt(variance)
         scatter = 1.4826 * np.median(deviation[used])
-        limit = settings.clip_sigma * np.maximum(scatter, settings.error_floor)
-        kept = known & (deviation <= limit)
+        kept = known & (deviation <= settings.clip_sigma * max(1.0, scatter))
         if np.array_equal(kept, used):
             break
         used = kept

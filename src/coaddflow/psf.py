@@ -25,11 +25,14 @@ from coaddflow.detect import Detection
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image import MaskedImage
 from coaddflow.settings.calexp import PsfSettings
+from coaddflow.stamps import cut_stamps
 
 LANCZOS_ORDER = 4
 
 _ROUNDS = 3
 """Rounds of fitting fluxes, centres and weights of the stars, then the model."""
+
+_FIRST_STARS = 50
 
 _GROW = 0.5
 """Growth of the pixels of neighbours, in FWHM."""
@@ -41,6 +44,7 @@ _CORE, _WHOLE = 0.02, 0.7
 _MISFIT_SCATTER = 0.15
 """Least scatter of the stars' misfits, relative to their median: they differ in brightness."""
 
+_PRIOR_OF_MEAN, _PRIOR_OF_CHANGE, _PRIOR_FLOOR = 0.1, 1.0, 2e-3
 _MAX_ITERATIONS = 60
 _TOLERANCE = 1e-11
 """Conjugate gradients stop when the squared residual is this part of the right side."""
@@ -233,36 +237,6 @@ def fit_psf(
     return model, _quality(stars, model, masked_image.shape), used
 
 
-def cut_stamps(
-    plane: NDArray, x: ArrayLike, y: ArrayLike, half: int
-) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Return squares of pixels around positions.
-
-    Parameters
-    ----------
-    plane : ndarray, shape (ny, nx)
-        Any plane of an image.
-    x, y : array_like, shape (n,)
-        Positions; the central pixel of a square is (round(x), round(y)).
-    half : int
-        Squares have 2 half + 1 pixels on a side.
-
-    Returns
-    -------
-    stamps : ndarray, shape (n, 2 half + 1, 2 half + 1)
-        Pixels; beyond the border those of the border are repeated.
-    inside : ndarray of bool, of the same shape
-        False beyond the border.
-    """
-    ny, nx = plane.shape
-    reach = np.arange(-half, half + 1)
-    rows = np.rint(np.atleast_1d(y)).astype(int)[:, None] + reach
-    columns = np.rint(np.atleast_1d(x)).astype(int)[:, None] + reach
-    inside = ((rows >= 0) & (rows < ny))[:, :, None] & ((columns >= 0) & (columns < nx))[:, None]
-    rows, columns = np.clip(rows, 0, ny - 1), np.clip(columns, 0, nx - 1)
-    return plane[rows[:, :, None], columns[:, None, :]], inside
-
-
 def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
     """Return second moments under the elliptical Gaussian that matches each image [3]_.
 
@@ -336,29 +310,34 @@ def _cut_out(masked_image, detection, index, fwhm, settings) -> _Stars:
 
 
 def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> PsfModel:
-    """Return a round Moffat profile fitted to all stars together, constant over the CCD."""
+    """Return an elliptical Moffat profile fitted to the brightest stars together."""
     half = stars.pixels.shape[1] // 2
     reach = np.arange(-half, half + 1)
-    radius = np.hypot(
-        reach[None, :, None] - stars.dy[:, None, None],
-        reach[None, None, :] - stars.dx[:, None, None],
-    )
-    value = stars.pixels / stars.flux[:, None, None]
-    near = stars.usable & (radius < 2.0 * fwhm)
-    weight = (stars.flux / np.sqrt(stars.sky_variance))[:, None, None] * np.ones_like(value)
+    bright = np.argsort(-stars.flux)[:_FIRST_STARS]
+    dx = reach[None, None, :] - stars.dx[bright, None, None]
+    dy = reach[None, :, None] - stars.dy[bright, None, None]
+    flux = stars.flux[bright, None, None]
+    near = stars.usable[bright] & (np.hypot(dx, dy) < 2.5 * fwhm)
+    value = (stars.pixels[bright] / flux)[near]
+    weight = np.broadcast_to(flux / np.sqrt(stars.sky_variance[bright, None, None]), near.shape)
+    dx, dy = (np.broadcast_to(d, near.shape)[near] for d in (dx, dy))
 
     def misfit(parameters):
-        amplitude, alpha, beta = np.exp(parameters)
-        return weight[near] * (value[near] - amplitude * (1 + (radius[near] / alpha) ** 2) ** -beta)
+        return weight[near] * (value - _moffat(dx, dy, *parameters))
 
-    start = np.log([1.0 / fwhm**2, 0.8 * fwhm, 3.0])
-    low, high = np.log([1e-4 / fwhm**2, 0.1 * fwhm, 1.5]), np.log([10.0, 10.0 * fwhm, 30.0])
-    fitted = optimize.least_squares(misfit, start, bounds=(low, high), loss="soft_l1", f_scale=3.0)
-    _, alpha, beta = np.exp(fitted.x)
+    fitted = optimize.least_squares(
+        misfit,
+        (1.0 / fwhm**2, 0.8 * fwhm, 3.0, 0.0, 0.0),
+        bounds=((0.0, 0.1 * fwhm, 1.5, -0.7, -0.7), (10.0, 10.0 * fwhm, 30.0, 0.7, 0.7)),
+        x_scale=(1.0 / fwhm**2, fwhm, 1.0, 0.1, 0.1),
+        loss="soft_l1",
+        f_scale=3.0,
+    )
+    _, alpha, beta, *_ = fitted.x
     true_fwhm = 2.0 * alpha * np.sqrt(2.0 ** (1.0 / beta) - 1.0)
-    step = min(1.0, true_fwhm / settings.samples_per_fwhm)
+    step = float(min(1.0, true_fwhm / settings.samples_per_fwhm))
     reach = np.arange(-(m := int(np.ceil((half + 0.5) / step))), m + 1) * step
-    samples = (1.0 + (reach[:, None] ** 2 + reach**2) / alpha**2) ** -beta
+    samples = _moffat(reach[None, :], reach[:, None], *fitted.x)
     ny, nx = shape
     return PsfModel(
         basis=(samples / samples.sum() / step**2)[None],
@@ -368,6 +347,13 @@ def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> Ps
         center=((nx - 1) / 2.0, (ny - 1) / 2.0),
         scale=(nx / 2.0, ny / 2.0),
     )
+
+
+def _moffat(dx, dy, amplitude, alpha, beta, e1, e2):
+    """Return an elliptical Moffat profile; (e1, e2) as in `PsfModel.shape_at`."""
+    radius2 = (1.0 - e1) * dx**2 + (1.0 + e1) * dy**2 - 2.0 * e2 * dx * dy
+    radius2 = radius2 / np.sqrt(1.0 - e1**2 - e2**2)
+    return amplitude * (1.0 + radius2 / alpha**2) ** -beta
 
 
 def _with_order(model: PsfModel, order: int) -> PsfModel:
@@ -443,7 +429,7 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
 def _weights(stars: _Stars, model: PsfModel, settings: PsfSettings, first: bool):
     """Return the weights of pixels, shape (n, s, s), and which stars are no outliers.
 
-    The first model is round and constant: it tells only coarse outliers, and no pixels.
+    The first model does not vary over the CCD: it tells only coarse outliers, and no pixels.
     """
     expected = _expected_pixels(stars, model)
     light = np.maximum(expected, 0.0)
@@ -469,8 +455,8 @@ def _expected_pixels(stars: _Stars, model: PsfModel) -> NDArray[np.float64]:
 def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> PsfModel:
     """Solve for all samples of all terms by preconditioned conjugate gradients [4]_.
 
-    The equations are those of least squares, with a loose prior: samples keep near the round
-    first model where the stars say nothing about them.
+    The equations are those of least squares, with a prior: samples keep near the first model
+    where the stars say nothing about them.
     """
     rows, columns = _kernels(model, stars.dy), _kernels(model, stars.dx)
     rows_t, columns_t = rows.transpose(0, 2, 1), columns.transpose(0, 2, 1)
@@ -515,12 +501,17 @@ def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> 
 
 
 def _prior_tightness(prior: PsfModel) -> NDArray[np.float64]:
-    """Return 1 / variance of the prior of every sample: 30 % of it and 1 % of the peak."""
+    """Return 1 / variance of the prior of every sample, shape (n terms, k, k).
+
+    The standard deviation is 10 % of the first model and 0.2 % of its peak; that of the change
+    over the CCD is as large as the model itself. This matters where the stars say little: far
+    out, where noise would make the sum of the samples uncertain, and with it all fluxes, and for
+    the finest structure, if there are few stars.
+    """
     first = prior.basis[0]
-    variance = (0.3 * first) ** 2 + (0.01 * first.max()) ** 2
-    relative = np.full(prior.basis.shape[0], 0.3**2)
-    relative[0] = 1.0
-    return 1.0 / (relative[:, None, None] * variance)
+    fraction = np.full((prior.basis.shape[0], 1, 1), _PRIOR_OF_CHANGE)
+    fraction[0] = _PRIOR_OF_MEAN
+    return 1.0 / ((fraction * first) ** 2 + (_PRIOR_FLOOR * first.max()) ** 2)
 
 
 def _quality(stars: _Stars, model: PsfModel, shape: tuple[int, int]) -> PsfQuality:

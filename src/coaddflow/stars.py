@@ -17,8 +17,7 @@ from coaddflow.errors import CcdFailure
 from coaddflow.settings.calexp import PsfSettings
 
 NOT_A_CLEAN_STAR = (
-    SourceFlag.BLENDED
-    | SourceFlag.EDGE
+    SourceFlag.EDGE
     | SourceFlag.SATURATED
     | SourceFlag.BAD_PIXELS
     | SourceFlag.SUSPECT
@@ -58,8 +57,16 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     clean &= np.asarray(sources["half_light_radius"]) > 0
     isolated = clean & is_isolated(sources, _ISOLATION_RADIUS, _NEIGHBOUR_FRACTION)
     signal_to_noise = np.asarray(sources["signal_to_noise"])
+    single = (np.asarray(sources["flags"]) & int(SourceFlag.BLENDED)) == 0
     best = np.zeros(len(sources), dtype=bool)
-    for fraction, candidates in ((1.0, isolated), (0.4, isolated), (0.2, isolated), (0.2, clean)):
+    for fraction, candidates in (
+        (1.0, isolated & single),
+        (1.0, isolated),
+        (0.4, isolated),
+        (0.2, isolated),
+        (0.2, clean & single),
+        (0.2, clean),
+    ):
         bright = candidates & (signal_to_noise > fraction * settings.min_signal_to_noise)
         stars = _of_one_size(sources, bright, settings)
         if np.count_nonzero(stars) > np.count_nonzero(best):

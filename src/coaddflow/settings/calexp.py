@@ -20,17 +20,18 @@ class BackgroundSettings(Section):
         3.0, gt=0, description="Significance from which small and large blocks are sources."
     )
     mask_passes: int = Field(
-        2, ge=0, description="Times that sources are found, masked and the sky estimated again."
+        3, ge=0, description="Times that sources are found, masked and the sky estimated again."
     )
     small_block: int = Field(4, ge=1, description="Block that finds stars, pixels.")
     large_block: int = Field(
         16, ge=1, description="Block that finds faint halos of stars and galaxies, pixels."
     )
     min_fraction: float = Field(
-        0.1,
+        0.4,
         ge=0,
         lt=1,
-        description="Superpixels with a smaller fraction of sky are filled from neighbours.",
+        description="Superpixels with less sky than this part of what the others have (median) "
+        "are filled from their neighbours.",
     )
     filter_size: int = Field(
         3, ge=1, description="Width of the median filter over superpixels (odd; 1: none)."
@@ -84,7 +85,7 @@ class PsfSettings(Section):
     )
     radius: float = Field(4.0, ge=2, description="Half the width of the model, in FWHM.")
     samples_per_fwhm: float = Field(
-        4.0, ge=2, description="Samples of the model per FWHM (steps never exceed a pixel)."
+        5.0, ge=2, description="Samples of the model per FWHM (steps never exceed a pixel)."
     )
     accuracy: float = Field(
         0.01, ge=0, description="Part of a star's light that the model is allowed to miss."
