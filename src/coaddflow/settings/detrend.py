@@ -90,7 +90,13 @@ class CosmicsSettings(Section):
         gt=0,
         le=1,
         description="A detection counts if, in some direction, its neighbours are fainter than "
-        "this part of what they are in a star of the given seeing.",
+        "this part of what they are in the sharpest stars of the image.",
+    )
+    seeing: float = Field(
+        2.0,
+        ge=1,
+        description="FWHM in pixels that is taken for the stars of an image which has too few of "
+        "them; too large a value makes stars into cosmic rays.",
     )
     growth: int = Field(1, ge=0, le=5, description="Pixels by which cosmic rays are grown.")
     max_fraction: float = Field(
