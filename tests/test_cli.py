@@ -349,3 +349,11 @@ def test_settings_are_printed_in_three_forms(capsys):
     assert call(capsys, "settings")[1].startswith("# Settings")
     assert yaml.safe_load(call(capsys, "settings", "--yaml")[1])["prediction"]["margin"] == 0.05
     assert "properties" in json.loads(call(capsys, "settings", "--schema")[1])
+
+
+def test_a_wrong_setting_of_a_simulation_is_named(folder, capsys):
+    Path("survey.yaml").write_text("seed: 1\nstras: {}\n")
+    assert "survey.yaml: " in error_of(capsys, "simulate", "survey.yaml", "data")
+    assert "stras" in error_of(capsys, "simulate", "survey.yaml", "data")
+    assert "nosuch.yaml" in error_of(capsys, "simulate", "nosuch.yaml", "data")
+    assert not Path("data").exists()

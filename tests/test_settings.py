@@ -23,7 +23,9 @@ from coaddflow.settings.document import (
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config.yaml"
-FILES = [*sorted((ROOT / "configs").glob("*.yaml")), *([CONFIG] if CONFIG.exists() else [])]
+# those named so are settings of simulated surveys
+SURVEYS = sorted((ROOT / "configs").glob("*-survey.yaml"))
+FILES = sorted({*(ROOT / "configs").glob("*.yaml"), *ROOT.glob("config.yaml")} - set(SURVEYS))
 
 
 def sections(model=Settings):

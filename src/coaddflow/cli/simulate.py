@@ -1,12 +1,16 @@
 """Make a simulated survey: raw frames, calibration frames, truth and reference catalogue."""
 
 import argparse
+import os
 
 HELP = "make a simulated survey"
 
 EXAMPLE = """\
-example:
-  coaddflow simulate simulation.yaml data/simulated
+examples:
+  coaddflow simulate configs/demo-survey.yaml data/demo
+  coaddflow simulate my_survey.yaml data/mine --processes 8
+
+A folder that holds the survey of just these settings already is left as it is.
 
 exit codes: 0 done, 2 wrong usage or unusable settings
 """
@@ -16,12 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.add_argument("settings", metavar="SETTINGS", help="YAML file of the simulation")
     parser.add_argument("output", metavar="FOLDER", help="folder to fill")
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that work side by side (default: one for each CPU; the pixels are the "
+        "same whatever it is)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from coaddflow.simulate import run_simulation
+    from coaddflow.progress import ProgressLine
+    from coaddflow.simulate.settings import load_simulation_settings
+    from coaddflow.simulate.survey import run_simulation
 
-    run_simulation(arguments.settings, arguments.output)
+    settings = load_simulation_settings(arguments.settings)
+    line = ProgressLine("simulating")
+    made = run_simulation(settings, arguments.output, max(arguments.processes, 1), line.show)
+    line.close()
+    what = f"{made.n_files} raw files written" if made.n_files else "was there already"
+    print(f"{made.folder}: {len(made.observations)} exposures, {what}")
     return 0
