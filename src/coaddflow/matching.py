@@ -320,6 +320,8 @@ def _pair_searches(
         if (n, m) in done:
             continue
         done.add((n, m))
+        if m**2 / 2 * min(1.0, (2.0 * half_size / reach) ** 2) > _MAX_VOTES:
+            continue
         lengths = _PairLengths(z[:n], w[reachable[:m]], 0.25 * half_size, window.scale)
         for flipped in (False, True) if window.either_parity else (False,):
             if lengths.n_votes <= _MAX_VOTES:
@@ -341,7 +343,9 @@ class _PairLengths:
         long_enough = np.abs(z[self.j] - z[self.i]) >= shortest
         self.i, self.j = self.i[long_enough], self.j[long_enough]
         length = np.abs(z[self.j] - z[self.i])
-        self.k, self.l = np.triu_indices(w.size, 1)
+        longest = (1.0 + scale) * length.max(initial=0.0)
+        pairs = cKDTree(_xy(w)).query_pairs(longest, output_type="ndarray")
+        self.k, self.l = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].T
         reference_length = np.abs(w[self.l] - w[self.k])
         order = np.argsort(reference_length, kind="stable")
         self.k, self.l = self.k[order], self.l[order]
