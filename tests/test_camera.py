@@ -21,7 +21,7 @@ from coaddflow.camera import (
 from coaddflow.errors import InputError
 from coaddflow.files import check_id
 
-CAMERAS = ["decam", "demo", "hsc", "microobservatory"]
+CAMERAS = ["decam", "demo", "hsc", "microobservatory", "mini"]
 DECAM_TABLE = Path(__file__).parents[2] / "shared/data/geometry/decam_visit1031745_corners.csv"
 
 # DECam exposure 1031745: CCD, centre of its first pixel, centre of its last pixel (ra, dec),
@@ -85,6 +85,7 @@ def test_shipped_cameras_are_there():
         "demo": 6,
         "hsc": 104,
         "microobservatory": 1,
+        "mini": 4,
     }
 
 

@@ -32,7 +32,7 @@ from coaddflow.simulate.silicon import Silicon, bleed, make_silicon
 from coaddflow.simulate.sky import sky_around
 from coaddflow.simulate.streams import stream
 
-_EDGE = 1500.0
+_EDGE = 500.0
 """Pixels around a CCD from which bright sources still reach it."""
 
 
