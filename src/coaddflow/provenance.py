@@ -1,0 +1,50 @@
+"""What a product was made from, in its primary header.
+
+========  =====================================================================================
+keyword   meaning
+========  =====================================================================================
+CFVERS    version of coaddflow
+CFSETHSH  first 16 digits of the SHA-256 of the settings that this product hangs on
+NINPUT    number of files that it was made from
+INPnnnnn  their names, as the job was given them
+========  =====================================================================================
+
+Nothing temporal stands here: the same inputs and settings give the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from astropy.io import fits
+
+from coaddflow import __version__
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Return a short checksum of settings, given as plain values (`Settings.section`)."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def provenance_header(settings: Mapping[str, Any], inputs: Iterable[str | Path]) -> fits.Header:
+    """Return the cards that tell where a product comes from.
+
+    Parameters
+    ----------
+    settings : mapping
+        The sections of the settings that the product hangs on, as plain values.
+    inputs : iterable of path
+        The files that it was made from. Characters that FITS does not know become ``?``.
+    """
+    header = fits.Header()
+    header["CFVERS"] = (__version__, "version of coaddflow")
+    header["CFSETHSH"] = (settings_hash(settings), "checksum of the settings used")
+    names = [str(path) for path in inputs]
+    header["NINPUT"] = (len(names), "files that this was made from")
+    for number, name in enumerate(names, start=1):
+        printable = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
+        header[f"INP{number:05d}"] = printable
+    return header
