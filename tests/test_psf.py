@@ -215,7 +215,7 @@ def test_isolation_counts_neighbours_by_flux(varying):
     sources = varying[1][0].sources[:3].copy()
     sources["x"], sources["y"] = [100.0, 108.0, 300.0], [100.0, 100.0, 100.0]
     sources["flux_isophotal"] = [1e5, 1e3, 1e4]
-    assert is_isolated(sources, 3.0, 0.05).tolist() == [True, False, True]
+    assert is_isolated(sources, 15.0, 0.05).tolist() == [True, False, True]
 
 
 def test_adaptive_moments_of_a_gaussian_are_its_own():

@@ -78,7 +78,7 @@ from coaddflow.photometry import (
 from coaddflow.psf import PsfModel, PsfQuality, fit_psf, psf_from_hdu, psf_hdu
 from coaddflow.settings import Settings
 from coaddflow.settings.calexp import PhotometrySettings
-from coaddflow.stars import select_stars
+from coaddflow.stars import is_isolated, select_stars
 from coaddflow.wcs import pixel_to_sky, read_wcs, wcs_to_header
 
 _NO_MAGNITUDE = (
@@ -89,6 +89,9 @@ _NO_MAGNITUDE = (
     | SourceFlag.BAD_FLUX
 )
 """Stars that say nothing about the zero-point."""
+
+_NEIGHBOUR_IN_TOTAL, _ENOUGH_ALONE = 0.01, 5
+"""Stars of the growth curve have no neighbour brighter than 1 % of them, if 5 are so alone."""
 
 _MAGNITUDE = 2.5 / np.log(10.0)
 
@@ -446,9 +449,11 @@ def _add_fluxes(
     standard = radii[settings.standard]
     aperture = aperture_fluxes(image, x, y, radii)
     fitted = psf_fluxes(image, psf, x, y)
-    aperture_to_total = aperture_correction(
-        image, x[stars], y[stars], standard, settings.total_radius * fwhm
-    )
+    total_radius = settings.total_radius * fwhm
+    alone = stars & is_isolated(sources, total_radius + fwhm, _NEIGHBOUR_IN_TOTAL)
+    if np.count_nonzero(alone) < _ENOUGH_ALONE:
+        alone = stars
+    aperture_to_total = aperture_correction(image, x[alone], y[alone], standard, total_radius)
     psf_to_total = psf_correction(
         fitted.flux[stars],
         fitted.error[stars],

@@ -55,7 +55,8 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     """
     clean = (np.asarray(sources["flags"]) & int(NOT_A_CLEAN_STAR)) == 0
     clean &= np.asarray(sources["half_light_radius"]) > 0
-    isolated = clean & is_isolated(sources, _ISOLATION_RADIUS, _NEIGHBOUR_FRACTION)
+    radius = _ISOLATION_RADIUS * float(np.median(sources["fwhm"]))
+    isolated = clean & is_isolated(sources, radius, _NEIGHBOUR_FRACTION)
     signal_to_noise = np.asarray(sources["signal_to_noise"])
     single = (np.asarray(sources["flags"]) & int(SourceFlag.BLENDED)) == 0
     best = np.zeros(len(sources), dtype=bool)
@@ -93,15 +94,13 @@ def is_isolated(sources: Table, radius: float, fraction: float) -> NDArray[np.bo
     sources : astropy.table.Table
         From `detect.detect_sources`.
     radius : float
-        Distance in units of the median FWHM within which neighbours count.
+        Distance in pixels within which neighbours count.
     fraction : float
         Smallest flux of a neighbour that counts, relative to the source's own.
     """
     xy = np.column_stack([sources["x"], sources["y"]])
     flux = np.asarray(sources["flux_isophotal"])
-    pairs = cKDTree(xy).query_pairs(
-        radius * float(np.median(sources["fwhm"])), output_type="ndarray"
-    )
+    pairs = cKDTree(xy).query_pairs(radius, output_type="ndarray")
     isolated = np.ones(len(sources), dtype=bool)
     for one, other in (pairs.T, pairs.T[::-1]):
         isolated[one[flux[other] > fraction * flux[one]]] = False
