@@ -24,6 +24,28 @@ from coaddflow.settings.skymap import SkymapSettings
 
 PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
 
+CALIB_KINDS = ("bias", "dark", "flat", "defects")
+"""Calibration frames, in the order in which they are made."""
+
+MAX_REFCAT_INPUTS = 16
+"""A reference catalogue of more files than this is not declared file by file."""
+
+_WITHOUT_EFFECT = {"calibs": {"memory"}, "coadd": {"memory_mb"}}
+"""Settings that products do not depend on; nothing is made again when they change."""
+
+CALEXP_SECTIONS = (
+    "detrend",
+    "cosmics",
+    "interpolation",
+    "background",
+    "detection",
+    "psf",
+    "astrometry",
+    "photometry",
+    "products",
+)
+CALIBRATED_SECTIONS = ("background", "detection", "psf", "photometry", "products")
+
 
 @dataclasses.dataclass(frozen=True)
 class CcdPlan:
@@ -134,7 +156,8 @@ class Plan:
     def raw_file(self, exposure: str, ccd: int) -> str:
         """Return the raw file of a CCD, relative to the working folder where the table is."""
         row = self.science.get(exposure) or self.calibration[exposure]
-        return _as_given(row.path, self.settings.exposures, self.ccds[ccd].extension)
+        extension = self.ccds[ccd].extension if "{ccd}" in row.path else ""
+        return _as_given(row.path, self.settings.exposures, extension)
 
     def image_files(self, exposure: str, ccd: int) -> list[str]:
         """Return the files of an image calibrated elsewhere: image, weight, mask; each once."""
@@ -142,10 +165,130 @@ class Plan:
         names = [name for name in (row.path, row.weight_path, row.mask_path) if name]
         return [_as_given(name, table) for name in dict.fromkeys(names)]
 
+    def triggers(self, *sections: str) -> dict:
+        """Return sections of the settings as plain values, for the params of a rule."""
+        return {
+            name: getattr(self.settings, name).model_dump(
+                mode="json", exclude=_WITHOUT_EFFECT.get(name)
+            )
+            for name in sections
+        }
+
+    def calib_settings(self, kind: str) -> dict:
+        """Return the settings that make a calibration frame, as plain values."""
+        others = {*CALIB_KINDS, *_WITHOUT_EFFECT["calibs"]} - {kind}
+        calibs = self.settings.calibs.model_dump(mode="json", exclude=others)
+        # which exposures it is made from is in the inputs
+        del calibs[kind]["exposures"]
+        if self.settings.calibs.model_dump()[kind]["source"] != "night_sky":
+            del calibs["night_sky"]
+        return {"calibs": calibs, **self.triggers("detrend", "products")}
+
+    def calib_frames(self, kind: str, band: str | None = None) -> list[str]:
+        """Return the raw exposures that a calibration frame is made from, in order of time.
+
+        Parameters
+        ----------
+        kind : {"bias", "dark", "flat", "defects"}
+            What is made.
+        band : str, optional
+            For flats.
+
+        Returns
+        -------
+        list of str
+            Empty if none is made: it is given, not wanted, or there are too few exposures.
+        """
+        settings = getattr(self.settings.calibs, kind)
+        if settings.source == "night_sky":
+            rows = [row for row in self.science.values() if band in (None, row.band)]
+        elif settings.source == "frames" and kind != "defects":
+            rows = [row for row in self.calibration.values() if row.kind == kind]
+            rows = [row for row in rows if kind != "flat" or row.band == band]
+        else:
+            return []
+        if settings.exposures is not None:
+            rows = [row for row in rows if row.exposure in settings.exposures]
+        return [row.exposure for row in rows] if len(rows) >= settings.min_frames else []
+
+    def calib_product(self, kind: str, ccd: int, band: str) -> str | None:
+        """Return the calibration frame of a CCD and band; None if there is none."""
+        settings = getattr(self.settings.calibs, kind)
+        if settings.source == "given":
+            return settings.path.replace("{ccd}", str(ccd)).replace("{band}", band)
+        if kind == "defects" and settings.source == "frames":
+            made = self.calib_product("dark", ccd, band) or self.flats_of(ccd)
+        else:
+            made = self.calib_frames(kind, band if kind == "flat" else None)
+        if not made:
+            return None
+        if kind == "flat":
+            return f"results/calibs/flat/{band}/{ccd}.fits"
+        return f"results/calibs/{kind}/{ccd}.fits"
+
+    @property
+    def defects_from_dark(self) -> bool:
+        """Whether defects of the night sky are found on a dark that was made from it."""
+        calibs = self.settings.calibs
+        return calibs.dark.source == "night_sky" and calibs.defects.exposures is None
+
+    def flats_of(self, ccd: int) -> list[str]:
+        """Return the flats of a CCD in all bands that have one."""
+        flats = [self.calib_product("flat", ccd, band) for band in self.bands]
+        return [flat for flat in flats if flat is not None]
+
+    def check(self) -> None:
+        """Raise InputError for what would stop every CCD of a band."""
+        for band in {row.band for row in self.science.values()}:
+            self.calexp_settings(band)
+
+    @functools.cached_property
+    def refcat_files(self) -> list[str]:
+        """Files of the reference catalogue on which calexps hang; none if they are very many."""
+        files = [str(path) for path in self.settings.refcat.files()] if self.science else []
+        return files if len(files) <= MAX_REFCAT_INPUTS else []
+
+    def calexp_settings(self, band: str) -> dict:
+        """Return the settings that make a calexp of a band from raw frames, as plain values.
+
+        Of the reference catalogue only what this band uses; where its files are inputs of the
+        job, their names are left out.
+        """
+        sections = self.triggers(*CALEXP_SECTIONS)
+        refcat = self.settings.refcat.model_dump(mode="json", exclude={"bands", "fallback"})
+        magnitude = self.settings.refcat.magnitude_column(band)
+        refcat["bands"] = {band: magnitude.model_dump(mode="json")}
+        if self.refcat_files:
+            del refcat["path"]
+        return {**sections, "refcat": refcat}
+
+    def calibrated_settings(self) -> dict:
+        """Return the settings that make a calexp from an image calibrated elsewhere.
+
+        What ingest reads from headers and tables has become columns of the table of images.
+        """
+        used = {"weight", "mask", "unit", "subtract_sky"}
+        sections = self.triggers(*CALIBRATED_SECTIONS)
+        calibrated = self.settings.calibrated.model_dump(mode="json", include=used)
+        return {**sections, "calibrated": calibrated}
+
+    def skymap_settings(self) -> dict:
+        """Return the sky map's settings as plain values, without those of the other kind."""
+        unused = {"rings": "tangent", "tangent": "rings"}[self.skymap.kind]
+        return self.skymap.model_dump(mode="json", exclude={unused})
+
     def facts(self, exposure: str, ccd: int | None = None) -> dict:
-        """Return what the table says about an exposure (or image); paths are left out."""
-        row = self.science.get(exposure) or self.images[exposure][ccd]
-        return row.model_dump(exclude={"path", "weight_path", "mask_path", "n_files"})
+        """Return what the table says about an exposure, or an image, as plain values.
+
+        Without the raw file; the files of an image are relative to the working folder.
+        """
+        if exposure in self.science:
+            return self.science[exposure].model_dump(exclude={"kind", "path", "n_files"})
+        facts = self.images[exposure][ccd].model_dump(mode="json")
+        for name in ("path", "weight_path", "mask_path"):
+            if facts[name]:
+                facts[name] = _as_given(facts[name], self.settings.calibrated.table)
+        return facts
 
 
 def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan:
@@ -241,6 +384,7 @@ def _has_band(settings: Settings, band: str) -> bool:
     return settings.bands is None or band in settings.bands
 
 
+@functools.lru_cache(maxsize=1024)
 def _as_given(name: str, table: str, ccd: str = "") -> str:
     """Return the file that a table names, as a path relative to the working folder if it can be.
 

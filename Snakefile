@@ -1,0 +1,44 @@
+# coaddflow: raw exposures of a mosaic camera to calibrated images and deep coadds.
+#
+#     snakemake -n                       the whole plan, to the last coadd
+#     snakemake --profile profiles/local run it on this machine
+#
+# The rules stand in rules/, one file a stage, in the order in which the data flow; what they call
+# stands in scripts/, one thin script a rule. docs/workflow.md tells how it works.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+include: "rules/common.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        all_products(),
+
+
+include: "rules/calibs.smk"
+include: "rules/calexp.smk"
+include: "rules/calibrated.smk"
+include: "rules/corners.smk"
+include: "rules/warps.smk"
+include: "rules/coadds.smk"
+
+
+onstart:
+    report_start()
+
+
+onsuccess:
+    report_success()
+
+
+onerror:
+    report_failure()

@@ -1,0 +1,57 @@
+# Calibrated images (calexps): one job a CCD, and one that gathers an exposure.
+#
+# What a CCD's job promises Snakemake is its row, which is always written, and written last: a CCD
+# that fails for reasons of its own has a row with the reason and no calexp. What later stages
+# hang on is the exposure's manifest, made from the rows.
+#
+# `parallel.calexp: ccd` is these two rules. Both are of one group, so that a cluster gets one job
+# an exposure. A job that does a whole exposure in memory takes the place of both and makes the
+# same manifest; nothing downstream sees the difference.
+
+
+if PLAN.science:
+
+    rule calexp:
+        input:
+            unpack(calexp_inputs),
+        output:
+            row="results/calexp/{exposure}/{ccd}.json",
+        log:
+            "logs/calexp/{exposure}/{ccd}.log",
+        benchmark:
+            "results/benchmarks/calexp/{exposure}/{ccd}.tsv"
+        wildcard_constraints:
+            exposure=raw_exposure_pattern(),
+        group:
+            group_of("exposure")
+        threads: 1
+        resources:
+            mem_mb=ccd_memory,
+            runtime=ccd_runtime,
+        params:
+            facts=ccd_facts,
+            raw=raw_file,
+            camera=ccd_fingerprint,
+            settings=calexp_settings,
+        script:
+            "../scripts/calexp.py"
+
+
+rule manifest:
+    input:
+        rows=rows_of_exposure,
+    output:
+        manifest="results/summary/{exposure}.ecsv",
+    log:
+        "logs/manifest/{exposure}.log",
+    group:
+        group_of("exposure")
+    threads: 1
+    resources:
+        mem_mb=needs.INTERPRETER_MB,
+        runtime=5,
+    params:
+        pointing=pointing_of_exposure,
+        verdict=verdict,
+    script:
+        "../scripts/manifest.py"

@@ -1,0 +1,438 @@
+# What all rules share: the settings, the plan, and the functions that answer "which files?",
+# "which settings?" and "how much memory?". The only file with functions.
+#
+# Snakemake reads this again in every job of a cluster, so nothing slow may happen here: the plan
+# comes from a cache (coaddflow.plan), and astropy is not imported.
+
+import functools
+import os
+import sys
+import time
+
+from snakemake.dag import DAG
+from snakemake.exceptions import WorkflowError
+
+RUN_STARTED = time.time()
+
+try:
+    from coaddflow import messages
+    from coaddflow import plan as planning
+    from coaddflow import resources as needs
+    from coaddflow.errors import InputError
+    from coaddflow.settings import load_settings
+except ModuleNotFoundError as error:
+    raise WorkflowError(
+        f"{error}. The package coaddflow is not installed for {sys.executable}: run `make setup` "
+        "and `. .venv/bin/activate`, or `pip install -e .` in the folder of the Snakefile."
+    ) from None
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings and plan
+# ---------------------------------------------------------------------------------------------
+
+
+def config_file():
+    """Return the settings file of a run that names none: the working folder's, or the demo's."""
+    own = "config.yaml"
+    return own if os.path.exists(own) else os.path.join(workflow.basedir, own)
+
+
+# A file given with --configfile must not be mixed with the demo's settings, so the default is
+# read only where none is given.
+if not workflow.overwrite_configfiles:
+
+    configfile: config_file()
+
+
+def checked_plan():
+    """Return the plan of the run; a mistake of the user becomes one line without traceback."""
+    source = ", ".join(str(path) for path in workflow.configfiles) or None
+    try:
+        plan = planning.make_plan(load_settings(config, source))
+        plan.check()
+        return plan
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
+PLAN = checked_plan()
+SETTINGS = PLAN.settings
+
+
+wildcard_constraints:
+    exposure="[A-Za-z0-9][A-Za-z0-9_-]*",
+    ccd=r"\d+",
+    band="[A-Za-z0-9][A-Za-z0-9_-]*",
+    tract=r"\d+",
+    patch=r"\d+_\d+",
+
+
+# Whether jobs go to a cluster: `jobs` is given, or this is such a job. Then the jobs of an exposure
+# and those of a tract are one group each, which is one job of the cluster. Elsewhere groups have
+# no effect, but planning takes four times as long with them.
+ON_CLUSTER = (
+    workflow.resource_settings.nodes is not None or not workflow.is_main_process
+)
+
+# Snakemake 9.27 looks for groups that depend on themselves twice. DAG.validate_group takes a time
+# that grows with the number of jobs; DAG._check_groups, which looks for the same afterwards, one
+# that grows with the square of a group's size times the number of all jobs before it: 75 s for 12
+# exposures of HSC, hours for a survey. It is left out (docs/workflow.md).
+DAG._check_groups = lambda self: None
+
+
+def group_of(name):
+    """Return the group of a rule: a name on a cluster, None elsewhere."""
+    return name if ON_CLUSTER else None
+
+
+def raw_exposure_pattern():
+    """Return a pattern of the exposures that are made from raw frames."""
+    others = "|".join(PLAN.images)
+    return (
+        rf"(?!(?:{others})/)[A-Za-z0-9][A-Za-z0-9_-]*" if others else "[A-Za-z0-9_-]+"
+    )
+
+
+def image_exposure_pattern():
+    """Return a pattern of the exposures that were calibrated elsewhere."""
+    return "|".join(PLAN.images)
+
+
+# ---------------------------------------------------------------------------------------------
+# Products
+# ---------------------------------------------------------------------------------------------
+
+
+def calibration_frames():
+    """Return the calibration frames that are made, for all CCDs."""
+    frames = {
+        PLAN.calib_product(kind, ccd, band)
+        for kind in planning.CALIB_KINDS
+        if PLAN.science and getattr(SETTINGS.calibs, kind).source != "given"
+        for ccd in PLAN.ccds
+        for band in PLAN.bands
+    }
+    return sorted(frames - {None})
+
+
+def coadds_of(tract):
+    """Return the coadds of a tract, of all bands."""
+    return [
+        f"results/coadd/{band}/{tract}/{patch}.fits"
+        for band in PLAN.bands
+        for patch in PLAN.patches_of(band, tract)
+    ]
+
+
+def warps_of(exposure):
+    """Return the warp tables of an exposure, one a tract."""
+    return [
+        f"results/warp/{tract}/{exposure}.ecsv" for tract in PLAN.overlaps[exposure]
+    ]
+
+
+def all_products():
+    """Return what a run makes.
+
+    Manifests, warp tables, databases and calibration frames are named here although coadds hang
+    on them: Snakemake does not miss an intermediate file that a failed job has taken away as long
+    as the older files made from it are there, and the next run would call them up to date.
+    """
+    return [
+        *calibration_frames(),
+        *(f"results/summary/{exposure}.ecsv" for exposure in PLAN.exposures),
+        "results/corners.sqlite",
+        *(path for exposure in PLAN.exposures for path in warps_of(exposure)),
+        *(
+            f"results/corners/{band}/{tract}.sqlite"
+            for tract in PLAN.tracts
+            for band in PLAN.bands
+            if PLAN.patches_of(band, tract)
+        ),
+        *(path for tract in PLAN.tracts for path in coadds_of(tract)),
+        *(f"results/coadd/{tract}.png" for tract in PLAN.tracts),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------
+# Which files a job needs
+# ---------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=None)
+def is_there(path):
+    return os.path.exists(path)
+
+
+@functools.lru_cache(maxsize=4096)
+def failed_for_want_of_file(row):
+    """Return whether a CCD's row says that its raw file was missing (or there is no row)."""
+    try:
+        with open(row, encoding="utf-8") as stream:
+            return '"missing_file"' in stream.read()
+    except FileNotFoundError:
+        return True
+
+
+def files_or_failure(files, row):
+    """Return the raw files of a CCD as inputs of its job.
+
+    A file that is not there would stop the whole plan, so it is left out: the job then runs, and
+    the CCD fails with its reason. When the file appears the set of inputs changes, and the CCD is
+    done again. Where the CCD has been done and its raw file has since been moved away (an
+    archive), the file stays an input and the CCD stays done.
+    """
+    if all(is_there(path) for path in files) or not failed_for_want_of_file(row):
+        return files
+    return [path for path in files if is_there(path)]
+
+
+def frames_or_failure(kind, wildcards):
+    """Return the raw frames that a calibration frame of a CCD is made from.
+
+    As with `files_or_failure`: frames that are not there are left out, unless the calibration
+    frame has been made from them already.
+    """
+    ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
+    files = [PLAN.raw_file(exposure, ccd) for exposure in PLAN.calib_frames(kind, band)]
+    done = PLAN.calib_product(kind, ccd, band or PLAN.bands[0])
+    return (
+        files if done and is_there(done) else [path for path in files if is_there(path)]
+    )
+
+
+def bias_inputs(wildcards):
+    """Return what the master bias of a CCD is made from."""
+    return {"raw": frames_or_failure("bias", wildcards)}
+
+
+def dark_inputs(wildcards):
+    """Return what the master dark of a CCD is made from."""
+    return {"raw": frames_or_failure("dark", wildcards)} | calibs_of_ccd(
+        wildcards, "bias"
+    )
+
+
+def flat_inputs(wildcards):
+    """Return what the flat of a CCD and band is made from."""
+    inputs = {"raw": frames_or_failure("flat", wildcards)}
+    return inputs | calibs_of_ccd(wildcards, "bias", "dark")
+
+
+def defects_inputs(wildcards):
+    """Return what the map of bad pixels of a CCD is made from."""
+    if SETTINGS.calibs.defects.source == "night_sky":
+        if PLAN.defects_from_dark:
+            return calibs_of_ccd(wildcards, "dark")
+        inputs = {"raw": frames_or_failure("defects", wildcards)}
+        return inputs | calibs_of_ccd(wildcards, "bias")
+    flats = PLAN.flats_of(int(wildcards.ccd))
+    return calibs_of_ccd(wildcards, "dark") | {"flats": flats}
+
+
+def calibs_of_ccd(wildcards, *kinds, band=None):
+    """Return the calibration frames of a CCD that there are, by kind."""
+    band = band or getattr(wildcards, "band", PLAN.bands[0])
+    products = {
+        kind: PLAN.calib_product(kind, int(wildcards.ccd), band) for kind in kinds
+    }
+    return {kind: path for kind, path in products.items() if path is not None}
+
+
+def calexp_inputs(wildcards):
+    """Return the raw file, calibration frames and reference catalogue of a CCD."""
+    exposure, ccd = wildcards.exposure, int(wildcards.ccd)
+    row = f"results/calexp/{exposure}/{ccd}.json"
+    return {
+        "raw": files_or_failure([PLAN.raw_file(exposure, ccd)], row),
+        **calibs_of_ccd(wildcards, *planning.CALIB_KINDS, band=PLAN.band_of(exposure)),
+        "refcat": PLAN.refcat_files,
+    }
+
+
+def calibrated_inputs(wildcards):
+    """Return the files of an image calibrated elsewhere: image, weight, mask."""
+    exposure, ccd = wildcards.exposure, int(wildcards.ccd)
+    row = f"results/calexp/{exposure}/{ccd}.json"
+    return files_or_failure(PLAN.image_files(exposure, ccd), row)
+
+
+def rows_of_exposure(wildcards):
+    """Return the rows of all CCDs of an exposure."""
+    exposure = wildcards.exposure
+    return [f"results/calexp/{exposure}/{ccd}.json" for ccd in PLAN.ccds_of(exposure)]
+
+
+def manifests_of_tract(wildcards):
+    """Return the manifests of the exposures of a band that can touch a tract."""
+    exposures = PLAN.exposures_of_tract(int(wildcards.tract), wildcards.band)
+    return [f"results/summary/{exposure}.ecsv" for exposure in exposures]
+
+
+def all_manifests(wildcards):
+    """Return the manifests of all exposures."""
+    return [f"results/summary/{exposure}.ecsv" for exposure in PLAN.exposures]
+
+
+def warps_of_patch(wildcards):
+    """Return the warp tables of the exposures of a band that can touch a patch."""
+    tract = int(wildcards.tract)
+    exposures = PLAN.exposures_of_patch(wildcards.band, tract, wildcards.patch)
+    return [f"results/warp/{tract}/{exposure}.ecsv" for exposure in exposures]
+
+
+def coadds_of_tract(wildcards):
+    """Return the coadds of a tract, of all bands."""
+    return coadds_of(int(wildcards.tract))
+
+
+# ---------------------------------------------------------------------------------------------
+# What a job does differently when the settings or the tables change (params)
+# ---------------------------------------------------------------------------------------------
+# A job is done again when its params change, so they carry the settings that it uses, and no
+# others; nothing absolute, random or temporal.
+
+
+def raw_file(wildcards):
+    """Return the raw file of a CCD, whether it is there or not."""
+    return PLAN.raw_file(wildcards.exposure, int(wildcards.ccd))
+
+
+def ccd_facts(wildcards):
+    """Return what the table says about an exposure or an image."""
+    return PLAN.facts(wildcards.exposure, int(wildcards.ccd))
+
+
+def pointing_of_exposure(wildcards):
+    """Return what the table says about a raw exposure; None for images calibrated elsewhere."""
+    if wildcards.exposure in PLAN.images:
+        return None
+    return PLAN.facts(wildcards.exposure, ccd=None)
+
+
+def exposure_times(wildcards, input):
+    """Return the exposure times of the frames of a calibration frame, by file."""
+    exposures = [*PLAN.calibration.values(), *PLAN.science.values()]
+    ccd = int(wildcards.ccd)
+    times = {PLAN.raw_file(row.exposure, ccd): row.exposure_time for row in exposures}
+    return {path: times[path] for path in input.get("raw", [])}
+
+
+def ccd_fingerprint(wildcards):
+    """Return a checksum of what the camera file says about a CCD."""
+    return PLAN.ccds[int(wildcards.ccd)].fingerprint
+
+
+@functools.lru_cache(maxsize=None)
+def calexp_settings_of_band(band):
+    """Return the settings that make a calexp of a band."""
+    return PLAN.calexp_settings(band)
+
+
+def calexp_settings(wildcards):
+    """Return the settings that make the calexps of an exposure."""
+    return calexp_settings_of_band(PLAN.band_of(wildcards.exposure))
+
+
+def verdict(wildcards):
+    """Return whether an exposure that has passed would fail by the settings of today.
+
+    `calexp.max_failed_fraction` is not in the params of the gather job itself: raising it, to let
+    one exposure pass, must not redo all others with all that hangs on them. Lowering it must fail
+    those that now have too many failures, and no others.
+    """
+    manifest = f"results/summary/{wildcards.exposure}.ecsv"
+    fraction = messages.failed_fraction(manifest)
+    return "fails" if fraction > SETTINGS.calexp.max_failed_fraction else "passes"
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory (MB) and time (minutes)
+# ---------------------------------------------------------------------------------------------
+
+
+def ccd_pixels(wildcards):
+    """Return the number of pixels of a CCD."""
+    exposure, ccd = getattr(wildcards, "exposure", None), int(wildcards.ccd)
+    if exposure in PLAN.images:
+        return PLAN.images[exposure][ccd].nx * PLAN.images[exposure][ccd].ny
+    nx, ny = PLAN.ccds[ccd].size
+    return nx * ny
+
+
+def exposure_pixels(exposure):
+    """Return the largest number of pixels of a CCD of an exposure, and that of all together."""
+    if exposure in PLAN.images:
+        counts = [image.nx * image.ny for image in PLAN.images[exposure].values()]
+    else:
+        counts = [nx * ny for nx, ny in (ccd.size for ccd in PLAN.ccds.values())]
+    return max(counts), sum(counts)
+
+
+def patch_pixels():
+    """Return the number of pixels of a patch with its border."""
+    return (SETTINGS.skymap.patch_inner_size + 2 * SETTINGS.skymap.patch_border) ** 2
+
+
+def ccd_memory(wildcards):
+    return needs.ccd_memory(ccd_pixels(wildcards))
+
+
+def ccd_runtime(wildcards):
+    return needs.ccd_runtime(ccd_pixels(wildcards))
+
+
+def calib_memory(wildcards, input):
+    return needs.calib_memory(ccd_pixels(wildcards), len(input), SETTINGS.calibs.memory)
+
+
+def calib_runtime(wildcards, input):
+    return needs.calib_runtime(ccd_pixels(wildcards), len(input))
+
+
+def warp_memory(wildcards):
+    return needs.warp_memory(exposure_pixels(wildcards.exposure)[0], patch_pixels())
+
+
+def warp_runtime(wildcards):
+    return needs.warp_runtime(exposure_pixels(wildcards.exposure)[1])
+
+
+def coadd_memory(wildcards):
+    return needs.coadd_memory(patch_pixels(), SETTINGS.coadd.memory_mb)
+
+
+def picture_memory(wildcards, input):
+    return needs.picture_memory(patch_pixels(), len(input))
+
+
+def coadd_runtime(wildcards, input):
+    return needs.coadd_runtime(patch_pixels(), len(input))
+
+
+# On one machine the jobs that run side by side must fit into its memory. `--resources mem_mb=N`
+# or a profile says otherwise.
+if not ON_CLUSTER and not {"mem", "mem_mb"} & set(workflow.global_resources):
+    workflow.register_resource("mem_mb", needs.machine_memory())
+
+
+# ---------------------------------------------------------------------------------------------
+# What the user is told
+# ---------------------------------------------------------------------------------------------
+
+
+def report_start():
+    """Say what the run is about, and what a user may not expect."""
+    print(messages.start_text(PLAN), file=sys.stderr)
+
+
+def report_success():
+    """Say what there is now."""
+    print(messages.success_text(PLAN), file=sys.stderr)
+
+
+def report_failure():
+    """Say what failed, why, and where its log is."""
+    print(messages.failure_text("logs", RUN_STARTED), file=sys.stderr)

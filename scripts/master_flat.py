@@ -1,0 +1,18 @@
+"""Make the flat of a CCD and band."""
+
+from coaddflow.joblog import job_log
+
+with job_log(snakemake.log[0], snakemake.threads):
+    from coaddflow.camera import load_camera
+    from coaddflow.masters import make_flat
+    from coaddflow.plan import CALIB_KINDS
+    from coaddflow.settings import load_settings
+
+    make_flat(
+        snakemake.output.master,
+        snakemake.params.exposure_times,
+        {kind: path for kind, path in snakemake.input.items() if kind in CALIB_KINDS},
+        load_camera(snakemake.config["camera"]),
+        int(snakemake.wildcards.ccd),
+        load_settings(snakemake.config).only(*snakemake.params.settings),
+    )

@@ -1,0 +1,364 @@
+"""One exposure: its CCDs from raw frame to calexp, and its manifest.
+
+This is where the steps of a CCD are put into their order and where files are read and written;
+the steps themselves know neither files nor each other. `make_calexp` is the whole job of one CCD.
+A job that holds all CCDs of an exposure in memory uses the same pieces.
+
+A CCD that fails for reasons of its own gets a row that says so, and no calexp. What is not the
+CCD's fault (a setting, a full disk, no memory) ends the job.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+
+from coaddflow.calexp import Calexp, CcdFacts, process_ccd, write_calexp
+from coaddflow.calibrated import import_image, imported_row, write_imported
+from coaddflow.camera import Camera, Detector, outline
+from coaddflow.cosmics import find_cosmic_rays
+from coaddflow.coverage import check_footprint_within_prediction
+from coaddflow.errors import CcdFailure, CoaddflowError, InputError
+from coaddflow.exposures import ImageRow
+from coaddflow.files import sha256_of
+from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
+from coaddflow.interpolate import fill_masked
+from coaddflow.isr import detrend
+from coaddflow.manifest import (
+    FOOTPRINT_POINTS_PER_EDGE,
+    CcdRow,
+    read_row,
+    write_manifest,
+    write_row,
+)
+from coaddflow.masters import read_calibs
+from coaddflow.provenance import provenance_header
+from coaddflow.raw import read_raw_ccd
+from coaddflow.refcat import load_refcat
+from coaddflow.settings import Settings
+from coaddflow.wcs import pixel_to_sky, predicted_wcs
+
+_LOG = logging.getLogger(__name__)
+
+_SECTIONS = (
+    "detrend",
+    "cosmics",
+    "interpolation",
+    "background",
+    "detection",
+    "psf",
+    "astrometry",
+    "photometry",
+    "refcat",
+)
+"""Settings of which a calexp's header carries the checksum."""
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """What the exposure table says about an exposure on the sky; angles in degrees, mjd TAI."""
+
+    exposure: str
+    band: str
+    ra: float
+    dec: float
+    rotation: float
+    mjd: float
+    exposure_time: float
+
+    def of_ccd(self, ccd: int) -> CcdFacts:
+        """Return the facts about the image of one CCD."""
+        return CcdFacts(self.exposure, ccd, self.band, self.mjd, self.exposure_time)
+
+
+@dataclass(frozen=True)
+class CcdFiles:
+    """Where the files of one CCD stand; paths as the products shall name them.
+
+    Attributes
+    ----------
+    raw : str
+        The raw file, whether it is there or not.
+    calibs : mapping of str to str
+        Calibration frames that are applied: bias, dark, flat, defects.
+    row : str
+        The row that is written last. The calexp and its sources stand beside it.
+    manifest : str
+        The manifest of the exposure.
+    """
+
+    raw: str
+    calibs: Mapping[str, str]
+    row: str
+    manifest: str
+
+    @property
+    def calexp(self) -> str:
+        """The calexp."""
+        return str(Path(self.row).with_suffix(".fits"))
+
+    @property
+    def sources(self) -> str:
+        """The source catalogue."""
+        path = Path(self.row)
+        return str(path.with_name(f"{path.stem}_sources.fits"))
+
+
+def make_calexp(
+    pointing: Pointing, ccd: int, files: CcdFiles, camera: Camera, settings: Settings
+) -> CcdRow:
+    """Do the whole job of one CCD: raw frame to calexp, sources and row.
+
+    The row of an earlier run, the calexp that it names and the exposure's manifest are removed
+    first: where a manifest stands, the calexps that it names are whole.
+
+    Parameters
+    ----------
+    pointing : Pointing
+        The exposure.
+    ccd : int
+        The CCD.
+    files : CcdFiles
+        Its files.
+    camera : Camera
+        The camera.
+    settings : Settings
+        Sections detrend, cosmics, interpolation, background, detection, psf, astrometry,
+        photometry, refcat and products.
+
+    Returns
+    -------
+    CcdRow
+        The row that was written.
+
+    Raises
+    ------
+    InputError
+        If a setting, a calibration frame or the reference catalogue is not usable, or a product
+        cannot be written.
+    """
+    facts = pointing.of_ccd(ccd)
+    return _row_whatever_happens(
+        facts, files, lambda: _calexp_row(pointing, facts, files, camera, settings)
+    )
+
+
+def make_calexp_from_image(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
+    """Do the whole job of one image that was calibrated elsewhere: image to calexp and row.
+
+    Parameters
+    ----------
+    image : ImageRow
+        What the table says about it; paths relative to the working folder.
+    files : CcdFiles
+        Its files.
+    settings : Settings
+        Sections calibrated, background, detection and products.
+
+    Returns
+    -------
+    CcdRow
+        The row that was written.
+
+    Raises
+    ------
+    InputError
+        As `make_calexp`.
+    """
+    facts = CcdFacts(image.exposure, image.ccd, image.band, image.mjd, image.exposure_time)
+    return _row_whatever_happens(facts, files, lambda: _imported_row(image, files, settings))
+
+
+def _row_whatever_happens(
+    facts: CcdFacts, files: CcdFiles, make_row: Callable[[], CcdRow]
+) -> CcdRow:
+    """Remove old products, make new ones and write the row, also that of a failure."""
+    _remove_products(files)
+    try:
+        row = make_row()
+    except CcdFailure as failure:
+        _LOG.warning("the CCD fails: %s", failure)
+        row = failed_row(facts, failure.reason, failure.message)
+    except (CoaddflowError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        # one strange CCD must not stop a survey; what happened is in the log and in the row
+        _LOG.exception("the CCD fails in a way that nobody foresaw")
+        message = f"{files.raw}: {type(error).__name__}: {error}"
+        row = failed_row(facts, "unexpected_error", message)
+    if row.state == "failed":
+        _remove_products(files)
+    write_row(files.row, row)
+    return row
+
+
+def _imported_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
+    """Make the calexp of an image calibrated elsewhere and write it."""
+    here = "table"  # paths are relative to the folder of the table: here the working folder
+    imported = import_image(image, here, settings)
+    inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
+    provenance = provenance_header(
+        settings.section("calibrated", "background", "detection"), dict.fromkeys(inputs)
+    )
+    write_imported(files.calexp, imported, provenance, settings.products.compression)
+    return imported_row(imported, files.calexp, sha256_of(files.calexp))
+
+
+def failed_row(facts: CcdFacts, reason: str, message: str) -> CcdRow:
+    """Return the row of a CCD that failed."""
+    return CcdRow(**facts._asdict(), state="failed", reason=reason, message=message)
+
+
+def done_row(facts: CcdFacts, calexp: Calexp, path: str | Path) -> CcdRow:
+    """Return the row of a CCD whose calexp has been written."""
+    ny, nx = calexp.masked_image.shape
+    ra, dec = pixel_to_sky(calexp.wcs, *outline((nx, ny), FOOTPRINT_POINTS_PER_EDGE))
+    return CcdRow(
+        **facts._asdict(),
+        state="done",
+        path=str(path),
+        sha256=sha256_of(path),
+        nx=nx,
+        ny=ny,
+        footprint_ra=ra.tolist(),
+        footprint_dec=dec.tolist(),
+        **calexp.quality,
+    )
+
+
+def _remove_products(files: CcdFiles) -> None:
+    for path in (files.manifest, files.row, files.calexp, files.sources):
+        Path(path).unlink(missing_ok=True)
+
+
+def _calexp_row(
+    pointing: Pointing, facts: CcdFacts, files: CcdFiles, camera: Camera, settings: Settings
+) -> CcdRow:
+    """Make the calexp of a CCD and write it."""
+    detector = camera.detector(facts.ccd)
+    image, cards = detrended_image(files, camera, detector, facts.exposure_time, settings)
+    refcat = reference_stars(pointing, camera, detector, settings)
+    initial_wcs = predicted_wcs(camera, detector, pointing.ra, pointing.dec, pointing.rotation)
+    calexp = process_ccd(image, facts, initial_wcs, refcat, settings)
+    calexp.header.update(cards)
+    provenance = provenance_header(
+        settings.section(*_SECTIONS), [files.raw, *files.calibs.values()]
+    )
+    write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
+    return done_row(facts, calexp, files.calexp)
+
+
+def detrended_image(
+    files: CcdFiles, camera: Camera, detector: Detector, exposure_time: float, settings: Settings
+) -> tuple[MaskedImage, fits.Header]:
+    """Return a CCD in electrons, with cosmic rays and defects masked and filled.
+
+    Returns
+    -------
+    masked_image : MaskedImage
+        Shape ``detector.shape``.
+    cards : astropy.io.fits.Header
+        What was done.
+    """
+    raw = read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw)
+    _LOG.info("detrend %s", files.raw)
+    result = detrend(raw, read_calibs(files.calibs), exposure_time, settings.detrend)
+    image = result.masked_image
+    _LOG.info("find cosmic rays")
+    cosmic = find_cosmic_rays(image, settings.cosmics)
+    image.mask[cosmic] |= np.int32(MaskPlane.CR)
+    fill = settings.interpolation
+    n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
+    _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic.sum(), n_filled)
+    return image, result.header
+
+
+def reference_stars(
+    pointing: Pointing, camera: Camera, detector: Detector, settings: Settings
+) -> Table:
+    """Return the reference stars that may be on a CCD, whatever its pointing error."""
+    nx, ny = detector.size
+    ra, dec = camera.pixel_to_sky(
+        detector, (nx - 1) / 2, (ny - 1) / 2, pointing.ra, pointing.dec, pointing.rotation
+    )
+    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
+    radius += settings.astrometry.max_pointing_error / 60.0
+    return load_refcat(
+        settings.refcat, float(ra), float(dec), float(radius), pointing.band, pointing.mjd
+    )
+
+
+def make_manifest(
+    manifest: str | Path,
+    rows: Sequence[str | Path],
+    max_failed_fraction: float,
+    pointing: Pointing | None = None,
+    camera: Camera | None = None,
+    margin: float = 0.0,
+) -> list[CcdRow]:
+    """Gather the rows of an exposure into its manifest.
+
+    Parameters
+    ----------
+    manifest : str or Path
+        ``.../{exposure}.ecsv``. If the exposure fails, the rows go to ``{exposure}.failed.ecsv``
+        beside it, and there is no manifest.
+    rows : sequence of str or Path
+        The rows of its CCDs.
+    max_failed_fraction : float
+        The exposure fails if more of its CCDs than this have failed.
+    pointing, camera, margin : Pointing, Camera, float
+        What the run was planned from; None for images calibrated elsewhere, which were planned
+        from their own WCS.
+
+    Raises
+    ------
+    InputError
+        If too many CCDs failed, a CCD lies where the plan did not allow for it, or the calexp of
+        a CCD is gone.
+    """
+    manifest = Path(manifest)
+    failed_manifest = manifest.with_suffix(".failed.ecsv")
+    manifest.unlink(missing_ok=True)
+    found = sorted((read_row(row) for row in rows), key=lambda row: row.ccd)
+    try:
+        _check_failures(found, max_failed_fraction, failed_manifest)
+        for row in found:
+            if row.state == "done" and not Path(row.path).is_file():
+                raise InputError(
+                    f"the calexp of CCD {row.ccd} is gone",
+                    path=row.path,
+                    remedy=f"remove {Path(row.path).with_suffix('.json')} and run again",
+                )
+            if row.state == "done" and pointing is not None:
+                check_footprint_within_prediction(
+                    pointing, camera, margin, row.footprint_ra, row.footprint_dec, row.ccd
+                )
+    except InputError:
+        write_manifest(failed_manifest, found)
+        raise
+    write_manifest(manifest, found)
+    failed_manifest.unlink(missing_ok=True)
+    return found
+
+
+def _check_failures(rows: Sequence[CcdRow], max_fraction: float, failed_manifest: Path) -> None:
+    """Raise InputError if too many CCDs of an exposure have failed; log all that have."""
+    failed = [row for row in rows if row.state == "failed"]
+    for row in failed:
+        _LOG.warning("CCD %d failed: %s: %s", row.ccd, row.reason, row.message)
+    if len(failed) <= max_fraction * len(rows):
+        return
+    reasons = [row.reason for row in failed]
+    why = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+    raise InputError(
+        f"exposure {rows[0].exposure} fails: {len(failed)} of {len(rows)} CCDs failed ({why}), "
+        f"more than calexp.max_failed_fraction = {max_fraction:g} allows",
+        path=failed_manifest,
+        remedy="look at the reasons there; then correct the cause, add the exposure to the "
+        "setting `exclude`, or raise calexp.max_failed_fraction",
+    )
