@@ -5,6 +5,7 @@ mask, trimmed to the box that has data. A job goes through the patches of a trac
 which each calexp is read once and only few are in memory at a time.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,19 +70,18 @@ class Warp:
         Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data.
     ccds : tuple of int
         The CCDs that contributed, ascending.
+    n_covered : int
+        Number of pixels with data.
     """
 
     box: Box
     masked_image: MaskedImage
     ccds: tuple[int, ...] = ()
 
-    @property
-    def n_covered(self) -> int:
-        """Number of pixels with data."""
-        return int(np.count_nonzero(~self.masked_image.has_any(MaskPlane.NO_DATA)))
+    n_covered: int = 0
 
     def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
+        """Return the rows y0 to y1 of the tract, which must be inside of ``box``; no copy."""
         rows = slice(y0 - self.box[1], y1 - self.box[1])
         planes = self.masked_image
         return MaskedImage(planes.image[rows], planes.variance[rows], planes.mask[rows])
@@ -261,12 +261,11 @@ def warp_patches(
         warp = None
         if box is not None:
             target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
-            used = [
-                ccd
+            counts = {
+                ccd: _resample_into(target, box, ready[ccd], kernel, settings, threads)
                 for ccd in ccds
-                if _resample_into(target, box, ready[ccd], kernel, settings, threads) > 0
-            ]
-            warp = _trim(target, box, tuple(used))
+            }
+            warp = _trim(target, box, counts)
         for ccd in ccds:
             if last_use[ccd] == patch:
                 del ready[ccd]
@@ -286,23 +285,30 @@ def _common_box(outer: Box, boxes: list[Box]) -> Box | None:
     return min(x0), min(y0), max(x1), max(y1)
 
 
-def _trim(target: MaskedImage, box: Box, ccds: tuple[int, ...]) -> Warp | None:
-    """Cut to the smallest box with data; None if there is none."""
-    data = ~target.has_any(MaskPlane.NO_DATA)
-    columns, rows = np.flatnonzero(data.any(axis=0)), np.flatnonzero(data.any(axis=1))
-    if columns.size == 0:
+def _trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
+    """Cut to the smallest box with data; None if no CCD gave any pixel."""
+    if not any(counts.values()):
         return None
-    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    (y0, y1), (x0, x1) = (_data_span(target.mask, axis) for axis in (0, 1))
+    part = slice(y0, y1), slice(x0, x1)
     return Warp(
-        (
-            box[0] + int(columns[0]),
-            box[1] + int(rows[0]),
-            box[0] + int(columns[-1]) + 1,
-            box[1] + int(rows[-1]) + 1,
-        ),
+        (box[0] + x0, box[1] + y0, box[0] + x1, box[1] + y1),
         MaskedImage(target.image[part], target.variance[part], target.mask[part]),
-        ccds,
+        tuple(ccd for ccd, n in counts.items() if n > 0),
+        sum(counts.values()),
     )
+
+
+def _data_span(mask: NDArray[np.int32], axis: int) -> tuple[int, int]:
+    """Return the first and last-plus-one row (or column) with data, looking from both ends."""
+    lines = np.moveaxis(mask, axis, 0)
+
+    def has_data(index: int) -> bool:
+        return bool(np.any((lines[index] & MaskPlane.NO_DATA) == 0))
+
+    first = next(index for index in range(len(lines)) if has_data(index))
+    last = next(index for index in reversed(range(len(lines))) if has_data(index))
+    return first, last + 1
 
 
 # Files
@@ -495,7 +501,7 @@ class WarpFile:
             else:
                 planes = [
                     self._read_plane(name, rows, kind)
-                    for name, kind in (("IMAGE", ">f4"), ("VARIANCE", ">f4"), ("MASK", ">i4"))
+                    for name, kind in (("IMAGE", "f4"), ("VARIANCE", "f4"), ("MASK", "i4"))
                 ]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(error) from error
@@ -505,12 +511,15 @@ class WarpFile:
         """Read rows of an uncompressed extension from its place in the file."""
         width = self.box[2] - self.box[0]
         shape = (rows.stop - rows.start, width)
-        plane = np.fromfile(
+        pixels = np.fromfile(
             self.path,
             dtype=kind,
             count=shape[0] * width,
             offset=self._offsets[name] + rows.start * width * 4,
         )
-        if plane.size < shape[0] * width:
+        if pixels.size < shape[0] * width:
             raise ValueError("file ends early")
-        return plane.reshape(shape)
+        if sys.byteorder == "little":
+            # in place, which spares the pass over memory that a conversion costs
+            pixels.byteswap(inplace=True)
+        return pixels.reshape(shape)
