@@ -311,8 +311,11 @@ def _read_stack(
         first = max(reader.box[1], y0, box[1])
         last = min(reader.box[3], y1, box[3])
         rows, across = slice(first - y0, last - y0), slice(left - x0, right - x0)
-        part = MaskedImage(image[k, rows, across], variance[k, rows, across], mask[k, rows, across])
-        reader.read_into((left, first, right, last), part)
+        part = reader.read_rows(first, last)
+        columns = slice(left - reader.box[0], right - reader.box[0])
+        image[k, rows, across] = part.image[:, columns]
+        variance[k, rows, across] = part.variance[:, columns]
+        mask[k, rows, across] = part.mask[:, columns]
         place = (rows.start, rows.stop, across.start, across.stop)
         _class_values(image[k], variance[k], mask[k], place, bad, fill, state[k])
     return image, variance, mask, state
