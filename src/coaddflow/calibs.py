@@ -10,18 +10,33 @@ References
 .. [2] Newberry 1991, PASP 103, 122 (weights and signal-to-noise of calibration frames).
 """
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from coaddflow.combine import clipped_mean, stacked
 from coaddflow.errors import CcdFailure, InputError
-from coaddflow.image import MaskedImage, MaskPlane
+from coaddflow.image import (
+    Compression,
+    MaskedImage,
+    MaskPlane,
+    masked_image_hdus,
+    read_masked_image,
+    write_fits,
+)
+from coaddflow.isr import CcdCalibs
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings
 
+CalibKind = Literal["bias", "dark", "flat", "defects"]
+
+_UNITS = {"bias": "adu", "dark": "electron/s", "flat": "", "defects": ""}
 _UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
 _NEIGHBOURHOOD = 7
 "Pixels along rows and columns that tell what a pixel should be like."
@@ -239,6 +254,115 @@ def robust_sigma(values: NDArray) -> float:
     """Return the standard deviation that belongs to the quartiles."""
     low, high = np.percentile(values, [25, 75])
     return float(high - low) / 1.34898
+
+
+def defects_frame(bad: NDArray[np.bool_]) -> MaskedImage:
+    """Return a map of bad pixels, shape (ny, nx), as a frame: BAD in the mask, 1 in the image."""
+    return MaskedImage(bad, np.zeros(bad.shape), np.where(bad, int(MaskPlane.BAD), 0))
+
+
+def write_master(
+    path: str | Path,
+    master: MaskedImage,
+    kind: CalibKind,
+    n_frames: int,
+    header: fits.Header | None = None,
+    compression: Compression = "none",
+) -> None:
+    """Write a calibration frame: IMAGE, MASK and VARIANCE behind the provenance.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name of the file.
+    master : MaskedImage
+        The frame.
+    kind : {"bias", "dark", "flat", "defects"}
+        Gives the unit (BUNIT): adu, electron/s, none.
+    n_frames : int
+        Exposures it was made from (CFNFRAME).
+    header : astropy.io.fits.Header, optional
+        Cards for the primary header.
+    compression : {"none", "lossless", "quantized"}
+        Calibration frames are never quantised.
+    """
+    primary = fits.PrimaryHDU(header=header)
+    primary.header["CFKIND"] = (kind, "kind of calibration frame")
+    primary.header["CFNFRAME"] = (n_frames, "number of exposures it was made from")
+    lossless = "none" if compression == "none" else "lossless"
+    write_fits(path, [primary, *masked_image_hdus(master, None, _UNITS[kind], lossless)])
+
+
+def write_failed_master(path: str | Path, kind: CalibKind, failure: CcdFailure) -> None:
+    """Write in the place of a calibration frame why there is none, for this CCD alone.
+
+    The CCD then fails in every exposure, with this reason, and the other CCDs go on.
+    """
+    primary = fits.PrimaryHDU()
+    primary.header["CFKIND"] = (kind, "kind of calibration frame")
+    primary.header["CFFAILED"] = (failure.reason, "why there is none")
+    primary.header.add_history(failure.message.encode("ascii", "replace").decode())
+    write_fits(path, [primary])
+
+
+def read_calibs(paths: Mapping[str, str | Path]) -> CcdCalibs:
+    """Read the calibration frames of a CCD.
+
+    Parameters
+    ----------
+    paths : mapping of str to str or Path
+        Files of some of the kinds bias, dark, flat and defects.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or is no image.
+    CcdFailure
+        ``no_calibration`` if a calibration frame could not be made for this CCD.
+    """
+    return CcdCalibs(**{kind: read_master(path, kind) for kind, path in paths.items()})
+
+
+def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
+    """Read one calibration frame, made here or given.
+
+    A file that was not made here may have nothing but one image, in the unit of its kind (see
+    `write_master`): it is taken to be free of errors, pixels that are not finite are BAD, and in
+    a map of defects all that are not 0.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is no image.
+    CcdFailure
+        ``no_calibration`` if the frame could not be made for this CCD.
+    """
+    try:
+        with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+            warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
+            failed = hdus[0].header.get("CFFAILED")
+            if failed is not None:
+                why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
+                raise CcdFailure("no_calibration", f"{path}: no {kind} ({failed}: {why})")
+            if "IMAGE" not in hdus:
+                return _bare_image(next(hdu.data for hdu in hdus if _is_image(hdu)), kind)
+    except (OSError, StopIteration, TypeError, ValueError, AstropyUserWarning) as error:
+        raise InputError(
+            f"is not a readable calibration frame ({str(error) or 'it has no image'})",
+            path=path,
+            remedy=f"remove it to have it made again, or correct calibs.{kind}.path",
+        ) from error
+    return read_masked_image(path)[0]
+
+
+def _is_image(hdu: fits.hdu.base._BaseHDU) -> bool:
+    return hdu.is_image and hdu.data is not None and hdu.data.ndim == 2
+
+
+def _bare_image(pixels: NDArray, kind: CalibKind) -> MaskedImage:
+    image = pixels.astype(np.float32)
+    bad = ~np.isfinite(image) if kind != "defects" else image != 0
+    return MaskedImage(image, np.zeros(image.shape), np.where(bad, int(MaskPlane.BAD), 0))
 
 
 def check_number(what: str, section: str, n_frames: int, least: int) -> None:

@@ -187,7 +187,7 @@ def masked_image_hdus(
     image_header, mask_cards, variance_header = header.copy(), header.copy(), header.copy()
     image_header["BUNIT"] = unit
     mask_cards.extend(mask_header())
-    variance_header["BUNIT"] = f"{unit}**2"
+    variance_header["BUNIT"] = f"{unit}**2" if unit else ""
     return [
         image_hdu("IMAGE", masked_image.image, image_header, compression),
         image_hdu("MASK", masked_image.mask, mask_cards, compression),
