@@ -1,0 +1,169 @@
+"""A PBS server for tests: qsub, qstat and qdel that answer as OpenPBS 23.06 was seen to.
+
+The three commands are this file under other names; what the server knows is in server.json
+beside them, and what they were called with in calls.jsonl.
+"""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+
+ENVIRONMENT = {
+    "PBS_O_HOME": "/home/astro",
+    "PBS_O_LANG": "C.UTF-8",
+    "PBS_O_PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/pbs/bin",
+    "PBS_O_WORKDIR": "/data/survey",
+}
+
+
+def install(folder):
+    """Put the three commands and an empty server into a folder."""
+    folder.mkdir(parents=True)
+    for name in ("qsub", "qstat", "qdel"):
+        shutil.copy(__file__, folder / name)
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(f"#!{sys.executable} -S\n{text}", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    server = Server(folder)
+    server.write(jobs={}, history=True, dialect="openpbs", failures=[], away=0, next_id=1275)
+    return server
+
+
+class Server:
+    """What the server knows, as the test sets it."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def read(self):
+        return json.loads((self.folder / "server.json").read_text(encoding="utf-8"))
+
+    def write(self, **state):
+        (self.folder / "server.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def set(self, **changes):
+        self.write(**{**self.read(), **changes})
+
+    def set_job(self, job_id, **facts):
+        jobs = self.read()["jobs"]
+        jobs[job_id] = {**jobs.get(job_id, {}), **facts}
+        self.set(jobs=jobs)
+
+    def calls(self, command=None):
+        try:
+            lines = (self.folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        calls = [json.loads(line) for line in lines]
+        return [call for call in calls if command in (None, call[0])]
+
+
+def fold(line):
+    """Break a long line as PBS does: after 79 characters, continued after a tab."""
+    return "\n\t".join(textwrap.wrap(line, 78, drop_whitespace=False, break_on_hyphens=False))
+
+
+def block(job_id, job):
+    """Return what ``qstat -f`` prints about a job."""
+    environment = {**ENVIRONMENT, **job.get("environment", {})}
+    lines = [
+        f"Job_Name = {job.get('name', 'exposure_1001')}",
+        "Job_Owner = astro@login1",
+        f"job_state = {job['state']}",
+        "queue = workq",
+        "server = node1",
+        f"Output_Path = login1:/data/survey/{job.get('output', 'o')}",
+        "Rerunable = False",
+        "Resource_List.select = 1:ncpus=1:mem=100mb",
+        "substate = 42",
+        "Variable_List = " + ",".join(f"{key}={value}" for key, value in environment.items()),
+    ]
+    if job.get("comment"):
+        lines.append(f"comment = {job['comment']}")
+    lines.append("etime = Sun Nov 22 17:53:58 2026")
+    if job.get("exit_status") is not None:
+        lines.append(f"Exit_status = {job['exit_status']}")
+    lines.append("Submit_arguments = -N exposure_1001 -l select=1:ncpus=1:mem=100mb")
+    return f"Job Id: {job_id}\n" + "\n".join(f"    {fold(line)}" for line in lines) + "\n"
+
+
+def torque_block(job_id, job):
+    """Return what the qstat of slurm-wlm-torque prints about a job."""
+    facts = {"Job_Name": "sbatch", "Job_Owner": "astro@login1", "job_state": job["state"]}
+    body = "".join(f"\t{name} = {value}\n" for name, value in facts.items())
+    return f"Job Id:\t{job_id}\n{body}"
+
+
+def qstat(server, state, arguments):
+    """Play qstat -x -f and qstat -f."""
+    if state["dialect"] == "torque":
+        if "-x" in arguments:
+            return 2, "", "Unknown option: x\nUsage:\n    qstat [-f] ..."
+        jobs = {i: state["jobs"][i] for i in arguments[1:] if i in state["jobs"]}
+        text = "".join(torque_block(i, job) + "\n" for i, job in jobs.items())
+        return (0 if jobs else 153), text, ""
+    if "-x" in arguments and not state["history"]:
+        return 0, "", "qstat: PBS is not configured to maintain job history\n"
+    asked = [word for word in arguments if not word.startswith("-")] or list(state["jobs"])
+    code, out, err = 0, "", ""
+    for job_id in asked:
+        job = state["jobs"].get(job_id)
+        finished = job is not None and job["state"] == "F"
+        if job is None or (finished and not state["history"]):
+            code, err = 153, f"{err}qstat: Unknown Job Id {job_id}\n"
+        elif finished and "-x" not in arguments:
+            code, err = 35, f"{err}qstat: {job_id} Job has finished, use -x or -H to obtain ...\n"
+        else:
+            out += block(job_id, job) + "\n"
+    return code, out, err
+
+
+def qsub(server, state, arguments):
+    """Play qsub: the first planned failure, or a new job."""
+    if state["failures"]:
+        failure = state["failures"].pop(0)
+        if failure.get("gets_in"):
+            output = arguments[arguments.index("-o") + 1]
+            state["jobs"]["999.node1"] = {"state": "Q", "output": output}
+        server.write(**state)
+        return failure["code"], "", failure["err"] + "\n"
+    job_id = f"{state['next_id']}.node1"
+    state["next_id"] += 1
+    state["jobs"][job_id] = {"state": "Q"}
+    server.write(**state)
+    return 0, f"{job_id}\n", ""
+
+
+def qdel(server, state, arguments):
+    """Play qdel."""
+    for job_id in arguments:
+        state["jobs"].pop(job_id, None)
+    server.write(**state)
+    return 0, "", ""
+
+
+def play(path, arguments):
+    """Answer as the command of this name."""
+    server = Server(Path(path).parent)
+    name = Path(path).name
+    with (server.folder / "calls.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps([name, *arguments]) + "\n")
+    state = server.read()
+    if state["away"]:
+        server.set(away=state["away"] - 1)
+        print("Connection refused", file=sys.stderr)
+        print(f"{name}: cannot connect to server node1 (errno=111)", file=sys.stderr)
+        return 255
+    code, out, err = {"qsub": qsub, "qstat": qstat, "qdel": qdel}[name](server, state, arguments)
+    sys.stdout.write(out)
+    sys.stderr.write(err)
+    return code
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    os.umask(0o022)
+    raise SystemExit(play(sys.argv[0], sys.argv[1:]))
