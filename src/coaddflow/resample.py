@@ -193,35 +193,33 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
     half, lanes = len(kernel.taps) // 2, _lanes(len(kernel.taps))
     stride = nx + half + lanes
     shape = (ny + 2 * half + 1, stride)
-    source = Source(
-        np.zeros(shape, np.float32),
-        np.zeros(shape, np.float32),
-        np.full(shape, _NO_DATA, np.int32),
-        np.full(shape, _INCOMPLETE, np.uint8),
-        nx,
-        ny,
-        stride,
-    )
+    kinds = (np.float32, np.float32, np.int32, np.uint8)
+    padded = tuple(np.empty(shape, kind) for kind in kinds)
     planes = (masked_image.image, masked_image.variance, masked_image.mask)
-    _fill_source(*(np.ascontiguousarray(p) for p in planes), *source[:4], half)
-    _spread_state(source.state, len(kernel.taps))
-    return source._replace(**{name: getattr(source, name).ravel() for name in source._fields[:4]})
+    _fill_source(tuple(np.ascontiguousarray(p) for p in planes), padded, half)
+    _spread_state(padded[3], len(kernel.taps))
+    return Source(*(plane.ravel() for plane in padded), nx, ny, stride)
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill_source(image, variance, mask, to_image, to_variance, to_mask, to_state, half):
+def _fill_source(planes, padded, half):
     """Copy pixels inside the margin and class each: clean, flagged, or not to be used."""
+    image, variance, mask = planes
+    to_image, to_variance, to_mask, to_state = padded
     ny, nx = image.shape
-    for j in range(ny):
-        for i in range(nx):
-            value, noise, bits = image[j, i], variance[j, i], mask[j, i]
-            if np.isfinite(value) and 0.0 < noise < np.inf and (bits & _NO_DATA) == 0:
-                to_image[j + half, i + half] = value
-                to_variance[j + half, i + half] = noise
-                to_state[j + half, i + half] = _CLEAN if bits == 0 else _FLAGGED
-                to_mask[j + half, i + half] = bits
-            else:
-                to_mask[j + half, i + half] = bits | _NO_DATA
+    for y in range(to_image.shape[0]):
+        j = y - half
+        for x in range(to_image.shape[1]):
+            i = x - half
+            to_image[y, x], to_variance[y, x] = np.float32(0), np.float32(0)
+            to_mask[y, x], to_state[y, x] = _NO_DATA, _INCOMPLETE
+            if 0 <= j < ny and 0 <= i < nx:
+                value, noise, bits = image[j, i], variance[j, i], mask[j, i]
+                to_mask[y, x] = bits | _NO_DATA
+                if np.isfinite(value) and 0.0 < noise < np.inf and (bits & _NO_DATA) == 0:
+                    to_image[y, x], to_variance[y, x] = value, noise
+                    to_mask[y, x] = bits
+                    to_state[y, x] = _CLEAN if bits == 0 else _FLAGGED
 
 
 @numba.njit(cache=True, nogil=True)
