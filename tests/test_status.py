@@ -132,7 +132,8 @@ def test_an_exposure_that_was_refused_is_told_with_the_reason(plan_of, tmp_path)
         raise ValueError("4 of 6 CCDs failed")
     status = survey_status(plan)
     assert status.count("missing") == 0 and status.exit_code == 3
-    assert "no manifest: ValueError: 4 of 6 CCDs failed" in status_table(status)
+    text = status_table(status)
+    assert "no manifest\n  ValueError: 4 of 6 CCDs failed" in text
 
 
 def test_a_calexp_that_was_removed_is_missing_again(plan_of, tmp_path):

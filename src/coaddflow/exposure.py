@@ -198,8 +198,7 @@ def _row_whatever_happens(
 
 def _imported_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
     """Make the calexp of an image calibrated elsewhere and write it."""
-    here = "table"  # paths are relative to the folder of the table: here the working folder
-    imported = import_image(image, here, settings)
+    imported = import_image(image, settings)
     inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
     provenance = provenance_header(
         settings.section("calibrated", "background", "detection"), dict.fromkeys(inputs)

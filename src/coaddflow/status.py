@@ -211,11 +211,12 @@ def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> l
     lines = [f"{'exposure':<{width}} {'band':<6} {'done':>5} {'failed':>6} {'missing':>7}"]
     for exposure in exposures[:limit]:
         counts = [exposure.count(state) for state in ("done", "failed", "missing")]
-        note = "" if exposure.manifest else f"  no manifest{': ' * bool(exposure.note)}"
+        refused = "  no manifest" if exposure.note and not exposure.manifest else ""
         lines.append(
             f"{exposure.exposure:<{width}} {exposure.band:<6} {counts[0]:>5} {counts[1]:>6} "
-            f"{counts[2]:>7}{note}{exposure.note}"
+            f"{counts[2]:>7}{refused}"
         )
+        lines += [f"  {exposure.note}"] if refused else []
     return [*lines, *_rest(len(exposures), limit, "exposures"), ""]
 
 
