@@ -36,6 +36,14 @@ def test_stars_bias_the_sky_if_they_are_not_masked():
     assert error.mean() > 0.04
 
 
+def test_crowded_fields_keep_most_of_their_sky():
+    # a star in every 500 pixels: its neighbourhood is masked, not the whole block around it
+    image, *_ = random_field((768, 768), 1200, np.random.default_rng(8), sky=SKY, flux=(500, 3e4))
+    background = estimate_background(image, SETTINGS)
+    assert background.count.sum() > 0.6 * image.image.size
+    assert abs(background.level - SKY) < 0.06 * SIGMA
+
+
 def test_halo_of_a_bright_galaxy_is_not_taken_for_sky():
     y, x = np.mgrid[:768, :768]
     radius = np.hypot(x - 384, y - 384)

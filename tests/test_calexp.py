@@ -119,6 +119,16 @@ def test_aperture_and_psf_fluxes_agree_once_corrected(calexp):
     assert np.median(total / sources["flux_psf"]) == pytest.approx(1.0, abs=2e-3)
 
 
+def test_fluxes_are_total_also_where_the_psf_model_is_small(scene, calexp):
+    """A model that ends at 2 FWHM lacks part of the light, which the correction gives back."""
+    small = SETTINGS.psf.model_copy(update={"radius": 2.0})
+    measured = measure_ccd(scene.image, SETTINGS.model_copy(update={"psf": small}))
+    assert measured.psf_correction > 1.003
+    stars = calexp.sources["is_psf_star"]
+    ratio = measured.sources["flux_psf"][stars] / calexp.sources["flux_psf"][stars]
+    assert np.median(ratio) == pytest.approx(1.0, abs=2e-3)
+
+
 def test_star_at_the_depth_has_a_signal_to_noise_of_five(calexp):
     sources = calexp.sources[calexp.sources["flux_psf"] < 3e3]
     error = np.median(sources["flux_psf_error"])
@@ -160,6 +170,8 @@ def test_matched_stars_are_marked_among_the_sources(scene, calexp):
         centroid_error=np.asarray(sources["x_error"]),
     )
     assert np.array_equal(np.flatnonzero(sources["is_astrometric"]), np.sort(solution.source_index))
+    rms_per_axis = np.sqrt(np.mean(solution.residual_x**2 + solution.residual_y**2) / 2) * SCALE
+    assert calexp.quality["astrometry_rms"] == pytest.approx(rms_per_axis, rel=1e-3)
     assert sources["is_photometric"].sum() == calexp.quality["n_zero_point"]
     assert not (sources["is_photometric"] & ~sources["is_astrometric"]).any()
 

@@ -201,6 +201,14 @@ def test_bright_stars_weigh_more_in_the_zero_point():
     assert result.value == pytest.approx(25.0, abs=2e-3)
 
 
+def test_good_magnitudes_weigh_more_in_the_zero_point():
+    flux, error = np.full(4, 1e5), np.full(4, 1e2)
+    magnitude = 25.0 - 2.5 * np.log10(flux) + np.array([0.0, 0.0, 0.1, 0.1])
+    catalogue_error = np.array([0.002, 0.002, 0.1, 0.1])
+    result = zero_point(flux, error, magnitude, catalogue_error, SETTINGS)
+    assert result.value == pytest.approx(25.0, abs=2e-3)
+
+
 @pytest.mark.parametrize("n_known", [0, 2])
 def test_stars_without_magnitudes_have_no_zero_point(n_known):
     magnitude = np.full(20, np.nan)

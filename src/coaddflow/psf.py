@@ -292,21 +292,34 @@ def _cut_out(masked_image, detection, index, fwhm, settings) -> _Stars:
     reach = np.arange(-half, half + 1)
     round_stamp = np.hypot(reach[:, None], reach) < half + 0.5
     others = (segments != 0) & (segments != own)
-    others = ndimage.binary_dilation(others, np.ones((1, 3, 3), bool), round(_GROW * fwhm))
+    growth = max(1, round(_GROW * fwhm))
+    others = ndimage.binary_dilation(others, np.ones((1, 3, 3), bool), growth)
     usable = inside & round_stamp & (~others | (segments == own))
     usable &= np.isfinite(pixels) & np.isfinite(variance) & (variance > 0)
     usable &= (mask & np.int32(NOT_MEASURED)) == 0
-    sky_variance = np.nanmedian(np.where(usable & (segments == 0), variance, np.nan), axis=(1, 2))
+    sky = usable & (segments == 0)
     return _Stars(
         x=x,
         y=y,
         pixels=np.where(usable, pixels, 0.0).astype(float),
         usable=usable,
-        sky_variance=sky_variance,
+        sky_variance=_sky_variance(variance, sky),
         flux=np.asarray(sources["flux_isophotal"], dtype=float),
         dx=x - np.rint(x),
         dy=y - np.rint(y),
     )
+
+
+def _sky_variance(variance: NDArray, sky: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the median variance of the sky in each stamp, or in all of them if it has none."""
+    result = np.full(variance.shape[0], np.nan)
+    for i in np.flatnonzero(sky.any(axis=(1, 2))):
+        result[i] = np.median(variance[i][sky[i]])
+    finite = np.isfinite(result)
+    if finite.any():
+        return np.where(finite, result, np.median(result[finite]))
+    # stars everywhere: the darkest pixels are the nearest thing to sky
+    return np.full(variance.shape[0], np.min(variance[np.isfinite(variance) & (variance > 0)]))
 
 
 def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> PsfModel:
