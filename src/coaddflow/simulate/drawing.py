@@ -22,7 +22,9 @@ from coaddflow.simulate.sky import SkyCatalogue
 
 FloatArray = NDArray[np.float64]
 
-_MIN_RADIUS_FWHM = 5.0
+_MIN_RADIUS_FWHM = {"moffat": 5.0, "kolmogorov": 12.0}
+"""Of the stamps of faint stars; beyond lies less than 0.4 percent of the light."""
+
 _MAX_RADIUS = 1500.0
 _KOLMOGOROV_FALL = 11.0 / 6.0
 """Half the power with which the wings of the Kolmogorov PSF fall."""
@@ -125,7 +127,7 @@ def stamp_radius(
     core = fwhm / 2.0 / np.sqrt(2.0 ** (1.0 / beta) - 1.0)
     peak = electrons * max(beta - 1.0, 0.5) / (np.pi * core**2)
     star = core * np.maximum(peak / faint_level, 1.0) ** (0.5 / beta)
-    star = np.maximum(star, _MIN_RADIUS_FWHM * fwhm)
+    star = np.maximum(star, _MIN_RADIUS_FWHM[psf.profile] * fwhm)
     # Sersic: I(r) = I_e exp(-b ((r / r_e)^(1/n) - 1)), b about 2 n - 1/3
     half_light = np.maximum(sky.radius / scale, 1e-3)
     b = 2.0 * sky.sersic - 1.0 / 3.0

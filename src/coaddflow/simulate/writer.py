@@ -182,16 +182,17 @@ def _write(
         content = [fits.PrimaryHDU(header=header), *hdus]
     if packed:
         content[1:] = [_packed(hdu) for hdu in content[1:]]
-    for hdu in content:
-        hdu.add_datasum(when=_WHEN)
+    file = fits.HDUList(content)
+    file.update_extend()
+    for hdu in file:
         hdu.add_checksum(when=_WHEN)
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         if path.name.endswith(".gz"):
             buffer = io.BytesIO()
-            fits.HDUList(content).writeto(buffer)
+            file.writeto(buffer)
             stream.write(gzip.compress(buffer.getvalue(), compresslevel=1, mtime=0))
         else:
-            fits.HDUList(content).writeto(stream)
+            file.writeto(stream)
     return path
 
 
