@@ -119,13 +119,13 @@ def star_sharpness(
     -------
     ndarray of float64, shape (4,)
         Along row, column and both diagonals: the mean of the two neighbours over the central
-        pixel, all above the local sky. Measured on the sources that are left after a running
-        median of 3 x 3 pixels, which takes away thin tracks and hot pixels; trailed and
-        astigmatic stars are so described as they are.
+        pixel, all above the local sky. Measured on the sources that are left after running
+        medians of 3 pixels along rows and columns, which take away thin tracks and hot pixels;
+        trailed and astigmatic stars are so described as they are.
     """
     sky = sep.Background(image, mask=ignored, bw=64, bh=64)
     residual = np.where(ignored, np.float32(0), image - sky.back())
-    quiet = ndimage.median_filter(residual, size=3)
+    quiet = ndimage.median_filter(ndimage.median_filter(residual, size=(1, 3)), size=(3, 1))
     sources = sep.extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape
