@@ -33,7 +33,8 @@ _SMALL_KERNEL = np.array([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 
 
 _SEEING_ITERATIONS = 4
 _SIZE_SMOOTHING = 0.05
-_FIRST_PIXEL_STACK, _SUB_OBJECTS = 300_000, 4096
+_FIRST_PIXEL_STACK = 300_000
+_FIRST_SUB_OBJECTS, _MOST_SUB_OBJECTS = 1024, 65536
 
 
 class SourceFlag(enum.IntFlag):
@@ -274,11 +275,11 @@ def _without_holes(
 
 
 def _extract(image, variance, kernel, settings):
-    """Run sep, with a larger pixel buffer where the field is crowded."""
-    stack = _FIRST_PIXEL_STACK
-    sep.set_sub_object_limit(_SUB_OBJECTS)
+    """Run sep, with larger buffers where the field is crowded."""
+    stack, sub_objects = _FIRST_PIXEL_STACK, _FIRST_SUB_OBJECTS
     while True:
         sep.set_extract_pixstack(min(stack, image.size + 1))
+        sep.set_sub_object_limit(sub_objects)
         try:
             return sep.extract(
                 image,
@@ -294,8 +295,11 @@ def _extract(image, variance, kernel, settings):
         except Exception as error:  # sep raises plain Exception
             if "pixel buffer full" in str(error) and stack <= image.size:
                 stack *= 4
-                continue
-            raise CcdFailure("detection_failed", f"source extraction gave up: {error}") from error
+            elif "deblending overflow" in str(error) and sub_objects < _MOST_SUB_OBJECTS:
+                sub_objects *= 4
+            else:
+                reason = f"source extraction gave up: {error}"
+                raise CcdFailure("detection_failed", reason) from error
 
 
 def _source_table(
@@ -342,6 +346,7 @@ def _add_sizes(sources: Table, image: NDArray, fwhm: float) -> None:
     x, y = np.asarray(sources["x"]), np.asarray(sources["y"])
     radius = np.full(x.size, _SHAPE_RADIUS * fwhm)
     half, _ = sep.flux_radius(image, x, y, radius, 0.5, subpix=5)
+    half = np.where(np.isfinite(half), half, 0.0)
     sources["half_light_radius"] = half
     sources["fwhm"] = 2.0 * half
     sources["half_light_radius"].unit = sources["fwhm"].unit = "pixel"

@@ -1,9 +1,9 @@
 """The PSF of one CCD: a pixel basis whose coefficients are polynomials over the CCD.
 
-The PSF at a place is an image sampled in steps of a pixel, or finer where a pixel is too coarse
-for it; the value at any offset from its centre is interpolated with a Lanczos-4 kernel. Each
-sample is a polynomial in the position on the CCD. All samples of all terms are fitted together to
-the pixels of all stars, each pixel with its own weight, as they stand: no star is resampled.
+The PSF at a place is an image sampled in steps of a part of its FWHM, whatever the pixels are;
+the value at any offset from its centre is interpolated with a Lanczos-4 kernel. Each sample is a
+polynomial in the position on the CCD. All samples of all terms are fitted together to the pixels
+of all stars, each pixel with its own weight, as they stand: no star is resampled.
 
 References
 ----------
@@ -63,7 +63,7 @@ class PsfModel:
     order : int
         Order of the polynomial; its terms are 1, u, v, u^2, uv, v^2, ... (see `terms`).
     step : float
-        Distance of samples in pixels of the CCD, at most 1.
+        Distance of samples in pixels of the CCD.
     half : int
         Images have 2 half + 1 pixels on a side.
     center, scale : tuple of float
@@ -348,7 +348,7 @@ def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> Ps
     )
     _, alpha, beta, *_ = fitted.x
     true_fwhm = 2.0 * alpha * np.sqrt(2.0 ** (1.0 / beta) - 1.0)
-    step = float(min(1.0, true_fwhm / settings.samples_per_fwhm))
+    step = float(true_fwhm / settings.samples_per_fwhm)
     reach = np.arange(-(m := int(np.ceil((half + 0.5) / step))), m + 1) * step
     samples = _moffat(reach[None, :], reach[:, None], *fitted.x)
     ny, nx = shape

@@ -84,9 +84,7 @@ class PsfSettings(Section):
         5.0, ge=1, description="Stars needed for each term of the polynomial."
     )
     radius: float = Field(4.0, ge=2, description="Half the width of the model, in FWHM.")
-    samples_per_fwhm: float = Field(
-        5.0, ge=2, description="Samples of the model per FWHM (steps never exceed a pixel)."
-    )
+    samples_per_fwhm: float = Field(5.0, ge=2, description="Samples of the model per FWHM.")
     accuracy: float = Field(
         0.01, ge=0, description="Part of a star's light that the model is allowed to miss."
     )
