@@ -315,6 +315,28 @@ def test_pixels_of_weight_zero_are_masked_and_the_others_keep_their_variance(tmp
     assert np.all(np.isinf(result.masked_image.variance[bad]))
 
 
+def test_saturated_pixels_of_weight_zero_keep_a_lower_limit_and_others_do_not(tmp_path):
+    pixels = scene()
+    pixels[20:22, 20:30] = 60000.0
+    image_file(tmp_path, pixels)
+    weight = np.full(SHAPE, 0.01, np.float32)
+    weight[20:23, 20:30] = 0.0
+    companion_file(tmp_path, "a_w.fits", weight)
+    flags = np.zeros(SHAPE, np.int16)
+    flags[20:22, 20:30] = 3
+    companion_file(tmp_path, "a_m.fits", flags)
+    image = imported(
+        tmp_path,
+        weight={"kind": "inverse_variance", "replace": ["_i.", "_w."]},
+        mask={"kind": "codes", "replace": ["_i.", "_m."], "planes": {3: "SAT"}},
+    ).masked_image
+    assert image.has_any(MaskPlane.SAT).sum() == 20
+    assert image.variance[20, 25] == pytest.approx(60000.0, rel=0.01)
+    no_data = image.has_any(MaskPlane.NO_DATA)
+    assert no_data.sum() == 10 and no_data[22, 20:30].all()
+    assert np.all(np.isinf(image.variance[no_data]))
+
+
 def test_without_a_weight_map_the_variance_is_that_of_the_sky_and_the_photons(tmp_path):
     image_file(tmp_path)
     result = imported(tmp_path)
@@ -552,12 +574,13 @@ def test_the_decam_cutouts_are_what_their_headers_and_the_ccd_table_say(tmp_path
     row = rows["396388"]
     assert row.zero_point == pytest.approx(24.927883 + 2.5 * np.log10(150.0 * 3.872514), abs=1e-4)
     result = import_image(row, settings, tmp_path / "images.ecsv")
-    usable = np.isfinite(result.masked_image.variance)
+    saturated = result.masked_image.has_any(MaskPlane.SAT)
+    usable = ~saturated
     # the weight map is that of the photons, which only holds if gain and unit are right
     photons = (result.masked_image.image + row.sky_level)[usable]
     assert np.median(result.masked_image.variance[usable] / photons) == pytest.approx(1.0, abs=0.05)
-    saturated = result.masked_image.has_any(MaskPlane.SAT)
-    assert saturated.sum() > 500 and not usable[saturated].any()
+    # code 3 is saturation; taken for bits it would be two defects
+    assert saturated.sum() > 500
     assert not result.masked_image.has_any(MaskPlane.CR | MaskPlane.BAD).any()
 
 

@@ -99,9 +99,11 @@ def import_image(
         weight, _ = _read_pixels(files.weight, row.weight_hdu, (row.ny, row.nx))
         variance, known = variance_from_weight(weight, own.weight.kind)
         variance *= to_electrons**2
-        mask[~known] |= int(planes_from_names(own.weight.zero_planes))
         if not known.any():
             raise CcdFailure("no_data", f"{files.weight}: all weights are zero")
+        saturated = ~known & ((mask & int(MaskPlane.SAT)) != 0) & np.isfinite(image)
+        variance[saturated] = _saturated_variance(image, variance, known)[saturated]
+        mask[~known & ~saturated] |= int(planes_from_names(own.weight.zero_planes))
     masked_image = MaskedImage(image, variance, mask)
     return _finish(masked_image, _wcs(header, files.image), row, settings)
 
@@ -155,6 +157,18 @@ def variance_from_weight(
         kind, lambda: safe
     )()
     return np.where(known, variance, np.inf).astype(np.float32), known
+
+
+def _saturated_variance(
+    image: NDArray[np.float32], variance: NDArray[np.float32], known: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return the noise of the sky and of the photons above it, where the weight map has none.
+
+    Weight maps are zero where a star is saturated, but a lower limit of its light is there: the
+    pixels keep it, flagged SAT, so that the cores of bright stars need not be holes.
+    """
+    above_sky = np.maximum(image - np.median(image[known]), 0.0)
+    return np.median(variance[known]) + above_sky
 
 
 def variance_from_sky(

@@ -84,7 +84,9 @@ class WeightSettings(Section):
     )
     hdu_offset: int = Field(0, description="Weight HDU minus image HDU.")
     zero_planes: tuple[str, ...] = Field(
-        ("NO_DATA",), description="Mask planes set where the weight is zero or not a number."
+        ("NO_DATA",),
+        description="Mask planes set where the weight is zero or not a number, unless the mask "
+        "says SAT: those pixels stay, so that the cores of bright stars are no holes.",
     )
 
 
