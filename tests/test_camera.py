@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 
 from coaddflow import sphere
 from coaddflow.camera import (
+    Camera,
     FileLayout,
     ccd_file,
     file_template,
@@ -20,6 +21,7 @@ from coaddflow.camera import (
 )
 from coaddflow.errors import InputError
 from coaddflow.files import check_id
+from coaddflow.settings.document import model_tables
 
 CAMERAS = ["decam", "demo", "hsc", "microobservatory", "mini"]
 DECAM_TABLE = Path(__file__).parents[2] / "shared/data/geometry/decam_visit1031745_corners.csv"
@@ -358,3 +360,14 @@ def test_camera_files_that_are_none(tmp_path):
 def test_unknown_ccd():
     with pytest.raises(InputError, match="camera 'demo' has no CCD 77"):
         load_camera("demo").detector(77)
+
+
+def test_the_page_about_cameras_lists_every_key_and_its_example_is_a_camera(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/cameras.md").read_text()
+    assert page.endswith("\n" + model_tables(Camera, "All keys"))
+    path = tmp_path / "twin.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    camera = load_camera(path)
+    assert [detector.name for detector in camera.detectors] == ["east", "west"]
+    shift = camera.focal_to_tangent(0.0, 0.5 / camera.degrees_per_mm, 0.0)[1] - 0.5
+    assert shift * 3600 == pytest.approx(5.0, abs=0.5)

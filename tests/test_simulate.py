@@ -14,6 +14,7 @@ from coaddflow import sphere
 from coaddflow.camera import load_camera
 from coaddflow.errors import InputError
 from coaddflow.ingest import ingest
+from coaddflow.settings.document import model_tables
 from coaddflow.simulate.artifacts import cosmic_rays
 from coaddflow.simulate.drawing import draw_sources
 from coaddflow.simulate.frames import Exposing, expose_ccd, incoming_light, read_out
@@ -794,3 +795,8 @@ def test_drawing_nothing_leaves_the_image(monkeypatch):
     draw_sources(image, exposing.optics, exposing.optics.camera.detector(0), sky, np.zeros(0), 1.0)
     assert np.all(image == 1)
     assert isinstance(exposing.observation, Observation)
+
+
+def test_the_page_about_simulations_lists_every_setting():
+    page = (Path(__file__).parents[1] / "docs/simulation.md").read_text()
+    assert page.endswith("\n" + model_tables(SimulationSettings, "All settings"))

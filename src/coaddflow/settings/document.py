@@ -37,10 +37,14 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 def settings_page() -> str:
     """Return the documentation of all settings as Markdown."""
-    lines = [_INTRODUCTION]
-    top = {name: field for name, field in Settings.model_fields.items() if _section(field) is None}
-    lines += ["## The run as a whole", "", *_table(top), ""]
-    for names, section in _sections().items():
+    return f"{_INTRODUCTION}\n{model_tables(Settings, 'The run as a whole')}"
+
+
+def model_tables(model: type[BaseModel], title: str) -> str:
+    """Return the keys of a model as Markdown: its own under a title, then section by section."""
+    top = {name: field for name, field in model.model_fields.items() if _section(field) is None}
+    lines = [f"## {title}", "", *_table(top), ""]
+    for names, section in _sections(model).items():
         lines += _section_lines(names, section)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -66,7 +70,7 @@ def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> Iterat
             yield from setting_names(section, f"{prefix}{name}.")
 
 
-def _sections() -> dict[tuple[str, ...], type[BaseModel]]:
+def _sections(top: type[BaseModel]) -> dict[tuple[str, ...], type[BaseModel]]:
     """Return all sections, each with the names under which it occurs, in the order of the model."""
     names: dict[type[BaseModel], list[str]] = {}
 
@@ -74,11 +78,13 @@ def _sections() -> dict[tuple[str, ...], type[BaseModel]]:
         for key, field in model.model_fields.items():
             inner = _section(field) or _element_section(field)
             if inner is not None:
-                name = f"{prefix}{key}" + ("" if _section(field) else ".<name>")
+                of_mapping = typing.get_origin(field.annotation) is dict
+                suffix = "" if _section(field) else (".<name>" if of_mapping else "[]")
+                name = f"{prefix}{key}{suffix}"
                 names.setdefault(inner, []).append(name)
                 collect(inner, f"{name}.")
 
-    collect(Settings, "")
+    collect(top, "")
     return {tuple(known_as): model for model, known_as in names.items()}
 
 

@@ -28,7 +28,7 @@ from coaddflow.simulate.readout import (
     raw_arrays,
 )
 from coaddflow.simulate.settings import SimulationSettings
-from coaddflow.simulate.silicon import Silicon, bleed, make_silicon
+from coaddflow.simulate.silicon import bias_pattern, bleed, make_silicon
 from coaddflow.simulate.sky import sky_around
 from coaddflow.simulate.streams import stream
 
@@ -76,8 +76,8 @@ class ExposedCcd:
     ----------
     detector : Detector
         The CCD.
-    silicon : Silicon
-        What it is like.
+    gains : tuple of float
+        True electrons per count of its amplifiers.
     counts : list of ndarray of float32
         Counts above bias of each amplifier, in readout order, without crosstalk.
     levels : BiasLevels
@@ -87,7 +87,7 @@ class ExposedCcd:
     """
 
     detector: Detector
-    silicon: Silicon
+    gains: tuple[float, ...]
     counts: list[NDArray[np.float32]]
     levels: BiasLevels
     cosmic_rays: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]
@@ -132,8 +132,8 @@ def expose_ccd(exposing: Exposing, ccd: int) -> ExposedCcd:
         ):
             x0, y0, x1, y1 = amplifier.target
             bleed(electrons[y0:y1, x0:x1], full_well(amplifier, gain, level, physics))
-    counts = amplifier_counts(electrons, detector, silicon, physics)
-    return ExposedCcd(detector, silicon, counts, levels, hits)
+    counts = amplifier_counts(electrons, detector, silicon.gains, physics)
+    return ExposedCcd(detector, silicon.gains, counts, levels, hits)
 
 
 def incoming_light(exposing: Exposing, detector: Detector) -> NDArray[np.float32]:
@@ -222,7 +222,8 @@ def read_out(
     return raw_arrays(
         exposed.detector,
         counts,
-        exposed.silicon,
+        exposed.gains,
+        bias_pattern(exposing.settings, exposed.detector),
         exposed.levels,
         physics,
         exposing.rng("readout", exposed.detector.id),

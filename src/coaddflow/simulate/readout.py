@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from coaddflow.camera import Amplifier, Box, Detector
 from coaddflow.simulate.settings import DetectorSimulation
-from coaddflow.simulate.silicon import Silicon
 
 _MARGIN_COUNTS = 50.0
 """By so much a full pixel lies above the saturation that the camera file tells, at least."""
@@ -93,7 +92,7 @@ def _linearity(amplifier: Amplifier, physics: DetectorSimulation) -> Sequence[fl
 def amplifier_counts(
     electrons: NDArray[np.float32],
     detector: Detector,
-    silicon: Silicon,
+    gains: Sequence[float],
     physics: DetectorSimulation,
 ) -> list[NDArray[np.float32]]:
     """Return the counts above bias of each amplifier, in the order in which they are read.
@@ -104,13 +103,13 @@ def amplifier_counts(
         Charge of the assembled CCD.
     detector : Detector
         The CCD.
-    silicon : Silicon
-        Its true gains.
+    gains : sequence of float
+        True electrons per count of its amplifiers.
     physics : DetectorSimulation
         Whether the amplifiers are non-linear.
     """
     counts = []
-    for amplifier, gain in zip(detector.amplifiers, silicon.gains, strict=True):
+    for amplifier, gain in zip(detector.amplifiers, gains, strict=True):
         pixels = _cut(electrons, amplifier.target) / np.float32(gain)
         counts.append(
             read_order(measured_counts(pixels, _linearity(amplifier, physics)), amplifier)
@@ -172,7 +171,8 @@ def _boxes(amplifier: Amplifier) -> list[Box]:
 def raw_arrays(
     detector: Detector,
     counts: Sequence[NDArray[np.float32]],
-    silicon: Silicon,
+    gains: Sequence[float],
+    pattern: NDArray[np.float32],
     levels: BiasLevels,
     physics: DetectorSimulation,
     rng: np.random.Generator,
@@ -185,8 +185,10 @@ def raw_arrays(
         The CCD.
     counts : sequence of ndarray of float32
         Counts above bias of each amplifier, with crosstalk, in readout order.
-    silicon : Silicon
-        Fixed pattern of the bias.
+    gains : sequence of float
+        True electrons per count of its amplifiers.
+    pattern : ndarray of float32, shape (ny, nx)
+        Fixed pattern of the bias, counts.
     levels : BiasLevels
         Bias levels of the exposure.
     physics : DetectorSimulation
@@ -202,7 +204,7 @@ def raw_arrays(
     n_rows, n_columns = raw_shape(detector)
     arrays: dict[str | int | None, NDArray] = {}
     for i, amplifier in enumerate(detector.amplifiers):
-        noise = amplifier.read_noise / silicon.gains[i] if physics.read_noise else 0.0
+        noise = amplifier.read_noise / gains[i] if physics.read_noise else 0.0
         level = levels.mean[i] + levels.rows[i][:, None]
         if amplifier.extension not in arrays:
             # also what no section names, such as rows beyond the overscan
@@ -213,7 +215,7 @@ def raw_arrays(
             pixels = _cut(raw, box)
             pixels[:] = level[box[1] : box[3]]
             pixels += noise * rng.standard_normal(pixels.shape, np.float32)
-        signal = read_order(counts[i], amplifier) + _cut(silicon.bias, amplifier.target)
+        signal = read_order(counts[i], amplifier) + _cut(pattern, amplifier.target)
         _cut(raw, amplifier.data)[:] += signal[
             :: -1 if amplifier.flip_y else 1, :: -1 if amplifier.flip_x else 1
         ]

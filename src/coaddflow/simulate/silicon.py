@@ -31,15 +31,12 @@ class Silicon:
         Relative response of the pixels, about 1; nearly 0 in defects.
     dark : ndarray of float32, shape (ny, nx)
         Dark current, electrons per second.
-    bias : ndarray of float32, shape (ny, nx)
-        Fixed pattern of the bias, counts.
     gains : tuple of float
         True electrons per count of the amplifiers.
     """
 
     response: NDArray[np.float32]
     dark: NDArray[np.float32]
-    bias: NDArray[np.float32]
     gains: tuple[float, ...]
 
 
@@ -67,7 +64,6 @@ def make_silicon(settings: SimulationSettings, detector: Detector) -> Silicon:
     return Silicon(
         np.maximum(response, 0.0).astype(np.float32),
         np.maximum(dark, 0.0).astype(np.float32),
-        _bias_pattern(rng, detector, physics),
         gains,
     )
 
@@ -106,10 +102,22 @@ def _spoil(
         response[y0:y1, x0:x1] *= _DEAD
 
 
-def _bias_pattern(
-    rng: np.random.Generator, detector: Detector, physics: DetectorSimulation
-) -> NDArray[np.float32]:
-    """Return the fixed pattern: a slope along the columns as they are read, and columns."""
+def bias_pattern(settings: SimulationSettings, detector: Detector) -> NDArray[np.float32]:
+    """Return the fixed pattern of the bias: a slope along the columns as they are read, columns.
+
+    Parameters
+    ----------
+    settings : SimulationSettings
+        The survey.
+    detector : Detector
+        The CCD.
+
+    Returns
+    -------
+    ndarray of float32, shape (ny, nx)
+        Counts.
+    """
+    rng = stream(settings.seed, "bias pattern", detector.id)
     pattern = np.zeros(detector.shape, dtype=np.float32)
     for amplifier in detector.amplifiers:
         x0, y0, x1, y1 = amplifier.target
@@ -117,7 +125,9 @@ def _bias_pattern(
         columns = 0.3 * rng.normal(size=x1 - x0)
         if amplifier.read_reversed[1]:
             ramp = ramp[::-1]
-        pattern[y0:y1, x0:x1] = physics.bias_structure * (ramp[:, None] + columns[None, :])
+        pattern[y0:y1, x0:x1] = settings.detector.bias_structure * (
+            ramp[:, None] + columns[None, :]
+        )
     return pattern
 
 
