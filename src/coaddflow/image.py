@@ -146,7 +146,9 @@ def image_hdu(
         for floats. NaN and infinity survive ``none`` and ``lossless``.
     """
     if compression == "none":
-        return fits.ImageHDU(pixels, header=header, name=name)
+        # in the byte order of FITS: astropy would swap the bytes four times to write and sum them
+        stored = pixels.astype(pixels.dtype.newbyteorder(">"))
+        return fits.ImageHDU(stored, header=header, name=name)
     if pixels.dtype.kind == "f":
         if compression == "lossless":
             return fits.CompImageHDU(
