@@ -110,7 +110,7 @@ def load_settings(config: Mapping[str, Any], source: str | Path | None = None) -
         raise InputError(
             "; ".join(_explain(problem) for problem in error.errors()),
             path=source,
-            remedy="docs/settings.md lists all settings",
+            remedy="see docs/settings.md for all settings",
         ) from error
 
 

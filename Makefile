@@ -1,0 +1,52 @@
+# make demo    set everything up, simulate a small survey, process it to coadds and a picture
+# make test    set everything up and run the tests
+# make lint    set everything up and check the style of code and workflow
+# make config  bring the keys and comments of config.yaml up to date with the model
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=/some/folder where the packages go,
+# PYTEST_ARGS="-k warp" what is tested.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: demo test lint config clean
+
+demo: $(VENV)/.set-up-demo
+	$(RUN) coaddflow simulate configs/demo-survey.yaml data/demo
+	$(RUN) coaddflow ingest data/demo/raw
+	$(RUN) snakemake --profile profiles/local --quiet rules host reason
+	$(RUN) coaddflow status
+	@ls results/coadd/*.png | sed 's/^/picture: /'
+
+test: $(VENV)/.set-up-test
+	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.set-up-test
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) snakefmt --check Snakefile rules
+	$(RUN) python tests/lint/snakemake_lint.py
+
+config: $(VENV)/.set-up-demo
+	$(RUN) python -m coaddflow.settings.commented config.yaml
+
+# Results, logs and simulated data of the demo, not the environment
+clean:
+	rm -rf results logs data/demo .snakemake
+
+# Set up once, and again when the dependencies change
+$(VENV)/.set-up-demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[simulate]'
+	touch $@
+
+$(VENV)/.set-up-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/.set-up-demo
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "coaddflow needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,109 @@
+"""A settings file in which every key is explained.
+
+    python -m coaddflow.settings.commented config.yaml
+
+writes a settings file anew: the values that it has, all other keys with their defaults, the
+meaning of each above it, and the comment with which the file began. So the explanations are those
+of the model.
+"""
+
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from coaddflow.settings import load_settings
+
+WIDTH = 100
+
+SHORT = {"calibrated": "Images calibrated elsewhere, see configs/decam-calibrated.yaml."}
+"""Sections that are not spelled out where they have their defaults."""
+
+
+def commented_settings(config: Mapping[str, Any], beginning: str = "") -> str:
+    """Return a settings file with all keys and their meanings.
+
+    Parameters
+    ----------
+    config : mapping
+        The values that are chosen, as in a settings file.
+    beginning : str
+        Comment lines to begin with.
+
+    Raises
+    ------
+    InputError
+        If a value is not allowed.
+    """
+    lines = [beginning.rstrip()] if beginning else []
+    lines += _section_lines(load_settings(config), 0)
+    return "\n".join(lines).strip() + "\n"
+
+
+def rewrite(path: str | Path) -> str:
+    """Return what a settings file would be, written anew with all keys and meanings."""
+    text = Path(path).read_text(encoding="utf-8")
+    beginning: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        beginning.append(line)
+    return commented_settings(yaml.safe_load(text) or {}, "\n".join(beginning))
+
+
+def _section_lines(section: BaseModel, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if depth == 0 or isinstance(value, BaseModel):
+            yield ""
+        if name in SHORT and value == field.get_default(call_default_factory=True):
+            yield from _comment(SHORT[name], indent)
+            yield f"{indent}# {name}: ..."
+        elif isinstance(value, BaseModel):
+            yield from _comment(field.description or type(value).__doc__ or "", indent)
+            yield f"{indent}{name}:"
+            yield from _section_lines(value, depth + 1)
+        else:
+            yield from _comment(field.description or "", indent)
+            yield f"{indent}{name}: {_plain(value)}"
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    first_paragraph = " ".join(text.split("\n\n", maxsplit=1)[0].split())
+    start = f"{indent}# "
+    return textwrap.wrap(
+        first_paragraph,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=start,
+        break_on_hyphens=False,
+    )
+
+
+def _plain(value: object) -> str:
+    """Return a value in one line of YAML."""
+    text = yaml.safe_dump(_dumped(value), default_flow_style=True, width=10_000, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _dumped(value: object) -> object:
+    """Return models as what differs from their defaults, tuples as lists."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, dict):
+        return {key: _dumped(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_dumped(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        new_text = rewrite(name)
+        if new_text != Path(name).read_text(encoding="utf-8"):
+            Path(name).write_text(new_text, encoding="utf-8")
