@@ -162,7 +162,7 @@ def test_measuring_and_calibrating_apart_is_the_same(scene, calexp):
 def test_matched_stars_are_marked_among_the_sources(scene, calexp):
     sources = calexp.sources
     solution = solve_ccd(
-        *(np.asarray(sources[name]) for name in ("x", "y", "flux_psf")),
+        *(np.asarray(sources[name]) for name in ("x", "y", "flux_isophotal")),
         scene.refcat,
         predicted_wcs(),
         SHAPE,

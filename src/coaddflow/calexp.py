@@ -289,10 +289,11 @@ def calibrate_ccd(
         ``no_photometric_match``.
     """
     sources = measured.sources
+    # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
     solution = solve_ccd(
         np.asarray(sources["x"]),
         np.asarray(sources["y"]),
-        np.asarray(sources["flux_psf"]),
+        np.asarray(sources["flux_isophotal"]),
         refcat,
         initial_wcs,
         measured.masked_image.shape,

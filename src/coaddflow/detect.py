@@ -67,6 +67,11 @@ _FLAG_OF_PLANES = {
 }
 
 
+_NO_GOOD_CENTROID = SourceFlag.SATURATED | SourceFlag.BAD_PIXELS | SourceFlag.NO_CENTROID
+_TORN_CENTROID = 0.02
+"""Error of the position of a source that misses pixels, in FWHM."""
+
+
 @dataclass
 class Detection:
     """Sources and the pixels that belong to them.
@@ -161,11 +166,12 @@ def detect_sources(
     Detection
         Sources in the order of decreasing flux. Columns: ``id`` (from 1), ``x``, ``y`` (windowed
         position [4]_, pixels, 0-based), ``x_error``, ``y_error`` (of a star in this noise,
-        pixels), ``flux_isophotal`` and its error (electrons inside the segment), ``peak``
-        (electrons), ``signal_to_noise`` (of the isophotal flux), ``a``, ``b`` (rms along the
-        axes, pixels), ``theta`` (radians from +x to +y), ``half_light_radius`` and ``fwhm`` =
-        2 half-light radii (pixels; exact for a Gaussian), ``n_pixels``, ``flags``
-        (`SourceFlag`), ``mask`` (union of the mask planes inside the segment).
+        pixels; larger where pixels are missing), ``flux_isophotal`` and its error (electrons
+        inside the segment), ``peak`` (electrons), ``signal_to_noise`` (of the isophotal flux),
+        ``a``, ``b`` (rms along the axes, pixels), ``theta`` (radians from +x to +y),
+        ``half_light_radius`` and ``fwhm`` = 2 half-light radii (pixels; exact for a Gaussian),
+        ``n_pixels``, ``flags`` (`SourceFlag`), ``mask`` (union of the mask planes inside the
+        segment).
 
     Raises
     ------
@@ -366,6 +372,8 @@ def _add_windowed_positions(sources: Table, image: NDArray, fwhm: float) -> None
     sources["flags"][~converged] |= int(SourceFlag.NO_CENTROID)
     # photon noise of the centroid of a Gaussian star
     error = sigma / np.maximum(np.asarray(sources["signal_to_noise"]), 1e-3)
+    torn = (np.asarray(sources["flags"]) & int(_NO_GOOD_CENTROID)) != 0
+    error = np.where(torn, np.hypot(error, _TORN_CENTROID * fwhm), error)
     for name in ("x_error", "y_error"):
         sources[name] = error
     for name in ("x", "y", "x_error", "y_error"):
