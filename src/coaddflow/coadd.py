@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from coaddflow.skymap import Tract
 
 _MIN_ROWS = 32
+_MAX_ROWS = 384
+"""Larger blocks save little and cost time: their memory is taken from the system anew each time."""
+
 _BYTES_PER_PIXEL = 13
 _NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
 
@@ -241,11 +244,8 @@ def _make_blocks(
     inputs: Sequence[CoaddInput], box: Box, halo: int, memory_mb: int, threads: int
 ) -> list[tuple[int, int]]:
     """Cut the rows of a patch into blocks that fit into memory, beginning at whole bins."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    per_row = width * len(inputs) * _BYTES_PER_PIXEL * threads
-    rows = max(int(memory_mb * 1e6 / per_row) - 2 * halo, _MIN_ROWS)
-    # no thread shall wait for a last large block
-    rows = min(rows, max(-(-height // (2 * threads)), _MIN_ROWS)) if threads > 1 else rows
+    per_row = (box[2] - box[0]) * len(inputs) * _BYTES_PER_PIXEL * threads
+    rows = int(np.clip(int(memory_mb * 1e6 / per_row) - 2 * halo, _MIN_ROWS, _MAX_ROWS))
     rows -= rows % BIN
     first = box[1] - box[1] % BIN
     return [(max(start, box[1]), min(start + rows, box[3])) for start in range(first, box[3], rows)]
