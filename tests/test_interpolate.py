@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coaddflow.image import MaskedImage, MaskPlane
-from coaddflow.interpolate import fill_masked
+from coaddflow.interpolate import fill_masked, fill_saturated
 
 SHAPE = (120, 150)
 
@@ -75,6 +75,7 @@ def test_nothing_is_invented_in_large_holes(rng):
     image.mask[40:60, 40:60] = MaskPlane.BAD
     image.mask[:3, 10] = MaskPlane.BAD
     image.mask[0, 100] = MaskPlane.BAD
+    image.mask[100:108, 100:108] = MaskPlane.BAD
     image.image[40:60, 40:60] = 1e6
     assert fill_masked(image, MaskPlane.BAD, max_gap=5) == 4  # at the border along rows
     assert (image.image[40:60, 40:60] == 1e6).all()
@@ -103,3 +104,32 @@ def test_nothing_masked_is_nothing_done(rng):
     before = image.image.copy()
     assert fill_masked(image, MaskPlane.BAD | MaskPlane.CR) == 0
     np.testing.assert_array_equal(image.image, before)
+
+
+def test_bleeding_does_not_move_a_star():
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+    truth = 100 + 50000 * (1 + ((x - 70.3) ** 2 + (y - 50.2) ** 2) / 9.0) ** -2.5
+    image = MaskedImage(np.minimum(truth, 8000.0), truth, np.zeros(SHAPE))
+    image.image[20:55, 69:72] = 8000.0
+    image.mask[image.image >= 8000.0] = MaskPlane.SAT
+
+    def centroid():
+        flux = image.image[30:71, 50:91] - 100.0
+        return (flux * x[30:71, 50:91]).sum() / flux.sum(), (
+            flux * y[30:71, 50:91]
+        ).sum() / flux.sum()
+
+    assert abs(centroid()[1] - 50.2) > 1.0
+    n = fill_saturated(image)
+    assert n == image.has_any(MaskPlane.SAT).sum()
+    assert centroid() == pytest.approx((70.3, 50.2), abs=0.1)
+    assert image.has_any(MaskPlane.INTRP)[image.has_any(MaskPlane.SAT)].all()
+    assert image.image[22, 70] == pytest.approx(truth[22, 70], rel=0.05)
+
+
+def test_saturation_wider_than_the_gap_or_at_the_border_stays():
+    image = MaskedImage(np.full(SHAPE, 5.0), np.ones(SHAPE), np.zeros(SHAPE))
+    image.mask[10, 20:40] = image.mask[12, :3] = MaskPlane.SAT
+    image.image[image.mask != 0] = 99.0
+    assert fill_saturated(image, max_gap=10) == 0
+    assert (image.image[image.mask != 0] == 99.0).all()

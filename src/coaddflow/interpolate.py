@@ -2,6 +2,15 @@
 
 Filled pixels keep later convolutions and resampling kernels from spreading a defect or a cosmic
 ray; they hold no measurement, and say so by the plane INTRP and by their variance.
+
+Saturated pixels are bridged too, across the direction of bleeding [1]_: the edge of a plateau of
+full wells would ring in every resampling kernel, and bleeding, which runs down the columns, would
+shift a star from its place.
+
+References
+----------
+.. [1] Juric et al. 2017, ASP Conf. Ser. 512, 279 (interpolation over saturated pixels in the
+   pipeline of the LSST).
 """
 
 import numba
@@ -56,12 +65,49 @@ def fill_masked(masked_image: MaskedImage, planes: MaskPlane, max_gap: int = 5) 
     values = np.empty(len(y), np.float32)
     variances = np.empty(len(y), np.float32)
     _fill(masked_image.image, masked_image.variance, usable, y, x, max_gap, values, variances)
+    return _put(masked_image, y, x, values, variances)
+
+
+def _put(masked_image, y, x, values, variances):
+    """Put the values that were found into the image; return their number."""
     done = np.isfinite(values)
     y, x = y[done], x[done]
     masked_image.image[y, x] = values[done]
     masked_image.variance[y, x] = variances[done]
     masked_image.mask[y, x] |= np.int32(MaskPlane.INTRP)
     return len(y)
+
+
+def fill_saturated(masked_image: MaskedImage, max_gap: int = 100) -> int:
+    """Fill saturated pixels by straight lines along their rows, in place.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Changed in place: image, variance, and the plane INTRP beside SAT.
+    max_gap : int
+        Longest run of masked pixels that is bridged; longer ones stay as they are.
+
+    Returns
+    -------
+    int
+        Number of pixels filled.
+    """
+    target = masked_image.has_any(MaskPlane.SAT)
+    usable = ~masked_image.has_any(_NEVER_USED)
+    usable &= np.isfinite(masked_image.image) & np.isfinite(masked_image.variance)
+    y, x = np.nonzero(target)
+    values, variances = np.full(len(y), np.nan, np.float32), np.full(len(y), np.nan, np.float32)
+    _fill_rows(masked_image.image, masked_image.variance, usable, y, x, max_gap, values, variances)
+    return _put(masked_image, y, x, values, variances)
+
+
+@numba.njit(cache=True)
+def _fill_rows(image, variance, usable, y, x, max_gap, values, variances):
+    none = (np.nan, np.nan, np.nan, np.nan, 0.0)
+    for i in range(len(y)):
+        row = _line(image[y[i]], variance[y[i]], usable[y[i]], x[i], max_gap)
+        values[i], variances[i] = _join(row, none)
 
 
 @numba.njit(cache=True)

@@ -119,3 +119,9 @@ class InterpolationSettings(Section):
         ge=1,
         description="Gaps longer than this along both rows and columns stay as they are.",
     )
+    saturated_gap: int = Field(
+        100,
+        ge=0,
+        description="Saturated runs of at most so many pixels are bridged along their rows; they "
+        "stay flagged SAT. 0: saturated pixels are left as they are.",
+    )
