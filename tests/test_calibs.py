@@ -218,8 +218,8 @@ def test_the_additive_pattern_is_the_detector_without_stars(rng):
     error -= np.median(error)
     noise = np.sqrt(SKY + 64)
     assert 1.4826 * np.median(np.abs(error)) < 1.25 * noise / np.sqrt(N_FRAMES)
-    # what is left of stars is far below the noise of one exposure
-    assert np.percentile(np.abs(error[detector.warm == 0]), 99.9) < 2 * noise
+    # what is left of stars is below the noise of one exposure
+    assert np.percentile(np.abs(error[detector.warm == 0]), 99.9) < 1.4 * noise
     # subtracting it does not hurt: its errors drift with the stars and average out
     assert np.median(pattern.variance) ** 0.5 * TIME < 0.5 * noise
 

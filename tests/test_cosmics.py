@@ -111,7 +111,10 @@ def test_masked_pixels_are_neither_found_nor_do_they_make_others_found():
     image.mask[100:140, 200] = MaskPlane.NO_DATA
     image.image[200:260, 300:302] = 60000.0
     image.mask[200:260, 300:302] = MaskPlane.SAT
+    image.image[300, 400:402] = 5000.0  # a cosmic ray beside a bad pixel
+    image.mask[300, 401] = MaskPlane.BAD
     found = find_cosmic_rays(image, CosmicsSettings())
+    assert found[300, 400]
     assert not found[image.mask != 0].any()
     assert found.mean() < 3e-4
 

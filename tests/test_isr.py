@@ -147,11 +147,19 @@ def test_overscan_drift_is_followed_and_read_noise_measured(rng, method):
         assert fact.overscan_noise == pytest.approx(amplifier.read_noise, rel=0.05)
 
 
-def test_overscan_ignores_trailing_charge_and_bleeding(rng):
+def test_overscan_ignores_trailing_charge(rng):
     detector = make_detector(crosstalk=None)
     raw = expose(detector, np.full((NY, NX), 1000.0), rng, crosstalk=False)
     clean = detrend(raw, CcdCalibs(), 0.0, DetrendSettings()).masked_image.image
-    raw.arrays[0][:, 104:106] += 500.0
+    raw.arrays[0][:, 104:106] += 6.0  # less than outliers are clipped at
+    spoilt = detrend(raw, CcdCalibs(), 0.0, DetrendSettings()).masked_image.image
+    np.testing.assert_array_equal(spoilt, clean)
+
+
+def test_overscan_ignores_rows_that_bleeding_reaches(rng):
+    detector = make_detector(crosstalk=None)
+    raw = expose(detector, np.full((NY, NX), 1000.0), rng, crosstalk=False)
+    clean = detrend(raw, CcdCalibs(), 0.0, DetrendSettings()).masked_image.image
     raw.arrays[0][70:73, 104:] += 3000.0
     spoilt = detrend(raw, CcdCalibs(), 0.0, DetrendSettings()).masked_image.image
     assert np.abs(spoilt - clean).max() < 3.0

@@ -85,12 +85,12 @@ def find_cosmic_rays(
         sepmed=True,
         cleantype="medmask",
     )
-    candidates &= ~ignored
     limits = settings.psf_sharpness * star_sharpness(image, ignored, seeing or settings.seeing)
     hits = _without_stars(image, variance, candidates, ignored, limits)
     if settings.growth:
         square = np.ones((3, 3), bool)
-        hits = ndimage.binary_dilation(hits, square, iterations=settings.growth) & ~ignored
+        hits = ndimage.binary_dilation(hits, square, iterations=settings.growth)
+    hits &= ~ignored
     fraction = float(hits.mean())
     if fraction > settings.max_fraction:
         raise CcdFailure(
@@ -177,14 +177,12 @@ def _without_stars(
     ignored: NDArray[np.bool_],
     limits: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Keep candidates that touch a pixel sharper than the centre of a star."""
+    """Keep candidates that are sharper than the centre of a star."""
     y, x = np.nonzero(candidates)
     level = _local_level(image, y, x)
     sharp = np.zeros(candidates.shape, bool)
     sharp[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
-    # along a track the test may fail here and there: the neighbours of a sharp pixel are believed
-    near = ndimage.binary_dilation(sharp, np.ones((3, 3), bool), iterations=2)
-    return candidates & near
+    return sharp
 
 
 def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float32]:
