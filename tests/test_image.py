@@ -1,5 +1,7 @@
 """Products hold the pixels that were put into them, and say what their mask bits mean."""
 
+import time
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -42,11 +44,20 @@ def test_quantisation_stays_below_the_noise_and_never_touches_the_mask(tmp_path,
     np.testing.assert_array_equal(back.mask, noise.mask)
 
 
-def test_checksums_and_mask_planes_are_in_the_headers(tmp_path, noise):
-    write_fits(tmp_path / "a.fits", masked_image_hdus(noise))
+def test_same_pixels_give_the_same_bytes(tmp_path, noise):
+    for name in ("a.fits", "b.fits"):
+        write_fits(tmp_path / name, masked_image_hdus(noise))
+        time.sleep(1.01 * (name == "a.fits"))  # FITS writes times in seconds
+    assert (tmp_path / "a.fits").read_bytes() == (tmp_path / "b.fits").read_bytes()
+
+
+@pytest.mark.parametrize("compression", ["none", "lossless"])
+def test_checksums_and_mask_planes_are_in_the_headers(tmp_path, noise, compression):
+    write_fits(tmp_path / "a.fits", masked_image_hdus(noise, compression=compression))
+    with fits.open(tmp_path / "a.fits", disable_image_compression=True) as hdus:
+        assert all(hdu.verify_datasum() == 1 and hdu.verify_checksum() == 1 for hdu in hdus)
     with fits.open(tmp_path / "a.fits", checksum=True) as hdus:
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "IMAGE", "MASK", "VARIANCE"]
-        assert all(hdu.verify_datasum() == 1 and hdu.verify_checksum() == 1 for hdu in hdus)
         for plane in MaskPlane:
             assert 1 << hdus["MASK"].header[f"MP_{plane.name}"] == plane
         assert hdus["VARIANCE"].header["BUNIT"] == "electron**2"

@@ -5,6 +5,7 @@ name (keywords ``MP_<name>``), so that no reader needs this module to understand
 """
 
 import enum
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,11 +207,32 @@ def write_fits(path: str | Path, hdus: list) -> None:
         Final name of the file.
     hdus : list of HDU
         The first may be a `PrimaryHDU` (provenance); if it is not, an empty one is put before.
+
+    Notes
+    -----
+    The same pixels and cards give the same bytes, except for tiles that are compressed with gzip,
+    which hold the time.
     """
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
+    content = fits.HDUList([_as_stored(hdu) for hdu in hdus])
+    content.update_extend()
+    for hdu in content:
+        # astropy would put the time into the comments: the same pixels must give the same bytes
+        hdu.add_datasum(when="sum of the data")
+        hdu.add_checksum(when="sum of header and data", override_datasum=True)
     with atomic_path(path) as temporary:
-        fits.HDUList(hdus).writeto(temporary, overwrite=True, checksum=True)
+        content.writeto(temporary, overwrite=True)
+
+
+def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
+    """Return an HDU in the form in which it stands in the file: a table, if it is compressed."""
+    if not isinstance(hdu, fits.CompImageHDU):
+        return hdu
+    stream = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(stream)
+    stream.seek(0)
+    return fits.open(stream, disable_image_compression=True)[1]
 
 
 def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
