@@ -495,6 +495,53 @@ def test_cosmic_rays_have_their_rate_and_charge():
     assert all(len(column) == 0 for column in none)
 
 
+def test_vignetting_and_gradient_shape_the_sky():
+    settings = quiet(
+        sky={"enabled": True, "gradient": 0.2, "scatter": 0.3}, optics={"vignetting": 0.3}
+    )
+    exposing = first(settings)
+    camera = exposing.optics.camera
+    level, along_x, along_y = exposing.observation.sky
+    assert abs(level - 1) > 0.01
+    assert np.hypot(along_x, along_y) > 0.02
+    for detector in camera.detectors:
+        image = assembled(detector, frame(settings, detector.id))
+        x, y = np.array([10, 300, 300]), np.array([20, 30, 310])
+        u, v = np.array(camera.pixel_to_focal(detector, x, y)) / exposing.optics.radius
+        expected = level * (1 + along_x * u + along_y * v) * (1 - 0.3 * (u**2 + v**2) ** 2)
+        np.testing.assert_allclose(image[y, x], 400.0 * expected, atol=2.0)
+
+
+def test_psf_changes_over_the_field_and_not_with_the_ccd_that_sees_it():
+    settings = quiet(psf={"field_size": 0.1, "field_ellipticity": 0.1})
+    optics = first(settings).optics
+    camera = optics.camera
+    upright = camera.detector(0)
+    corners = np.array([0.0, 319.0, 0.0]), np.array([0.0, 0.0, 319.0])
+    fwhm, g1, g2 = optics.psf_at(upright, *corners)
+    assert np.ptp(fwhm) / fwhm[0] > 0.01
+    assert np.ptp(g1) > 0.01
+    assert np.ptp(g2) > 0.01
+    # a CCD turned by 90 degrees at the same place sees the same ellipse turned back
+    turned = upright.model_copy(update={"rotation": 90.0})
+    place = camera.focal_to_pixel(turned, *camera.pixel_to_focal(upright, 0.0, 0.0))
+    seen = optics.psf_at(turned, *place)
+    assert np.array(seen) == pytest.approx([fwhm[0], -g1[0], -g2[0]])
+
+
+def test_tracks_of_cosmic_rays_are_as_long_as_the_silicon_is_thick():
+    detector = load_camera("mini").detector(0)
+    sizes = []
+    for thickness in (0.02, 0.2):
+        settings = CosmicRaysSimulation(rate=2.0, thickness=thickness, diffusion=0.0)
+        x, _, _ = cosmic_rays(settings, detector, 0.015, 200.0, stream(1, "test"))
+        sizes.append(len(x) / (2.0 * 0.48**2 * 200.0))
+    # the mean of tan(zenith angle) is 0.59 on a plane; 13 pixels of silicon, tracks in all
+    # directions cross 4 / pi as many pixels as they are long
+    assert sizes[0] == pytest.approx(1 + 0.59 * 1.33 * 4 / np.pi, rel=0.25)
+    assert sizes[1] == pytest.approx(1 + 0.59 * 13.3 * 4 / np.pi, rel=0.2)
+
+
 def test_cosmic_rays_of_the_truth_are_on_the_frame(tmp_path):
     clean = quiet()
     dirty = quiet(cosmic_rays={"rate": 0.5}, truth_pixels=True)
