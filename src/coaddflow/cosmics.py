@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from coaddflow.errors import CcdFailure
 from coaddflow.image import MaskedImage, MaskPlane
+from coaddflow.interpolate import fill_masked
 from coaddflow.settings.detrend import CosmicsSettings
 
 _FWHM_PER_SIGMA = 2.354820045
@@ -68,13 +69,10 @@ def find_cosmic_rays(
     ignored |= ~np.isfinite(masked_image.image) | ~np.isfinite(masked_image.variance)
     if not settings.enabled or ignored.all():
         return np.zeros(masked_image.shape, bool)
-    image = np.where(ignored, np.float32(np.median(masked_image.image[~ignored])), 0)
-    np.copyto(image, masked_image.image, where=~ignored)
-    variance = np.where(ignored, np.float32(np.median(masked_image.variance[~ignored])), 0)
-    np.copyto(variance, masked_image.variance, where=~ignored)
+    image, variance, holes = _without_holes(masked_image, ignored)
     candidates, _ = astroscrappy.detect_cosmics(
         image,
-        inmask=ignored,
+        inmask=holes,
         invar=variance,
         sigclip=settings.sigma,
         sigfrac=settings.neighbour_fraction,
@@ -99,6 +97,27 @@ def find_cosmic_rays(
             "wrong. Check the camera file, or raise cosmics.sigma",
         )
     return hits
+
+
+def _without_holes(
+    masked_image: MaskedImage, ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Return image and variance without extremes, and where nothing better than sky was found.
+
+    Single bad pixels are filled from their neighbours. Left to be masked, they would hide the
+    cosmic rays beside them; filled with sky, they would make the star sharp in which they are.
+    """
+    saturated = masked_image.has_any(MaskPlane.SAT)
+    filled = MaskedImage(
+        masked_image.image.copy(),
+        masked_image.variance.copy(),
+        np.where(ignored, np.where(saturated, int(MaskPlane.SAT), int(MaskPlane.BAD)), 0),
+    )
+    fill_masked(filled, MaskPlane.BAD)
+    holes = ignored & ~filled.has_any(MaskPlane.INTRP)
+    filled.image[holes] = np.median(masked_image.image[~ignored])
+    filled.variance[holes] = np.median(masked_image.variance[~ignored])
+    return filled.image, filled.variance, holes
 
 
 def star_sharpness(
