@@ -76,6 +76,7 @@ from coaddflow.photometry import (
     zero_point,
 )
 from coaddflow.psf import PsfModel, PsfQuality, fit_psf, psf_from_hdu, psf_hdu
+from coaddflow.saturation import repair_saturated
 from coaddflow.settings import Settings
 from coaddflow.settings.calexp import PhotometrySettings
 from coaddflow.stars import is_isolated, select_stars
@@ -232,14 +233,14 @@ def process_ccd(
 
 
 def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
-    """Subtract the sky, find and measure the sources, model the PSF.
+    """Subtract the sky, find and measure the sources, model the PSF, repair saturated stars.
 
     Parameters
     ----------
     masked_image : MaskedImage
         Detrended, electrons. It is not changed.
     settings : Settings
-        Sections background, detection, psf and photometry.
+        Sections background, detection, psf, photometry and interpolation.
 
     Returns
     -------
@@ -268,6 +269,7 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     sources["is_psf_star"] = stars
     to_total = _add_fluxes(sources, image, psf, quality.fwhm, settings.photometry)
     radius = settings.photometry.radii[settings.photometry.standard] * quality.fwhm
+    repair_saturated(image, psf, settings.interpolation.saturated_gap)
     return MeasuredCcd(image, background, psf, quality, sources, radius, *to_total)
 
 

@@ -26,7 +26,7 @@ from coaddflow.errors import CcdFailure, CoaddflowError, InputError
 from coaddflow.exposures import ImageRow
 from coaddflow.files import sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
-from coaddflow.interpolate import fill_masked, fill_saturated
+from coaddflow.interpolate import fill_masked
 from coaddflow.isr import detrend
 from coaddflow.manifest import (
     FOOTPRINT_POINTS_PER_EDGE,
@@ -272,8 +272,6 @@ def detrended_image(
     image.mask[cosmic] |= np.int32(MaskPlane.CR)
     fill = settings.interpolation
     n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
-    if fill.saturated_gap:
-        n_filled += fill_saturated(image, fill.saturated_gap)
     _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic.sum(), n_filled)
     return image, result.header
 

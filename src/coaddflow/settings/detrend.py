@@ -122,6 +122,7 @@ class InterpolationSettings(Section):
     saturated_gap: int = Field(
         100,
         ge=0,
-        description="Saturated runs of at most so many pixels are bridged along their rows; they "
-        "stay flagged SAT. 0: saturated pixels are left as they are.",
+        description="The cores of saturated stars are filled with the PSF fitted to their wings; "
+        "where that fails, runs of at most so many saturated pixels are bridged along the rows. "
+        "All stay flagged SAT.",
     )
