@@ -303,8 +303,8 @@ def test_blocks_of_rows_bound_the_memory():
         for one in scattered_inputs()
     ]
     coadd(inputs, SETTINGS.model_copy(update={"memory_mb": 0}))
-    # 32 rows and a halo of 16 on both sides
-    assert max(rows) <= 64
+    # 32 rows and a halo of 32 on both sides
+    assert max(rows) <= 96
 
 
 def test_counts_say_what_each_exposure_gave():
@@ -343,15 +343,15 @@ def test_overlapping_patches_agree_to_the_bit():
         box = tract.patch(patch).outer_box
         result = coadd_patch(inputs, box, SETTINGS, pixel_scale=SCALE)
         assert np.sum(result.inputs["n_clipped"]) > 100
-        # the rule for outliers looks at 14 pixels around; beyond the patch it sees nothing
-        x0, y0, x1, y1 = (b + d for b, d in zip(box, (16, 16, -16, -16), strict=True))
+        # the rule for outliers looks around; beyond the patch it sees nothing
+        x0, y0, x1, y1 = (b + d for b, d in zip(box, (24, 24, -24, -24), strict=True))
         part = seen[y0:y1, x0:x1]
-        mine = result.masked_image.image[16:-16, 16:-16]
+        mine = result.masked_image.image[24:-24, 24:-24]
         both = part != -1.0
         n_shared += both.sum()
         np.testing.assert_array_equal(mine[both], part[both])
         part[:] = mine
-    assert n_shared > 10000
+    assert n_shared > 8000
 
 
 def test_noise_of_a_coadd_of_warps_is_predicted():

@@ -8,10 +8,12 @@ epochs of its pixel if
 The first two terms are the rule of [1]_: the noise, and a part of the median that allows for PSFs
 that differ moderately. Real seeing differs by a factor of two, so the second term is enlarged by
 what the stated seeing predicts for the core of a star, whose peak goes with FWHM^-2, and the
-third allows for the wings: e is the median peak of what stands within about 1.5 FWHM, and the
-profiles of a star under different seeing differ there by less than 8 % of the peak. A source
-cannot be fainter than nothing: where the seeing differs, a value below the median is an outlier
-only if it is negative by more than noise and wings explain.
+third allows for its wings. There the profiles of a star under different seeing differ by less
+than 8 % of the peak, and farther out by less than half of the profile under the worst seeing, for
+which a Moffat function is taken [3]_: b e is the peak of the stars around in the median, times the
+smaller of b and half of that function at their distance. A source cannot be fainter than nothing:
+where the seeing differs, a value below the median is an outlier only if it is negative by more
+than noise and wings explain.
 
 The rule is applied to single pixels and, for trails too faint to see in one pixel, to means of
 4 x 4 pixels. Neighbours of an outlier are held to a lower threshold. If more epochs are outliers
@@ -23,6 +25,7 @@ References
 .. [1] Gruen, Seitz & Bernstein 2014, PASP 126, 158, section 2.
 .. [2] LSST Science Pipelines, ``CompareWarpAssembleCoadd`` (maxNumEpochs, maxFractionEpochs);
    AlSayyad 2019, DMTN-080.
+.. [3] Trujillo et al. 2001, MNRAS 328, 977 (Moffat functions for seeing; beta from 2.5 to 4.8).
 """
 
 from typing import NamedTuple
@@ -40,7 +43,15 @@ BIN = 4
 """Side of the means, pixels; bins begin at multiples of it on the tract."""
 
 _SEEING_DIFFERS = 1.1
-_DEFAULT_REACH = 3
+_MOFFAT_BETA = 2.5
+_WING_PART = 0.5
+_REACH_IN_FWHM = 3.0
+_MAX_REACH = 12
+_USUAL_FWHM = 6.0
+"""Pixels, where neither seeing nor pixel scale is known."""
+
+_SMALLEST_FWHM = 3.0
+"""Pixels: stars that are sharper are widened by the resampling."""
 
 
 class Epochs(NamedTuple):
@@ -54,25 +65,22 @@ class Epochs(NamedTuple):
         Factor by which an exposure may be sharper than that (1 if its seeing is known).
     below : float
         Part of the median by which a value may fall below it.
-    reach : int
-        How far the wings of a star reach, in bins.
+    wings : ndarray of float32, shape (reach + 1, reach + 1)
+        Part of the peak of a star by which the exposures may differ, so many bins away.
+    halo : int
+        Rows that the rule needs above and below, a multiple of `BIN`.
     """
 
     sharpness: NDArray[np.float32]
     leeway: NDArray[np.float32]
     below: np.float32
-    reach: int
-
-    @property
-    def halo(self) -> int:
-        """Rows that the rule needs above and below, a multiple of `BIN`."""
-        return BIN * (self.reach + 1)
+    wings: NDArray[np.float32]
+    halo: int
 
 
 class _Limits(NamedTuple):
     sigma: np.float32
     relative: np.float32
-    wings: np.float32
     below: np.float32
     max_fraction: np.float32
 
@@ -89,7 +97,7 @@ def describe_epochs(
     settings : ClipSettings
         For ``relative`` and ``unknown_seeing_ratio``.
     pixel_scale : float, optional
-        Arcsec per pixel; without it wings are followed for 12 pixels.
+        Arcsec per pixel; without it a FWHM of 6 pixels is assumed for the wings.
     """
     seeing = np.asarray(seeing, float)
     known = np.isfinite(seeing) & (seeing > 0)
@@ -98,10 +106,32 @@ def describe_epochs(
     leeway = np.where(known, 1.0, settings.unknown_seeing_ratio**2)
     ratio = np.sqrt(np.max(sharpness * leeway, initial=1e-9) / np.min(sharpness, initial=1e9))
     below = max(1.0, settings.relative) if ratio > _SEEING_DIFFERS else settings.relative
-    reach = _DEFAULT_REACH
+    fwhm = _USUAL_FWHM
     if pixel_scale is not None and known.any():
-        reach = int(np.clip(np.ceil(1.5 * seeing[known].max() / pixel_scale / BIN), 2, 8))
-    return Epochs(sharpness.astype(np.float32), leeway.astype(np.float32), np.float32(below), reach)
+        fwhm = max(seeing[known].max() / pixel_scale, _SMALLEST_FWHM)
+    wings = _wing_differences(fwhm, settings.wings)
+    # a value may be marked by an outlier within the radius, which is spared by a variable pixel
+    # within the radius plus one, whose threshold depends on the peaks within reach of the wings
+    marked = -(-(2 * settings.grow_radius + 1) // BIN)
+    return Epochs(
+        sharpness.astype(np.float32),
+        leeway.astype(np.float32),
+        np.float32(below),
+        wings,
+        BIN * (len(wings) + marked),
+    )
+
+
+def _wing_differences(fwhm: float, largest: float) -> NDArray[np.float32]:
+    """Return the difference of profiles relative to the peak, by distance in bins."""
+    reach = int(np.clip(np.ceil(_REACH_IN_FWHM * fwhm / BIN), 2, _MAX_REACH))
+    bins = np.arange(reach + 1)
+    # between the nearest pixels of two bins
+    gap = np.where(bins > 0, BIN * (bins - 1) + 1, 0)
+    alpha = fwhm / (2.0 * np.sqrt(2.0 ** (1.0 / _MOFFAT_BETA) - 1.0))
+    distance = np.hypot(gap[:, None], gap[None, :])
+    profile = (1.0 + (distance / alpha) ** 2) ** -_MOFFAT_BETA
+    return np.minimum(_WING_PART * profile, largest).astype(np.float32)
 
 
 def max_outliers(n_epochs: int, max_fraction: float = 0.03) -> int:
@@ -145,25 +175,24 @@ def find_outliers(
     limits = _Limits(
         np.float32(settings.sigma),
         np.float32(settings.relative),
-        np.float32(settings.wings),
         epochs.below,
         np.float32(settings.max_fraction),
     )
     means, noises, maxima = _bin_stack(image, variance, state, np.float32(covariance), x_offset)
     medians = _median_plane(means)
-    bright = _spread_maximum(_median_plane(maxima), epochs.reach)
+    wings = _spread_peaks(_median_plane(maxima), epochs.wings)
     peaks = (epochs.sharpness, epochs.leeway)
     flagged = np.zeros(means.shape, np.bool_)
     if settings.smooth_sigma is not None:
         smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
-        _flag_bins(means, noises, medians, bright, peaks, smooth, flagged)
+        _flag_bins(means, noises, medians, wings, peaks, smooth, flagged)
     any_flagged = flagged.any(axis=0)
     varies = _mark_outliers(
-        image, variance, state, bright, (flagged, any_flagged), peaks, limits, x_offset
+        image, variance, state, wings, (flagged, any_flagged), peaks, limits, x_offset
     )
     _spare_variables(state, varies, settings.grow_radius + 1)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
-    _grow_outliers(image, variance, state, bright, peaks, grow, x_offset, settings.grow_radius)
+    _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -256,26 +285,25 @@ def _median_plane(means):
 
 
 @numba.njit(cache=True, nogil=True)
-def _spread_maximum(plane, reach):
-    """Return the largest value, but at least 0, within so many bins in each direction."""
-    ny, nx = plane.shape
-    along, both = np.zeros((ny, nx), np.float32), np.zeros((ny, nx), np.float32)
-    for y in range(ny):
-        for x in range(nx):
-            for i in range(max(x - reach, 0), min(x + reach + 1, nx)):
-                along[y, x] = max(along[y, x], plane[y, i])
+def _spread_peaks(peaks, wings):
+    """Return the largest of the surrounding peaks, each times its wing at that distance."""
+    ny, nx = peaks.shape
+    reach = wings.shape[0] - 1
+    largest = np.zeros((ny, nx), np.float32)
     for y in range(ny):
         for j in range(max(y - reach, 0), min(y + reach + 1, ny)):
-            for x in range(nx):
-                both[y, x] = max(both[y, x], along[j, x])
-    return both
+            for shift in range(-reach, reach + 1):
+                wing = wings[abs(j - y), abs(shift)]
+                for x in range(max(-shift, 0), min(nx - shift, nx)):
+                    largest[y, x] = max(largest[y, x], wing * peaks[j, x + shift])
+    return largest
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_outlier(difference, median, noise, excess, bright, limits):
+def _is_outlier(difference, median, noise, excess, wing, limits):
     """Return whether a value deviates too much; ``excess``: predicted by the seeing."""
     part = limits.relative + excess if difference > 0 else limits.below
-    return abs(difference) > limits.sigma * noise + part * abs(median) + limits.wings * bright
+    return abs(difference) > limits.sigma * noise + part * abs(median) + wing
 
 
 @numba.njit(cache=True, nogil=True)
@@ -285,7 +313,7 @@ def _excess(k, typical, peaks):
 
 
 @numba.njit(cache=True, nogil=True)
-def _flag_bins(means, noises, medians, bright, peaks, limits, flagged):
+def _flag_bins(means, noises, medians, wings, peaks, limits, flagged):
     """Flag the means that are outliers."""
     n, ny, nx = means.shape
     typical = _median(peaks[0].copy(), n)
@@ -296,7 +324,7 @@ def _flag_bins(means, noises, medians, bright, peaks, limits, flagged):
                 difference = means[k, y, x] - medians[y, x]
                 # NaN compares as False
                 flagged[k, y, x] = _is_outlier(
-                    difference, medians[y, x], noises[k, y, x], excess, bright[y, x], limits
+                    difference, medians[y, x], noises[k, y, x], excess, wings[y, x], limits
                 )
 
 
@@ -318,7 +346,7 @@ def _center(image, state, sharpness, y, x, values):
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_outliers(image, variance, state, bright, flags, peaks, limits, x_offset):
+def _mark_outliers(image, variance, state, wings, flags, peaks, limits, x_offset):
     """Mark the outliers at each pixel; return where there are too many for an artifact."""
     n, ny, nx = image.shape
     flagged, any_flagged = flags
@@ -353,7 +381,7 @@ def _mark_outliers(image, variance, state, bright, flags, peaks, limits, x_offse
                         median,
                         np.sqrt(variance[k, y, x]),
                         _excess(k, typical, peaks),
-                        bright[row, column],
+                        wings[row, column],
                         limits,
                     )
                 ):
@@ -382,7 +410,7 @@ def _spare_variables(state, varies, radius):
 
 
 @numba.njit(cache=True, nogil=True)
-def _grow_outliers(image, variance, state, bright, peaks, limits, x_offset, radius):
+def _grow_outliers(image, variance, state, wings, peaks, limits, x_offset, radius):
     """Mark the neighbours of outliers that deviate as well, if less."""
     n, ny, nx = image.shape
     values = np.empty(n, np.float32)
@@ -401,7 +429,7 @@ def _grow_outliers(image, variance, state, bright, peaks, limits, x_offset, radi
                             median,
                             np.sqrt(variance[k, j, i]),
                             _excess(k, typical, peaks),
-                            bright[j // BIN, (i + x_offset) // BIN],
+                            wings[j // BIN, (i + x_offset) // BIN],
                             limits,
                         ):
                             state[k, j, i] = GROWN

@@ -9,7 +9,7 @@ class ClipSettings(Section):
     """Which values of single exposures are outliers among all epochs of a pixel.
 
     A value is an outlier if it is farther from the median of the epochs than ``sigma`` times its
-    noise, plus ``relative`` times the median, plus ``wings`` times the brightest place nearby.
+    noise, plus ``relative`` times the median, plus ``wings`` times the peak of a star nearby.
     """
 
     enabled: bool = Field(True, description="Whether outliers are clipped at all.")
@@ -23,8 +23,8 @@ class ClipSettings(Section):
     wings: float = Field(
         0.1,
         ge=0.0,
-        description="Part of the brightest peak within some 10 pixels that is added to the "
-        "threshold, for the wings of PSFs that differ.",
+        description="Part of the peak of a star that is added to the threshold beside it, for the "
+        "wings of PSFs that differ; less from about 1 FWHM on.",
     )
     unknown_seeing_ratio: float = Field(
         1.5,
