@@ -121,7 +121,8 @@ class SlurmCluster:
     @property
     def env(self):
         """Environment in which Slurm's commands speak to this cluster."""
-        return {**os.environ, "SLURM_CONF": str(self.conf)}
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "SLURM_CONF": str(self.conf), "PATH": path}
 
     @property
     def node_names(self):
@@ -131,7 +132,7 @@ class SlurmCluster:
 
     def start(self):
         """Start what does not run yet, and wait until all nodes are there."""
-        for name in ("munge", "state", "spool", "run", "log", "sql", "tmp"):
+        for name in ("munge", "state", "spool", "run", "log", "sql", "tmp", "bin"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         if not self.conf.exists():
@@ -293,6 +294,10 @@ class SlurmCluster:
         (self.folder / "slurmdbd.conf").chmod(0o600)
         (self.folder / "sql.port").write_text(str(ports[2]))
         self.conf.write_text(SLURM_CONF.format(**values))
+        # the executor takes SLURM_CONF away from the srun in its jobs
+        srun = self.folder / "bin" / "srun"
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec {which("srun")} "$@"\n')
+        srun.chmod(0o755)
 
     def _start_munge(self):
         folder = self.folder / "munge"
@@ -410,7 +415,7 @@ def main():
         print(f"not installed: {', '.join(missing_programs())}", file=sys.stderr)
         return 1
     cluster.start()
-    print(f"export SLURM_CONF={cluster.conf}")
+    print(f"export SLURM_CONF={cluster.conf} PATH={cluster.folder / 'bin'}:$PATH")
     return 0
 
 
