@@ -1,0 +1,23 @@
+"""Work scattered over processes inside a job, and gathered again (docs/pool.md).
+
+Modules: `pool` (map, map_again, broadcast, reduce), `worker` (what a function sees, and how it is
+run), `failure` (failures as values), `queue` (which item next), `messages` and `packing` (what is
+sent), `backend` and one module per backend: `serial`, `processes`, `mpi`, `dask`.
+
+Nothing here is ever pickled to disk or unpickled from it.
+"""
+
+from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied
+from coaddflow.pool.pool import Pool, Results
+from coaddflow.pool.worker import Worker
+
+__all__ = [
+    "CannotPickle",
+    "Failure",
+    "Pool",
+    "PoolError",
+    "Results",
+    "StateLost",
+    "Worker",
+    "WorkerDied",
+]

@@ -1,0 +1,53 @@
+"""What a worker process does: messages, until it is told to stop or the master is gone."""
+
+import contextlib
+import os
+import platform
+import signal
+import socket
+import sys
+
+from coaddflow.pool.channel import Channel
+from coaddflow.pool.lifeline import Stopped, end_when, pipe_has_ended, raise_on_sigterm
+from coaddflow.pool.messages import Hello, Message, Stop, from_frames, to_frames
+from coaddflow.pool.worker import Servant
+
+
+def main(worker: str, connection: str, lifeline: str) -> None:
+    """Work for a master.
+
+    Parameters
+    ----------
+    worker : str
+        Number of this worker.
+    connection : str
+        Descriptor of the socket to the master.
+    lifeline : str
+        Descriptor of a pipe that ends with the master.
+    """
+    sys.argv[1:] = []
+    # Ctrl-C reaches all processes of the terminal; the master decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        raise_on_sigterm()
+        end_when(pipe_has_ended(int(lifeline)))
+        with socket.socket(fileno=int(connection)) as opened:
+            _serve(int(worker), Channel(opened))
+    except Stopped:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _serve(worker: int, channel: Channel) -> None:
+    servant = Servant(worker, capture_log=True)
+    hello = Hello(worker, os.getpid(), platform.node())
+    with contextlib.suppress(EOFError, ConnectionError):
+        channel.send(to_frames(Message(hello)))
+        while True:
+            message = from_frames(channel.receive())
+            if isinstance(message.head, Stop):
+                return
+            reply = servant.handle(message)
+            del message  # with the item, which may be large
+            if reply is not None:
+                channel.send(to_frames(reply))
+            del reply

@@ -1,0 +1,334 @@
+"""The backend of dask workers: those of a scheduler that runs, or some that are started here.
+
+Each message is a task that is bound to its worker. Nothing of the pool is spilled to disk by
+workers that are started here; for others that is a setting of theirs (docs/pool.md).
+
+Workers that are started here are not those of `distributed.LocalCluster`: that one runs the
+script of the master again in each worker, and starts a worker anew only while the master lives.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from itertools import count
+from pickle import PickleBuffer
+from typing import Any
+
+import distributed
+
+from coaddflow.pool.backend import (
+    Backend,
+    Event,
+    Joined,
+    Lost,
+    Replied,
+    available_cores,
+)
+from coaddflow.pool.failure import PoolError
+from coaddflow.pool.messages import Forget, Message, Run, from_frames, to_frames
+from coaddflow.pool.packing import LARGE
+from coaddflow.pool.processes import start_python
+from coaddflow.pool.worker import Servant
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_LOOKS_AT_START = 0.05
+_SECONDS_WITHOUT_WORKERS = 120.0
+_SECONDS_TO_STOP = 5.0
+
+WORKER_SETTINGS = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+"""No pixels are written to disk, or pickled there, because memory is short."""
+
+
+class Frames:
+    """Frames of a message; dask passes the large ones without a copy in its pickle."""
+
+    def __init__(self, frames: Sequence[Any]):
+        self.frames = list(frames)
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        """Give the large frames out of band."""
+        frames = [
+            PickleBuffer(frame) if memoryview(frame).nbytes >= LARGE else bytes(frame)
+            for frame in self.frames
+        ]
+        return Frames, (frames,)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all."""
+        return sum(memoryview(frame).nbytes for frame in self.frames)
+
+
+# what runs in a dask worker ----------------------------------------------------------------
+
+_servants: dict[str, Servant] = {}
+_lock = threading.Lock()
+
+
+def _begin(pool: str, worker: int, paths: Sequence[str]) -> tuple[int, str]:
+    """Be a worker of a pool."""
+    sys.path += [path for path in paths if path not in sys.path]
+    with _lock:
+        _servants[pool] = Servant(worker, capture_log=True)
+    return os.getpid(), platform.node()
+
+
+def _handle(pool: str, worker: int, messages: Sequence[Frames]) -> Frames | None:
+    """Do what messages ask; None if this is not the process that they are for."""
+    reply = None
+    with _lock:
+        servant = _servants.get(pool)
+        if servant is None or servant.id != worker:
+            return None
+        for message in messages:
+            frames = [_writable(frame) for frame in message.frames]
+            reply = servant.handle(from_frames(frames))
+    return None if reply is None else Frames(to_frames(reply))
+
+
+def _writable(frame: Any) -> Any:
+    return bytearray(frame) if memoryview(frame).readonly else frame
+
+
+def _end(pool: str) -> None:
+    """Drop all that a pool has here."""
+    with _lock:
+        _servants.pop(pool, None)
+
+
+# what runs in the master -------------------------------------------------------------------
+
+
+class DaskBackend(Backend):
+    """Workers of a dask scheduler.
+
+    Parameters
+    ----------
+    workers : int or None
+        How many are used; None for all that the scheduler has, or one per core if they are
+        started here.
+    address : str or None
+        Address of the scheduler, or its scheduler file; None to start scheduler and workers.
+    """
+
+    def __init__(self, workers: int | None, address: str | None):
+        super().__init__()
+        self._wanted = workers if address or workers else available_cores()
+        self._address = address
+        self._numbers = count()
+        self._joining: dict[str, tuple[int, distributed.Future]] = {}
+        self._addresses: dict[int, str] = {}
+        self._futures: dict[int, distributed.Future] = {}
+        self._ahead: dict[int, list[Frames]] = {}
+        self._done: queue.SimpleQueue[tuple[int, distributed.Future]] = queue.SimpleQueue()
+        self._own: _OwnWorkers | None = None
+        self._client: distributed.Client | None = None
+        self._next_look = 0.0
+        self._last_seen = time.monotonic()
+        self._pool = f"{platform.node()}-{os.getpid()}-{id(self)}-{time.time_ns()}"
+
+    def start(self) -> None:
+        """Connect to the scheduler, or start one with its workers."""
+        try:
+            target: Any = self._address
+            if target is None:
+                self._own = _OwnWorkers(self._wanted)
+                target = self._own.cluster
+            kind = "scheduler_file" if str(target).endswith(".json") else "address"
+            self._client = distributed.Client(
+                **{kind: target}, direct_to_workers=True, set_as_default=False
+            )
+        except BaseException as error:
+            self.close(abort=True)
+            if isinstance(error, OSError):
+                raise PoolError(f"no dask scheduler answers at {self._address}") from error
+            raise
+
+    def send(self, worker: int, message: Message) -> None:
+        """Send a message to a worker; one that is not answered travels with the next."""
+        frames = Frames(to_frames(message))
+        self.traffic.messages += 1
+        self.traffic.piped += frames.nbytes
+        if not isinstance(message.head, Run | Forget):
+            self._ahead.setdefault(worker, []).append(frames)
+            return
+        messages = [*self._ahead.pop(worker, []), frames]
+        address = self._addresses[worker]
+        arguments = [self._placed(one, address) for one in messages]
+        future = self._submit(address, _handle, self._pool, worker, arguments)
+        if isinstance(message.head, Run):
+            self._futures[worker] = future
+            future.add_done_callback(lambda done: self._done.put((worker, done)))
+        else:
+            distributed.fire_and_forget(future)
+
+    def wait(self) -> list[Event]:
+        """Wait for answers, and look who came and went.
+
+        Raises
+        ------
+        PoolError
+            If there are no workers for two minutes, or they cannot work.
+        """
+        events: list[Event] = []
+        while not events:
+            if time.monotonic() >= self._next_look:
+                events += self._come_and_go()
+                pause = _SECONDS_BETWEEN_LOOKS_AT_START if self._joining else _SECONDS_BETWEEN_LOOKS
+                self._next_look = time.monotonic() + pause
+            with contextlib.suppress(queue.Empty):
+                pause = 0.0 if events else max(self._next_look - time.monotonic(), 0.001)
+                events += self._answer(*self._done.get(timeout=pause))
+        return events
+
+    def close(self, abort: bool) -> None:
+        """Let the workers drop what they hold; end those that were started here."""
+        try:
+            if self._client is not None:
+                for future in self._futures.values():
+                    future.cancel()
+                self._futures.clear()
+                if self._own is None:
+                    self._tell_end()
+                self._client.close(timeout=_SECONDS_TO_STOP)
+        finally:
+            if self._own is not None:
+                self._own.close()
+
+    def _tell_end(self) -> None:
+        ends = [self._submit(address, _end, self._pool) for address in self._addresses.values()]
+        distributed.wait(ends, timeout=_SECONDS_TO_STOP)
+
+    def _placed(self, frames: Frames, address: str) -> Any:
+        """Bring large frames to a worker; a task itself should be small."""
+        if frames.nbytes < LARGE:
+            return frames
+        return self._client.scatter(frames, workers=[address], hash=False, direct=True)
+
+    def _submit(self, address: str, function: Any, *arguments: Any) -> distributed.Future:
+        return self._client.submit(
+            function, *arguments, workers=[address], allow_other_workers=False, pure=False
+        )
+
+    def _answer(self, worker: int, future: distributed.Future) -> list[Event]:
+        """Return the answer of a worker, if it still counts."""
+        if self._futures.get(worker) is not future:
+            return []
+        if future.status == "error" and not _is_loss(future.exception()):
+            raise PoolError(f"a dask worker cannot work: {future.exception()}")
+        reply = future.result() if future.status == "finished" else None
+        if reply is None:
+            return []  # the worker is gone; `_come_and_go` will see
+        del self._futures[worker]
+        self.traffic.messages += 1
+        self.traffic.piped += reply.nbytes
+        frames = [_writable(frame) for frame in reply.frames]
+        return [Replied(worker, from_frames(frames))]
+
+    def _come_and_go(self) -> list[Event]:
+        """Return which workers are gone and which are ready."""
+        if self._own is not None:
+            self._own.replace_dead()
+        present = set(self._client.nthreads())
+        gone = [number for number, address in self._addresses.items() if address not in present]
+        events: list[Event] = [self._gone(number) for number in gone]
+        for address in [one for one in self._joining if one not in present]:
+            self._joining.pop(address)[1].cancel()
+        known = {*self._addresses.values(), *self._joining}
+        for address in sorted(present - known):
+            if self._wanted is None or len(self._addresses) + len(self._joining) < self._wanted:
+                number = next(self._numbers)
+                future = self._submit(address, _begin, self._pool, number, sys.path)
+                self._joining[address] = (number, future)
+        events += self._joined()
+        if self._addresses:
+            self._last_seen = time.monotonic()
+        elif time.monotonic() - self._last_seen > _SECONDS_WITHOUT_WORKERS:
+            raise PoolError(f"the dask scheduler has no workers ({self._address or 'own'})")
+        return events
+
+    def _joined(self) -> list[Event]:
+        """Return the workers that have answered that they are ready."""
+        ready = [address for address, (_, future) in self._joining.items() if future.done()]
+        events: list[Event] = []
+        for address in ready:
+            number, future = self._joining.pop(address)
+            if future.status == "error":
+                raise PoolError(f"the dask worker {address} cannot work: {future.exception()}")
+            self._addresses[number] = address
+            events.append(Joined(number, *future.result()))
+        return events
+
+    def _gone(self, number: int) -> Event:
+        address = self._addresses.pop(number)
+        future = self._futures.pop(number, None)
+        if future is not None:
+            future.cancel()
+        self._ahead.pop(number, None)
+        return Lost(number, f"has left the dask scheduler ({address})")
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Return whether an exception of dask says that a worker is gone."""
+    return isinstance(error, distributed.KilledWorker | OSError)
+
+
+class _OwnWorkers:
+    """A scheduler in this process, and worker processes that end with it.
+
+    Parameters
+    ----------
+    n_workers : int
+        How many.
+    """
+
+    def __init__(self, n_workers: int):
+        self._lifeline = os.pipe()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.cluster = distributed.LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address=None, silence_logs=logging.ERROR
+        )
+        for _ in range(n_workers):
+            self._processes.append(self._start())
+
+    def replace_dead(self) -> None:
+        """Start a worker in the place of each that is gone."""
+        for place, process in enumerate(self._processes):
+            if process.poll() is not None:
+                self._processes[place] = self._start()
+
+    def close(self) -> None:
+        """End them all."""
+        try:
+            for process in self._processes:
+                process.terminate()
+            until = time.monotonic() + _SECONDS_TO_STOP
+            for process in self._processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(until - time.monotonic(), 0.0))
+            self.cluster.close(timeout=_SECONDS_TO_STOP)
+        finally:
+            for process in self._processes:
+                process.kill()
+                process.wait()
+            for descriptor in self._lifeline:
+                os.close(descriptor)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return start_python(
+            "coaddflow.pool.dask_child",
+            [self.cluster.scheduler_address, str(self._lifeline[0])],
+            descriptors=(self._lifeline[0],),
+        )

@@ -1,0 +1,528 @@
+"""The pool: functions over items, scattered and gathered."""
+
+import itertools
+import logging
+import math
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from coaddflow.pool.backend import Backend, Event, Joined, Lost, Traffic, make_backend
+from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied
+from coaddflow.pool.failure import failure_of as _failure_of
+from coaddflow.pool.messages import Define, Done, Forget, Message, Run
+from coaddflow.pool.packing import Packed, pack, unpack
+from coaddflow.pool.queue import Task, TaskQueue
+from coaddflow.pool.worker import Worker
+
+_LOG = logging.getLogger(__name__)
+
+Function = Callable[[Any, Worker], Any]
+Progress = Callable[[int, int, str], None]
+
+
+class _States:
+    """Which worker holds the state of which item of a map."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.owners: dict[int, int] = {}
+
+
+class Results(list[Any]):
+    """Results in the order of the items; a `Failure` stands for an item that failed.
+
+    The workers keep the states of the items as long as this list is in use.
+
+    Attributes
+    ----------
+    labels : list of str
+        Names of the items.
+    """
+
+    def __init__(self, results: Iterable[Any], labels: Sequence[str], states: _States):
+        super().__init__(results)
+        self.labels = list(labels)
+        self._states = states
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The failures, in the order of the items."""
+        return [result for result in self if isinstance(result, Failure)]
+
+
+@dataclass
+class _Batch:
+    """The tasks of one map, on their way."""
+
+    function: str
+    queue: TaskQueue
+    states: _States
+    receive: Callable[[int, Any], None]
+    progress: Progress | None
+    n_tasks: int
+    n_done: int = 0
+
+    def finish(self, task: Task, result: Any) -> None:
+        """Take the result of a task."""
+        self.n_done += 1
+        self.receive(task.index, result)
+        if self.progress is not None:
+            self.progress(self.n_done, self.n_tasks, task.label)
+
+
+@dataclass
+class _KnownWorker:
+    """What the master knows of a worker: its process, and what was sent to it."""
+
+    process: int
+    host: str
+    defined: set[str] = field(default_factory=set)
+
+
+class Pool:
+    """Workers that do items of work, and may keep something of an item for the next round.
+
+    To be used in a ``with`` block. A function that is given to the pool takes an item and the
+    `Worker` it runs on, and is defined in a module. Items and results must be things that can be
+    pickled; large arrays in them are passed in shared memory where there is any. A function that
+    raises costs its item only: the exception comes back as a `Failure`. So does a worker that
+    dies, which is replaced (with MPI it ends the job: nothing can replace a rank).
+
+    Parameters
+    ----------
+    backend : {"processes", "serial", "mpi", "dask"}
+        Where the work is done; see docs/pool.md.
+    workers : int, optional
+        Number of workers. Default: the cores that this process may use; with MPI all ranks but
+        the first; with a dask scheduler all that it has.
+    memory_limit : float, optional
+        Items are in work together only if the sum of their memory is not above this; bytes. An
+        item that is larger runs alone.
+    address : str, optional
+        Scheduler of dask (``tcp://...``) or its scheduler file (``....json``). Without it, dask
+        workers are started on this machine.
+
+    Raises
+    ------
+    InputError
+        If the backend does not exist, is not installed, or was not started as it needs.
+
+    Examples
+    --------
+    >>> from operator import add
+    >>> def square(item, worker):
+    ...     return item * item
+    >>> with Pool("serial") as pool:
+    ...     list(pool.map(square, [1, 2, 3]))
+    [1, 4, 9]
+    """
+
+    def __init__(
+        self,
+        backend: str = "processes",
+        workers: int | None = None,
+        *,
+        memory_limit: float | None = None,
+        address: str | None = None,
+    ):
+        self._make_backend = lambda: make_backend(backend, workers, address)
+        self._backend: Backend | None = None
+        self._memory_limit = math.inf if memory_limit is None else memory_limit
+        self._numbers = itertools.count()
+        self._workers: dict[int, _KnownWorker] = {}
+        self._running: dict[int, tuple[_Batch, Task]] = {}
+        self._definitions: dict[str, Packed] = {}
+        self._dead_maps: list[int] = []
+        self._dead_functions: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._backend = self._make_backend()
+        self._backend.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        backend, self._backend = self._backend, None
+        backend.close(abort=kind is not None or bool(self._running))
+        self._workers.clear()
+        self._running.clear()
+        self._definitions.clear()
+
+    @property
+    def processes(self) -> dict[int, int]:
+        """Process ids of the workers that are ready, by number of the worker."""
+        return {number: worker.process for number, worker in self._workers.items()}
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this process has sent and received so far."""
+        return self._open_backend().traffic
+
+    def broadcast(self, **constants: Any) -> None:
+        """Give constants to all workers, under their names; each is sent once to each worker.
+
+        Functions find them in `Worker.constants`. Arrays in them are read-only, and stand in
+        memory once for all worker processes of a machine.
+
+        Parameters
+        ----------
+        **constants : object
+            The constants. One that was given before is replaced.
+
+        Raises
+        ------
+        CannotPickle
+            If a constant cannot be sent.
+        """
+        for name, value in constants.items():
+            self._define(name, value)
+
+    def map(
+        self,
+        function: Function,
+        items: Iterable[Any],
+        *,
+        cost: Callable[[Any], float] | None = None,
+        memory: Callable[[Any], float] | None = None,
+        label: Callable[[Any], str] | None = None,
+        progress: Progress | None = None,
+    ) -> Results:
+        """Do all items, each on any worker.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(item, worker)``.
+        items : iterable
+            The items. One that is a `Failure` is not done but returned.
+        cost : callable, optional
+            How long an item takes, in any unit: the longest are begun first.
+        memory : callable, optional
+            Bytes that an item needs while it is in work.
+        label : callable, optional
+            Name of an item for people.
+        progress : callable, optional
+            Called with the number of items done, that of all, and the label of the last.
+
+        Returns
+        -------
+        Results
+            One result or `Failure` per item, in their order.
+
+        Raises
+        ------
+        CannotPickle
+            If the function cannot be sent.
+        PoolError
+            If there are no workers left.
+        """
+        items = list(items)
+        labels = [label(item) if label else f"item {i}" for i, item in enumerate(items)]
+        states = self._new_states()
+        tasks = self._tasks(items, labels, cost, memory)
+        return self._gather(function, items, labels, tasks, states, progress)
+
+    def map_again(
+        self,
+        held: Results,
+        function: Function,
+        items: Iterable[Any] | None = None,
+        *,
+        cost: Callable[[Any], float] | None = None,
+        memory: Callable[[Any], float] | None = None,
+        progress: Progress | None = None,
+    ) -> Results:
+        """Come back to the items of an earlier map, each on the worker that holds its state.
+
+        What the function of the earlier map has put into `Worker.state` for an item is there
+        again. An item that failed stays failed. One whose worker has died since fails with type
+        `StateLost`. One that left no state may run anywhere.
+
+        Parameters
+        ----------
+        held : Results
+            What the earlier `map` or `map_again` returned.
+        function : callable
+            ``function(item, worker)``.
+        items : iterable, optional
+            New items, one for each of the earlier; default None for each.
+        cost, memory, progress : callable, optional
+            As in `map`.
+
+        Returns
+        -------
+        Results
+            As `map`.
+
+        Raises
+        ------
+        ValueError
+            If the number of items differs from that of the earlier map.
+        CannotPickle, PoolError
+            As `map`.
+        """
+        items = [None] * len(held) if items is None else list(items)
+        items = [
+            before if isinstance(before, Failure) else item
+            for before, item in zip(held, items, strict=True)
+        ]
+        states = held._states
+        tasks = self._tasks(items, held.labels, cost, memory, states.owners)
+        return self._gather(function, items, held.labels, tasks, states, progress)
+
+    def reduce(
+        self,
+        combine: Callable[[Any, Any], Any],
+        function: Function,
+        items: Iterable[Any],
+        *,
+        cost: Callable[[Any], float] | None = None,
+        memory: Callable[[Any], float] | None = None,
+        label: Callable[[Any], str] | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Any, list[Failure]]:
+        """Do all items and combine their results in the order of the items.
+
+        The order is the same whichever item ends first, so that sums have the same bits. A
+        result is combined and dropped as soon as those before it have been.
+
+        Parameters
+        ----------
+        combine : callable
+            ``combine(total, result)``, called here; the first result is the first total.
+        function, items, cost, memory, label, progress
+            As in `map`.
+
+        Returns
+        -------
+        total : object
+            None if no item succeeded.
+        failures : list of Failure
+            Items that failed; they are left out of the total.
+        """
+        items = list(items)
+        labels = [label(item) if label else f"item {i}" for i, item in enumerate(items)]
+        total, arrived, following = [], {}, itertools.count()
+        failures = {i: item for i, item in enumerate(items) if isinstance(item, Failure)}
+        wanted = (i for i in following if i not in failures)
+        expected = [next(wanted)]
+
+        def receive(index: int, result: Any) -> None:
+            arrived[index] = result
+            while expected[0] in arrived:
+                ready = arrived.pop(expected[0])
+                if isinstance(ready, Failure):
+                    failures[expected[0]] = ready
+                else:
+                    total[:] = [combine(total[0], ready) if total else ready]
+                expected[0] = next(wanted)
+
+        tasks = self._tasks(items, labels, cost, memory)
+        self._work(function, tasks, self._new_states(), receive, progress)
+        return total[0] if total else None, [failures[i] for i in sorted(failures)]
+
+    def forget(self, results: Results) -> None:
+        """Let the workers drop the states of a map; this also happens when its results go."""
+        self._dead_maps.append(results._states.number)
+        results._states.owners.clear()
+        self._send_forgotten()
+
+    def _gather(
+        self,
+        function: Function,
+        items: Sequence[Any],
+        labels: Sequence[str],
+        tasks: list[Task],
+        states: _States,
+        progress: Progress | None,
+    ) -> Results:
+        """Do tasks and put their results into the places of the items."""
+        results = Results(items, labels, states)  # what is not done stands for itself: a Failure
+        self._work(function, tasks, states, results.__setitem__, progress)
+        return results
+
+    def _new_states(self) -> _States:
+        states = _States(next(self._numbers))
+        weakref.finalize(states, self._dead_maps.append, states.number).atexit = False
+        return states
+
+    def _tasks(
+        self,
+        items: Sequence[Any],
+        labels: Sequence[str],
+        cost: Callable[[Any], float] | None,
+        memory: Callable[[Any], float] | None,
+        owners: dict[int, int] | None = None,
+    ) -> list[Task]:
+        """Return the tasks of all items that have not failed before."""
+        return [
+            Task(
+                number=next(self._numbers),
+                index=index,
+                item=item,
+                label=labels[index],
+                cost=float(cost(item)) if cost else 0.0,
+                memory=int(memory(item)) if memory else 0,
+                owner=(owners or {}).get(index),
+            )
+            for index, item in enumerate(items)
+            if not isinstance(item, Failure)
+        ]
+
+    def _open_backend(self) -> Backend:
+        if self._backend is None:
+            raise PoolError("the pool is not open: use it in a `with` block")
+        return self._backend
+
+    def _work(
+        self,
+        function: Function,
+        tasks: list[Task],
+        states: _States,
+        receive: Callable[[int, Any], None],
+        progress: Progress | None,
+    ) -> None:
+        """Do tasks; their results are received in the order in which they end."""
+        self._open_backend()
+        self._send_forgotten()
+        name = f"function {next(self._numbers)}"
+        self._define(name, function)
+        batch = _Batch(name, TaskQueue(tasks), states, receive, progress, len(tasks))
+        for worker in set(states.owners.values()) - set(self._workers):
+            self._lose_states(batch, worker)
+        try:
+            while batch.n_done < batch.n_tasks:
+                self._give_out(batch)
+                if batch.n_done < batch.n_tasks:
+                    for event in self._backend.wait():
+                        self._take(event, batch)
+        finally:
+            del self._definitions[name]
+            self._dead_functions.append(name)
+
+    def _give_out(self, batch: _Batch) -> None:
+        """Give tasks to all workers that have none."""
+        for number in sorted(set(self._workers) - set(self._running)):
+            while number not in self._running:
+                task = batch.queue.take(number, self._room())
+                if task is None:
+                    break
+                self._give(number, task, batch)
+
+    def _room(self) -> float:
+        """Return how much memory the next task may need, bytes."""
+        if not self._running:
+            return math.inf
+        return self._memory_limit - sum(task.memory for _, task in self._running.values())
+
+    def _give(self, number: int, task: Task, batch: _Batch) -> None:
+        """Give a task to a worker, with all constants that it does not have yet."""
+        try:
+            body = pack(task.item, task.label)
+        except CannotPickle as error:
+            failure = _failure_of(error, None, task.index, task.label)
+            batch.finish(task, failure)
+            return
+        worker = self._workers[number]
+        self._running[number] = (batch, task)
+        for name, packed in self._definitions.items():
+            if name not in worker.defined:
+                self._backend.send(number, Message(Define(name), packed))
+                worker.defined.add(name)
+        state = (batch.states.number, task.index)
+        level = logging.getLogger().getEffectiveLevel()
+        run = Run(task.number, batch.function, state, task.label, level)
+        self._backend.send(number, Message(run, body))
+
+    def _take(self, event: Event, batch: _Batch) -> None:
+        """Take notice of what happened."""
+        if isinstance(event, Joined):
+            self._workers[event.worker] = _KnownWorker(event.process, event.host)
+        elif isinstance(event, Lost):
+            self._lose(event, batch)
+        else:
+            self._receive(event.worker, event.message, batch)
+
+    def _receive(self, number: int, message: Message, batch: _Batch) -> None:
+        """Take the answer of a worker; one to a map that was given up is dropped."""
+        asked, task = self._running.pop(number)
+        reply = message.head
+        _repeat_log(reply.log, task.label)
+        if asked is not batch:
+            return
+        batch.states.owners.pop(task.index, None)
+        if not isinstance(reply, Done):
+            batch.finish(task, reply.failure.named(task.index, task.label))
+            return
+        if reply.holds_state:
+            batch.states.owners[task.index] = number
+        try:
+            result = unpack(message.body)
+        except Exception as error:
+            result = _failure_of(error, number, task.index, task.label)
+        batch.finish(task, result)
+
+    def _lose(self, lost: Lost, batch: _Batch) -> None:
+        """Turn the tasks of a dead worker into failures."""
+        worker = self._workers.pop(lost.worker)
+        asked, task = self._running.pop(lost.worker, (None, None))
+        what = f"worker {lost.worker} (process {worker.process} on {worker.host}) {lost.reason}"
+        _LOG.warning("%s%s", what, f" at {task.label}" if task else "")
+        if asked is batch:
+            batch.states.owners.pop(task.index, None)
+            failure = _failure_of(WorkerDied(what), lost.worker, task.index, task.label)
+            batch.finish(task, failure)
+        self._lose_states(batch, lost.worker)
+
+    @staticmethod
+    def _lose_states(batch: _Batch, worker: int) -> None:
+        for task in batch.queue.take_all_of(worker):
+            error = StateLost(f"worker {worker}, which held the state of {task.label}, is gone")
+            batch.finish(task, _failure_of(error, worker, task.index, task.label))
+
+    def _define(self, name: str, value: Any) -> None:
+        """Make a constant or function known; it is sent to a worker with its next item."""
+        backend = self._open_backend()
+        if callable(value) and not backend.in_this_process:
+            _check_importable(value)
+        self._definitions[name] = backend.prepare(pack(value, name))
+        for worker in self._workers.values():
+            worker.defined.discard(name)
+
+    def _send_forgotten(self) -> None:
+        """Tell all workers that have nothing to do what they need not keep."""
+        if not self._dead_maps and not self._dead_functions:
+            return
+        maps, functions = tuple(self._dead_maps), tuple(self._dead_functions)
+        del self._dead_maps[: len(maps)]
+        self._dead_functions.clear()
+        for number in set(self._workers) - set(self._running):
+            self._backend.send(number, Message(Forget(maps, functions)))
+
+
+def _check_importable(function: Callable[..., Any]) -> None:
+    """Raise CannotPickle if a function stands in the script: workers do not run the script."""
+    target = getattr(function, "func", function)
+    if getattr(target, "__module__", None) == "__main__":
+        name = getattr(target, "__qualname__", repr(target))
+        raise CannotPickle(
+            f"the function {name!r} is defined in the script that is running, which workers do "
+            "not run again: define it in a module"
+        )
+
+
+def _repeat_log(records: Iterable[dict[str, Any]], label: str) -> None:
+    """Log here what was logged in a worker."""
+    for entries in records:
+        record = logging.makeLogRecord(entries)
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            record.msg = f"{label}: {record.msg}"
+            logger.handle(record)

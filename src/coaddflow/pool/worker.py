@@ -1,0 +1,143 @@
+"""A worker: what functions see of it, and how it does what the master asks."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coaddflow.pool.failure import failure_of
+from coaddflow.pool.messages import Define, Done, Failed, Forget, Message, Run
+from coaddflow.pool.packing import Packed, pack, read_only, unpack
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a function that runs on the pool knows of the worker it runs on.
+
+    Attributes
+    ----------
+    id : int
+        Number of the worker. A worker that replaces a dead one has a new number.
+    constants : mapping of str to object
+        What was broadcast; arrays in it are read-only.
+    state : dict
+        What stays with the worker for this item: empty in `Pool.map`; what is put into it is
+        there again when `Pool.map_again` comes back with the same item.
+    cache : dict
+        What stays with the worker for all items, as long as it lives. No result may depend on
+        it: which items a worker sees is a matter of time.
+    """
+
+    id: int
+    constants: Mapping[str, Any]
+    state: dict[str, Any]
+    cache: dict[str, Any]
+
+
+class Servant:
+    """Does what messages ask, in whatever process it stands.
+
+    Parameters
+    ----------
+    worker : int
+        Number of the worker.
+    capture_log : bool
+        Send log records along with the answer, because the master is another process.
+    """
+
+    def __init__(self, worker: int, capture_log: bool):
+        self.id = worker
+        self._capture_log = capture_log
+        self._packed: dict[str, Packed] = {}
+        self._defined: dict[str, Any] = {}
+        self._states: dict[tuple[int, int], dict[str, Any]] = {}
+        self._cache: dict[str, Any] = {}
+
+    def handle(self, message: Message) -> Message | None:
+        """Do what a message asks and return the answer, if it has one."""
+        head = message.head
+        if isinstance(head, Run):
+            return self._run(head, message.body)
+        if isinstance(head, Define):
+            self._defined.pop(head.name, None)
+            self._packed[head.name] = read_only(message.body)
+        elif isinstance(head, Forget):
+            self._states = {
+                key: state for key, state in self._states.items() if key[0] not in head.maps
+            }
+            for name in head.functions:
+                self._defined.pop(name, None)
+                self._packed.pop(name, None)
+        return None
+
+    def _run(self, run: Run, body: Packed) -> Message:
+        """Run a function on an item; whatever it raises is the answer."""
+        state = self._states.pop(run.state, {})
+        with _records(run.log_level, self._capture_log) as log:
+            try:
+                worker = Worker(self.id, _Constants(self), state, self._cache)
+                result = self._value(run.function)(unpack(body), worker)
+                packed = pack(result, f"the result of {run.label}")
+            except (Exception, SystemExit) as error:
+                return Message(Failed(run.task, failure_of(error, self.id), tuple(log)))
+        if state and run.state is not None:
+            self._states[run.state] = state
+        return Message(Done(run.task, bool(state), tuple(log)), packed)
+
+    def _value(self, name: str) -> Any:
+        """Return a constant or function; unpacked when first used, so that errors have an item."""
+        if name not in self._defined:
+            self._defined[name] = unpack(self._packed[name])
+        return self._defined[name]
+
+
+class _Constants(Mapping[str, Any]):
+    """The constants of a worker, unpacked when asked for."""
+
+    def __init__(self, servant: Servant):
+        self._servant = servant
+
+    def __getitem__(self, name: str) -> Any:
+        return self._servant._value(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._servant._packed if name.isidentifier())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _Recorder(logging.Handler):
+    """Keeps log records in a form that can be sent."""
+
+    def __init__(self, records: list[dict[str, Any]]):
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        entries = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
+        if record.exc_info and record.exc_info[0] is not None:
+            entries["exc_text"] = logging.Formatter().formatException(record.exc_info)
+        known = logging.makeLogRecord({}).__dict__  # extras may be anything
+        self._records.append({key: entries[key] for key in known if key in entries})
+
+
+@contextlib.contextmanager
+def _records(level: int, capture: bool) -> Iterator[list[dict[str, Any]]]:
+    """Record what is logged and warned in a block."""
+    records: list[dict[str, Any]] = []
+    if not capture:
+        yield records
+        return
+    root = logging.getLogger()
+    old_level, handler = root.level, _Recorder(records)
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(True)
+    try:
+        yield records
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(old_level)
+        root.removeHandler(handler)
