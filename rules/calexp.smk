@@ -30,7 +30,6 @@ if PLAN.science:
             runtime=ccd_runtime,
         params:
             facts=ccd_facts,
-            raw=raw_file,
             camera=ccd_fingerprint,
             settings=calexp_settings,
         script:
@@ -51,7 +50,7 @@ rule manifest:
         mem_mb=needs.INTERPRETER_MB,
         runtime=5,
     params:
-        pointing=pointing_of_exposure,
+        facts=exposure_facts,
         verdict=verdict,
     script:
         "../scripts/manifest.py"

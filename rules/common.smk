@@ -295,21 +295,14 @@ def coadds_of_tract(wildcards):
 # others; nothing absolute, random or temporal.
 
 
-def raw_file(wildcards):
-    """Return the raw file of a CCD, whether it is there or not."""
-    return PLAN.raw_file(wildcards.exposure, int(wildcards.ccd))
-
-
 def ccd_facts(wildcards):
     """Return what the table says about an exposure or an image."""
     return PLAN.facts(wildcards.exposure, int(wildcards.ccd))
 
 
-def pointing_of_exposure(wildcards):
+def exposure_facts(wildcards):
     """Return what the table says about a raw exposure; None for images calibrated elsewhere."""
-    if wildcards.exposure in PLAN.images:
-        return None
-    return PLAN.facts(wildcards.exposure, ccd=None)
+    return PLAN.facts(wildcards.exposure) if wildcards.exposure in PLAN.science else None
 
 
 def exposure_times(wildcards, input):

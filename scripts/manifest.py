@@ -4,17 +4,18 @@ from coaddflow.joblog import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
     from coaddflow.camera import load_camera
-    from coaddflow.exposure import Pointing, make_manifest
+    from coaddflow.exposures import ExposureRow
+    from coaddflow.gather import make_manifest
     from coaddflow.settings import load_settings
 
     # what lets an exposure pass must not make those again that have passed: not in the params
     settings = load_settings(snakemake.config).only("calexp", "prediction", "camera")
-    pointing = snakemake.params.pointing
+    facts = snakemake.params.facts
     make_manifest(
         snakemake.output.manifest,
         snakemake.input.rows,
         settings.calexp.max_failed_fraction,
-        Pointing(**pointing) if pointing else None,
-        load_camera(settings.camera) if pointing else None,
+        ExposureRow(**facts) if facts else None,
+        load_camera(settings.camera) if facts else None,
         settings.prediction.margin,
     )

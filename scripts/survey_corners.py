@@ -2,14 +2,16 @@
 
 from coaddflow.joblog import job_log
 
-with job_log(snakemake.log[0], snakemake.threads) as log:
-    from coaddflow.corners import update_survey_database
-    from coaddflow.settings.skymap import SkymapSettings
+with job_log(snakemake.log[0], snakemake.threads):
+    from coaddflow.plan import make_plan
+    from coaddflow.settings import load_settings
     from coaddflow.skymap import make_skymap
+    from coaddflow.survey import make_survey_database
 
-    skymap = make_skymap(SkymapSettings.model_validate(snakemake.params.skymap))
-    update = update_survey_database(snakemake.output.database, snakemake.input.manifests, skymap)
-    log.info(
-        "%d exposures added, %d redone, %d dropped, %d as before",
-        *map(len, (update.added, update.redone, update.dropped, update.unchanged)),
+    plan = make_plan(load_settings(snakemake.config))
+    make_survey_database(
+        snakemake.output.database,
+        snakemake.input.manifests,
+        make_skymap(plan.skymap),
+        plan.overlaps,
     )

@@ -1,4 +1,4 @@
-"""One exposure: its CCDs from raw frame to calexp, and its manifest.
+"""The CCDs of an exposure, from raw frame to calexp.
 
 This is where the steps of a CCD are put into their order and where files are read and written;
 the steps themselves know neither files nor each other. `make_calexp` is the whole job of one CCD.
@@ -9,7 +9,7 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +21,13 @@ from coaddflow.calexp import Calexp, CcdFacts, process_ccd, write_calexp
 from coaddflow.calibrated import import_image, imported_row, write_imported
 from coaddflow.camera import Camera, Detector, outline
 from coaddflow.cosmics import find_cosmic_rays
-from coaddflow.coverage import check_footprint_within_prediction
-from coaddflow.errors import CcdFailure, CoaddflowError, InputError
-from coaddflow.exposures import ImageRow
+from coaddflow.errors import CcdFailure, CoaddflowError
+from coaddflow.exposures import ExposureRow, ImageRow
 from coaddflow.files import sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.interpolate import fill_masked
 from coaddflow.isr import detrend
-from coaddflow.manifest import (
-    FOOTPRINT_POINTS_PER_EDGE,
-    CcdRow,
-    read_row,
-    write_manifest,
-    write_row,
-)
+from coaddflow.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
 from coaddflow.masters import read_calibs
 from coaddflow.provenance import provenance_header
 from coaddflow.raw import read_raw_ccd
@@ -59,30 +52,13 @@ _SECTIONS = (
 
 
 @dataclass(frozen=True)
-class Pointing:
-    """What the exposure table says about an exposure on the sky; angles in degrees, mjd TAI."""
-
-    exposure: str
-    band: str
-    ra: float
-    dec: float
-    rotation: float
-    mjd: float
-    exposure_time: float
-
-    def of_ccd(self, ccd: int) -> CcdFacts:
-        """Return the facts about the image of one CCD."""
-        return CcdFacts(self.exposure, ccd, self.band, self.mjd, self.exposure_time)
-
-
-@dataclass(frozen=True)
 class CcdFiles:
     """Where the files of one CCD stand; paths as the products shall name them.
 
     Attributes
     ----------
     raw : str
-        The raw file, whether it is there or not.
+        The raw file (or image calibrated elsewhere), whether it is there or not.
     calibs : mapping of str to str
         Calibration frames that are applied: bias, dark, flat, defects.
     row : str
@@ -109,7 +85,7 @@ class CcdFiles:
 
 
 def make_calexp(
-    pointing: Pointing, ccd: int, files: CcdFiles, camera: Camera, settings: Settings
+    exposure: ExposureRow, ccd: int, files: CcdFiles, camera: Camera, settings: Settings
 ) -> CcdRow:
     """Do the whole job of one CCD: raw frame to calexp, sources and row.
 
@@ -118,8 +94,8 @@ def make_calexp(
 
     Parameters
     ----------
-    pointing : Pointing
-        The exposure.
+    exposure : ExposureRow
+        What the table says about the exposure.
     ccd : int
         The CCD.
     files : CcdFiles
@@ -141,9 +117,9 @@ def make_calexp(
         If a setting, a calibration frame or the reference catalogue is not usable, or a product
         cannot be written.
     """
-    facts = pointing.of_ccd(ccd)
+    facts = _facts(exposure, ccd)
     return _row_whatever_happens(
-        facts, files, lambda: _calexp_row(pointing, facts, files, camera, settings)
+        facts, files, lambda: _calexp_row(exposure, facts, files, camera, settings)
     )
 
 
@@ -169,7 +145,7 @@ def make_calexp_from_image(image: ImageRow, files: CcdFiles, settings: Settings)
     InputError
         As `make_calexp`.
     """
-    facts = CcdFacts(image.exposure, image.ccd, image.band, image.mjd, image.exposure_time)
+    facts = _facts(image, image.ccd)
     return _row_whatever_happens(facts, files, lambda: _imported_row(image, files, settings))
 
 
@@ -229,19 +205,23 @@ def done_row(facts: CcdFacts, calexp: Calexp, path: str | Path) -> CcdRow:
     )
 
 
+def _facts(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
+    return CcdFacts(row.exposure, ccd, row.band, row.mjd, row.exposure_time)
+
+
 def _remove_products(files: CcdFiles) -> None:
     for path in (files.manifest, files.row, files.calexp, files.sources):
         Path(path).unlink(missing_ok=True)
 
 
 def _calexp_row(
-    pointing: Pointing, facts: CcdFacts, files: CcdFiles, camera: Camera, settings: Settings
+    exposure: ExposureRow, facts: CcdFacts, files: CcdFiles, camera: Camera, settings: Settings
 ) -> CcdRow:
     """Make the calexp of a CCD and write it."""
     detector = camera.detector(facts.ccd)
     image, cards = detrended_image(files, camera, detector, facts.exposure_time, settings)
-    refcat = reference_stars(pointing, camera, detector, settings)
-    initial_wcs = predicted_wcs(camera, detector, pointing.ra, pointing.dec, pointing.rotation)
+    refcat = reference_stars(exposure, camera, detector, settings)
+    initial_wcs = predicted_wcs(camera, detector, exposure.ra, exposure.dec, exposure.rotation)
     calexp = process_ccd(image, facts, initial_wcs, refcat, settings)
     calexp.header.update(cards)
     provenance = provenance_header(
@@ -277,87 +257,15 @@ def detrended_image(
 
 
 def reference_stars(
-    pointing: Pointing, camera: Camera, detector: Detector, settings: Settings
+    exposure: ExposureRow, camera: Camera, detector: Detector, settings: Settings
 ) -> Table:
     """Return the reference stars that may be on a CCD, whatever its pointing error."""
     nx, ny = detector.size
     ra, dec = camera.pixel_to_sky(
-        detector, (nx - 1) / 2, (ny - 1) / 2, pointing.ra, pointing.dec, pointing.rotation
+        detector, (nx - 1) / 2, (ny - 1) / 2, exposure.ra, exposure.dec, exposure.rotation
     )
     radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
     radius += settings.astrometry.max_pointing_error / 60.0
     return load_refcat(
-        settings.refcat, float(ra), float(dec), float(radius), pointing.band, pointing.mjd
-    )
-
-
-def make_manifest(
-    manifest: str | Path,
-    rows: Sequence[str | Path],
-    max_failed_fraction: float,
-    pointing: Pointing | None = None,
-    camera: Camera | None = None,
-    margin: float = 0.0,
-) -> list[CcdRow]:
-    """Gather the rows of an exposure into its manifest.
-
-    Parameters
-    ----------
-    manifest : str or Path
-        ``.../{exposure}.ecsv``. If the exposure fails, the rows go to ``{exposure}.failed.ecsv``
-        beside it, and there is no manifest.
-    rows : sequence of str or Path
-        The rows of its CCDs.
-    max_failed_fraction : float
-        The exposure fails if more of its CCDs than this have failed.
-    pointing, camera, margin : Pointing, Camera, float
-        What the run was planned from; None for images calibrated elsewhere, which were planned
-        from their own WCS.
-
-    Raises
-    ------
-    InputError
-        If too many CCDs failed, a CCD lies where the plan did not allow for it, or the calexp of
-        a CCD is gone.
-    """
-    manifest = Path(manifest)
-    failed_manifest = manifest.with_suffix(".failed.ecsv")
-    manifest.unlink(missing_ok=True)
-    found = sorted((read_row(row) for row in rows), key=lambda row: row.ccd)
-    try:
-        _check_failures(found, max_failed_fraction, failed_manifest)
-        for row in found:
-            if row.state == "done" and not Path(row.path).is_file():
-                raise InputError(
-                    f"the calexp of CCD {row.ccd} is gone",
-                    path=row.path,
-                    remedy=f"remove {Path(row.path).with_suffix('.json')} and run again",
-                )
-            if row.state == "done" and pointing is not None:
-                check_footprint_within_prediction(
-                    pointing, camera, margin, row.footprint_ra, row.footprint_dec, row.ccd
-                )
-    except InputError:
-        write_manifest(failed_manifest, found)
-        raise
-    write_manifest(manifest, found)
-    failed_manifest.unlink(missing_ok=True)
-    return found
-
-
-def _check_failures(rows: Sequence[CcdRow], max_fraction: float, failed_manifest: Path) -> None:
-    """Raise InputError if too many CCDs of an exposure have failed; log all that have."""
-    failed = [row for row in rows if row.state == "failed"]
-    for row in failed:
-        _LOG.warning("CCD %d failed: %s: %s", row.ccd, row.reason, row.message)
-    if len(failed) <= max_fraction * len(rows):
-        return
-    reasons = [row.reason for row in failed]
-    why = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
-    raise InputError(
-        f"exposure {rows[0].exposure} fails: {len(failed)} of {len(rows)} CCDs failed ({why}), "
-        f"more than calexp.max_failed_fraction = {max_fraction:g} allows",
-        path=failed_manifest,
-        remedy="look at the reasons there; then correct the cause, add the exposure to the "
-        "setting `exclude`, or raise calexp.max_failed_fraction",
+        settings.refcat, float(ra), float(dec), float(radius), exposure.band, exposure.mjd
     )

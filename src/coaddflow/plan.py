@@ -278,12 +278,16 @@ class Plan:
         return self.skymap.model_dump(mode="json", exclude={unused})
 
     def facts(self, exposure: str, ccd: int | None = None) -> dict:
-        """Return what the table says about an exposure, or an image, as plain values.
+        """Return what the table says, as plain values; files relative to the working folder.
 
-        Without the raw file; the files of an image are relative to the working folder.
+        Of a raw exposure the row of the table, for one CCD (with its raw file) or as a whole; of
+        an image calibrated elsewhere its row.
         """
         if exposure in self.science:
-            return self.science[exposure].model_dump(exclude={"kind", "path", "n_files"})
+            facts = self.science[exposure].model_dump(exclude={"n_files"})
+            if ccd is not None:
+                facts["path"] = self.raw_file(exposure, ccd)
+            return facts
         facts = self.images[exposure][ccd].model_dump(mode="json")
         for name in ("path", "weight_path", "mask_path"):
             if facts[name]:
