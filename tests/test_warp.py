@@ -281,6 +281,26 @@ def test_first_ccd_wins_where_two_overlap():
     assert both.n_covered > np.count_nonzero(data)
 
 
+def test_ccd_that_cannot_be_mapped_is_named():
+    tract, ccds = make_exposure()
+    ccds[9].wcs.wcs.crval = [330.0, -2.0]
+    with pytest.raises(InputError, match="CCD 9: the WCS"):
+        list(warp_patches(tract, {"0_0": (4, 9)}, ccds.__getitem__, SETTINGS))
+
+
+def test_flags_do_not_change_values():
+    tract = make_tract(200)
+    wcs = make_wcs((100, 100), 0.2, rotation=31.0)
+    image = np.random.default_rng(6).normal(0.0, 10.0, (100, 100))
+    plain, flagged = make_ccd(image), make_ccd(image)
+    flagged.mask[:] = MaskPlane.DETECTED
+    one, other = (warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS) for ccd in (plain, flagged))
+    np.testing.assert_array_equal(one.image, other.image)
+    np.testing.assert_array_equal(one.variance, other.variance)
+    data = ~other.has_any(MaskPlane.NO_DATA)
+    assert np.all(other.has_any(MaskPlane.DETECTED)[data])
+
+
 def test_every_calexp_is_read_once_and_few_are_held():
     # 6 x 6 CCDs over 3 x 3 patches; a CCD reaches one or two patches in each direction
     reach = {0: (0, 1, 2), 1: (1, 2, 3, 4), 2: (3, 4, 5)}

@@ -356,31 +356,41 @@ def _sum_lanes(builder, values: ir.Value) -> ir.Value:
 
 
 @numba.njit(cache=True, nogil=True)
-def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
-    """Return (image, variance, mask) from a window with flags or unusable pixels.
+def _gather_bits(source, start, table, row_x, row_y, taps, threshold):
+    """Return the union of the flags of the pixels of a window whose weight is not small."""
+    bits = np.int32(0)
+    for j in range(len(taps)):
+        pixel = start + j * source.stride
+        limit = threshold / max(abs(table[row_y + j]), np.float32(1e-9))
+        for i in range(len(taps)):
+            if abs(table[row_x + i]) > limit:
+                bits |= source.mask[pixel + i]
+    return bits
 
-    Unusable pixels are 0 in both planes; the sums are divided by the weight of the others.
+
+@numba.njit(cache=True, nogil=True)
+def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
+    """Return (image, variance, mask) from a window in which some pixels cannot be used.
+
+    They are 0 in both planes; the sums are divided by the weight of the others.
     """
     value, noise, total, missing = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    bits = np.int32(0)
     for j in range(len(taps)):
         for i in range(len(taps)):
             pixel = start + j * source.stride + i
             weight = table[row_y + j] * table[row_x + i]
-            flags = source.mask[pixel]
-            if (flags & _NO_DATA) != 0:
+            if (source.mask[pixel] & _NO_DATA) != 0:
                 missing += abs(weight)
-                continue
-            total += weight
-            value += weight * source.image[pixel]
-            noise += weight * weight * source.variance[pixel]
-            if abs(weight) > rules.mask_threshold:
-                bits |= flags
+            else:
+                total += weight
+                value += weight * source.image[pixel]
+                noise += weight * weight * source.variance[pixel]
     if missing > rules.max_missing:
         return np.float32(np.nan), np.float32(np.inf), _NO_DATA
+    bits = _gather_bits(source, start, table, row_x, row_y, taps, rules.mask_threshold)
     if missing > 0:
         bits |= _EDGE
-    return value / total, noise / (total * total), bits
+    return value / total, noise / (total * total), bits & ~_NO_DATA
 
 
 @numba.njit(cache=True, nogil=True)
@@ -529,9 +539,14 @@ def _resample_incomplete(source, placed, table, taps, target, span, rules):
             continue
         if (mask[y_out, first + i] & _NO_DATA) == 0:
             continue
-        value, noise, bits = _weigh_incomplete(
-            source, start, table, places[1, i], places[2, i], taps, rules
-        )
+        row_x, row_y = places[1, i], places[2, i]
+        if source.state[start] == _FLAGGED:
+            value, noise = _weigh_window(
+                source.image, source.variance, start, source.stride, table, row_x, row_y, taps
+            )
+            bits = _gather_bits(source, start, table, row_x, row_y, taps, rules.mask_threshold)
+        else:
+            value, noise, bits = _weigh_incomplete(source, start, table, row_x, row_y, taps, rules)
         image[y_out, first + i] = value * factors[i]
         variance[y_out, first + i] = noise * factors[i] * factors[i]
         mask[y_out, first + i] = bits

@@ -255,7 +255,10 @@ def warp_patches(
         ccds = sorted(set(patch_ccds[patch]))
         for ccd in ccds:
             if ccd not in ready:
-                ready[ccd] = _make_ready(load_calexp(ccd), tract, kernel, settings)
+                try:
+                    ready[ccd] = _make_ready(load_calexp(ccd), tract, kernel, settings)
+                except InputError as error:
+                    raise _of_ccd(ccd, error) from error
         boxes = {ccd: ready[ccd].box for ccd in ccds}
         box = _common_box(tract.patch(patch).outer_box, list(boxes.values()))
         warp = None
@@ -270,6 +273,13 @@ def warp_patches(
             if last_use[ccd] == patch:
                 del ready[ccd]
         yield patch, warp
+
+
+def _of_ccd(ccd: int, error: InputError) -> InputError:
+    """Name the CCD in an error that names no file."""
+    if error.path is not None:
+        return error
+    return InputError(f"CCD {ccd}: {error.cause}", remedy=error.remedy)
 
 
 def _common_box(outer: Box, boxes: list[Box]) -> Box | None:
