@@ -67,6 +67,31 @@ def prepare(workflow: Any) -> None:
         wait_for_earlier_jobs(Path.cwd(), lambda text: print(text, file=sys.stderr))
 
 
+def refuse_while_earlier_jobs_live(workflow: Any) -> None:
+    """Stop a run that would work on what jobs of an earlier run work on.
+
+    `prepare` waits for them, but is not called when a user asks for single products.
+
+    Parameters
+    ----------
+    workflow : snakemake.workflow.Workflow
+        The run, about to begin.
+
+    Raises
+    ------
+    InputError
+        If such jobs are in Slurm's queue.
+    """
+    if workflow.executor_plugin.name != "slurm":
+        return
+    jobs = earlier_jobs(Path.cwd())
+    if jobs:
+        raise InputError(
+            f"{len(jobs)} jobs of an earlier run are still in the queue ({_example(jobs)})",
+            remedy=f"wait for them, or: scancel --name {' '.join({job.run for job in jobs})}",
+        )
+
+
 def programs_from_any_folder(settings: Any, basedir: Path) -> None:
     """Make the programs of a cluster-generic profile absolute.
 
@@ -141,6 +166,9 @@ def wait_for_earlier_jobs(folder: Path, say: Callable[[str], None]) -> None:
                     f"Slurm does not say whether jobs of an earlier run still work here ({error})",
                     remedy="start again when squeue answers",
                 ) from error
+            if told >= 0:
+                say(f"coaddflow: Slurm does not answer, asking again: {error}")
+                told = -1
             time.sleep(SLURM_PAUSE)
             continue
         last_answer = time.monotonic()
@@ -150,8 +178,12 @@ def wait_for_earlier_jobs(folder: Path, say: Callable[[str], None]) -> None:
             names = " ".join(sorted({job.run for job in jobs}))
             say(
                 f"coaddflow: {len(jobs)} jobs of an earlier run are still in the queue "
-                f"({jobs[0].job_id} {jobs[0].comment} {jobs[0].state.lower()}, ...). They are "
+                f"({_example(jobs)}). They are "
                 f"waited for, and what they make is used. To do it anew: scancel --name {names}"
             )
             told = len(jobs)
         time.sleep(SLURM_PAUSE)
+
+
+def _example(jobs: list[EarlierJob]) -> str:
+    return f"{jobs[0].job_id} {jobs[0].comment} {jobs[0].state.lower()}, ..."

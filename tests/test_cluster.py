@@ -1,0 +1,107 @@
+"""What a run on a cluster does before it submits anything."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from coaddflow import cluster
+from coaddflow.errors import InputError
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """Return a function that sets what squeue prints: a list of answers, the last one stays."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(cluster, "SLURM_PAUSE", 0.01)
+
+    def answers(*texts):
+        for i, text in enumerate(texts):
+            (folder / f"answer.{i}").write_text(text)
+        last = len(texts) - 1
+        program = (
+            f"#!/bin/sh\ncd {folder}\nn=$(cat count 2>/dev/null || echo 0)\n"
+            f"[ $n -gt {last} ] && n={last}\necho $((n+1)) >count\n"
+            "grep -q '^error' answer.$n && { cat answer.$n >&2; exit 1; }\ncat answer.$n\n"
+        )
+        (folder / "squeue").write_text(program)
+        (folder / "squeue").chmod(0o755)
+
+    return answers
+
+
+def line(folder, state="RUNNING", comment="rule_exposure_1001_calexp_manifest"):
+    return f"12|0b7c|{state}|{comment}|{folder}\n"
+
+
+def test_allocation_is_read_from_the_environment():
+    environ = {"SLURM_CPUS_PER_TASK": "4", "SLURM_MEM_PER_NODE": "3712"}
+    assert cluster.allocation(environ) == {"_cores": 4, "mem_mb": 3712}
+
+
+def test_without_slurm_nothing_is_limited():
+    assert cluster.allocation({"SLURM_CPUS_PER_TASK": "all"}) == {}
+
+
+def test_only_jobs_of_snakemake_in_this_folder_count(squeue, tmp_path):
+    other = tmp_path / "other | survey"
+    squeue(line(tmp_path) + line(other) + line(tmp_path, comment="(null)"))
+    (job,) = cluster.earlier_jobs(tmp_path)
+    assert job == ("12", "0b7c", "exposure_1001_calexp_manifest", "RUNNING")
+
+
+def test_earlier_jobs_are_waited_for(squeue, tmp_path):
+    squeue(line(tmp_path), line(tmp_path), "")
+    said = []
+    cluster.wait_for_earlier_jobs(tmp_path, said.append)
+    assert len(said) == 1, "once, not at each question"
+    assert "exposure_1001" in said[0]
+    assert "scancel --name 0b7c" in said[0]
+
+
+def test_controller_away_is_no_proof_that_no_job_lives(squeue, tmp_path):
+    squeue(line(tmp_path), "error: Unable to contact slurm controller\n", line(tmp_path), "")
+    said = []
+    cluster.wait_for_earlier_jobs(tmp_path, said.append)
+    assert "does not answer" in said[1]
+    assert (tmp_path / "bin" / "count").read_text().strip() == "4"
+
+
+def test_controller_that_stays_away_stops_the_run(squeue, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "SLURM_PATIENCE", 0.1)
+    squeue("error: down\n")
+    with pytest.raises(InputError, match="does not say"):
+        cluster.wait_for_earlier_jobs(tmp_path, lambda text: None)
+
+
+def test_single_products_are_refused_while_jobs_live(squeue, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workflow = SimpleNamespace(executor_plugin=SimpleNamespace(name="slurm"))
+    squeue(line(tmp_path), "")
+    with pytest.raises(InputError, match="earlier run"):
+        cluster.refuse_while_earlier_jobs_live(workflow)
+    cluster.refuse_while_earlier_jobs_live(workflow)
+
+
+def test_locked_folder_is_left_to_snakemake(squeue, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workflow = SimpleNamespace(execution_settings=SimpleNamespace(lock=True))
+    assert not cluster.someone_else_works(workflow)
+    Path(".snakemake/locks").mkdir(parents=True)
+    assert not cluster.someone_else_works(workflow)
+    Path(".snakemake/locks/0.input.lock").touch()
+    assert cluster.someone_else_works(workflow)
+
+
+def test_programs_of_a_profile_are_found_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "code" / "profiles").mkdir(parents=True)
+    (tmp_path / "code" / "profiles" / "submit.py").touch()
+    (tmp_path / "survey").mkdir()
+    monkeypatch.chdir(tmp_path / "survey")
+    settings = SimpleNamespace(submit_cmd="profiles/submit.py", status_cmd="qstatus", other=1)
+    cluster.programs_from_any_folder(settings, tmp_path / "code")
+    assert settings.submit_cmd == str(tmp_path / "code" / "profiles" / "submit.py")
+    assert settings.status_cmd == "qstatus"
