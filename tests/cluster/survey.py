@@ -1,0 +1,206 @@
+"""A small survey that is run on a cluster, disturbed, and compared with one left in peace."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+SIMULATION = {
+    "seed": 11,
+    "camera": "six.yaml",
+    "ra": 150.1,
+    "dec": 2.2,
+    "bands": {
+        "r": {"exposures": 4, "exposure_time": 120.0, "zero_point": 25.6, "sky": 21.0, "color": 0.0}
+    },
+    "survey": {"dither": 10.0, "rotation_step": 2.0, "pointing_error": 10.0},
+    "stars": {"density": 70.0, "brightest": 14.5, "faintest": 24.0, "slope": 0.2},
+    "galaxies": {"density": 20.0, "brightest": 18.5, "faintest": 24.0},
+    "calibration": {"bias": 3, "dark": 3, "flat": 3},
+}
+
+SETTINGS = {
+    "camera": "six.yaml",
+    "exposures": "exposures.ecsv",
+    "refcat": {"path": "data/refcat.fits", "fallback": {"magnitude": "mag_r"}},
+    "skymap": {
+        "kind": "tangent",
+        "pixel_scale": 0.2,
+        "patch_inner_size": 700,
+        "patch_border": 30,
+        "tangent": {"ra": 150.1, "dec": 2.2, "width": 0.06, "height": 0.08},
+    },
+}
+
+
+def make_survey(folder, camera):
+    """Simulate a survey in a folder and make its table and settings."""
+    (folder / "six.yaml").write_text(yaml.safe_dump(camera), encoding="utf-8")
+    (folder / "sim.yaml").write_text(yaml.safe_dump(SIMULATION), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    for command in (["simulate", "sim.yaml", "data"], ["ingest", "data/raw"]):
+        subprocess.run([program("coaddflow"), *command], cwd=folder, check=True)
+
+
+def program(name):
+    """Return the path of a program beside the Python of the tests."""
+    return str(Path(sys.executable).parent / name)
+
+
+@dataclass
+class Run:
+    """A Snakemake that works, or has worked, on a survey."""
+
+    process: subprocess.Popen
+    log: Path
+    began: float
+
+    def wait(self, timeout=1500):
+        """Wait until it has ended; return its exit code."""
+        return self.process.wait(timeout)
+
+    def check(self, timeout=1500):
+        """Wait until it has ended, and that it ended well."""
+        code = self.wait(timeout)
+        assert code == 0, self.text()
+
+    def text(self):
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def kill(self):
+        """Kill it as a power cut does; its jobs know nothing of it."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Survey:
+    """A survey in a folder, and the cluster on which it is run.
+
+    Attributes
+    ----------
+    folder : Path
+        The working folder.
+    cluster : SlurmCluster
+        Where the jobs go.
+    profile : str
+        Name of the profile.
+    env : dict
+        Changes to the environment.
+    to_do : tuple of str
+        Exposures of a copy that are still to be done.
+    first : Run or None
+        The run that made the products.
+    """
+
+    folder: Path
+    cluster: object
+    profile: str = "slurm"
+    env: dict = field(default_factory=dict)
+    to_do: tuple = ("1001", "1002")
+    first: Run | None = None
+
+    def copy_raw(self, raw):
+        """Take over settings and table; the raw frames are linked."""
+        self.folder.mkdir(parents=True)
+        for name in ("config.yaml", "six.yaml", "exposures.ecsv"):
+            shutil.copy(raw / name, self.folder)
+        (self.folder / "data").symlink_to(raw / "data")
+
+    def forget(self, exposure):
+        """Remove the products of an exposure, so that it is to be done."""
+        shutil.rmtree(self.folder / "results" / "calexp" / exposure, ignore_errors=True)
+        (self.folder / "results" / "summary" / f"{exposure}.ecsv").unlink(missing_ok=True)
+
+    def start(self, *arguments, cores=3):
+        """Start Snakemake as a user does."""
+        command = [
+            *(program("snakemake"), "--snakefile", str(ROOT / "Snakefile")),
+            *("--profile", str(ROOT / "profiles" / self.profile)),
+            *("--cores", str(cores), "--quiet", "rules"),
+            *arguments,
+        ]
+        log = self.folder / f"run-{time.time():.3f}.txt"
+        env = {**self.cluster.env, "OMP_NUM_THREADS": "1", **self.env}
+        began = time.time()
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=env, stdout=stream, stderr=subprocess.STDOUT
+            )
+        return Run(process, log, began)
+
+    def run(self, *arguments, **options):
+        """Run Snakemake to its end."""
+        run = self.start(*arguments, **options)
+        run.wait()
+        return run
+
+    def run_exposures(self, *arguments, **options):
+        """Run what is to do of the exposures, without coadds."""
+        return self.start(*self.targets, *arguments, **options)
+
+    @property
+    def targets(self):
+        return [f"results/summary/{exposure}.ecsv" for exposure in self.to_do]
+
+    def end(self):
+        """End the jobs of this survey that still live."""
+        for job_id, *_ in self.live_jobs():
+            with contextlib.suppress(subprocess.SubprocessError):
+                self.cluster.slurm("scancel", job_id)
+
+    def live_jobs(self):
+        """Return the jobs of this survey in the queue: id, state, comment, node."""
+        text = self.cluster.slurm("squeue", "--noheader", "--format", "%i|%T|%k|%N|%j|%Z")
+        rows = [line.split("|") for line in text.splitlines()]
+        return [row[:5] for row in rows if row[5] == str(self.folder)]
+
+    def wait_for_job(self, state="RUNNING", timeout=180):
+        """Wait until a job of the survey is in a state; return its id and node."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            for job_id, job_state, _, node, _ in self.live_jobs():
+                if job_state == state:
+                    return job_id, node
+            time.sleep(0.5)
+        raise AssertionError(f"no job is {state}: {self.live_jobs()}")
+
+    def wait_for_file(self, pattern, timeout=180):
+        """Wait until a file is there; return it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            found = sorted(self.folder.glob(pattern))
+            if found:
+                return found[0]
+            time.sleep(0.3)
+        raise AssertionError(f"there is no {pattern}")
+
+    def products(self, *patterns):
+        """Return the checksum of each product."""
+        return {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for pattern in patterns or ("results/calexp/**/*", "results/summary/*")
+            for path in sorted(self.folder.glob(pattern))
+            if path.is_file()
+        }
+
+    def status(self):
+        """Return exit code and text of `coaddflow status`."""
+        done = subprocess.run(
+            [program("coaddflow"), "status"],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
