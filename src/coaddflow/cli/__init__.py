@@ -25,6 +25,7 @@ from coaddflow.cli import (
     check_config,
     corners,
     ingest,
+    plan,
     settings,
     simulate,
     skymap,
@@ -37,6 +38,7 @@ DONE, NO, WRONG, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 COMMANDS: dict[str, ModuleType] = {
     "ingest": ingest,
     "check-config": check_config,
+    "plan": plan,
     "status": status,
     "corners": corners,
     "skymap": skymap,

@@ -1,0 +1,94 @@
+"""Tell what a run will cost before it is submitted; after it, what it did cost.
+
+Cluster jobs, core-hours, memory of the largest job and disk, counted from exposures, CCDs and
+patches; what is done already is counted too. Where a run has left benchmark files, its figures
+stand beside the plan, and below is what to ask for next time.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from coaddflow.cli.arguments import add_config, add_json, read_settings
+
+HELP = "what a run will cost: jobs, core-hours, memory, disk; and what it did cost"
+
+EXAMPLE = """\
+examples:
+  coaddflow plan
+  coaddflow plan --cores 16 --config configs/hatp32.yaml
+  coaddflow plan --json
+
+exit codes: 0 done, 2 wrong usage or unusable settings
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    add_config(parser)
+    parser.add_argument(
+        "--cores", type=int, default=8, help="cores of one cluster job, as in the profile (8)"
+    )
+    parser.add_argument("--results", default="results", help="folder of the products")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    from coaddflow.errors import InputError
+    from coaddflow.forecast import disk_used, forecast, measured
+    from coaddflow.plan import make_plan
+
+    if arguments.cores < 1:
+        raise InputError("--cores must be 1 or more")
+    costs = forecast(make_plan(read_settings(arguments.config)), arguments.cores)
+    steps = measured(f"{arguments.results}/benchmarks")
+    used = disk_used(arguments.results) if steps else None
+    if arguments.json:
+        plain = {
+            "plan": [asdict(cost) for cost in costs],
+            "measured": [asdict(step) for step in steps],
+            "disk_used": used,
+        }
+        print(json.dumps(plain, indent=1))
+    else:
+        print(report(costs, steps, used))
+    return 0
+
+
+def report(costs: list, steps: list, used: float | None) -> str:
+    """Return plan and measurement as a table for people."""
+    from coaddflow.forecast import core_hours_of, suggestion
+
+    lines = [
+        "                jobs   steps   core-hours   measured   memory of a job      disk",
+    ]
+    for cost in costs:
+        hours = core_hours_of(cost.name, steps)
+        done = f"{hours:10.2f}" if hours is not None else f"{'-':>10}"
+        lines.append(
+            f"{cost.name:<13}{cost.n_jobs:7d}{cost.n_steps:8d}{cost.core_hours:13.2f} {done}"
+            f"{cost.memory / 1000:15.1f} GB{cost.disk:7.1f} GB"
+        )
+    total = sum(step.core_hours for step in steps)
+    lines.append(
+        f"{'all':<13}{sum(c.n_jobs for c in costs):7d}{sum(c.n_steps for c in costs):8d}"
+        f"{sum(c.core_hours for c in costs):13.2f} "
+        + (f"{total:10.2f}" if steps else f"{'-':>10}")
+        + f"{max(c.memory for c in costs) / 1000:15.1f} GB{sum(c.disk for c in costs):7.1f} GB"
+    )
+    if steps:
+        lines += [
+            "",
+            f"Measured, with {used:.1f} GB on disk; the largest of each step:",
+            *(
+                f"  {step.rule:<13}{step.n_steps:7d} steps{step.memory:8.0f} MB"
+                f"{step.seconds:9.0f} s"
+                for step in steps
+            ),
+            "",
+            "For the next run of this camera:",
+            "  --set-resources " + " ".join(suggestion(steps)),
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""The cost of a run: counts that can be done by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from coaddflow import resources as needs
+from coaddflow.forecast import core_hours_of, disk_used, forecast, measured, suggestion
+
+MPIX = 1_000_000
+
+
+@pytest.fixture
+def plan():
+    """Three exposures of 4 CCDs of 1 Mpixel, one band, one tract of 2 patches."""
+    source = SimpleNamespace(source="frames")
+    frames = {"bias": 5, "dark": 5, "flat": 5, "defects": 0}
+    return SimpleNamespace(
+        exposures=["a", "b", "c"],
+        science={"a": 1, "b": 1, "c": 1},
+        images={},
+        ccds={ccd: SimpleNamespace(size=(1000, 1000)) for ccd in range(4)},
+        bands=["r"],
+        tracts=[7],
+        settings=SimpleNamespace(
+            calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
+            skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
+            coadd=SimpleNamespace(memory_mb=100),
+        ),
+        calib_frames=lambda kind, band=None: ["x"] * frames[kind],
+        calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
+        exposures_of_tract=lambda tract: ["a", "b", "c"],
+        exposures_of_patch=lambda band, tract, patch: ["a", "b"],
+        patches_of=lambda band, tract: ["0_0", "1_0"],
+    )
+
+
+def test_one_job_an_exposure_and_a_tract(plan):
+    costs = {cost.name: cost for cost in forecast(plan, cores=8)}
+    assert {name: cost.n_jobs for name, cost in costs.items()} == {
+        "calibration": 4,
+        "exposure": 3,
+        "tract": 1,
+        "survey": 1,
+    }
+    assert costs["exposure"].n_steps == 3 * (4 + 1)
+    assert costs["tract"].n_steps == 3 + 2 + 1 + 1
+    assert costs["calibration"].n_steps == 4 * 4
+
+
+@pytest.mark.parametrize(("cores", "wide"), [(1, 1), (3, 3), (4, 4), (100, 4)])
+def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
+    exposure = forecast(plan, cores)[1]
+    assert exposure.memory == wide * needs.ccd_memory(MPIX)
+
+
+def test_twice_the_exposures_cost_twice_as_much(plan):
+    once = forecast(plan, 8)[1]
+    plan.exposures = [*plan.exposures, "d", "e", "f"]
+    twice = forecast(plan, 8)[1]
+    assert twice.core_hours == pytest.approx(2 * once.core_hours)
+    assert twice.disk == pytest.approx(2 * once.disk)
+    assert twice.memory == once.memory
+
+
+def test_disk_is_that_of_images_with_variance_and_mask(plan):
+    # three planes of 4 bytes
+    assert forecast(plan, 8)[1].disk == pytest.approx(12 * MPIX * 3 * 4 / 1e9, rel=0.2)
+
+
+def write(folder, name, seconds, rss, cpu):
+    path = folder / "benchmarks" / f"{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:01\t{rss}\t{cpu}\n")
+
+
+def test_benchmarks_are_summed_by_rule(tmp_path):
+    write(tmp_path, "calexp/1/0", 10, 500, 36)
+    write(tmp_path, "calexp/1/1", 120, 400, 36)
+    write(tmp_path, "calibs/flat/r/0", 5, 100, 18)
+    write(tmp_path, "warp/0/1", 1, "NA", "-")
+    steps = {step.rule: step for step in measured(tmp_path / "benchmarks")}
+    assert steps["calexp"].n_steps == 2
+    assert steps["calexp"].core_hours == pytest.approx(0.02)
+    assert (steps["calexp"].memory, steps["calexp"].seconds) == (500, 120)
+    assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
+    assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
+    assert core_hours_of("survey", steps.values()) is None
+    words = suggestion(steps.values())
+    assert "calexp:mem_mb=650" in words
+    assert "calexp:runtime=3" in words
+    assert "master_flat:mem_mb=130" in words
+    assert disk_used(tmp_path) > 0
+
+
+def test_nothing_measured_before_a_run(tmp_path):
+    assert measured(tmp_path / "nothing") == []
