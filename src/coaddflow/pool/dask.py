@@ -8,6 +8,7 @@ script of the master again in each worker, and starts a worker anew only while t
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import platform
@@ -41,6 +42,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_LOOKS_AT_START = 0.05
 _SECONDS_WITHOUT_WORKERS = 120.0
 _SECONDS_TO_STOP = 5.0
+_ALIGNMENT = 16
 
 WORKER_SETTINGS = {
     "distributed.worker.memory.target": False,
@@ -93,13 +95,20 @@ def _handle(pool: str, worker: int, messages: Sequence[Frames]) -> Frames | None
         if servant is None or servant.id != worker:
             return None
         for message in messages:
-            frames = [_writable(frame) for frame in message.frames]
+            frames = [_usable(frame) for frame in message.frames]
             reply = servant.handle(from_frames(frames))
     return None if reply is None else Frames(to_frames(reply))
 
 
-def _writable(frame: Any) -> Any:
-    return bytearray(frame) if memoryview(frame).readonly else frame
+def _usable(frame: Any) -> Any:
+    """Return a frame that can be written to and is aligned as memory of NumPy is.
+
+    Arrays in memory that is not aligned are summed in another order, which has other bits.
+    """
+    if memoryview(frame).readonly:
+        return bytearray(frame)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(frame))
+    return bytearray(frame) if address % _ALIGNMENT else frame
 
 
 def _end(pool: str) -> None:
@@ -209,7 +218,10 @@ class DaskBackend(Backend):
 
     def _tell_end(self) -> None:
         ends = [self._submit(address, _end, self._pool) for address in self._addresses.values()]
-        distributed.wait(ends, timeout=_SECONDS_TO_STOP)
+        until = time.monotonic() + _SECONDS_TO_STOP
+        for end in ends:
+            with contextlib.suppress(Exception):  # a worker that is gone has nothing to drop
+                end.result(timeout=max(until - time.monotonic(), 0.0))
 
     def _placed(self, frames: Frames, address: str) -> Any:
         """Bring large frames to a worker; a task itself should be small."""
@@ -234,7 +246,7 @@ class DaskBackend(Backend):
         del self._futures[worker]
         self.traffic.messages += 1
         self.traffic.piped += reply.nbytes
-        frames = [_writable(frame) for frame in reply.frames]
+        frames = [_usable(frame) for frame in reply.frames]
         return [Replied(worker, from_frames(frames))]
 
     def _come_and_go(self) -> list[Event]:
@@ -297,8 +309,11 @@ class _OwnWorkers:
     def __init__(self, n_workers: int):
         self._lifeline = os.pipe()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._logger = logging.getLogger("distributed")
+        self._log_level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)  # the pool says what matters
         self.cluster = distributed.LocalCluster(
-            n_workers=0, host="127.0.0.1", dashboard_address=None, silence_logs=logging.ERROR
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=False
         )
         for _ in range(n_workers):
             self._processes.append(self._start())
@@ -325,6 +340,7 @@ class _OwnWorkers:
                 process.wait()
             for descriptor in self._lifeline:
                 os.close(descriptor)
+            self._logger.setLevel(self._log_level)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return start_python(

@@ -1,0 +1,226 @@
+"""What the tests of the pool have done by workers, and programs that open pools."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+import weakref
+from pathlib import Path
+
+import numpy as np
+
+from coaddflow.errors import CcdFailure
+from coaddflow.pool import Pool
+
+unpickled = []
+alive = weakref.WeakSet()
+
+
+class Counted:
+    """Counts how often it arrives in a process."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        unpickled.append(1)
+
+
+class Kept:
+    """Something that is seen to be kept or not."""
+
+    def __init__(self):
+        alive.add(self)
+
+
+class HasLock:
+    """Cannot be pickled because of one attribute."""
+
+    def __init__(self):
+        self.facts = {"gain": 1.5, "guard": threading.Lock()}
+
+
+class BadError(Exception):
+    """Can be pickled but not unpickled."""
+
+    def __init__(self, ccd, cause):
+        super().__init__(f"CCD {ccd}: {cause}")
+
+
+def square(item, _worker):
+    return item * item
+
+
+def who(_item, worker):
+    return worker.id
+
+
+def process(_item, _worker):
+    return os.getpid()
+
+
+def fail_at_three(item, _worker):
+    if item == 3:
+        raise CcdFailure("no_stars", "there are no stars")
+    return item
+
+
+def fail_badly(item, _worker):
+    if item == 0:
+        raise BadError(7, "cloud")
+    if item == 1:
+        sys.exit("this is the end")
+    return item
+
+
+def smooth(image, _worker):
+    """Something whose last bits depend on how it is done."""
+    spectrum = np.fft.rfft2(image)
+    return np.fft.irfft2(spectrum * 0.1, image.shape).astype(np.float32), image.sum()
+
+
+def double_in_place(image, worker):
+    image *= 2
+    worker.state["image"] = image
+    return image
+
+
+def double_again(_item, worker):
+    worker.state["image"] *= 2
+    return worker.state["image"]
+
+
+def hold(item, worker):
+    worker.state["pixels"] = item * 10
+    worker.state["kept"] = Kept()
+    return worker.id
+
+
+def held(item, worker):
+    return worker.id, worker.state["pixels"], item
+
+
+def n_alive(_item, _worker):
+    return len(alive)
+
+
+def state_is_empty(_item, worker):
+    return not worker.state
+
+
+def in_cache(_item, worker):
+    worker.cache["n"] = worker.cache.get("n", 0) + 1
+    return worker.id, worker.cache["n"]
+
+
+def die_if(item, _worker):
+    if item == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def die_or_tell(item, worker):
+    die_if(item, worker)
+    return held(item, worker)
+
+
+def return_lock(item, _worker):
+    return {"image": item, "owner": HasLock()}
+
+
+def scaled(item, worker):
+    return float(worker.constants["counted"].pixels.sum()) * item, len(unpickled)
+
+
+def write_to_constant(_item, worker):
+    worker.constants["flat"][0] = 7
+
+
+def names_of_constants(_item, worker):
+    return sorted(worker.constants)
+
+
+def interval(item, _worker):
+    begin = time.monotonic()
+    time.sleep(0.05)
+    return begin, time.monotonic(), item
+
+
+def begun(item, worker):
+    return worker.id, time.monotonic(), item
+
+
+def meet(item, _worker):
+    """Wait until the other item is here too."""
+    folder, mine, other = item
+    (folder / mine).touch()
+    until = time.monotonic() + 20
+    while not (folder / other).exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def after(item, _worker):
+    seconds, value = item
+    time.sleep(seconds)
+    return value
+
+
+def warn_and_log(item, _worker):
+    logging.getLogger("coaddflow.somewhere").info("item is %d", item)
+    warnings.warn("a pixel is odd", RuntimeWarning, stacklevel=1)
+    return item
+
+
+def threads(_item, _worker):
+    return os.environ.get("OMP_NUM_THREADS"), os.environ.get("NUMBA_NUM_THREADS")
+
+
+def stands_in_shared_memory(image, _worker):
+    """Return whether an array stands in memory that another process has written."""
+    address = image.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if first <= address < last:
+            return "memfd:coaddflow" in line and last - first >= image.nbytes
+    return False
+
+
+def never_ends(item, _worker):
+    """Write a temporary file, and remove it if there is time to."""
+    folder, number = item
+    temporary = Path(folder) / f"unfinished{number}"
+    temporary.touch()
+    (Path(folder) / f"pid{os.getpid()}").touch()
+    try:
+        time.sleep(100)
+    finally:
+        temporary.unlink()
+
+
+def program(backend, folder):
+    """Open a pool of two workers that never end."""
+    with Pool(backend, 2) as pool:
+        pool.map(never_ends, [(folder, 0), (folder, 1)])
+
+
+def program_that_loses_a_rank():
+    """Open a pool in which a worker is killed."""
+    with Pool("mpi") as pool:
+        pool.map(die_if, [1, 2, "die", 4, 5])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    import pool_work  # functions for workers must not be those of __main__
+
+    if sys.argv[1] == "lose":
+        pool_work.program_that_loses_a_rank()
+    else:
+        pool_work.program(*sys.argv[1:])
