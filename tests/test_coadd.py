@@ -90,6 +90,16 @@ def test_cosmic_ray_in_one_epoch_is_gone(n):
     assert np.count_nonzero(result.masked_image.has_any(MaskPlane.CLIPPED)) < 30
 
 
+def test_rim_of_an_outlier_goes_with_it():
+    images = [np.zeros(SHAPE) for _ in range(5)]
+    images[2][40, 50] = 400.0
+    # 3.5 sigma: too little for an outlier of its own, enough beside one
+    images[2][40, 52] = images[2][60, 60] = images[1][41, 50] = 35.0
+    images[2][41, 51] = 15.0
+    result = coadd(make_inputs(images, seeing=[0.8] * 5))
+    assert list(map(tuple, np.argwhere(result.n_inputs < 5))) == [(40, 50), (40, 52)]
+
+
 def test_two_epochs_do_not_tell_which_one_is_right():
     images = noisy(np.random.default_rng(2), 2)
     images[1][40, 50] += 400.0
