@@ -103,7 +103,7 @@ class SlurmCluster:
     nodes, cpus : int
         Nodes, and CPUs of each; they need not exist.
     memory : int
-        Memory of a node, MB.
+        Memory of a node, MB; it need not exist.
     node_timeout : int
         Seconds after which a silent node is down.
     """
@@ -111,7 +111,7 @@ class SlurmCluster:
     folder: Path
     nodes: int = 2
     cpus: int = 4
-    memory: int = 8000
+    memory: int = 48000
     node_timeout: int = 12
 
     def __post_init__(self):
