@@ -15,8 +15,8 @@ smaller of b and half of that function at their distance. A source cannot be fai
 where the seeing differs, a value below the median is an outlier only if it is negative by more
 than noise and wings explain.
 
-The rule is applied to single pixels and, for trails too faint to see in one pixel, to means of
-4 x 4 pixels. Neighbours of an outlier are held to a lower threshold. If more epochs are outliers
+The rule is applied to single pixels and then, for trails too faint to see in one pixel, to means
+of 4 x 4 pixels. Neighbours of an outlier are held to a lower threshold. If more epochs are outliers
 at a pixel than artifacts can explain, the source varies and nothing is clipped there or next to
 it; how many may be follows the temporal rule of [2]_.
 
@@ -110,9 +110,10 @@ def describe_epochs(
     if pixel_scale is not None and known.any():
         fwhm = max(seeing[known].max() / pixel_scale, _SMALLEST_FWHM)
     wings = _wing_differences(fwhm, settings.wings)
-    # a value may be marked by an outlier within the radius, which is spared by a variable pixel
-    # within the radius plus one, whose threshold depends on the peaks within reach of the wings
-    marked = -(-(2 * settings.grow_radius + 1) // BIN)
+    # a value may be marked by an outlier within the radius, which is in a bin beside one that is
+    # crowded, or spared by a variable pixel within the radius plus one; their thresholds depend on
+    # the peaks within reach of the wings
+    marked = max(-(-(2 * settings.grow_radius + 1) // BIN), -(-settings.grow_radius // BIN) + 1)
     return Epochs(
         sharpness.astype(np.float32),
         leeway.astype(np.float32),
@@ -178,19 +179,15 @@ def find_outliers(
         epochs.below,
         np.float32(settings.max_fraction),
     )
-    means, noises, maxima = _bin_stack(image, variance, state, np.float32(covariance), x_offset)
-    medians = _median_plane(means)
-    wings = _spread_peaks(_median_plane(maxima), epochs.wings)
+    wings = _spread_peaks(_median_plane(_bin_maxima(image, state, x_offset)), epochs.wings)
     peaks = (epochs.sharpness, epochs.leeway)
-    flagged = np.zeros(means.shape, np.bool_)
+    varies = _mark_outliers(image, variance, state, wings, peaks, limits, x_offset)
+    _spare_variables(state, varies, settings.grow_radius + 1)
     if settings.smooth_sigma is not None:
         smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
-        _flag_bins(means, noises, medians, wings, peaks, smooth, flagged)
-    any_flagged = flagged.any(axis=0)
-    varies = _mark_outliers(
-        image, variance, state, wings, (flagged, any_flagged), peaks, limits, x_offset
-    )
-    _spare_variables(state, varies, settings.grow_radius + 1)
+        means, noises = _bin_means(image, variance, state, np.float32(covariance), x_offset)
+        flagged = _flag_bins(means, noises, _median_plane(means), wings, peaks, smooth)
+        _mark_bins(state, flagged, ~np.isnan(means), limits.max_fraction, x_offset)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
     _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
 
@@ -233,15 +230,28 @@ def _median(values, n):
 
 
 @numba.njit(cache=True, nogil=True)
-def _bin_stack(image, variance, state, covariance, x_offset):
-    """Return mean, noise of the mean and largest value of the bins of each epoch.
+def _bin_maxima(image, state, x_offset):
+    """Return the largest usable value of each bin; NaN where there is none."""
+    n, ny, nx = image.shape
+    shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
+    maxima = np.full(shape, np.nan, np.float32)
+    for k in range(n):
+        for y in range(ny):
+            row = y // BIN
+            for x in range(nx):
+                column = (x + x_offset) // BIN
+                # a comparison with NaN is False
+                if state[k, y, x] == USABLE and not maxima[k, row, column] > image[k, y, x]:
+                    maxima[k, row, column] = image[k, y, x]
+    return maxima
 
-    The mean is NaN where less than half of a bin is usable, the largest value where nothing is.
-    """
+
+@numba.njit(cache=True, nogil=True)
+def _bin_means(image, variance, state, covariance, x_offset):
+    """Return means of bins and their noise; NaN where less than half of a bin is usable."""
     n, ny, nx = image.shape
     shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
     means, noises = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    maxima = np.full(shape, np.nan, np.float32)
     counts = np.zeros(shape[2], np.int64)
     for k in range(n):
         for row in range(shape[1]):
@@ -250,11 +260,8 @@ def _bin_stack(image, variance, state, covariance, x_offset):
                 for x in range(nx):
                     if state[k, y, x] == USABLE:
                         column = (x + x_offset) // BIN
-                        value = image[k, y, x]
-                        means[k, row, column] += value
+                        means[k, row, column] += image[k, y, x]
                         noises[k, row, column] += variance[k, y, x]
-                        if not maxima[k, row, column] > value:
-                            maxima[k, row, column] = value
                         counts[column] += 1
             for column in range(shape[2]):
                 count = np.float32(counts[column])
@@ -263,7 +270,7 @@ def _bin_stack(image, variance, state, covariance, x_offset):
                     noises[k, row, column] = np.sqrt(noises[k, row, column] / covariance) / count
                 else:
                     means[k, row, column] = np.nan
-    return means, noises, maxima
+    return means, noises
 
 
 @numba.njit(cache=True, nogil=True)
@@ -313,9 +320,10 @@ def _excess(k, typical, peaks):
 
 
 @numba.njit(cache=True, nogil=True)
-def _flag_bins(means, noises, medians, wings, peaks, limits, flagged):
-    """Flag the means that are outliers."""
+def _flag_bins(means, noises, medians, wings, peaks, limits):
+    """Return which means are outliers, shape (n, rows, columns)."""
     n, ny, nx = means.shape
+    flagged = np.zeros((n, ny, nx), np.bool_)
     typical = _median(peaks[0].copy(), n)
     for k in range(n):
         excess = _excess(k, typical, peaks)
@@ -326,6 +334,50 @@ def _flag_bins(means, noises, medians, wings, peaks, limits, flagged):
                 flagged[k, y, x] = _is_outlier(
                     difference, medians[y, x], noises[k, y, x], excess, wings[y, x], limits
                 )
+    return flagged
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_crowded(flagged, known, max_fraction):
+    """Return the bins in which more epochs are flagged than artifacts can explain."""
+    n, ny, nx = flagged.shape
+    crowded = np.zeros((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            found, count = 0, 0
+            for k in range(n):
+                found += flagged[k, y, x]
+                count += known[k, y, x]
+            crowded[y, x] = found > _max_outliers(count, max_fraction)
+    return crowded
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_bins(state, flagged, known, max_fraction, x_offset):
+    """Mark the values in flagged bins, unless too many epochs are flagged there or beside."""
+    n, rows, columns = flagged.shape
+    crowded = _find_crowded(flagged, known, max_fraction)
+    for k in range(n):
+        for row in range(rows):
+            for column in range(columns):
+                beside = (slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2))
+                if not flagged[k, row, column] or crowded[beside].any():
+                    continue
+                first = column * BIN - x_offset
+                for y in range(row * BIN, (row + 1) * BIN):
+                    for x in range(max(first, 0), min(first + BIN, state.shape[2])):
+                        _mark_if_allowed(state, k, y, x, max_fraction)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_if_allowed(state, k, y, x, max_fraction):
+    """Mark a value if its pixel does not get too many outliers by it."""
+    found, count = 1, 0
+    for i in range(state.shape[0]):
+        found += state[i, y, x] == OUTLIER
+        count += state[i, y, x] >= USABLE
+    if state[k, y, x] == USABLE and found <= _max_outliers(count, max_fraction):
+        state[k, y, x] = OUTLIER
 
 
 @numba.njit(cache=True, nogil=True)
@@ -346,17 +398,14 @@ def _center(image, state, sharpness, y, x, values):
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_outliers(image, variance, state, wings, flags, peaks, limits, x_offset):
+def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
     """Mark the outliers at each pixel; return where there are too many for an artifact."""
     n, ny, nx = image.shape
-    flagged, any_flagged = flags
     values = np.empty(n, np.float32)
     outliers = np.empty(n, np.int64)
     varies = np.zeros((ny, nx), np.bool_)
     for y in range(ny):
-        row = y // BIN
         for x in range(nx):
-            column = (x + x_offset) // BIN
             count = 0
             low, high, quiet = np.float32(np.inf), np.float32(-np.inf), np.float32(np.inf)
             for k in range(n):
@@ -366,24 +415,19 @@ def _mark_outliers(image, variance, state, wings, flags, peaks, limits, x_offset
                     quiet = min(quiet, variance[k, y, x])
             # the median is between the extremes: most pixels need no closer look
             spread = high - low
-            if count < 3 or (
-                spread * spread <= limits.sigma * limits.sigma * quiet
-                and not any_flagged[row, column]
-            ):
+            if count < 3 or spread * spread <= limits.sigma * limits.sigma * quiet:
                 continue
             median, typical = _center(image, state, peaks[0], y, x, values)
+            wing = wings[y // BIN, (x + x_offset) // BIN]
             found = 0
             for k in range(n):
-                if state[k, y, x] == USABLE and (
-                    flagged[k, row, column]
-                    or _is_outlier(
-                        image[k, y, x] - median,
-                        median,
-                        np.sqrt(variance[k, y, x]),
-                        _excess(k, typical, peaks),
-                        wings[row, column],
-                        limits,
-                    )
+                if state[k, y, x] == USABLE and _is_outlier(
+                    image[k, y, x] - median,
+                    median,
+                    np.sqrt(variance[k, y, x]),
+                    _excess(k, typical, peaks),
+                    wing,
+                    limits,
                 ):
                     outliers[found] = k
                     found += 1
