@@ -110,14 +110,17 @@ def fit_wings(
     # bleeding may go either way: the star is in one of the rows
     tried = np.arange(region[0].start, region[0].stop, max(1.0, psf.half / 4))
     y = max(tried, key=lambda row: _light_explained(masked_image, psf, (x, row)))
-    cost = _cost(masked_image, psf, (x, y))
-    if not np.isfinite(cost):
-        return None
+    start = np.array([x, y])
     solution = optimize.minimize(
-        lambda place: _cost(masked_image, psf, place),
-        (x, y),
+        lambda place: -_light_explained(masked_image, psf, place),
+        start,
         method="Nelder-Mead",
-        options={"xatol": 0.01, "fatol": 1e-3 * max(cost, 1e-6), "maxfev": 120},
+        options={
+            "initial_simplex": start + np.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.7]]),
+            "xatol": 0.01,
+            "fatol": 0.1,
+            "maxfev": 120,
+        },
     )
     x, y = (float(value) for value in solution.x)
     near_x = region[1].start - 1 <= x <= region[1].stop
@@ -126,19 +129,11 @@ def fit_wings(
     return WingFit(x, y, flux) if near_x and near_y and flux > 0 else None
 
 
-def _cost(masked_image: MaskedImage, psf: PsfModel, place: tuple[float, float]) -> float:
-    """Return the mean absolute deviation of the wings from the PSF at a place, in errors."""
-    flux, model, pixels, error = _wing_flux(masked_image, psf, *place)
-    if not flux > 0:
-        return np.inf
-    return float(np.mean(np.abs(pixels - flux * model) / error))
-
-
 def _light_explained(masked_image: MaskedImage, psf: PsfModel, place: tuple[float, float]) -> float:
     """Return how much of the wings a star at a place explains, in errors."""
     flux, model, pixels, error = _wing_flux(masked_image, psf, *place)
     if not flux > 0:
-        return -np.inf
+        return 0.0
     return float(np.sum((np.abs(pixels) - np.abs(pixels - flux * model)) / error))
 
 
