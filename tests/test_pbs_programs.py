@@ -95,8 +95,7 @@ def test_resources_become_arguments_of_qsub(server):
     assert submitted() == "1275.node1"
     (call,) = server.calls("qsub")
     pairs = list(itertools.pairwise(call))
-    assert ("-l", "select=1:ncpus=4:mem=1800mb") in pairs
-    assert ("-l", "walltime=1:15:00") in pairs
+    assert ("-l", "select=1:ncpus=4:mem=1800mb,walltime=1:15:00") in pairs
     assert ("-N", "exposure_1001") in pairs
     assert ("-r", "n") in pairs
     assert any(name == "-W" and value.startswith("umask=0") for name, value in pairs)

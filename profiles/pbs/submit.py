@@ -104,13 +104,14 @@ def qsub_arguments(properties):
         If a resource cannot be what PBS takes.
     """
     resources = properties["resources"]
-    chunk = f"1:ncpus={whole(properties.get('threads', 1), 'threads')}"
+    wanted = f"select=1:ncpus={whole(properties.get('threads', 1), 'threads')}"
     if resources.get("mem_mb") is not None:
-        chunk += f":mem={whole(resources['mem_mb'], 'mem_mb')}mb"
-    arguments = ["-l", f"select={chunk}"]
+        wanted += f":mem={whole(resources['mem_mb'], 'mem_mb')}mb"
     if resources.get("runtime") is not None:
         hours, minutes = divmod(whole(resources["runtime"], "runtime"), 60)
-        arguments += ["-l", f"walltime={hours}:{minutes:02d}:00"]
+        wanted += f",walltime={hours}:{minutes:02d}:00"
+    # in one list: the qsub of slurm-wlm-torque knows the last one only
+    arguments = ["-l", wanted]
     for option, name in (("-q", "pbs_queue"), ("-A", "pbs_account")):
         value = str(resources.get(name) or "")
         if value and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", value):

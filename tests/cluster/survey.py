@@ -125,10 +125,9 @@ class Survey:
     def start(self, *arguments, cores=3):
         """Start Snakemake as a user does."""
         command = [
-            *(program("snakemake"), "--snakefile", str(ROOT / "Snakefile")),
+            *(program("snakemake"), *arguments, "--snakefile", str(ROOT / "Snakefile")),
             *("--profile", str(ROOT / "profiles" / self.profile)),
             *("--cores", str(cores), "--quiet", "rules"),
-            *arguments,
         ]
         log = self.folder / f"run-{time.time():.3f}.txt"
         env = {**self.cluster.env, "OMP_NUM_THREADS": "1", **self.env}
