@@ -1,5 +1,6 @@
 """What the tests of the pool have done by workers, and programs that open pools."""
 
+import gc
 import logging
 import os
 import signal
@@ -210,6 +211,29 @@ def program(backend, folder):
         pool.map(never_ends, [(folder, 0), (folder, 1)])
 
 
+def traces():
+    """Tell what a process has of shared memory, open files and children."""
+    maps = Path("/proc/self/maps").read_text().count("memfd:coaddflow")
+    named = sorted(path.name for path in Path("/dev/shm").glob("*coaddflow*"))  # noqa: S108
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return f"{maps} arrays, {named}, {files} files, {len(children)} children"
+
+
+def program_that_leaves_nothing():
+    """Open and close a pool in which a worker dies, and tell what there is before and after."""
+    print(traces())
+    with Pool("processes", 1) as pool:
+        pool.broadcast(flat=np.ones(100_000))
+        results = pool.map(square, [np.ones(100_000)] * 3)
+        pool.map(die_if, [np.ones(100_000), "die"])
+        pool.map(square, [1])
+        print(traces())
+    del results
+    gc.collect()
+    print(traces())
+
+
 def program_that_loses_a_rank():
     """Open a pool in which a worker is killed."""
     with Pool("mpi") as pool:
@@ -222,5 +246,7 @@ if __name__ == "__main__":
 
     if sys.argv[1] == "lose":
         pool_work.program_that_loses_a_rank()
+    elif sys.argv[1] == "traces":
+        pool_work.program_that_leaves_nothing()
     else:
         pool_work.program(*sys.argv[1:])

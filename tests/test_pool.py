@@ -224,18 +224,27 @@ def test_an_item_comes_back_to_the_worker_that_holds_its_state(pool):
 
 
 def test_state_goes_with_the_results_of_its_map(pool):
-    kept, dropped = pool.map(work.hold, range(4)), pool.map(work.hold, range(4))
-    gc.collect()
-    pool.map(work.who, range(10))
-    by_worker = dict(
-        zip(pool.map(work.who, range(30)), pool.map(work.n_alive, range(30)), strict=False)
-    )
-    assert max(by_worker.values()) > 0
+    kept, dropped = pool.map(work.hold, range(6)), pool.map(work.hold, range(6))
+    assert pool.map_again(kept, work.n_alive) == [(kept + dropped).count(one) for one in kept]
     pool.forget(dropped)
-    assert pool.map_again(kept, work.held) == [(kept[i], 10 * i, None) for i in range(4)]
+    assert pool.map_again(kept, work.n_alive) == [kept.count(one) for one in kept]
+    assert pool.map_again(kept, work.held) == [(kept[i], 10 * i, None) for i in range(6)]
     del kept
     gc.collect()
     assert set(pool.map(work.n_alive, range(30))) == {0}
+
+
+def test_a_worker_that_is_busy_is_told_later_what_to_forget(pool):
+    held = pool.map(work.hold, range(6))
+
+    def stop(_done, _total, _last):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.map(work.after, [(0.0, 1), (0.3, 2), (0.3, 3)], progress=stop)
+    pool.forget(held)
+    anchors = pool.map(work.hold, range(6))
+    assert pool.map_again(anchors, work.n_alive) == [anchors.count(one) for one in anchors]
 
 
 def test_the_cache_lives_as_long_as_its_worker(pool):
@@ -362,20 +371,11 @@ def test_large_arrays_cross_in_memory_and_not_through_a_pipe():
 @outside
 @linux
 def test_nothing_is_left_behind_by_a_pool():
-    def traces():
-        maps = Path("/proc/self/maps").read_text().count("memfd:coaddflow")
-        shared = {path.name for path in Path("/dev/shm").glob("*coaddflow*")}  # noqa: S108
-        return len(list(Path("/proc/self/fd").iterdir())), maps, shared
-
-    before = traces()
-    with Pool("processes", 1) as pool:
-        pool.broadcast(flat=np.ones(100_000))
-        results = pool.map(work.square, [np.ones(100_000)] * 3)
-        pool.map(work.die_if, [np.ones(100_000), "die"])
-        assert traces()[1] == 3
-    del results
-    gc.collect()
-    assert traces() == before
+    command = [sys.executable, work.__file__, "traces"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    before, during, after = run.stdout.splitlines()
+    assert "3 arrays" in during
+    assert before == after
 
 
 @outside
@@ -503,6 +503,27 @@ def test_a_worker_that_cannot_start_ends_the_job(monkeypatch, capfd):
     with pytest.raises(PoolError, match="exit code 1 before it was ready"), Pool(workers=1) as pool:
         pool.map(work.square, [1])
     assert "no Python today" in capfd.readouterr().err
+
+
+@outside
+def test_the_example_of_the_manual_runs(tmp_path):
+    manual = (Path(__file__).parents[1] / "docs" / "pool.md").read_text()
+    module, script = (part.split("```")[0] for part in manual.split("```python")[1:3])
+    (tmp_path / "starcounts.py").write_text(module)
+    paths = "from pathlib import Path\npaths = [Path(f'ccd{i}.npy') for i in range(8)]\n"
+    tell = "print(list(counts[:7]))\n"
+    (tmp_path / "run.py").write_text(paths + script.replace("path.stat().st_size", "1") + tell)
+    np.save(tmp_path / "flat.npy", np.full((20, 20), 2.0))
+    for i in range(7):
+        image = np.full((20, 20), 100.0 + i)
+        image[0, : i + 1] = 1000.0
+        np.save(tmp_path / f"ccd{i}.npy", image)
+    command = [sys.executable, "run.py"]
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert "ccd7.npy: FileNotFoundError: " in run.stdout
+    assert run.stdout.splitlines()[-1] == "[1, 2, 3, 4, 5, 6, 7]"
 
 
 # backends ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from itertools import count
 from pickle import PickleBuffer
 from typing import Any
@@ -42,6 +43,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_LOOKS_AT_START = 0.05
 _SECONDS_WITHOUT_WORKERS = 120.0
 _SECONDS_TO_STOP = 5.0
+_SECONDS_TO_FETCH = 10.0
 _ALIGNMENT = 16
 
 WORKER_SETTINGS = {
@@ -240,14 +242,26 @@ class DaskBackend(Backend):
             return []
         if future.status == "error" and not _is_loss(future.exception()):
             raise PoolError(f"a dask worker cannot work: {future.exception()}")
-        reply = future.result() if future.status == "finished" else None
+        reply = self._fetched(worker, future)
         if reply is None:
-            return []  # the worker is gone; `_come_and_go` will see
+            return [self._gone(worker)]
         del self._futures[worker]
         self.traffic.messages += 1
         self.traffic.piped += reply.nbytes
         frames = [_usable(frame) for frame in reply.frames]
         return [Replied(worker, from_frames(frames))]
+
+    def _fetched(self, worker: int, future: distributed.Future) -> Frames | None:
+        """Return an answer that is ready; None if its worker is gone or is another process now."""
+        while True:
+            try:
+                return future.result(timeout=_SECONDS_TO_FETCH)
+            except TimeoutError:
+                # dask would wait for ever for a result that has died with its worker
+                if self._addresses[worker] not in self._client.nthreads():
+                    return None
+            except (OSError, CancelledError, distributed.KilledWorker):
+                return None
 
     def _come_and_go(self) -> list[Event]:
         """Return which workers are gone and which are ready."""

@@ -34,7 +34,7 @@ from coaddflow.pool.worker import Servant
 
 _SIZES, _FRAMES = 1, 2  # tags
 _MOST_BYTES = 1 << 30  # per MPI message: counts are 32 bit in many versions
-_SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_IN_TRANSFER = 2e-5, 2e-3, 1e-4
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_IN_TRANSFER = 2e-5, 1e-3, 5e-5
 _SECONDS_TO_CONNECT = 60.0
 _SECONDS_TO_STOP = 5.0
 _TOKEN_BYTES = 16

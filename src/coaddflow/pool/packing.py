@@ -21,15 +21,10 @@ _MAX_BUFFERS = 200
 
 
 class Packed(NamedTuple):
-    """A pickle, and the large buffers that belong to it."""
+    """A pickle, and the large buffers that belong to it (see also `Backend.prepare`)."""
 
     data: bytes
     buffers: Sequence[memoryview]
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of it all."""
-        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
 
 def pack(value: Any, name: str) -> Packed:

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -80,6 +81,7 @@ class _KnownWorker:
     process: int
     host: str
     defined: set[str] = field(default_factory=set)
+    forgotten_maps: list[int] = field(default_factory=list)
 
 
 class Pool:
@@ -134,9 +136,9 @@ class Pool:
         self._numbers = itertools.count()
         self._workers: dict[int, _KnownWorker] = {}
         self._running: dict[int, tuple[_Batch, Task]] = {}
+        self._events: deque[Event] = deque()
         self._definitions: dict[str, Packed] = {}
         self._dead_maps: list[int] = []
-        self._dead_functions: list[str] = []
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
@@ -153,6 +155,7 @@ class Pool:
         backend.close(abort=kind is not None or bool(self._running))
         self._workers.clear()
         self._running.clear()
+        self._events.clear()
         self._definitions.clear()
 
     @property
@@ -401,11 +404,15 @@ class Pool:
             while batch.n_done < batch.n_tasks:
                 self._give_out(batch)
                 if batch.n_done < batch.n_tasks:
-                    for event in self._backend.wait():
-                        self._take(event, batch)
+                    self._take(self._next_event(), batch)
         finally:
             del self._definitions[name]
-            self._dead_functions.append(name)
+
+    def _next_event(self) -> Event:
+        """Wait for what happens next; nothing is lost if `map` is left by an exception."""
+        if not self._events:
+            self._events.extend(self._backend.wait())
+        return self._events.popleft()
 
     def _give_out(self, batch: _Batch) -> None:
         """Give tasks to all workers that have none."""
@@ -432,6 +439,7 @@ class Pool:
             return
         worker = self._workers[number]
         self._running[number] = (batch, task)
+        self._send_forgotten_to(number)
         for name, packed in self._definitions.items():
             if name not in worker.defined:
                 self._backend.send(number, Message(Define(name), packed))
@@ -497,14 +505,22 @@ class Pool:
             worker.defined.discard(name)
 
     def _send_forgotten(self) -> None:
-        """Tell all workers that have nothing to do what they need not keep."""
-        if not self._dead_maps and not self._dead_functions:
-            return
-        maps, functions = tuple(self._dead_maps), tuple(self._dead_functions)
-        del self._dead_maps[: len(maps)]
-        self._dead_functions.clear()
+        """Tell the workers what they need not keep; one that is busy is told with its next item."""
+        while self._dead_maps:
+            dead = self._dead_maps.pop()
+            for worker in self._workers.values():
+                worker.forgotten_maps.append(dead)
         for number in set(self._workers) - set(self._running):
-            self._backend.send(number, Message(Forget(maps, functions)))
+            self._send_forgotten_to(number)
+
+    def _send_forgotten_to(self, number: int) -> None:
+        worker = self._workers[number]
+        functions = worker.defined - set(self._definitions)
+        if worker.forgotten_maps or functions:
+            message = Forget(tuple(worker.forgotten_maps), tuple(functions))
+            worker.forgotten_maps.clear()
+            worker.defined.difference_update(functions)
+            self._backend.send(number, Message(message))
 
 
 def _check_importable(function: Callable[..., Any]) -> None:
