@@ -101,6 +101,8 @@ class Survey:
         Exposures of a copy that are still to be done.
     first : Run or None
         The run that made the products.
+    runs : list of Run
+        All runs.
     """
 
     folder: Path
@@ -109,6 +111,7 @@ class Survey:
     env: dict = field(default_factory=dict)
     to_do: tuple = ("1001", "1002")
     first: Run | None = None
+    runs: list = field(default_factory=list)
 
     def copy_raw(self, raw):
         """Take over settings and table; the raw frames are linked."""
@@ -136,7 +139,8 @@ class Survey:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=env, stdout=stream, stderr=subprocess.STDOUT
             )
-        return Run(process, log, began)
+        self.runs.append(Run(process, log, began))
+        return self.runs[-1]
 
     def run(self, *arguments, **options):
         """Run Snakemake to its end."""
@@ -153,7 +157,10 @@ class Survey:
         return [f"results/summary/{exposure}.ecsv" for exposure in self.to_do]
 
     def end(self):
-        """End the jobs of this survey that still live."""
+        """End the Snakemake and the jobs of this survey that still live."""
+        for run in self.runs:
+            if run.process.poll() is None:
+                run.kill()
         for job_id, *_ in self.live_jobs():
             with contextlib.suppress(subprocess.SubprocessError):
                 self.cluster.slurm("scancel", job_id)
