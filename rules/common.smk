@@ -10,7 +10,6 @@ import sys
 import time
 
 from snakemake.dag import DAG
-from snakemake.exceptions import WorkflowError
 
 RUN_STARTED = time.time()
 
@@ -21,15 +20,21 @@ try:
     from coaddflow.errors import InputError
     from coaddflow.settings import load_settings
 except ModuleNotFoundError as error:
-    raise WorkflowError(
-        f"{error}. The package coaddflow is not installed for {sys.executable}: run `make setup` "
-        "and `. .venv/bin/activate`, or `pip install -e .` in the folder of the Snakefile."
-    ) from None
+    sys.exit(
+        f"coaddflow: error: {error}. The package is not installed for {sys.executable}. Run "
+        "`make demo`, or `pip install -e .` in the folder of the Snakefile"
+    )
 
 
 # ---------------------------------------------------------------------------------------------
 # Settings and plan
 # ---------------------------------------------------------------------------------------------
+
+
+DEMO_HINT = (
+    ". These are the settings of the demo: `make demo` makes its data and runs it; "
+    "--configfile FILE takes the settings of another survey"
+)
 
 
 def config_file():
@@ -46,14 +51,17 @@ if not workflow.overwrite_configfiles:
 
 
 def checked_plan():
-    """Return the plan of the run; a mistake of the user becomes one line without traceback."""
+    """Return the plan of the run; a mistake of the user ends it with one line, no traceback."""
     source = ", ".join(str(path) for path in workflow.configfiles) or None
     try:
         plan = planning.make_plan(load_settings(config, source))
         plan.check()
         return plan
     except InputError as error:
-        raise WorkflowError(str(error)) from None
+        demo = os.path.realpath(os.path.join(workflow.basedir, "config.yaml"))
+        is_demo = [os.path.realpath(path) for path in workflow.configfiles] == [demo]
+        hint = DEMO_HINT if is_demo else ""
+        sys.exit(f"coaddflow: error: {error}{hint}")
 
 
 PLAN = checked_plan()
@@ -302,7 +310,9 @@ def ccd_facts(wildcards):
 
 def exposure_facts(wildcards):
     """Return what the table says about a raw exposure; None for images calibrated elsewhere."""
-    return PLAN.facts(wildcards.exposure) if wildcards.exposure in PLAN.science else None
+    return (
+        PLAN.facts(wildcards.exposure) if wildcards.exposure in PLAN.science else None
+    )
 
 
 def exposure_times(wildcards, input):

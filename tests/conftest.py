@@ -1,0 +1,38 @@
+"""Fixtures that several test files share."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from workflow import REPOSITORY, Survey
+
+
+@pytest.fixture(scope="session")
+def raw_survey(tmp_path_factory):
+    """The simulated survey of configs/test-survey.yaml, ingested; nothing has run."""
+    pytest.importorskip("galsim", reason="the simulator needs the extra `simulate`")
+    survey = Survey(tmp_path_factory.mktemp("survey") / "raw")
+    survey.folder.mkdir()
+    program = [sys.executable, "-m", "coaddflow"]
+    settings = str(REPOSITORY / "configs" / "test-survey.yaml")
+    survey.write_settings()
+    for arguments in (["simulate", settings, "data"], ["ingest", "data/raw"]):
+        subprocess.run([*program, *arguments], cwd=survey.folder, check=True, capture_output=True)
+    shutil.rmtree(survey / "data" / "truth")
+    return survey
+
+
+@pytest.fixture(scope="session")
+def finished_survey(raw_survey, tmp_path_factory):
+    """The survey, run from raw frames to coadds without disturbance. Not to be changed."""
+    survey = raw_survey.copy_to(tmp_path_factory.mktemp("finished") / "survey")
+    run = survey.run()
+    assert run.returncode == 0, run.text
+    return survey
+
+
+@pytest.fixture
+def survey(finished_survey, tmp_path):
+    """A copy of the finished survey, which a test may change."""
+    return finished_survey.copy_to(tmp_path / "survey")
