@@ -239,16 +239,19 @@ class SlurmCluster:
         if self.pid_of(name):
             return
         with (self.folder / "log" / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [which(program), *arguments],
-                env={**self.env, "TMPDIR": str(self.folder / "tmp")},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            path = which(program)
+            pid = os.posix_spawn(
+                path,
+                [path, *arguments],
+                {**self.env, "TMPDIR": str(self.folder / "tmp")},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                    (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+                ],
+                setsid=True,
             )
-        record = f"{process.pid} {_start_time(process.pid)}"
-        (self.folder / "run" / f"{name}.started").write_text(record)
+        (self.folder / "run" / f"{name}.started").write_text(f"{pid} {_start_time(pid)}")
 
     def stop_daemon(self, name, number=signal.SIGTERM):
         """End a program that was started here, and wait for it."""
