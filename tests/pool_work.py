@@ -101,6 +101,18 @@ def hold(item, worker):
     return worker.id
 
 
+def hold_slowly(item, worker):
+    time.sleep(0.1)
+    return hold(item, worker)
+
+
+def meet_and_hold(item, worker):
+    """Hold the name of an item, when both of two workers have one."""
+    meet(item, worker)
+    worker.state["pixels"] = item[1]
+    return worker.id
+
+
 def held(item, worker):
     return worker.id, worker.state["pixels"], item
 

@@ -191,8 +191,9 @@ def test_a_map_that_is_given_up_does_not_disturb_the_next(pool):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.map(work.after, [(0.0, "old"), (0.2, "old"), (0.2, "old")], progress=stop)
-    assert pool.map(work.square, range(5)) == [0, 1, 4, 9, 16]
+        pool.map(work.after, [(0.0, "old"), (0.3, "old"), (0.3, "old")], progress=stop)
+    # answers to the old map arrive while this one goes on
+    assert pool.map(work.after, [(0.3, i) for i in range(4)]) == [0, 1, 2, 3]
 
 
 def test_what_workers_log_and_warn_reaches_the_log(pool, backend, caplog):
@@ -223,6 +224,17 @@ def test_an_item_comes_back_to_the_worker_that_holds_its_state(pool):
         pool.map_again(first, work.held, range(7))
 
 
+def test_items_come_back_whichever_worker_is_free_first(pool, backend, tmp_path):
+    if backend == "serial":
+        pytest.skip("the serial backend has one worker")
+    meeting = [(tmp_path, "a", "b"), (tmp_path, "b", "a")]
+    first = pool.map(work.meet_and_hold, meeting)
+    assert first[0] != first[1]
+    for order in (1, -1):
+        again = pool.map_again(first, work.held, [1, 2], cost=lambda item, sign=order: sign * item)
+        assert again == [(first[0], "a", 1), (first[1], "b", 2)]
+
+
 def test_state_goes_with_the_results_of_its_map(pool):
     kept, dropped = pool.map(work.hold, range(6)), pool.map(work.hold, range(6))
     assert pool.map_again(kept, work.n_alive) == [(kept + dropped).count(one) for one in kept]
@@ -243,7 +255,7 @@ def test_a_worker_that_is_busy_is_told_later_what_to_forget(pool):
     with pytest.raises(KeyboardInterrupt):
         pool.map(work.after, [(0.0, 1), (0.3, 2), (0.3, 3)], progress=stop)
     pool.forget(held)
-    anchors = pool.map(work.hold, range(6))
+    anchors = pool.map(work.hold_slowly, range(6))
     assert pool.map_again(anchors, work.n_alive) == [anchors.count(one) for one in anchors]
 
 
@@ -469,7 +481,7 @@ def test_no_worker_outlives_the_master(backend, how, with_log, tmp_path):
     master = subprocess.Popen(
         [sys.executable, *program, backend, str(tmp_path)],
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         text=True,
     )
     workers = _await(lambda: _two_workers(tmp_path))

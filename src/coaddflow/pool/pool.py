@@ -439,7 +439,6 @@ class Pool:
             return
         worker = self._workers[number]
         self._running[number] = (batch, task)
-        self._send_forgotten_to(number)
         for name, packed in self._definitions.items():
             if name not in worker.defined:
                 self._backend.send(number, Message(Define(name), packed))
@@ -505,22 +504,19 @@ class Pool:
             worker.defined.discard(name)
 
     def _send_forgotten(self) -> None:
-        """Tell the workers what they need not keep; one that is busy is told with its next item."""
+        """Tell the workers what they need not keep; one that is busy, before a later map."""
         while self._dead_maps:
             dead = self._dead_maps.pop()
             for worker in self._workers.values():
                 worker.forgotten_maps.append(dead)
         for number in set(self._workers) - set(self._running):
-            self._send_forgotten_to(number)
-
-    def _send_forgotten_to(self, number: int) -> None:
-        worker = self._workers[number]
-        functions = worker.defined - set(self._definitions)
-        if worker.forgotten_maps or functions:
-            message = Forget(tuple(worker.forgotten_maps), tuple(functions))
-            worker.forgotten_maps.clear()
-            worker.defined.difference_update(functions)
-            self._backend.send(number, Message(message))
+            worker = self._workers[number]
+            functions = worker.defined - set(self._definitions)
+            if worker.forgotten_maps or functions:
+                forget = Forget(tuple(worker.forgotten_maps), tuple(functions))
+                worker.forgotten_maps.clear()
+                worker.defined -= functions
+                self._backend.send(number, Message(forget))
 
 
 def _check_importable(function: Callable[..., Any]) -> None:
