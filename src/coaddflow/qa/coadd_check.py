@@ -144,7 +144,7 @@ def empty_sky(masked_image: MaskedImage, grow: int = 8) -> NDArray[np.bool_]:
     return measured & ~ndimage.binary_dilation(sources, iterations=grow)
 
 
-def sky_noise(masked_image: MaskedImage, mesh_size: int = 64) -> float:
+def sky_noise(masked_image: MaskedImage, mesh_size: int = 64, grow: int = 8) -> float:
     """Return the standard deviation of empty sky, with what is left of the sky taken away.
 
     Parameters
@@ -153,8 +153,10 @@ def sky_noise(masked_image: MaskedImage, mesh_size: int = 64) -> float:
         The image.
     mesh_size : int
         Size of the superpixels of the remaining sky, pixels.
+    grow : int
+        See `empty_sky`; little where the field is crowded.
     """
-    return _robust_deviation((masked_image.image - _sky(masked_image, mesh_size)), masked_image)
+    return _robust_deviation(masked_image.image - _sky(masked_image, mesh_size), masked_image, grow)
 
 
 def sky_chi(masked_image: MaskedImage, mesh_size: int = 128) -> float:
@@ -189,6 +191,6 @@ def _sky(masked_image: MaskedImage, mesh_size: int) -> NDArray[np.float32]:
     return estimate_background(masked_image, BackgroundSettings(mesh_size=mesh_size)).model()
 
 
-def _robust_deviation(values: NDArray, masked_image: MaskedImage) -> float:
-    sky = values[empty_sky(masked_image)]
+def _robust_deviation(values: NDArray, masked_image: MaskedImage, grow: int = 8) -> float:
+    sky = values[empty_sky(masked_image, grow)]
     return 1.4826 * float(np.median(np.abs(sky - np.median(sky))))
