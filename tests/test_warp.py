@@ -5,14 +5,13 @@ from astropy.wcs import WCS
 from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 
 from coaddflow.errors import InputError
-from coaddflow.image import MaskedImage, MaskPlane
+from coaddflow.image import MaskedImage, MaskPlane, flux_scale
 from coaddflow.resample import covariance_factor, kernel_weights
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.warp import (
     CcdImage,
     Warp,
     WarpFile,
-    flux_scale,
     order_patches,
     read_warp_table,
     warp_ccd,

@@ -22,6 +22,7 @@ BUNIT                 electron (of VARIANCE: electron**2)
 GAIN                  1: electrons per unit of the image
 PHOTZP    mag         zero-point: magnitude = -2.5 log10(total electrons) + PHOTZP
 PHOTZPE   mag         its error
+FLXSCALE  nJy         nJy per electron; SWarp multiplies by it by itself
 PHOTZPS   mag         scatter of its stars
 NPHOT                 number of its stars
 SEEING    arcsec      FWHM of the PSF at the centre of the CCD
@@ -63,6 +64,7 @@ from coaddflow.errors import InputError
 from coaddflow.image import (
     Compression,
     MaskedImage,
+    flux_scale,
     masked_image_hdus,
     read_masked_image,
     write_fits,
@@ -517,6 +519,7 @@ def _header(measured: MeasuredCcd, facts: CcdFacts, quality: dict[str, float | i
         ("GAIN", 1.0, "electrons per unit of the image"),
         ("PHOTZP", quality["zero_point"], "[mag] mag = -2.5 log10(electrons) + PHOTZP"),
         ("PHOTZPE", quality["zero_point_error"], "[mag] error of PHOTZP"),
+        ("FLXSCALE", flux_scale(quality["zero_point"]), "[nJy] of one electron"),
         ("PHOTZPS", quality["zero_point_scatter"], "[mag] scatter of the stars of PHOTZP"),
         ("NPHOT", quality["n_zero_point"], "stars of PHOTZP"),
         ("SEEING", quality["seeing"], "[arcsec] FWHM of the PSF at the centre"),

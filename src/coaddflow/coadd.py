@@ -36,6 +36,7 @@ from coaddflow.image import (
     Compression,
     MaskedImage,
     MaskPlane,
+    flux_scale,
     image_hdu,
     masked_image_hdus,
     planes_from_names,
@@ -44,7 +45,7 @@ from coaddflow.image import (
 )
 from coaddflow.resample import covariance_factor
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.warp import Box, WarpReader, flux_scale, part_header, storable
+from coaddflow.warp import Box, WarpReader, part_header, storable
 
 if TYPE_CHECKING:
     from coaddflow.skymap import Tract

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
 
+AB_ZERO_POINT = 31.4
+"""AB magnitude of 1 nJy."""
+
 Compression = Literal["none", "lossless", "quantized"]
 
 
@@ -94,6 +97,11 @@ class MaskedImage:
     def has_any(self, planes: MaskPlane) -> NDArray[np.bool_]:
         """Return where at least one of ``planes`` is set, shape (ny, nx)."""
         return (self.mask & np.int32(planes)) != 0
+
+
+def flux_scale(zero_point: float) -> float:
+    """Return nJy per unit for pixels whose unit has this AB magnitude."""
+    return float(10.0 ** (0.4 * (AB_ZERO_POINT - zero_point)))
 
 
 def planes_from_names(names: list[str] | tuple[str, ...]) -> MaskPlane:

@@ -18,7 +18,7 @@ from coaddflow import polygon
 from coaddflow.coadd import CoaddInput, coadd_patch, exposure_weight, write_coadd
 from coaddflow.corners import CcdOverlap, CornerDatabase, Rejection, Selection, patch_overlaps
 from coaddflow.errors import InputError
-from coaddflow.image import MaskedImage, MaskPlane, read_masked_image
+from coaddflow.image import MaskedImage, MaskPlane, flux_scale, read_masked_image
 from coaddflow.manifest import CcdRow, read_manifest
 from coaddflow.picture import write_picture
 from coaddflow.provenance import provenance_header
@@ -30,7 +30,6 @@ from coaddflow.warp import (
     CcdImage,
     WarpFile,
     WarpReader,
-    flux_scale,
     read_warp_table,
     warp_exposure,
 )

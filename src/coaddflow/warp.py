@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path, check_id, sha256_of
-from coaddflow.image import Compression, MaskedImage, MaskPlane, masked_image_hdus, write_fits
+from coaddflow.image import (
+    AB_ZERO_POINT,
+    Compression,
+    MaskedImage,
+    MaskPlane,
+    masked_image_hdus,
+    write_fits,
+)
 from coaddflow.mapping import PixelGrid, SkyGrid, footprint_box, map_ccd
 from coaddflow.resample import Kernel, Rules, Source, make_kernel, prepare_source, resample
 from coaddflow.settings.warp import WarpSettings
@@ -32,9 +39,6 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 """Half-open box (x0, y0, x1, y1) in tract pixels."""
-
-AB_ZERO_POINT = 31.4
-"""Magnitude of 1 nJy (AB)."""
 
 _ROWS_PER_TASK = 128
 
@@ -94,11 +98,6 @@ class WarpReader(Protocol):
 
     def read_rows(self, y0: int, y1: int) -> MaskedImage:
         """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
-
-
-def flux_scale(zero_point: float) -> float:
-    """Return nJy per unit for pixels whose unit has this AB magnitude."""
-    return float(10.0 ** (0.4 * (AB_ZERO_POINT - zero_point)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from coaddflow import sphere
 from coaddflow.camera import load_camera
 from coaddflow.coadd import Coadd, read_coadd
-from coaddflow.image import MaskedImage, MaskPlane, read_masked_image
+from coaddflow.image import AB_ZERO_POINT, MaskedImage, MaskPlane, read_masked_image
 from coaddflow.qa.coadd_check import (
     StarResiduals,
     check_stars,
@@ -24,7 +24,6 @@ from coaddflow.qa.coadd_check import (
 )
 from coaddflow.wcs import read_wcs, sky_to_pixel
 
-AB_NJY = 31.4
 _BRIGHT = (16.0, 21.0)
 """Magnitudes of the stars whose positions and fluxes are judged."""
 
@@ -91,7 +90,7 @@ def check_band(results: str | Path, truth: str | Path, band: str) -> BandFigures
         bright = (sky["type"] == "star") & (np.hypot(sky["pm_ra"], sky["pm_dec"]) < 1.0)
         bright &= (sky[f"mag_{band}"] > _BRIGHT[0]) & (sky[f"mag_{band}"] < _BRIGHT[1])
         bright &= np.isfinite(x)
-        flux = 10.0 ** (-0.4 * (sky[f"mag_{band}"] - AB_NJY))
+        flux = 10.0 ** (-0.4 * (sky[f"mag_{band}"] - AB_ZERO_POINT))
         stars.append(check_stars(image, x[bright], y[bright], flux[bright]))
         known = np.isfinite(x) & (sky[f"mag_{band}"] < _FAINTEST_KNOWN)
         sources, fwhm = detect_on(image)
