@@ -34,6 +34,7 @@ def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError("Not enough space on disk: requested 10, available 1."),
+        OSError("32095 requested and 6352 written"),
     ],
 )
 def test_full_disk_names_the_file_and_the_remedy(tmp_path, error):

@@ -25,11 +25,16 @@ from coaddflow.settings import load_settings
 from coaddflow.settings.commented import rewrite
 
 
+def plan_of(survey):
+    """Return the plan of a survey by its settings of now."""
+    with contextlib.chdir(survey.folder):
+        return make_plan(load_settings(yaml.safe_load(Path("config.yaml").read_text())), None)
+
+
 @pytest.fixture(scope="session")
 def plan(raw_survey):
     """The plan of the whole survey."""
-    with contextlib.chdir(raw_survey.folder):
-        return make_plan(load_settings(yaml.safe_load(Path("config.yaml").read_text())), None)
+    return plan_of(raw_survey)
 
 
 def jobs_of_ccds(plan, exposure):
@@ -162,8 +167,14 @@ def test_an_exposure_dropped_and_added_redoes_what_hangs_on_it(
     survey.write_settings(exclude=[exposure])
     dropped = survey.run()
     assert dropped.returncode == 0, dropped.text
-    assert dropped.jobs == jobs_of_databases(tracts, bands) + jobs_of_coadds(plan, tracts, bands)
+    smaller = plan_of(survey)
+    assert dropped.jobs == jobs_of_databases(tracts, bands) + jobs_of_coadds(smaller, tracts, bands)
     assert survey.plan().planned_nothing
+    # patches that it was alone on are not planned any more: their coadds are left, and named
+    only_its = set(jobs_of_coadds(plan, tracts, bands)) - set(
+        jobs_of_coadds(smaller, tracts, bands)
+    )
+    assert ("not in the survey any more" in dropped.text) == bool(only_its)
 
     # as if it had never been there
     for path in (survey / "results").rglob(f"{exposure}*"):

@@ -19,6 +19,7 @@ from astropy.table import Table
 
 from coaddflow.calexp import Calexp, CcdFacts, process_ccd, write_calexp
 from coaddflow.calibrated import import_image, imported_row, write_imported
+from coaddflow.calibs import read_calibs
 from coaddflow.camera import Camera, Detector, outline
 from coaddflow.cosmics import find_cosmic_rays
 from coaddflow.errors import CcdFailure, CoaddflowError
@@ -28,7 +29,6 @@ from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.interpolate import fill_masked
 from coaddflow.isr import detrend
 from coaddflow.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
-from coaddflow.masters import read_calibs
 from coaddflow.provenance import provenance_header
 from coaddflow.raw import read_raw_ccd
 from coaddflow.refcat import load_refcat

@@ -91,8 +91,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        # astropy reports a full disk without an error number
-        full = "space on disk" in str(error)
+        # astropy reports a full disk, and NumPy a quota, without an error number
+        full = re.search(r"space on disk|\d+ requested and \d+ written", str(error)) is not None
         if not full and error.errno not in _CANNOT_WRITE:
             raise
         raise InputError(

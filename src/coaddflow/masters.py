@@ -7,21 +7,27 @@ left out, as long as enough others are there.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from astropy.io import fits
 
-from coaddflow.calibs import combine_bias, combine_dark, combine_flat, find_defects
-from coaddflow.camera import Camera
-from coaddflow.errors import CcdFailure
-from coaddflow.image import (
-    MaskedImage,
-    MaskPlane,
-    masked_image_hdus,
-    read_masked_image,
-    write_fits,
+from coaddflow.calibs import (
+    CalibKind,
+    combine_bias,
+    combine_dark,
+    combine_flat,
+    defects_frame,
+    find_defects,
+    read_calibs,
+    read_master,
+    write_failed_master,
+    write_master,
 )
+from coaddflow.camera import Camera
+from coaddflow.errors import CcdFailure, InputError
+from coaddflow.image import Compression, MaskedImage
 from coaddflow.isr import CcdCalibs, detrend
 from coaddflow.nightsky import hot_pixel_map, night_sky_dark, night_sky_flat
 from coaddflow.provenance import provenance_header
@@ -31,18 +37,14 @@ from coaddflow.settings import Settings
 _LOG = logging.getLogger(__name__)
 
 
-def read_calibs(paths: Mapping[str, str | Path]) -> CcdCalibs:
-    """Read the calibration frames of a CCD: bias, dark, flat and defects, those that are given."""
-    return CcdCalibs(**{kind: read_masked_image(path)[0] for kind, path in paths.items()})
-
-
 def make_bias(
     path: str | Path, raw_files: Mapping[str, float], camera: Camera, ccd: int, settings: Settings
 ) -> None:
     """Make the master bias of a CCD from bias exposures and write it, in counts."""
-    frames = _Frames(raw_files, camera, ccd, CcdCalibs(), settings, "assembly")
-    bias = frames.combined(lambda: combine_bias(frames, len(frames), settings.calibs))
-    _write(path, bias, "adu", [*raw_files], settings)
+    with _master(path, "bias", raw_files, {}, settings) as master:
+        frames = _Frames(raw_files, camera, ccd, CcdCalibs(), settings, "assembly")
+        image = frames.combined(lambda: combine_bias(frames, len(frames), settings.calibs))
+        master.write(image, len(frames))
 
 
 def make_dark(
@@ -67,10 +69,11 @@ def make_dark(
     camera, ccd, settings
         Which CCD; sections calibs and detrend.
     """
-    frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain")
     make = night_sky_dark if settings.calibs.dark.source == "night_sky" else combine_dark
-    dark = frames.combined(lambda: make(frames, frames.times, settings.calibs))
-    _write(path, dark, "electron/s", [*raw_files, *calibs.values()], settings)
+    with _master(path, "dark", raw_files, calibs, settings) as master:
+        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain")
+        image = frames.combined(lambda: make(frames, frames.times, settings.calibs))
+        master.write(image, len(frames))
 
 
 def make_flat(
@@ -95,20 +98,24 @@ def make_flat(
     camera, ccd, settings
         Which CCD; sections calibs and detrend.
     """
-    frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "dark")
     make = night_sky_flat if settings.calibs.flat.source == "night_sky" else combine_flat
-    flat = frames.combined(lambda: make(frames, len(frames), settings.calibs))
-    _write(path, flat, "", [*raw_files, *calibs.values()], settings)
+    with _master(path, "flat", raw_files, calibs, settings) as master:
+        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "dark")
+        image = frames.combined(lambda: make(frames, len(frames), settings.calibs))
+        master.write(image, len(frames))
 
 
 def make_defects(
     path: str | Path, dark: str | None, flats: Sequence[str], settings: Settings
 ) -> None:
     """Make the map of bad pixels of a CCD from its master dark and flats and write it."""
-    dark_image = read_masked_image(dark)[0] if dark is not None else None
-    flat_images = [read_masked_image(flat)[0] for flat in flats]
-    bad = find_defects(dark_image, flat_images, settings.calibs.defects)
-    _write(path, defect_image(bad), "", [*([dark] if dark else []), *flats], settings)
+    calibs = {f"flat {number}": flat for number, flat in enumerate(flats)}
+    calibs |= {"dark": dark} if dark is not None else {}
+    with _master(path, "defects", {}, calibs, settings) as master:
+        dark_image = read_master(dark, "dark") if dark is not None else None
+        flat_images = [read_master(flat, "flat") for flat in flats]
+        bad = find_defects(dark_image, flat_images, settings.calibs.defects)
+        master.write(defects_frame(bad), len(calibs))
 
 
 def make_night_sky_defects(
@@ -133,19 +140,15 @@ def make_night_sky_defects(
     camera, ccd, settings
         Which CCD; sections calibs and detrend.
     """
-    if "dark" in calibs:
-        pattern = read_masked_image(calibs["dark"])[0]
-    else:
-        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain")
-        pattern = frames.combined(lambda: night_sky_dark(frames, frames.times, settings.calibs))
-    bad = hot_pixel_map(pattern, settings.calibs.defects)
-    _write(path, defect_image(bad), "", [*raw_files, *calibs.values()], settings)
-
-
-def defect_image(bad: np.ndarray) -> MaskedImage:
-    """Return bad pixels, shape (ny, nx), as an image whose mask says BAD there."""
-    zero = np.zeros(bad.shape, np.float32)
-    return MaskedImage(zero, zero, np.where(bad, np.int32(MaskPlane.BAD), np.int32(0)))
+    with _master(path, "defects", raw_files, calibs, settings) as master:
+        if "dark" in calibs:
+            n_frames, pattern = 1, read_master(calibs["dark"], "dark")
+        else:
+            frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain")
+            pattern = frames.combined(lambda: night_sky_dark(frames, frames.times, settings.calibs))
+            n_frames = len(frames)
+        bad = hot_pixel_map(pattern, settings.calibs.defects)
+        master.write(defects_frame(bad), n_frames)
 
 
 class _Frames:
@@ -199,6 +202,7 @@ class _Frames:
         How many frames there are must be known before they are combined, so an unreadable one
         is taken out and the work begins again.
         """
+        left_out: list[str] = []
         while True:
             try:
                 return combine()
@@ -206,17 +210,44 @@ class _Frames:
                 if self._unreadable is None:
                     raise
                 _LOG.warning("left out: %s", failure)
+                left_out.append(str(failure))
                 del self._files[self._unreadable]
                 self._unreadable = None
+            except InputError as error:
+                # too few are left: for this CCD, where others may have enough
+                if not left_out:
+                    raise
+                raise CcdFailure("broken_frames", f"{error}. {'; '.join(left_out)}") from error
 
 
-def _write(
+@dataclass(frozen=True)
+class _Master:
+    """Where a calibration frame goes, and with which cards."""
+
+    path: str | Path
+    kind: CalibKind
+    header: fits.Header
+    compression: Compression
+
+    def write(self, image: MaskedImage, n_frames: int) -> None:
+        write_master(self.path, image, self.kind, n_frames, self.header, self.compression)
+
+
+@contextmanager
+def _master(
     path: str | Path,
-    image: MaskedImage,
-    unit: str,
-    inputs: Sequence[str | Path],
+    kind: CalibKind,
+    raw_files: Mapping[str, float],
+    calibs: Mapping[str, str],
     settings: Settings,
-) -> None:
-    primary = fits.PrimaryHDU(header=provenance_header(settings.section("calibs"), inputs))
-    compression = "none" if settings.products.compression == "none" else "lossless"
-    write_fits(path, [primary, *masked_image_hdus(image, None, unit, compression)])
+) -> Iterator[_Master]:
+    """Give a calibration frame to write; if it fails for this CCD alone, say so in its place.
+
+    The CCD then fails in every exposure, and the other CCDs go on.
+    """
+    cards = provenance_header(settings.section("calibs"), [*raw_files, *calibs.values()])
+    try:
+        yield _Master(path, kind, cards, settings.products.compression)
+    except CcdFailure as failure:
+        _LOG.warning("there is no %s: %s", kind, failure)
+        write_failed_master(path, kind, failure)

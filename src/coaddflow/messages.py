@@ -55,7 +55,25 @@ def success_text(plan: Plan) -> str:
     pictures = [Path(f"results/coadd/{tract}.png") for tract in plan.tracts]
     lines += [f"coaddflow: picture {path}" for path in pictures if path.exists()][:10]
     lines.append("coaddflow: coadds results/coadd/, corner database results/corners.sqlite")
+    left_over = leftover_coadds(plan)
+    if left_over:
+        lines.append(
+            f"coaddflow: note: {len(left_over)} coadds are of exposures that are not in the survey "
+            f"any more, and may be removed: {_some(left_over)}"
+        )
     return "\n".join(lines)
+
+
+def leftover_coadds(plan: Plan) -> list[str]:
+    """Return coadds that are there but not in the plan, such as those of dropped exposures."""
+    planned = {
+        f"results/coadd/{band}/{tract}/{patch}.fits"
+        for band in plan.bands
+        for tract in plan.tracts
+        for patch in plan.patches_of(band, tract)
+    }
+    found = {path.as_posix() for path in Path("results/coadd").glob("*/*/*.fits")}
+    return sorted(found - planned)
 
 
 def failure_text(logs: str | Path, since: float) -> str:

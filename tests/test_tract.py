@@ -1,0 +1,116 @@
+"""A coadd takes what the corner database selects, and says what it left out and why."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from skyscene import make_tract
+
+from coaddflow.corners import build_tract_database
+from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
+from coaddflow.manifest import CcdRow, write_manifest
+from coaddflow.settings import Settings
+from coaddflow.tract import make_coadd, make_picture, make_warps, reddest_first
+from coaddflow.wcs import wcs_to_header
+
+TRACT = make_tract(size=200)
+LEVELS = {("a", 0): 10.0, ("a", 1): 20.0, ("b", 0): 12.0, ("b", 1): 22.0}
+"""CCD 0 covers the left half of the tract, CCD 1 the right half."""
+
+
+@pytest.fixture
+def survey(tmp_path, monkeypatch):
+    """Calexps, manifests, warps and database of two exposures with two CCDs each."""
+    monkeypatch.chdir(tmp_path)
+    for exposure in "ab":
+        rows = [_calexp(exposure, ccd, seeing=2.0 if exposure == "b" else 1.0) for ccd in (0, 1)]
+        if exposure == "b":
+            rows[1] = rows[1].model_copy(update={"seeing": 1.0})
+        write_manifest(f"{exposure}.ecsv", rows)
+        make_warps(f"warp/{exposure}.ecsv", f"{exposure}.ecsv", TRACT, Settings())
+    build_tract_database("corners.sqlite", ["a.ecsv", "b.ecsv"], TRACT)
+    return tmp_path
+
+
+def _calexp(exposure, ccd, seeing):
+    """Write a CCD of constant brightness on the pixel grid of the tract; return its row."""
+    wcs = TRACT.wcs()
+    wcs.wcs.crpix = [wcs.wcs.crpix[0] - 100 * ccd, wcs.wcs.crpix[1]]
+    wcs.pixel_shape = (100, 200)
+    shape = (200, 100)
+    pixels = MaskedImage(
+        np.full(shape, LEVELS[exposure, ccd]), np.ones(shape), np.zeros(shape, np.int32)
+    )
+    path = f"{exposure}{ccd}.fits"
+    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
+    x0 = 100 * ccd - 0.5
+    corners = ([x0, x0 + 100, x0 + 100, x0], [-0.5, -0.5, 199.5, 199.5])
+    ra, dec = TRACT.pixel_to_sky(*map(np.array, corners))
+    return CcdRow(
+        exposure=exposure,
+        ccd=ccd,
+        band="r",
+        mjd=60000.0,
+        exposure_time=30.0,
+        state="done",
+        path=path,
+        nx=100,
+        ny=200,
+        footprint_ra=ra.tolist(),
+        footprint_dec=dec.tolist(),
+        zero_point=31.4,
+        sky_noise=1.0,
+        seeing=seeing,
+    )
+
+
+def coadd(**settings):
+    warps = ["warp/a.ecsv", "warp/b.ecsv"]
+    make_coadd("r/7/0_0.fits", "corners.sqlite", warps, TRACT, "r", "0_0", Settings(**settings))
+    with fits.open("r/7/0_0.fits") as hdus:
+        return hdus["IMAGE"].data.copy(), hdus["NINPUTS"].data.copy(), Table(hdus["INPUTS"].data)
+
+
+@pytest.mark.usefixtures("survey")
+def test_all_ccds_go_in_where_nothing_is_selected():
+    image, n_inputs, inputs = coadd()
+    assert image[100, 50] == pytest.approx(11.0, rel=1e-5)
+    assert image[100, 150] == pytest.approx(21.0, rel=1e-5)
+    assert n_inputs[100, 50] == n_inputs[100, 150] == 2
+    assert list(inputs["exposure"]) == ["a", "b"]
+    assert list(inputs["ccds"]) == ["0,1", "0,1"]
+
+
+@pytest.mark.usefixtures("survey")
+def test_a_ccd_that_is_not_selected_gives_no_pixel_and_is_named_with_the_reason():
+    image, n_inputs, inputs = coadd(selection={"max_seeing": 1.5})
+    left, right = image[10:190, 10:90], image[10:190, 110:190]
+    np.testing.assert_allclose(left, 10.0, rtol=1e-5)
+    np.testing.assert_allclose(right, 21.0, rtol=1e-5)
+    assert (n_inputs[10:190, 10:95] == 1).all()
+    assert (n_inputs[10:190, 105:190] == 2).all()
+    assert [tuple(row) for row in inputs["exposure", "ccds", "reason"]] == [
+        ("a", "0,1", ""),
+        ("b", "1", ""),
+        ("b", "0", "seeing 2 > 1.5 arcsec"),
+    ]
+    assert inputs["weight"][2] == 0.0
+    assert inputs["n_used"][2] == 0
+
+
+@pytest.mark.usefixtures("survey")
+def test_a_patch_with_nothing_selected_is_written_and_empty():
+    image, n_inputs, inputs = coadd(selection={"exclude_exposures": ["a", "b"]})
+    assert np.isnan(image).all()
+    assert (n_inputs == 0).all()
+    assert set(inputs["reason"]) == {"exposure is excluded by the settings"}
+    with fits.open("r/7/0_0.fits") as hdus:
+        assert (hdus["MASK"].data & int(MaskPlane.NO_DATA)).all()
+
+
+@pytest.mark.usefixtures("survey")
+def test_the_picture_takes_the_bands_from_the_folders(tmp_path):
+    coadd()
+    make_picture("7.png", TRACT, ["r/7/0_0.fits"])
+    assert (tmp_path / "7.png").read_bytes().startswith(b"\x89PNG")
+    assert reddest_first(["g", "z", "clear", "i2", "r"]) == ["z", "i2", "r", "g", "clear"]
