@@ -7,9 +7,13 @@ from astropy.table import Table
 from skyscene import make_tract
 
 from coaddflow.corners import build_tract_database
+from coaddflow.errors import InputError
 from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
 from coaddflow.manifest import CcdRow, write_manifest
 from coaddflow.settings import Settings
+from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.skymap import make_skymap
+from coaddflow.survey import make_survey_database
 from coaddflow.tract import make_coadd, make_picture, make_warps, reddest_first
 from coaddflow.wcs import wcs_to_header
 
@@ -106,6 +110,19 @@ def test_a_patch_with_nothing_selected_is_written_and_empty():
     assert set(inputs["reason"]) == {"exposure is excluded by the settings"}
     with fits.open("r/7/0_0.fits") as hdus:
         assert (hdus["MASK"].data & int(MaskPlane.NO_DATA)).all()
+
+
+@pytest.mark.usefixtures("survey")
+def test_what_was_covered_without_being_planned_is_an_error():
+    tangent = {"ra": 150.0, "dec": 2.2, "width": 0.02, "height": 0.02}
+    settings = SkymapSettings(kind="tangent", pixel_scale=0.2, tangent=tangent)
+    skymap = make_skymap(settings)
+    planned = {"a": {0: ["0_0"]}, "b": {0: ["0_0"]}}
+    update = make_survey_database("survey.sqlite", ["a.ecsv", "b.ecsv"], skymap, planned)
+    assert update.added == ["a", "b"]
+    message = r"1 patches.*patch 0_0 of tract 0 by exposure b.*prediction\.margin"
+    with pytest.raises(InputError, match=message):
+        make_survey_database("survey.sqlite", ["a.ecsv", "b.ecsv"], skymap, planned | {"b": {}})
 
 
 @pytest.mark.usefixtures("survey")
