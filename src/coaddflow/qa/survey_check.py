@@ -1,6 +1,6 @@
 """A simulated survey against its truth, and a coadd against a catalogue of reference stars."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from coaddflow.qa.coadd_check import (
     empty_sky,
     sky_chi,
     sky_covariance,
+    sky_noise,
 )
 from coaddflow.wcs import read_wcs, sky_to_pixel
 
@@ -150,6 +151,37 @@ def trail_left(results: str | Path, truth: str | Path, exposure: str) -> tuple[f
         part &= ~warp.has_any(MaskPlane.NO_DATA | MaskPlane.BAD)
         on_warps.append(_values_at(warp, warp_header, part, ra, dec))
     return float(np.mean(np.concatenate(on_warps))), float(np.mean(np.concatenate(on_coadds)))
+
+
+def noise_gain(coadd: Coadd, warps: Sequence[str | Path], mesh_size: int = 32) -> float:
+    """Return how many times lower the sky noise of a coadd is than that of its exposures.
+
+    Where all exposures overlap; the median over the exposures. For crowded fields: sources are
+    enlarged by little, and what is left of the sky is followed closely, on both alike.
+
+    Parameters
+    ----------
+    coadd : Coadd
+        The coadd.
+    warps : sequence of str or Path
+        Files of the warps that went into it.
+    mesh_size : int
+        Superpixels of the sky, pixels.
+    """
+    everywhere = coadd.n_inputs == coadd.n_inputs.max()
+
+    def noise(image: MaskedImage, region: NDArray[np.bool_]) -> float:
+        hidden = np.where(region, image.mask, np.int32(MaskPlane.NO_DATA))
+        return sky_noise(MaskedImage(image.image, image.variance, hidden), mesh_size, grow=2)
+
+    single = []
+    for path in warps:
+        warp, header = read_masked_image(path)
+        region = np.zeros(warp.shape, bool)
+        corner = round(coadd.box[0] + header["LTV1"]), round(coadd.box[1] + header["LTV2"])
+        _paste(region, everywhere, corner)
+        single.append(noise(warp, region))
+    return float(np.median(single)) / noise(coadd.masked_image, everywhere)
 
 
 def reference_stars_found(
