@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -298,6 +300,22 @@ def test_result_does_not_depend_on_order_threads_or_memory():
     assert_same(one, coadd(inputs[::-1]))
     assert_same(one, coadd(inputs, threads=2))
     assert_same(one, coadd(inputs, SETTINGS.model_copy(update={"memory_mb": 0})))
+
+
+def test_exposures_elsewhere_do_not_change_what_is_clipped():
+    """Which of them are in a block of rows depends on the memory."""
+    rng = np.random.default_rng(21)
+    # light that is an outlier in means of pixels, unless far sharper stars were expected there
+    images = [100.0 + image for image in noisy(rng, 5)]
+    images[4][4:12, 40:48] += 115.0
+    inputs = make_inputs(images, seeing=[1.0, 1.0, 1.0, 1.0, 0.8])
+    blurred = make_inputs(noisy(rng, 8, shape=(4, 120)), seeing=[2.0] * 8, box=(100, 296, 220, 300))
+    others = [dataclasses.replace(one, exposure=f"f{k}") for k, one in enumerate(blurred)]
+    settings = CoaddSettings(clip=ClipSettings(wings=0.0))
+    large, small = (
+        coadd([*inputs, *others], settings.model_copy(update={"memory_mb": mb})) for mb in (512, 0)
+    )
+    assert_same(large, small)
 
 
 def test_blocks_of_rows_bound_the_memory():

@@ -66,3 +66,12 @@ def test_a_ccd_stands_once_in_a_manifest(tmp_path, rows):
 def test_nan_is_not_a_quality(rows):
     with pytest.raises(ValueError, match="finite"):
         CcdRow(**{**rows[0].model_dump(), "seeing": float("nan")})
+
+
+def test_a_message_of_many_lines_does_not_spoil_the_manifest(tmp_path, rows):
+    message = 'raw/a\nb.fits: TypingError: no\n\n# "x" é\t\x00\x1b[1m\u2028end\n'
+    strange = CcdRow(**{**rows[1].model_dump(), "message": message})
+    write_row(tmp_path / "0.json", strange)
+    write_manifest(tmp_path / "m.ecsv", [rows[0], read_row(tmp_path / "0.json")])
+    assert read_manifest(tmp_path / "m.ecsv") == [strange, rows[0]]
+    assert strange.message == 'raw/a b.fits: TypingError: no # "x" é [1m end'

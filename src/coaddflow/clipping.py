@@ -324,15 +324,28 @@ def _flag_bins(means, noises, medians, wings, peaks, limits):
     """Return which means are outliers, shape (n, rows, columns)."""
     n, ny, nx = means.shape
     flagged = np.zeros((n, ny, nx), np.bool_)
-    typical = _median(peaks[0].copy(), n)
-    for k in range(n):
-        excess = _excess(k, typical, peaks)
-        for y in range(ny):
-            for x in range(nx):
+    values = np.empty(n, np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            # of the epochs that are here: which others are in the stack depends on its size
+            count = 0
+            for k in range(n):
+                if not np.isnan(means[k, y, x]):
+                    values[count] = peaks[0][k]
+                    count += 1
+            if count == 0:
+                continue
+            typical = _median(values, count)
+            for k in range(n):
                 difference = means[k, y, x] - medians[y, x]
                 # NaN compares as False
                 flagged[k, y, x] = _is_outlier(
-                    difference, medians[y, x], noises[k, y, x], excess, wings[y, x], limits
+                    difference,
+                    medians[y, x],
+                    noises[k, y, x],
+                    _excess(k, typical, peaks),
+                    wings[y, x],
+                    limits,
                 )
     return flagged
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from astropy.table import Column, MaskedColumn, Table
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
@@ -65,6 +65,12 @@ class CcdRow(BaseModel):
     )
     depth: float | None = Field(None, description="Magnitude of a point source at 5 sigma.")
     pixel_scale: float | None = Field(None, description="Arcsec per pixel at the centre.")
+
+    @field_validator("message")
+    @classmethod
+    def _one_line(cls, text: str) -> str:
+        """Make one line of an error of many (or of a file's name): a manifest has one a CCD."""
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def write_row(path: str | Path, row: CcdRow) -> None:
