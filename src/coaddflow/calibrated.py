@@ -327,6 +327,9 @@ def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray,
     except FileNotFoundError:
         raise CcdFailure("missing_file", f"{path}: the file is not there: ingest again") from None
     except (OSError, ValueError, TypeError, IndexError, EOFError, VerifyError) as error:
+        # trouble of the machine (a disk, a network) is no fault of the file: the job fails
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise CcdFailure("damaged_file", f"{path}: cannot be read ({error}): copy it") from error
     if pixels is None or pixels.shape != shape:
         found = "no image" if pixels is None else f"shape {pixels.shape}"

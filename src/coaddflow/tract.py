@@ -176,7 +176,7 @@ def _coadd_inputs(
                 reader=reader,
                 weight=exposure_weight(_figures(every, "sky_noise"), _figures(every, "zero_point")),
                 ccds=",".join(str(ccd.ccd) for ccd in ccds),
-                seeing=_median(ccds, "seeing"),
+                seeing=_median(every, "seeing"),
                 zero_point=_median(ccds, "zero_point"),
                 mjd=ccds[0].mjd,
                 exposure_time=ccds[0].exposure_time,
@@ -234,6 +234,8 @@ class WithoutCcds:
     def read_rows(self, y0: int, y1: int) -> MaskedImage:
         """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
         pixels = self._reader.read_rows(y0, y1)
+        # a reader may hand out its own memory
+        pixels = MaskedImage(pixels.image.copy(), pixels.variance.copy(), pixels.mask.copy())
         columns = np.arange(self.box[0], self.box[2])
         for row, y in enumerate(range(y0, y1)):
             for outline in self._outlines:
