@@ -231,7 +231,7 @@ def test_ingest_puts_fitted_pointings_into_the_table(folder, capsys):
         footprint_dec=list(outline[1]),
     )
     write_manifest("results/summary/e1.ecsv", [row])
-    code, out, _ = call(capsys, "ingest", "--fitted", "results")
+    code, out, _ = call(capsys, "ingest", "--fitted", "results", "--all")
     assert code == 0 and "1 pointings put into exposures.ecsv" in out
     assert "skipped, not_fitted: 1" in out
     found = read_exposures("exposures.ecsv")[0]

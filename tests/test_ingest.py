@@ -387,7 +387,12 @@ def test_the_pointing_of_the_fitted_ccds_replaces_that_of_the_header(
     else:
         for row in rows:
             write_row(results / f"calexp/e1/{row.ccd}.json", row)
-    pointings, skips = repoint(table, results / "summary", camera)
+    if as_manifest:
+        # it passed: a better pointing would only redo it, and is not taken unasked
+        before = table.read_bytes()
+        assert not repoint(table, results / "summary", camera)[0]
+        assert table.read_bytes() == before
+    pointings, skips = repoint(table, results / "summary", camera, also_passed=as_manifest)
     by_id = {row.exposure: row for row in read_exposures(table)}
     found = by_id["e1"]
     assert (found.ra, found.dec) == pytest.approx(truth[:2], abs=1e-7)
@@ -402,7 +407,7 @@ def test_a_camera_of_the_other_parity_is_not_taken_for_a_pointing(tmp_path, came
     mirrored = camera.model_copy(update={"flip_x": not camera.flip_x})
     rows = [fitted_row(mirrored, ccd, 150.0, -2.25, 12.0) for ccd in range(6)]
     write_manifest(tmp_path / "results/summary/e1.ecsv", rows)
-    _, skips = repoint(tmp_path / "e.ecsv", tmp_path / "results", camera)
+    _, skips = repoint(tmp_path / "e.ecsv", tmp_path / "results", camera, also_passed=True)
     assert [skip.reason for skip in skips] == ["camera_does_not_fit"]
     assert read_exposures(tmp_path / "e.ecsv")[0].ra == 150.0
 

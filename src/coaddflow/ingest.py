@@ -209,9 +209,16 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
 
 
 def repoint(
-    table: str | Path, results: str | Path, camera: Camera, max_misfit: float = 0.05
+    table: str | Path,
+    results: str | Path,
+    camera: Camera,
+    max_misfit: float = 0.05,
+    also_passed: bool = False,
 ) -> tuple[dict[str, Pointing], list[Skip]]:
     """Put the pointings that the fitted CCDs tell into an exposure table.
+
+    Exposures that have a manifest passed with the pointing that they have, and keep it: another
+    one would redo them and all that hangs on them.
 
     Parameters
     ----------
@@ -224,6 +231,8 @@ def repoint(
     max_misfit : float
         Largest rms between predicted and fitted outlines, as part of their extent; where it is
         larger, the camera file (scale, parity, positions) is at fault and not the pointing.
+    also_passed : bool
+        Correct exposures that have a manifest too.
 
     Returns
     -------
@@ -238,7 +247,7 @@ def repoint(
     old = read_exposures(table)
     for row in progress(old, "reading manifests", len(old)):
         rows.append(row)
-        if row.kind != "science":
+        if row.kind != "science" or (not also_passed and has_manifest(row.exposure, Path(results))):
             continue
         fitted = fitted_rows(row.exposure, Path(results))
         if not fitted:
@@ -268,6 +277,12 @@ def replace_pointing(row: ExposureRow, pointing: Pointing) -> ExposureRow:
             "rotation": round(pointing.rotation, 6) % 360.0,
         }
     )
+
+
+def has_manifest(exposure: str, results: Path) -> bool:
+    """Return whether an exposure has passed: its manifest is there."""
+    folder = results.parent if results.name == "summary" else results
+    return (folder / "summary" / f"{exposure}.ecsv").is_file()
 
 
 def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:

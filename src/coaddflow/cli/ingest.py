@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fitted",
         metavar="RESULTS",
         help="replace pointings and rotations in the table by those that the CCDs calibrated in "
-        "this folder of results were fitted with",
+        "this folder of results were fitted with, for exposures that failed because of theirs",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="with --fitted: also for exposures that passed (they are then done again)",
     )
     parser.add_argument(
         "--replace",
@@ -103,7 +108,9 @@ def _run_fitted(arguments: argparse.Namespace) -> int:
     from coaddflow.ingest import repoint
 
     camera, table = _camera_and_table(arguments)
-    pointings, skipped = repoint(table, arguments.fitted, load_camera(camera))
+    pointings, skipped = repoint(
+        table, arguments.fitted, load_camera(camera), also_passed=arguments.all
+    )
     if arguments.json:
         content = {
             "corrected": {name: dataclasses.asdict(p) for name, p in pointings.items()},
