@@ -177,3 +177,14 @@ def test_settings_of_a_job_hold_nothing_but_its_sections():
     with pytest.raises(AttributeError):
         _ = settings.psf
     assert full.psf.order == Settings().psf.order
+
+
+def test_given_calibration_frames_that_are_not_there_are_named():
+    given = {"calibs": {"bias": {"source": "given", "path": "masters/bias_{ccd}.fits"}}}
+    plan = plan_of([science("e1")], **given)
+    with pytest.raises(InputError, match=r"masters/bias_0\.fits: 4 of the 4 files of calibs\.bias"):
+        plan.check()
+    Path("masters").mkdir()
+    for ccd in range(4):
+        Path(f"masters/bias_{ccd}.fits").touch()
+    plan_of([science("e1")], **given).check()

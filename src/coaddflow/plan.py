@@ -241,6 +241,22 @@ class Plan:
         """Raise InputError for what would stop every CCD of a band."""
         for band in {row.band for row in self.science.values()}:
             self.calexp_settings(band)
+            for kind in CALIB_KINDS:
+                self._check_given(kind, band)
+
+    def _check_given(self, kind: str, band: str) -> None:
+        """Raise InputError if calibration frames that are said to be given are not there."""
+        if getattr(self.settings.calibs, kind).source != "given":
+            return
+        paths = [str(self.calib_product(kind, ccd, band)) for ccd in self.ccds]
+        missing = [path for path in dict.fromkeys(paths) if not Path(path).is_file()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the {len(set(paths))} files of calibs.{kind}.path are not "
+                "there, of which this is the first",
+                path=missing[0],
+                remedy="put them there, or leave their CCDs out (exclude_ccds)",
+            )
 
     @functools.cached_property
     def refcat_files(self) -> list[str]:
