@@ -33,6 +33,7 @@ include: "rules/coadds.smk"
 
 
 onstart:
+    lift_default_rate_limit()
     report_start()
 
 

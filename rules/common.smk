@@ -426,6 +426,18 @@ if not ON_CLUSTER and not {"mem", "mem_mb"} & set(workflow.global_resources):
 # ---------------------------------------------------------------------------------------------
 
 
+def lift_default_rate_limit():
+    """Take away the limit on jobs a second, unless the user has set one.
+
+    Snakemake 9.27 enforces its default of 100 jobs a second by looking at all waiting jobs again
+    one second after every look; each job that ends adds a look to those of every second. After a
+    thousand jobs the scheduler does nothing else.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 def report_start():
     """Say what the run is about, and what a user may not expect."""
     print(messages.start_text(PLAN), file=sys.stderr)
