@@ -247,7 +247,9 @@ def repoint(
     old = read_exposures(table)
     for row in progress(old, "reading manifests", len(old)):
         rows.append(row)
-        if row.kind != "science" or (not also_passed and has_manifest(row.exposure, Path(results))):
+        if row.kind != "science" or (
+            not also_passed and _manifest_of(row.exposure, Path(results)).is_file()
+        ):
             continue
         fitted = fitted_rows(row.exposure, Path(results))
         if not fitted:
@@ -279,10 +281,13 @@ def replace_pointing(row: ExposureRow, pointing: Pointing) -> ExposureRow:
     )
 
 
-def has_manifest(exposure: str, results: Path) -> bool:
-    """Return whether an exposure has passed: its manifest is there."""
-    folder = results.parent if results.name == "summary" else results
-    return (folder / "summary" / f"{exposure}.ecsv").is_file()
+def _results_folder(results: Path) -> Path:
+    """Return the folder of the results, which may be given by its folder ``summary``."""
+    return results.parent if results.name == "summary" else results
+
+
+def _manifest_of(exposure: str, results: Path) -> Path:
+    return _results_folder(results) / "summary" / f"{exposure}.ecsv"
 
 
 def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
@@ -290,8 +295,7 @@ def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
 
     An exposure whose CCDs fell outside their prediction has no manifest: its job failed.
     """
-    folder = results.parent if results.name == "summary" else results
-    manifest = folder / "summary" / f"{exposure}.ecsv"
+    folder, manifest = _results_folder(results), _manifest_of(exposure, results)
     if manifest.is_file():
         rows = read_manifest(manifest)
     else:
