@@ -9,7 +9,7 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_SECTIONS = (
+SECTIONS = (
     "detrend",
     "cosmics",
     "interpolation",
@@ -122,7 +122,7 @@ def make_calexp(
     """
     facts = facts_of(exposure, ccd)
     return _row_whatever_happens(
-        facts, files, lambda: _calexp_row(exposure, facts, files, camera, settings)
+        facts, files, lambda: calexp_row(exposure, facts, files, camera, settings)
     )
 
 
@@ -149,7 +149,7 @@ def make_calexp_from_image(image: ImageRow, files: CcdFiles, settings: Settings)
         As `make_calexp`.
     """
     facts = facts_of(image, image.ccd)
-    return _row_whatever_happens(facts, files, lambda: _imported_row(image, files, settings))
+    return _row_whatever_happens(facts, files, lambda: imported_image_row(image, files, settings))
 
 
 def _row_whatever_happens(
@@ -197,7 +197,7 @@ def result_or_failed_row(
     return row
 
 
-def _imported_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
+def imported_image_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
     """Make the calexp of an image calibrated elsewhere and write it."""
     imported = import_image(image, settings)
     inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
@@ -240,7 +240,7 @@ def remove_products(files: CcdFiles) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def _calexp_row(
+def calexp_row(
     exposure: ExposureRow, facts: CcdFacts, files: CcdFiles, camera: Camera, settings: Settings
 ) -> CcdRow:
     """Make the calexp of a CCD and write it."""
@@ -253,7 +253,11 @@ def _calexp_row(
 
 
 def write_products(
-    calexp: Calexp, cards: fits.Header, files: CcdFiles, settings: Settings
+    calexp: Calexp,
+    cards: fits.Header,
+    files: CcdFiles,
+    settings: Settings,
+    sections: Sequence[str] = SECTIONS,
 ) -> CcdRow:
     """Write a calexp and its sources; return the row.
 
@@ -266,11 +270,13 @@ def write_products(
     files : CcdFiles
         Where to, and what it was made from.
     settings : Settings
-        The sections that it was made with, and products.
+        ``sections`` and products.
+    sections : sequence of str
+        Sections of the settings that it was made with.
     """
     calexp.header.update(cards)
     provenance = provenance_header(
-        settings.section(*_SECTIONS), [files.raw, *files.calibs.values()]
+        settings.section(*sections), [files.raw, *files.calibs.values()]
     )
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
     return done_row(calexp.facts, calexp, files.calexp)
