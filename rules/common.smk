@@ -119,7 +119,9 @@ def raw_exposure_pattern():
     """Return a pattern of the exposures that are made from raw frames."""
     others = "|".join(PLAN.images)
     return (
-        rf"(?!(?:{others})[/.])[A-Za-z0-9][A-Za-z0-9_-]*" if others else "[A-Za-z0-9_-]+"
+        rf"(?!(?:{others})[/.])[A-Za-z0-9][A-Za-z0-9_-]*"
+        if others
+        else "[A-Za-z0-9_-]+"
     )
 
 

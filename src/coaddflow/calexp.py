@@ -80,6 +80,7 @@ from coaddflow.photometry import (
 from coaddflow.psf import PsfModel, PsfQuality, fit_psf, psf_from_hdu, psf_hdu
 from coaddflow.saturation import repair_saturated
 from coaddflow.settings import Settings
+from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.calexp import PhotometrySettings
 from coaddflow.stars import is_isolated, select_stars
 from coaddflow.wcs import pixel_to_sky, read_wcs, wcs_to_header
@@ -292,22 +293,34 @@ def calibrate_ccd(
         ``too_few_stars``, ``no_astrometric_match``, ``astrometry_rms`` or
         ``no_photometric_match``.
     """
+    solution = solve_astrometry(measured, initial_wcs, refcat, settings.astrometry)
+    photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)
+    mark_stars(measured.sources, solution, photometric)
+    return apply_calibration(measured, facts, solution, zero)
+
+
+def solve_astrometry(
+    measured: MeasuredCcd, initial_wcs: WCS, refcat: Table, settings: AstrometrySettings
+) -> AstrometrySolution:
+    """Solve for the WCS of a CCD by itself; parameters and failures as `calibrate_ccd`."""
     sources = measured.sources
     # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
-    solution = solve_ccd(
+    return solve_ccd(
         np.asarray(sources["x"]),
         np.asarray(sources["y"]),
         np.asarray(sources["flux_isophotal"]),
         refcat,
         initial_wcs,
         measured.masked_image.shape,
-        settings.astrometry,
+        settings,
         centroid_error=np.asarray(sources["x_error"]),
     )
-    photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)
+
+
+def mark_stars(sources: Table, solution: AstrometrySolution, photometric: np.ndarray) -> None:
+    """Mark in the sources which stars WCS and zero-point rest on; in place."""
     sources["is_astrometric"] = np.isin(np.arange(len(sources)), solution.source_index)
     sources["is_photometric"] = photometric
-    return apply_calibration(measured, facts, solution, zero)
 
 
 def measure_zero_point(

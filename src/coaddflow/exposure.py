@@ -231,6 +231,7 @@ def done_row(facts: CcdFacts, calexp: Calexp, path: str | Path) -> CcdRow:
 
 
 def facts_of(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
+    """Return what the table says of a CCD before it is looked at."""
     return CcdFacts(row.exposure, ccd, row.band, row.mjd, row.exposure_time)
 
 
@@ -275,9 +276,7 @@ def write_products(
         Sections of the settings that it was made with.
     """
     calexp.header.update(cards)
-    provenance = provenance_header(
-        settings.section(*sections), [files.raw, *files.calibs.values()]
-    )
+    provenance = provenance_header(settings.section(*sections), [files.raw, *files.calibs.values()])
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
     return done_row(calexp.facts, calexp, files.calexp)
 

@@ -14,27 +14,34 @@ again the job ends, and the scheduler tries it with more memory.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from coaddflow import resources
-from coaddflow.calexp import apply_calibration, calibrate_ccd, measure_ccd
+from coaddflow.calexp import MeasuredCcd, measure_ccd, solve_astrometry
 from coaddflow.calibs import read_calibs
 from coaddflow.camera import Camera, load_camera
 from coaddflow.crosstalk import collect_aggressors
 from coaddflow.exposure import (
+    SECTIONS,
     CcdFiles,
     calexp_row,
     clean,
     detrended_image,
     facts_of,
     imported_image_row,
+    reference_stars,
     remove_products,
     result_or_failed_row,
     write_products,
 )
-from coaddflow.exposure_solution import CcdSolution, CcdSummary, solve_ccds
+from coaddflow.exposure_solution import (
+    CcdAstrometry,
+    CcdSolution,
+    CcdSummary,
+    apply_solution,
+    solve_ccds,
+)
 from coaddflow.exposures import ExposureRow, ImageRow
 from coaddflow.gather import make_manifest
 from coaddflow.isr import begin_detrend, finish_detrend
@@ -42,6 +49,7 @@ from coaddflow.manifest import CcdRow
 from coaddflow.pool import Pool, Rounds, Worker
 from coaddflow.raw import read_raw_ccd
 from coaddflow.settings import Settings, load_settings
+from coaddflow.wcs import predicted_wcs
 
 _LOG = logging.getLogger(__name__)
 
@@ -187,6 +195,7 @@ def _solve_and_finish(
 
         ended[ccd] = result_or_failed_row(facts_of(task.exposure, ccd), files, fail)
         rounds.leave(ccd)
+    pool.broadcast(sky=solutions.sky)
     _round(rounds, _finish_ccd, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys}, ended)
 
 
@@ -210,9 +219,7 @@ def _round(
 # On the workers -------------------------------------------------------------------------------
 
 
-def _step_of(
-    worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]
-) -> Any:
+def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> Any:
     """Do a step of a CCD; of one that fails nothing is kept."""
     task: ExposureTask = worker.constants["task"]
     row = task.exposure or task.images[ccd]
@@ -254,9 +261,21 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
         image, cards = _detrended(ccd, task, worker)
         measured = measure_ccd(image, task.settings)
         worker.state.update(measured=measured, cards=cards)
-        return CcdSummary.of(measured)
+        astrometry = None
+        if not task.settings.exposure.astrometry.enabled:
+            astrometry = _own_astrometry(ccd, task, measured)
+        return CcdSummary.of(measured, astrometry)
 
     return _step_of(worker, ccd, step)
+
+
+def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
+    """Solve a CCD by itself."""
+    exposure, detector = task.exposure, task.camera.detector(ccd)
+    refcat = reference_stars(exposure, task.camera, detector, task.settings)
+    initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)
+    solution = solve_astrometry(measured, initial, refcat, task.settings.astrometry)
+    return CcdAstrometry.of(solution, refcat)
 
 
 def _detrended(ccd: int, task: ExposureTask, worker: Worker) -> tuple:
@@ -278,8 +297,17 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
     ccd, solution = item
 
     def step(task: ExposureTask) -> CcdRow:
-        calexp = solution.apply(worker.state["measured"], facts_of(task.exposure, ccd))
-        row = write_products(calexp, worker.state["cards"], task.files[ccd], task.settings)
+        calexp = apply_solution(
+            worker.state["measured"],
+            facts_of(task.exposure, ccd),
+            solution,
+            worker.constants["sky"],
+            task.camera,
+        )
+        sections = (*SECTIONS, "exposure")
+        row = write_products(
+            calexp, worker.state["cards"], task.files[ccd], task.settings, sections
+        )
         worker.state.clear()
         return row
 

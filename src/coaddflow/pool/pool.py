@@ -139,6 +139,7 @@ class Pool:
         self._events: deque[Event] = deque()
         self._definitions: dict[str, Packed] = {}
         self._dead_maps: list[int] = []
+        self._busy = 0.0
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
@@ -167,6 +168,11 @@ class Pool:
     def traffic(self) -> Traffic:
         """What this process has sent and received so far."""
         return self._open_backend().traffic
+
+    @property
+    def busy(self) -> float:
+        """Seconds that all workers together have spent on items so far."""
+        return self._busy
 
     def broadcast(self, **constants: Any) -> None:
         """Give constants to all workers, under their names; each is sent once to each worker.
@@ -461,6 +467,7 @@ class Pool:
         """Take the answer of a worker; one to a map that was given up is dropped."""
         asked, task = self._running.pop(number)
         reply = message.head
+        self._busy += reply.seconds
         _repeat_log(reply.log, task.label)
         if asked is not batch:
             return
