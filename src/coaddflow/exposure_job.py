@@ -100,7 +100,7 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
         If a CCD has ended two workers.
     """
     settings = load_settings(spec["config"])
-    task = _task_of(spec, settings.only(*spec["sections"]))
+    task = task_of(spec, settings.only(*spec["sections"]))
     rows = make_calexps(pool, task)
     make_manifest(
         spec["manifest"],
@@ -112,8 +112,8 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     )
 
 
-def _task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
-    """Return the task that plain values describe."""
+def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
+    """Return the task that plain values describe (see `run`)."""
     exposure = ExposureRow(**spec["exposure"]) if spec.get("exposure") else None
     images = {row["ccd"]: ImageRow(**row) for row in spec.get("images", ())}
     name = exposure.exposure if exposure else next(iter(images.values())).exposure
