@@ -55,7 +55,7 @@ def test_items_of_a_dead_worker_are_begun_anew(processes, tmp_path, fatal_round,
 
 def test_an_item_that_ends_two_workers_ends_the_work_with_its_name(processes):
     rounds = Rounds(processes, KEYS, label="CCD {}".format)
-    with pytest.raises(PoolError, match="CCD a has ended two workers .*more memory"):
+    with pytest.raises(PoolError, match=r"CCD a has ended two workers .*more memory"):
         rounds.do(work.end_worker, numbers(1))
 
 
