@@ -9,7 +9,7 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,7 @@ from coaddflow.isr import detrend
 from coaddflow.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
 from coaddflow.provenance import provenance_header
 from coaddflow.raw import read_raw_ccd
-from coaddflow.refcat import load_refcat
+from coaddflow.refcat import ccd_cone, exposure_cone, load_refcat
 from coaddflow.settings import Settings
 from coaddflow.wcs import pixel_to_sky, predicted_wcs
 
@@ -322,12 +322,24 @@ def reference_stars(
     exposure: ExposureRow, camera: Camera, detector: Detector, settings: Settings
 ) -> Table:
     """Return the reference stars that may be on a CCD, whatever its pointing error."""
-    nx, ny = detector.size
-    ra, dec = camera.pixel_to_sky(
-        detector, (nx - 1) / 2, (ny - 1) / 2, exposure.ra, exposure.dec, exposure.rotation
-    )
-    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
-    radius += settings.astrometry.max_pointing_error / 60.0
-    return load_refcat(
-        settings.refcat, float(ra), float(dec), float(radius), exposure.band, exposure.mjd
-    )
+    cone = ccd_cone(camera, detector, *_pointing(exposure, settings))
+    return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
+
+
+def reference_stars_of_exposure(
+    exposure: ExposureRow, camera: Camera, ccds: Iterable[int], settings: Settings
+) -> Table:
+    """Return the reference stars that may be on any of these CCDs.
+
+    Those of one CCD among them are `refcat.stars_in_cone` of its `refcat.ccd_cone`: the same rows
+    in the same order as `reference_stars` reads for it.
+    """
+    detectors = [camera.detector(ccd) for ccd in ccds]
+    cone = exposure_cone(camera, detectors, *_pointing(exposure, settings))
+    return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
+
+
+def _pointing(exposure: ExposureRow, settings: Settings) -> tuple[float, float, float, float]:
+    """Return RA, Dec, rotation and the largest error of the pointing, degrees."""
+    margin = settings.astrometry.max_pointing_error / 60.0
+    return exposure.ra, exposure.dec, exposure.rotation, margin

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from threadpoolctl import threadpool_limits
+
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Traffic, make_backend
 from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied
 from coaddflow.pool.failure import failure_of as _failure_of
@@ -144,6 +146,8 @@ class Pool:
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
         self._backend.start()
+        # sums have other bits with more threads; workers have one each
+        self._one_thread = threadpool_limits(1)
         return self
 
     def __exit__(
@@ -153,6 +157,7 @@ class Pool:
         trace: TracebackType | None,
     ) -> None:
         backend, self._backend = self._backend, None
+        self._one_thread.restore_original_limits()
         backend.close(abort=kind is not None or bool(self._running))
         self._workers.clear()
         self._running.clear()
