@@ -70,6 +70,7 @@ from coaddflow.image import (
     write_fits,
 )
 from coaddflow.photometry import (
+    MatchedStars,
     ZeroPoint,
     aperture_correction,
     aperture_fluxes,
@@ -343,6 +344,25 @@ def measure_zero_point(
     CcdFailure
         ``no_photometric_match`` if too few stars are whole and have a magnitude.
     """
+    stars = matched_stars(measured, solution, refcat, settings)
+    zero = zero_point(
+        stars.flux, stars.flux_error, stars.magnitude, stars.magnitude_error, settings
+    )
+    used = np.zeros(len(measured.sources), dtype=bool)
+    used[stars.source_index[zero.used]] = True
+    return used, zero
+
+
+def matched_stars(
+    measured: MeasuredCcd,
+    solution: AstrometrySolution,
+    refcat: Table,
+    settings: PhotometrySettings,
+) -> MatchedStars:
+    """Return the stars of an astrometric match, with fluxes and catalogue magnitudes.
+
+    Stars whose flux is not the whole one (saturated, at the edge, on bad pixels) have no magnitude.
+    """
     sources = measured.sources[solution.source_index]
     clean = (np.asarray(sources["flags"]) & int(_NO_MAGNITUDE)) == 0
     if settings.zero_point_flux == "psf":
@@ -353,11 +373,15 @@ def measure_zero_point(
         error = error * measured.aperture_correction
     magnitude = np.ma.filled(refcat["mag"], np.nan)[solution.reference_index]
     magnitude_error = np.ma.filled(refcat["mag_err"], np.nan)[solution.reference_index]
-    magnitude = np.where(clean, magnitude, np.nan)
-    zero = zero_point(flux, error, magnitude, magnitude_error, settings)
-    used = np.zeros(len(measured.sources), dtype=bool)
-    used[solution.source_index[zero.used]] = True
-    return used, zero
+    return MatchedStars(
+        solution.source_index,
+        np.asarray(sources["x"], dtype=float),
+        np.asarray(sources["y"], dtype=float),
+        np.asarray(flux, dtype=float),
+        np.asarray(error, dtype=float),
+        np.where(clean, magnitude, np.nan),
+        np.asarray(magnitude_error, dtype=float),
+    )
 
 
 def apply_calibration(

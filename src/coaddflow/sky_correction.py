@@ -49,6 +49,7 @@ from scipy.spatial import cKDTree
 from coaddflow.background import Background
 from coaddflow.calexp import MeasuredCcd
 from coaddflow.camera import Camera, Detector
+from coaddflow.group_scatter import group_scatter
 from coaddflow.image import MaskedImage
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
@@ -357,8 +358,8 @@ class _Fit:
     basis: sparse.csr_array
     by_ccd: sparse.csr_array
     shape: tuple[int, int]
-    prior: float
-    largest_response: float
+    response_sigma: float
+    response_limit: float
     level: float
     bend: float
     coefficients: NDArray[np.float64]
@@ -383,8 +384,8 @@ class _Fit:
             basis=_tensor_basis(pixels.x, pixels.y, knots_x, knots_y),
             by_ccd=sparse.csr_array(ones, shape=(n, n_ccds)),
             shape=shape,
-            prior=response_sigma**-2 if fitted else np.inf,
-            largest_response=response_sigma,
+            response_sigma=response_sigma if fitted else 0.0,
+            response_limit=response_sigma,
             level=level,
             # an image of which the sky is gone already has no level to compare with
             bend=max(_BEND * abs(level), error),
@@ -405,28 +406,27 @@ class _Fit:
             self.level + self.basis @ self.coefficients,
         )
         matrix, data = self.basis * gain[:, None], mean - self.level * gain
-        if np.isfinite(self.prior):
+        if self.response_sigma > 0:
             matrix = sparse.hstack([matrix, self.by_ccd * smooth[:, None]], format="csr")
             data = data + (gain - 1.0) * smooth
         weighted = matrix * weight[:, None]
         normal = (matrix.T @ weighted).toarray()
         normal[:n, :n] += self.bend**-2 * (_roughness(self.shape) + 1e-6 * np.eye(n))
-        if np.isfinite(self.prior):
+        if self.response_sigma > 0:
             # what all CCDs have in common belongs to the surface
             common = np.trace(normal[n:, n:]) / n_ccds
-            normal[n:, n:] += self.prior * np.eye(n_ccds) + common * np.ones((n_ccds, n_ccds))
+            normal[n:, n:] += np.eye(n_ccds) / self.response_sigma**2 + common * np.ones(
+                (n_ccds, n_ccds)
+            )
         found = np.linalg.solve(normal, weighted.T @ data)
         self.coefficients = found[:n]
-        if np.isfinite(self.prior):
+        if self.response_sigma > 0:
             self.response = found[n:]
-            self._update_prior(np.diag(np.linalg.inv(normal))[n:])
-
-    def _update_prior(self, variance: NDArray[np.float64]) -> None:
-        """Learn from the CCDs how much they differ; of few, or of one that is odd, little."""
-        known = np.clip(1.0 - self.prior * variance, 0.0, 1.0).mean()
-        # 0.455 is the median of chi^2 of one degree of freedom
-        scatter2 = np.median(self.response**2) / 0.455 / max(known, 0.1)
-        self.prior = 1.0 / np.clip(scatter2, _LEAST_RESPONSE**2, self.largest_response**2)
+            variance = np.diag(np.linalg.inv(normal))[n:]
+            limits = _LEAST_RESPONSE, self.response_limit
+            self.response_sigma = group_scatter(
+                self.response, variance, self.response_sigma, limits
+            )
 
 
 def _fit_without_sources(
