@@ -70,7 +70,7 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
         _calibration(plan),
         _exposures(exposures, cores),
         *([_tracts(plan, cores)] if plan.tracts else []),
-        Cost("survey", 1, 1, START_CPU_SECONDS / 3600, 2 * needs.INTERPRETER_MB, 0.0),
+        Cost("survey", 1, 1, START_CPU_SECONDS / 3600, 2 * needs.SMALL_STEP_MB, 0.0),
     ]
 
 
