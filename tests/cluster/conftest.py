@@ -3,7 +3,9 @@
 `make test-slurm` and `make test-pbs` name this folder; a plain `pytest` leaves it out.
 """
 
+import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,12 +22,21 @@ def pytest_ignore_collect(collection_path, config):
     return None if any("cluster" in str(word) for word in config.args) else True
 
 
+def skip_without(missing, what):
+    """Skip a test whose programs are not installed; where they must be, fail."""
+    if missing:
+        text = f"no {what} here: {', '.join(missing)} not installed"
+        if os.environ.get("COADDFLOW_CLUSTER_TESTS") == "required":
+            pytest.fail(text)
+        pytest.skip(text)
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """A Slurm of four nodes, for all tests of a session."""
-    missing = missing_programs()
-    if missing:
-        pytest.skip(f"no Slurm here: {', '.join(missing)} not installed")
+    skip_without(missing_programs(), "Slurm")
+    # a runner that is asked to end must not leave a cluster behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # a short name: sockets are in it
     folder = Path(tempfile.mkdtemp(prefix="cf-slurm-", dir="/tmp"))
     cluster = SlurmCluster(folder, nodes=4, cpus=4)
@@ -63,11 +74,31 @@ def undisturbed(cluster, raw, tmp_path_factory):
 
 
 @pytest.fixture
-def survey(cluster, undisturbed, tmp_path):
-    """A copy of the finished survey in which two exposures are still to be done."""
-    copy = Survey(tmp_path / "survey", cluster)
-    shutil.copytree(undisturbed.folder, copy.folder, symlinks=True)
-    for exposure in copy.to_do:
-        copy.forget(exposure)
+def copy_of_survey(cluster, undisturbed, tmp_path):
+    """Return a function that copies the finished survey, with exposures still to be done."""
+    copies = []
+
+    def copy(name="survey", to_do=("1001", "1002")):
+        made = Survey(tmp_path / name, cluster, to_do=to_do)
+        shutil.copytree(undisturbed.folder, made.folder, symlinks=True)
+        shutil.rmtree(made.folder / ".snakemake" / "log")
+        for exposure in to_do:
+            made.forget(exposure)
+        copies.append(made)
+        return made
+
     yield copy
-    copy.end()
+    for made in copies:
+        made.end()
+
+
+@pytest.fixture
+def survey(copy_of_survey):
+    """A copy of the finished survey in which two exposures are still to be done."""
+    return copy_of_survey()
+
+
+@pytest.fixture
+def one(copy_of_survey):
+    """A copy of the finished survey in which one exposure is still to be done."""
+    return copy_of_survey(to_do=("1001",))
