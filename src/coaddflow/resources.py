@@ -1,8 +1,9 @@
 """How much memory and time a job of the scheduler needs, from counts of pixels.
 
-The figures per pixel were measured on the stages of this package (docs/workflow.md); they are
-upper bounds with some room, since a job that asks for too little is killed, and one that asks for
-too much only waits longer. Memory in MB (1e6 bytes), time in minutes.
+The figures per pixel were measured on the stages of this package: memory with some room, since a
+job that asks for too little is killed, and one that asks for too much only waits longer; CPU time
+as it is, and time limits several times as long. `coaddflow plan` shows after a run how they
+compare with it; docs/slurm.md has such figures. Memory in MB (1e6 bytes), time in minutes.
 """
 
 import math
@@ -17,14 +18,17 @@ SNAKEMAKE_MB = 300
 SMALL_STEP_MB = 450
 """A step that reads and writes tables, with the Snakemakes of its job."""
 
-CCD_BYTES_PER_PIXEL = 130
+CCD_BYTES_PER_PIXEL = 85
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
 and sources makes."""
 
-CCD_SECONDS_PER_MPIXEL = 12.0
+CCD_SECONDS_PER_MPIXEL = 1.6
+CALIB_BYTES_PER_PIXEL = 60
+CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.2
 WARP_BYTES_PER_PIXEL = 40
-WARP_SECONDS_PER_MPIXEL = 3.0
+WARP_SECONDS_PER_MPIXEL = 0.3
 COADD_BYTES_PER_PIXEL = 30
+COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.15
 PICTURE_BYTES_PER_PIXEL = 60
 
 STACK_BYTES_PER_PIXEL = 13
@@ -42,9 +46,11 @@ STACK_HALO = 60
 HELD_BYTES_PER_PIXEL = 13
 """A CCD that waits in memory until the whole exposure is solved."""
 
-COADD_SECONDS_PER_MPIXEL_AND_INPUT = 1.0
-CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 2.0
-START_SECONDS = 20.0
+TIME_MARGIN = 8.0
+"""A time limit over the CPU time: slow nodes, crowded fields, a file system under load."""
+
+START_SECONDS = 30.0
+"""Until a step has loaded its libraries and compiled its kernels, on a busy file system."""
 
 
 def ccd_memory(n_pixels: int) -> int:
@@ -70,7 +76,7 @@ def calib_memory(n_pixels: int, n_frames: int, stack_gb: float) -> int:
         Size from which the stack stands on disk (settings ``calibs.memory``), GB.
     """
     stack = min(4 * n_pixels * n_frames, 1e9 * stack_gb)
-    return _megabytes(2 * stack + CCD_BYTES_PER_PIXEL * n_pixels)
+    return _megabytes(2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
 
 
 def calib_runtime(n_pixels: int, n_frames: int) -> int:
@@ -148,7 +154,7 @@ def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
 def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
     """Return the time limit of calibrating one exposure in a single job, minutes."""
     rounds = math.ceil(len(n_pixels) / threads)
-    return _minutes(START_SECONDS + rounds * CCD_SECONDS_PER_MPIXEL * max(n_pixels) / 1e6)
+    return _minutes(rounds * CCD_SECONDS_PER_MPIXEL * max(n_pixels) / 1e6)
 
 
 def tract_memory(
@@ -195,7 +201,7 @@ def tract_runtime(
     coadds = sum(2 + n for n in inputs) * COADD_SECONDS_PER_MPIXEL_AND_INPUT * patch_pixels
     rounds = math.ceil(len(inputs) / threads) * threads / max(len(inputs), 1)
     work = rounds * (WARP_SECONDS_PER_MPIXEL * warped_pixels + coadds)
-    return _minutes(START_SECONDS + work / 1e6 / threads)
+    return _minutes(work / 1e6 / threads)
 
 
 def machine_memory() -> int:
@@ -217,4 +223,4 @@ def _megabytes(n_bytes: float) -> int:
 
 
 def _minutes(seconds: float) -> int:
-    return max(math.ceil((START_SECONDS + seconds) / 60.0), 2)
+    return max(math.ceil((START_SECONDS + TIME_MARGIN * seconds) / 60.0), 3)
