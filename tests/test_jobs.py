@@ -109,12 +109,23 @@ def test_the_last_job_of_an_exposure_counts(survey):
     }
 
 
-def test_what_to_do_is_told_with_the_rule_that_needs_it(survey):
-    survey(5, "group_exposure_1001_calexp_manifest")
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("exposure_1001_calexp_manifest", "calexp"),
+        ("exposure_1001_calibrated_manifest", "calibrated"),
+        ("exposure_1001_exposure", "exposure"),
+        ("tract_0_coadd_picture_tract_corners_warp", "coadd"),
+        ("tract_0_picture_tract_tract_corners", "tract"),
+        ("survey_corners", "survey_corners"),
+    ],
+)
+def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
+    survey(5, f"group_{name}")
     survey.sacct("5|OUT_OF_MEMORY\n")
-    told = latest_jobs(survey.folder)["exposure_1001"].explanation
+    told = latest_jobs(survey.folder)[unit_of(name)].explanation
     assert told.startswith("Slurm job 5 was killed for want of memory")
-    assert "--set-resources calexp:mem_mb=" in told
+    assert f"--set-resources {rule}:mem_mb=" in told
 
 
 @pytest.mark.parametrize(

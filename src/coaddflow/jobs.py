@@ -40,7 +40,15 @@ EXPLANATIONS: dict[Outcome, str] = {
 }
 """What became of a job, and what to do about it. ``{rule}`` is the rule that needs most."""
 
-_RULES = {"exposure": "calexp", "tract": "coadd", "calibs": "master_flat"}
+_HEAVIEST = (
+    (r"^exposure_.*_exposure(_|$)", "exposure"),
+    (r"^exposure_.*_calibrated(_|$)", "calibrated"),
+    (r"^exposure_", "calexp"),
+    (r"^tract_.*_tract(?!_corners)(_|$)", "tract"),
+    (r"^tract_", "coadd"),
+    (r"^calibs_", "master_flat"),
+)
+"""The rule that needs most in a job, by the name that Snakemake gives the job."""
 
 _SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+) \(log: (.*)\)\.")
 
@@ -86,8 +94,8 @@ class ClusterJob(NamedTuple):
         Who ran it.
     job_id : str
         Its number there.
-    unit : str
-        What it was for: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule.
+    name : str
+        How Snakemake calls it: the group with its rules, or the rule with its wildcards.
     outcome : str
         How it ended, a key of `EXPLANATIONS` or "done".
     words : str
@@ -98,16 +106,21 @@ class ClusterJob(NamedTuple):
 
     system: Literal["Slurm", "PBS"]
     job_id: str
-    unit: str
+    name: str
     outcome: Outcome
     words: str
     log: str
 
     @property
+    def unit(self) -> str:
+        """What it was for: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
+        return unit_of(self.name)
+
+    @property
     def explanation(self) -> str:
         """What became of the job and what to do, in one sentence."""
-        kind = self.unit.partition("_")[0]
-        text = EXPLANATIONS.get(self.outcome, "").format(rule=_RULES.get(kind, self.unit))
+        rules = (rule for pattern, rule in _HEAVIEST if re.search(pattern, self.name))
+        text = EXPLANATIONS.get(self.outcome, "").format(rule=next(rules, self.name))
         return f"{self.system} job {self.job_id} {text} ({self.words})"
 
 
@@ -127,7 +140,7 @@ def latest_jobs(folder: str | Path, since: float = 0.0) -> dict[str, ClusterJob]
     states = _slurm_states(job_id for job_id, _ in submitted.values())
     for unit, (job_id, log) in submitted.items():
         outcome, words = _slurm_outcome(states.get(job_id, ""), Path(log))
-        latest[unit] = ClusterJob("Slurm", job_id, unit, outcome, words, log)
+        latest[unit] = ClusterJob("Slurm", job_id, _name_of_log(Path(log)), outcome, words, log)
     return latest
 
 
@@ -160,19 +173,19 @@ def _slurm_submissions(logs: Path, since: float) -> dict[str, tuple[str, str]]:
                 match = _SUBMITTED.search(line)
                 if match:
                     job_id, log = match.groups()
-                    found[_unit_of_log(Path(log))] = (job_id, log)
+                    found[unit_of(_name_of_log(Path(log)))] = (job_id, log)
     return found
 
 
-def _unit_of_log(log: Path) -> str:
-    """Return what a job is for, from its log ``.../group_NAME/[wildcards/]ID.log``."""
+def _name_of_log(log: Path) -> str:
+    """Return how Snakemake calls a job, from its log ``.../group_NAME/[wildcards/]ID.log``."""
     for part in reversed(log.parts[:-1]):
         kind, _, name = part.partition("_")
         if kind == "group" and name:
-            return unit_of(name)
+            return name
         if kind == "rule" and name:
             wildcards = log.parts[log.parts.index(part) + 1 : -1]
-            return unit_of("_".join([name, *wildcards]))
+            return "_".join([name, *wildcards])
     return log.stem
 
 
@@ -234,13 +247,11 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
             log = re.search(r"\(log: ([^)]*)\)", reason)
             words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
             how = "done" if outcome == "success" else _outcome_from_words(words)
-            found.append(
-                ClusterJob("PBS", job_id, unit_of(name), how, words, log[1] if log else "")
-            )
+            found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
     with contextlib.suppress(OSError, ValueError, AttributeError):
         book = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
         for job_id, job in book.get("jobs", {}).items():
-            name, log = unit_of(job.get("name", "")), job.get("log", "")
+            name, log = job.get("name", ""), job.get("log", "")
             found.append(ClusterJob("PBS", job_id, name, "live", "in the ledger", log))
     return found
 

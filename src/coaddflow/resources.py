@@ -25,10 +25,16 @@ and sources makes."""
 CCD_SECONDS_PER_MPIXEL = 1.6
 CALIB_BYTES_PER_PIXEL = 60
 CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.2
-WARP_BYTES_PER_PIXEL = 40
-WARP_SECONDS_PER_MPIXEL = 0.3
+WARP_BYTES_PER_PIXEL = 30
+WARP_SECONDS_PER_MPIXEL = 0.1
+WARPED_BYTES_PER_PIXEL = 16
+"""A patch that is being filled."""
+
+WARPED_PATCHES = 4
+"""Patches that one CCD may touch."""
+
 COADD_BYTES_PER_PIXEL = 30
-COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.15
+COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.06
 PICTURE_BYTES_PER_PIXEL = 60
 
 STACK_BYTES_PER_PIXEL = 13
@@ -89,7 +95,8 @@ def warp_memory(ccd_pixels: int, patch_pixels: int) -> int:
 
     One CCD and the patches that are in work stand in memory at a time.
     """
-    return _megabytes(WARP_BYTES_PER_PIXEL * (ccd_pixels + 4 * patch_pixels))
+    patches = WARPED_BYTES_PER_PIXEL * WARPED_PATCHES * patch_pixels
+    return _megabytes(WARP_BYTES_PER_PIXEL * ccd_pixels + patches)
 
 
 def warp_runtime(exposure_pixels: int) -> int:
@@ -177,7 +184,7 @@ def tract_memory(
         it holds in memory.
     """
     warps = HELD_BYTES_PER_PIXEL * patch_pixels * n_inputs
-    warping = WARP_BYTES_PER_PIXEL * (ccd_pixels + patch_pixels)
+    warping = WARP_BYTES_PER_PIXEL * ccd_pixels + WARPED_BYTES_PER_PIXEL * patch_pixels
     coadding = _coadd_bytes(patch_pixels, n_inputs, block_mb)
     return INTERPRETER_MB + threads * _megabytes(warps + max(warping, coadding))
 

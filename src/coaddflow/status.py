@@ -139,7 +139,9 @@ def survey_status(
         Exposures in the order of the plan.
     """
     results, logs = Path(results), Path(logs)
-    notes = {job.job: job.reason for job in failed_jobs(logs / "manifest")}
+    # the step that refuses an exposure, or the one that does all of it
+    steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
+    notes = {job.job: job.reason for job in steps}
     jobs = latest_jobs(folder)
     exposures = tuple(
         _exposure_status(
@@ -345,12 +347,16 @@ def status_json(status: SurveyStatus) -> str:
                 "band": exposure.band,
                 "manifest": exposure.manifest,
                 "note": exposure.note,
-                "job": exposure.job and exposure.job._asdict(),
+                "job": exposure.job and _job_json(exposure.job),
                 **{state: exposure.count(state) for state in states},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
             }
             for exposure in status.exposures
         ],
-        "jobs": [job._asdict() for job in status.jobs],
+        "jobs": [_job_json(job) for job in status.jobs],
     }
     return json.dumps(content, indent=1)
+
+
+def _job_json(job: ClusterJob) -> dict[str, str]:
+    return {**job._asdict(), "unit": job.unit, "explanation": job.explanation}

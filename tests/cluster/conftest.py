@@ -10,11 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import yaml
 from slurm_cluster import SlurmCluster, missing_programs
 from survey import Survey, make_survey
-
-import coaddflow
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -52,14 +49,7 @@ def cluster():
 def raw(tmp_path_factory):
     """A simulated survey of 4 exposures of a camera of 6 CCDs, ready to run."""
     folder = tmp_path_factory.mktemp("raw")
-    camera = yaml.safe_load(
-        (Path(coaddflow.__file__).parent / "cameras" / "mini.yaml").read_text(encoding="utf-8")
-    )
-    camera["detectors"] += [
-        {"id": 4, "name": "SSE", "extension": "CCD4", "center": [-2.475, -7.425]},
-        {"id": 5, "name": "SSW", "extension": "CCD5", "center": [2.475, -7.425]},
-    ]
-    make_survey(folder, {**camera, "name": "six"})
+    make_survey(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from typing import get_args
 
 import yaml
 
+import coaddflow
 from coaddflow.settings.survey import ParallelSettings
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +47,21 @@ SETTINGS = {
 }
 
 
-def make_survey(folder, camera):
+def six_ccds():
+    """Return a camera of 6 CCDs: the mini camera with a row more."""
+    camera = yaml.safe_load(
+        (Path(coaddflow.__file__).parent / "cameras" / "mini.yaml").read_text(encoding="utf-8")
+    )
+    camera["detectors"] += [
+        {"id": 4, "name": "SSE", "extension": "CCD4", "center": [-2.475, -7.425]},
+        {"id": 5, "name": "SSW", "extension": "CCD5", "center": [2.475, -7.425]},
+    ]
+    return {**camera, "name": "six"}
+
+
+def make_survey(folder):
     """Simulate a survey in a folder and make its table and settings."""
+    camera = six_ccds()
     (folder / "six.yaml").write_text(yaml.safe_dump(camera), encoding="utf-8")
     (folder / "sim.yaml").write_text(yaml.safe_dump(SIMULATION), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
