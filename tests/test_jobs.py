@@ -67,6 +67,7 @@ def test_without_a_cluster_there_are_no_jobs(tmp_path):
         ("NODE_FAIL", "", "node failed"),
         ("OUT_OF_MEMORY", "", "out of memory"),
         ("FAILED", "slurmstepd: error: Exceeded job memory limit\n", "out of memory"),
+        ("CANCELLED by 0", "slurmstepd: error: Step 12.0 exceeded memory limit\n", "out of memory"),
         ("FAILED", "a step failed\n", "failed"),
         ("SOMETHING_NEW", "", "unknown"),
     ],

@@ -212,11 +212,11 @@ def _slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
 def _slurm_outcome(state: str, log: Path) -> tuple[Outcome, str]:
     """Return how a job ended, and in Slurm's words, from its state and what is in its log."""
     outcome = _SLURM_OUTCOMES.get(state.partition(" ")[0], "unknown")
-    if outcome not in ("failed", "unknown"):
-        return outcome, state
-    said = _slurm_words(log)
-    if said:
-        return _outcome_from_words(said), f"{state}: {said}" if state else said
+    # a step that is killed for its memory may count as failed, or as cancelled
+    if outcome in ("failed", "unknown", "cancelled"):
+        said = _slurm_words(log)
+        if said:
+            return _outcome_from_words(said), f"{state}: {said}" if state else said
     return outcome, state or "Slurm's accounting says nothing about it"
 
 

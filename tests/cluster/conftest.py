@@ -60,6 +60,7 @@ def undisturbed(cluster, raw, tmp_path_factory):
     survey.copy_raw(raw)
     survey.first = survey.run()
     survey.first.check()
+    survey.made, survey.told = survey.products(), survey.status()
     return survey
 
 

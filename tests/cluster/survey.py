@@ -130,6 +130,8 @@ class Survey:
         The run that made the products.
     runs : list of Run
         All runs.
+    made, told
+        What `products` and `status` said when it was done.
     """
 
     folder: Path
@@ -139,6 +141,8 @@ class Survey:
     to_do: tuple = ("1001", "1002")
     first: Run | None = None
     runs: list = field(default_factory=list)
+    made: dict | None = None
+    told: tuple | None = None
 
     def copy_raw(self, raw):
         """Take over settings and table; the raw frames are linked."""
