@@ -1,6 +1,5 @@
 """How the jobs of a cluster ended, from what Snakemake, Slurm and PBS leave behind."""
 
-import json
 import os
 
 import pytest
@@ -146,7 +145,8 @@ def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome):
         "2026-11-27T02:00:00\t3.pbs\texposure_1001\tsuccess\t\n"
         f"2026-11-27T02:10:00\t4.pbs\texposure_1001\tfailed\texposure_1001: {reason} (log: a.out)\n"
     )
-    (folder / "jobs.json").write_text(json.dumps({"jobs": {"9.pbs": {"name": "tract_0"}}}))
+    (folder / "ids").mkdir()
+    (folder / "ids" / "9.pbs").write_text("tract_0.1a2b")
     jobs = latest_jobs(tmp_path)
     job = jobs["exposure_1001"]
     assert (job.job_id, job.outcome, job.words, job.log) == ("4.pbs", outcome, reason, "a.out")

@@ -6,7 +6,6 @@ profiles/pbs. Standard library only.
 """
 
 import contextlib
-import json
 import re
 import subprocess
 import time
@@ -248,11 +247,11 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
             words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
             how = "done" if outcome == "success" else _outcome_from_words(words)
             found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        book = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
-        for job_id, job in book.get("jobs", {}).items():
-            name, log = job.get("name", ""), job.get("log", "")
-            found.append(ClusterJob("PBS", job_id, name, "live", "in the ledger", log))
+    for path in sorted((folder / "ids").glob("*")):
+        with contextlib.suppress(OSError):
+            label = path.read_text(encoding="utf-8").strip()
+            name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
+            found.append(ClusterJob("PBS", path.name, name, "live", "in the ledger", log))
     return found
 
 
