@@ -2,6 +2,7 @@
 # make test    set everything up and run the tests
 # make lint    set everything up and check the style of code and workflow
 # make config  bring the keys and comments of config.yaml up to date with the model
+# make test-slurm, make test-pbs: see cluster.mk
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=/some/folder where the packages go,
 # PYTEST_ARGS="-k warp" what is tested.
@@ -46,3 +47,5 @@ $(VENV)/.set-up-test: pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "coaddflow needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+
+include cluster.mk

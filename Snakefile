@@ -21,7 +21,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        all_products(),
+        all_products,
 
 
 include: "rules/calibs.smk"

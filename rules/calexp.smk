@@ -23,7 +23,7 @@ if PLAN.science:
         wildcard_constraints:
             exposure=raw_exposure_pattern(),
         group:
-            group_of("exposure")
+            group_of("exposure_{exposure}")
         threads: 1
         resources:
             mem_mb=ccd_memory,
@@ -44,11 +44,11 @@ rule manifest:
     log:
         "logs/manifest/{exposure}.log",
     group:
-        group_of("exposure")
+        group_of("exposure_{exposure}")
     threads: 1
     resources:
-        mem_mb=needs.INTERPRETER_MB,
-        runtime=5,
+        mem_mb=growing(needs.INTERPRETER_MB),
+        runtime=growing(5),
     params:
         facts=exposure_facts,
         verdict=verdict,

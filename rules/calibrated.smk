@@ -16,7 +16,7 @@ if PLAN.images:
         wildcard_constraints:
             exposure=image_exposure_pattern(),
         group:
-            group_of("exposure")
+            group_of("exposure_{exposure}")
         threads: 1
         resources:
             mem_mb=ccd_memory,

@@ -16,6 +16,8 @@ if PLAN.science:
             "logs/calibs/bias/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/bias/{ccd}.tsv"
+        group:
+            group_of("calibs_{ccd}")
         threads: 1
         resources:
             mem_mb=calib_memory,
@@ -36,6 +38,8 @@ if PLAN.science:
             "logs/calibs/dark/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/dark/{ccd}.tsv"
+        group:
+            group_of("calibs_{ccd}")
         threads: 1
         resources:
             mem_mb=calib_memory,
@@ -56,6 +60,8 @@ if PLAN.science:
             "logs/calibs/flat/{band}/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/flat/{band}/{ccd}.tsv"
+        group:
+            group_of("calibs_{ccd}")
         threads: 1
         resources:
             mem_mb=calib_memory,
@@ -76,6 +82,8 @@ if PLAN.science:
             "logs/calibs/defects/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/defects/{ccd}.tsv"
+        group:
+            group_of("calibs_{ccd}")
         threads: 1
         resources:
             mem_mb=calib_memory,

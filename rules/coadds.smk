@@ -15,7 +15,7 @@ rule coadd:
     benchmark:
         "results/benchmarks/coadd/{band}/{tract}/{patch}.tsv"
     group:
-        group_of("tract")
+        group_of("tract_{tract}")
     threads: 1
     resources:
         mem_mb=coadd_memory,
@@ -35,11 +35,11 @@ rule picture:
     log:
         "logs/picture/{tract}.log",
     group:
-        group_of("tract")
+        group_of("tract_{tract}")
     threads: 1
     resources:
         mem_mb=picture_memory,
-        runtime=10,
+        runtime=growing(10),
     params:
         skymap=PLAN.skymap_settings(),
     script:

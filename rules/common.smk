@@ -10,11 +10,12 @@ import sys
 import time
 
 from snakemake.dag import DAG
+from snakemake.jobs import GroupJob, Job
 
 RUN_STARTED = time.time()
 
 try:
-    from coaddflow import messages
+    from coaddflow import cluster, joblog, messages
     from coaddflow import plan as planning
     from coaddflow import resources as needs
     from coaddflow.errors import InputError
@@ -76,9 +77,10 @@ wildcard_constraints:
     patch=r"\d+_\d+",
 
 
-# Whether jobs go to a cluster: `jobs` is given, or this is such a job. Then the jobs of an exposure
-# and those of a tract are one group each, which is one job of the cluster. Elsewhere groups have
-# no effect, but planning takes four times as long with them.
+# Whether jobs go to a cluster: `jobs` is given, or this is such a job. Then the jobs of an exposure,
+# those of a tract and the calibration frames of a CCD are one group each, which is one job of the
+# cluster and named in its queue. Elsewhere groups have no effect, but planning takes four times as
+# long with them.
 ON_CLUSTER = (
     workflow.resource_settings.nodes is not None or not workflow.is_main_process
 )
@@ -91,8 +93,22 @@ DAG._check_groups = lambda self: None
 
 
 def group_of(name):
-    """Return the group of a rule: a name on a cluster, None elsewhere."""
+    """Return the group of a rule: a name with wildcards on a cluster, None elsewhere."""
     return name if ON_CLUSTER else None
+
+
+# A failure that another attempt cannot mend (too many failed CCDs, an unusable file) is not tried
+# again. Snakemake 9.27 has only `retries` of a rule, and a group is tried as often as that rule of
+# it that is tried most, so the answer is taken from the last words of the jobs' logs.
+def retries_left(job):
+    """Return how often a job or a group of jobs may be tried again."""
+    jobs = job.jobs if job.is_group() else [job]
+    if joblog.failed_for_good([log for one in jobs for log in one.log], RUN_STARTED):
+        return 0
+    return max(one.rule.restart_times for one in jobs)
+
+
+Job.restart_times = GroupJob.restart_times = property(retries_left)
 
 
 def raw_exposure_pattern():
@@ -141,13 +157,14 @@ def warps_of(exposure):
     ]
 
 
-def all_products():
-    """Return what a run makes.
+def all_products(wildcards):
+    """Return what a run makes. It is asked for when planning begins, after the executor is known.
 
     Manifests, warp tables, databases and calibration frames are named here although coadds hang
     on them: Snakemake does not miss an intermediate file that a failed job has taken away as long
     as the older files made from it are there, and the next run would call them up to date.
     """
+    cluster.prepare(workflow)
     return [
         *calibration_frames(),
         *(f"results/summary/{exposure}.ecsv" for exposure in PLAN.exposures),
@@ -379,41 +396,57 @@ def patch_pixels():
     return (SETTINGS.skymap.patch_inner_size + 2 * SETTINGS.skymap.patch_border) ** 2
 
 
-def ccd_memory(wildcards):
-    return needs.ccd_memory(ccd_pixels(wildcards))
+def growing(amount):
+    """Return a resource of a fixed amount, and that much more at each further attempt."""
+    return lambda wildcards, attempt: attempt * amount
 
 
-def ccd_runtime(wildcards):
-    return needs.ccd_runtime(ccd_pixels(wildcards))
+def ccd_memory(wildcards, attempt):
+    return attempt * needs.ccd_memory(ccd_pixels(wildcards))
 
 
-def calib_memory(wildcards, input):
-    return needs.calib_memory(ccd_pixels(wildcards), len(input), SETTINGS.calibs.memory)
+def ccd_runtime(wildcards, attempt):
+    return attempt * needs.ccd_runtime(ccd_pixels(wildcards))
 
 
-def calib_runtime(wildcards, input):
-    return needs.calib_runtime(ccd_pixels(wildcards), len(input))
+def calib_memory(wildcards, input, attempt):
+    stack = SETTINGS.calibs.memory
+    return attempt * needs.calib_memory(ccd_pixels(wildcards), len(input), stack)
 
 
-def warp_memory(wildcards):
-    return needs.warp_memory(exposure_pixels(wildcards.exposure)[0], patch_pixels())
+def calib_runtime(wildcards, input, attempt):
+    return attempt * needs.calib_runtime(ccd_pixels(wildcards), len(input))
 
 
-def warp_runtime(wildcards):
-    return needs.warp_runtime(exposure_pixels(wildcards.exposure)[1])
+def warp_memory(wildcards, attempt):
+    largest, _ = exposure_pixels(wildcards.exposure)
+    return attempt * needs.warp_memory(largest, patch_pixels())
 
 
-def coadd_memory(wildcards):
-    return needs.coadd_memory(patch_pixels(), SETTINGS.coadd.memory_mb)
+def warp_runtime(wildcards, attempt):
+    _, together = exposure_pixels(wildcards.exposure)
+    return attempt * needs.warp_runtime(together)
 
 
-def picture_memory(wildcards, input):
-    return needs.picture_memory(patch_pixels(), len(input))
+def coadd_memory(wildcards, input, attempt):
+    inputs = len(input.warps)
+    return attempt * needs.coadd_memory(
+        patch_pixels(), inputs, SETTINGS.coadd.memory_mb
+    )
 
 
-def coadd_runtime(wildcards, input):
-    return needs.coadd_runtime(patch_pixels(), len(input))
+def coadd_runtime(wildcards, input, attempt):
+    return attempt * needs.coadd_runtime(patch_pixels(), len(input.warps))
 
+
+def picture_memory(wildcards, input, attempt):
+    return attempt * needs.picture_memory(patch_pixels(), len(input))
+
+
+# The Snakemake inside a job of a cluster works within what the job was given.
+if not workflow.is_main_process:
+    for name, amount in cluster.allocation().items():
+        workflow.register_resource(name, amount)
 
 # On one machine the jobs that run side by side must fit into its memory. `--resources mem_mb=N`
 # or a profile says otherwise.
@@ -440,6 +473,7 @@ def lift_default_rate_limit():
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
+    cluster.refuse_while_earlier_jobs_live(workflow)
     print(messages.start_text(PLAN), file=sys.stderr)
 
 

@@ -13,11 +13,11 @@ rule tract_corners:
     log:
         "logs/tract_corners/{band}/{tract}.log",
     group:
-        group_of("tract")
+        group_of("tract_{tract}")
     threads: 1
     resources:
-        mem_mb=needs.INTERPRETER_MB,
-        runtime=10,
+        mem_mb=growing(needs.INTERPRETER_MB),
+        runtime=growing(10),
     params:
         skymap=PLAN.skymap_settings(),
     script:
@@ -33,8 +33,8 @@ rule survey_corners:
         "logs/survey_corners.log",
     threads: 1
     resources:
-        mem_mb=2 * needs.INTERPRETER_MB,
-        runtime=60,
+        mem_mb=growing(2 * needs.INTERPRETER_MB),
+        runtime=growing(60),
     params:
         skymap=PLAN.skymap_settings(),
         prediction=PLAN.triggers("prediction"),

@@ -14,7 +14,7 @@ rule warp:
     benchmark:
         "results/benchmarks/warp/{tract}/{exposure}.tsv"
     group:
-        group_of("tract")
+        group_of("tract_{tract}")
     threads: 1
     resources:
         mem_mb=warp_memory,

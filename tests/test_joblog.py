@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -44,6 +45,27 @@ def test_a_mistake_of_the_user_is_one_line_without_traceback(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"coaddflow: failed: x.ecsv: is not a table. Make it again (log: {log})\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "for_good"),
+    [
+        (InputError("too many failed"), None, True),
+        (InputError("cannot be read"), OSError("stale file handle"), False),
+        (MemoryError(), None, False),
+        (KeyError("nothing"), None, False),
+    ],
+)
+def test_only_what_another_attempt_cannot_mend_has_failed_for_good(
+    tmp_path, error, cause, for_good
+):
+    log = tmp_path / "a.log"
+    began = time.time() - 1
+    with pytest.raises(SystemExit), joblog.job_log(log):
+        raise error from cause
+    logs = [tmp_path / "not there.log", log]
+    assert joblog.failed_for_good(logs, began) is for_good
+    assert not joblog.failed_for_good(logs, time.time() + 10), "of an earlier run"
 
 
 def test_an_unforeseen_error_leaves_its_traceback_in_the_log(tmp_path):

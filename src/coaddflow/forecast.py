@@ -140,7 +140,7 @@ def _tracts(plan: Plan, cores: int) -> Cost:
         )
         size += PIXEL_BYTES * (WARP_OVERLAP * warped + patch * len(inputs))
         warp = needs.warp_memory(max(max(ccds) for ccds in exposures), patch)
-        coadd = needs.coadd_memory(patch, plan.settings.coadd.memory_mb)
+        coadd = needs.coadd_memory(patch, max(inputs), plan.settings.coadd.memory_mb)
         memory = max(memory, min(cores, len(exposures)) * warp, min(cores, len(inputs)) * coadd)
     seconds += START_CPU_SECONDS * steps
     return Cost("tract", len(plan.tracts), steps, seconds / 3600, memory, size / 1e9)

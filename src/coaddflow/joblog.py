@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from coaddflow.errors import CoaddflowError
 
 FINISHED = "coaddflow: finished in "
 FAILED = "coaddflow: failed: "
+FOR_GOOD = "coaddflow: another attempt would fail in the same way"
 NO_LAST_WORD = "ended without a last word: killed (out of memory, time limit), or still running"
 
 _THREAD_VARIABLES = (
@@ -73,6 +74,8 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
         code, reason = _explain(error)
         if not isinstance(error, CoaddflowError):
             root.error("Traceback:\n%s", "".join(traceback.format_exception(error)))
+        if _is_for_good(error):
+            _last_line(handler, FOR_GOOD)
         _last_line(handler, FAILED + reason)
         print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
         raise SystemExit(code) from None
@@ -106,6 +109,17 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return code, f"exit code {error.code}"
     text = str(error) if isinstance(error, CoaddflowError) else f"{type(error).__name__}: {error}"
     return 1, " ".join(text.split())
+
+
+def _is_for_good(error: BaseException | None) -> bool:
+    """Return whether an error would come again: a mistake found in the data, no machine trouble."""
+    if not isinstance(error, CoaddflowError):
+        return False
+    while error is not None:
+        if isinstance(error, OSError | MemoryError):
+            return False
+        error = error.__cause__
+    return True
 
 
 def _cost() -> str:
@@ -156,6 +170,26 @@ def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
     return failed
 
 
+def failed_for_good(logs: Iterable[str | Path], since: float = 0.0) -> bool:
+    """Return whether one of these logs tells of a failure that another attempt cannot mend.
+
+    Parameters
+    ----------
+    logs : iterable of str or Path
+        Logs of jobs; those that are not there tell nothing.
+    since : float
+        Logs last written before this time (seconds since the epoch) are of earlier runs.
+    """
+    for log in logs:
+        try:
+            told = Path(log).stat().st_mtime >= since and FOR_GOOD in _last_lines(Path(log))[-2:-1]
+        except OSError:
+            continue
+        if told:
+            return True
+    return False
+
+
 def failure_table(failed: list[FailedJob], limit: int = 50) -> str:
     """Return a table of failed jobs for people: what, why, and where the log is."""
     width = max((len(item.job) for item in failed[:limit]), default=0)
@@ -169,9 +203,14 @@ def failure_table(failed: list[FailedJob], limit: int = 50) -> str:
 
 
 def _last_words(path: Path) -> str:
-    """Return the last line of a file without reading all of it."""
+    """Return the last line of a file."""
+    return (_last_lines(path) or [""])[-1]
+
+
+def _last_lines(path: Path) -> list[str]:
+    """Return the last lines of a file that have words, without reading all of it."""
     with path.open("rb") as stream:
         stream.seek(0, os.SEEK_END)
         stream.seek(max(stream.tell() - 4096, 0))
         lines = stream.read().decode("utf-8", errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line.strip()), "")
+    return [line for line in lines if line.strip()]

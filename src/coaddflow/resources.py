@@ -6,6 +6,7 @@ too much only waits longer. Memory in MB (1e6 bytes), time in minutes.
 """
 
 import math
+from collections.abc import Sequence
 
 INTERPRETER_MB = 450
 """Python with the numerical libraries and their compiled kernels."""
@@ -18,6 +19,22 @@ CCD_SECONDS_PER_MPIXEL = 12.0
 WARP_BYTES_PER_PIXEL = 40
 WARP_SECONDS_PER_MPIXEL = 3.0
 COADD_BYTES_PER_PIXEL = 60
+
+STACK_BYTES_PER_PIXEL = 13
+"""A warp in the stack of a coadd: image, variance, mask and state."""
+
+STACK_ROWS = (32, 384)
+"""Least and most rows of a coadd that are worked on at a time (`coaddflow.coadd`)."""
+
+STACK_COPIES = 1.6
+"""The stack of a coadd, and what clipping needs beside it."""
+
+STACK_HALO = 60
+"""Rows that clipping needs above and below them at most."""
+
+HELD_BYTES_PER_PIXEL = 13
+"""A CCD that waits in memory until the whole exposure is solved."""
+
 COADD_SECONDS_PER_MPIXEL_AND_INPUT = 1.0
 CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 2.0
 START_SECONDS = 20.0
@@ -67,9 +84,27 @@ def warp_runtime(exposure_pixels: int) -> int:
     return _minutes(WARP_SECONDS_PER_MPIXEL * exposure_pixels / 1e6)
 
 
-def coadd_memory(patch_pixels: int, block_mb: float) -> int:
-    """Return the memory of one coadd, MB: the patch, and the blocks of all warps in work."""
-    return _megabytes(COADD_BYTES_PER_PIXEL * patch_pixels + 3e6 * block_mb)
+def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
+    """Return the memory of one coadd, MB: the patch, and the blocks of all warps in work.
+
+    Parameters
+    ----------
+    patch_pixels : int
+        Pixels of the patch with its border.
+    n_inputs : int
+        Exposures that can touch it.
+    block_mb : float
+        Setting ``coadd.memory_mb``.
+    """
+    return _megabytes(_coadd_bytes(patch_pixels, n_inputs, block_mb))
+
+
+def _coadd_bytes(patch_pixels: int, n_inputs: int, block_mb: float) -> float:
+    side = math.sqrt(patch_pixels)
+    row = STACK_BYTES_PER_PIXEL * side * max(n_inputs, 1)
+    least, most = STACK_ROWS
+    rows = min(max(1e6 * block_mb / row - 2 * STACK_HALO, least), most, side)
+    return COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * row * (rows + 2 * STACK_HALO)
 
 
 def coadd_runtime(patch_pixels: int, n_inputs: int) -> int:
@@ -80,6 +115,80 @@ def coadd_runtime(patch_pixels: int, n_inputs: int) -> int:
 def picture_memory(patch_pixels: int, n_coadds: int) -> int:
     """Return the memory of the picture of a tract, MB: one coadd, and all of them made small."""
     return _megabytes(COADD_BYTES_PER_PIXEL * patch_pixels + 4 * patch_pixels * n_coadds)
+
+
+# ---------------------------------------------------------------------------------------------
+# Whole exposures and tracts in one job
+# ---------------------------------------------------------------------------------------------
+
+
+def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
+    """Return the memory of calibrating one exposure in a single job, MB.
+
+    Parameters
+    ----------
+    n_pixels : sequence of int
+        Pixels of each of its CCDs.
+    threads : int
+        Workers beside the process that gathers; each works on one CCD at a time and holds those
+        that it has done until the whole exposure is.
+    """
+    workers = sorted(n_pixels, reverse=True)[:threads]
+    held = HELD_BYTES_PER_PIXEL * sum(n_pixels)
+    return _megabytes(held) + sum(ccd_memory(pixels) for pixels in workers)
+
+
+def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
+    """Return the time limit of calibrating one exposure in a single job, minutes."""
+    rounds = math.ceil(len(n_pixels) / threads)
+    return _minutes(START_SECONDS + rounds * CCD_SECONDS_PER_MPIXEL * max(n_pixels) / 1e6)
+
+
+def tract_memory(
+    ccd_pixels: int, patch_pixels: int, n_inputs: int, block_mb: float, threads: int
+) -> int:
+    """Return the memory of warping and coadding one tract in a single job, MB.
+
+    Parameters
+    ----------
+    ccd_pixels : int
+        Pixels of the largest CCD.
+    patch_pixels : int
+        Pixels of a patch with its border.
+    n_inputs : int
+        Exposures that can touch one patch, at most.
+    block_mb : float
+        Setting ``coadd.memory_mb``.
+    threads : int
+        Workers beside the process that gathers; each works on one patch at a time, whose warps
+        it holds in memory.
+    """
+    warps = HELD_BYTES_PER_PIXEL * patch_pixels * n_inputs
+    warping = WARP_BYTES_PER_PIXEL * (ccd_pixels + patch_pixels)
+    coadding = _coadd_bytes(patch_pixels, n_inputs, block_mb)
+    return INTERPRETER_MB + threads * _megabytes(warps + max(warping, coadding))
+
+
+def tract_runtime(
+    warped_pixels: float, patch_pixels: int, inputs: Sequence[int], threads: int
+) -> int:
+    """Return the time limit of warping and coadding one tract in a single job, minutes.
+
+    Parameters
+    ----------
+    warped_pixels : float
+        Pixels of all CCDs that can touch it, together.
+    patch_pixels : int
+        Pixels of a patch with its border.
+    inputs : sequence of int
+        Exposures that can touch each of its patches.
+    threads : int
+        Patches in work at a time.
+    """
+    coadds = sum(2 + n for n in inputs) * COADD_SECONDS_PER_MPIXEL_AND_INPUT * patch_pixels
+    rounds = math.ceil(len(inputs) / threads) * threads / max(len(inputs), 1)
+    work = rounds * (WARP_SECONDS_PER_MPIXEL * warped_pixels + coadds)
+    return _minutes(START_SECONDS + work / 1e6 / threads)
 
 
 def machine_memory() -> int:
