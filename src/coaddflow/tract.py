@@ -231,13 +231,13 @@ class WithoutCcds:
             _grown(tract.footprint_pixels(ccd.footprint_ra, ccd.footprint_dec)) for ccd in ccds
         ]
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
-        pixels = self._reader.read_rows(y0, y1)
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        pixels = self._reader.read_box(box)
         # a reader may hand out its own memory
         pixels = MaskedImage(pixels.image.copy(), pixels.variance.copy(), pixels.mask.copy())
-        columns = np.arange(self.box[0], self.box[2])
-        for row, y in enumerate(range(y0, y1)):
+        columns = np.arange(box[0], box[2])
+        for row, y in enumerate(range(box[1], box[3])):
             for outline in self._outlines:
                 inside = polygon.contains(outline, columns, np.full(columns.size, y))
                 pixels.image[row, inside] = np.nan

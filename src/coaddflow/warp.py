@@ -6,7 +6,7 @@ which each calexp is read once and only few are in memory at a time.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +84,11 @@ class Warp:
 
     n_covered: int = 0
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``; no copy."""
-        rows = slice(y0 - self.box[1], y1 - self.box[1])
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, inside of ``self.box``, without a copy."""
+        part = part_of(self.box, box)
         planes = self.masked_image
-        return MaskedImage(planes.image[rows], planes.variance[rows], planes.mask[rows])
+        return MaskedImage(planes.image[part], planes.variance[part], planes.mask[part])
 
 
 class WarpReader(Protocol):
@@ -96,8 +96,27 @@ class WarpReader(Protocol):
 
     box: Box
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+
+
+def common_box(*boxes: Box) -> Box | None:
+    """Return the box of the pixels that all boxes have, or None."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    common = max(x0), max(y0), min(x1), min(y1)
+    return common if common[0] < common[2] and common[1] < common[3] else None
+
+
+def enclosing_box(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that holds all boxes, of which there must be one."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+def part_of(whole: Box, box: Box) -> tuple[slice, slice]:
+    """Return rows and columns of a box in the pixels of a box around it."""
+    rows = slice(box[1] - whole[1], box[3] - whole[1])
+    return rows, slice(box[0] - whole[0], box[2] - whole[0])
 
 
 @dataclass(frozen=True)
@@ -259,7 +278,7 @@ def warp_patches(
                 except InputError as error:
                     raise _of_ccd(ccd, error) from error
         boxes = {ccd: ready[ccd].box for ccd in ccds}
-        box = _common_box(tract.patch(patch).outer_box, list(boxes.values()))
+        box = _reached_box(tract.patch(patch).outer_box, boxes.values())
         warp = None
         if box is not None:
             target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
@@ -281,17 +300,10 @@ def _of_ccd(ccd: int, error: InputError) -> InputError:
     return InputError(f"CCD {ccd}: {error.cause}", remedy=error.remedy)
 
 
-def _common_box(outer: Box, boxes: list[Box]) -> Box | None:
+def _reached_box(outer: Box, boxes: Iterable[Box]) -> Box | None:
     """Return the part of a patch that boxes of CCDs reach, or None."""
-    parts = [
-        (max(b[0], outer[0]), max(b[1], outer[1]), min(b[2], outer[2]), min(b[3], outer[3]))
-        for b in boxes
-    ]
-    parts = [b for b in parts if b[0] < b[2] and b[1] < b[3]]
-    if not parts:
-        return None
-    x0, y0, x1, y1 = zip(*parts, strict=True)
-    return min(x0), min(y0), max(x1), max(y1)
+    parts = [part for box in boxes if (part := common_box(box, outer)) is not None]
+    return enclosing_box(parts) if parts else None
 
 
 def _trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
@@ -457,7 +469,7 @@ def storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage
 
 
 class WarpFile:
-    """A warp on disk, read by rows.
+    """A warp on disk, read in parts.
 
     Parameters
     ----------
@@ -474,7 +486,7 @@ class WarpFile:
     Raises
     ------
     InputError
-        If it is missing, damaged or no warp; also when rows are read.
+        If it is missing, damaged or no warp; also when pixels are read.
     """
 
     def __init__(self, path: str | Path):
@@ -500,25 +512,30 @@ class WarpFile:
             remedy="remove it and the table beside its folder, and run the workflow again",
         )
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
-        rows = slice(y0 - self.box[1], y1 - self.box[1])
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        part = part_of(self.box, box)
         try:
             if self._compressed:
                 with fits.open(self.path, memmap=False) as hdus:
-                    planes = [hdus[n].section[rows, :] for n in ("IMAGE", "VARIANCE", "MASK")]
+                    planes = [hdus[n].section[part] for n in ("IMAGE", "VARIANCE", "MASK")]
             else:
                 planes = [
-                    self._read_plane(name, rows, kind)
+                    self._read_plane(name, part, kind)
                     for name, kind in (("IMAGE", "f4"), ("VARIANCE", "f4"), ("MASK", "i4"))
                 ]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(error) from error
         return MaskedImage(*planes)
 
-    def _read_plane(self, name: str, rows: slice, kind: str) -> NDArray:
-        """Read rows of an uncompressed extension from its place in the file."""
+    def _read_plane(self, name: str, part: tuple[slice, slice], kind: str) -> NDArray:
+        """Read a part of an uncompressed extension from its place in the file."""
+        rows, columns = part
         width = self.box[2] - self.box[0]
+        if columns.stop - columns.start < width:
+            shape = (self.box[3] - self.box[1], width)
+            plane = np.memmap(self.path, f">{kind}", "r", self._offsets[name], shape)
+            return plane[part].astype(kind)
         shape = (rows.stop - rows.start, width)
         pixels = np.fromfile(
             self.path,
