@@ -5,6 +5,7 @@ mask, trimmed to the box that has data. A job goes through the patches of a trac
 which each calexp is read once and only few are in memory at a time.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -286,11 +287,47 @@ def warp_patches(
                 ccd: _resample_into(target, box, ready[ccd], kernel, settings, threads)
                 for ccd in ccds
             }
-            warp = _trim(target, box, counts)
+            warp = trim(target, box, counts)
         for ccd in ccds:
             if last_use[ccd] == patch:
                 del ready[ccd]
         yield patch, warp
+
+
+def warp_whole_ccd(
+    number: int, ccd: CcdImage, tract: SkyGrid, outer: Box, settings: WarpSettings
+) -> Warp | None:
+    """Warp one CCD to all pixels of a tract that it reaches.
+
+    Parameters
+    ----------
+    number : int
+        Its number.
+    ccd : CcdImage
+        Its pixels.
+    tract : Tract
+        The tract.
+    outer : tuple of int
+        Pixels beyond this box of the tract are of no interest.
+    settings : WarpSettings
+        Kernel and treatment of flags.
+
+    Returns
+    -------
+    Warp or None
+        The same pixels as `warp_patches` gives where no other CCD was before; None if there are
+        none.
+    """
+    kernel = make_kernel(settings.kernel)
+    try:
+        ready = _make_ready(ccd, tract, kernel, settings)
+    except InputError as error:
+        raise _of_ccd(number, error) from error
+    box = common_box(ready.box, outer)
+    if box is None:
+        return None
+    target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
+    return trim(target, box, {number: _resample_into(target, box, ready, kernel, settings, 1)})
 
 
 def _of_ccd(ccd: int, error: InputError) -> InputError:
@@ -306,8 +343,11 @@ def _reached_box(outer: Box, boxes: Iterable[Box]) -> Box | None:
     return enclosing_box(parts) if parts else None
 
 
-def _trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
-    """Cut to the smallest box with data; None if no CCD gave any pixel."""
+def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
+    """Return the warp in a box, cut to the pixels with data; None if no CCD gave any.
+
+    ``counts``: pixels that each CCD has given.
+    """
     if not any(counts.values()):
         return None
     (y0, y1), (x0, x1) = (_data_span(target.mask, axis) for axis in (0, 1))
@@ -372,13 +412,33 @@ def warp_exposure(
         The table: patch, path (relative to the table's folder), x0, y0, x1, y1 (tract pixels),
         ccds (joined by commas), n_covered (pixels with data), sha256 (of the file).
     """
+    warps = warp_patches(tract, patch_ccds, load_calexp, settings, threads)
+    return write_warps(table_path, exposure, tract, warps, settings, cards, compression)
+
+
+def write_warps(
+    table_path: str | Path,
+    exposure: str,
+    tract: "Tract",
+    warps: Iterable[tuple[str, Warp | None]],
+    settings: WarpSettings,
+    cards: fits.Header | None = None,
+    compression: Compression = "none",
+) -> Table:
+    """Write the warps of an exposure on the patches of a tract, and their table last.
+
+    Parameters
+    ----------
+    warps : iterable of (str, Warp or None)
+        Patch id and warp, as `warp_patches` yields them.
+    table_path, exposure, tract, settings, cards, compression
+        See `warp_exposure`, which also tells about the table.
+    """
     table_path = Path(table_path)
+    remove_warps(table_path)
     folder = table_path.parent / check_id(exposure, "exposure")
-    table_path.unlink(missing_ok=True)
-    for stale in folder.glob("*.fits"):
-        stale.unlink()
     rows = []
-    for patch, warp in warp_patches(tract, patch_ccds, load_calexp, settings, threads):
+    for patch, warp in warps:
         if warp is None:
             continue
         path = folder / f"{patch}.fits"
@@ -395,6 +455,17 @@ def warp_exposure(
     with atomic_path(table_path) as temporary:
         table.write(temporary, format="ascii.ecsv", overwrite=True)
     return table
+
+
+def remove_warps(table_path: str | Path) -> None:
+    """Remove the table of an exposure's warps on a tract, and then the warps."""
+    table_path = Path(table_path)
+    table_path.unlink(missing_ok=True)
+    folder = table_path.with_suffix("")
+    for stale in folder.glob("*.fits"):
+        stale.unlink()
+    with contextlib.suppress(OSError):  # not there, or something else is in it
+        folder.rmdir()
 
 
 def _make_table(rows: list[tuple], exposure: str, tract: int) -> Table:
