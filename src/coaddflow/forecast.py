@@ -70,7 +70,7 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
         _calibration(plan),
         _exposures(exposures, cores),
         *([_tracts(plan, cores)] if plan.tracts else []),
-        Cost("survey", 1, 1, START_CPU_SECONDS / 3600, 2 * needs.INTERPRETER_MB, 0.0),
+        Cost("survey", 1, 1, START_CPU_SECONDS / 3600, 2 * needs.SMALL_STEP_MB, 0.0),
     ]
 
 
@@ -122,9 +122,9 @@ def _exposures(exposures: list[list[int]], cores: int) -> Cost:
 
 def _tracts(plan: Plan, cores: int) -> Cost:
     """Return the cost of all tracts: warps and coadds."""
-    sky = plan.settings.skymap
-    patch = (sky.patch_inner_size + 2 * sky.patch_border) ** 2
     steps, seconds, memory, size = 0, 0.0, 0, 0.0
+    as_one = plan.settings.parallel.coadd == "tract"
+    patch = _patch_pixels(plan)
     for tract in plan.tracts:
         exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract)]
         warped = sum(sum(ccds) for ccds in exposures)
@@ -133,17 +133,48 @@ def _tracts(plan: Plan, cores: int) -> Cost:
             for band in plan.bands
             for name in plan.patches_of(band, tract)
         ]
-        steps += len(exposures) + len(inputs) + len(plan.bands) + 1
-        seconds += needs.WARP_SECONDS_PER_MPIXEL * warped / 1e6
+        overlap = 1.0 if as_one else WARP_OVERLAP
+        seconds += needs.WARP_SECONDS_PER_MPIXEL * overlap / WARP_OVERLAP * warped / 1e6
         seconds += sum(
             needs.COADD_SECONDS_PER_MPIXEL_AND_INPUT * (2 + n) * patch / 1e6 for n in inputs
         )
-        size += PIXEL_BYTES * (WARP_OVERLAP * warped + patch * len(inputs))
-        warp = needs.warp_memory(max(max(ccds) for ccds in exposures), patch)
-        coadd = needs.coadd_memory(patch, max(inputs), plan.settings.coadd.memory_mb)
-        memory = max(memory, min(cores, len(exposures)) * warp, min(cores, len(inputs)) * coadd)
+        size += PIXEL_BYTES * patch * len(inputs)
+        if as_one:
+            steps += 2 * len(plan.bands) + 1
+            memory = max(memory, _memory_as_one(plan, exposures, max(inputs), cores))
+        else:
+            steps += len(exposures) + len(inputs) + len(plan.bands) + 1
+            memory = max(memory, _memory_of_steps(plan, exposures, inputs, cores))
+        if not as_one or plan.settings.coadd.keep_warps:
+            size += PIXEL_BYTES * WARP_OVERLAP * warped
     seconds += START_CPU_SECONDS * steps
     return Cost("tract", len(plan.tracts), steps, seconds / 3600, memory, size / 1e9)
+
+
+def _patch_pixels(plan: Plan) -> int:
+    sky = plan.settings.skymap
+    return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
+
+
+def _memory_of_steps(plan: Plan, exposures: list[list[int]], inputs: list[int], cores: int) -> int:
+    """Return the memory of the warps and coadds of a tract that run side by side, MB."""
+    patch = _patch_pixels(plan)
+    warp = needs.warp_memory(max(max(ccds) for ccds in exposures), patch)
+    coadd = needs.coadd_memory(patch, max(inputs), plan.settings.coadd.memory_mb)
+    return max(min(cores, len(exposures)) * warp, min(cores, len(inputs)) * coadd)
+
+
+def _memory_as_one(plan: Plan, exposures: list[list[int]], n_inputs: int, cores: int) -> int:
+    """Return the memory of the job of a tract, MB."""
+    return needs.tract_memory(
+        max(max(ccds) for ccds in exposures),
+        sum(sum(ccds) for ccds in exposures),
+        _patch_pixels(plan),
+        n_inputs,
+        plan.settings.coadd.memory_mb,
+        plan.settings.coadd.spool_mb,
+        min(plan.settings.parallel.workers, cores),
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -176,7 +207,13 @@ class Measured:
     seconds: float
 
 
-_KINDS = {"calexp": "exposure", "calibrated": "exposure", "warp": "tract", "coadd": "tract"}
+_KINDS = {
+    "calexp": "exposure",
+    "calibrated": "exposure",
+    "warp": "tract",
+    "coadd": "tract",
+    "tract": "tract",
+}
 
 _RULES = {"bias": "master_bias", "dark": "master_dark", "flat": "master_flat"}
 

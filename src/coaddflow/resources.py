@@ -8,8 +8,14 @@ too much only waits longer. Memory in MB (1e6 bytes), time in minutes.
 import math
 from collections.abc import Sequence
 
-INTERPRETER_MB = 450
-"""Python with the numerical libraries and their compiled kernels."""
+INTERPRETER_MB = 300
+"""Python with the numerical libraries and their kernels, which the first job compiles."""
+
+SNAKEMAKE_MB = 300
+"""The two Snakemakes in each job of a cluster."""
+
+SMALL_STEP_MB = 450
+"""A step that reads and writes tables, with the Snakemakes of its job."""
 
 CCD_BYTES_PER_PIXEL = 130
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
@@ -18,7 +24,8 @@ and sources makes."""
 CCD_SECONDS_PER_MPIXEL = 12.0
 WARP_BYTES_PER_PIXEL = 40
 WARP_SECONDS_PER_MPIXEL = 3.0
-COADD_BYTES_PER_PIXEL = 60
+COADD_BYTES_PER_PIXEL = 30
+PICTURE_BYTES_PER_PIXEL = 60
 
 STACK_BYTES_PER_PIXEL = 13
 """A warp in the stack of a coadd: image, variance, mask and state."""
@@ -26,7 +33,7 @@ STACK_BYTES_PER_PIXEL = 13
 STACK_ROWS = (32, 384)
 """Least and most rows of a block of a coadd that is in work at a time (`coaddflow.coadd`)."""
 
-STACK_COPIES = 1.6
+STACK_COPIES = 1.2
 """The stack of a coadd, and what clipping needs beside it."""
 
 STACK_HALO = 60
@@ -119,7 +126,7 @@ def coadd_runtime(patch_pixels: int, n_inputs: int) -> int:
 
 def picture_memory(patch_pixels: int, n_coadds: int) -> int:
     """Return the memory of the picture of a tract, MB: one coadd, and all of them made small."""
-    return _megabytes(COADD_BYTES_PER_PIXEL * patch_pixels + 4 * patch_pixels * n_coadds)
+    return _megabytes(PICTURE_BYTES_PER_PIXEL * patch_pixels + 4 * patch_pixels * n_coadds)
 
 
 # ---------------------------------------------------------------------------------------------
