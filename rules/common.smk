@@ -149,7 +149,13 @@ def calibration_frames():
 
 
 def coadds_of(tract):
-    """Return the coadds of a tract, of all bands."""
+    """Return the coadds of a tract, of all bands: the files, or the lists that name them."""
+    if SETTINGS.parallel.coadd == "tract":
+        return [
+            f"results/coadd/{band}/{tract}.ecsv"
+            for band in PLAN.bands
+            if PLAN.patches_of(band, tract)
+        ]
     return [
         f"results/coadd/{band}/{tract}/{patch}.fits"
         for band in PLAN.bands
@@ -158,7 +164,9 @@ def coadds_of(tract):
 
 
 def warps_of(exposure):
-    """Return the warp tables of an exposure, one a tract."""
+    """Return the warp tables of an exposure, one a tract; none where a tract is one job."""
+    if SETTINGS.parallel.coadd == "tract":
+        return []
     return [
         f"results/warp/{tract}/{exposure}.ecsv" for tract in PLAN.overlaps[exposure]
     ]
@@ -357,6 +365,11 @@ def warps_of_patch(wildcards):
     tract = int(wildcards.tract)
     exposures = PLAN.exposures_of_patch(wildcards.band, tract, wildcards.patch)
     return [f"results/warp/{tract}/{exposure}.ecsv" for exposure in exposures]
+
+
+def patches_of_tract(wildcards):
+    """Return the patches of a tract that exposures of a band can touch."""
+    return PLAN.patches_of(wildcards.band, int(wildcards.tract))
 
 
 def coadds_of_tract(wildcards):
@@ -569,8 +582,39 @@ def coadd_runtime(wildcards, input, attempt):
     return attempt * needs.coadd_runtime(patch_pixels(), len(input.warps))
 
 
-def picture_memory(wildcards, input, attempt):
-    picture = needs.picture_memory(patch_pixels(), len(input))
+def tract_inputs(wildcards):
+    """Return how many exposures can touch each patch of a tract, and the pixels of their CCDs."""
+    band, tract = wildcards.band, int(wildcards.tract)
+    patches = PLAN.patches_of(band, tract)
+    inputs = [len(PLAN.exposures_of_patch(band, tract, patch)) for patch in patches]
+    ccds = [exposure_pixels(e) for e in PLAN.exposures_of_tract(tract, band)]
+    return inputs, ccds
+
+
+def tract_memory(wildcards, threads, attempt):
+    inputs, ccds = tract_inputs(wildcards)
+    tract = needs.tract_memory(
+        max(largest for largest, _ in ccds),
+        sum(together for _, together in ccds),
+        patch_pixels(),
+        max(inputs),
+        SETTINGS.coadd.memory_mb,
+        SETTINGS.coadd.spool_mb,
+        threads,
+    )
+    return attempt * (snakemake_share(1) + tract)
+
+
+def tract_runtime(wildcards, threads, attempt):
+    inputs, ccds = tract_inputs(wildcards)
+    together = sum(pixels for _, pixels in ccds)
+    return attempt * needs.tract_runtime(together, patch_pixels(), inputs, threads)
+
+
+def picture_memory(wildcards, attempt):
+    tract = int(wildcards.tract)
+    coadds = sum(len(PLAN.patches_of(band, tract)) for band in PLAN.bands)
+    picture = needs.picture_memory(patch_pixels(), coadds)
     return attempt * (snakemake_share(1) + picture)
 
 

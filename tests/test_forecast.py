@@ -32,8 +32,8 @@ def plan():
         settings=SimpleNamespace(
             calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
             skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
-            coadd=SimpleNamespace(memory_mb=100),
-            parallel=SimpleNamespace(calexp="ccd", coadd="patch"),
+            coadd=SimpleNamespace(memory_mb=100, spool_mb=50, keep_warps=False),
+            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4),
         ),
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
@@ -97,6 +97,18 @@ def test_twice_the_exposures_cost_twice_as_much(plan):
 def test_disk_is_that_of_images_with_variance_and_mask(plan):
     # three planes of 4 bytes
     assert forecast(plan, 8)[1].disk == pytest.approx(12 * MPIX * 3 * 4 / 1e9, rel=0.2)
+
+
+def test_a_tract_in_one_job_keeps_its_warps_in_memory(plan):
+    _, _, by_patches, _ = forecast(plan, 8)
+    plan.settings.parallel.coadd = "tract"
+    _, _, as_one, _ = forecast(plan, 8)
+    assert as_one.n_steps == 3
+    assert by_patches.disk - as_one.disk == pytest.approx(12 * MPIX * 3 * 4 * 1.25 / 1e9, rel=0.2)
+    plan.settings.coadd.spool_mb = 100
+    assert forecast(plan, 8)[2].memory == as_one.memory + 50
+    plan.settings.coadd.keep_warps = True
+    assert forecast(plan, 8)[2].disk == by_patches.disk
 
 
 def write(folder, name, seconds, rss, cpu):

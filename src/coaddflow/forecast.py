@@ -87,7 +87,7 @@ def _core_hours(n_jobs: int, n_starts: int, seconds: float) -> float:
 
 def _workers(plan: Plan, cores: int) -> int:
     """Return how many processes a job of a whole exposure or tract scatters its work over."""
-    return min(cores, getattr(plan.settings.parallel, "workers", cores))
+    return min(cores, plan.settings.parallel.workers)
 
 
 def asked_memory(plan: Plan) -> dict[str, int]:
@@ -209,15 +209,18 @@ def _tracts(plan: Plan, cores: int) -> Cost:
         if whole:
             steps += len(plan.bands)
             starts += (workers + 1) * len(plan.bands)
-            asked = needs.tract_memory(largest, patch, max(inputs), block, workers)
+            asked = needs.tract_memory(
+                largest, warped, patch, max(inputs), block, plan.settings.coadd.spool_mb, workers
+            )
         else:
             steps += len(exposures) + len(inputs)
             starts += len(exposures) + len(inputs)
-            size += PIXEL_BYTES * WARP_OVERLAP * warped
             asked = max(
                 min(cores, len(exposures)) * needs.warp_memory(largest, patch),
                 min(cores, len(inputs)) * needs.coadd_memory(patch, max(inputs), block),
             )
+        if not whole or plan.settings.coadd.keep_warps:
+            size += PIXEL_BYTES * WARP_OVERLAP * warped
         memory = max(memory, asked)
     n_jobs = len(plan.tracts)
     hours = _core_hours(n_jobs, starts, seconds)

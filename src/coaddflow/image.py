@@ -264,7 +264,12 @@ def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
         If the file is missing, damaged, or has not these extensions.
     """
     try:
-        with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+        # given a name, astropy opens the file twice
+        with (
+            warnings.catch_warnings(),
+            Path(path).open("rb") as stream,
+            fits.open(stream, memmap=False) as hdus,
+        ):
             warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
             header = hdus["IMAGE"].header
             planes = [hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK")]

@@ -121,7 +121,7 @@ def _is_for_good(error: BaseException | None) -> bool:
     if not isinstance(error, CoaddflowError):
         return False
     while error is not None:
-        if isinstance(error, OSError | MemoryError):
+        if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):
             return False
         error = error.__cause__
     return True

@@ -19,7 +19,7 @@ from coaddflow import __version__
 from coaddflow.errors import InputError
 from coaddflow.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
 from coaddflow.files import atomic_path
-from coaddflow.settings import Settings
+from coaddflow.settings import WITHOUT_EFFECT, Settings
 from coaddflow.settings.skymap import SkymapSettings
 
 PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
@@ -29,9 +29,6 @@ CALIB_KINDS = ("bias", "dark", "flat", "defects")
 
 MAX_REFCAT_INPUTS = 16
 """A reference catalogue of more files than this is not declared file by file."""
-
-_WITHOUT_EFFECT = {"calibs": {"memory"}, "coadd": {"memory_mb"}}
-"""Settings that products do not depend on; nothing is made again when they change."""
 
 CALEXP_SECTIONS = (
     "detrend",
@@ -170,16 +167,11 @@ class Plan:
 
     def triggers(self, *sections: str) -> dict:
         """Return sections of the settings as plain values, for the params of a rule."""
-        return {
-            name: getattr(self.settings, name).model_dump(
-                mode="json", exclude=_WITHOUT_EFFECT.get(name)
-            )
-            for name in sections
-        }
+        return self.settings.section(*sections)
 
     def calib_settings(self, kind: str) -> dict:
         """Return the settings that make a calibration frame, as plain values."""
-        others = {*CALIB_KINDS, *_WITHOUT_EFFECT["calibs"]} - {kind}
+        others = {*CALIB_KINDS, *WITHOUT_EFFECT["calibs"]} - {kind}
         calibs = self.settings.calibs.model_dump(mode="json", exclude=others)
         # which exposures it is made from is in the inputs
         del calibs[kind]["exposures"]

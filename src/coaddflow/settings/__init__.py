@@ -36,6 +36,12 @@ from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.settings.survey import ParallelSettings, PredictionSettings, ProductsSettings
 from coaddflow.settings.warp import WarpSettings
 
+WITHOUT_EFFECT: Mapping[str, set[str]] = {
+    "calibs": {"memory"},
+    "coadd": {"memory_mb", "keep_warps", "spool_mb", "scratch"},
+}
+"""Settings that products do not depend on; nothing is made again when they change."""
+
 
 class Settings(Section):
     """The settings of a run; `config.yaml` shows every key with its default."""
@@ -83,8 +89,11 @@ class Settings(Section):
         return self
 
     def section(self, *names: str) -> dict[str, Any]:
-        """Return sections as plain values, for the ``params`` of the rule that uses them."""
-        return {name: getattr(self, name).model_dump(mode="json") for name in names}
+        """Return what products depend on in some sections, as plain values."""
+        return {
+            name: getattr(self, name).model_dump(mode="json", exclude=WITHOUT_EFFECT.get(name))
+            for name in names
+        }
 
     def only(self, *names: str) -> "Settings":
         """Return settings in which nothing but some sections can be read.

@@ -70,9 +70,27 @@ class CoaddSettings(Section):
         1.0, ge=0.0, description="Relative error that is added to the pixels filled in so."
     )
     clip: ClipSettings = Field(default_factory=ClipSettings, description="Clipping of outliers.")
+    keep_warps: bool = Field(
+        False,
+        description="Write the warps too where a tract is one job (`parallel.coadd: tract`): the "
+        "same files as of `patch`, in results/warp. It costs their disk space.",
+    )
+    spool_mb: int = Field(
+        4096,
+        ge=0,
+        description="Memory in which a job of a tract keeps the warps that wait for their patches, "
+        "MB; those beyond it wait in the scratch folder.",
+    )
+    scratch: str | None = Field(
+        None,
+        description="Folder for warps that wait and have no place in memory; null: that of the "
+        "machine for temporary files (TMPDIR), or results/scratch if the job may have workers on "
+        "other nodes (`parallel.backend: mpi`, `dask`), which all must have it.",
+    )
     memory_mb: int = Field(
         512,
         ge=16,
-        description="Memory for the pixels of all warps that are in work at a time, MB; blocks "
-        "of rows are made to fit (but never less than 32 rows).",
+        description="Memory for the pixels of all warps that a patch has in work at a time, MB; "
+        "blocks of pixels are made to fit (but never less than 32 x 32 and what clipping needs "
+        "around them).",
     )

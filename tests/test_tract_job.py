@@ -1,0 +1,169 @@
+"""The job of a tract makes the coadds that the jobs of its patches make."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skyscene import DEC, RA, draw_star, make_wcs
+from test_scatter import MPI, needs_mpi
+
+from coaddflow.coadd_table import read_coadd_table
+from coaddflow.corners import build_tract_database
+from coaddflow.files import sha256_of
+from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
+from coaddflow.manifest import CcdRow, write_manifest
+from coaddflow.settings import Settings
+from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.skymap import make_skymap
+from coaddflow.tract import make_coadd, make_warps
+from coaddflow.tract_job import make_tract_coadds
+from coaddflow.wcs import wcs_to_header
+
+SCALE = 0.2
+SKYMAP = SkymapSettings(
+    kind="tangent",
+    pixel_scale=SCALE,
+    patch_inner_size=100,
+    patch_border=12,
+    tangent={"ra": RA, "dec": DEC, "width": 240 * SCALE / 3600, "height": 200 * SCALE / 3600},
+)
+TRACT = make_skymap(SKYMAP).tract(0)
+PATCHES = list(TRACT.patch_ids())
+SHAPE = (160, 90)
+STARS = [(-50.0, 20.0), (10.0, -30.0), (60.0, 40.0), (0.0, 0.0)]
+"""Places of stars relative to the middle of the tract, pixels."""
+
+
+def write_ccd(exposure, ccd, rng, sky=0.0, rotation=0.0):
+    """Write a calexp with stars and a cosmic ray or two; return its row."""
+    wcs = make_wcs(SHAPE, SCALE, rotation, shift=((0.5 - ccd) * 80.0 + 3.0 * rotation, rotation))
+    noise = 5.0
+    image = rng.normal(sky, noise, SHAPE)
+    ra, dec = TRACT.pixel_to_sky(
+        *(np.array(STARS).T + (np.array([[TRACT.width], [TRACT.height]]) - 1) / 2)
+    )
+    for x, y in zip(*wcs.all_world2pix(ra, dec, 0), strict=True):
+        image += draw_star(SHAPE, x, y, 2e4, 4.0)
+    image[rng.random(SHAPE) < 0.002] += 400.0
+    mask = np.where(rng.random(SHAPE) < 0.01, int(MaskPlane.CR), 0).astype(np.int32)
+    mask[image - sky > 4 * noise] |= int(MaskPlane.DETECTED)
+    pixels = MaskedImage(image, np.full(SHAPE, noise**2), mask)
+    path = f"calexp/{exposure}/{ccd}.fits"
+    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
+    corners = [(-0.5, -0.5), (SHAPE[1] - 0.5, -0.5), (SHAPE[1] - 0.5, SHAPE[0] - 0.5)]
+    corners.append((-0.5, SHAPE[0] - 0.5))
+    outline = wcs.all_pix2world(np.array(corners), 0)
+    return CcdRow(
+        exposure=exposure,
+        ccd=ccd,
+        band="r",
+        mjd=60000.0,
+        exposure_time=30.0,
+        state="done",
+        path=path,
+        nx=SHAPE[1],
+        ny=SHAPE[0],
+        footprint_ra=outline[:, 0].tolist(),
+        footprint_dec=outline[:, 1].tolist(),
+        zero_point=31.0,
+        sky_noise=noise,
+        seeing=2.0 if (exposure, ccd) == ("b", 0) else 0.8,
+    )
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """Four exposures of two CCDs that overlap a little; one CCD has bad seeing."""
+    folder = tmp_path_factory.mktemp("survey")
+    before = Path.cwd()
+    os.chdir(folder)
+    rng = np.random.default_rng(3)
+    for number, exposure in enumerate("abcd"):
+        rows = [write_ccd(exposure, ccd, rng, rotation=6.0 * number) for ccd in (0, 1)]
+        write_manifest(f"summary/{exposure}.ecsv", rows)
+    build_tract_database("corners.sqlite", [f"summary/{e}.ecsv" for e in "abcd"], TRACT)
+    yield folder
+    os.chdir(before)
+
+
+def settings(**changes):
+    return Settings(selection={"max_seeing": 1.5}, **changes)
+
+
+def run(folder="results", workers=2, **changes):
+    """Run the job and return the list of its coadds."""
+    table = f"{folder}/coadd/r/0.ecsv"
+    changes = {"parallel": {"backend": "serial"}} | changes
+    make_tract_coadds(
+        table,
+        "corners.sqlite",
+        SKYMAP.model_dump(mode="json"),
+        0,
+        "r",
+        PATCHES,
+        settings(**changes),
+        workers=workers,
+    )
+    return read_coadd_table(table)
+
+
+def checksums(folder):
+    """Return the checksums of all files of a folder."""
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*.fits")}
+
+
+@pytest.fixture(scope="module")
+def by_patches(survey):
+    """The same coadds and warps, made by one job each."""
+    warps = [f"patch/warp/0/{exposure}.ecsv" for exposure in "abcd"]
+    for path in warps:
+        make_warps(path, f"summary/{Path(path).stem}.ecsv", TRACT, settings())
+    for patch in PATCHES:
+        path = f"patch/coadd/r/0/{patch}.fits"
+        make_coadd(path, "corners.sqlite", warps, TRACT, "r", patch, settings())
+    return survey / "patch"
+
+
+BACKENDS = [
+    {"backend": "serial"},
+    {"backend": "processes"},
+    pytest.param({"backend": "mpi", "mpi_command": MPI}, marks=needs_mpi),
+]
+
+
+@pytest.mark.parametrize("parallel", BACKENDS, ids=lambda p: p["backend"])
+def test_tract_and_patch_have_the_same_bits(by_patches, survey, parallel, tmp_path):
+    rows = run(tmp_path, parallel=parallel, coadd={"scratch": str(tmp_path / "scratch")})
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+    assert [row.patch for row in rows] == PATCHES
+    assert {row.sha256 for row in rows} == set(checksums(by_patches / "coadd").values())
+    assert max(row.most_inputs for row in rows) == 4
+    assert any(row.n_left_out for row in rows)
+    assert not list((tmp_path / "scratch").glob("*"))
+    assert not (tmp_path / "warp").exists()
+
+
+def test_warps_that_are_kept_are_those_of_the_patches(by_patches, tmp_path):
+    run(tmp_path, coadd={"keep_warps": True, "spool_mb": 0})
+    assert checksums(tmp_path / "warp") == checksums(by_patches / "warp")
+    for exposure in "abcd":
+        table = f"warp/0/{exposure}.ecsv"
+        assert (tmp_path / table).read_bytes() == (by_patches / table).read_bytes()
+    run(tmp_path)
+    assert not list((tmp_path / "warp").rglob("*.*"))
+
+
+def test_every_calexp_is_opened_once(survey, tmp_path):
+    opened = []
+    watching = True
+
+    def watch(event, arguments):
+        if watching and event == "open" and "calexp/" in str(arguments[0]):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    run(tmp_path)
+    watching = False
+    assert len(opened) == len(set(opened)) == 7, opened  # b0 is not wanted
