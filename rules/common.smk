@@ -551,7 +551,8 @@ def exposure_threads(wildcards):
 
 def exposure_memory(wildcards, threads, attempt):
     pixels = pixels_of_ccds(wildcards.exposure)
-    return attempt * needs.exposure_memory(pixels, threads)
+    holds = bool(SETTINGS.exposure.enabled) and wildcards.exposure in PLAN.science
+    return attempt * needs.exposure_memory(pixels, threads, holds)
 
 
 def exposure_runtime(wildcards, threads, attempt):

@@ -17,6 +17,7 @@ with job_log(snakemake.log[0]):
             "ccds": params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
             "config": snakemake.config,
             "sections": [*params.settings, "exposure"],
+            "workers": snakemake.threads,
         },
         load_settings(snakemake.config).parallel,
         workers=snakemake.threads,

@@ -54,6 +54,7 @@ def spec_of(survey, parts=(), **changes):
         "ccds": [{"ccd": ccd, "raw": raw} for ccd in CCDS],
         "config": {**config, **changes},
         "sections": [*SECTIONS, "products", "exposure"],
+        "workers": 2,
     }
 
 
@@ -153,8 +154,7 @@ def test_an_exposure_solved_as_a_whole_says_so_in_its_products(undisturbed):
             detrended = hdus["IMAGE"].data + background_of(undisturbed / row.path)
             assert np.nanmedian(detrended) == pytest.approx(row.sky_level, rel=0.02)
             assert hdus["IMAGE"].header["PHOTZP"] == row.zero_point
-    # one zero-point for all, but for a smooth residual
-    assert np.ptp([row.zero_point for row in rows]) < 0.02
+            assert hdus["IMAGE"].header["ZPMAP"]
 
 
 def background_of(path):
@@ -170,8 +170,6 @@ def test_pixels_are_read_once_and_written_once(raw_survey, working_folder, opene
     assert opened["r", raw] == len(CCDS), "each extension is read by one opening"
     calexps = [name for mode, name in opened if mode == "w" and name.startswith("results/calexp/")]
     assert len(calexps) == 2 * len(CCDS), "a calexp and its sources, and nothing in between"
-    # for the checksum in the manifest
-    assert {opened["r", name] for name in calexps} <= {0, 1}
 
 
 @pytest.fixture

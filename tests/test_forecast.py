@@ -34,6 +34,7 @@ def plan():
             skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
             coadd=SimpleNamespace(memory_mb=100, spool_mb=50, keep_warps=False),
             parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4),
+            exposure=SimpleNamespace(enabled=()),
         ),
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",

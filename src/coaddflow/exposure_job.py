@@ -13,6 +13,7 @@ again the job ends, and the scheduler tries it with more memory.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,8 @@ class ExposureTask:
         The camera; None for images that were calibrated elsewhere.
     settings : Settings
         The sections that make a calexp.
+    workers : int
+        Workers at most.
     """
 
     exposure: ExposureRow | None
@@ -77,6 +80,26 @@ class ExposureTask:
     files: Mapping[int, CcdFiles]
     camera: Camera | None
     settings: Settings
+    workers: int
+
+    @property
+    def is_solved_as_a_whole(self) -> bool:
+        """Whether the CCDs wait for a solution of the exposure."""
+        return self.exposure is not None and bool(self.settings.exposure.enabled)
+
+    def pixels(self, ccd: int) -> int:
+        """Return the number of pixels of a CCD."""
+        if self.exposure is None:
+            return self.images[ccd].nx * self.images[ccd].ny
+        nx, ny = self.camera.detector(ccd).size
+        return nx * ny
+
+    def memory(self, ccd: int) -> float:
+        """Return the memory of a CCD in work, and its share of that of the waiting ones, bytes."""
+        waiting = 0.0
+        if self.is_solved_as_a_whole:
+            waiting = resources.held_memory([self.pixels(one) for one in self.files]) / self.workers
+        return 1e6 * (resources.ccd_memory(self.pixels(ccd)) + waiting)
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
@@ -89,7 +112,8 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     spec : mapping
         Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
         (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
-        of each; ``config``: the settings, and ``sections``: those that make a calexp.
+        of each; ``config``: the settings, and ``sections``: those that make a calexp;
+        ``workers``: workers at most.
 
     Raises
     ------
@@ -101,7 +125,14 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     """
     settings = load_settings(spec["config"])
     task = task_of(spec, settings.only(*spec["sections"]))
+    begin = time.monotonic()
     rows = make_calexps(pool, task)
+    seconds = time.monotonic() - begin
+    busy = pool.busy / max(seconds, 1e-3) / spec["workers"]
+    _LOG.info(
+        "%d CCDs in %.1f s; %d workers busy %.0f %% of it",
+        *(len(rows), seconds, spec["workers"], 100 * busy),
+    )
     make_manifest(
         spec["manifest"],
         rows,
@@ -127,7 +158,7 @@ def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
         for item in spec["ccds"]
     }
     camera = load_camera(spec["config"]["camera"]) if exposure else None
-    return ExposureTask(exposure, images, files, camera, settings)
+    return ExposureTask(exposure, images, files, camera, settings, spec["workers"])
 
 
 def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
@@ -153,23 +184,16 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
     rounds = Rounds(
         pool,
         task.files,
-        cost=lambda ccd: _pixels(task, ccd),
-        memory=lambda ccd: 1e6 * resources.ccd_memory(_pixels(task, ccd)),
+        cost=task.pixels,
+        memory=task.memory,
         label="CCD {}".format,
     )
     ended: dict[int, CcdRow] = {}
-    if task.exposure is None or not task.settings.exposure.enabled:
-        _round(rounds, _whole_ccd, {ccd: ccd for ccd in task.files}, ended)
-    else:
+    if task.is_solved_as_a_whole:
         _solve_and_finish(pool, task, rounds, ended)
+    else:
+        _round(rounds, _whole_ccd, {ccd: ccd for ccd in task.files}, ended)
     return [ended[ccd] for ccd in task.files]
-
-
-def _pixels(task: ExposureTask, ccd: int) -> int:
-    if task.exposure is None:
-        return task.images[ccd].nx * task.images[ccd].ny
-    nx, ny = task.camera.detector(ccd).size
-    return nx * ny
 
 
 def _solve_and_finish(
@@ -303,6 +327,7 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
             solution,
             worker.constants["sky"],
             task.camera,
+            task.settings.exposure,
         )
         sections = (*SECTIONS, "exposure")
         row = write_products(

@@ -22,15 +22,18 @@ from coaddflow.calexp import (
     MeasuredCcd,
     apply_calibration,
     mark_stars,
+    matched_stars,
     measure_zero_point,
 )
 from coaddflow.camera import Camera
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure import reference_stars_of_exposure
 from coaddflow.exposure_astrometry import CcdStars, solve_exposure
+from coaddflow.exposure_photometry import ZeroPointMap, flatten, map_cards, solve_zero_point
 from coaddflow.exposures import ExposureRow
 from coaddflow.photometry import ZeroPoint
 from coaddflow.settings import Settings
+from coaddflow.settings.exposure import ExposureSettings
 from coaddflow.sky_correction import FocalPlaneSky, apply_focal_plane_sky, fit_focal_plane_sky
 
 _LOG = logging.getLogger(__name__)
@@ -98,11 +101,15 @@ class CcdSolution:
         The stars that the zero-point rests on.
     zero_point : ZeroPoint
         Its zero-point.
+    zero_map : ZeroPointMap or None
+        How that varies inside the CCD, which is then taken out of its pixels; None: not at all,
+        or not known.
     """
 
     astrometry: AstrometrySolution
     photometric: NDArray[np.bool_]
     zero_point: ZeroPoint
+    zero_map: ZeroPointMap | None
 
 
 @dataclass(frozen=True)
@@ -154,16 +161,8 @@ def solve_ccds(
         If the reference catalogue is not usable.
     """
     astrometry, failures = _solve_astrometry(exposure, camera, summaries, settings)
-    solved = {}
-    for ccd, (solution, refcat) in astrometry.items():
-        try:
-            photometric, zero = measure_zero_point(
-                summaries[ccd], solution, refcat, settings.photometry
-            )
-        except CcdFailure as failure:
-            failures[ccd] = failure
-        else:
-            solved[ccd] = CcdSolution(solution, photometric, zero)
+    solved, without = _solve_photometry(camera, summaries, astrometry, settings)
+    failures |= without
     sky = None
     if settings.exposure.sky.enabled:
         backgrounds = {ccd: summaries[ccd].background for ccd in solved}
@@ -200,12 +199,46 @@ def _solve_astrometry(
     return solutions, dict(solved.failures)
 
 
+def _solve_photometry(
+    camera: Camera,
+    summaries: Mapping[int, CcdSummary],
+    astrometry: Mapping[int, tuple[AstrometrySolution, Table]],
+    settings: Settings,
+) -> tuple[dict[int, CcdSolution], dict[int, CcdFailure]]:
+    """Return the solution of each CCD with its zero-point, and the failures."""
+    own, whole = settings.photometry, settings.exposure.photometry
+    zero_point_of_exposure = None
+    if whole.enabled:
+        stars = {
+            ccd: matched_stars(summaries[ccd], solution, refcat, own)
+            for ccd, (solution, refcat) in astrometry.items()
+        }
+        zero_point_of_exposure = solve_zero_point(stars, camera, whole, own)
+    solved, failures = {}, {}
+    for ccd, (solution, refcat) in astrometry.items():
+        if zero_point_of_exposure is not None:
+            zero, zero_map = zero_point_of_exposure.of_ccd(camera, camera.detector(ccd))
+            photometric = np.zeros(len(summaries[ccd].sources), dtype=bool)
+            photometric[stars[ccd].source_index[zero.used]] = True
+            zero_map = zero_map if whole.flatten else None
+            solved[ccd] = CcdSolution(solution, photometric, zero, zero_map)
+            continue
+        try:
+            photometric, zero = measure_zero_point(summaries[ccd], solution, refcat, own)
+        except CcdFailure as failure:
+            failures[ccd] = failure
+        else:
+            solved[ccd] = CcdSolution(solution, photometric, zero, None)
+    return solved, failures
+
+
 def apply_solution(
     measured: MeasuredCcd,
     facts: CcdFacts,
     solution: CcdSolution,
     sky: FocalPlaneSky | None,
     camera: Camera,
+    settings: ExposureSettings,
 ) -> Calexp:
     """Apply the solution of an exposure to the CCD whose pixels are here.
 
@@ -221,7 +254,14 @@ def apply_solution(
         The sky of the exposure.
     camera : Camera
         The camera.
+    settings : ExposureSettings
+        Which parts are switched on, for the header.
     """
     measured = apply_focal_plane_sky(measured, camera, camera.detector(facts.ccd), sky)
+    if solution.zero_map is not None:
+        measured = flatten(measured, solution.zero_map)
     mark_stars(measured.sources, solution.astrometry, solution.photometric)
-    return apply_calibration(measured, facts, solution.astrometry, solution.zero_point)
+    calexp = apply_calibration(measured, facts, solution.astrometry, solution.zero_point)
+    if settings.photometry.enabled:
+        calexp.header.update(map_cards(solution.zero_map))
+    return calexp

@@ -182,7 +182,8 @@ def _exposures(plan: Plan, exposures: list[list[int]], cores: int) -> Cost:
     else:
         workers = _workers(plan, cores)
         steps, starts = len(exposures), (workers + 1) * len(exposures)
-        memory = max(needs.exposure_memory(ccds, workers) for ccds in exposures)
+        holds = bool(plan.settings.exposure.enabled)
+        memory = max(needs.exposure_memory(ccds, workers, holds) for ccds in exposures)
     hours = _core_hours(len(exposures), starts, needs.CCD_SECONDS_PER_MPIXEL * pixels / 1e6)
     disk = PIXEL_BYTES * pixels / 1e9
     return Cost("exposure", len(exposures), steps, hours, memory + needs.SNAKEMAKE_MB, disk)

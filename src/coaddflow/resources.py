@@ -147,7 +147,7 @@ def picture_memory(patch_pixels: int, n_coadds: int) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
+def exposure_memory(n_pixels: Sequence[int], threads: int, holds: bool) -> int:
     """Return the memory of calibrating one exposure in a single job, MB.
 
     Parameters
@@ -155,12 +155,18 @@ def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
     n_pixels : sequence of int
         Pixels of each of its CCDs.
     threads : int
-        Workers beside the process that gathers; each works on one CCD at a time and holds those
-        that it has done until the whole exposure is.
+        Workers beside the process that gathers; each works on one CCD at a time.
+    holds : bool
+        Whether they hold their CCDs until the whole exposure is solved.
     """
     workers = sorted(n_pixels, reverse=True)[:threads]
-    held = HELD_BYTES_PER_PIXEL * sum(n_pixels)
-    return _megabytes(held) + sum(ccd_memory(pixels) for pixels in workers)
+    held = held_memory(n_pixels) if holds else 0
+    return INTERPRETER_MB + held + sum(ccd_memory(pixels) for pixels in workers)
+
+
+def held_memory(n_pixels: Sequence[int]) -> int:
+    """Return the memory of all CCDs of an exposure that wait until it is solved, MB."""
+    return math.ceil(HELD_BYTES_PER_PIXEL * sum(n_pixels) / 1e6)
 
 
 def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
