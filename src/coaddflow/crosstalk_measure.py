@@ -91,7 +91,7 @@ class MeasurementSettings:
     max_coefficient : float
         Largest coefficient, either sign, that is thought of.
     max_groups : int
-        So many groups are kept for each aggressor, those with the brightest pixels; 80 bytes for
+        So many groups are kept for each aggressor, those with the brightest pixels; 108 bytes for
         each of its victims.
     within : bool
         Only amplifiers of the same CCD.
