@@ -23,14 +23,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.astrometry import polynomial_design, polynomial_powers
+from coaddflow.astrometry import RAYLEIGH_MEDIAN, polynomial_design, polynomial_powers
 from coaddflow.camera import Camera, Detector
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 from coaddflow.sphere import tan_deproject, tan_project
 
 FloatArray = NDArray[np.float64]
 
-_RAYLEIGH_MEDIAN = 1.1774
 _NARROWEST_PRIOR = 0.01
 """Priors are not made narrower than this part of their limits."""
 
@@ -359,7 +358,7 @@ def fit_field_clipped(
         }
         used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
         freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
-        scale = max(1.0, float(np.median(used)) / _RAYLEIGH_MEDIAN / np.sqrt(freedom))
+        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
         clipped = {
             number: replace(stars, kept=distance[number] <= clip_sigma * scale)
             for number, stars in pairs.items()
