@@ -662,6 +662,7 @@ def _fit_agreeing(
     order: int,
     settings: AstrometrySettings,
     exposure_settings: ExposureAstrometrySettings,
+    priors: Priors | None = None,
 ) -> _Outcome:
     """Fit, leave out the CCD that fits in worst, and fit again, until all fit in."""
     excluded: dict[int, str] = {}
@@ -670,7 +671,8 @@ def _fit_agreeing(
         if len(pairs) < exposure_settings.min_ccds:
             raise _NoExposureFit(f"only {len(pairs)} of its CCDs agree")
         chosen = _choose_order(pairs, field_stars, order, settings)
-        fit, pairs = fit_field_clipped(pairs, start, chosen, limits, settings.clip_sigma)
+        fit, pairs = fit_field_clipped(pairs, start, chosen, limits, settings.clip_sigma, priors)
+        start, priors = fit.model, fit.priors
         outcome = _Outcome(fit, pairs, chance, excluded)
         worst = _worst_ccd(outcome, exposure_settings)
         if worst is None:
@@ -737,6 +739,7 @@ def _iterate(
             exposure_settings.order,
             settings,
             exposure_settings,
+            outcome.fit.priors,
         )
         excluded |= outcome.excluded
         now = [
