@@ -31,7 +31,8 @@ _NEAR_SHIFT = 1.0 / 60.0  # degrees; the pointing of most telescopes is better t
 _NEAR_ROTATION = 1.5
 _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
-_RAYLEIGH_MEDIAN = 1.1774
+RAYLEIGH_MEDIAN = 1.1774
+"""Median distance of a two-dimensional Gaussian, in standard deviations of one axis."""
 
 FloatArray = NDArray[np.float64]
 
@@ -279,14 +280,18 @@ class _Prior:
     @classmethod
     def of(cls, wcs: WCS, shape: tuple[int, int]) -> "_Prior":
         """Take it from a WCS of any kind, by a fit that is good to 1e-4 pixel."""
-        local = fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape)
+        return cls.of_tan_sip(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
+
+    @classmethod
+    def of_tan_sip(cls, wcs: WCS) -> "_Prior":
+        """Take the numbers of a TAN-SIP WCS whose reference pixel is the centre of the CCD."""
         zero = np.zeros((2, 2))
         return cls(
-            np.array(local.wcs.crval),
-            np.array(local.wcs.crpix) - 1.0,
-            np.array(local.pixel_scale_matrix),
-            np.array(local.sip.a) if local.sip is not None else zero,
-            np.array(local.sip.b) if local.sip is not None else zero,
+            np.array(wcs.wcs.crval),
+            np.array(wcs.wcs.crpix) - 1.0,
+            np.array(wcs.pixel_scale_matrix),
+            np.array(wcs.sip.a) if wcs.sip is not None else zero,
+            np.array(wcs.sip.b) if wcs.sip is not None else zero,
         )
 
     def undistort(self, x: FloatArray, y: FloatArray) -> FloatArray:
@@ -352,7 +357,7 @@ def fit_ccd(
             state, prior, x[i], y[i], sky[:, k], error[i], order, settings.clip_sigma
         )
         now = (order, i.tobytes(), k.tobytes(), kept.tobytes())
-        sigma = np.median(np.hypot(*residual[:, kept])) / _RAYLEIGH_MEDIAN
+        sigma = np.median(np.hypot(*residual[:, kept])) / RAYLEIGH_MEDIAN
         limit = max(1.5 * settings.clip_sigma * sigma, 0.25 * settings.match_tolerance)
         if now == previous and radius <= limit:
             break
@@ -483,7 +488,7 @@ def _fit_clipped(
         residual = state.expected(u, v) - state.undistorted(sky)
         distance = np.hypot(*residual) / error
         freedom = max(1.0 - n_terms / kept.sum(), 0.1)
-        sigma = np.median(distance[kept]) / _RAYLEIGH_MEDIAN / np.sqrt(freedom)
+        sigma = np.median(distance[kept]) / RAYLEIGH_MEDIAN / np.sqrt(freedom)
         good = np.isfinite(error) & (distance <= clip_sigma * max(sigma, 1e-6))
         if np.array_equal(good, kept) or good.sum() < n_terms + 2:
             break
@@ -618,6 +623,6 @@ def residuals(wcs: WCS, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatA
     sky : ndarray, shape (2, n)
         ICRS positions of the stars in the catalogue, degrees.
     """
-    prior = _Prior.of(wcs, wcs.array_shape)
+    prior = _Prior.of_tan_sip(wcs)
     catalogue = np.linalg.solve(prior.cd, np.stack(tan_project(*sky, *prior.crval)))
     return prior.undistort(x, y) - catalogue

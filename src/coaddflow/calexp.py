@@ -34,7 +34,7 @@ SKYNOISE  electron    standard deviation of a pixel of empty sky
 APRADIUS  pixel       radius of the standard aperture
 APCORR                total flux of a star over its flux in the standard aperture
 DEPTH     mag         magnitude of a point source that stands 5 sigma out of the sky
-NASTROM               stars of the astrometric fit
+NASTROM               stars of this CCD in the astrometric fit
 ASTRMS    arcsec      root mean square of its residuals, one axis
 PIXSCALE  arcsec      size of a pixel at the centre of the CCD
 ========  ==========  ===========================================================================
@@ -568,7 +568,7 @@ def _header(measured: MeasuredCcd, facts: CcdFacts, quality: dict[str, float | i
         ("APRADIUS", measured.aperture_radius, "[pixel] radius of the standard aperture"),
         ("APCORR", quality["aperture_correction"], "total flux over that in the aperture"),
         ("DEPTH", quality["depth"], "[mag] point source at 5 sigma"),
-        ("NASTROM", quality["n_matched"], "stars of the astrometric fit"),
+        ("NASTROM", quality["n_matched"], "stars of this CCD in the astrometric fit"),
         ("ASTRMS", quality["astrometry_rms"], "[arcsec] rms of its residuals, one axis"),
         ("PIXSCALE", quality["pixel_scale"], "[arcsec] size of a pixel at the centre"),
     ]

@@ -1,9 +1,10 @@
 """The astrometric solution of a whole exposure, from the stars of all its CCDs.
 
-One CCD is found on the sky by the pattern of its stars; that tells where all others are, so that
-their stars are matched near predicted places, and a few are enough. Then one model of the focal
-plane (`focal_plane.FieldModel`) is fitted to all stars. A CCD that does not fit in is solved by
-itself, as `astrometry.solve_ccd` does, and so are all if the exposure gives no solution.
+The exposure is found on the sky by the pattern of the brightest stars of all CCDs, or of one CCD.
+That tells where each CCD is, so that its stars are matched near predicted places, and a few are
+enough. Then one model of the focal plane (`focal_plane.FieldModel`) is fitted to all stars. A CCD
+that does not fit in is solved by itself, as `astrometry.solve_ccd` does, and so are all if the
+exposure gives no solution.
 
 References
 ----------
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from coaddflow.astrometry import (
+    RAYLEIGH_MEDIAN,
     AstrometrySolution,
     CcdMatch,
     brightest_first,
@@ -65,6 +67,9 @@ _FIELD_SHIFT = 0.01
 """How far, in units of the field's radius, the distortion may move a CCD at first."""
 
 _FIRST_ORDER = 3
+_FEWEST_AT_FIRST, _FEWEST = 3, 2
+"""Fewest stars that can match a CCD before and after the others tell the distortion."""
+
 _MAX_ITERATIONS = 15
 _FEW_STARS_CHANCE = 1e-2
 """Chance matches that are allowed for the few stars of a CCD whose place is known."""
@@ -416,7 +421,7 @@ def _find(
     for start, chance in _candidates(field_stars, settings, exposure_settings):
         pairs, tried = {}, 0
         for number, ccd in field_stars.ccds.items():
-            if ccd.sources.size >= settings.min_matches:
+            if ccd.sources.size >= _FEWEST_AT_FIRST:
                 tried += 1
                 found = _match_near(ccd, start, field_stars, settings, exposure_settings)
                 if found is not None:
@@ -437,7 +442,10 @@ def _candidates(
     settings: AstrometrySettings,
     exposure_settings: ExposureAstrometrySettings,
 ) -> Iterator[tuple[FieldModel, float]]:
-    """Yield where the exposure may be, with the chance: from one CCD, at last from all stars."""
+    """Yield where the exposure may be, with the chance: from all stars, then from one CCD."""
+    together = _match_all_together(field_stars, settings, exposure_settings)
+    if together is not None:
+        yield together
     rich_first = sorted(field_stars.ccds.values(), key=lambda ccd: (-ccd.sources.size, ccd.number))
     for ccd in rich_first[:_MAX_ANCHORS]:
         try:
@@ -446,9 +454,6 @@ def _candidates(
             log.debug("CCD %d does not tell where the exposure is: %s", ccd.number, failure)
         else:
             yield _model_from_ccd(ccd, match, field_stars), match.chance
-    together = _match_all_together(field_stars, settings, exposure_settings)
-    if together is not None:
-        yield together
 
 
 def _match_anchor(ccd: _Ccd, field_stars: _Field, settings: AstrometrySettings) -> CcdMatch:
@@ -609,7 +614,7 @@ def _match_near(
         SearchWindow(shift, _NEAR_ROTATION, _NEAR_SCALE, False),
         _tolerance(ccd, settings),
         settings.max_chance,
-        settings.min_matches,
+        _FEWEST_AT_FIRST,
     )
 
 
@@ -630,7 +635,7 @@ def _match_placed(
         SearchWindow(shift, rotation, _NEAR_SCALE / 2.0, False),
         settings.match_tolerance,
         _FEW_STARS_CHANCE,
-        2,
+        _FEWEST,
     )
 
 
@@ -657,6 +662,7 @@ def _fit_agreeing(
     order: int,
     settings: AstrometrySettings,
     exposure_settings: ExposureAstrometrySettings,
+    priors: Priors | None = None,
 ) -> _Outcome:
     """Fit, leave out the CCD that fits in worst, and fit again, until all fit in."""
     excluded: dict[int, str] = {}
@@ -665,7 +671,8 @@ def _fit_agreeing(
         if len(pairs) < exposure_settings.min_ccds:
             raise _NoExposureFit(f"only {len(pairs)} of its CCDs agree")
         chosen = _choose_order(pairs, field_stars, order, settings)
-        fit, pairs = fit_field_clipped(pairs, start, chosen, limits, settings.clip_sigma)
+        fit, pairs = fit_field_clipped(pairs, start, chosen, limits, settings.clip_sigma, priors)
+        start, priors = fit.model, fit.priors
         outcome = _Outcome(fit, pairs, chance, excluded)
         worst = _worst_ccd(outcome, exposure_settings)
         if worst is None:
@@ -693,9 +700,9 @@ def _worst_ccd(
     worst, reason, most = None, "", 1.0
     for number, stars in outcome.pairs.items():
         offset = float(np.hypot(*fit.model.ccd_terms[number][:2]))
-        residual = stars.residual(fit.model)[:, stars.kept] / stars.error[stars.kept]
-        ratio = float(np.sqrt(np.mean(residual**2))) / fit.error_scale if residual.size else 0.0
-        # as clipping has it, the scatter of a good CCD is about 1
+        # of all matched stars: clipping would hide that those of this CCD scatter
+        distance = np.hypot(*stars.residual(fit.model)) / stars.error
+        ratio = float(np.median(distance)) / RAYLEIGH_MEDIAN / fit.error_scale
         for excess, text in (
             (
                 offset / exposure_settings.max_offset,
@@ -732,6 +739,7 @@ def _iterate(
             exposure_settings.order,
             settings,
             exposure_settings,
+            outcome.fit.priors,
         )
         excluded |= outcome.excluded
         now = [
@@ -739,7 +747,7 @@ def _iterate(
             for number, stars in outcome.pairs.items()
         ]
         distance = [np.hypot(*_residual(outcome, number)) for number in outcome.pairs]
-        sigma = float(np.median(np.concatenate(distance))) / 1.1774
+        sigma = float(np.median(np.concatenate(distance))) / RAYLEIGH_MEDIAN
         limit = max(1.5 * settings.clip_sigma * sigma, 0.25 * settings.match_tolerance)
         if now == previous and radius <= limit:
             break
@@ -787,7 +795,10 @@ def _ccd_solution(ccd: _Ccd, outcome: _Outcome, field_stars: _Field) -> Astromet
     stars, shape = outcome.pairs[ccd.number], ccd.stars.shape
     model, where = outcome.fit.model, ccd.where
     wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), shape)
-    predicted = _predicted(ccd, field_stars)
+    centre = (ccd.where.detector.size[0] - 1) / 2.0, (ccd.where.detector.size[1] - 1) / 2.0
+    predicted = field_stars.camera.pixel_to_sky(
+        ccd.where.detector, *centre, field_stars.ra, field_stars.dec, field_stars.rotation
+    )
     kept = stars.kept
     i, k = stars.source_index[kept], stars.reference_index[kept]
     return describe_solution(
@@ -797,7 +808,7 @@ def _ccd_solution(ccd: _Ccd, outcome: _Outcome, field_stars: _Field) -> Astromet
         residuals(wcs, ccd.stars.x[i], ccd.stars.y[i], stars.sky[:, kept]),
         int(np.sum(~kept)),
         model.order,
-        pointing_error=float(separation(*predicted.wcs.crval, *wcs.wcs.crval)) * 60.0,
+        pointing_error=float(separation(*predicted, *wcs.wcs.crval)) * 60.0,
         chance=outcome.chance,
     )
 

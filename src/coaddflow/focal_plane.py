@@ -4,9 +4,8 @@ The camera file puts each pixel to a place in the field. The model adds one poly
 field (pointing, rotation, scale and distortion of the exposure), and to each CCD a small
 polynomial of its own (where it really stands, how it is turned and bent). The terms of the CCDs
 are held by Gaussian priors [1]_: a CCD with many stars takes what its stars say, one with few
-leans on the exposure. How wide the priors are is measured: the variance of each kind of term over
-the CCDs, with the variance that the fit leaves in them (EM algorithm [2]_), up to the limits of
-the settings.
+leans on the exposure. How wide the priors are is measured: they maximise the evidence of the
+exposure [2]_, up to the limits of the settings.
 
 Places are in field pixels: the tangent plane of the camera file at the predicted rotation, in
 units of its pixel scale. So they are east and north, and a CCD's pixel is about one field pixel.
@@ -14,7 +13,7 @@ units of its pixel scale. So they are east and north, and a CCD's pixel is about
 References
 ----------
 .. [1] Bernstein et al. 2017, PASP 129, 074503 (maps of exposure and detectors in series).
-.. [2] Dempster, Laird & Rubin 1977, J. R. Stat. Soc. B 39, 1.
+.. [2] MacKay 1992, Neural Computation 4, 415, section 4 (widths of priors from the data).
 """
 
 from collections.abc import Mapping
@@ -23,14 +22,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.astrometry import polynomial_design, polynomial_powers
+from coaddflow.astrometry import RAYLEIGH_MEDIAN, polynomial_design, polynomial_powers
 from coaddflow.camera import Camera, Detector
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 from coaddflow.sphere import tan_deproject, tan_project
 
 FloatArray = NDArray[np.float64]
 
-_RAYLEIGH_MEDIAN = 1.1774
 _NARROWEST_PRIOR = 0.01
 """Priors are not made narrower than this part of their limits."""
 
@@ -260,13 +258,11 @@ class FieldFit:
             total += np.einsum("ni,ij,nj->n", own[axis], self.ccd_covariance[number], own[axis])
         return float(np.sqrt(total.max()))
 
-    def second_moments(self, number: int) -> FloatArray:
-        """Return the expected squares of the terms of a CCD, shape (terms,)."""
+    def variance(self, number: int) -> FloatArray:
+        """Return the variances of the terms of a CCD, shape (terms,)."""
         response = self.response[number]
-        variance = np.diag(self.ccd_covariance[number]) + np.einsum(
-            "ki,ij,kj->k", response, self.common_covariance, response
-        )
-        return self.model.ccd_terms[number] ** 2 + variance
+        common = np.einsum("ki,ij,kj->k", response, self.common_covariance, response)
+        return np.diag(self.ccd_covariance[number]) + common
 
     def degrees_used(self) -> float:
         """Return the number of parameters, those held by priors counted in part."""
@@ -336,11 +332,12 @@ def fit_field_clipped(
     order: int,
     limits: Priors,
     clip_sigma: float,
+    priors: Priors | None = None,
 ) -> tuple[FieldFit, dict[int, CcdPairs]]:
     """Fit, leave out outliers, measure errors and priors, fit again, until the same stars stay.
 
     Parameters are those of `fit_field`; ``limits`` are the widest priors, ``clip_sigma`` is in
-    units of the scatter of all stars.
+    units of the scatter of all stars, ``priors`` are those of an earlier fit.
 
     Returns
     -------
@@ -349,7 +346,7 @@ def fit_field_clipped(
     pairs : dict of int to CcdPairs
         The stars, with ``kept`` set.
     """
-    priors, scale, model = limits, 1.0, start
+    priors, scale, model = priors or limits, 1.0, start
     for _ in range(12):
         fit = fit_field(pairs, model, order, priors, scale)
         model = fit.model
@@ -359,7 +356,7 @@ def fit_field_clipped(
         }
         used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
         freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
-        scale = max(1.0, float(np.median(used)) / _RAYLEIGH_MEDIAN / np.sqrt(freedom))
+        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
         clipped = {
             number: replace(stars, kept=distance[number] <= clip_sigma * scale)
             for number, stars in pairs.items()
@@ -374,11 +371,19 @@ def fit_field_clipped(
 
 
 def _measured_priors(fit: FieldFit, limits: Priors) -> Priors:
-    """Return the widths that the CCDs of this fit suggest, one step of the EM algorithm."""
+    """Return the widths that the CCDs of this fit suggest.
+
+    The sum of the squares of the terms of a kind, over the number of them that the stars, and not
+    the prior, determine [2]_.
+    """
     if len(fit.ccd_covariance) < _ENOUGH_CCDS:
         return limits
-    squares = np.mean([fit.second_moments(number) for number in fit.ccd_covariance], axis=0)
-    widths = np.sqrt([squares[:2].mean(), squares[2], squares[3:].mean()])
+    numbers = list(fit.ccd_covariance)
+    squares = np.sum([fit.model.ccd_terms[number] ** 2 for number in numbers], axis=0)
+    variance = np.sum([fit.variance(number) for number in numbers], axis=0)
+    determined = len(numbers) - variance / fit.priors.sigmas**2
+    kinds = (slice(0, 2), slice(2, 3), slice(3, None))
     most = np.array([limits.offset, limits.rotation, limits.shape])
+    widths = [np.sqrt(squares[k].sum() / max(determined[k].sum(), 1e-3)) for k in kinds]
     widths = np.clip(widths, _NARROWEST_PRIOR * most, most)
     return Priors(*(float(width) for width in widths), limits.ccd_order)

@@ -53,7 +53,7 @@ class ExposureAstrometrySettings(Section):
         "itself.",
     )
     max_formal_error: float = Field(
-        0.3,
+        0.5,
         gt=0,
         description="A CCD of which the stars and the exposure tell a corner's place with a larger "
         "error than this, pixels, is solved by itself.",
