@@ -65,8 +65,11 @@ _BEND = 0.05
 _FLATNESS = 2e-4
 """Part of the sky by which superpixels differ beyond their noise: flat field, faint sources."""
 
-_BOUND_ABOVE, _BOUND_BELOW = 1.0, 3.0
+_BOUND_ABOVE, _BOUND_BELOW = 1.0, 10.0
 """Residuals in sigma from which the first fit takes a source, or a defect, no more for serious."""
+
+_COVERED = 5.0
+"""Root of the mean square in sigma of what is left on a CCD, from which it is not sky."""
 
 _LEAST_RESPONSE = 1e-4
 """Scatter of the responses that is always allowed."""
@@ -451,6 +454,7 @@ def _fit_without_sources(
     for _ in range(_CLIPPED_FITS):
         z = (pixels.mean - fit.model()) / pixels.error - low_by
         kept = _shows_sky(z, near, around, settings.clip_sigma)
+        kept &= ~_in_covered_ccds(z, kept, pixels) | (z < -settings.clip_sigma)
         unchanged, used, low_by = np.array_equal(kept, used), kept, 0.0
         if unchanged or np.count_nonzero(used) < fit.coefficients.size:
             break
@@ -467,15 +471,35 @@ def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float6
 def _shows_sky(
     z: NDArray[np.float64], near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
 ) -> NDArray[np.bool_]:
-    """Return the superpixels that are neither sources nor beside them.
+    """Return the superpixels that are no sources, nor beside extended ones.
 
-    What is far below the sky is no source, wherever it stands, and says that the sky is too high.
+    A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
+    many, nothing would be left if each were grown. Where most of a neighbourhood is high, or its
+    mean without these, there is something large, which is grown. What is far below the sky is no
+    source, wherever it stands, and says that the sky is too high.
     """
     z = z / _negative_sigma(z)
-    mean = (near @ z) / np.sqrt(near.sum(axis=1))
-    mean = mean / _negative_sigma(mean)
-    source = (z > clip_sigma) | (mean > clip_sigma)
-    return (around @ source.astype(float) < 0.5) | (np.minimum(z, mean) < -clip_sigma)
+    peak = z > clip_sigma
+    number = near @ (~peak).astype(float)
+    mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
+    mean = mean / _negative_sigma(mean[number > 0])
+    crowded = number < 0.5 * near.sum(axis=1)
+    extended = (around @ ((mean > clip_sigma) | crowded).astype(float)) > 0.5
+    return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
+
+
+def _in_covered_ccds(
+    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
+) -> NDArray[np.bool_]:
+    """Return the superpixels of CCDs on which even what seems to be sky is no sky.
+
+    Where a galaxy covers a CCD, its mean surface brightness passes for response, and its structure
+    is left: such a CCD must not tell its own response.
+    """
+    n = len(pixels.ccds)
+    number = np.bincount(pixels.index, kept, n)
+    mean2 = np.bincount(pixels.index, np.where(kept, z**2, 0.0), n) / np.maximum(number, 1.0)
+    return (mean2 > _COVERED**2)[pixels.index]
 
 
 def _negative_sigma(z: NDArray[np.float64]) -> float:
