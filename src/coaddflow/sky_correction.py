@@ -10,8 +10,9 @@ sky is a surface that bends only on scales much larger than galaxies:
 S is a tensor product of quadratic B-splines on the focal plane [1]_ with knots every
 ``settings.scale`` (or nothing but a quadratic surface on a field that is not larger), weakly
 held by second differences of its coefficients where no CCD has data [2]_. r_k is the response of a
-CCD relative to the mean of all, with a normal prior: flats are normalised on each CCD, so that the
-sky in electrons has steps between CCDs. It multiplies the sky and follows nothing within a CCD.
+CCD relative to the mean of all: flats are normalised on each CCD, so that the sky in electrons has
+steps between CCDs. It multiplies the sky and follows nothing within a CCD; its prior is as wide as
+the CCDs differ (`coaddflow.group_scatter`).
 
 Superpixels that show more than the sky are left out, in two steps. The first fit has a loss that is
 bounded on the side of sources (Huber's, with a much smaller constant for positive residuals
@@ -49,7 +50,7 @@ from scipy.spatial import cKDTree
 from coaddflow.background import Background
 from coaddflow.calexp import MeasuredCcd
 from coaddflow.camera import Camera, Detector
-from coaddflow.group_scatter import group_scatter
+from coaddflow.group_scatter import group_scatter, prior_variance
 from coaddflow.image import MaskedImage
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
@@ -78,6 +79,9 @@ _LOW_BY = 0.1
 """Sigma by which the bounds make the first fit too low where there are no sources at all."""
 
 _BOUNDED_FITS, _CLIPPED_FITS = 20, 12
+
+_CONVERGED = 0.02
+"""Largest change in sigma between two fits that does not matter."""
 
 _NEIGHBOURHOOD = 2.3
 """Radius in superpixels of the means that find faint halos: 21 superpixels."""
@@ -416,19 +420,18 @@ class _Fit:
         normal = (matrix.T @ weighted).toarray()
         normal[:n, :n] += self.bend**-2 * (_roughness(self.shape) + 1e-6 * np.eye(n))
         if self.response_sigma > 0:
+            prior = prior_variance(self.response, self.response_sigma)
             # what all CCDs have in common belongs to the surface
-            common = np.trace(normal[n:, n:]) / n_ccds
-            normal[n:, n:] += np.eye(n_ccds) / self.response_sigma**2 + common * np.ones(
-                (n_ccds, n_ccds)
-            )
-        found = np.linalg.solve(normal, weighted.T @ data)
+            common = np.full((n_ccds, n_ccds), np.trace(normal[n:, n:]) / n_ccds)
+            normal[n:, n:] += np.diag(1.0 / prior) + common
+        covariance = np.linalg.inv(normal)
+        found = covariance @ (weighted.T @ data)
         self.coefficients = found[:n]
         if self.response_sigma > 0:
             self.response = found[n:]
-            variance = np.diag(np.linalg.inv(normal))[n:]
-            limits = _LEAST_RESPONSE, self.response_limit
+            limits = min(_LEAST_RESPONSE, self.response_limit), self.response_limit
             self.response_sigma = group_scatter(
-                self.response, variance, self.response_sigma, limits
+                self.response, np.diag(covariance)[n:], prior, limits
             )
 
 
@@ -446,9 +449,13 @@ def _fit_without_sources(
     """
     weight = pixels.error**-2.0
     fit.solve(pixels.mean, weight)
+    before = np.full(pixels.mean.shape, np.inf)
     for _ in range(_BOUNDED_FITS):
         z = (pixels.mean - fit.model()) / pixels.error
+        if np.abs(z - before).max() < _CONVERGED:
+            break
         fit.solve(pixels.mean, weight * _bounded(z / _negative_sigma(z), _BOUND_ABOVE))
+        before = z
     near, around = pixels.near(_NEIGHBOURHOOD), pixels.near(settings.grow)
     used, low_by = np.ones(pixels.x.size, dtype=bool), _LOW_BY
     for _ in range(_CLIPPED_FITS):
