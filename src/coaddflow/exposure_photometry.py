@@ -6,8 +6,8 @@ A CCD with few stars has a poor zero-point of its own, one without has none. The
 
 Z is the zero-point of the exposure, P a polynomial over the focal plane (thin clouds, extinction
 over a wide field, light scattered in the flat field [1]_ [2]_), and c_k the constant of CCD k,
-which is there because flats are normalised on each CCD. The constants have a normal prior whose
-width the CCDs tell (`coaddflow.group_scatter`): a CCD with many stars has its own constant, one
+which is there because flats are normalised on each CCD. The constants have a prior as wide as
+the CCDs differ (`coaddflow.group_scatter`): a CCD with many stars has its own constant, one
 with three stars has what they say in the measure of their errors, one without has zero, with an
 error that says so. Stars are weighted by their errors; outliers have little say in the first fits
 (loss of Huber [3]_) and are left out of the last ones.
@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.calexp import MeasuredCcd
 from coaddflow.camera import Camera, Detector
-from coaddflow.group_scatter import group_scatter
+from coaddflow.group_scatter import group_scatter, prior_variance
 from coaddflow.image import MaskedImage
 from coaddflow.photometry import MatchedStars, ZeroPoint, magnitude_offsets
 from coaddflow.settings.calexp import PhotometrySettings
@@ -349,10 +349,11 @@ def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _
     terms = np.stack([sample.u**p * sample.v**q for p, q in powers], axis=1)
     design = np.hstack([terms, (sample.index[:, None] == np.arange(n_ccds)).astype(float)])
     middle = float(np.median(sample.offset[sample.known]))
-    sigma = np.full(design.shape[1], _MAP_SIGMA)
+    n_terms, width = len(powers), settings.ccd_sigma
+    prior = np.full(design.shape[1], _MAP_SIGMA**2)
     # any zero-point is as good as another
-    sigma[0], sigma[len(powers) :] = 1e3, settings.ccd_sigma
-    solution, used = np.zeros(sigma.size), sample.known
+    prior[0] = 1e6
+    solution, used = np.zeros(prior.size), sample.known
     for step in range(_BOUNDED_FITS + _CLIPPED_FITS):
         deviation = np.abs(sample.offset - middle - design @ solution) / np.sqrt(sample.variance)
         scatter = max(1.0, 1.4826 * float(np.median(deviation[used])))
@@ -365,21 +366,20 @@ def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _
                 break
         used = kept
         weight = np.where(used, part / sample.variance, 0.0)
-        normal = (design.T * weight) @ design + np.diag(sigma**-2.0)
-        covariance = np.linalg.inv(normal)
+        prior[n_terms:] = prior_variance(solution[n_terms:], width)
+        covariance = np.linalg.inv((design.T * weight) @ design + np.diag(1.0 / prior))
         solution = covariance @ (design.T @ (weight * (sample.offset - middle)))
         if n_ccds > 1:
-            sigma[len(powers) :] = group_scatter(
-                solution[len(powers) :],
-                np.diag(covariance)[len(powers) :],
-                sigma[-1],
+            width = group_scatter(
+                solution[n_terms:],
+                np.diag(covariance)[n_terms:],
+                prior[n_terms:],
                 (min(_LEAST_CCD_SIGMA, settings.ccd_sigma), settings.ccd_sigma),
             )
     residual = sample.offset - middle - design @ solution
-    chi2 = float((residual**2 * weight).sum() / max(np.count_nonzero(used) - len(powers), 1))
+    chi2 = float((residual**2 * weight).sum() / max(np.count_nonzero(used) - n_terms, 1))
     solution[0] += middle
-    ccd_sigma = float(sigma[-1]) if n_ccds else 0.0
-    return _Solution(design, solution, covariance * max(1.0, chi2), used, ccd_sigma)
+    return _Solution(design, solution, covariance * max(1.0, chi2), used, width if n_ccds else 0.0)
 
 
 def _scatter(

@@ -10,8 +10,9 @@ sky is a surface that bends only on scales much larger than galaxies:
 S is a tensor product of quadratic B-splines on the focal plane [1]_ with knots every
 ``settings.scale`` (or nothing but a quadratic surface on a field that is not larger), weakly
 held by second differences of its coefficients where no CCD has data [2]_. r_k is the response of a
-CCD relative to the mean of all, with a normal prior: flats are normalised on each CCD, so that the
-sky in electrons has steps between CCDs. It multiplies the sky and follows nothing within a CCD.
+CCD relative to the mean of all: flats are normalised on each CCD, so that the sky in electrons has
+steps between CCDs. It multiplies the sky and follows nothing within a CCD; its prior is as wide as
+the CCDs differ (`coaddflow.group_scatter`).
 
 Superpixels that show more than the sky are left out, in two steps. The first fit has a loss that is
 bounded on the side of sources (Huber's, with a much smaller constant for positive residuals
@@ -49,7 +50,7 @@ from scipy.spatial import cKDTree
 from coaddflow.background import Background
 from coaddflow.calexp import MeasuredCcd
 from coaddflow.camera import Camera, Detector
-from coaddflow.group_scatter import group_scatter
+from coaddflow.group_scatter import group_scatter, prior_variance
 from coaddflow.image import MaskedImage
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
@@ -65,8 +66,11 @@ _BEND = 0.05
 _FLATNESS = 2e-4
 """Part of the sky by which superpixels differ beyond their noise: flat field, faint sources."""
 
-_BOUND_ABOVE, _BOUND_BELOW = 1.0, 3.0
+_BOUND_ABOVE, _BOUND_BELOW = 1.0, 10.0
 """Residuals in sigma from which the first fit takes a source, or a defect, no more for serious."""
+
+_COVERED = 5.0
+"""Root of the mean square in sigma of what is left on a CCD, from which it is not sky."""
 
 _LEAST_RESPONSE = 1e-4
 """Scatter of the responses that is always allowed."""
@@ -75,6 +79,9 @@ _LOW_BY = 0.1
 """Sigma by which the bounds make the first fit too low where there are no sources at all."""
 
 _BOUNDED_FITS, _CLIPPED_FITS = 20, 12
+
+_CONVERGED = 0.02
+"""Largest change in sigma between two fits that does not matter."""
 
 _NEIGHBOURHOOD = 2.3
 """Radius in superpixels of the means that find faint halos: 21 superpixels."""
@@ -413,19 +420,18 @@ class _Fit:
         normal = (matrix.T @ weighted).toarray()
         normal[:n, :n] += self.bend**-2 * (_roughness(self.shape) + 1e-6 * np.eye(n))
         if self.response_sigma > 0:
+            prior = prior_variance(self.response, self.response_sigma)
             # what all CCDs have in common belongs to the surface
-            common = np.trace(normal[n:, n:]) / n_ccds
-            normal[n:, n:] += np.eye(n_ccds) / self.response_sigma**2 + common * np.ones(
-                (n_ccds, n_ccds)
-            )
-        found = np.linalg.solve(normal, weighted.T @ data)
+            common = np.full((n_ccds, n_ccds), np.trace(normal[n:, n:]) / n_ccds)
+            normal[n:, n:] += np.diag(1.0 / prior) + common
+        covariance = np.linalg.inv(normal)
+        found = covariance @ (weighted.T @ data)
         self.coefficients = found[:n]
         if self.response_sigma > 0:
             self.response = found[n:]
-            variance = np.diag(np.linalg.inv(normal))[n:]
-            limits = _LEAST_RESPONSE, self.response_limit
+            limits = min(_LEAST_RESPONSE, self.response_limit), self.response_limit
             self.response_sigma = group_scatter(
-                self.response, variance, self.response_sigma, limits
+                self.response, np.diag(covariance)[n:], prior, limits
             )
 
 
@@ -443,14 +449,19 @@ def _fit_without_sources(
     """
     weight = pixels.error**-2.0
     fit.solve(pixels.mean, weight)
+    before = np.full(pixels.mean.shape, np.inf)
     for _ in range(_BOUNDED_FITS):
         z = (pixels.mean - fit.model()) / pixels.error
+        if np.abs(z - before).max() < _CONVERGED:
+            break
         fit.solve(pixels.mean, weight * _bounded(z / _negative_sigma(z), _BOUND_ABOVE))
+        before = z
     near, around = pixels.near(_NEIGHBOURHOOD), pixels.near(settings.grow)
     used, low_by = np.ones(pixels.x.size, dtype=bool), _LOW_BY
     for _ in range(_CLIPPED_FITS):
         z = (pixels.mean - fit.model()) / pixels.error - low_by
         kept = _shows_sky(z, near, around, settings.clip_sigma)
+        kept &= ~_in_covered_ccds(z, kept, pixels) | (z < -settings.clip_sigma)
         unchanged, used, low_by = np.array_equal(kept, used), kept, 0.0
         if unchanged or np.count_nonzero(used) < fit.coefficients.size:
             break
@@ -467,15 +478,35 @@ def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float6
 def _shows_sky(
     z: NDArray[np.float64], near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
 ) -> NDArray[np.bool_]:
-    """Return the superpixels that are neither sources nor beside them.
+    """Return the superpixels that are no sources, nor beside extended ones.
 
-    What is far below the sky is no source, wherever it stands, and says that the sky is too high.
+    A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
+    many, nothing would be left if each were grown. Where most of a neighbourhood is high, or its
+    mean without these, there is something large, which is grown. What is far below the sky is no
+    source, wherever it stands, and says that the sky is too high.
     """
     z = z / _negative_sigma(z)
-    mean = (near @ z) / np.sqrt(near.sum(axis=1))
-    mean = mean / _negative_sigma(mean)
-    source = (z > clip_sigma) | (mean > clip_sigma)
-    return (around @ source.astype(float) < 0.5) | (np.minimum(z, mean) < -clip_sigma)
+    peak = z > clip_sigma
+    number = near @ (~peak).astype(float)
+    mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
+    mean = mean / _negative_sigma(mean[number > 0])
+    crowded = number < 0.5 * near.sum(axis=1)
+    extended = (around @ ((mean > clip_sigma) | crowded).astype(float)) > 0.5
+    return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
+
+
+def _in_covered_ccds(
+    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
+) -> NDArray[np.bool_]:
+    """Return the superpixels of CCDs on which even what seems to be sky is no sky.
+
+    Where a galaxy covers a CCD, its mean surface brightness passes for response, and its structure
+    is left: such a CCD must not tell its own response.
+    """
+    n = len(pixels.ccds)
+    number = np.bincount(pixels.index, kept, n)
+    mean2 = np.bincount(pixels.index, np.where(kept, z**2, 0.0), n) / np.maximum(number, 1.0)
+    return (mean2 > _COVERED**2)[pixels.index]
 
 
 def _negative_sigma(z: NDArray[np.float64]) -> float:
