@@ -205,19 +205,6 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
     check_one_at_a_time(cluster, run)
 
 
-def test_node_that_dies_is_retried_elsewhere(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    _, node = survey.wait_for_job()
-    survey.wait_for_step()
-    cluster.kill_node(node)
-    try:
-        run.check()
-    finally:
-        cluster.start_node(node)
-    check_as_undisturbed(survey, undisturbed)
-    check_one_at_a_time(cluster, run)
-
-
 def test_exposure_with_too_many_failed_ccds_is_refused_once_and_told(
     copy_of_survey, undisturbed, cluster
 ):
