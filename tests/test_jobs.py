@@ -93,7 +93,7 @@ def test_slurm_says_how_a_job_ended(survey, state, log, outcome):
     ],
 )
 def test_without_accounting_the_log_of_the_job_tells(survey, log, outcome):
-    survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd: error: {log}\n")
+    survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd-n1: error: {log}\n")
     survey.sacct("", code=1)
     assert latest_jobs(survey.folder)["tract_0"].outcome == outcome
 

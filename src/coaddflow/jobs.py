@@ -233,7 +233,7 @@ def _slurm_words(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line for line in lines if line.startswith(("slurmstepd:", "srun: error:"))]
+    said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
     telling = [line for line in said if _outcome_from_words(line) != "failed"]
     return next(iter([*telling, *said]), "").strip()
 
