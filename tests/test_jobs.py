@@ -31,6 +31,8 @@ def survey(tmp_path, monkeypatch):
         (programs / "answer").write_text(text)
         (programs / "sacct").write_text(f"#!/bin/sh\ncat {programs}/answer\nexit {code}\n")
         (programs / "sacct").chmod(0o755)
+        (programs / "squeue").write_text("#!/bin/sh\nexit 1\n")
+        (programs / "squeue").chmod(0o755)
 
     submit.folder, submit.sacct = folder, sacct
     return submit
@@ -67,6 +69,7 @@ def test_without_a_cluster_there_are_no_jobs(tmp_path):
         ("OUT_OF_MEMORY", "", "out of memory"),
         ("FAILED", "slurmstepd: error: Exceeded job memory limit\n", "out of memory"),
         ("CANCELLED by 0", "slurmstepd: error: Step 12.0 exceeded memory limit\n", "out of memory"),
+        ("FAILED", "srun: error: n1: task 0: Killed\n", "out of memory"),
         ("FAILED", "a step failed\n", "failed"),
         ("SOMETHING_NEW", "", "unknown"),
     ],
@@ -90,9 +93,16 @@ def test_slurm_says_how_a_job_ended(survey, state, log, outcome):
     ],
 )
 def test_without_accounting_the_log_of_the_job_tells(survey, log, outcome):
-    survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd: error: {log}\n")
+    survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd-n1: error: {log}\n")
     survey.sacct("", code=1)
     assert latest_jobs(survey.folder)["tract_0"].outcome == outcome
+
+
+def test_the_controller_knows_sooner_than_the_accounting(survey, tmp_path):
+    survey(5, "group_exposure_1001_calexp_manifest")
+    survey.sacct("5|RUNNING\n")
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho '5|CANCELLED'\n")
+    assert latest_jobs(survey.folder)["exposure_1001"].outcome == "cancelled"
 
 
 def test_the_last_job_of_an_exposure_counts(survey):
@@ -124,7 +134,7 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
     survey(5, f"group_{name}")
     survey.sacct("5|OUT_OF_MEMORY\n")
     told = latest_jobs(survey.folder)[unit_of(name)].explanation
-    assert told.startswith("Slurm job 5 was killed for want of memory")
+    assert told.startswith("Slurm job 5 was killed, most likely for want of memory")
     assert f"--set-resources {rule}:mem_mb=" in told
 
 

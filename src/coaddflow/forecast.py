@@ -14,10 +14,10 @@ from pathlib import Path
 from coaddflow import resources as needs
 from coaddflow.plan import CALIB_KINDS, Plan
 
-START_CPU_SECONDS = 2.0
+START_CPU_SECONDS = 2.3
 """CPU time of Python and its libraries, for each step of a job and each worker."""
 
-JOB_CPU_SECONDS = 4.0
+JOB_CPU_SECONDS = 6.0
 """CPU time of the two Snakemakes in each job of a cluster."""
 
 PIXEL_BYTES = 13.0

@@ -28,8 +28,8 @@ Outcome = Literal[
 EXPLANATIONS: dict[Outcome, str] = {
     "live": "is still in the queue; wait for it",
     "cancelled": "was cancelled by hand (scancel, qdel); run again",
-    "out of memory": "was killed for want of memory; run again, with more if it has been tried "
-    "often enough: --set-resources {rule}:mem_mb=N",
+    "out of memory": "was killed, most likely for want of memory; run again, with more if it has "
+    "been tried often enough: --set-resources {rule}:mem_mb=N",
     "time limit": "was killed at its time limit; run again, with more if it has been tried often "
     "enough: --set-resources {rule}:runtime=MINUTES",
     "node failed": "was lost with its node; run again",
@@ -81,6 +81,8 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
+    # the kernel, or a Slurm without confinement, says no more
+    ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
 )
 
 
@@ -189,22 +191,28 @@ def _name_of_log(log: Path) -> str:
 
 
 def _slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """Return what Slurm's accounting says about jobs; empty if it says nothing."""
-    job_ids = list(job_ids)
+    """Return what Slurm says about jobs; empty if it says nothing.
+
+    The accounting knows all jobs, but learns late; the controller knows the last ones at once.
+    """
+    job_ids = ",".join(job_ids)
     if not job_ids:
         return {}
+    accounting = ["sacct", "-X", "-n", "-P", "-j", job_ids, "--format", "JobIDRaw,State"]
+    # all of the user's: one that it does not know any more would be an error
+    controller = ["squeue", "--me", "--states", "all", "--noheader", "--format", "%i|%T"]
+    return {**_rows_of(accounting), **_rows_of(controller)}
+
+
+def _rows_of(command: list[str]) -> dict[str, str]:
+    """Return the lines ``ID|STATE`` of a command of Slurm; empty if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - a list, no shell
-            # of the user's PATH
-            ["sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "--format", "JobIDRaw,State"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
+            command, capture_output=True, text=True, check=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = (line.split("|") for line in done.stdout.splitlines())
+    rows = (line.strip().split("|") for line in done.stdout.splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
@@ -225,7 +233,7 @@ def _slurm_words(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line for line in lines if line.startswith(("slurmstepd:", "srun: error:"))]
+    said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
     telling = [line for line in said if _outcome_from_words(line) != "failed"]
     return next(iter([*telling, *said]), "").strip()
 

@@ -9,7 +9,7 @@ compare with it; docs/slurm.md has such figures. Memory in MB (1e6 bytes), time 
 import math
 from collections.abc import Sequence
 
-INTERPRETER_MB = 300
+INTERPRETER_MB = 350
 """Python with the numerical libraries and their kernels, which the first job compiles."""
 
 SNAKEMAKE_MB = 300
@@ -22,9 +22,9 @@ CCD_BYTES_PER_PIXEL = 85
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
 and sources makes."""
 
-CCD_SECONDS_PER_MPIXEL = 1.6
+CCD_SECONDS_PER_MPIXEL = 1.4
 CALIB_BYTES_PER_PIXEL = 85
-CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.2
+CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.1
 WARP_BYTES_PER_PIXEL = 30
 WARP_SECONDS_PER_MPIXEL = 0.1
 WARPED_BYTES_PER_PIXEL = 16

@@ -251,6 +251,7 @@ class Survey:
         done = subprocess.run(
             [program("coaddflow"), "status"],
             cwd=self.folder,
+            env=self.cluster.env,
             capture_output=True,
             text=True,
             check=False,

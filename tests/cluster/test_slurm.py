@@ -168,7 +168,7 @@ def test_cancelled_before_it_began(one, cluster):
 def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
     memory = ("--set-resources", "calexp:mem_mb=60*attempt**4")
     run = one.run_exposures("--retries", "0", *memory)
-    check_failed_and_said_so(one, run, "killed for want of memory", "calexp:mem_mb=")
+    check_failed_and_said_so(one, run, "most likely for want of memory", "calexp:mem_mb=")
     one.run_exposures("--retries", "1", *memory).check()
     ended = states(cluster, run)
     assert ended["COMPLETED"] == 1
@@ -202,19 +202,6 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
     finally:
         cluster.start_node(node)
     check_as_undisturbed(one, undisturbed)
-    check_one_at_a_time(cluster, run)
-
-
-def test_node_that_dies_is_retried_elsewhere(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    _, node = survey.wait_for_job()
-    survey.wait_for_step()
-    cluster.kill_node(node)
-    try:
-        run.check()
-    finally:
-        cluster.start_node(node)
-    check_as_undisturbed(survey, undisturbed)
     check_one_at_a_time(cluster, run)
 
 
