@@ -21,7 +21,7 @@ _AWAY = re.compile(
     r"connection refused|cannot connect|can not connect|could not connect|unable to contact"
     r"|connect failure|communication failure|timed out|timeout|end of file|shutting down"
     r"|temporarily unable|no route to host|network is unreachable|problem loading"
-    r"|would exceed|maximum number of jobs",
+    r"|would exceed|maximum number of jobs|not enabled",
     re.IGNORECASE,
 )
 _NO_HISTORY = re.compile(r"job history|usage:|unknown option|invalid option", re.IGNORECASE)

@@ -109,8 +109,12 @@ def with_log(label, reason):
     return f"{name}: {reason}{said} (log: {ledger.log_of(label) if label else 'unknown'})"
 
 
-def settle_those_with_exit_code():
-    """Note the end of jobs that no Snakemake asks about any more."""
+def tidy():
+    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
+    known = ledger.names("jobs")
+    for label in ledger.names("spool"):
+        if f"{label}.json" not in known:
+            ledger.remove(ledger.FOLDER / "spool" / label)
     left = ledger.names("exit")
     for job_id in ledger.names("ids") if left else []:
         if ledger.label_of(job_id) in left:
