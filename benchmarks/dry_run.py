@@ -2,6 +2,7 @@
 
     python benchmarks/dry_run.py 1000
     python benchmarks/dry_run.py 1000 --pointings visits.csv --batch all=1/10
+    python benchmarks/dry_run.py 1000 --profile slurm
 
 Makes the tables of a survey in a temporary folder (no raw files are needed to plan) and prints
 the number of jobs, the wall and CPU time, and the peak memory of one dry run.
@@ -23,6 +24,7 @@ from astropy.coordinates import Angle
 from coaddflow.exposures import ExposureRow, write_exposures
 
 SNAKEFILE = Path(__file__).parents[1] / "Snakefile"
+PROFILES = SNAKEFILE.parent / "profiles"
 
 SETTINGS = """
 camera: {camera}
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--camera", default="hsc")
     parser.add_argument("--pointings", type=Path)
     parser.add_argument("--batch")
+    parser.add_argument("--profile", help="profile of a cluster; groups take time to plan")
     options = parser.parse_args()
     if options.pointings:
         pointings = pointings_of_table(options.pointings, options.exposures)
@@ -104,6 +107,7 @@ def main() -> None:
         command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "-d", folder]
         command += ["-n", "--quiet", "rules"]
         command += ["--batch", options.batch] if options.batch else []
+        command += ["--profile", str(PROFILES / options.profile)] if options.profile else []
         started = time.monotonic()
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         wall = time.monotonic() - started

@@ -47,7 +47,7 @@ rule manifest:
         group_of("exposure_{exposure}")
     threads: 1
     resources:
-        mem_mb=growing(needs.INTERPRETER_MB),
+        mem_mb=growing(needs.SMALL_STEP_MB),
         runtime=growing(5),
     params:
         facts=exposure_facts,

@@ -5,6 +5,7 @@
 # comes from a cache (coaddflow.plan), and astropy is not imported.
 
 import functools
+import math
 import os
 import sys
 import time
@@ -214,6 +215,13 @@ def files_or_failure(files, row):
     return [path for path in files if is_there(path)]
 
 
+@functools.lru_cache(maxsize=4096)
+def failed_for_want_of_frames(master):
+    """Return whether a calibration frame could not be made because raw frames were missing."""
+    with open(master, "rb") as stream:
+        return b"CFFAILED= 'missing_frames" in stream.read(2880)
+
+
 def frames_or_failure(kind, wildcards):
     """Return the raw frames that a calibration frame of a CCD is made from.
 
@@ -223,9 +231,10 @@ def frames_or_failure(kind, wildcards):
     ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
     files = [PLAN.raw_file(exposure, ccd) for exposure in PLAN.calib_frames(kind, band)]
     done = PLAN.calib_product(kind, ccd, band or PLAN.bands[0])
-    return (
-        files if done and is_there(done) else [path for path in files if is_there(path)]
-    )
+    found = [path for path in files if is_there(path)]
+    if len(found) < len(files) and done and is_there(done):
+        return found if failed_for_want_of_frames(done) else files
+    return found
 
 
 def bias_inputs(wildcards):
@@ -396,13 +405,30 @@ def patch_pixels():
     return (SETTINGS.skymap.patch_inner_size + 2 * SETTINGS.skymap.patch_border) ** 2
 
 
+def snakemake_share(width):
+    """Return the part of a step in the memory of the Snakemakes in its job, MB.
+
+    Parameters
+    ----------
+    width : int
+        Steps of the job that can run side by side; Snakemake adds their memory.
+    """
+    if not ON_CLUSTER:
+        return 0
+    return math.ceil(
+        needs.SNAKEMAKE_MB
+        / max(min(width, workflow.resource_settings.cores or width), 1)
+    )
+
+
 def growing(amount):
     """Return a resource of a fixed amount, and that much more at each further attempt."""
     return lambda wildcards, attempt: attempt * amount
 
 
 def ccd_memory(wildcards, attempt):
-    return attempt * needs.ccd_memory(ccd_pixels(wildcards))
+    share = snakemake_share(len(PLAN.ccds_of(wildcards.exposure)))
+    return attempt * (share + needs.ccd_memory(ccd_pixels(wildcards)))
 
 
 def ccd_runtime(wildcards, attempt):
@@ -410,8 +436,10 @@ def ccd_runtime(wildcards, attempt):
 
 
 def calib_memory(wildcards, input, attempt):
-    stack = SETTINGS.calibs.memory
-    return attempt * needs.calib_memory(ccd_pixels(wildcards), len(input), stack)
+    stack = needs.calib_memory(
+        ccd_pixels(wildcards), len(input), SETTINGS.calibs.memory
+    )
+    return attempt * (snakemake_share(1) + stack)
 
 
 def calib_runtime(wildcards, input, attempt):
@@ -420,7 +448,8 @@ def calib_runtime(wildcards, input, attempt):
 
 def warp_memory(wildcards, attempt):
     largest, _ = exposure_pixels(wildcards.exposure)
-    return attempt * needs.warp_memory(largest, patch_pixels())
+    share = snakemake_share(len(PLAN.exposures_of_tract(int(wildcards.tract))))
+    return attempt * (share + needs.warp_memory(largest, patch_pixels()))
 
 
 def warp_runtime(wildcards, attempt):
@@ -429,10 +458,11 @@ def warp_runtime(wildcards, attempt):
 
 
 def coadd_memory(wildcards, input, attempt):
-    inputs = len(input.warps)
-    return attempt * needs.coadd_memory(
-        patch_pixels(), inputs, SETTINGS.coadd.memory_mb
+    share = snakemake_share(len(PLAN.patches_of(wildcards.band, int(wildcards.tract))))
+    coadd = needs.coadd_memory(
+        patch_pixels(), len(input.warps), SETTINGS.coadd.memory_mb
     )
+    return attempt * (share + coadd)
 
 
 def coadd_runtime(wildcards, input, attempt):
@@ -440,7 +470,8 @@ def coadd_runtime(wildcards, input, attempt):
 
 
 def picture_memory(wildcards, input, attempt):
-    return attempt * needs.picture_memory(patch_pixels(), len(input))
+    picture = needs.picture_memory(patch_pixels(), len(input))
+    return attempt * (snakemake_share(1) + picture)
 
 
 # The Snakemake inside a job of a cluster works within what the job was given.

@@ -16,7 +16,7 @@ rule tract_corners:
         group_of("tract_{tract}")
     threads: 1
     resources:
-        mem_mb=growing(needs.INTERPRETER_MB),
+        mem_mb=growing(needs.SMALL_STEP_MB),
         runtime=growing(10),
     params:
         skymap=PLAN.skymap_settings(),
@@ -33,7 +33,7 @@ rule survey_corners:
         "logs/survey_corners.log",
     threads: 1
     resources:
-        mem_mb=growing(2 * needs.INTERPRETER_MB),
+        mem_mb=growing(2 * needs.SMALL_STEP_MB),
         runtime=growing(60),
     params:
         skymap=PLAN.skymap_settings(),

@@ -80,11 +80,21 @@ def test_a_master_that_cannot_be_made_fails_its_ccd_and_no_other():
     assert "bias.fits" in row.message
 
 
-def test_too_few_frames_for_all_is_a_mistake_of_the_settings():
+def test_missing_frames_fail_the_ccd_and_no_other():
+    """The plan counts the frames of the table; fewer come here where files are missing."""
     files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(2)}
-    with pytest.raises(InputError, match="at least 3"):
-        make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
-    assert not Path("bias.fits").exists()
+    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    assert fits.getval("bias.fits", "CFFAILED") == "missing_frames"
+    with pytest.raises(CcdFailure, match="at least 3"):
+        read_master("bias.fits", "bias")
+
+
+def test_too_few_exposures_for_night_sky_is_a_mistake_of_the_settings():
+    files = {write_raw(f"{i}.fits", 500.0, i): 30.0 for i in range(4)}
+    settings = Settings(calibs={"flat": {"source": "night_sky"}})
+    with pytest.raises(InputError, match="at least 5"):
+        make_flat("flat.fits", files, {}, CAMERA, 0, settings)
+    assert not Path("flat.fits").exists()
 
 
 def calibrate(calibs=None, raw=True):

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from coaddflow.errors import InputError
 from coaddflow.exposures import ExposureRow, ImageRow, write_exposures, write_images
 from coaddflow.joblog import job_log
 from coaddflow.manifest import CcdRow, write_manifest, write_row
@@ -214,3 +215,72 @@ def test_a_large_survey_is_told_in_few_lines_and_seconds(plan_of, tmp_path):
     text = status_table(status)
     assert len(text.splitlines()) < 60 and "--all lists them" in text
     assert len(status_table(status, every_exposure=True).splitlines()) > 300
+
+
+def test_a_refused_exposure_on_a_cluster_keeps_its_reasons(plan_of, tmp_path):
+    """There the calexps and rows are taken away with the job that failed."""
+    plan = plan_of("a")
+    rows = [ccd_row("a", ccd, "no_stars" if ccd < 4 else "", "only 1 source") for ccd in range(6)]
+    (tmp_path / "results/summary").mkdir(parents=True)
+    write_manifest(tmp_path / "results/summary/a.failed.ecsv", rows)
+    with pytest.raises(SystemExit), job_log(tmp_path / "logs/manifest/a.log"):
+        raise InputError("4 of 6 CCDs failed")
+    status = survey_status(plan)
+    assert (status.count("failed"), status.count("missing"), status.exit_code) == (4, 2, 3)
+    text = status_table(status)
+    assert "4 of 6 CCDs failed" in text
+    assert "a CCD 0  no_stars: only 1 source" in text
+    assert "2 refused" in text
+
+
+def ledger(folder, *lines):
+    """Leave what profiles/pbs says about jobs that have ended."""
+    path = folder / ".snakemake/coaddflow/pbs/ended.tsv"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join("2026-11-27T02:00:00\t" + "\t".join(line) + "\n" for line in lines))
+
+
+def test_what_the_cluster_says_explains_a_log_without_last_word(plan_of, tmp_path, monkeypatch):
+    plan = plan_of("a", "b")
+    monkeypatch.setenv("PBS_JOBID", "4.server")
+    log = tmp_path / "logs/calexp/a/2.log"
+    with job_log(log):
+        pass
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    failed = "exposure_a: walltime 65 exceeded limit 60"
+    ledger(tmp_path, ("4.server", "exposure_a", "failed", failed))
+    status = survey_status(plan)
+    text = status_table(status)
+    assert "a CCD 2  job_failed: PBS job 4.server was killed at its time limit" in text
+    assert "--set-resources calexp:runtime=" in text
+    assert json.loads(status_json(status))["exposures"][0]["job"]["outcome"] == "time limit"
+
+
+def test_a_job_that_never_began_was_not_killed(plan_of, tmp_path):
+    plan = plan_of("a")
+    log = tmp_path / "logs/calexp/a/2.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    text = status_table(survey_status(plan))
+    assert "killed:" not in text
+    assert "has not begun" in text
+    ledger(tmp_path, ("4.server", "exposure_a", "failed", "terminated by user"))
+    text = status_table(survey_status(plan))
+    assert "PBS job 4.server was cancelled" in text
+    assert "job_failed" not in text, "the steps of a job that was cancelled need no words"
+
+
+def test_jobs_of_tracts_and_calibration_frames_count_until_their_products_are_there(
+    plan_of, tmp_path
+):
+    plan = plan_of("a")
+    ledger(
+        tmp_path,
+        ("4.server", "survey_corners", "failed", "terminated by user"),
+        ("5.server", "tract_0", "failed", "terminated by user"),
+    )
+    assert [job.unit for job in survey_status(plan).jobs] == ["survey_corners", "tract_0"]
+    assert "tract_0  PBS job 5.server was cancelled" in status_table(survey_status(plan))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/corners.sqlite").touch()
+    assert [job.unit for job in survey_status(plan).jobs] == ["tract_0"]

@@ -10,12 +10,14 @@ reads the number of threads when it is loaded.
 import contextlib
 import logging
 import os
+import platform
+import re
 import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from coaddflow.errors import CoaddflowError
 FINISHED = "coaddflow: finished in "
 FAILED = "coaddflow: failed: "
 FOR_GOOD = "coaddflow: another attempt would fail in the same way"
+BEGUN = "coaddflow: begun on "
 NO_LAST_WORD = "ended without a last word: killed (out of memory, time limit), or still running"
+NO_WORD = "its log is empty: it has not begun, or died at once"
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -67,6 +71,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     old_terminate = signal.signal(signal.SIGTERM, _raise_on_signal)
+    _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
     try:
         yield logging.getLogger("coaddflow")
         _last_line(handler, f"{FINISHED}{time.monotonic() - started:.1f} s ({_cost()})")
@@ -122,6 +127,14 @@ def _is_for_good(error: BaseException | None) -> bool:
     return True
 
 
+def _cluster_job(environ: Mapping[str, str] = os.environ) -> str:
+    """Return in words which job of a cluster this process is part of, if any."""
+    for variable, system in (("PBS_JOBID", "PBS"), ("SLURM_JOB_ID", "Slurm")):
+        if environ.get(variable):
+            return f", {system} job {environ[variable]}"
+    return ""
+
+
 def _cost() -> str:
     """Return CPU time and peak memory of this process in words."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -164,7 +177,9 @@ def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
             continue
         last = _last_words(log)
         if not last.startswith(FINISHED):
-            reason = last.removeprefix(FAILED) if last.startswith(FAILED) else NO_LAST_WORD
+            reason = last.removeprefix(FAILED)
+            if not last.startswith(FAILED):
+                reason = NO_LAST_WORD if last else NO_WORD
             job = log.relative_to(folder).with_suffix("").as_posix()
             failed.append(FailedJob(job, reason, log))
     return failed
@@ -188,6 +203,17 @@ def failed_for_good(logs: Iterable[str | Path], since: float = 0.0) -> bool:
         if told:
             return True
     return False
+
+
+def cluster_job_of(log: str | Path) -> str:
+    """Return the number of the cluster's job that wrote a log; empty if it was none."""
+    try:
+        with Path(log).open(encoding="utf-8", errors="replace") as stream:
+            first = stream.readline()
+    except OSError:
+        return ""
+    match = re.match(rf"{BEGUN}.*, (?:PBS|Slurm) job (\S+)$", first)
+    return match[1] if match else ""
 
 
 def failure_table(failed: list[FailedJob], limit: int = 50) -> str:

@@ -42,7 +42,7 @@ def make_bias(
 ) -> None:
     """Make the master bias of a CCD from bias exposures and write it, in counts."""
     with _master(path, "bias", raw_files, {}, settings) as master:
-        frames = _Frames(raw_files, camera, ccd, CcdCalibs(), settings, "assembly")
+        frames = _Frames(raw_files, camera, ccd, CcdCalibs(), settings, "assembly", "bias")
         image = frames.combined(lambda: combine_bias(frames, len(frames), settings.calibs))
         master.write(image, len(frames))
 
@@ -71,7 +71,7 @@ def make_dark(
     """
     make = night_sky_dark if settings.calibs.dark.source == "night_sky" else combine_dark
     with _master(path, "dark", raw_files, calibs, settings) as master:
-        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain")
+        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain", "dark")
         image = frames.combined(lambda: make(frames, frames.times, settings.calibs))
         master.write(image, len(frames))
 
@@ -100,7 +100,7 @@ def make_flat(
     """
     make = night_sky_flat if settings.calibs.flat.source == "night_sky" else combine_flat
     with _master(path, "flat", raw_files, calibs, settings) as master:
-        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "dark")
+        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "dark", "flat")
         image = frames.combined(lambda: make(frames, len(frames), settings.calibs))
         master.write(image, len(frames))
 
@@ -144,7 +144,9 @@ def make_night_sky_defects(
         if "dark" in calibs:
             n_frames, pattern = 1, read_master(calibs["dark"], "dark")
         else:
-            frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain")
+            frames = _Frames(
+                raw_files, camera, ccd, read_calibs(calibs), settings, "gain", "defects"
+            )
             pattern = frames.combined(lambda: night_sky_dark(frames, frames.times, settings.calibs))
             n_frames = len(frames)
         bad = hot_pixel_map(pattern, settings.calibs.defects)
@@ -162,6 +164,8 @@ class _Frames:
         What they are detrended with.
     last_step : str
         The last step of detrending (see `isr.detrend`).
+    kind : str
+        What is made of them.
     """
 
     def __init__(
@@ -172,7 +176,9 @@ class _Frames:
         calibs: CcdCalibs,
         settings: Settings,
         last_step: str,
+        kind: CalibKind,
     ):
+        self._planned = getattr(settings.calibs, kind).min_frames
         self._files = dict(files)
         self._camera, self._detector = camera, camera.detector(ccd)
         self._calibs, self._settings, self._last_step = calibs, settings.detrend, last_step
@@ -215,9 +221,12 @@ class _Frames:
                 self._unreadable = None
             except InputError as error:
                 # too few are left: for this CCD, where others may have enough
-                if not left_out:
-                    raise
-                raise CcdFailure("broken_frames", f"{error}. {'; '.join(left_out)}") from error
+                if left_out:
+                    raise CcdFailure("broken_frames", f"{error}. {'; '.join(left_out)}") from error
+                # the table has enough of them, or the plan would do without this master
+                if len(self) < self._planned:
+                    raise CcdFailure("missing_frames", f"{error}: raw files are missing") from error
+                raise
 
 
 @dataclass(frozen=True)

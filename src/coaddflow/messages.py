@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from coaddflow import joblog
+from coaddflow.jobs import latest_jobs
 from coaddflow.plan import CALIB_KINDS, Plan
 
 
@@ -79,12 +80,18 @@ def leftover_coadds(plan: Plan) -> list[str]:
 def failure_text(logs: str | Path, since: float) -> str:
     """Return a table of what failed since a time, why, and where its log is."""
     failed = joblog.failed_jobs(logs, since)
-    if not failed:
+    jobs = [job for job in latest_jobs(".", since).values() if job.outcome != "done"]
+    if jobs:
+        # Snakemake leaves empty logs of all steps of a job that failed
+        failed = [step for step in failed if step.reason != joblog.NO_WORD]
+    killed = [job for job in jobs if job.outcome != "failed" or not failed]
+    if not failed and not killed:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
     return "\n".join(
         [
-            f"coaddflow: {len(failed)} jobs failed; all that does not hang on them was done:",
-            joblog.failure_table(failed),
+            f"coaddflow: {len(failed)} steps failed; all that does not hang on them was done:",
+            *([joblog.failure_table(failed)] if failed else []),
+            *(f"  {job.unit}  {job.explanation}" for job in killed),
             "coaddflow: `coaddflow status` shows every exposure; docs/workflow.md what to do; "
             "the same command again goes on from here",
         ]

@@ -1,21 +1,22 @@
 """How far a survey is: every CCD of every exposure is done, failed, or missing.
 
 The answer comes from the plan (what there should be), the manifests, the rows of single CCDs
-where the manifest is not written yet, and the last words of job logs. All are read as the small
-texts that they are; no image is opened.
+where the manifest is not written yet, the last words of job logs, and what the cluster says about
+its jobs. All are read as the small texts that they are; no image is opened.
 """
 
 import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from coaddflow.joblog import failed_jobs
-from coaddflow.plan import Plan
+from coaddflow.joblog import NO_LAST_WORD, NO_WORD, FailedJob, cluster_job_of, failed_jobs
+from coaddflow.jobs import ClusterJob, latest_jobs
+from coaddflow.plan import CALIB_KINDS, Plan
 
 State = Literal["done", "failed", "missing"]
 
@@ -66,6 +67,8 @@ class ExposureStatus:
         Whether its manifest is written: whether later stages can use it.
     note : str
         Why the manifest is not written, where a log tells.
+    job : ClusterJob or None
+        The last job of the cluster that was to make it, if that did not end well.
     """
 
     exposure: str
@@ -73,6 +76,7 @@ class ExposureStatus:
     ccds: tuple[CcdStatus, ...]
     manifest: bool
     note: str = ""
+    job: ClusterJob | None = None
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -86,9 +90,19 @@ class ExposureStatus:
 
 @dataclass(frozen=True)
 class SurveyStatus:
-    """What became of all exposures of a run."""
+    """What became of all exposures of a run.
+
+    Attributes
+    ----------
+    exposures : tuple of ExposureStatus
+        The exposures, in the order of the plan.
+    jobs : tuple of ClusterJob
+        Jobs of the cluster for other things (calibration frames, tracts) whose products are not
+        all there.
+    """
 
     exposures: tuple[ExposureStatus, ...] = field(default_factory=tuple)
+    jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -103,7 +117,10 @@ class SurveyStatus:
 
 
 def survey_status(
-    plan: Plan, results: str | Path = "results", logs: str | Path = "logs"
+    plan: Plan,
+    results: str | Path = "results",
+    logs: str | Path = "logs",
+    folder: str | Path = ".",
 ) -> SurveyStatus:
     """Find out what became of every CCD of a run.
 
@@ -113,6 +130,8 @@ def survey_status(
         What there should be.
     results, logs : path
         Folders of the products and of the job logs.
+    folder : path
+        The working folder, where Snakemake keeps what it knows of jobs of a cluster.
 
     Returns
     -------
@@ -120,20 +139,50 @@ def survey_status(
         Exposures in the order of the plan.
     """
     results, logs = Path(results), Path(logs)
-    notes = {job.job: job.reason for job in failed_jobs(logs / "manifest")}
-    return SurveyStatus(
-        tuple(_exposure_status(plan, exposure, results, logs, notes) for exposure in plan.exposures)
+    # the step that refuses an exposure, or the one that does all of it
+    steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
+    notes = {job.job: job.reason for job in steps if job.reason != NO_WORD}
+    jobs = latest_jobs(folder)
+    exposures = tuple(
+        _exposure_status(
+            plan, exposure, results, logs, notes.get(exposure, ""), jobs.get(f"exposure_{exposure}")
+        )
+        for exposure in plan.exposures
     )
+    others = [job for job in jobs.values() if not job.unit.startswith("exposure_")]
+    return SurveyStatus(exposures, tuple(job for job in others if _is_in_want(plan, job, results)))
+
+
+def _is_in_want(plan: Plan, job: ClusterJob, results: Path) -> bool:
+    """Return whether a job did not end well, and what it was to make is not all there."""
+    if job.outcome == "done":
+        return False
+    kind, _, name = job.unit.partition("_")
+    if kind == "tract" and name.isdigit():
+        wanted = [f"coadd/{name}.png", *(f"corners/{band}/{name}.sqlite" for band in plan.bands)]
+        wanted += [
+            f"coadd/{band}/{name}/{patch}.fits"
+            for band in plan.bands
+            for patch in plan.patches_of(band, int(name))
+        ]
+    elif kind == "calibs" and name.isdigit() and int(name) in plan.ccds:
+        products = {
+            plan.calib_product(kind, int(name), band) for kind in CALIB_KINDS for band in plan.bands
+        }
+        wanted = [path.removeprefix("results/") for path in products if path]
+    else:
+        wanted = ["corners.sqlite"]
+    return not all((results / path).exists() for path in wanted)
 
 
 def _exposure_status(
-    plan: Plan, exposure: str, results: Path, logs: Path, notes: Mapping[str, str]
+    plan: Plan, exposure: str, results: Path, logs: Path, note: str, job: ClusterJob | None
 ) -> ExposureStatus:
     folder = results / "calexp" / exposure
     rows = _manifest_rows(results / "summary" / f"{exposure}.ecsv")
     written = rows is not None
     if rows is None:
-        rows = _single_rows(folder)
+        rows = _rows_without_manifest(results, exposure, refused=bool(note))
     kind = "calibrated" if exposure in plan.images else "calexp"
     log_folder = logs / kind / exposure
     is_there = {path.name for path in folder.glob("*.fits")}
@@ -147,12 +196,49 @@ def _exposure_status(
             state, reason = "missing", "calexp_gone"
             message = f"{folder / str(ccd)}.fits is not there any more: run the workflow again"
         log = log_folder / f"{ccd}.log"
-        if state == "missing" and str(ccd) in ended:
-            reason, message = "job_failed", ended[str(ccd)].reason
+        if state == "missing" and str(ccd) in ended and _tells(ended[str(ccd)], job):
+            reason, message = "job_failed", _why_ended(ended[str(ccd)], job)
         shown = str(log) if state != "done" and log.is_file() else ""
         ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown))
-    note = "" if written else notes.get(exposure, "")
-    return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note)
+    if written or (job is not None and job.outcome == "done"):
+        job = None
+    note = "" if written else note
+    return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note, job)
+
+
+def _tells(ended: FailedJob, job: ClusterJob | None) -> bool:
+    """Return whether a log tells more than what became of the whole job.
+
+    Snakemake leaves empty logs of all steps of a job that failed.
+    """
+    return ended.reason != NO_WORD or job is None
+
+
+def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
+    """Return why a step of an exposure ended, from its log, or else from what the cluster says."""
+    if ended.reason != NO_LAST_WORD or job is None:
+        return ended.reason
+    number = cluster_job_of(ended.log)
+    if number.partition(".")[0] == job.job_id.partition(".")[0]:
+        return job.explanation
+    return f"ended without a last word in {job.system} job {number}; {job.explanation}"
+
+
+def _rows_without_manifest(
+    results: Path, exposure: str, refused: bool
+) -> dict[int, tuple[State, str, str]]:
+    """Return the rows of an exposure that has no manifest.
+
+    On a cluster an exposure that was refused takes its products with it, and only the table that
+    says why is left.
+    """
+    rows = _single_rows(results / "calexp" / exposure)
+    kept = _manifest_rows(results / "summary" / f"{exposure}.failed.ecsv") if refused else None
+    gone = "it was calibrated, and taken away when its exposure was refused"
+    for ccd, (state, reason, message) in (kept or {}).items():
+        told = (state, reason, message) if state == "failed" else ("missing", "refused", gone)
+        rows.setdefault(ccd, told)
+    return rows
 
 
 def _manifest_rows(path: Path) -> dict[int, tuple[State, str, str]] | None:
@@ -194,7 +280,11 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
     """
     limit = None if every_exposure else _LISTED
     shown = [e for e in status.exposures if every_exposure or not e.is_done]
-    lines = [*_exposure_lines(shown, limit), *_failure_lines(status, limit)]
+    lines = [
+        *_exposure_lines(shown, limit),
+        *_failure_lines(status, limit),
+        *_job_lines(status.jobs, limit),
+    ]
     n_done = sum(exposure.is_done for exposure in status.exposures)
     lines.append(
         f"{len(status.exposures)} exposures, {n_done} done; "
@@ -217,6 +307,7 @@ def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> l
             f"{counts[2]:>7}{refused}"
         )
         lines += [f"  {exposure.note}"] if refused else []
+        lines += [f"  {exposure.job.explanation}"] if exposure.job else []
     return [*lines, *_rest(len(exposures), limit, "exposures"), ""]
 
 
@@ -237,6 +328,16 @@ def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
     return [*lines, *_rest(len(told), limit, "CCDs"), ""]
 
 
+def _job_lines(jobs: Sequence[ClusterJob], limit: int | None) -> list[str]:
+    if not jobs:
+        return []
+    lines = ["jobs of the cluster whose products are not there:"]
+    for job in jobs[:limit]:
+        lines.append(f"  {job.unit}  {job.explanation}")
+        lines += [f"    log: {job.log}"] if job.log else []
+    return [*lines, *_rest(len(jobs), limit, "jobs"), ""]
+
+
 def _rest(total: int, limit: int | None, what: str) -> list[str]:
     hidden = 0 if limit is None else total - limit
     return [f"  ... and {hidden} more {what}: --all lists them"] if hidden > 0 else []
@@ -254,10 +355,16 @@ def status_json(status: SurveyStatus) -> str:
                 "band": exposure.band,
                 "manifest": exposure.manifest,
                 "note": exposure.note,
+                "job": exposure.job and _job_json(exposure.job),
                 **{state: exposure.count(state) for state in states},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
             }
             for exposure in status.exposures
         ],
+        "jobs": [_job_json(job) for job in status.jobs],
     }
     return json.dumps(content, indent=1)
+
+
+def _job_json(job: ClusterJob) -> dict[str, str]:
+    return {**job._asdict(), "unit": job.unit, "explanation": job.explanation}

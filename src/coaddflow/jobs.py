@@ -1,0 +1,271 @@
+"""The jobs of a run in the queue of a cluster: which there were, and how they ended.
+
+Nothing extra is kept for it. On Slurm, Snakemake's own logs name what was submitted, and `sacct`,
+or where there is no accounting the log of the job, tells how it ended. On PBS it is the ledger of
+profiles/pbs. Standard library only.
+"""
+
+import contextlib
+import re
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Outcome = Literal[
+    "done",
+    "live",
+    "cancelled",
+    "out of memory",
+    "time limit",
+    "node failed",
+    "never runs",
+    "failed",
+    "unknown",
+]
+
+EXPLANATIONS: dict[Outcome, str] = {
+    "live": "is still in the queue; wait for it",
+    "cancelled": "was cancelled by hand (scancel, qdel); run again",
+    "out of memory": "was killed, most likely for want of memory; run again, with more if it has "
+    "been tried often enough: --set-resources {rule}:mem_mb=N",
+    "time limit": "was killed at its time limit; run again, with more if it has been tried often "
+    "enough: --set-resources {rule}:runtime=MINUTES",
+    "node failed": "was lost with its node; run again",
+    "never runs": "asks for more than any node has; give fewer --cores, or less memory",
+    "failed": "failed; what its steps say comes first",
+    "unknown": "did not end well, and nothing tells why; look at its log, or run again",
+}
+"""What became of a job, and what to do about it. ``{rule}`` is the rule that needs most."""
+
+_HEAVIEST = (
+    (r"^exposure_.*_exposure(_|$)", "exposure"),
+    (r"^exposure_.*_calibrated(_|$)", "calibrated"),
+    (r"^exposure_", "calexp"),
+    (r"^tract_.*_tract(?!_corners)(_|$)", "tract"),
+    (r"^tract_", "coadd"),
+    (r"^calibs_", "master_flat"),
+)
+"""The rule that needs most in a job, by the name that Snakemake gives the job."""
+
+_SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+) \(log: (.*)\)\.")
+
+_UNIT = re.compile(
+    r"(?P<unit>exposure_.+?)(?:_calexp|_calibrated|_exposure|_manifest)*$"
+    r"|(?P<tract>tract_[0-9]+)(?:_\D.*)?$"
+    r"|(?P<calibs>calibs_[0-9]+)(?:_\D.*)?$"
+)
+
+_SLURM_OUTCOMES: dict[str, Outcome] = {
+    "COMPLETED": "done",
+    "CANCELLED": "cancelled",
+    "PREEMPTED": "cancelled",
+    "OUT_OF_MEMORY": "out of memory",
+    "TIMEOUT": "time limit",
+    "DEADLINE": "time limit",
+    "NODE_FAIL": "node failed",
+    "BOOT_FAIL": "node failed",
+    "FAILED": "failed",
+    **dict.fromkeys(
+        ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"), "live"
+    ),
+}
+
+_WORDS: tuple[tuple[Outcome, str], ...] = (
+    ("never runs", r"can never run"),
+    (
+        "out of memory",
+        r"oom.?kill|out of memory|exceeded (job |step )?memory limit|mem\S* exceeded",
+    ),
+    ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
+    ("node failed", r"due to node failure|its node was lost"),
+    ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
+    # the kernel, or a Slurm without confinement, says no more
+    ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
+)
+
+
+class ClusterJob(NamedTuple):
+    """A job of a cluster.
+
+    Attributes
+    ----------
+    system : {"Slurm", "PBS"}
+        Who ran it.
+    job_id : str
+        Its number there.
+    name : str
+        How Snakemake calls it: the group with its rules, or the rule with its wildcards.
+    outcome : str
+        How it ended, a key of `EXPLANATIONS` or "done".
+    words : str
+        The same as the cluster says it.
+    log : str
+        What the job printed.
+    """
+
+    system: Literal["Slurm", "PBS"]
+    job_id: str
+    name: str
+    outcome: Outcome
+    words: str
+    log: str
+
+    @property
+    def unit(self) -> str:
+        """What it was for: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
+        return unit_of(self.name)
+
+    @property
+    def explanation(self) -> str:
+        """What became of the job and what to do, in one sentence."""
+        rules = (rule for pattern, rule in _HEAVIEST if re.search(pattern, self.name))
+        text = EXPLANATIONS.get(self.outcome, "").format(rule=next(rules, self.name))
+        return f"{self.system} job {self.job_id} {text} ({self.words})"
+
+
+def latest_jobs(folder: str | Path, since: float = 0.0) -> dict[str, ClusterJob]:
+    """Return the last job of every exposure, tract and CCD that was submitted from a folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The working folder of the survey.
+    since : float
+        Runs that ended before this time (seconds since the epoch) are left out.
+    """
+    folder = Path(folder)
+    latest = {job.unit: job for job in _pbs_jobs(folder / ".snakemake/coaddflow/pbs", since)}
+    submitted = _slurm_submissions(folder / ".snakemake/log", since)
+    states = _slurm_states(job_id for job_id, _ in submitted.values())
+    for unit, (job_id, log) in submitted.items():
+        outcome, words = _slurm_outcome(states.get(job_id, ""), Path(log))
+        latest[unit] = ClusterJob("Slurm", job_id, _name_of_log(Path(log)), outcome, words, log)
+    return latest
+
+
+def unit_of(name: str) -> str:
+    """Return what a job is for, from the name that Snakemake gives it."""
+    match = _UNIT.fullmatch(name)
+    return next(part for part in match.groups() if part) if match else name
+
+
+def _outcome_from_words(text: str) -> Outcome:
+    for outcome, pattern in _WORDS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return outcome
+    return "failed"
+
+
+# ---------------------------------------------------------------------------------------------
+# Slurm
+# ---------------------------------------------------------------------------------------------
+
+
+def _slurm_submissions(logs: Path, since: float) -> dict[str, tuple[str, str]]:
+    """Return number and log of the last job of each unit, from the logs of Snakemake."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in sorted(logs.glob("*.snakemake.log")):
+        if path.stat().st_mtime < since:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                match = _SUBMITTED.search(line)
+                if match:
+                    job_id, log = match.groups()
+                    found[unit_of(_name_of_log(Path(log)))] = (job_id, log)
+    return found
+
+
+def _name_of_log(log: Path) -> str:
+    """Return how Snakemake calls a job, from its log ``.../group_NAME/[wildcards/]ID.log``."""
+    for part in reversed(log.parts[:-1]):
+        kind, _, name = part.partition("_")
+        if kind == "group" and name:
+            return name
+        if kind == "rule" and name:
+            wildcards = log.parts[log.parts.index(part) + 1 : -1]
+            return "_".join([name, *wildcards])
+    return log.stem
+
+
+def _slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
+    """Return what Slurm says about jobs; empty if it says nothing.
+
+    The accounting knows all jobs, but learns late; the controller knows the last ones at once.
+    """
+    job_ids = ",".join(job_ids)
+    if not job_ids:
+        return {}
+    accounting = ["sacct", "-X", "-n", "-P", "-j", job_ids, "--format", "JobIDRaw,State"]
+    # all of the user's: one that it does not know any more would be an error
+    controller = ["squeue", "--me", "--states", "all", "--noheader", "--format", "%i|%T"]
+    return {**_rows_of(accounting), **_rows_of(controller)}
+
+
+def _rows_of(command: list[str]) -> dict[str, str]:
+    """Return the lines ``ID|STATE`` of a command of Slurm; empty if it fails."""
+    try:
+        done = subprocess.run(  # noqa: S603 - a list, no shell
+            command, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = (line.strip().split("|") for line in done.stdout.splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def _slurm_outcome(state: str, log: Path) -> tuple[Outcome, str]:
+    """Return how a job ended, and in Slurm's words, from its state and what is in its log."""
+    outcome = _SLURM_OUTCOMES.get(state.partition(" ")[0], "unknown")
+    # a step that is killed for its memory may count as failed, or as cancelled
+    if outcome in ("failed", "unknown", "cancelled"):
+        said = _slurm_words(log)
+        if said:
+            return _outcome_from_words(said), f"{state}: {said}" if state else said
+    return outcome, state or "Slurm's accounting says nothing about it"
+
+
+def _slurm_words(log: Path) -> str:
+    """Return what Slurm itself has written into the log of a job."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
+    telling = [line for line in said if _outcome_from_words(line) != "failed"]
+    return next(iter([*telling, *said]), "").strip()
+
+
+# ---------------------------------------------------------------------------------------------
+# PBS
+# ---------------------------------------------------------------------------------------------
+
+
+def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
+    """Return the jobs in the ledger of profiles/pbs, those that live last."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in (folder / "ended.tsv").read_text(encoding="utf-8").splitlines():
+            when, job_id, name, outcome, reason, *_ = [*line.split("\t"), "", "", "", "", ""]
+            if _seconds(when) < since:
+                continue
+            log = re.search(r"\(log: ([^)]*)\)", reason)
+            words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
+            how = "done" if outcome == "success" else _outcome_from_words(words)
+            found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
+    for path in sorted((folder / "ids").glob("*")):
+        with contextlib.suppress(OSError):
+            label = path.read_text(encoding="utf-8").strip()
+            name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
+            found.append(ClusterJob("PBS", path.name, name, "live", "in the ledger", log))
+    return found
+
+
+def _seconds(when: str) -> float:
+    """Return a local time of the ledger in seconds since the epoch."""
+    try:
+        return time.mktime(time.strptime(when, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
