@@ -111,7 +111,8 @@ def qstat(server, state, arguments):
         text = "".join(torque_block(i, job) + "\n" for i, job in jobs.items())
         return (0 if jobs else 153), text, ""
     if "-x" in arguments and not state["history"]:
-        return 0, "", "qstat: PBS is not configured to maintain job history\n"
+        text = "qstat: PBS is not configured to maintain job history {}\n"
+        return 0, "", "".join(map(text.format, arguments[2:]))
     asked = [word for word in arguments if not word.startswith("-")] or list(state["jobs"])
     code, out, err = 0, "", ""
     for job_id in asked:

@@ -471,6 +471,7 @@ def test_job_that_has_not_ended_is_running(server, state):
         (3, "Job run at Sun Nov 22 at 17:53 on (node1:ncpus=1:mem=102400kb) and failed", "failed"),
         (271, "Job run at Sun Nov 22 at 17:53 on (node1) and terminated by astro@login1", "failed"),
         (-29, "Job run at Sun Nov 22 at 17:53 on (node1) and exceeded resource walltime", "failed"),
+        (-27, "Job run at Sun Nov 22 at 17:53 on (node1) and exceeded resource mem", "failed"),
     ],
 )
 def test_finished_job_of_the_history(server, exit_status, comment, word):
@@ -499,6 +500,16 @@ def test_history_switched_off(server):
     server.set_job(job_id, state="F")
     assert status(job_id)[0] == "running", "the exit code may come late"
     leave_exit_code(job_id, 0)
+    assert status(job_id)[0] == "success"
+
+
+def test_trouble_with_history_is_not_the_end_of_it(server):
+    job_id = submitted()
+    qstat = (server.folder / "qstat").read_text()
+    (server.folder / "qstat").write_text("#!/bin/sh\necho 'qstat: trouble' >&2; exit 1\n")
+    assert status(job_id)[0] == "running"
+    (server.folder / "qstat").write_text(qstat)
+    server.set_job(job_id, state="F", exit_status=0)
     assert status(job_id)[0] == "success"
 
 

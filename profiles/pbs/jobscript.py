@@ -17,7 +17,7 @@ takes breaks at commas and line ends."""
 TEMPLATE = """\
 #!/bin/sh
 # {name}: a job of coaddflow
-exec >>{log} 2>&1 </dev/null
+exec 3>&2 >>{log} 2>&1 </dev/null
 umask {umask}
 cd {folder} || exit 1
 # Whoever submitted this job may have taken back the permission to begin; on a network a file may
@@ -27,9 +27,12 @@ for pause in 0 1 2; do
     [ -e {begun} ] || mv {ticket} {begun} 2>/dev/null && break
 done
 if [ ! -e {begun} ] || [ -s {begun} ]; then
-    echo "coaddflow: this job was cancelled before it began, or has begun before: nothing is done"
+    why="coaddflow: cancelled before it began, or begun before: nothing is done"
+    echo "$why"
+    echo "$why" >&3
     exit 1
 fi
+exec 3>&-
 job=${{PBS_JOBID:-${{SLURM_JOB_ID:-unknown}}}}
 echo "$job" >{begun}
 {exports}

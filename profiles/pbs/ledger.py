@@ -30,6 +30,9 @@ import pbs
 
 FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
+HISTORY_AGAIN = 600.0
+"""Seconds after which a server without history is asked again whether it keeps one now."""
+
 _OF_A_JOB = ("jobs/{}.json", "scripts/{}.sh", "tickets/{}", "begun/{}", "exit/{}", "spool/{}")
 
 
@@ -263,10 +266,11 @@ def last_answer():
     Returns
     -------
     dict
-        "asked": when, seconds since the epoch; "with_history"; "jobs": what it said about each
-        job that it was asked about (None: it does not know it), or None if it was away.
+        "asked": when, seconds since the epoch; "no_history": when it last said that it keeps
+        none; "jobs": what it said about each job that it was asked about (None: it does not know
+        it), or None if it was away.
     """
-    nothing = {"asked": 0.0, "with_history": True, "jobs": None}
+    nothing = {"asked": 0.0, "no_history": 0.0, "jobs": None}
     try:
         return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
     except (ValueError, TypeError):
@@ -288,15 +292,17 @@ def answer(max_age):
     with locked("asking") as alone:
         if not alone:
             return last
-        asked, job_ids = time.time(), names("ids")
+        asked, job_ids, no_history = time.time(), names("ids"), last["no_history"]
         try:
-            jobs, with_history = pbs.ask(job_ids, last["with_history"])
+            jobs, with_history = pbs.ask(job_ids, asked - no_history > HISTORY_AGAIN)
             # qsub and qstat may name the server differently
             by_number = {number(name): list(job) for name, job in jobs.items()}
             known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
+            if not with_history and asked - no_history > HISTORY_AGAIN:
+                no_history = asked
         except pbs.ServerAwayError:
-            known, with_history = None, last["with_history"]
-        last = {"asked": asked, "with_history": with_history, "jobs": known}
+            known = None
+        last = {"asked": asked, "no_history": no_history, "jobs": known}
         with contextlib.suppress(OSError):  # a full disk: then the next one asks again
             replace(FOLDER / "answer.json", json.dumps(last))
     return last

@@ -21,7 +21,7 @@ _AWAY = re.compile(
     r"connection refused|cannot connect|can not connect|could not connect|unable to contact"
     r"|connect failure|communication failure|timed out|timeout|end of file|shutting down"
     r"|temporarily unable|no route to host|network is unreachable|problem loading"
-    r"|would exceed|maximum number of jobs",
+    r"|would exceed|maximum number of jobs|not enabled",
     re.IGNORECASE,
 )
 _NO_HISTORY = re.compile(r"job history|usage:|unknown option|invalid option", re.IGNORECASE)
@@ -100,8 +100,10 @@ def ask(job_ids, with_history=True):
         code, out, err = run("qstat", "-x", "-f", *job_ids)
         if is_away(err):
             raise ServerAwayError(err.strip())
-        if code in DEFINITE and (out.strip() or not _NO_HISTORY.search(err)):
-            return parse_qstat(out), True
+        if out.strip() or not _NO_HISTORY.search(err):
+            if code in DEFINITE:
+                return parse_qstat(out), True
+            raise ServerAwayError(err.strip() or f"qstat ended with exit code {code}")
     code, out, err = run("qstat", "-f", *job_ids)
     if code in DEFINITE and not is_away(err):
         return parse_qstat(out), False

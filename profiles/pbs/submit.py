@@ -30,7 +30,7 @@ def main(path):
             if not alone:
                 raise pbs.ServerAwayError("another submission waits for it")
             ledger.recover()
-            verdict.settle_those_with_exit_code()
+            verdict.tidy()
             job_id = live_job(script, deadline)
             if job_id:
                 print(f"PBS job {job_id} ({script.name}) still lives: taken up", file=sys.stderr)

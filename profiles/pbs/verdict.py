@@ -6,7 +6,9 @@ import time
 import ledger
 import pbs
 
-GONE = "PBS does not know the job any more, and it left no exit code: killed, or its node was lost"
+GONE = "PBS does not know the job any more, and it left no exit code"
+NO_CODE = "ended without an exit code"
+LIKELY = "killed, or its node was lost"
 
 RUNNING = "running"
 DOUBTFUL = "doubtful"
@@ -97,7 +99,7 @@ def seems_final(seen):
     if seen.exit_status == 0:
         return "success", "", True
     if seen.exit_status is None:
-        return "failed", seen.comment or "ended without an exit code: killed, or cancelled", False
+        return "failed", seen.comment or NO_CODE, False
     return "failed", f"{seen.comment or 'failed'} (exit status {seen.exit_status})", True
 
 
@@ -105,12 +107,18 @@ def with_log(label, reason):
     """Add to a reason what PBS wrote about the job, and where its log is."""
     said = ledger.read(ledger.FOLDER / "spool" / label).splitlines()[-2:] if label else []
     said = "".join(f"; {line.strip()}" for line in said if line.strip())
+    if not said and reason in (GONE, NO_CODE):
+        said = f": {LIKELY}"
     name = ledger.name_of(label) or "job of an earlier run"
     return f"{name}: {reason}{said} (log: {ledger.log_of(label) if label else 'unknown'})"
 
 
-def settle_those_with_exit_code():
-    """Note the end of jobs that no Snakemake asks about any more."""
+def tidy():
+    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
+    known = ledger.names("jobs")
+    for label in ledger.names("spool"):
+        if f"{label}.json" not in known:
+            ledger.remove(ledger.FOLDER / "spool" / label)
     left = ledger.names("exit")
     for job_id in ledger.names("ids") if left else []:
         if ledger.label_of(job_id) in left:

@@ -76,7 +76,8 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("never runs", r"can never run"),
     (
         "out of memory",
-        r"oom.?kill|out of memory|exceeded (job |step )?memory limit|mem\S* exceeded",
+        r"oom.?kill|out of memory|exceeded (job |step )?memory limit|mem \S* ?exceeded"
+        r"|exceeded resource v?mem",
     ),
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
