@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.table import Table
 from skyscene import DEC, RA, draw_star, make_wcs
 from test_scatter import MPI, needs_mpi
 
+from coaddflow.coadd import read_coadd
 from coaddflow.coadd_table import read_coadd_table
 from coaddflow.corners import build_tract_database
 from coaddflow.files import sha256_of
@@ -92,13 +95,13 @@ def settings(**changes):
     return Settings(selection={"max_seeing": 1.5}, **changes)
 
 
-def run(folder="results", workers=2, **changes):
+def run(folder="results", workers=2, database="corners.sqlite", **changes):
     """Run the job and return the list of its coadds."""
     table = f"{folder}/coadd/r/0.ecsv"
-    changes = {"parallel": {"backend": "serial"}} | changes
+    changes["parallel"] = {"coadd": "tract", "backend": "serial"} | changes.get("parallel", {})
     make_tract_coadds(
         table,
-        "corners.sqlite",
+        database,
         SKYMAP.model_dump(mode="json"),
         0,
         "r",
@@ -167,3 +170,95 @@ def test_every_calexp_is_opened_once(survey, tmp_path):
     run(tmp_path)
     watching = False
     assert len(opened) == len(set(opened)) == 7, opened  # b0 is not wanted
+
+
+# Background matching -----------------------------------------------------------------------------
+
+MATCHED = {"background_matching": {"enabled": True, "bin_size": 32}}
+
+
+@pytest.fixture(scope="module")
+def two_skies(survey):
+    """Databases of the same exposures with and without errors of their backgrounds."""
+    scale = 10 ** (0.4 * (31.4 - 31.0))
+    for name, errors in (("even", (0, 0, 0, 0)), ("uneven", (25, -25, 10, 0))):
+        rng = np.random.default_rng(8)
+        for number, (exposure, error) in enumerate(zip("abcd", errors, strict=True)):
+            rows = [
+                write_ccd(f"{exposure}-{name}", ccd, rng, float(error), 6.0 * number)
+                for ccd in (0, 1)
+            ]
+            write_manifest(f"summary/{exposure}-{name}.ecsv", rows)
+        manifests = [f"summary/{exposure}-{name}.ecsv" for exposure in "abcd"]
+        build_tract_database(f"{name}.sqlite", manifests, TRACT)
+    return scale
+
+
+def whole_tract(folder):
+    """Put the patches of a coadd together."""
+    image = np.full((TRACT.height, TRACT.width), np.nan, np.float32)
+    n_inputs = np.zeros(image.shape, int)
+    for patch in PATCHES:
+        coadd, _ = read_coadd(folder / f"coadd/r/0/{patch}.fits")
+        x0, y0, x1, y1 = coadd.box
+        image[y0:y1, x0:x1] = coadd.masked_image.image
+        n_inputs[y0:y1, x0:x1] = coadd.n_inputs
+    return image, n_inputs
+
+
+def test_skies_that_differ_by_five_sigma_are_matched_and_stars_stay(two_skies, tmp_path):
+    images = {}
+    for name, coadd in (("even", {}), ("uneven", {}), ("uneven", MATCHED)):
+        key = "matched" if coadd else name
+        run(tmp_path / key, database=f"{name}.sqlite", coadd=coadd)
+        images[key], counts = whole_tract(tmp_path / key)
+        n_inputs = counts if key == "even" else n_inputs
+    sky = np.all(np.isfinite(list(images.values())), axis=0)
+    yy, xx = np.mgrid[: TRACT.height, : TRACT.width]
+    middle = ((TRACT.width - 1) / 2, (TRACT.height - 1) / 2)
+    for x, y in STARS:
+        sky &= np.hypot(xx - x - middle[0], yy - y - middle[1]) > 20
+    # steps where the number of exposures changes, as differences to the coadd of even skies
+    step = {
+        key: np.ptp(
+            [
+                np.median((image - images["even"])[sky & (n_inputs == n)])
+                for n in range(1, 5)
+                if np.count_nonzero(sky & (n_inputs == n)) > 500
+            ]
+        )
+        for key, image in images.items()
+    }
+    noise = 5.0 * two_skies
+    assert step["uneven"] > 0.5 * noise
+    assert step["matched"] < 0.1 * noise
+    for x, y in STARS:
+        flux = {}
+        for key in ("even", "matched"):
+            distance = np.hypot(xx - x - middle[0], yy - y - middle[1])
+            star, ring = distance < 8, sky & (distance > 20) & (distance < 32)
+            level = np.median(images[key][ring])
+            flux[key] = np.sum(images[key][star] - level)
+        assert flux["matched"] == pytest.approx(flux["even"], rel=0.005)
+
+
+def test_matched_coadds_have_the_same_bits_with_all_backends(two_skies, tmp_path):
+    seen = []
+    for number, parallel in enumerate(({"backend": "serial"}, {"backend": "processes"})):
+        folder = tmp_path / str(number)
+        run(
+            folder,
+            database="uneven.sqlite",
+            parallel=parallel,
+            coadd={**MATCHED, "keep_warps": bool(number), "spool_mb": number},
+        )
+        seen.append(checksums(folder / "coadd"))
+    assert seen[0] == seen[1]
+    with fits.open(next((tmp_path / "0" / "coadd").rglob("1_1.fits"))) as hdus:
+        table = Table(hdus["INPUTS"].data)
+    used = table[table["weight"] > 0]
+    # 25, -25, 10 and 0 electrons, less their weighted mean
+    differences = used["sky_offset"][0] - used["sky_offset"]
+    np.testing.assert_allclose(
+        differences, np.array([0.0, 50.0, 15.0, 25.0]) * two_skies, atol=0.2 * 5 * two_skies
+    )
