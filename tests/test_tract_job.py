@@ -1,7 +1,10 @@
 """The job of a tract makes the coadds that the jobs of its patches make."""
 
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +12,18 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from skyscene import DEC, RA, draw_star, make_wcs
+from test_pool import linux, needs_dask
 from test_scatter import MPI, needs_mpi
 
+from coaddflow import tract_job
 from coaddflow.coadd import read_coadd
 from coaddflow.coadd_table import read_coadd_table
 from coaddflow.corners import build_tract_database
+from coaddflow.errors import CoaddflowError
 from coaddflow.files import sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
-from coaddflow.manifest import CcdRow, write_manifest
+from coaddflow.manifest import CcdRow, read_manifest, write_manifest
+from coaddflow.pool import PoolError
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap import make_skymap
@@ -133,6 +140,7 @@ BACKENDS = [
     {"backend": "serial"},
     {"backend": "processes"},
     pytest.param({"backend": "mpi", "mpi_command": MPI}, marks=needs_mpi),
+    pytest.param({"backend": "dask"}, marks=needs_dask),
 ]
 
 
@@ -207,7 +215,7 @@ def whole_tract(folder):
 
 
 def test_skies_that_differ_by_five_sigma_are_matched_and_stars_stay(two_skies, tmp_path):
-    images = {}
+    images, n_inputs = {}, None
     for name, coadd in (("even", {}), ("uneven", {}), ("uneven", MATCHED)):
         key = "matched" if coadd else name
         run(tmp_path / key, database=f"{name}.sqlite", coadd=coadd)
@@ -262,3 +270,97 @@ def test_matched_coadds_have_the_same_bits_with_all_backends(two_skies, tmp_path
     np.testing.assert_allclose(
         differences, np.array([0.0, 50.0, 15.0, 25.0]) * two_skies, atol=0.2 * 5 * two_skies
     )
+
+
+# Faults ------------------------------------------------------------------------------------------
+
+
+def assert_only_whole(folder, reference):
+    """What stands under a final name is whole and right; there is no list."""
+    made, right = checksums(folder / "coadd"), checksums(reference / "coadd")
+    assert made.items() <= right.items()
+    assert not (folder / "coadd/r/0.ecsv").exists()
+    assert not [p for p in folder.rglob("*") if p.is_file() and p.name.startswith(".")]
+    return len(made)
+
+
+def test_a_ccd_that_cannot_be_read_costs_its_patches_only(survey, by_patches, tmp_path):
+    run(tmp_path)
+    path = survey / "calexp/d/0.fits"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5000])
+    try:
+        with pytest.raises(
+            CoaddflowError,
+            match=r"patches failed, the others are done: patch "
+            r"\d_\d: exposure d CCD 0: .*d/0.fits: is not a readable",
+        ) as failed:
+            run(tmp_path)
+        assert failed.value.lasting
+        with pytest.raises(CoaddflowError, match=r"1 of 7 CCDs, which background matching needs"):
+            run(tmp_path / "matched", coadd=MATCHED)
+    finally:
+        path.write_bytes(whole)
+    assert 0 < assert_only_whole(tmp_path, by_patches) < len(PATCHES)
+    run(tmp_path)
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+
+
+@linux
+def test_a_worker_that_is_killed_while_it_warps(survey, by_patches, tmp_path):
+    rows = [row for row in read_manifest("summary/a.ecsv")]
+    fifo = tmp_path / "calexp.fits"
+    os.mkfifo(fifo)
+    write_manifest("summary/a-fifo.ecsv", [rows[0].model_copy(update={"path": str(fifo)}), rows[1]])
+    manifests = ["summary/a-fifo.ecsv", *(f"summary/{e}.ecsv" for e in "bcd")]
+    build_tract_database("fifo.sqlite", manifests, TRACT)
+
+    def kill():
+        with fifo.open("wb"):  # when the worker reads it
+            for worker in children():
+                os.kill(worker, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(
+        PoolError, match=r"exposure a CCD 0: worker 0 .* ended by SIGKILL"
+    ) as failed:
+        run(tmp_path, workers=1, database="fifo.sqlite", parallel={"backend": "processes"})
+    thread.join()
+    assert not failed.value.lasting
+    run(tmp_path)
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+
+
+@linux
+def test_a_worker_that_is_killed_while_it_coadds(survey, by_patches, tmp_path, monkeypatch):
+    def kill():
+        while not list(tmp_path.glob("coadd/r/0/*.fits")):
+            time.sleep(0.002)
+        os.kill(children()[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    scatter = tract_job._timed
+
+    def timed(pool, what, function):
+        if what == "patches coadded":
+            thread.start()
+        return scatter(pool, what, function)
+
+    monkeypatch.setattr(tract_job, "_timed", timed)
+    with pytest.raises(PoolError, match=r"1 of 6 patches failed.*patch \d_\d: worker 0 .*SIGKILL"):
+        run(tmp_path, workers=1, parallel={"backend": "processes"})
+    thread.join()
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name.startswith(".")]
+    for path in left:  # hidden, of the worker that could not clean up
+        path.unlink()
+    assert assert_only_whole(tmp_path, by_patches) == len(PATCHES) - 1
+    monkeypatch.undo()
+    run(tmp_path)
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+
+
+def children():
+    """Return the processes that this one has started and that live."""
+    path = Path(f"/proc/self/task/{threading.main_thread().native_id}/children")
+    return [int(pid) for pid in path.read_text().split()]
