@@ -76,6 +76,8 @@ class CoaddInput:
         FWHM in arcsec; NaN if not known.
     zero_point, mjd, exposure_time : float
         Facts for the table of inputs; NaN if not known.
+    sky_offset : float, optional
+        What background matching subtracts at the middle of the patch, nJy per pixel.
     """
 
     exposure: str
@@ -86,6 +88,7 @@ class CoaddInput:
     zero_point: float = np.nan
     mjd: float = np.nan
     exposure_time: float = np.nan
+    sky_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Coadd:
         Number of values used.
     inputs : astropy.table.Table
         One row an exposure: exposure, ccds, mjd, exposure_time, seeing, zero_point, weight,
-        n_used and n_clipped (pixels).
+        n_used and n_clipped (pixels); with background matching sky_offset.
     """
 
     box: Box
@@ -238,6 +241,8 @@ def _inputs_table(inputs: Sequence[CoaddInput]) -> Table:
         )
     table["n_used"] = np.zeros(len(inputs), np.int64)
     table["n_clipped"] = np.zeros(len(inputs), np.int64)
+    if any(one.sky_offset is not None for one in inputs):
+        table["sky_offset"] = [one.sky_offset for one in inputs]
     return table
 
 

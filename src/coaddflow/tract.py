@@ -7,7 +7,7 @@ pieces.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
 from coaddflow import polygon
+from coaddflow.background_matching import CorrectedWarp, SkyCorrection
 from coaddflow.coadd import Coadd, CoaddInput, coadd_patch, exposure_weight, write_coadd
 from coaddflow.coadd_table import coadd_files, coadd_table_path
 from coaddflow.corners import CornerDatabase, Rejection, Selection, patch_overlaps
@@ -190,7 +191,11 @@ class TractInputs:
         return self._corners.select(self._tract.id, patch, self._band, self._cuts)
 
     def work(
-        self, patch: str, selection: Selection, reader_of: Callable[[str], WarpReader]
+        self,
+        patch: str,
+        selection: Selection,
+        reader_of: Callable[[str], WarpReader],
+        corrections: Mapping[str, SkyCorrection] | None = None,
     ) -> PatchWork:
         """Return what is to be done for a patch.
 
@@ -203,7 +208,10 @@ class TractInputs:
         reader_of : callable
             Gives the warp of an exposure on the patch; its pixels of CCDs that were left out are
             not used.
+        corrections : mapping of str to SkyCorrection, optional
+            What is subtracted from the exposures, if their backgrounds are matched.
         """
+        x0, y0, x1, y1 = self._tract.patch(patch).outer_box
         selected: dict[str, list[CcdRow]] = {}
         for overlap in selection.selected:
             selected.setdefault(overlap.ccd.exposure, []).append(overlap.ccd)
@@ -212,14 +220,19 @@ class TractInputs:
             left_out.setdefault(one.overlap.ccd.exposure, []).append(one.overlap.ccd)
         inputs = []
         for exposure, ccds in selected.items():
-            reader = reader_of(exposure)
+            reader, offset = reader_of(exposure), None
             if exposure in left_out:
                 reader = WithoutCcds(reader, left_out[exposure], self._tract)
-            inputs.append(self._input(exposure, reader, ccds))
+            if corrections is not None:
+                reader = CorrectedWarp(reader, corrections[exposure])
+                offset = corrections[exposure].at((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2)
+            inputs.append(self._input(exposure, reader, ccds, offset))
         manifests = tuple(self._manifests[exposure] for exposure in selected)
         return PatchWork(patch, tuple(inputs), tuple(selection.rejected), manifests)
 
-    def _input(self, exposure: str, reader: WarpReader, ccds: Sequence[CcdRow]) -> CoaddInput:
+    def _input(
+        self, exposure: str, reader: WarpReader, ccds: Sequence[CcdRow], offset: float | None
+    ) -> CoaddInput:
         weight, seeing = self._figures_of(exposure)
         return CoaddInput(
             exposure=exposure,
@@ -230,6 +243,7 @@ class TractInputs:
             zero_point=_median(ccds, "zero_point"),
             mjd=ccds[0].mjd,
             exposure_time=ccds[0].exposure_time,
+            sky_offset=offset,
         )
 
     def _figures_of(self, exposure: str) -> tuple[float, float]:
@@ -371,6 +385,7 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
     if not rejected:
         return inputs
     ccds = [item.overlap.ccd for item in rejected]
+    names = [*inputs.colnames]
     left_out = Table(
         {
             "exposure": [ccd.exposure for ccd in ccds],
@@ -382,9 +397,11 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
             "weight": np.zeros(len(ccds)),
             "n_used": np.zeros(len(ccds), np.int64),
             "n_clipped": np.zeros(len(ccds), np.int64),
+            "sky_offset": np.full(len(ccds), np.nan),
             "reason": ["; ".join(item.reasons) for item in rejected],
         }
     )
+    left_out.keep_columns(names)
     return vstack([inputs, left_out]) if len(inputs) else left_out
 
 

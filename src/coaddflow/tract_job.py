@@ -1,22 +1,30 @@
 """One tract in one band, as one job: every calexp is read once, the coadds are written once.
 
 Three rounds on the pool. (1) Each CCD is read, warped to all pixels of the tract that it reaches,
-and laid into the spool. (2) What the master gathers is small: where the warps are. (3) Each patch
-takes the pixels of its exposures from the spool, block by block, and is coadded and written. The
-pixels are those of the rules `warp` and `coadd`, to the bit.
+and laid into the spool. (2) What the master gathers is small: where the warps are, and the sky in
+squares; from these it solves for what the skies of the exposures differ by, if that is wanted.
+(3) Each patch takes the pixels of its exposures from the spool, block by block, and is coadded and
+written. Without matched skies the pixels are those of the rules `warp` and `coadd`, to the bit.
 """
 
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from coaddflow.background_matching import (
+    SkyBins,
+    SkyCorrection,
+    bin_sky,
+    match_backgrounds,
+    merge_bins,
+)
 from coaddflow.coadd_table import CoaddRow, write_coadd_table
 from coaddflow.corners import CornerDatabase, Selection, patch_overlaps
 from coaddflow.errors import CoaddflowError, InputError
@@ -34,7 +42,6 @@ from coaddflow.warp import (
     Box,
     Warp,
     common_box,
-    enclosing_box,
     remove_warps,
     trim,
     warp_whole_ccd,
@@ -141,7 +148,8 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
         works = _plan_ccds(job, corners, selections, spool)
         warped = _warp(pool, works)
         _write_all_warps(pool, job, corners, warped)
-        rows = _coadd(pool, job, inputs, selections, warped)
+        corrections = _match(job, selections, warped)
+        rows = _coadd(pool, job, inputs, selections, warped, corrections)
     write_coadd_table(table, rows, job.band, tract.id)
 
 
@@ -179,9 +187,20 @@ class CcdWork:
 
 @dataclass(frozen=True)
 class WarpedCcd:
-    """What a worker tells of a CCD: its warp (None if it has no pixel) and the time it took."""
+    """What a worker tells of a CCD.
+
+    Attributes
+    ----------
+    warp : SpooledWarp or None
+        None if it has no pixel on the tract.
+    sky : SkyBins or None
+        If skies are matched.
+    seconds : float
+        Time that it took.
+    """
 
     warp: SpooledWarp | None
+    sky: SkyBins | None
     seconds: float
 
 
@@ -189,20 +208,19 @@ def _plan_ccds(
     job: _Job, corners: CornerDatabase, selections: Mapping[str, Selection], spool: Spool
 ) -> list[CcdWork]:
     """Find the CCDs that some patch wants, and the pixels of the tract that they reach."""
-    wanted: dict[Ccd, tuple[CcdRow, set[str]]] = {}
-    for patch, selection in selections.items():
-        for overlap in selection.selected:
-            ccd = overlap.ccd
-            wanted.setdefault((ccd.exposure, ccd.ccd), (ccd, set()))[1].add(patch)
+    wanted = {
+        (overlap.ccd.exposure, overlap.ccd.ccd): overlap.ccd
+        for selection in selections.values()
+        for overlap in selection.selected
+    }
     if job.settings.coadd.keep_warps:
-        for ccd in corners.ccds():
-            patches = _patches_of(ccd, job.tract) if ccd.state == "done" else []
-            if patches:
-                wanted.setdefault((ccd.exposure, ccd.ccd), (ccd, set()))[1].update(patches)
+        rows = [row for row in corners.ccds() if row.state == "done"]
+        wanted |= {(row.exposure, row.ccd): row for row in rows if _patches_of(row, job.tract)}
     works = []
-    for row, patches in (wanted[ccd] for ccd in sorted(wanted)):
-        box = _predicted_box(row, patches, job.tract)
-        works.append(CcdWork(row, box, spool.reserve(_area(box), f"{row.exposure}-{row.ccd}")))
+    for exposure, ccd in sorted(wanted):
+        box = _predicted_box(wanted[exposure, ccd], job.tract)
+        place = spool.reserve(_area(box), f"{exposure}-{ccd}")
+        works.append(CcdWork(wanted[exposure, ccd], box, place))
     _LOG.info(
         "%d CCDs for %d patches; room for their warps: %d MB of memory, %d MB of scratch",
         len(works),
@@ -217,13 +235,12 @@ def _patches_of(ccd: CcdRow, tract: Tract) -> list[str]:
     return [patch for patch, *_ in patch_overlaps(ccd.footprint_ra, ccd.footprint_dec, tract)]
 
 
-def _predicted_box(row: CcdRow, patches: Iterable[str], tract: Tract) -> Box:
-    """Return a box around the pixels that a CCD may have on some patches."""
+def _predicted_box(row: CcdRow, tract: Tract) -> Box:
+    """Return a box around the pixels that a CCD may have on a tract."""
     points = tract.footprint_pixels(row.footprint_ra, row.footprint_dec)
-    x0, y0 = np.floor(points.min(axis=0)).astype(int) - _MARGIN
-    x1, y1 = np.ceil(points.max(axis=0)).astype(int) + _MARGIN
-    outer = enclosing_box(tract.patch(patch).outer_box for patch in patches)
-    return common_box((int(x0), int(y0), int(x1), int(y1)), outer)
+    x0, y0 = (int(edge) - _MARGIN for edge in np.floor(points.min(axis=0)))
+    x1, y1 = (int(edge) + _MARGIN for edge in np.ceil(points.max(axis=0)))
+    return common_box((x0, y0, x1, y1), (0, 0, tract.width, tract.height))
 
 
 def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
@@ -232,8 +249,13 @@ def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
     job: _Job = worker.constants["job"]
     ccd = read_ccd(work.row)
     warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
-    spooled = None if warp is None else write_warp(work.place, warp.box, warp.masked_image)
-    return WarpedCcd(spooled, time.monotonic() - started)
+    spooled, sky = None, None
+    if warp is not None:
+        spooled = write_warp(work.place, warp.box, warp.masked_image)
+        coadd = job.settings.coadd
+        if coadd.background_matching.enabled:
+            sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching)
+    return WarpedCcd(spooled, sky, time.monotonic() - started)
 
 
 def _warp(pool: Pool, works: Sequence[CcdWork]) -> dict[Ccd, WarpedCcd | Failure]:
@@ -306,6 +328,33 @@ def _warps_of(work: ExposureWork, tract: Tract) -> Iterator[tuple[str, Warp | No
         yield patch, trim(pixels, layers.box, dict(zip(ccds, counts, strict=True)))
 
 
+# Round 2: skies are matched ---------------------------------------------------------------------
+
+
+def _match(
+    job: _Job, selections: Mapping[str, Selection], warped: Mapping[Ccd, WarpedCcd | Failure]
+) -> dict[str, SkyCorrection] | None:
+    """Solve for the corrections of all exposures that some patch wants; None if not wanted."""
+    settings = job.settings.coadd.background_matching
+    if not settings.enabled:
+        return None
+    failures = [one for one in warped.values() if isinstance(one, Failure)]
+    # without all CCDs the solution would be another one
+    _raise_if_any(failures, len(warped), "CCDs, which background matching needs,")
+    wanted = {
+        (overlap.ccd.exposure, overlap.ccd.ccd)
+        for selection in selections.values()
+        for overlap in selection.selected
+    }
+    parts: dict[str, list[SkyBins]] = {}
+    for exposure, ccd in sorted(wanted):
+        sky = warped[exposure, ccd].sky
+        parts.setdefault(exposure, []).extend([] if sky is None else [sky])
+    skies = {e: merge_bins(ccds) for e, ccds in parts.items() if ccds}
+    corrections = match_backgrounds(skies, settings) if skies else {}
+    return {exposure: corrections.get(exposure, SkyCorrection((0.0,))) for exposure in parts}
+
+
 # Round 3: every patch is coadded ----------------------------------------------------------------
 
 
@@ -323,10 +372,11 @@ def _coadd(
     inputs: TractInputs,
     selections: Mapping[str, Selection],
     warped: Mapping[Ccd, WarpedCcd | Failure],
+    corrections: Mapping[str, SkyCorrection] | None,
 ) -> list[CoaddRow]:
     """Coadd all patches whose CCDs have been warped, those with the most pixels first."""
     works = [
-        _patch_work(job, inputs, patch, number, selection, warped)
+        _patch_work(job, inputs, patch, number, selection, warped, corrections)
         for number, (patch, selection) in enumerate(selections.items())
     ]
     results = _timed(
@@ -350,6 +400,7 @@ def _patch_work(
     number: int,
     selection: Selection,
     warped: Mapping[Ccd, WarpedCcd | Failure],
+    corrections: Mapping[str, SkyCorrection] | None,
 ) -> PatchWork | Failure:
     """Return what is to be done for a patch, or why it cannot be done."""
     results: dict[str, list[WarpedCcd]] = {}
@@ -365,7 +416,7 @@ def _patch_work(
         ccds = [one.warp for one in results[exposure] if one.warp is not None]
         return LayeredWarp(ccds, outer)
 
-    return inputs.work(patch, selection, reader_of)
+    return inputs.work(patch, selection, reader_of, corrections)
 
 
 def coadd_one(work: PatchWork, worker: Worker) -> DonePatch:

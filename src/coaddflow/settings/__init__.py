@@ -86,6 +86,8 @@ class Settings(Section):
         if self.exposure.enabled and self.parallel.calexp != "exposure":
             keys = " and ".join(f"exposure.{name}.enabled" for name in self.exposure.enabled)
             raise ValueError(f"{keys} needs `parallel.calexp: exposure`")
+        if self.coadd.background_matching.enabled and self.parallel.coadd != "tract":
+            raise ValueError("coadd.background_matching.enabled needs `parallel.coadd: tract`")
         return self
 
     def section(self, *names: str) -> dict[str, Any]:
