@@ -72,11 +72,14 @@ _BOUND_ABOVE, _BOUND_BELOW = 1.0, 10.0
 _COVERED = 5.0
 """Root of the mean square in sigma of what is left on a CCD, from which it is not sky."""
 
+_LOWEST = 0.1
+"""Part of the superpixels of a CCD that has a say in its response at the least."""
+
 _LEAST_RESPONSE = 1e-4
 """Scatter of the responses that is always allowed."""
 
-_LOW_BY = 0.1
-"""Sigma by which the bounds make the first fit too low where there are no sources at all."""
+_MODE_WIDTH, _MODE_FRACTION = 3.0, 0.15
+"""Sigma within which superpixels of a CCD are alike, and the part of them that must be so."""
 
 _BOUNDED_FITS, _CLIPPED_FITS = 20, 12
 
@@ -457,15 +460,20 @@ def _fit_without_sources(
         fit.solve(pixels.mean, weight * _bounded(z / _negative_sigma(z), _BOUND_ABOVE))
         before = z
     near, around = pixels.near(_NEIGHBOURHOOD), pixels.near(settings.grow)
-    used, low_by = np.ones(pixels.x.size, dtype=bool), _LOW_BY
+    used = np.ones(pixels.x.size, dtype=bool)
+    level = _levels((pixels.mean - fit.model()) / pixels.error, pixels)
     for _ in range(_CLIPPED_FITS):
-        z = (pixels.mean - fit.model()) / pixels.error - low_by
+        z = (pixels.mean - fit.model()) / pixels.error - level
         kept = _shows_sky(z, near, around, settings.clip_sigma)
         kept &= ~_in_covered_ccds(z, kept, pixels) | (z < -settings.clip_sigma)
-        unchanged, used, low_by = np.array_equal(kept, used), kept, 0.0
+        unchanged, used, level = np.array_equal(kept, used), kept, 0.0
         if unchanged or np.count_nonzero(used) < fit.coefficients.size:
             break
-        fit.solve(pixels.mean, np.where(used, weight * _bounded(z / _negative_sigma(z)), 0.0))
+        z = z / _negative_sigma(z)
+        part = np.where(used, _bounded(z), 0.0)
+        lowest = _lowest_of_covered_ccds(z, used, pixels)
+        part[lowest] = np.maximum(part, _bounded(z, _BOUND_ABOVE))[lowest]
+        fit.solve(pixels.mean, weight * part)
     return used, pixels.mean - fit.model()
 
 
@@ -475,6 +483,24 @@ def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float6
     return np.minimum(1.0, bound / np.maximum(np.abs(z), 1e-9))
 
 
+def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]:
+    """Return for all superpixels how far the first fit is off on their CCD, in sigma: the mode.
+
+    However much of a CCD a galaxy covers, its superpixels differ by far more than the noise, and
+    those that show the sky do not. Where there is no such crowd, the fit stands.
+    """
+    level, width = np.zeros(z.size), _MODE_WIDTH * _negative_sigma(z)
+    for number in range(len(pixels.ccds)):
+        own = np.flatnonzero(pixels.index == number)
+        sorted_z = np.sort(z[own])
+        ends = np.searchsorted(sorted_z, sorted_z + width, side="right")
+        number_inside = ends - np.arange(own.size)
+        if own.size and number_inside.max() > max(_MODE_FRACTION * own.size, 3):
+            begin = int(np.argmax(number_inside))
+            level[own] = sorted_z[begin : ends[begin]].mean()
+    return level
+
+
 def _shows_sky(
     z: NDArray[np.float64], near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
 ) -> NDArray[np.bool_]:
@@ -482,15 +508,17 @@ def _shows_sky(
 
     A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
     many, nothing would be left if each were grown. Where most of a neighbourhood is high, or its
-    mean without these, there is something large, which is grown. What is far below the sky is no
+    mean (in which no superpixel counts more than ``clip_sigma``), there is something large, which
+    is grown. What is far below the sky is no
     source, wherever it stands, and says that the sky is too high.
     """
     z = z / _negative_sigma(z)
-    peak = z > clip_sigma
-    number = near @ (~peak).astype(float)
-    mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
-    mean = mean / _negative_sigma(mean[number > 0])
-    crowded = number < 0.5 * near.sum(axis=1)
+    peak, number = z > clip_sigma, near.sum(axis=1)
+    mean = near @ np.minimum(z, clip_sigma) / np.sqrt(number)
+    # faint sources that are everywhere are part of what is normal
+    mean -= max(0.0, float(np.median(mean)))
+    mean /= _negative_sigma(mean)
+    crowded = near @ peak.astype(float) > 0.5 * number
     extended = (around @ ((mean > clip_sigma) | crowded).astype(float)) > 0.5
     return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
 
@@ -507,6 +535,23 @@ def _in_covered_ccds(
     number = np.bincount(pixels.index, kept, n)
     mean2 = np.bincount(pixels.index, np.where(kept, z**2, 0.0), n) / np.maximum(number, 1.0)
     return (mean2 > _COVERED**2)[pixels.index]
+
+
+def _lowest_of_covered_ccds(
+    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
+) -> NDArray[np.intp]:
+    """Return the lowest superpixels of CCDs of which next to nothing is kept.
+
+    They are no sky, but nearest to it. Where little is known of the responses, this is better than
+    none; where much is known, it has no weight against it, since their loss is bounded.
+    """
+    lowest = [np.zeros(0, dtype=np.intp)]
+    for number in range(len(pixels.ccds)):
+        own = np.flatnonzero(pixels.index == number)
+        n_least = int(np.ceil(_LOWEST * own.size))
+        if np.count_nonzero(kept[own]) < n_least:
+            lowest.append(own[np.argsort(z[own], kind="stable")[:n_least]])
+    return np.concatenate(lowest)
 
 
 def _negative_sigma(z: NDArray[np.float64]) -> float:
