@@ -7,6 +7,7 @@ beside them, and what they were called with in calls.jsonl.
 import json
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -51,6 +52,10 @@ class Server:
         jobs = self.read()["jobs"]
         jobs[job_id] = {**jobs.get(job_id, {}), **facts}
         self.set(jobs=jobs)
+
+    def script(self, number):
+        """Return the copy of a script that the server has kept; 1 is the first submission."""
+        return self.folder / f"script-{number}.sh"
 
     def calls(self, command=None):
         try:
@@ -106,7 +111,8 @@ def qstat(server, state, arguments):
         text = "".join(torque_block(i, job) + "\n" for i, job in jobs.items())
         return (0 if jobs else 153), text, ""
     if "-x" in arguments and not state["history"]:
-        return 0, "", "qstat: PBS is not configured to maintain job history\n"
+        text = "qstat: PBS is not configured to maintain job history {}\n"
+        return 0, "", "".join(map(text.format, arguments[2:]))
     asked = [word for word in arguments if not word.startswith("-")] or list(state["jobs"])
     code, out, err = 0, "", ""
     for job_id in asked:
@@ -123,16 +129,21 @@ def qstat(server, state, arguments):
 
 def qsub(server, state, arguments):
     """Play qsub: the first planned failure, or a new job."""
+    output = arguments[arguments.index("-o") + 1]
+    number = len(server.calls("qsub"))
+    shutil.copy(arguments[-1], server.folder / f"script-{number}.sh")
     if state["failures"]:
         failure = state["failures"].pop(0)
         if failure.get("gets_in"):
-            output = arguments[arguments.index("-o") + 1]
             state["jobs"]["999.node1"] = {"state": "Q", "output": output}
         server.write(**state)
+        if failure.get("kills"):
+            os.kill(os.getppid(), signal.SIGKILL)
+            return 0, "999.node1\n", ""
         return failure["code"], "", failure["err"] + "\n"
     job_id = f"{state['next_id']}.node1"
     state["next_id"] += 1
-    state["jobs"][job_id] = {"state": "Q"}
+    state["jobs"][job_id] = {"state": "Q", "output": output}
     server.write(**state)
     return 0, f"{job_id}\n", ""
 
@@ -140,7 +151,8 @@ def qsub(server, state, arguments):
 def qdel(server, state, arguments):
     """Play qdel."""
     for job_id in arguments:
-        state["jobs"].pop(job_id, None)
+        if not state["jobs"].get(job_id, {}).get("immortal"):
+            state["jobs"].pop(job_id, None)
     server.write(**state)
     return 0, "", ""
 

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from coaddflow import resources as needs
-from coaddflow.forecast import core_hours_of, disk_used, forecast, measured, suggestion
+from coaddflow.forecast import (
+    asked_memory,
+    core_hours_of,
+    disk_used,
+    forecast,
+    measured,
+    suggestion,
+)
 
 MPIX = 1_000_000
 
@@ -27,6 +34,7 @@ def plan():
             skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
             coadd=SimpleNamespace(memory_mb=100, spool_mb=50, keep_warps=False),
             parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4),
+            exposure=SimpleNamespace(enabled=()),
         ),
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
@@ -52,7 +60,30 @@ def test_one_job_an_exposure_and_a_tract(plan):
 @pytest.mark.parametrize(("cores", "wide"), [(1, 1), (3, 3), (4, 4), (100, 4)])
 def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
     exposure = forecast(plan, cores)[1]
-    assert exposure.memory == wide * needs.ccd_memory(MPIX)
+    assert exposure.memory == wide * needs.ccd_memory(MPIX) + needs.SNAKEMAKE_MB
+
+
+def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
+    _, exposures, tracts, _ = forecast(plan, 2)
+    plan.settings.parallel = SimpleNamespace(calexp="exposure", coadd="tract", workers=2)
+    _, whole_exposures, whole_tracts, _ = forecast(plan, 8)
+    assert (whole_exposures.n_jobs, whole_exposures.n_steps) == (3, 3)
+    assert (whole_tracts.n_jobs, whole_tracts.n_steps) == (1, 1 + 1 + 1)
+    assert whole_exposures.core_hours < exposures.core_hours, "fewer starts of Python"
+    # beside its two workers the job holds what is done
+    assert whole_exposures.memory > exposures.memory
+    assert whole_exposures.disk == exposures.disk
+    assert whole_tracts.disk < tracts.disk, "no warps on disk"
+
+
+def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
+    asked = asked_memory(plan)
+    assert asked["calexp"] == needs.ccd_memory(MPIX)
+    assert asked["coadd"] == needs.coadd_memory(MPIX, 2, 100)
+    assert asked["master_bias"] == needs.calib_memory(MPIX, 5, 1)
+    write(tmp_path, "calexp/1/0", 10, 500, 36)
+    (step,) = measured(tmp_path / "benchmarks", asked)
+    assert step.asked == asked["calexp"]
 
 
 def test_twice_the_exposures_cost_twice_as_much(plan):
@@ -95,14 +126,15 @@ def test_benchmarks_are_summed_by_rule(tmp_path):
     steps = {step.rule: step for step in measured(tmp_path / "benchmarks")}
     assert steps["calexp"].n_steps == 2
     assert steps["calexp"].core_hours == pytest.approx(0.02)
-    assert (steps["calexp"].memory, steps["calexp"].seconds) == (500, 120)
+    assert steps["calexp"].memory == pytest.approx(500 * 1.048576)
+    assert steps["calexp"].seconds == 120
     assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
     assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
     assert core_hours_of("survey", steps.values()) is None
     words = suggestion(steps.values())
-    assert "calexp:mem_mb=650" in words
-    assert "calexp:runtime=3" in words
-    assert "master_flat:mem_mb=130" in words
+    # 500 MiB and 30 % of room, and the Snakemakes of the job
+    assert "calexp:mem_mb=982*attempt" in words
+    assert "calexp:runtime=8*attempt" in words
     assert disk_used(tmp_path) > 0
 
 

@@ -1,6 +1,5 @@
 """How the jobs of a cluster ended, from what Snakemake, Slurm and PBS leave behind."""
 
-import json
 import os
 
 import pytest
@@ -32,6 +31,8 @@ def survey(tmp_path, monkeypatch):
         (programs / "answer").write_text(text)
         (programs / "sacct").write_text(f"#!/bin/sh\ncat {programs}/answer\nexit {code}\n")
         (programs / "sacct").chmod(0o755)
+        (programs / "squeue").write_text("#!/bin/sh\nexit 1\n")
+        (programs / "squeue").chmod(0o755)
 
     submit.folder, submit.sacct = folder, sacct
     return submit
@@ -67,6 +68,8 @@ def test_without_a_cluster_there_are_no_jobs(tmp_path):
         ("NODE_FAIL", "", "node failed"),
         ("OUT_OF_MEMORY", "", "out of memory"),
         ("FAILED", "slurmstepd: error: Exceeded job memory limit\n", "out of memory"),
+        ("CANCELLED by 0", "slurmstepd: error: Step 12.0 exceeded memory limit\n", "out of memory"),
+        ("FAILED", "srun: error: n1: task 0: Killed\n", "out of memory"),
         ("FAILED", "a step failed\n", "failed"),
         ("SOMETHING_NEW", "", "unknown"),
     ],
@@ -90,9 +93,16 @@ def test_slurm_says_how_a_job_ended(survey, state, log, outcome):
     ],
 )
 def test_without_accounting_the_log_of_the_job_tells(survey, log, outcome):
-    survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd: error: {log}\n")
+    survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd-n1: error: {log}\n")
     survey.sacct("", code=1)
     assert latest_jobs(survey.folder)["tract_0"].outcome == outcome
+
+
+def test_the_controller_knows_sooner_than_the_accounting(survey, tmp_path):
+    survey(5, "group_exposure_1001_calexp_manifest")
+    survey.sacct("5|RUNNING\n")
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho '5|CANCELLED'\n")
+    assert latest_jobs(survey.folder)["exposure_1001"].outcome == "cancelled"
 
 
 def test_the_last_job_of_an_exposure_counts(survey):
@@ -109,12 +119,23 @@ def test_the_last_job_of_an_exposure_counts(survey):
     }
 
 
-def test_what_to_do_is_told_with_the_rule_that_needs_it(survey):
-    survey(5, "group_exposure_1001_calexp_manifest")
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("exposure_1001_calexp_manifest", "calexp"),
+        ("exposure_1001_calibrated_manifest", "calibrated"),
+        ("exposure_1001_exposure", "exposure"),
+        ("tract_0_coadd_picture_tract_corners_warp", "coadd"),
+        ("tract_0_picture_tract_tract_corners", "tract"),
+        ("survey_corners", "survey_corners"),
+    ],
+)
+def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
+    survey(5, f"group_{name}")
     survey.sacct("5|OUT_OF_MEMORY\n")
-    told = latest_jobs(survey.folder)["exposure_1001"].explanation
-    assert told.startswith("Slurm job 5 was killed for want of memory")
-    assert "--set-resources calexp:mem_mb=" in told
+    told = latest_jobs(survey.folder)[unit_of(name)].explanation
+    assert told.startswith("Slurm job 5 was killed, most likely for want of memory")
+    assert f"--set-resources {rule}:mem_mb=" in told
 
 
 @pytest.mark.parametrize(
@@ -134,7 +155,8 @@ def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome):
         "2026-11-27T02:00:00\t3.pbs\texposure_1001\tsuccess\t\n"
         f"2026-11-27T02:10:00\t4.pbs\texposure_1001\tfailed\texposure_1001: {reason} (log: a.out)\n"
     )
-    (folder / "jobs.json").write_text(json.dumps({"jobs": {"9.pbs": {"name": "tract_0"}}}))
+    (folder / "ids").mkdir()
+    (folder / "ids" / "9.pbs").write_text("tract_0.1a2b")
     jobs = latest_jobs(tmp_path)
     job = jobs["exposure_1001"]
     assert (job.job_id, job.outcome, job.words, job.log) == ("4.pbs", outcome, reason, "a.out")

@@ -1,9 +1,13 @@
 """The programs of profiles/pbs, in front of a server that answers as a real one was seen to."""
 
+import ast
 import importlib.util
 import itertools
 import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +19,7 @@ import pytest
 PROGRAMS = Path(__file__).parent.parent / "profiles" / "pbs"
 sys.path.insert(0, str(PROGRAMS))
 
+import ledger  # noqa: E402 - from the folder of the profile
 import pbs  # noqa: E402 - from the folder of the profile
 
 GROUP = {
@@ -24,10 +29,12 @@ GROUP = {
     "threads": 4,
     "resources": {"mem_mb": 1800, "runtime": 75},
 }
+TARGETS = ["calexp:exposure=1001,ccd=0", "calexp:exposure=1001,ccd=1", "manifest:exposure=1001"]
 SCRIPT = """\
 #!/bin/sh
 # properties = {properties}
-cd /data && python -m snakemake --cores 'all' --attempt 1 --mode remote && exit 0 || exit 1
+cd /data && python -m snakemake --snakefile '/x y/Snakefile' --target-jobs {targets} \
+--allowed-rules calexp manifest --cores 'all' --attempt 1 --mode 'remote' && exit 0 || exit 1
 """
 
 
@@ -41,30 +48,45 @@ def server(tmp_path, monkeypatch):
     survey = tmp_path / "my survey; $(touch x)"
     survey.mkdir()
     monkeypatch.chdir(survey)
+    Path("config.yaml").write_text("camera: six\n")
     return server
 
 
-def program(name, *arguments):
+def program(name, *arguments, **options):
     """Run a program as Snakemake does."""
     return subprocess.run(
         [sys.executable, "-S", str(PROGRAMS / f"{name}.py"), *arguments],
         capture_output=True,
         text=True,
         check=False,
+        **options,
     )
+
+
+def job_script(run="first", targets=TARGETS, **changes):
+    """Write the job script of a run of Snakemake, in the folder that the run has for them."""
+    path = Path(f".snakemake/tmp.{run}/snakejob.{time.monotonic_ns()}.sh")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    targets = " ".join(f"'{target}'" for target in targets)
+    properties = json.dumps({**GROUP, **changes})
+    path.write_text(SCRIPT.format(properties=properties, targets=targets))
+    return str(path)
 
 
 def submit(**changes):
     """Submit a job script with these properties; return what submit.py did."""
-    properties = {**GROUP, **changes}
-    Path("job.sh").write_text(SCRIPT.format(properties=json.dumps(properties)))
-    return program("submit", "job.sh")
+    return program("submit", job_script(**changes))
 
 
 def submitted(**changes):
     done = submit(**changes)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def others(number):
+    """Return what is different in a job of another exposure."""
+    return {"groupid": f"exposure_{number}", "targets": [f"manifest:exposure={number}"]}
 
 
 def status(job_id):
@@ -77,8 +99,29 @@ def status(job_id):
 
 def leave_exit_code(job_id, code):
     """Write the exit code of a job, as its script does when it ends."""
-    token = json.loads((pbs.FOLDER / "jobs.json").read_text())["jobs"][job_id]["token"]
-    (pbs.FOLDER / "exit" / token).write_text(f"{code}\n")
+    (ledger.FOLDER / "exit" / ledger.label_of(job_id)).write_text(f"{code}\n")
+
+
+def begin(job_id):
+    """Let a job begin, as its script does."""
+    label = ledger.label_of(job_id)
+    (ledger.FOLDER / "tickets" / label).rename(ledger.FOLDER / "begun" / label)
+    (ledger.FOLDER / "begun" / label).write_text(f"{job_id}\n")
+
+
+def execute(script, body, job_id="1275.node1"):
+    """Run what was submitted as a node does, with something else in place of Snakemake."""
+    text = script.read_text()
+    start = text.index("cd /data &&")
+    altered = script.with_suffix(".altered")
+    altered.write_text(text[:start] + body + text[text.index("\n)\n", start) :])
+    return subprocess.run(
+        ["sh", altered],
+        cwd="/",
+        env={**os.environ, "PBS_JOBID": job_id},
+        capture_output=True,
+        check=False,
+    ).returncode
 
 
 def module(name):
@@ -136,19 +179,14 @@ def test_resource_that_pbs_cannot_take_is_named(server, resources, word):
     ],
 )
 def test_names_are_readable_and_what_pbs_accepts(properties, name):
-    assert module("submit").job_name({**GROUP, **properties}) == name
+    assert module("jobscript").job_name({**GROUP, **properties}) == name
 
 
 def test_script_runs_in_the_survey_and_leaves_its_exit_code(server):
     job_id = submitted()
-    script = server.calls("qsub")[0][-1]
-    body = Path(script).read_text()
-    assert "--cores 4 --attempt" in body, "the inner run is limited to the allocation"
-    # what Snakemake's command does is not under test here
-    start = body.index("cd /data &&")
-    Path(script).write_text(body[:start] + "pwd; exit 3" + body[body.index("\n)\n", start) :])
-    done = subprocess.run(["sh", Path(script).resolve()], cwd="/", capture_output=True, check=False)
-    assert done.returncode == 3
+    script = server.script(1)
+    assert "--cores 4 --attempt" in script.read_text(), "limited to the allocation"
+    assert execute(script, "pwd; exit 3") == 3
     (log,) = Path("logs/pbs").glob("exposure_1001.*.out")
     assert str(Path.cwd()) in log.read_text().splitlines()
     word, why = status(job_id)
@@ -158,16 +196,20 @@ def test_script_runs_in_the_survey_and_leaves_its_exit_code(server):
     assert not Path("x").exists(), "nothing of the folder's name is run by a shell"
 
 
+def test_job_that_pbs_starts_again_does_nothing(server):
+    submitted()
+    script = server.script(1)
+    assert execute(script, "echo once >>done.txt; exit 0") == 0
+    assert execute(script, "echo twice >>done.txt; exit 0") == 1
+    assert Path("done.txt").read_text() == "once\n"
+
+
 def test_odd_values_of_the_environment_reach_the_job_unchanged(server, monkeypatch):
     odd = "/a b:'c\":$(touch x),d\n/e"
     monkeypatch.setenv("LD_LIBRARY_PATH", odd)
     submitted()
-    script = Path(server.calls("qsub")[0][-1])
-    body = script.read_text()
-    start = body.index("cd /data &&")
-    show = 'printf %s "$LD_LIBRARY_PATH" >shown'
-    script.write_text(body[:start] + show + body[body.index("\n)\n", start) :])
-    subprocess.run(["sh", str(script)], check=True)
+    script = server.script(1)
+    assert execute(script, 'printf %s "$LD_LIBRARY_PATH" >shown') == 0
     assert Path("shown").read_text() == odd
 
 
@@ -207,15 +249,29 @@ def test_job_that_got_in_although_qsub_failed_is_found(server):
 def test_live_job_of_the_group_is_taken_up(server, state):
     job_id = submitted()
     server.set_job(job_id, state=state)
-    # the second run of Snakemake has other numbers and fewer jobs left, the group is the same
-    done = submit(threads=1, resources={"mem_mb": 450, "runtime": 5})
-    assert done.stdout.strip() == job_id
-    assert "taken up" in done.stderr
+    # the second run has other numbers, and fewer jobs left; the last of them may be another one
+    again = submit(threads=1, resources={"mem_mb": 450, "runtime": 5}, targets=TARGETS[:1])
+    assert again.stdout.strip() == job_id
+    assert "taken up" in again.stderr
     assert len(server.calls("qsub")) == 1
 
 
+def test_job_that_was_taken_up_and_fails_has_failed(server):
+    job_id = submitted()
+    assert submitted(run="second") == job_id
+    leave_exit_code(job_id, 1)
+    assert status(job_id)[0] == "failed"
+    assert submitted(run="second") == "1276.node1", "and is tried again"
+
+
 def test_other_group_is_submitted(server):
-    assert submitted() != submitted(jobid="5a1b2c3d-0000-5000-8000-000000000002")
+    assert submitted() != submitted(**others(1002))
+
+
+def test_other_part_of_the_group_is_submitted(server):
+    first = submitted(groupid="calibs_3", targets=["flat:band=r,ccd=3"])
+    assert submitted(groupid="calibs_3", targets=["flat:band=g,ccd=3"]) != first
+    assert server.calls("qdel") == []
 
 
 @pytest.mark.parametrize("how", ["exit code", "finished", "unknown", "never runs"])
@@ -241,10 +297,163 @@ def test_nothing_is_submitted_while_it_is_unknown_whether_the_group_lives(server
     assert len(server.calls("qsub")) == 1
 
 
+@pytest.mark.parametrize("change", ["settings", "more targets", "damaged"])
+def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
+    job_id = submitted()
+    server.set_job(job_id, state="R")
+    begin(job_id)
+    targets = TARGETS
+    if change == "settings":
+        Path("config.yaml").write_text("camera: seven\n")
+    elif change == "more targets":
+        targets = [*TARGETS, "calexp:exposure=1001,ccd=2"]
+    else:
+        (ledger.FOLDER / "jobs" / f"{ledger.label_of(job_id)}.json").write_text("{")
+    done = submit(run="second", targets=targets)
+    assert done.stdout.strip() == "1276.node1"
+    assert "something else" in done.stderr
+    order = [call[0] for call in server.calls() if call[0] != "qstat"]
+    assert order == ["qsub", "qdel", "qsub"]
+
+
+def test_nothing_is_submitted_while_a_deleted_job_still_lives(server, monkeypatch):
+    job_id = submitted()
+    begin(job_id)
+    server.set_job(job_id, state="R", immortal=True)
+    Path("config.yaml").write_text("camera: seven\n")
+    monkeypatch.setenv("COADDFLOW_PBS_PATIENCE", "0.5")
+    assert submit().returncode == 1
+    assert len(server.calls("qsub")) == 1
+
+
+def test_job_that_waits_for_files_of_a_run_that_removed_them_is_replaced(server):
+    waits, works = submitted(), submitted(**others(1002))
+    begin(works)
+    server.set_job(works, state="R")
+    shutil.rmtree(".snakemake/tmp.first")
+    assert submitted(run="second", **others(1002)) == works
+    assert submitted(run="second") == "1277.node1"
+    assert server.calls("qdel") == [["qdel", waits]]
+    assert execute(server.script(1), "touch done.txt") == 1
+    assert not Path("done.txt").exists()
+
+
+def test_two_snakemakes_in_one_folder_submit_once(server):
+    scripts = [job_script(run) for run in ("first", "second")]
+    command = [sys.executable, "-S", str(PROGRAMS / "submit.py")]
+    started = [
+        subprocess.Popen([*command, script], stdout=subprocess.PIPE, text=True)
+        for script in scripts
+    ]
+    assert {process.communicate()[0].strip() for process in started} == {"1275.node1"}
+    assert len(server.calls("qsub")) == 1
+
+
+# --- killed, lost, damaged, full --------------------------------------------------------------
+
+
+def test_kill_between_submission_and_note(server):
+    server.set(failures=[{"gets_in": True, "kills": True}])
+    assert submit().returncode == -signal.SIGKILL
+    again = submit(run="second")
+    assert again.stdout.strip() == "999.node1"
+    assert "taken up" in again.stderr
+    assert len(server.calls("qsub")) == 1
+
+
+def test_kill_between_submission_and_note_where_the_server_cannot_find_the_job(server):
+    server.set(dialect="torque", failures=[{"gets_in": True, "kills": True}])
+    assert submit().returncode == -signal.SIGKILL
+    assert submitted(run="second") == "1275.node1"
+    assert execute(server.script(1), "echo lost >>done.txt", "999.node1") == 1
+    assert execute(server.script(2), "echo mine >>done.txt", "1275.node1") == 0
+    assert Path("done.txt").read_text() == "mine\n", "one of two jobs works"
+
+
+def test_kill_between_submission_and_note_of_a_job_that_has_begun(server):
+    server.set(dialect="torque", failures=[{"gets_in": True, "kills": True}])
+    assert submit().returncode == -signal.SIGKILL
+    server.set_job("999.node1", state="R")
+    inside = f"{sys.executable} -S '{PROGRAMS}/submit.py' {job_script('second')} >id.txt 2>err.txt"
+    assert execute(server.script(1), inside, "999.node1") == 0
+    assert Path("id.txt").read_text() == "999.node1\n"
+    assert len(server.calls("qsub")) == 1
+
+
+def test_lost_ledger_and_a_job_that_waits(server):
+    submitted()
+    shutil.rmtree(ledger.FOLDER)
+    assert submitted() == "1276.node1"
+    assert execute(server.script(1), "touch done.txt") == 1
+    assert not Path("done.txt").exists()
+
+
+def test_lost_ledger_and_a_job_that_works(server):
+    job_id = submitted()
+    server.set_job(job_id, state="R")
+    inside = (
+        f"rm -r {ledger.FOLDER}; "
+        f"{sys.executable} -S '{PROGRAMS}/submit.py' {job_script('second')} >id.txt 2>err.txt"
+    )
+    execute(server.script(1), inside)
+    assert Path("id.txt").read_text() == "1276.node1\n"
+    order = [call[0] for call in server.calls() if call[0] != "qstat"]
+    assert order == ["qsub", "qdel", "qsub"], "the first job was found by its log, and deleted"
+
+
+def full_disk():
+    """Let nothing be written to files any more."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_full_disk_submits_nothing(server):
+    script = job_script()
+    done = program("submit", script, preexec_fn=full_disk)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "File too large" in done.stderr
+    assert server.calls("qsub") == []
+    assert ledger.names("jobs") == ledger.names("tickets") == []
+
+
+def test_full_disk_does_not_hide_how_a_job_ended(server):
+    ids = [submitted(), submitted(**others(1002))]
+    leave_exit_code(ids[0], 0)
+    leave_exit_code(ids[1], 1)
+    words = [program("status", job_id, preexec_fn=full_disk).stdout for job_id in ids]
+    assert words == ["success\n", "failed\n"]
+
+
+def test_submission_that_waits_for_the_server_holds_up_nobody(server, monkeypatch):
+    ended, lives = submitted(), submitted(**others(1002))
+    leave_exit_code(ended, 0)
+    server.set(away=10_000)
+    monkeypatch.setenv("COADDFLOW_PBS_PATIENCE", "60")
+    waits = subprocess.Popen(
+        [sys.executable, "-S", str(PROGRAMS / "submit.py"), job_script(**others(1003))]
+    )
+    try:
+        while len(server.calls("qsub")) < 3:
+            time.sleep(0.02)
+        assert status(ended)[0] == "success"
+        assert status(lives)[0] == "running"
+        assert program("cancel", lives, timeout=2).returncode == 0
+        assert waits.poll() is None
+    finally:
+        waits.send_signal(signal.SIGINT)
+        assert waits.wait(10) == 130, "Ctrl-C ends it"
+
+
+@pytest.mark.parametrize("path", sorted(PROGRAMS.glob("*.py")), ids=lambda path: path.name)
+def test_programs_are_of_python_3_6(path):
+    ast.parse(path.read_text(), feature_version=(3, 6))
+
+
 # --- status -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["Q", "R", "H", "E", "S", "T", "W", "U"])
+@pytest.mark.parametrize("state", ["Q", "R", "H", "E", "S", "T", "W", "U", "M"])
 def test_job_that_has_not_ended_is_running(server, state):
     job_id = submitted()
     server.set_job(job_id, state=state, comment="Not Running: Job is held")
@@ -262,6 +471,7 @@ def test_job_that_has_not_ended_is_running(server, state):
         (3, "Job run at Sun Nov 22 at 17:53 on (node1:ncpus=1:mem=102400kb) and failed", "failed"),
         (271, "Job run at Sun Nov 22 at 17:53 on (node1) and terminated by astro@login1", "failed"),
         (-29, "Job run at Sun Nov 22 at 17:53 on (node1) and exceeded resource walltime", "failed"),
+        (-27, "Job run at Sun Nov 22 at 17:53 on (node1) and exceeded resource mem", "failed"),
     ],
 )
 def test_finished_job_of_the_history(server, exit_status, comment, word):
@@ -290,6 +500,16 @@ def test_history_switched_off(server):
     server.set_job(job_id, state="F")
     assert status(job_id)[0] == "running", "the exit code may come late"
     leave_exit_code(job_id, 0)
+    assert status(job_id)[0] == "success"
+
+
+def test_trouble_with_history_is_not_the_end_of_it(server):
+    job_id = submitted()
+    qstat = (server.folder / "qstat").read_text()
+    (server.folder / "qstat").write_text("#!/bin/sh\necho 'qstat: trouble' >&2; exit 1\n")
+    assert status(job_id)[0] == "running"
+    (server.folder / "qstat").write_text(qstat)
+    server.set_job(job_id, state="F", exit_status=0)
     assert status(job_id)[0] == "success"
 
 
@@ -339,6 +559,18 @@ def test_job_that_can_never_run_fails_and_is_removed(server):
     assert server.calls("qdel") == [["qdel", job_id]]
 
 
+def test_job_that_could_not_be_started_fails_and_is_removed(server):
+    job_id = submitted()
+    comment = "job held, too many failed attempts to run"
+    server.set_job(job_id, state="H", comment=comment)
+    status(job_id)
+    time.sleep(0.5)
+    word, why = status(job_id)
+    assert word == "failed"
+    assert comment in why
+    assert server.calls("qdel") == [["qdel", job_id]]
+
+
 def test_server_away_is_running(server):
     job_id = submitted()
     server.set(away=1000)
@@ -348,7 +580,7 @@ def test_server_away_is_running(server):
 
 
 def test_mixed_answer_with_an_unknown_job(server):
-    ids = [submitted(jobid=f"group-{i}") for i in range(3)]
+    ids = [submitted(**others(i)) for i in range(3)]
     server.set_job(ids[0], state="F", exit_status=0)
     jobs = server.read()["jobs"]
     del jobs[ids[1]]
@@ -358,20 +590,18 @@ def test_mixed_answer_with_an_unknown_job(server):
 
 def test_one_question_serves_all_jobs(server, monkeypatch):
     monkeypatch.setenv("COADDFLOW_PBS_POLL", "60")
-    ids = [submitted(jobid=f"group-{i}") for i in range(12)]
+    ids = [submitted(**others(i)) for i in range(12)]
     for job_id in ids:
         server.set_job(job_id, state="R")
-    with pbs.ledger() as book:
-        book["asked"] = 0.0
     assert {status(job_id)[0] for job_id in ids} == {"running"}
     assert len(server.calls("qstat")) == 1
     assert set(ids) < set(server.calls("qstat")[0])
 
 
-def test_unknown_job_and_damaged_ledger_are_running(server):
+def test_unknown_job_and_damaged_answer_are_running(server):
     server.set_job("77.node1", state="R")
     assert status("77.node1")[0] == "running"
-    (pbs.FOLDER / "jobs.json").write_text("{")
+    (ledger.FOLDER / "answer.json").write_text("[{")
     assert status("77.node1")[0] == "running"
 
 
@@ -433,6 +663,30 @@ def test_cancel_takes_many_jobs_at_once(server):
     done = program("cancel", "1.node1", "2.node1")
     assert done.returncode == 0
     assert server.calls("qdel") == [["qdel", "1.node1", "2.node1"]]
+
+
+def test_jobs_that_wait_are_cancelled_even_if_the_server_is_away(server):
+    cancelled, kept = submitted(), submitted(**others(1002))
+    server.set(away=1000)
+    program("cancel", cancelled)
+    assert execute(server.script(1), "touch first.txt") == 1
+    assert execute(server.script(2), "touch second.txt", kept) == 0
+    assert not Path("first.txt").exists()
+    server.set(away=0)
+    assert submitted(run="second") == "1277.node1", "it is not taken up any more"
+
+
+def test_cancel_without_ids_cancels_all_jobs_of_the_survey(server):
+    ids = [submitted(), submitted(**others(1002))]
+    assert program("cancel").returncode == 0
+    assert server.calls("qdel") == [["qdel", *ids]]
+    assert ledger.names("tickets") == []
+
+
+def test_interrupt_does_not_end_a_look(server):
+    job_id = submitted()
+    (server.folder / "qstat").write_text("#!/bin/sh\nkill -INT $PPID\nexit 1\n")
+    assert status(job_id)[0] == "running"
 
 
 def test_cancel_comes_back_within_two_seconds(server):

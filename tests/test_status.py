@@ -262,8 +262,12 @@ def test_a_job_that_never_began_was_not_killed(plan_of, tmp_path):
     log.parent.mkdir(parents=True)
     log.touch()
     text = status_table(survey_status(plan))
-    assert "killed" not in text
+    assert "killed:" not in text
     assert "has not begun" in text
+    ledger(tmp_path, ("4.server", "exposure_a", "failed", "terminated by user"))
+    text = status_table(survey_status(plan))
+    assert "PBS job 4.server was cancelled" in text
+    assert "job_failed" not in text, "the steps of a job that was cancelled need no words"
 
 
 def test_jobs_of_tracts_and_calibration_frames_count_until_their_products_are_there(

@@ -1,21 +1,24 @@
 """What a run will cost, before it is submitted; and what it did cost, from its benchmark files.
 
 Everything is counted: CCDs and their pixels, frames, patches and exposures that can touch them,
-times the figures of `coaddflow.resources`, which are upper bounds. One job of a cluster is an
-exposure, a tract, or the calibration frames of a CCD.
+times the figures of `coaddflow.resources`. One job of a cluster is an exposure, a tract, or the
+calibration frames of a CCD; it has many steps, or one where the settings ``parallel`` say so.
 """
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow import resources as needs
 from coaddflow.plan import CALIB_KINDS, Plan
 
-START_CPU_SECONDS = 2.5
-"""CPU time of Python and its libraries, for each step of a job."""
+START_CPU_SECONDS = 2.3
+"""CPU time of Python and its libraries, for each step of a job and each worker."""
+
+JOB_CPU_SECONDS = 6.0
+"""CPU time of the two Snakemakes in each job of a cluster."""
 
 PIXEL_BYTES = 13.0
 """An image with variance and mask on disk, as it is written without compression."""
@@ -24,7 +27,10 @@ WARP_OVERLAP = 1.25
 """Pixels of an exposure's warps over those of the exposure: patches overlap."""
 
 ROOM = 1.3
-"""What is suggested over what was measured."""
+"""Memory that is suggested over what was measured."""
+
+TIME_ROOM = 4.0
+"""The same for time, which differs more from node to node."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,70 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
     exposures = [ccd_pixels(plan, exposure) for exposure in plan.exposures]
     return [
         _calibration(plan),
-        _exposures(exposures, cores),
+        _exposures(plan, exposures, cores),
         *([_tracts(plan, cores)] if plan.tracts else []),
-        Cost("survey", 1, 1, START_CPU_SECONDS / 3600, 2 * needs.SMALL_STEP_MB, 0.0),
+        Cost("survey", 1, 1, _core_hours(1, 1, 0.0), 2 * needs.SMALL_STEP_MB, 0.0),
     ]
+
+
+def _core_hours(n_jobs: int, n_starts: int, seconds: float) -> float:
+    """Return the CPU time of jobs: Snakemakes, starts of Python, and work."""
+    return (JOB_CPU_SECONDS * n_jobs + START_CPU_SECONDS * n_starts + seconds) / 3600
+
+
+def _workers(plan: Plan, cores: int) -> int:
+    """Return how many processes a job of a whole exposure or tract scatters its work over."""
+    return min(cores, plan.settings.parallel.workers)
+
+
+def asked_memory(plan: Plan) -> dict[str, int]:
+    """Return the memory that one step of each rule asks for at most, MB.
+
+    What the Snakemakes of a cluster's job need, and the growth with each attempt, come on top.
+    """
+    asked: dict[str, int] = {}
+    for name, exposures in (("calexp", plan.science), ("calibrated", plan.images)):
+        pixels = [max(ccd_pixels(plan, exposure)) for exposure in exposures]
+        if pixels:
+            asked[name] = needs.ccd_memory(max(pixels))
+            asked["warp"] = max(
+                asked.get("warp", 0), needs.warp_memory(max(pixels), patch_pixels(plan))
+            )
+    inputs = [n for tract in plan.tracts for n in _inputs(plan, tract)]
+    if inputs:
+        block = plan.settings.coadd.memory_mb
+        asked["coadd"] = needs.coadd_memory(patch_pixels(plan), max(inputs), block)
+    for (kind, _), frames in _frames_of_masters(plan).items():
+        largest = max(nx * ny for nx, ny in (facts.size for facts in plan.ccds.values()))
+        memory = needs.calib_memory(largest, max(frames, 2), plan.settings.calibs.memory)
+        rule = _RULES.get(kind, kind)
+        asked[rule] = max(asked.get(rule, 0), memory)
+    return asked
+
+
+def patch_pixels(plan: Plan) -> int:
+    """Return the number of pixels of a patch with its border."""
+    sky = plan.settings.skymap
+    return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
+
+
+def _inputs(plan: Plan, tract: int) -> list[int]:
+    """Return how many exposures can touch each patch of a tract."""
+    return [
+        len(plan.exposures_of_patch(band, tract, name))
+        for band in plan.bands
+        for name in plan.patches_of(band, tract)
+    ]
+
+
+def _frames_of_masters(plan: Plan) -> dict[tuple[str, str | None], int]:
+    """Return the number of frames of each calibration frame of a CCD, by kind and band."""
+    return {
+        (kind, band): len(plan.calib_frames(kind, band))
+        for kind in CALIB_KINDS
+        for band in (plan.bands if kind == "flat" else [None])
+        if plan.science and getattr(plan.settings.calibs, kind).source not in ("given", "none")
+    }
 
 
 def ccd_pixels(plan: Plan, exposure: str) -> list[int]:
@@ -84,12 +150,7 @@ def ccd_pixels(plan: Plan, exposure: str) -> list[int]:
 def _calibration(plan: Plan) -> Cost:
     """Return the cost of the calibration frames: one job a CCD, its frames one after another."""
     seconds, memory, size, steps, jobs = 0.0, 0, 0.0, 0, 0
-    made = {
-        (kind, band): len(plan.calib_frames(kind, band))
-        for kind in CALIB_KINDS
-        for band in (plan.bands if kind == "flat" else [None])
-        if plan.science and getattr(plan.settings.calibs, kind).source not in ("given", "none")
-    }
+    made = _frames_of_masters(plan)
     for ccd, facts in plan.ccds.items() if made else ():
         pixels = facts.size[0] * facts.size[1]
         here = [
@@ -101,80 +162,70 @@ def _calibration(plan: Plan) -> Cost:
         steps += len(here)
         size += PIXEL_BYTES * pixels * len(here)
         per_frame = needs.CALIB_SECONDS_PER_MPIXEL_AND_FRAME * pixels / 1e6
-        seconds += sum(START_CPU_SECONDS + frames * per_frame for frames in here)
+        seconds += sum(frames * per_frame for frames in here)
         for frames in here:
             stack = plan.settings.calibs.memory
             memory = max(memory, needs.calib_memory(pixels, frames, stack))
-    return Cost("calibration", jobs, steps, seconds / 3600, memory, size / 1e9)
+    memory += needs.SNAKEMAKE_MB
+    return Cost("calibration", jobs, steps, _core_hours(jobs, steps, seconds), memory, size / 1e9)
 
 
-def _exposures(exposures: list[list[int]], cores: int) -> Cost:
+def _exposures(plan: Plan, exposures: list[list[int]], cores: int) -> Cost:
     """Return the cost of all exposures, from the pixels of their CCDs."""
-    steps = sum(len(ccds) + 1 for ccds in exposures)
     pixels = sum(sum(ccds) for ccds in exposures)
-    seconds = START_CPU_SECONDS * steps + needs.CCD_SECONDS_PER_MPIXEL * pixels / 1e6
-    memory = max(
-        sum(sorted((needs.ccd_memory(n) for n in ccds), reverse=True)[:cores]) for ccds in exposures
-    )
+    if plan.settings.parallel.calexp == "ccd":
+        steps = starts = sum(len(ccds) + 1 for ccds in exposures)
+        memory = max(
+            sum(sorted((needs.ccd_memory(n) for n in ccds), reverse=True)[:cores])
+            for ccds in exposures
+        )
+    else:
+        workers = _workers(plan, cores)
+        steps, starts = len(exposures), (workers + 1) * len(exposures)
+        holds = bool(plan.settings.exposure.enabled)
+        memory = max(needs.exposure_memory(ccds, workers, holds) for ccds in exposures)
+    hours = _core_hours(len(exposures), starts, needs.CCD_SECONDS_PER_MPIXEL * pixels / 1e6)
     disk = PIXEL_BYTES * pixels / 1e9
-    return Cost("exposure", len(exposures), steps, seconds / 3600, memory, disk)
+    return Cost("exposure", len(exposures), steps, hours, memory + needs.SNAKEMAKE_MB, disk)
 
 
 def _tracts(plan: Plan, cores: int) -> Cost:
     """Return the cost of all tracts: warps and coadds."""
-    steps, seconds, memory, size = 0, 0.0, 0, 0.0
-    as_one = plan.settings.parallel.coadd == "tract"
-    patch = _patch_pixels(plan)
+    patch, block = patch_pixels(plan), plan.settings.coadd.memory_mb
+    whole, workers = plan.settings.parallel.coadd == "tract", _workers(plan, cores)
+    steps, starts, seconds, memory, size = 0, 0, 0.0, 0, 0.0
     for tract in plan.tracts:
         exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract)]
         warped = sum(sum(ccds) for ccds in exposures)
-        inputs = [
-            len(plan.exposures_of_patch(band, tract, name))
-            for band in plan.bands
-            for name in plan.patches_of(band, tract)
-        ]
-        overlap = 1.0 if as_one else WARP_OVERLAP
-        seconds += needs.WARP_SECONDS_PER_MPIXEL * overlap / WARP_OVERLAP * warped / 1e6
+        largest = max(max(ccds) for ccds in exposures)
+        inputs = _inputs(plan, tract)
+        seconds += needs.WARP_SECONDS_PER_MPIXEL * warped / 1e6
         seconds += sum(
             needs.COADD_SECONDS_PER_MPIXEL_AND_INPUT * (2 + n) * patch / 1e6 for n in inputs
         )
+        # corner databases and picture
+        steps += len(plan.bands) + 1
+        starts += len(plan.bands) + 1
         size += PIXEL_BYTES * patch * len(inputs)
-        if as_one:
-            steps += 2 * len(plan.bands) + 1
-            memory = max(memory, _memory_as_one(plan, exposures, max(inputs), cores))
+        if whole:
+            steps += len(plan.bands)
+            starts += (workers + 1) * len(plan.bands)
+            asked = needs.tract_memory(
+                largest, warped, patch, max(inputs), block, plan.settings.coadd.spool_mb, workers
+            )
         else:
-            steps += len(exposures) + len(inputs) + len(plan.bands) + 1
-            memory = max(memory, _memory_of_steps(plan, exposures, inputs, cores))
-        if not as_one or plan.settings.coadd.keep_warps:
+            steps += len(exposures) + len(inputs)
+            starts += len(exposures) + len(inputs)
+            asked = max(
+                min(cores, len(exposures)) * needs.warp_memory(largest, patch),
+                min(cores, len(inputs)) * needs.coadd_memory(patch, max(inputs), block),
+            )
+        if not whole or plan.settings.coadd.keep_warps:
             size += PIXEL_BYTES * WARP_OVERLAP * warped
-    seconds += START_CPU_SECONDS * steps
-    return Cost("tract", len(plan.tracts), steps, seconds / 3600, memory, size / 1e9)
-
-
-def _patch_pixels(plan: Plan) -> int:
-    sky = plan.settings.skymap
-    return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
-
-
-def _memory_of_steps(plan: Plan, exposures: list[list[int]], inputs: list[int], cores: int) -> int:
-    """Return the memory of the warps and coadds of a tract that run side by side, MB."""
-    patch = _patch_pixels(plan)
-    warp = needs.warp_memory(max(max(ccds) for ccds in exposures), patch)
-    coadd = needs.coadd_memory(patch, max(inputs), plan.settings.coadd.memory_mb)
-    return max(min(cores, len(exposures)) * warp, min(cores, len(inputs)) * coadd)
-
-
-def _memory_as_one(plan: Plan, exposures: list[list[int]], n_inputs: int, cores: int) -> int:
-    """Return the memory of the job of a tract, MB."""
-    return needs.tract_memory(
-        max(max(ccds) for ccds in exposures),
-        sum(sum(ccds) for ccds in exposures),
-        _patch_pixels(plan),
-        n_inputs,
-        plan.settings.coadd.memory_mb,
-        plan.settings.coadd.spool_mb,
-        min(plan.settings.parallel.workers, cores),
-    )
+        memory = max(memory, asked)
+    n_jobs = len(plan.tracts)
+    hours = _core_hours(n_jobs, starts, seconds)
+    return Cost("tract", n_jobs, steps, hours, memory + needs.SNAKEMAKE_MB, size / 1e9)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,6 +249,8 @@ class Measured:
         Largest memory of one, MB.
     seconds : float
         Longest time of one, s.
+    asked : int
+        Memory that the plan asks for, MB; 0 if it has no such step.
     """
 
     rule: str
@@ -205,26 +258,26 @@ class Measured:
     core_hours: float
     memory: float
     seconds: float
+    asked: int = 0
 
 
 _KINDS = {
-    "calexp": "exposure",
-    "calibrated": "exposure",
-    "warp": "tract",
-    "coadd": "tract",
-    "tract": "tract",
+    **dict.fromkeys(("calexp", "calibrated", "exposure"), "exposure"),
+    **dict.fromkeys(("warp", "coadd", "tract"), "tract"),
 }
 
 _RULES = {"bias": "master_bias", "dark": "master_dark", "flat": "master_flat"}
 
 
-def measured(folder: str | Path) -> list[Measured]:
+def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list[Measured]:
     """Read the benchmark files of a run.
 
     Parameters
     ----------
     folder : str or Path
         ``results/benchmarks``.
+    asked : mapping of str to int, optional
+        `asked_memory` of the plan, to stand beside what was measured.
 
     Returns
     -------
@@ -245,8 +298,10 @@ def measured(folder: str | Path) -> list[Measured]:
             rule,
             len(values),
             sum(row["cpu_time"] for row in values) / 3600,
-            max(row["max_rss"] for row in values),
+            # Snakemake counts in units of 2^20
+            max(row["max_rss"] for row in values) * 1.048576,
             max(row["s"] for row in values),
+            (asked or {}).get(rule, 0),
         )
         for rule, values in rows.items()
     ]
@@ -260,14 +315,12 @@ def core_hours_of(kind: str, steps: Iterable[Measured]) -> float | None:
 
 def suggestion(steps: Iterable[Measured]) -> list[str]:
     """Return arguments of Snakemake that ask for what was measured, with some room."""
-    return [
-        f"{step.rule}:{name}={max(math.ceil(ROOM * amount), least)}"
-        for step in steps
-        for name, amount, least in (
-            ("mem_mb", step.memory, 100),
-            ("runtime", step.seconds / 60, 2),
-        )
-    ]
+    words = []
+    for step in steps:
+        memory = max(math.ceil(ROOM * step.memory), 100) + needs.SNAKEMAKE_MB
+        minutes = max(math.ceil(TIME_ROOM * step.seconds / 60), 3)
+        words += [f"{step.rule}:mem_mb={memory}*attempt", f"{step.rule}:runtime={minutes}*attempt"]
+    return words
 
 
 def disk_used(results: str | Path) -> float:

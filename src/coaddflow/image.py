@@ -45,7 +45,7 @@ class MaskPlane(enum.IntFlag):
     INTRP = 1 << 7
     "Value interpolated from the neighbours."
     CROSSTALK = 1 << 8
-    "A correction for crosstalk larger than the noise was made here."
+    "A correction for crosstalk larger than the noise, or not known well, was made here."
     CLIPPED = 1 << 9
     "On a coadd: at least one input was rejected as an outlier here."
     STREAK = 1 << 10

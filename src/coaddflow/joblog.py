@@ -28,7 +28,7 @@ FAILED = "coaddflow: failed: "
 FOR_GOOD = "coaddflow: another attempt would fail in the same way"
 BEGUN = "coaddflow: begun on "
 NO_LAST_WORD = "ended without a last word: killed (out of memory, time limit), or still running"
-NO_WORD = "has not begun: its log is empty"
+NO_WORD = "its log is empty: it has not begun, or died at once"
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

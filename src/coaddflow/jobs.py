@@ -6,7 +6,6 @@ profiles/pbs. Standard library only.
 """
 
 import contextlib
-import json
 import re
 import subprocess
 import time
@@ -29,8 +28,8 @@ Outcome = Literal[
 EXPLANATIONS: dict[Outcome, str] = {
     "live": "is still in the queue; wait for it",
     "cancelled": "was cancelled by hand (scancel, qdel); run again",
-    "out of memory": "was killed for want of memory; run again, with more if it has been tried "
-    "often enough: --set-resources {rule}:mem_mb=N",
+    "out of memory": "was killed, most likely for want of memory; run again, with more if it has "
+    "been tried often enough: --set-resources {rule}:mem_mb=N",
     "time limit": "was killed at its time limit; run again, with more if it has been tried often "
     "enough: --set-resources {rule}:runtime=MINUTES",
     "node failed": "was lost with its node; run again",
@@ -40,7 +39,15 @@ EXPLANATIONS: dict[Outcome, str] = {
 }
 """What became of a job, and what to do about it. ``{rule}`` is the rule that needs most."""
 
-_RULES = {"exposure": "calexp", "tract": "coadd", "calibs": "master_flat"}
+_HEAVIEST = (
+    (r"^exposure_.*_exposure(_|$)", "exposure"),
+    (r"^exposure_.*_calibrated(_|$)", "calibrated"),
+    (r"^exposure_", "calexp"),
+    (r"^tract_.*_tract(?!_corners)(_|$)", "tract"),
+    (r"^tract_", "coadd"),
+    (r"^calibs_", "master_flat"),
+)
+"""The rule that needs most in a job, by the name that Snakemake gives the job."""
 
 _SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+) \(log: (.*)\)\.")
 
@@ -69,11 +76,14 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("never runs", r"can never run"),
     (
         "out of memory",
-        r"oom.?kill|out of memory|exceeded (job |step )?memory limit|mem\S* exceeded",
+        r"oom.?kill|out of memory|exceeded (job |step )?memory limit|mem \S* ?exceeded"
+        r"|exceeded resource v?mem",
     ),
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
+    # the kernel, or a Slurm without confinement, says no more
+    ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
 )
 
 
@@ -86,8 +96,8 @@ class ClusterJob(NamedTuple):
         Who ran it.
     job_id : str
         Its number there.
-    unit : str
-        What it was for: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule.
+    name : str
+        How Snakemake calls it: the group with its rules, or the rule with its wildcards.
     outcome : str
         How it ended, a key of `EXPLANATIONS` or "done".
     words : str
@@ -98,16 +108,21 @@ class ClusterJob(NamedTuple):
 
     system: Literal["Slurm", "PBS"]
     job_id: str
-    unit: str
+    name: str
     outcome: Outcome
     words: str
     log: str
 
     @property
+    def unit(self) -> str:
+        """What it was for: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
+        return unit_of(self.name)
+
+    @property
     def explanation(self) -> str:
         """What became of the job and what to do, in one sentence."""
-        kind = self.unit.partition("_")[0]
-        text = EXPLANATIONS.get(self.outcome, "").format(rule=_RULES.get(kind, self.unit))
+        rules = (rule for pattern, rule in _HEAVIEST if re.search(pattern, self.name))
+        text = EXPLANATIONS.get(self.outcome, "").format(rule=next(rules, self.name))
         return f"{self.system} job {self.job_id} {text} ({self.words})"
 
 
@@ -127,7 +142,7 @@ def latest_jobs(folder: str | Path, since: float = 0.0) -> dict[str, ClusterJob]
     states = _slurm_states(job_id for job_id, _ in submitted.values())
     for unit, (job_id, log) in submitted.items():
         outcome, words = _slurm_outcome(states.get(job_id, ""), Path(log))
-        latest[unit] = ClusterJob("Slurm", job_id, unit, outcome, words, log)
+        latest[unit] = ClusterJob("Slurm", job_id, _name_of_log(Path(log)), outcome, words, log)
     return latest
 
 
@@ -160,50 +175,56 @@ def _slurm_submissions(logs: Path, since: float) -> dict[str, tuple[str, str]]:
                 match = _SUBMITTED.search(line)
                 if match:
                     job_id, log = match.groups()
-                    found[_unit_of_log(Path(log))] = (job_id, log)
+                    found[unit_of(_name_of_log(Path(log)))] = (job_id, log)
     return found
 
 
-def _unit_of_log(log: Path) -> str:
-    """Return what a job is for, from its log ``.../group_NAME/[wildcards/]ID.log``."""
+def _name_of_log(log: Path) -> str:
+    """Return how Snakemake calls a job, from its log ``.../group_NAME/[wildcards/]ID.log``."""
     for part in reversed(log.parts[:-1]):
         kind, _, name = part.partition("_")
         if kind == "group" and name:
-            return unit_of(name)
+            return name
         if kind == "rule" and name:
             wildcards = log.parts[log.parts.index(part) + 1 : -1]
-            return unit_of("_".join([name, *wildcards]))
+            return "_".join([name, *wildcards])
     return log.stem
 
 
 def _slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """Return what Slurm's accounting says about jobs; empty if it says nothing."""
-    job_ids = list(job_ids)
+    """Return what Slurm says about jobs; empty if it says nothing.
+
+    The accounting knows all jobs, but learns late; the controller knows the last ones at once.
+    """
+    job_ids = ",".join(job_ids)
     if not job_ids:
         return {}
+    accounting = ["sacct", "-X", "-n", "-P", "-j", job_ids, "--format", "JobIDRaw,State"]
+    # all of the user's: one that it does not know any more would be an error
+    controller = ["squeue", "--me", "--states", "all", "--noheader", "--format", "%i|%T"]
+    return {**_rows_of(accounting), **_rows_of(controller)}
+
+
+def _rows_of(command: list[str]) -> dict[str, str]:
+    """Return the lines ``ID|STATE`` of a command of Slurm; empty if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - a list, no shell
-            # of the user's PATH
-            ["sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "--format", "JobIDRaw,State"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
+            command, capture_output=True, text=True, check=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = (line.split("|") for line in done.stdout.splitlines())
+    rows = (line.strip().split("|") for line in done.stdout.splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
 def _slurm_outcome(state: str, log: Path) -> tuple[Outcome, str]:
     """Return how a job ended, and in Slurm's words, from its state and what is in its log."""
     outcome = _SLURM_OUTCOMES.get(state.partition(" ")[0], "unknown")
-    if outcome not in ("failed", "unknown"):
-        return outcome, state
-    said = _slurm_words(log)
-    if said:
-        return _outcome_from_words(said), f"{state}: {said}" if state else said
+    # a step that is killed for its memory may count as failed, or as cancelled
+    if outcome in ("failed", "unknown", "cancelled"):
+        said = _slurm_words(log)
+        if said:
+            return _outcome_from_words(said), f"{state}: {said}" if state else said
     return outcome, state or "Slurm's accounting says nothing about it"
 
 
@@ -213,7 +234,7 @@ def _slurm_words(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line for line in lines if line.startswith(("slurmstepd:", "srun: error:"))]
+    said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
     telling = [line for line in said if _outcome_from_words(line) != "failed"]
     return next(iter([*telling, *said]), "").strip()
 
@@ -234,14 +255,12 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
             log = re.search(r"\(log: ([^)]*)\)", reason)
             words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
             how = "done" if outcome == "success" else _outcome_from_words(words)
-            found.append(
-                ClusterJob("PBS", job_id, unit_of(name), how, words, log[1] if log else "")
-            )
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        book = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
-        for job_id, job in book.get("jobs", {}).items():
-            name, log = unit_of(job.get("name", "")), job.get("log", "")
-            found.append(ClusterJob("PBS", job_id, name, "live", "in the ledger", log))
+            found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
+    for path in sorted((folder / "ids").glob("*")):
+        with contextlib.suppress(OSError):
+            label = path.read_text(encoding="utf-8").strip()
+            name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
+            found.append(ClusterJob("PBS", path.name, name, "live", "in the ledger", log))
     return found
 
 

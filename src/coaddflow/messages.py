@@ -80,9 +80,11 @@ def leftover_coadds(plan: Plan) -> list[str]:
 def failure_text(logs: str | Path, since: float) -> str:
     """Return a table of what failed since a time, why, and where its log is."""
     failed = joblog.failed_jobs(logs, since)
-    killed = [
-        job for job in latest_jobs(".", since).values() if job.outcome not in ("done", "failed")
-    ]
+    jobs = [job for job in latest_jobs(".", since).values() if job.outcome != "done"]
+    if jobs:
+        # Snakemake leaves empty logs of all steps of a job that failed
+        failed = [step for step in failed if step.reason != joblog.NO_WORD]
+    killed = [job for job in jobs if job.outcome != "failed" or not failed]
     if not failed and not killed:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
     return "\n".join(
@@ -103,6 +105,12 @@ def failed_fraction(manifest: str | Path) -> float:
     """
     states = [state for state, _ in _states(manifest)]
     return states.count("failed") / len(states) if states else 0.0
+
+
+def has_failed_with(manifest: str | Path, reason: str) -> bool:
+    """Return whether a CCD of an exposure failed for a reason, or there is no manifest."""
+    states = _states(manifest)
+    return not states or any(found == reason for _, found in states)
 
 
 def _states(manifest: str | Path) -> list[tuple[str, str]]:

@@ -1,14 +1,15 @@
 """How much memory and time a job of the scheduler needs, from counts of pixels.
 
-The figures per pixel were measured on the stages of this package (docs/workflow.md); they are
-upper bounds with some room, since a job that asks for too little is killed, and one that asks for
-too much only waits longer. Memory in MB (1e6 bytes), time in minutes.
+The figures per pixel were measured on the stages of this package: memory with some room, since a
+job that asks for too little is killed, and one that asks for too much only waits longer; CPU time
+as it is, and time limits several times as long. `coaddflow plan` shows after a run how they
+compare with it; docs/slurm.md has such figures. Memory in MB (1e6 bytes), time in minutes.
 """
 
 import math
 from collections.abc import Sequence
 
-INTERPRETER_MB = 300
+INTERPRETER_MB = 350
 """Python with the numerical libraries and their kernels, which the first job compiles."""
 
 SNAKEMAKE_MB = 300
@@ -17,14 +18,23 @@ SNAKEMAKE_MB = 300
 SMALL_STEP_MB = 450
 """A step that reads and writes tables, with the Snakemakes of its job."""
 
-CCD_BYTES_PER_PIXEL = 130
+CCD_BYTES_PER_PIXEL = 85
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
 and sources makes."""
 
-CCD_SECONDS_PER_MPIXEL = 12.0
-WARP_BYTES_PER_PIXEL = 40
-WARP_SECONDS_PER_MPIXEL = 3.0
+CCD_SECONDS_PER_MPIXEL = 1.4
+CALIB_BYTES_PER_PIXEL = 85
+CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.1
+WARP_BYTES_PER_PIXEL = 30
+WARP_SECONDS_PER_MPIXEL = 0.1
+WARPED_BYTES_PER_PIXEL = 16
+"""A patch that is being filled."""
+
+WARPED_PATCHES = 4
+"""Patches that one CCD may touch."""
+
 COADD_BYTES_PER_PIXEL = 30
+COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.06
 PICTURE_BYTES_PER_PIXEL = 60
 
 STACK_BYTES_PER_PIXEL = 13
@@ -45,9 +55,11 @@ SPOOL_ROOM = 2.3
 HELD_BYTES_PER_PIXEL = 13
 """A CCD that waits in memory until the whole exposure is solved."""
 
-COADD_SECONDS_PER_MPIXEL_AND_INPUT = 1.0
-CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 2.0
-START_SECONDS = 20.0
+TIME_MARGIN = 8.0
+"""A time limit over the CPU time: slow nodes, crowded fields, a file system under load."""
+
+START_SECONDS = 30.0
+"""Until a step has loaded its libraries and compiled its kernels, on a busy file system."""
 
 
 def ccd_memory(n_pixels: int) -> int:
@@ -73,7 +85,7 @@ def calib_memory(n_pixels: int, n_frames: int, stack_gb: float) -> int:
         Size from which the stack stands on disk (settings ``calibs.memory``), GB.
     """
     stack = min(4 * n_pixels * n_frames, 1e9 * stack_gb)
-    return _megabytes(2 * stack + CCD_BYTES_PER_PIXEL * n_pixels)
+    return _megabytes(2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
 
 
 def calib_runtime(n_pixels: int, n_frames: int) -> int:
@@ -86,7 +98,8 @@ def warp_memory(ccd_pixels: int, patch_pixels: int) -> int:
 
     One CCD and the patches that are in work stand in memory at a time.
     """
-    return _megabytes(WARP_BYTES_PER_PIXEL * (ccd_pixels + 4 * patch_pixels))
+    patches = WARPED_BYTES_PER_PIXEL * WARPED_PATCHES * patch_pixels
+    return _megabytes(WARP_BYTES_PER_PIXEL * ccd_pixels + patches)
 
 
 def warp_runtime(exposure_pixels: int) -> int:
@@ -134,7 +147,7 @@ def picture_memory(patch_pixels: int, n_coadds: int) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
+def exposure_memory(n_pixels: Sequence[int], threads: int, holds: bool) -> int:
     """Return the memory of calibrating one exposure in a single job, MB.
 
     Parameters
@@ -142,18 +155,24 @@ def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
     n_pixels : sequence of int
         Pixels of each of its CCDs.
     threads : int
-        Workers beside the process that gathers; each works on one CCD at a time and holds those
-        that it has done until the whole exposure is.
+        Workers beside the process that gathers; each works on one CCD at a time.
+    holds : bool
+        Whether they hold their CCDs until the whole exposure is solved.
     """
     workers = sorted(n_pixels, reverse=True)[:threads]
-    held = HELD_BYTES_PER_PIXEL * sum(n_pixels)
-    return _megabytes(held) + sum(ccd_memory(pixels) for pixels in workers)
+    held = held_memory(n_pixels) if holds else 0
+    return INTERPRETER_MB + held + sum(ccd_memory(pixels) for pixels in workers)
+
+
+def held_memory(n_pixels: Sequence[int]) -> int:
+    """Return the memory of all CCDs of an exposure that wait until it is solved, MB."""
+    return math.ceil(HELD_BYTES_PER_PIXEL * sum(n_pixels) / 1e6)
 
 
 def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
     """Return the time limit of calibrating one exposure in a single job, minutes."""
     rounds = math.ceil(len(n_pixels) / threads)
-    return _minutes(START_SECONDS + rounds * CCD_SECONDS_PER_MPIXEL * max(n_pixels) / 1e6)
+    return _minutes(rounds * CCD_SECONDS_PER_MPIXEL * max(n_pixels) / 1e6)
 
 
 def tract_memory(
@@ -207,7 +226,7 @@ def tract_runtime(
     coadds = sum(2 + n for n in inputs) * COADD_SECONDS_PER_MPIXEL_AND_INPUT * patch_pixels
     rounds = math.ceil(len(inputs) / threads) * threads / max(len(inputs), 1)
     work = rounds * (WARP_SECONDS_PER_MPIXEL * warped_pixels + coadds)
-    return _minutes(START_SECONDS + work / 1e6 / threads)
+    return _minutes(work / 1e6 / threads)
 
 
 def machine_memory() -> int:
@@ -229,4 +248,4 @@ def _megabytes(n_bytes: float) -> int:
 
 
 def _minutes(seconds: float) -> int:
-    return max(math.ceil((START_SECONDS + seconds) / 60.0), 2)
+    return max(math.ceil((START_SECONDS + TIME_MARGIN * seconds) / 60.0), 3)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from coaddflow.joblog import NO_LAST_WORD, FailedJob, cluster_job_of, failed_jobs
+from coaddflow.joblog import NO_LAST_WORD, NO_WORD, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.jobs import ClusterJob, latest_jobs
 from coaddflow.plan import CALIB_KINDS, Plan
 
@@ -139,7 +139,9 @@ def survey_status(
         Exposures in the order of the plan.
     """
     results, logs = Path(results), Path(logs)
-    notes = {job.job: job.reason for job in failed_jobs(logs / "manifest")}
+    # the step that refuses an exposure, or the one that does all of it
+    steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
+    notes = {job.job: job.reason for job in steps if job.reason != NO_WORD}
     jobs = latest_jobs(folder)
     exposures = tuple(
         _exposure_status(
@@ -194,7 +196,7 @@ def _exposure_status(
             state, reason = "missing", "calexp_gone"
             message = f"{folder / str(ccd)}.fits is not there any more: run the workflow again"
         log = log_folder / f"{ccd}.log"
-        if state == "missing" and str(ccd) in ended:
+        if state == "missing" and str(ccd) in ended and _tells(ended[str(ccd)], job):
             reason, message = "job_failed", _why_ended(ended[str(ccd)], job)
         shown = str(log) if state != "done" and log.is_file() else ""
         ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown))
@@ -202,6 +204,14 @@ def _exposure_status(
         job = None
     note = "" if written else note
     return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note, job)
+
+
+def _tells(ended: FailedJob, job: ClusterJob | None) -> bool:
+    """Return whether a log tells more than what became of the whole job.
+
+    Snakemake leaves empty logs of all steps of a job that failed.
+    """
+    return ended.reason != NO_WORD or job is None
 
 
 def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
@@ -345,12 +355,16 @@ def status_json(status: SurveyStatus) -> str:
                 "band": exposure.band,
                 "manifest": exposure.manifest,
                 "note": exposure.note,
-                "job": exposure.job and exposure.job._asdict(),
+                "job": exposure.job and _job_json(exposure.job),
                 **{state: exposure.count(state) for state in states},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
             }
             for exposure in status.exposures
         ],
-        "jobs": [job._asdict() for job in status.jobs],
+        "jobs": [_job_json(job) for job in status.jobs],
     }
     return json.dumps(content, indent=1)
+
+
+def _job_json(job: ClusterJob) -> dict[str, str]:
+    return {**job._asdict(), "unit": job.unit, "explanation": job.explanation}

@@ -153,8 +153,9 @@ class SlurmCluster:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             self.slurm("scancel", "--user", getpass.getuser())
             time.sleep(1)
-        for node in self.node_names:
-            self.kill_node(node)
+        # those of this folder, which may have been started with another number of nodes
+        for started in sorted((self.folder / "run").glob("slurmd.*.started")):
+            self.kill_node(started.name.split(".")[1])
         for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
             self.stop_daemon(name)
 

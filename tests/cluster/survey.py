@@ -10,8 +10,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import yaml
+
+import coaddflow
+from coaddflow.settings.survey import ParallelSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,13 +47,36 @@ SETTINGS = {
 }
 
 
-def make_survey(folder, camera):
+def six_ccds():
+    """Return a camera of 6 CCDs: the mini camera with a row more."""
+    camera = yaml.safe_load(
+        (Path(coaddflow.__file__).parent / "cameras" / "mini.yaml").read_text(encoding="utf-8")
+    )
+    camera["detectors"] += [
+        {"id": 4, "name": "SSE", "extension": "CCD4", "center": [-2.475, -7.425]},
+        {"id": 5, "name": "SSW", "extension": "CCD5", "center": [2.475, -7.425]},
+    ]
+    return {**camera, "name": "six"}
+
+
+def make_survey(folder):
     """Simulate a survey in a folder and make its table and settings."""
+    camera = six_ccds()
     (folder / "six.yaml").write_text(yaml.safe_dump(camera), encoding="utf-8")
     (folder / "sim.yaml").write_text(yaml.safe_dump(SIMULATION), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
     for command in (["simulate", "sim.yaml", "data"], ["ingest", "data/raw"]):
         subprocess.run([program("coaddflow"), *command], cwd=folder, check=True)
+
+
+def coarse_granularity():
+    """Return the settings of one job an exposure and a tract, or None where there are none."""
+    choices = {
+        name: get_args(field.annotation) for name, field in ParallelSettings.model_fields.items()
+    }
+    coarse = {"calexp": "exposure", "coadd": "tract"}
+    known = all(choice in choices[name] for name, choice in coarse.items())
+    return {"parallel": coarse} if known else None
 
 
 def program(name):
@@ -103,6 +130,8 @@ class Survey:
         The run that made the products.
     runs : list of Run
         All runs.
+    made, told
+        What `products` and `status` said when it was done.
     """
 
     folder: Path
@@ -112,6 +141,8 @@ class Survey:
     to_do: tuple = ("1001", "1002")
     first: Run | None = None
     runs: list = field(default_factory=list)
+    made: dict | None = None
+    told: tuple | None = None
 
     def copy_raw(self, raw):
         """Take over settings and table; the raw frames are linked."""
@@ -121,9 +152,17 @@ class Survey:
         (self.folder / "data").symlink_to(raw / "data")
 
     def forget(self, exposure):
-        """Remove the products of an exposure, so that it is to be done."""
-        shutil.rmtree(self.folder / "results" / "calexp" / exposure, ignore_errors=True)
+        """Remove the products and logs of an exposure, so that it is to be done."""
+        for folder in ("results/calexp", "logs/calexp"):
+            shutil.rmtree(self.folder / folder / exposure, ignore_errors=True)
+        (self.folder / "logs" / "manifest" / f"{exposure}.log").unlink(missing_ok=True)
         (self.folder / "results" / "summary" / f"{exposure}.ecsv").unlink(missing_ok=True)
+
+    def configure(self, **settings):
+        """Change sections of the settings."""
+        path = self.folder / "config.yaml"
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text(yaml.safe_dump({**content, **settings}), encoding="utf-8")
 
     def start(self, *arguments, cores=3):
         """Start Snakemake as a user does."""
@@ -132,6 +171,9 @@ class Survey:
             *("--profile", str(ROOT / "profiles" / self.profile)),
             *("--cores", str(cores), "--quiet", "rules"),
         ]
+        if self.profile == "slurm":
+            # what is short is looked at soon
+            command += ["--slurm-init-seconds-before-status-checks", "4"]
         log = self.folder / f"run-{time.time():.3f}.txt"
         env = {**self.cluster.env, "OMP_NUM_THREADS": "1", **self.env}
         began = time.time()
@@ -181,6 +223,10 @@ class Survey:
             time.sleep(0.5)
         raise AssertionError(f"no job is {state}: {self.live_jobs()}")
 
+    def wait_for_step(self):
+        """Wait until the first exposure that is to do is in the middle: a CCD of it is done."""
+        self.wait_for_file(f"results/calexp/{self.to_do[0]}/*.json")
+
     def wait_for_file(self, pattern, timeout=180):
         """Wait until a file is there; return it."""
         deadline = time.monotonic() + timeout
@@ -205,6 +251,7 @@ class Survey:
         done = subprocess.run(
             [program("coaddflow"), "status"],
             cwd=self.folder,
+            env=self.cluster.env,
             capture_output=True,
             text=True,
             check=False,

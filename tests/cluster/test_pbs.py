@@ -1,26 +1,45 @@
 """The programs of profiles/pbs in front of a real scheduler, end to end. `make test-pbs`.
 
 The commands qsub, qstat and qdel are those of slurm-wlm-torque in front of the Slurm of these
-tests: Torque's dialect, without history and exit status, which is the harder case.
+tests: Torque's dialect, without history and exit status, which is the harder case. What must hold
+after every fault is the same as in test_slurm.py; that no exposure is worked on by two jobs at
+once is shown by the logs of the jobs.
 """
 
 import os
 import shutil
+import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from conftest import skip_without
+
+
+def on_pbs(survey):
+    """Return a survey that is run on PBS; what is short is looked at soon."""
+    skip_without([name for name in ("qsub", "qstat", "qdel") if shutil.which(name) is None], "PBS")
+    survey.profile = "pbs"
+    survey.env |= {"COADDFLOW_PBS_POLL": "1", "COADDFLOW_PBS_GRACE": "10"}
+    return survey
 
 
 @pytest.fixture
 def survey(survey):
     """The survey with two exposures to do, on PBS."""
-    missing = [name for name in ("qsub", "qstat", "qdel") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"no PBS here: {', '.join(missing)} not installed")
-    survey.profile = "pbs"
-    survey.env |= {"COADDFLOW_PBS_POLL": "2", "COADDFLOW_PBS_GRACE": "15"}
-    return survey
+    return on_pbs(survey)
+
+
+@pytest.fixture
+def one(one):
+    """The survey with one exposure to do, on PBS."""
+    return on_pbs(one)
+
+
+def start(survey, *arguments):
+    """Start the work on the exposures that are to do."""
+    return survey.run_exposures("--seconds-between-status-checks", "2", *arguments)
 
 
 def names_of(cluster, run):
@@ -31,6 +50,12 @@ def names_of(cluster, run):
     return Counter(text.split())
 
 
+def ends(survey):
+    """Return outcome and reason of all jobs that have been seen to end, in order."""
+    lines = (survey.folder / ".snakemake/coaddflow/pbs/ended.tsv").read_text().splitlines()
+    return [tuple(line.split("\t")[3:5]) for line in lines]
+
+
 def spans(survey):
     """Return begin and end of each exposure's jobs, from the logs that they wrote."""
     found = {}
@@ -38,90 +63,147 @@ def spans(survey):
         words = [line.split() for line in log.read_text().splitlines() if "coaddflow: job" in line]
         begin = [line[-1] for line in words if "begins" in line]
         end = [line[line.index("ends") + 1].strip(",") for line in words if "ends" in line]
-        name = log.name.partition(".")[0]
-        found.setdefault(name, []).append((begin[0], end[0] if end else ""))
+        # a job that was killed wrote last when it was
+        last = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(log.stat().st_mtime))
+        if begin:
+            name = log.name.partition(".")[0]
+            found.setdefault(name, []).append((begin[0], end[0] if end else last))
     return found
 
 
 def check(survey, undisturbed):
     """Check that the products are those of an undisturbed run, made by one job at a time."""
-    assert survey.products() == undisturbed.products()
+    assert survey.products() == undisturbed.made
+    assert survey.status() == undisturbed.told
+    assert spans(survey), "no log tells of a job"
     for name, times in spans(survey).items():
-        for (_, end), (start, _) in zip(sorted(times), sorted(times)[1:], strict=False):
-            assert end <= start, f"{name} was worked on by two jobs at once: {sorted(times)}"
+        for (_, end), (begin, _) in zip(sorted(times), sorted(times)[1:], strict=False):
+            assert end <= begin, f"{name} was worked on by two jobs at once: {sorted(times)}"
 
 
-def test_one_submission_an_exposure_and_a_tract(survey, undisturbed, cluster):
-    run = survey.run()
+def check_failed_and_said_so(survey, run, *words):
+    """Check that a run failed, and that `coaddflow status` tells why."""
+    assert run.wait() == 1, run.text()
+    code, text = survey.status()
+    assert code == 3, text
+    for word in words:
+        assert word in text
+
+
+def test_one_submission_an_exposure_and_a_tract(one, undisturbed, cluster):
+    run = one.run("--seconds-between-status-checks", "2")
     assert run.process.returncode == 0, run.text()
-    expected = {"exposure_1001": 1, "exposure_1002": 1, "tract_0": 1, "survey_corners": 1}
-    assert names_of(cluster, run) == expected
-    check(survey, undisturbed)
+    assert names_of(cluster, run) == {"exposure_1001": 1, "tract_0": 1, "survey_corners": 1}
+    check(one, undisturbed)
     coadds = "results/coadd/**/*.fits"
-    assert survey.products(coadds) == undisturbed.products(coadds)
+    assert one.products(coadds) == undisturbed.products(coadds)
 
 
-def test_from_any_folder(survey, undisturbed):
-    survey.run_exposures("--directory", str(survey.folder)).check()
-    check(survey, undisturbed)
+# ---------------------------------------------------------------------------------------------
+# Jobs that end badly
+# ---------------------------------------------------------------------------------------------
 
 
-def test_cancelled_by_hand(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    job_id, _ = survey.wait_for_job()
+def test_cancelled_by_hand(one, undisturbed, cluster):
+    run = start(one, "--retries", "0")
+    job_id, _ = one.wait_for_job()
     cluster.slurm("qdel", job_id)
+    check_failed_and_said_so(one, run, f"PBS job {job_id} was cancelled by hand")
+    start(one).check()
+    assert names_of(cluster, run) == {"exposure_1001": 2}
+    check(one, undisturbed)
+
+
+def test_out_of_memory_is_retried_with_more(one, undisturbed):
+    start(one, "--set-resources", "calexp:mem_mb=60*attempt**4").check()
+    (first, why), *_, (last, _) = ends(one)[-2:]
+    assert (first, last) == ("failed", "success"), why
+    check(one, undisturbed)
+
+
+def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
+    run = start(one, "--retries", "1")
+    job_id, node = one.wait_for_job()
+    one.wait_for_file("logs/calexp/1*/*.log")
+    for pid in cluster.processes_of(node):
+        if f"SLURM_JOB_ID={job_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+            os.kill(pid, signal.SIGSTOP)
+    cluster.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=1")
     run.check()
-    assert sum(names_of(cluster, run).values()) == 3
-    check(survey, undisturbed)
+    (outcome, why), last = ends(one)[-2:]
+    assert outcome == "failed"
+    assert "TIME LIMIT" in why
+    assert last == ("success", "")
+    check(one, undisturbed)
 
 
-def test_node_dies(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    _, node = survey.wait_for_job()
-    survey.wait_for_file("results/calexp/100[12]/*.json")
+def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
+    run = start(one, "--retries", "0")
+    _, node = one.wait_for_job()
+    one.wait_for_step()
     cluster.kill_node(node)
     try:
-        run.check()
+        check_failed_and_said_so(one, run, "its node was lost")
+        start(one).check()
     finally:
         cluster.start_node(node)
-    check(survey, undisturbed)
+    check(one, undisturbed)
+
+
+# ---------------------------------------------------------------------------------------------
+# Snakemake or the server ends
+# ---------------------------------------------------------------------------------------------
 
 
 def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, cluster):
-    run = survey.run_exposures()
+    run = start(survey)
     survey.wait_for_job()
     survey.wait_for_file("logs/calexp/1*/*.log")
     run.kill()
+    assert "is still in the queue" in survey.status()[1]
     survey.run("--unlock").check()
-    again = survey.run_exposures()
+    again = start(survey)
     again.check()
     assert "taken up" in again.text()
     assert names_of(cluster, run) == {"exposure_1001": 1, "exposure_1002": 1}
     check(survey, undisturbed)
 
 
-def test_server_away_for_30_seconds(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    survey.wait_for_job()
+def test_master_killed_and_resumed_after_its_jobs_have_ended(one, undisturbed, cluster):
+    run = start(one)
+    one.wait_for_job()
+    run.kill()
+    deadline = time.monotonic() + 600
+    while one.live_jobs() and time.monotonic() < deadline:
+        time.sleep(1)
+    one.run("--unlock").check()
+    start(one).check()
+    assert names_of(cluster, run) == {"exposure_1001": 1}
+    check(one, undisturbed)
+
+
+def test_server_away_for_30_seconds(one, undisturbed, cluster):
+    run = start(one)
+    one.wait_for_job()
     cluster.stop_controller()
     time.sleep(30)
     cluster.start_controller()
     run.check()
-    assert sum(names_of(cluster, run).values()) == 2
-    check(survey, undisturbed)
+    assert names_of(cluster, run) == {"exposure_1001": 1}
+    check(one, undisturbed)
 
 
-def test_submission_that_fails_once(survey, undisturbed, cluster, tmp_path):
+def test_submission_that_fails_once(one, undisturbed, cluster, tmp_path):
     qsub = tmp_path / "bin" / "qsub"
     qsub.parent.mkdir()
     qsub.write_text(
         f"#!/bin/sh\nmkdir {tmp_path}/failed 2>/dev/null && "
         "{ echo 'qsub: cannot connect to server' >&2; exit 255; }\n"
-        'exec /usr/bin/qsub "$@"\n'
+        f'exec {shutil.which("qsub")} "$@"\n'
     )
     qsub.chmod(0o755)
-    survey.env["PATH"] = f"{qsub.parent}{os.pathsep}{cluster.env['PATH']}"
-    run = survey.run_exposures()
+    one.env["PATH"] = f"{qsub.parent}{os.pathsep}{cluster.env['PATH']}"
+    run = start(one)
     run.check()
-    assert sum(names_of(cluster, run).values()) == 2
-    check(survey, undisturbed)
+    assert names_of(cluster, run) == {"exposure_1001": 1}
+    check(one, undisturbed)

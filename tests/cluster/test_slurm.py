@@ -1,12 +1,14 @@
 """The pipeline on a real Slurm, left in peace and disturbed. `make test-slurm`; takes minutes.
 
-What must hold after every fault: the run, or the same command again, finishes; the products are
-those of an undisturbed run to the bit; and no exposure was ever worked on by two jobs at once,
-which Slurm's own accounting shows.
+What must hold after every fault: the run, or the same command again, finishes; `coaddflow status`
+says what happened and what to do; the products are those of an undisturbed run to the bit; and no
+exposure was ever worked on by two jobs at once, which Slurm's own accounting shows.
 """
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,8 +16,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from survey import coarse_granularity, program
 
 GROUP = re.compile(r"rule_((?:exposure|tract|calibs)_[A-Za-z0-9-]+|survey_corners)")
+EXPOSURES = ("1001", "1002", "1003", "1004")
 
 
 def submissions(cluster, run):
@@ -26,6 +30,11 @@ def submissions(cluster, run):
     time.sleep(2)
     rows = [row for row in cluster.accounting(run.began) if GROUP.match(row["Comment"])]
     return [(GROUP.match(row["Comment"])[1], row) for row in rows]
+
+
+def states(cluster, run):
+    """Return how often jobs ended in which state since a run began."""
+    return Counter(row["State"].split()[0] for _, row in submissions(cluster, run))
 
 
 def check_one_at_a_time(cluster, run):
@@ -40,9 +49,24 @@ def check_one_at_a_time(cluster, run):
             assert end <= start, f"{name} was worked on by two jobs at once: {sorted(times)}"
 
 
+def check_failed_and_said_so(survey, run, *words):
+    """Check that a run failed, and that `coaddflow status` tells why."""
+    assert run.wait() == 1, run.text()
+    code, text = survey.status()
+    assert code == 3, text
+    for word in words:
+        assert word in text
+
+
 def check_as_undisturbed(survey, undisturbed):
-    """Check that the products are those of a run that was left in peace."""
-    assert survey.products() == undisturbed.products()
+    """Check that the products are those of a run that was left in peace, and status says so."""
+    assert survey.products() == undisturbed.made
+    assert survey.status() == undisturbed.told
+
+
+# ---------------------------------------------------------------------------------------------
+# Left in peace
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +76,34 @@ def first_run(undisturbed, cluster):
 
 def test_submissions_are_exposures_tracts_and_few_single_jobs(first_run):
     names = Counter(name for name, _ in first_run)
-    exposures = {f"exposure_{exposure}" for exposure in (1001, 1002, 1003, 1004)}
+    exposures = {f"exposure_{exposure}" for exposure in EXPOSURES}
     calibs = {f"calibs_{ccd}" for ccd in range(6)}
     assert set(names) == {*exposures, *calibs, "tract_0", "survey_corners"}
     assert set(names.values()) == {1}
 
 
+@pytest.mark.skipif(coarse_granularity() is None, reason="there is one granularity")
+def test_one_job_an_exposure_and_a_tract_has_as_many_submissions_and_the_same_pixels(
+    copy_of_survey, undisturbed, cluster
+):
+    coarse = copy_of_survey(to_do=EXPOSURES)
+    for folder in ("coadd", "warp", "corners"):
+        shutil.rmtree(coarse.folder / "results" / folder)
+    coarse.configure(**coarse_granularity())
+    run = coarse.run()
+    run.check()
+    names = Counter(name for name, _ in submissions(cluster, run))
+    assert {name: names.pop(f"exposure_{name}", 0) for name in EXPOSURES} == dict.fromkeys(
+        EXPOSURES, 1
+    )
+    assert set(names) <= {"tract_0", "survey_corners"}
+    assert names.total() <= 3, names
+    for pattern in ("results/calexp/**/*.fits", "results/coadd/**/*.fits"):
+        assert coarse.products(pattern) == undisturbed.products(pattern)
+
+
 def test_ccd_that_fails_for_its_own_reasons_is_left_out(undisturbed):
-    code, text = undisturbed.status()
+    code, text = undisturbed.told
     assert code == 1, text
     assert "no_astrometric_match" in text
 
@@ -70,50 +114,115 @@ def test_second_run_finds_nothing_to_do(undisturbed, cluster):
     assert submissions(cluster, run) == []
 
 
-def test_cancelled_by_hand(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    job_id, _ = survey.wait_for_job()
+def test_plan_asks_for_enough_and_not_for_much_more(undisturbed):
+    command = [program("coaddflow"), "plan", "--cores", "3", "--json"]
+    done = subprocess.run(command, cwd=undisturbed.folder, capture_output=True, check=True)
+    told = json.loads(done.stdout)
+    jobs = {cost["name"]: cost["n_jobs"] for cost in told["plan"]}
+    assert jobs == {"calibration": 6, "exposure": 4, "tract": 1, "survey": 1}
+    planned = sum(cost["core_hours"] for cost in told["plan"])
+    measured = sum(step["core_hours"] for step in told["measured"])
+    assert 0.5 < planned / measured < 4
+    for step in told["measured"]:
+        assert 0.3 * step["asked"] < step["memory"] < step["asked"], step
+
+
+def test_two_surveys_of_one_user_side_by_side_and_from_another_folder(
+    copy_of_survey, undisturbed, cluster, tmp_path
+):
+    surveys = [copy_of_survey("a", to_do=("1001",)), copy_of_survey("b", to_do=("1001",))]
+    runs = [survey.run_exposures("--directory", str(survey.folder)) for survey in surveys]
+    for survey, run in zip(surveys, runs, strict=True):
+        run.check()
+        check_as_undisturbed(survey, undisturbed)
+    assert Counter(name for name, _ in submissions(cluster, runs[0])) == {"exposure_1001": 2}
+
+
+# ---------------------------------------------------------------------------------------------
+# Jobs that end badly
+# ---------------------------------------------------------------------------------------------
+
+
+def test_cancelled_by_hand(one, undisturbed, cluster):
+    run = one.run_exposures("--retries", "0")
+    job_id, _ = one.wait_for_job()
     cluster.slurm("scancel", job_id)
-    run.check()
-    check_as_undisturbed(survey, undisturbed)
-    check_one_at_a_time(cluster, run)
+    check_failed_and_said_so(one, run, f"Slurm job {job_id} was cancelled by hand", "run again")
+    one.run_exposures().check()
+    assert states(cluster, run) == {"CANCELLED": 1, "COMPLETED": 1}
+    check_as_undisturbed(one, undisturbed)
 
 
-def test_out_of_memory_is_retried_with_more(survey, undisturbed, cluster):
-    run = survey.run_exposures("--set-resources", "calexp:mem_mb=60*attempt**4")
-    run.check()
-    states = Counter(row["State"].split()[0] for _, row in submissions(cluster, run))
-    assert states["COMPLETED"] == 2
-    assert states["FAILED"] + states["OUT_OF_MEMORY"] >= 2
-    check_as_undisturbed(survey, undisturbed)
+def test_cancelled_before_it_began(one, cluster):
+    cluster.slurm("scontrol", "update", "partition=main", "state=down")
+    try:
+        run = one.run_exposures("--retries", "0")
+        job_id, _ = one.wait_for_job("PENDING")
+        cluster.slurm("scancel", job_id)
+        check_failed_and_said_so(one, run, f"Slurm job {job_id} was cancelled by hand")
+        assert "killed" not in one.status()[1]
+    finally:
+        cluster.slurm("scontrol", "update", "partition=main", "state=up")
 
 
-def test_time_limit_is_retried(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    job_id, node = survey.wait_for_job()
-    survey.wait_for_file("logs/calexp/1*/*.log")
+def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
+    memory = ("--set-resources", "calexp:mem_mb=60*attempt**4")
+    run = one.run_exposures("--retries", "0", *memory)
+    check_failed_and_said_so(one, run, "most likely for want of memory", "calexp:mem_mb=")
+    one.run_exposures("--retries", "1", *memory).check()
+    ended = states(cluster, run)
+    assert ended["COMPLETED"] == 1
+    assert ended["FAILED"] + ended["OUT_OF_MEMORY"] == 2
+    check_as_undisturbed(one, undisturbed)
+
+
+def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
+    run = one.run_exposures("--retries", "0")
+    job_id, node = one.wait_for_job()
+    one.wait_for_file("logs/calexp/1*/*.log")
     for pid in cluster.processes_of(node):
         if f"SLURM_JOB_ID={job_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
             os.kill(pid, signal.SIGSTOP)
     cluster.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=1")
-    run.check()
-    states = Counter(row["State"].split()[0] for _, row in submissions(cluster, run))
-    assert states["TIMEOUT"] == 1
-    check_as_undisturbed(survey, undisturbed)
+    check_failed_and_said_so(one, run, f"{job_id} was killed at its time limit", "calexp:runtime=")
+    one.run_exposures().check()
+    assert states(cluster, run) == {"TIMEOUT": 1, "COMPLETED": 1}
+    check_as_undisturbed(one, undisturbed)
     check_one_at_a_time(cluster, run)
 
 
-def test_node_dies_in_the_middle_of_an_exposure(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    _, node = survey.wait_for_job()
-    survey.wait_for_file("results/calexp/100[12]/*.json")
+def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
+    run = one.run_exposures("--retries", "0")
+    _, node = one.wait_for_job()
+    one.wait_for_step()
     cluster.kill_node(node)
     try:
-        run.check()
+        check_failed_and_said_so(one, run, "was lost with its node")
+        one.run_exposures().check()
     finally:
         cluster.start_node(node)
-    check_as_undisturbed(survey, undisturbed)
+    check_as_undisturbed(one, undisturbed)
     check_one_at_a_time(cluster, run)
+
+
+def test_exposure_with_too_many_failed_ccds_is_refused_once_and_told(
+    copy_of_survey, undisturbed, cluster
+):
+    manifests = (undisturbed.folder / "results/summary").glob("*.ecsv")
+    exposure = next(path.stem for path in manifests if "no_astrometric_match" in path.read_text())
+    survey = copy_of_survey(to_do=(exposure,))
+    survey.configure(calexp={"max_failed_fraction": 0.0})
+    run = survey.run_exposures()
+    check_failed_and_said_so(survey, run, " of 6 CCDs failed", "no_astrometric_match", "exclude")
+    assert len(submissions(cluster, run)) == 1, "another attempt would fail in the same way"
+    survey.configure(calexp={"max_failed_fraction": 0.5})
+    survey.run_exposures().check()
+    check_as_undisturbed(survey, undisturbed)
+
+
+# ---------------------------------------------------------------------------------------------
+# Snakemake, Slurm or a disk ends
+# ---------------------------------------------------------------------------------------------
 
 
 def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, cluster):
@@ -122,7 +231,11 @@ def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, clust
     survey.wait_for_file("logs/calexp/1*/*.log")
     run.kill()
     assert survey.live_jobs()
+    assert "is still in the queue" in survey.status()[1]
     survey.run("--unlock").check()
+    refused = survey.run_exposures()
+    assert refused.wait() != 0, "single products are refused while jobs live"
+    assert "earlier run" in refused.text()
     again = survey.run()
     assert again.process.returncode == 0, again.text()
     assert "jobs of an earlier run are still in the queue" in again.text()
@@ -132,71 +245,64 @@ def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, clust
     assert {names["exposure_1001"], names["exposure_1002"]} == {1}, "their jobs were taken up"
 
 
-def test_other_targets_are_refused_while_jobs_of_a_killed_master_run(survey):
-    run = survey.run_exposures()
-    survey.wait_for_job()
-    run.kill()
-    survey.run("--unlock").check()
-    again = survey.run_exposures()
-    assert again.wait() != 0
-    assert "earlier run" in again.text()
-    assert len(survey.live_jobs()) == 2, "nothing was submitted"
-
-
-def test_master_killed_and_resumed_after_its_jobs_have_ended(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    survey.wait_for_job()
+def test_master_killed_and_resumed_after_its_jobs_have_ended(one, undisturbed, cluster):
+    run = one.run_exposures()
+    one.wait_for_job()
     run.kill()
     deadline = time.monotonic() + 600
-    while survey.live_jobs() and time.monotonic() < deadline:
-        time.sleep(2)
-    survey.run("--unlock").check()
-    survey.run_exposures().check()
-    assert len(submissions(cluster, run)) == 2
-    check_as_undisturbed(survey, undisturbed)
+    while one.live_jobs() and time.monotonic() < deadline:
+        time.sleep(1)
+    one.run("--unlock").check()
+    one.run_exposures().check()
+    assert len(submissions(cluster, run)) == 1
+    check_as_undisturbed(one, undisturbed)
 
 
-def test_controller_away_for_30_seconds(survey, undisturbed, cluster):
-    run = survey.run_exposures()
-    survey.wait_for_job()
+def test_controller_away_for_30_seconds(one, undisturbed, cluster):
+    run = one.run_exposures()
+    one.wait_for_job()
     cluster.stop_controller()
     time.sleep(30)
     cluster.start_controller()
     run.check()
-    check_as_undisturbed(survey, undisturbed)
+    check_as_undisturbed(one, undisturbed)
     check_one_at_a_time(cluster, run)
 
 
-def test_submission_that_fails_once(survey, undisturbed, cluster, tmp_path):
+def test_submission_that_fails_once(one, undisturbed, cluster, tmp_path):
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(
         f"#!/bin/sh\nmkdir {tmp_path}/failed 2>/dev/null && {{ echo 'try later' >&2; exit 1; }}\n"
-        'exec /usr/bin/sbatch "$@"\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
     )
     sbatch.chmod(0o755)
-    survey.env["PATH"] = f"{sbatch.parent}{os.pathsep}{cluster.env['PATH']}"
-    run = survey.run_exposures()
+    one.env["PATH"] = f"{sbatch.parent}{os.pathsep}{cluster.env['PATH']}"
+    run = one.run_exposures()
     run.check()
     assert "try later" in run.text()
-    check_as_undisturbed(survey, undisturbed)
+    check_as_undisturbed(one, undisturbed)
 
 
-def test_temporary_folder_of_the_nodes_is_full(survey, undisturbed, tmp_path):
-    full = tmp_path / "full"
-    full.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full)],
-        capture_output=True,
-        check=False,
-    )
-    if mount.returncode:
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that holds no more than 64 KB: .ci/run gives one, and root can make one."""
+    given = os.environ.get("COADDFLOW_SMALL_DISK")
+    folder = Path(given) if given else tmp_path / "full"
+    folder.mkdir(exist_ok=True)
+    if os.path.ismount(folder):
+        yield folder
+        return
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a full folder takes the right to mount one")
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            (full / "filler").write_bytes(bytes(100_000))
-        survey.env["TMPDIR"] = str(full)
-        survey.run_exposures().check()
-    finally:
-        subprocess.run(["umount", str(full)], check=True)
-    check_as_undisturbed(survey, undisturbed)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_temporary_folder_of_the_nodes_is_full(one, undisturbed, small_disk):
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "filler").write_bytes(bytes(100_000))
+    one.env["TMPDIR"] = str(small_disk)
+    one.run_exposures().check()
+    check_as_undisturbed(one, undisturbed)

@@ -37,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     from coaddflow.errors import InputError
-    from coaddflow.forecast import disk_used, forecast, measured
+    from coaddflow.forecast import asked_memory, disk_used, forecast, measured
     from coaddflow.plan import make_plan
 
     if arguments.cores < 1:
         raise InputError("--cores must be 1 or more")
-    costs = forecast(make_plan(read_settings(arguments.config)), arguments.cores)
-    steps = measured(f"{arguments.results}/benchmarks")
+    plan = make_plan(read_settings(arguments.config))
+    costs = forecast(plan, arguments.cores)
+    steps = measured(f"{arguments.results}/benchmarks", asked_memory(plan))
     used = disk_used(arguments.results) if steps else None
     if arguments.json:
         plain = {
@@ -81,14 +82,15 @@ def report(costs: list, steps: list, used: float | None) -> str:
     if steps:
         lines += [
             "",
-            f"Measured, with {used:.1f} GB on disk; the largest of each step:",
+            f"Measured, with {used:.1f} GB on disk; the largest of each step, of what it asks for:",
             *(
                 f"  {step.rule:<13}{step.n_steps:7d} steps{step.memory:8.0f} MB"
-                f"{step.seconds:9.0f} s"
+                + (f" of {step.asked:6d} MB" if step.asked else "")
+                + f"{step.seconds:9.0f} s"
                 for step in steps
             ),
             "",
             "For the next run of this camera:",
-            "  --set-resources " + " ".join(suggestion(steps)),
+            "  --set-resources " + " ".join(f"'{words}'" for words in suggestion(steps)),
         ]
     return "\n".join(lines)

@@ -11,7 +11,9 @@ from coaddflow.settings.sky_correction import SkyCorrectionSettings
 class ExposureCrosstalkSettings(Section):
     """Crosstalk between CCDs, from the coefficients of the camera file."""
 
-    enabled: bool = Field(False, description="Whether it is corrected.")
+    enabled: bool = Field(
+        False, description="Whether it is corrected; within a CCD: `detrend.crosstalk`."
+    )
 
 
 class ExposureSettings(Section):

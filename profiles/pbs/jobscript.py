@@ -1,0 +1,201 @@
+"""From a job script of Snakemake to what PBS gets."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+from pathlib import Path
+
+import ledger
+
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
+"""Variables of the environment that a job gets. They stand in the script: the list that qsub -v
+takes breaks at commas and line ends."""
+
+TEMPLATE = """\
+#!/bin/sh
+# {name}: a job of coaddflow
+exec 3>&2 >>{log} 2>&1 </dev/null
+umask {umask}
+cd {folder} || exit 1
+# Whoever submitted this job may have taken back the permission to begin; on a network a file may
+# be seen late.
+for pause in 0 1 2; do
+    sleep $pause
+    [ -e {begun} ] || mv {ticket} {begun} 2>/dev/null && break
+done
+if [ ! -e {begun} ] || [ -s {begun} ]; then
+    why="coaddflow: cancelled before it began, or begun before: nothing is done"
+    echo "$why"
+    echo "$why" >&3
+    exit 1
+fi
+exec 3>&-
+job=${{PBS_JOBID:-${{SLURM_JOB_ID:-unknown}}}}
+echo "$job" >{begun}
+{exports}
+echo "coaddflow: job $job on $(uname -n) begins $(date '+%Y-%m-%dT%H:%M:%S')"
+(
+{body}
+)
+code=$?
+echo "coaddflow: job $job ends $(date '+%Y-%m-%dT%H:%M:%S'), exit code $code"
+echo "$code" >{exit_new} && mv {exit_new} {exit_file}
+exit "$code"
+"""
+
+
+class JobScript:
+    """What a job script of Snakemake says.
+
+    Attributes
+    ----------
+    path : Path
+        The script.
+    text : str
+        All of it.
+    name : str
+        A name for people that PBS accepts: exposure_1001, tract_0, master_bias_3.
+    threads : int
+        Cores.
+    resources : dict
+        Its resources.
+    targets : list of str
+        The jobs of Snakemake in it: rule and wildcards.
+    settings : str
+        A checksum of the settings with which it is to work.
+    """
+
+    def __init__(self, path):
+        """Read a script; raise ValueError if it is none."""
+        self.path = path
+        self.text = path.read_text(encoding="utf-8")
+        match = re.search(r"^# properties = (\{.*\})$", self.text, re.MULTILINE)
+        if not match:
+            raise ValueError("there is no line '# properties = ' in it")
+        properties = json.loads(match.group(1))
+        self.name = job_name(properties)
+        self.threads = whole(properties.get("threads", 1), "threads")
+        self.resources = properties["resources"]
+        lines = [line for line in self.text.splitlines() if not line.startswith("#")]
+        words = shlex.split("\n".join(lines))
+        self.targets = sorted(values_of(words, "--target-jobs"))
+        if not self.targets:
+            raise ValueError("it does not say what its jobs are (--target-jobs)")
+        self.settings = settings_digest(words)
+
+
+def values_of(words, option):
+    """Return the values of an option of a command line."""
+    if option not in words:
+        return []
+    rest = words[words.index(option) + 1 :]
+    ends = [i for i, word in enumerate(rest) if word.startswith("--") or word == "&&"]
+    return rest[: ends[0]] if ends else rest
+
+
+def settings_digest(words):
+    """Return a checksum of the settings of a command of Snakemake: files and --config."""
+    digest = hashlib.sha256(json.dumps(values_of(words, "--config")).encode())
+    for name in values_of(words, "--configfiles") or ["config.yaml"]:
+        path = Path(name)
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def job_name(properties):
+    """Return a name for people that PBS accepts: exposure_1001, tract_0, master_bias_3."""
+    if properties["type"] == "group":
+        name = properties["groupid"]
+    else:
+        name = "_".join([properties["rule"], *properties["wildcards"].values()])
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
+    return name if name[:1].isalpha() else f"j{name}"
+
+
+def qsub_arguments(script):
+    """Return the arguments of qsub that follow from a job's resources.
+
+    Raises
+    ------
+    ValueError
+        If a resource cannot be what PBS takes.
+    """
+    resources = script.resources
+    wanted = f"select=1:ncpus={script.threads}"
+    if resources.get("mem_mb") is not None:
+        wanted += f":mem={whole(resources['mem_mb'], 'mem_mb')}mb"
+    if resources.get("runtime") is not None:
+        hours, minutes = divmod(whole(resources["runtime"], "runtime"), 60)
+        wanted += f",walltime={hours}:{minutes:02d}:00"
+    # in one list: the qsub of slurm-wlm-torque knows the last one only
+    arguments = ["-l", wanted]
+    for option, name in (("-q", "pbs_queue"), ("-A", "pbs_account")):
+        value = str(resources.get(name) or "")
+        if value and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", value):
+            raise ValueError(f"{name} {value!r} is no name of PBS")
+        arguments += [option, value] if value else []
+    return arguments + shlex.split(str(resources.get("pbs_extra") or ""))
+
+
+def whole(value, name):
+    """Return a resource as an integer above 0, or raise ValueError with its name."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1:
+        raise ValueError(f"{name} is {value!r}, must be a number above 0")
+    return math.ceil(value)
+
+
+def limit_cores(body, threads):
+    """Let the Snakemake inside a job use the cores that were asked for, not the profile's."""
+    return re.sub(r"(?<=\s)--cores\s+(?:'[^']*'|\S+)", f"--cores {threads}", body, count=1)
+
+
+def current_umask():
+    """Return the umask of this process as PBS wants it; there is no other way than to set it."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return f"{umask:04o}"
+
+
+def write_script(label, script):
+    """Write what PBS runs: the job script of Snakemake, and around it what PBS does not do.
+
+    Jobs begin in the home folder, with their own umask and output that is copied when they end;
+    and PBS may forget how they ended.
+
+    Parameters
+    ----------
+    label : str
+        Label of the job in the ledger.
+    script : JobScript
+        What Snakemake wants to be run.
+
+    Returns
+    -------
+    Path
+        The script.
+    """
+    here = Path.cwd()
+    files = {
+        "ticket": ledger.FOLDER / "tickets" / label,
+        "begun": ledger.FOLDER / "begun" / label,
+        "exit_file": ledger.FOLDER / "exit" / label,
+        "exit_new": ledger.FOLDER / "exit" / f".{label}",
+        "log": ledger.log_of(label),
+    }
+    passed_on = [(key, os.environ[key]) for key in PASSED_ON if key in os.environ]
+    path = ledger.FOLDER / "scripts" / f"{label}.sh"
+    ledger.replace(
+        path,
+        TEMPLATE.format(
+            name=script.name,
+            umask=current_umask(),
+            folder=shlex.quote(str(here)),
+            exports="\n".join(f"export {key}={shlex.quote(value)}" for key, value in passed_on),
+            body=limit_cores(script.text, script.threads),
+            **{name: shlex.quote(str(here / path)) for name, path in files.items()},
+        ),
+    )
+    return path

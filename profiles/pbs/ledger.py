@@ -1,0 +1,313 @@
+"""What is known about the jobs of a survey, in files below `FOLDER` in the survey's folder.
+
+A job has a label, NAME.TOKEN, from before it is submitted; the label is the name of its files:
+
+    jobs/LABEL.json   what it works on; from before its submission until it has been seen to end
+    tickets/LABEL     the permission to begin. The job moves it to begun/LABEL and writes its id
+                      there. Who takes the ticket away first can be sure that the job, wherever
+                      it may be, does nothing
+    ids/ID            the label, written after the submission
+    exit/LABEL        its exit code, written by the job itself
+    gone/ID           since when the job looks as if it had ended without a word
+    scripts/, spool/  what was submitted; what PBS itself says about a job
+    answer.json       the server's last answer about all jobs
+    ended.tsv         how each other job ended: time, id, name, outcome, reason
+
+Every file is written whole or not at all and belongs to one job, so nobody waits for anybody: only
+submissions wait for each other (two Snakemakes in one folder), and one question at a time is asked.
+A Snakemake that is killed between submission and the note of the id leaves a job without an id,
+which the next one finds (`begun/`) or stops (`tickets/`).
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import pbs
+
+FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
+LOGS = Path("logs") / "pbs"
+HISTORY_AGAIN = 600.0
+"""Seconds after which a server without history is asked again whether it keeps one now."""
+
+_OF_A_JOB = ("jobs/{}.json", "scripts/{}.sh", "tickets/{}", "begun/{}", "exit/{}", "spool/{}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------
+
+
+def replace(path, text):
+    """Write a small file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        remove(temporary)
+        raise
+
+
+def read(path):
+    """Return the text of a small file; empty if there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def remove(path):
+    """Remove a file; return whether it was there."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def names(folder):
+    """Return the names of the files in a folder. Listing it makes NFS look for new ones."""
+    with contextlib.suppress(FileNotFoundError):
+        found = [path.name for path in (FOLDER / folder).iterdir()]
+        return sorted(name for name in found if not name.startswith("."))
+    return []
+
+
+@contextlib.contextmanager
+def locked(name, patience=0.0):
+    """Yield whether this process has a lock; wait for it as long as patience lasts, seconds."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with (FOLDER / f"{name}.lock").open("a", encoding="ascii") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                yield False
+                return
+            except OSError:
+                pass  # a file system without locks: Snakemake's own lock must do
+            yield True
+            return
+
+
+# ---------------------------------------------------------------------------------------------
+# One job
+# ---------------------------------------------------------------------------------------------
+
+
+def announce(label, facts):
+    """Note a job that is about to be submitted, and permit it to begin.
+
+    Raises
+    ------
+    OSError
+        If that cannot be written (a full disk): then the job must not be submitted.
+    """
+    for folder in (LOGS, FOLDER / "exit", FOLDER / "spool", FOLDER / "begun"):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace(FOLDER / "jobs" / f"{label}.json", json.dumps(facts))
+    replace(FOLDER / "tickets" / label, "")
+
+
+def enter(label, job_id):
+    """Note the id of a submitted job."""
+    replace(FOLDER / "ids" / job_id, label)
+
+
+def labels(name):
+    """Return the labels of the jobs of a name that have not been seen to end."""
+    stems = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
+    return [label for label in stems if name_of(label) == name]
+
+
+def name_of(label):
+    """Return the name of a job that people read in the queue."""
+    return label.rpartition(".")[0]
+
+
+def facts_of(label):
+    """Return what a job works on; empty if its file is lost or damaged."""
+    try:
+        facts = json.loads(read(FOLDER / "jobs" / f"{label}.json"))
+        return {name: facts[name] for name in ("targets", "settings", "files")}
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+def label_of(job_id):
+    """Return the label of a job; empty if it is not known."""
+    return read(FOLDER / "ids" / job_id)
+
+
+def id_of(label):
+    """Return the id of a job, as submission or the job itself noted it; None if neither did."""
+    for job_id in names("ids"):
+        if label_of(job_id) == label:
+            return job_id
+    return read(FOLDER / "begun" / label).strip() or None
+
+
+def has_begun(label):
+    """Return whether a job has begun to work."""
+    return label in names("begun")
+
+
+def may_begin(label):
+    """Return whether a job that has not begun still has the permission to."""
+    return label in names("tickets")
+
+
+def withdraw(label):
+    """Take back the permission to begin; return whether the job will never do anything."""
+    return remove(FOLDER / "tickets" / label) or not has_begun(label)
+
+
+def exit_code(label):
+    """Return the exit code that a job left; None if there is none (yet)."""
+    if label not in names("exit"):
+        return None
+    try:
+        return int(read(FOLDER / "exit" / label))
+    except ValueError:
+        return None
+
+
+def log_of(label):
+    """Return the path of the file with all that a job prints."""
+    return LOGS / f"{label}.out"
+
+
+def gone_since(job_id, now):
+    """Return since when a job looks as if it had ended; from now on if it did not before."""
+    path = FOLDER / "gone" / job_id
+    try:
+        return float(read(path))
+    except ValueError:
+        replace(path, repr(now))
+        return now
+
+
+def is_back(job_id):
+    """Note that a job does not look as if it had ended."""
+    remove(FOLDER / "gone" / job_id)
+
+
+def end(label, job_id, outcome, reason):
+    """Note how a job ended, and remove its files.
+
+    Parameters
+    ----------
+    label, job_id : str
+        The job.
+    outcome : {"success", "failed"}
+        How it ended.
+    reason : str
+        Why it failed; empty otherwise.
+    """
+    when = time.strftime("%Y-%m-%dT%H:%M:%S")
+    words = [when, job_id, name_of(label), outcome, " ".join(reason.split())]
+    with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
+        stream.write("\t".join(words) + "\n")
+    is_back(job_id)
+    if label:
+        forget(label)
+    remove(FOLDER / "ids" / job_id)
+
+
+def forget(label):
+    """Remove the files of a job that is not there any more."""
+    for pattern in _OF_A_JOB:
+        remove(FOLDER / pattern.format(label))
+
+
+def outcome_of_ended(job_id):
+    """Return how a job that has been seen to end ended; None if it is not known."""
+    outcome = None
+    for line in read(FOLDER / "ended.tsv").splitlines():
+        words = line.split("\t")
+        if len(words) > 3 and words[1] == job_id:
+            outcome = words[3]
+    return outcome
+
+
+def recover():
+    """Find the jobs that work although the ledger was lost, from the logs that they write.
+
+    Those that wait in the queue have lost their permission to begin.
+    """
+    if (FOLDER / "jobs").is_dir() or not LOGS.is_dir():
+        return
+    for log in sorted(LOGS.glob("*.out")):
+        lines = [line for line in read(log).splitlines() if line.startswith("coaddflow: job ")]
+        if lines and " begins " in lines[-1]:
+            label, job_id = log.name[: -len(".out")], lines[-1].split()[2]
+            replace(FOLDER / "jobs" / f"{label}.json", "{}")
+            replace(FOLDER / "begun" / label, job_id)
+            enter(label, job_id)
+
+
+# ---------------------------------------------------------------------------------------------
+# All jobs
+# ---------------------------------------------------------------------------------------------
+
+
+def last_answer():
+    """Return the server's last answer.
+
+    Returns
+    -------
+    dict
+        "asked": when, seconds since the epoch; "no_history": when it last said that it keeps
+        none; "jobs": what it said about each job that it was asked about (None: it does not know
+        it), or None if it was away.
+    """
+    nothing = {"asked": 0.0, "no_history": 0.0, "jobs": None}
+    try:
+        return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
+    except (ValueError, TypeError):
+        return nothing
+
+
+def answer(max_age):
+    """Return the server's answer about all jobs; ask anew if the last one is too old.
+
+    Parameters
+    ----------
+    max_age : float
+        An answer younger than this is good enough, seconds; so is the news that the server is
+        away. While somebody else asks, the last answer is good enough, too.
+    """
+    last = last_answer()
+    if 0 <= time.time() - last["asked"] < max_age:
+        return last
+    with locked("asking") as alone:
+        if not alone:
+            return last
+        asked, job_ids, no_history = time.time(), names("ids"), last["no_history"]
+        try:
+            jobs, with_history = pbs.ask(job_ids, asked - no_history > HISTORY_AGAIN)
+            # qsub and qstat may name the server differently
+            by_number = {number(name): list(job) for name, job in jobs.items()}
+            known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
+            if not with_history and asked - no_history > HISTORY_AGAIN:
+                no_history = asked
+        except pbs.ServerAwayError:
+            known = None
+        last = {"asked": asked, "no_history": no_history, "jobs": known}
+        with contextlib.suppress(OSError):  # a full disk: then the next one asks again
+            replace(FOLDER / "answer.json", json.dumps(last))
+    return last
+
+
+def number(job_id):
+    """Return an id without the name of the server."""
+    return job_id.partition(".")[0]

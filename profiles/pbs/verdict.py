@@ -1,0 +1,125 @@
+"""What has become of a job: from its exit code, the server's last answer, and time."""
+
+import contextlib
+import time
+
+import ledger
+import pbs
+
+GONE = "PBS does not know the job any more, and it left no exit code"
+NO_CODE = "ended without an exit code"
+LIKELY = "killed, or its node was lost"
+
+RUNNING = "running"
+DOUBTFUL = "doubtful"
+"""The server has not said that the job is there, nor is it sure that it has ended."""
+
+
+def settle(job_id, max_age):
+    """Find out what has become of a job, and note it if it has ended.
+
+    Parameters
+    ----------
+    job_id : str
+        The job.
+    max_age : float
+        An answer of the server younger than this is good enough, seconds.
+
+    Returns
+    -------
+    word : {"running", "doubtful", "success", "failed"}
+        What it does.
+    reason : str
+        Why it failed.
+    """
+    label = ledger.label_of(job_id)
+    if not label:
+        outcome = ledger.outcome_of_ended(job_id)
+        if outcome:
+            return outcome, ""
+        if job_id not in ledger.names("ids"):
+            ledger.enter("", job_id)  # of a ledger that was lost: the server is asked from now on
+    code = ledger.exit_code(label)
+    answer = {"jobs": None} if code is not None else ledger.answer(max_age)
+    word, reason = judge(job_id, label, answer["jobs"], time.time())
+    if word in ("success", "failed"):
+        with contextlib.suppress(OSError):  # a full disk: the next look finds the same
+            ledger.end(label, job_id, word, reason)
+    return word, reason
+
+
+def judge(job_id, label, known, now):
+    """Return what a job does, and the reason of a failure, from all that is known.
+
+    Parameters
+    ----------
+    job_id, label : str
+        The job.
+    known : dict or None
+        The server's last answer by job; None if it gave none.
+    now : float
+        Seconds since the epoch.
+    """
+    code = ledger.exit_code(label)
+    if code == 0:
+        return "success", ""
+    if code is not None:
+        return "failed", with_log(label, f"exit code {code}")
+    if known is None or job_id not in known:
+        return DOUBTFUL, ""
+    final = seems_final(pbs.ServerJob(*known[job_id]) if known[job_id] else None)
+    if final is None:
+        ledger.is_back(job_id)
+        return RUNNING, ""
+    word, reason, at_once = final
+    # the file with the exit code may arrive late, and a server that restarts may not know a job
+    if not at_once and now - ledger.gone_since(job_id, now) < pbs.setting("GRACE", 60):
+        return DOUBTFUL, ""
+    if known[job_id] and pbs.never_runs(pbs.ServerJob(*known[job_id])):
+        ledger.withdraw(label)
+        with contextlib.suppress(pbs.ServerAwayError):
+            pbs.run("qdel", job_id)
+    return word, with_log(label, reason) if word == "failed" else ""
+
+
+def seems_final(seen):
+    """Return outcome, reason and whether it is certain, if the server's word on a job is final.
+
+    Parameters
+    ----------
+    seen : pbs.ServerJob or None
+        What the server says; None: it does not know it.
+    """
+    if seen is None:
+        return "failed", GONE, False
+    if pbs.never_runs(seen):
+        return "failed", seen.comment, False
+    if seen.state not in pbs.FINISHED_STATES:
+        return None
+    if seen.exit_status == 0:
+        return "success", "", True
+    if seen.exit_status is None:
+        return "failed", seen.comment or NO_CODE, False
+    return "failed", f"{seen.comment or 'failed'} (exit status {seen.exit_status})", True
+
+
+def with_log(label, reason):
+    """Add to a reason what PBS wrote about the job, and where its log is."""
+    said = ledger.read(ledger.FOLDER / "spool" / label).splitlines()[-2:] if label else []
+    said = "".join(f"; {line.strip()}" for line in said if line.strip())
+    if not said and reason in (GONE, NO_CODE):
+        said = f": {LIKELY}"
+    name = ledger.name_of(label) or "job of an earlier run"
+    return f"{name}: {reason}{said} (log: {ledger.log_of(label) if label else 'unknown'})"
+
+
+def tidy():
+    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
+    known = ledger.names("jobs")
+    for label in ledger.names("spool"):
+        if f"{label}.json" not in known:
+            ledger.remove(ledger.FOLDER / "spool" / label)
+    left = ledger.names("exit")
+    for job_id in ledger.names("ids") if left else []:
+        if ledger.label_of(job_id) in left:
+            settle(job_id, 0)
