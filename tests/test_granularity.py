@@ -1,4 +1,4 @@
-"""One job an exposure and a tract makes what one job a CCD and a patch makes, and redoes as little."""
+"""One job an exposure and a tract makes what one job a CCD and a patch makes; what is redone."""
 
 from collections import Counter
 
