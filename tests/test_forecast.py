@@ -131,9 +131,9 @@ def test_benchmarks_are_summed_by_rule(tmp_path):
     assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
     assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
     assert core_hours_of("survey", steps.values()) is None
-    words = suggestion(steps.values())
+    words = suggestion(steps.values(), cores=3)
     # 500 MiB and 30 % of room, and the Snakemakes of the job
-    assert "calexp:mem_mb=982*attempt" in words
+    assert "calexp:mem_mb=782*attempt" in words
     assert "calexp:runtime=8*attempt" in words
     assert disk_used(tmp_path) > 0
 

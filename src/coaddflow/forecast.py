@@ -313,11 +313,20 @@ def core_hours_of(kind: str, steps: Iterable[Measured]) -> float | None:
     return sum(hours) if hours else None
 
 
-def suggestion(steps: Iterable[Measured]) -> list[str]:
-    """Return arguments of Snakemake that ask for what was measured, with some room."""
+def suggestion(steps: Iterable[Measured], cores: int = 1) -> list[str]:
+    """Return settings of Snakemake that ask for what was measured, with some room.
+
+    Parameters
+    ----------
+    steps : iterable of Measured
+        From `measured`.
+    cores : int
+        Cores of one job: so many steps of an exposure or tract share its Snakemakes.
+    """
     words = []
     for step in steps:
-        memory = max(math.ceil(ROOM * step.memory), 100) + needs.SNAKEMAKE_MB
+        width = cores if step.rule in ("calexp", "calibrated", "warp", "coadd") else 1
+        memory = max(math.ceil(ROOM * step.memory + needs.SNAKEMAKE_MB / width), 100)
         minutes = max(math.ceil(TIME_ROOM * step.seconds / 60), 3)
         words += [f"{step.rule}:mem_mb={memory}*attempt", f"{step.rule}:runtime={minutes}*attempt"]
     return words
