@@ -30,8 +30,8 @@ import pbs
 
 FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
-HISTORY_AGAIN = 600.0
-"""Seconds after which a server without history is asked again whether it keeps one now."""
+BEST_WAY_AGAIN = 600.0
+"""Seconds after which a server is asked again in the best way: it may keep a history now."""
 
 _OF_A_JOB = ("jobs/{}.json", "scripts/{}.sh", "tickets/{}", "begun/{}", "exit/{}", "spool/{}")
 
@@ -266,11 +266,11 @@ def last_answer():
     Returns
     -------
     dict
-        "asked": when, seconds since the epoch; "no_history": when it last said that it keeps
-        none; "jobs": what it said about each job that it was asked about (None: it does not know
-        it), or None if it was away.
+        "asked": when, seconds since the epoch; "way": how, the number of `pbs.WAYS`, and
+        "since": since when; "jobs": what it said about each job that it was asked about (None: it
+        does not know it), or None if it was away.
     """
-    nothing = {"asked": 0.0, "no_history": 0.0, "jobs": None}
+    nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None}
     try:
         return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
     except (ValueError, TypeError):
@@ -292,17 +292,18 @@ def answer(max_age):
     with locked("asking") as alone:
         if not alone:
             return last
-        asked, job_ids, no_history = time.time(), names("ids"), last["no_history"]
+        asked, job_ids = time.time(), names("ids")
+        way, since = last["way"], last["since"]
+        if asked - since > BEST_WAY_AGAIN:
+            way, since = 0, asked
         try:
-            jobs, with_history = pbs.ask(job_ids, asked - no_history > HISTORY_AGAIN)
+            jobs, way = pbs.ask(job_ids, way)
             # qsub and qstat may name the server differently
             by_number = {number(name): list(job) for name, job in jobs.items()}
             known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
-            if not with_history and asked - no_history > HISTORY_AGAIN:
-                no_history = asked
         except pbs.ServerAwayError:
             known = None
-        last = {"asked": asked, "no_history": no_history, "jobs": known}
+        last = {"asked": asked, "way": way, "since": since, "jobs": known}
         with contextlib.suppress(OSError):  # a full disk: then the next one asks again
             replace(FOLDER / "answer.json", json.dumps(last))
     return last
