@@ -167,7 +167,7 @@ def report(camera: Camera, before: list[MeasuredCrosstalk], after: list[Measured
 
 
 def picture(camera: Camera, files: list[Path], path: Path) -> None:
-    """Write the part of the CCDs with the largest area of ghosts, before and after."""
+    """Write the part of a CCD with most ghosts: before, after, and what was subtracted."""
     uncorrected = SETTINGS.model_copy(update={"crosstalk": False})
     largest, panels = -1.0, []
     for file in files:
@@ -189,9 +189,15 @@ def picture(camera: Camera, files: list[Path], path: Path) -> None:
             raw = read_raw_ccd(file, camera, camera.detector(ccd))
             before = finish_detrend(begin_detrend(raw, uncorrected), CcdCalibs(), EXPOSURE_TIME)
             sky, noise = np.median(after.image), np.sqrt(np.median(after.variance))
-            panels = [(one.image[part][::-1] - sky) / noise for one in (before.masked_image, after)]
-    grey = np.hstack([panels[0], np.full((SHOWN, 4), np.inf), panels[1]])
-    grey = np.clip((grey + 2.0) / 7.0, 0.0, 1.0)
+            images = [before.masked_image.image, after.image]
+            panels = [
+                (one[part][::-1] - sky) / noise for one in (*images, images[0] - after.image + sky)
+            ]
+    # smoothed as the eye does from a distance: ghosts are wide, and faint in single pixels
+    panels = [ndimage.gaussian_filter(np.nan_to_num(one), 1.5) for one in panels]
+    gap = np.full((SHOWN, 4), np.inf)
+    grey = np.hstack([panels[0], gap, panels[1], gap, panels[2]])
+    grey = np.clip((grey + 0.5) / 3.0, 0.0, 1.0)
     pixels = Image.fromarray((255 * grey).astype(np.uint8))
     size = 2 * pixels.width, 2 * pixels.height
     pixels.resize(size, Image.Resampling.BICUBIC).save(path, quality=70)
