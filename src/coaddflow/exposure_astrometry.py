@@ -10,7 +10,7 @@ References
 ----------
 .. [1] Bertin 2006, ADASS XV, ASP Conf. 351, 112 (mosaics matched as one field).
 .. [2] Bernstein et al. 2017, PASP 129, 074503 (one map for the exposure, one for each CCD).
-.. [3] Bosch et al. 2018, PASJ 70, S5, section 4.6 (matches of CCDs, then a fit of the mosaic).
+.. [3] Bosch et al. 2018, PASJ 70, S5 (matches of CCDs, then a fit of the mosaic).
 """
 
 import logging
