@@ -460,18 +460,19 @@ def _fit_without_sources(
         fit.solve(pixels.mean, weight * _bounded(z / _negative_sigma(z), _BOUND_ABOVE))
         before = z
     near, around = pixels.near(_NEIGHBOURHOOD), pixels.near(settings.grow)
-    used = np.ones(pixels.x.size, dtype=bool)
-    level = _levels((pixels.mean - fit.model()) / pixels.error, pixels)
+    used = np.zeros(pixels.x.size, dtype=bool)
     for _ in range(_CLIPPED_FITS):
-        z = (pixels.mean - fit.model()) / pixels.error - level
+        z = (pixels.mean - fit.model()) / pixels.error
+        unknown = _in_ccds_with_little(used, pixels)
+        z = z - np.where(unknown, _levels(z, pixels), 0.0)
         kept = _shows_sky(z, near, around, settings.clip_sigma)
         kept &= ~_in_covered_ccds(z, kept, pixels) | (z < -settings.clip_sigma)
-        unchanged, used, level = np.array_equal(kept, used), kept, 0.0
+        unchanged, used = np.array_equal(kept, used), kept
         if unchanged or np.count_nonzero(used) < fit.coefficients.size:
             break
         z = z / _negative_sigma(z)
         part = np.where(used, _bounded(z), 0.0)
-        lowest = _lowest_of_covered_ccds(z, used, pixels)
+        lowest = _lowest(z, pixels) & _in_ccds_with_little(used, pixels)
         part[lowest] = np.maximum(part, _bounded(z, _BOUND_ABOVE))[lowest]
         fit.solve(pixels.mean, weight * part)
     return used, pixels.mean - fit.model()
@@ -508,17 +509,17 @@ def _shows_sky(
 
     A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
     many, nothing would be left if each were grown. Where most of a neighbourhood is high, or its
-    mean (in which no superpixel counts more than ``clip_sigma``), there is something large, which
-    is grown. What is far below the sky is no
+    mean without these, there is something large, which is grown. What is far below the sky is no
     source, wherever it stands, and says that the sky is too high.
     """
     z = z / _negative_sigma(z)
-    peak, number = z > clip_sigma, near.sum(axis=1)
-    mean = near @ np.minimum(z, clip_sigma) / np.sqrt(number)
+    peak = z > clip_sigma
+    number, total = near @ (~peak).astype(float), near.sum(axis=1)
+    mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
     # faint sources that are everywhere are part of what is normal
     mean -= max(0.0, float(np.median(mean)))
     mean /= _negative_sigma(mean)
-    crowded = near @ peak.astype(float) > 0.5 * number
+    crowded = number < 0.5 * total
     extended = (around @ ((mean > clip_sigma) | crowded).astype(float)) > 0.5
     return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
 
@@ -537,21 +538,26 @@ def _in_covered_ccds(
     return (mean2 > _COVERED**2)[pixels.index]
 
 
-def _lowest_of_covered_ccds(
-    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
-) -> NDArray[np.intp]:
-    """Return the lowest superpixels of CCDs of which next to nothing is kept.
+def _in_ccds_with_little(kept: NDArray[np.bool_], pixels: _Superpixels) -> NDArray[np.bool_]:
+    """Return the superpixels of CCDs of which next to nothing is kept."""
+    n = len(pixels.ccds)
+    number, all_of_it = np.bincount(pixels.index, kept, n), np.bincount(pixels.index, None, n)
+    return (number < _LOWEST * all_of_it)[pixels.index]
 
-    They are no sky, but nearest to it. Where little is known of the responses, this is better than
-    none; where much is known, it has no weight against it, since their loss is bounded.
+
+def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
+    """Return the lowest superpixels of each CCD.
+
+    Where a CCD is covered they are no sky, but nearest to it. If little is known of the responses,
+    they are better than nothing; if much is known, they have no weight against it, since their
+    loss is bounded.
     """
-    lowest = [np.zeros(0, dtype=np.intp)]
+    lowest = np.zeros(z.size, dtype=bool)
     for number in range(len(pixels.ccds)):
         own = np.flatnonzero(pixels.index == number)
         n_least = int(np.ceil(_LOWEST * own.size))
-        if np.count_nonzero(kept[own]) < n_least:
-            lowest.append(own[np.argsort(z[own], kind="stable")[:n_least]])
-    return np.concatenate(lowest)
+        lowest[own[np.argsort(z[own], kind="stable")[:n_least]]] = True
+    return lowest
 
 
 def _negative_sigma(z: NDArray[np.float64]) -> float:
