@@ -552,7 +552,8 @@ def exposure_threads(wildcards):
 def exposure_memory(wildcards, threads, attempt):
     pixels = pixels_of_ccds(wildcards.exposure)
     holds = bool(SETTINGS.exposure.enabled) and wildcards.exposure in PLAN.science
-    return attempt * needs.exposure_memory(pixels, threads, holds)
+    exposure = needs.exposure_memory(pixels, threads, holds)
+    return attempt * (snakemake_share(1) + exposure)
 
 
 def exposure_runtime(wildcards, threads, attempt):

@@ -77,7 +77,7 @@ def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
 
 
 def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
-    asked = asked_memory(plan)
+    asked = asked_memory(plan, cores=8)
     assert asked["calexp"] == needs.ccd_memory(MPIX)
     assert asked["coadd"] == needs.coadd_memory(MPIX, 2, 100)
     assert asked["master_bias"] == needs.calib_memory(MPIX, 5, 1)

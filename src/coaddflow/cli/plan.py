@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("--cores must be 1 or more")
     plan = make_plan(read_settings(arguments.config))
     costs = forecast(plan, arguments.cores)
-    steps = measured(f"{arguments.results}/benchmarks", asked_memory(plan))
+    steps = measured(f"{arguments.results}/benchmarks", asked_memory(plan, arguments.cores))
     used = disk_used(arguments.results) if steps else None
     if arguments.json:
         plain = {
