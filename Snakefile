@@ -27,6 +27,7 @@ rule all:
 include: "rules/calibs.smk"
 include: "rules/calexp.smk"
 include: "rules/calibrated.smk"
+include: "rules/exposures.smk"
 include: "rules/corners.smk"
 include: "rules/warps.smk"
 include: "rules/coadds.smk"

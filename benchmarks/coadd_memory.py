@@ -21,6 +21,7 @@ from coaddflow.resources import coadd_memory
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap import make_skymap
+from coaddflow.warp import Box
 
 CASES = (
     (760, 3, 512),
@@ -38,11 +39,11 @@ class Noise:
 
     def __init__(self, side: int, seed: int):
         self.box = (0, 0, side, side)
-        self._side, self._rng = side, np.random.default_rng(seed)
+        self._rng = np.random.default_rng(seed)
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return rows of the warp."""
-        shape = (y1 - y0, self._side)
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return a part of the warp."""
+        shape = (box[3] - box[1], box[2] - box[0])
         image = self._rng.standard_normal(shape, np.float32)
         return MaskedImage(image, np.ones(shape, np.float32), np.zeros(shape, np.int32))
 

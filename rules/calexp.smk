@@ -5,11 +5,11 @@
 # hang on is the exposure's manifest, made from the rows.
 #
 # `parallel.calexp: ccd` is these two rules. Both are of one group, so that a cluster gets one job
-# an exposure. A job that does a whole exposure in memory takes the place of both and makes the
-# same manifest; nothing downstream sees the difference.
+# an exposure. With `parallel.calexp: exposure` the rules of exposures.smk take their place and make
+# the same manifest; nothing downstream sees the difference.
 
 
-if PLAN.science:
+if PLAN.science and not WHOLE_EXPOSURES:
 
     rule calexp:
         input:
@@ -36,21 +36,23 @@ if PLAN.science:
             "../scripts/calexp.py"
 
 
-rule manifest:
-    input:
-        rows=rows_of_exposure,
-    output:
-        manifest="results/summary/{exposure}.ecsv",
-    log:
-        "logs/manifest/{exposure}.log",
-    group:
-        group_of("exposure_{exposure}")
-    threads: 1
-    resources:
-        mem_mb=growing(needs.SMALL_STEP_MB),
-        runtime=growing(5),
-    params:
-        facts=exposure_facts,
-        verdict=verdict,
-    script:
-        "../scripts/manifest.py"
+if not WHOLE_EXPOSURES:
+
+    rule manifest:
+        input:
+            rows=rows_of_exposure,
+        output:
+            manifest="results/summary/{exposure}.ecsv",
+        log:
+            "logs/manifest/{exposure}.log",
+        group:
+            group_of("exposure_{exposure}")
+        threads: 1
+        resources:
+            mem_mb=growing(needs.SMALL_STEP_MB),
+            runtime=growing(5),
+        params:
+            facts=exposure_facts,
+            verdict=verdict,
+        script:
+            "../scripts/manifest.py"

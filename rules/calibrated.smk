@@ -2,7 +2,7 @@
 # from here on are treated alike: rows, manifest, corners, warps, coadds.
 
 
-if PLAN.images:
+if PLAN.images and not WHOLE_EXPOSURES:
 
     rule calibrated:
         input:

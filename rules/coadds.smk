@@ -1,30 +1,58 @@
-# Coadds: one job a patch and band; and a picture of each tract.
+# Coadds, and a picture of each tract.
 #
-# `parallel.coadd: patch` is the rule `coadd`, grouped by tract with the tract's warps. A job that
-# warps and coadds a whole tract in memory takes the place of both.
+# `parallel.coadd: patch` is the rule `coadd`, one job a patch and band, grouped by tract with the
+# tract's warps. `parallel.coadd: tract` is the rule `tract`, which warps and coadds a tract in one
+# job; it hangs on the corner database alone, which changes with each manifest of its exposures.
 
 
-rule coadd:
-    input:
-        database="results/corners/{band}/{tract}.sqlite",
-        warps=warps_of_patch,
-    output:
-        image="results/coadd/{band}/{tract}/{patch}.fits",
-    log:
-        "logs/coadd/{band}/{tract}/{patch}.log",
-    benchmark:
-        "results/benchmarks/coadd/{band}/{tract}/{patch}.tsv"
-    group:
-        group_of("tract_{tract}")
-    threads: 1
-    resources:
-        mem_mb=coadd_memory,
-        runtime=coadd_runtime,
-    params:
-        skymap=PLAN.skymap_settings(),
-        settings=PLAN.triggers("coadd", "selection", "warp", "products"),
-    script:
-        "../scripts/coadd.py"
+if SETTINGS.parallel.coadd == "patch":
+
+    rule coadd:
+        input:
+            database="results/corners/{band}/{tract}.sqlite",
+            warps=warps_of_patch,
+        output:
+            image="results/coadd/{band}/{tract}/{patch}.fits",
+        log:
+            "logs/coadd/{band}/{tract}/{patch}.log",
+        benchmark:
+            "results/benchmarks/coadd/{band}/{tract}/{patch}.tsv"
+        group:
+            group_of("tract_{tract}")
+        threads: 1
+        resources:
+            mem_mb=coadd_memory,
+            runtime=coadd_runtime,
+        params:
+            skymap=PLAN.skymap_settings(),
+            settings=PLAN.triggers("coadd", "selection", "warp", "products"),
+        script:
+            "../scripts/coadd.py"
+
+
+if SETTINGS.parallel.coadd == "tract":
+
+    rule tract:
+        input:
+            database="results/corners/{band}/{tract}.sqlite",
+        output:
+            table="results/coadd/{band}/{tract}.ecsv",
+        log:
+            "logs/tract/{band}/{tract}.log",
+        benchmark:
+            "results/benchmarks/tract/{band}/{tract}.tsv"
+        group:
+            group_of("tract_{tract}")
+        threads: SETTINGS.parallel.workers
+        resources:
+            mem_mb=tract_memory,
+            runtime=tract_runtime,
+        params:
+            skymap=PLAN.skymap_settings(),
+            patches=patches_of_tract,
+            settings=PLAN.triggers("coadd", "selection", "warp", "products"),
+        script:
+            "../scripts/tract.py"
 
 
 rule picture:

@@ -78,6 +78,10 @@ wildcard_constraints:
     patch=r"\d+_\d+",
 
 
+# Whether the scheduler sees exposures, or their CCDs.
+WHOLE_EXPOSURES = SETTINGS.parallel.calexp == "exposure"
+
+
 # Whether jobs go to a cluster: `jobs` is given, or this is such a job. Then the jobs of an exposure,
 # those of a tract and the calibration frames of a CCD are one group each, which is one job of the
 # cluster and named in its queue. Elsewhere groups have no effect, but planning takes four times as
@@ -116,7 +120,9 @@ def raw_exposure_pattern():
     """Return a pattern of the exposures that are made from raw frames."""
     others = "|".join(PLAN.images)
     return (
-        rf"(?!(?:{others})/)[A-Za-z0-9][A-Za-z0-9_-]*" if others else "[A-Za-z0-9_-]+"
+        rf"(?!(?:{others})[/.])[A-Za-z0-9][A-Za-z0-9_-]*"
+        if others
+        else "[A-Za-z0-9_-]+"
     )
 
 
@@ -143,7 +149,13 @@ def calibration_frames():
 
 
 def coadds_of(tract):
-    """Return the coadds of a tract, of all bands."""
+    """Return the coadds of a tract, of all bands: the files, or the lists that name them."""
+    if SETTINGS.parallel.coadd == "tract":
+        return [
+            f"results/coadd/{band}/{tract}.ecsv"
+            for band in PLAN.bands
+            if PLAN.patches_of(band, tract)
+        ]
     return [
         f"results/coadd/{band}/{tract}/{patch}.fits"
         for band in PLAN.bands
@@ -152,7 +164,9 @@ def coadds_of(tract):
 
 
 def warps_of(exposure):
-    """Return the warp tables of an exposure, one a tract."""
+    """Return the warp tables of an exposure, one a tract; none where a tract is one job."""
+    if SETTINGS.parallel.coadd == "tract":
+        return []
     return [
         f"results/warp/{tract}/{exposure}.ecsv" for tract in PLAN.overlaps[exposure]
     ]
@@ -286,6 +300,42 @@ def calexp_inputs(wildcards):
     }
 
 
+def exposure_inputs(wildcards):
+    """Return the raw files, calibration frames and reference catalogue of all CCDs."""
+    exposure, band = wildcards.exposure, PLAN.band_of(wildcards.exposure)
+    raw = [PLAN.raw_file(exposure, ccd) for ccd in PLAN.ccds]
+    calibs = [
+        PLAN.calib_product(kind, ccd, band)
+        for kind in planning.CALIB_KINDS
+        for ccd in PLAN.ccds
+    ]
+    return {
+        "raw": files_of_exposure_or_failure(exposure, raw),
+        "calibs": list(dict.fromkeys(path for path in calibs if path is not None)),
+        "refcat": PLAN.refcat_files,
+    }
+
+
+def files_of_exposure_or_failure(exposure, files):
+    """Return the raw files of an exposure as inputs of its job, as `files_or_failure` does."""
+    files = list(dict.fromkeys(files))
+    done = all(is_there(path) for path in files) or not (
+        messages.has_failed_with(f"results/summary/{exposure}.ecsv", "missing_file")
+    )
+    return files if done else [path for path in files if is_there(path)]
+
+
+def images_inputs(wildcards):
+    """Return the files of all images of an exposure that was calibrated elsewhere."""
+    exposure = wildcards.exposure
+    files = [
+        path
+        for ccd in PLAN.ccds_of(exposure)
+        for path in PLAN.image_files(exposure, ccd)
+    ]
+    return files_of_exposure_or_failure(exposure, files)
+
+
 def calibrated_inputs(wildcards):
     """Return the files of an image calibrated elsewhere: image, weight, mask."""
     exposure, ccd = wildcards.exposure, int(wildcards.ccd)
@@ -317,6 +367,11 @@ def warps_of_patch(wildcards):
     return [f"results/warp/{tract}/{exposure}.ecsv" for exposure in exposures]
 
 
+def patches_of_tract(wildcards):
+    """Return the patches of a tract that exposures of a band can touch."""
+    return PLAN.patches_of(wildcards.band, int(wildcards.tract))
+
+
 def coadds_of_tract(wildcards):
     """Return the coadds of a tract, of all bands."""
     return coadds_of(int(wildcards.tract))
@@ -341,6 +396,32 @@ def exposure_facts(wildcards):
     )
 
 
+def ccds_of_exposure(wildcards):
+    """Return raw file and calibration frames of each CCD of an exposure."""
+    exposure, band = wildcards.exposure, PLAN.band_of(wildcards.exposure)
+    found = []
+    for ccd in PLAN.ccds_of(exposure):
+        calibs = {
+            kind: PLAN.calib_product(kind, ccd, band) for kind in planning.CALIB_KINDS
+        }
+        found.append(
+            {
+                "ccd": ccd,
+                "raw": PLAN.raw_file(exposure, ccd),
+                "calibs": {
+                    kind: path for kind, path in calibs.items() if path is not None
+                },
+            }
+        )
+    return found
+
+
+def images_of_exposure(wildcards):
+    """Return what the table says about the images of an exposure calibrated elsewhere."""
+    exposure = wildcards.exposure
+    return [PLAN.facts(exposure, ccd) for ccd in PLAN.ccds_of(exposure)]
+
+
 def exposure_times(wildcards, input):
     """Return the exposure times of the frames of a calibration frame, by file."""
     exposures = [*PLAN.calibration.values(), *PLAN.science.values()]
@@ -363,6 +444,17 @@ def calexp_settings_of_band(band):
 def calexp_settings(wildcards):
     """Return the settings that make the calexps of an exposure."""
     return calexp_settings_of_band(PLAN.band_of(wildcards.exposure))
+
+
+@functools.lru_cache(maxsize=None)
+def exposure_settings_of_band(band):
+    """Return the settings that make all calexps of an exposure of a band."""
+    return PLAN.exposure_settings(band)
+
+
+def exposure_settings(wildcards):
+    """Return the settings that make the calexps of an exposure in one job."""
+    return exposure_settings_of_band(PLAN.band_of(wildcards.exposure))
 
 
 def verdict(wildcards):
@@ -391,12 +483,16 @@ def ccd_pixels(wildcards):
     return nx * ny
 
 
+def pixels_of_ccds(exposure):
+    """Return the number of pixels of each CCD of an exposure."""
+    if exposure in PLAN.images:
+        return [image.nx * image.ny for image in PLAN.images[exposure].values()]
+    return [nx * ny for nx, ny in (ccd.size for ccd in PLAN.ccds.values())]
+
+
 def exposure_pixels(exposure):
     """Return the largest number of pixels of a CCD of an exposure, and that of all together."""
-    if exposure in PLAN.images:
-        counts = [image.nx * image.ny for image in PLAN.images[exposure].values()]
-    else:
-        counts = [nx * ny for nx, ny in (ccd.size for ccd in PLAN.ccds.values())]
+    counts = pixels_of_ccds(exposure)
     return max(counts), sum(counts)
 
 
@@ -446,6 +542,25 @@ def calib_runtime(wildcards, input, attempt):
     return attempt * needs.calib_runtime(ccd_pixels(wildcards), len(input))
 
 
+def exposure_threads(wildcards):
+    """Return the cores of the job of an exposure: never more than it has CCDs."""
+    if SETTINGS.parallel.backend == "serial":
+        return 1
+    return min(SETTINGS.parallel.workers, len(PLAN.ccds_of(wildcards.exposure)))
+
+
+def exposure_memory(wildcards, threads, attempt):
+    pixels = pixels_of_ccds(wildcards.exposure)
+    holds = bool(SETTINGS.exposure.enabled) and wildcards.exposure in PLAN.science
+    exposure = needs.exposure_memory(pixels, threads, holds)
+    return attempt * (snakemake_share(1) + exposure)
+
+
+def exposure_runtime(wildcards, threads, attempt):
+    pixels = pixels_of_ccds(wildcards.exposure)
+    return attempt * needs.exposure_runtime(pixels, threads)
+
+
 def warp_memory(wildcards, attempt):
     largest, _ = exposure_pixels(wildcards.exposure)
     share = snakemake_share(len(PLAN.exposures_of_tract(int(wildcards.tract))))
@@ -469,8 +584,39 @@ def coadd_runtime(wildcards, input, attempt):
     return attempt * needs.coadd_runtime(patch_pixels(), len(input.warps))
 
 
-def picture_memory(wildcards, input, attempt):
-    picture = needs.picture_memory(patch_pixels(), len(input))
+def tract_inputs(wildcards):
+    """Return how many exposures can touch each patch of a tract, and the pixels of their CCDs."""
+    band, tract = wildcards.band, int(wildcards.tract)
+    patches = PLAN.patches_of(band, tract)
+    inputs = [len(PLAN.exposures_of_patch(band, tract, patch)) for patch in patches]
+    ccds = [exposure_pixels(e) for e in PLAN.exposures_of_tract(tract, band)]
+    return inputs, ccds
+
+
+def tract_memory(wildcards, threads, attempt):
+    inputs, ccds = tract_inputs(wildcards)
+    tract = needs.tract_memory(
+        max(largest for largest, _ in ccds),
+        sum(together for _, together in ccds),
+        patch_pixels(),
+        max(inputs),
+        SETTINGS.coadd.memory_mb,
+        SETTINGS.coadd.spool_mb,
+        threads,
+    )
+    return attempt * (snakemake_share(1) + tract)
+
+
+def tract_runtime(wildcards, threads, attempt):
+    inputs, ccds = tract_inputs(wildcards)
+    together = sum(pixels for _, pixels in ccds)
+    return attempt * needs.tract_runtime(together, patch_pixels(), inputs, threads)
+
+
+def picture_memory(wildcards, attempt):
+    tract = int(wildcards.tract)
+    coadds = sum(len(PLAN.patches_of(band, tract)) for band in PLAN.bands)
+    picture = needs.picture_memory(patch_pixels(), coadds)
     return attempt * (snakemake_share(1) + picture)
 
 

@@ -6,6 +6,7 @@ with job_log(snakemake.log[0], snakemake.threads):
     from coaddflow.camera import load_camera
     from coaddflow.exposures import ExposureRow
     from coaddflow.gather import make_manifest
+    from coaddflow.manifest import read_row
     from coaddflow.settings import load_settings
 
     # what lets an exposure pass must not make those again that have passed: not in the params
@@ -13,7 +14,7 @@ with job_log(snakemake.log[0], snakemake.threads):
     facts = snakemake.params.facts
     make_manifest(
         snakemake.output.manifest,
-        snakemake.input.rows,
+        [read_row(path) for path in snakemake.input.rows],
         settings.calexp.max_failed_fraction,
         ExposureRow(**facts) if facts else None,
         load_camera(settings.camera) if facts else None,

@@ -262,3 +262,21 @@ if __name__ == "__main__":
         pool_work.program_that_leaves_nothing()
     else:
         pool_work.program(*sys.argv[1:])
+
+
+def add_to_state(number, worker):
+    """Add up the numbers of all rounds; (number, folder) ends the worker, once for each folder."""
+    if isinstance(number, tuple):
+        number, folder = number
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    worker.state["sum"] = worker.state.get("sum", 0) + number
+    return worker.state["sum"]
+
+
+def end_worker(_number, _worker):
+    os.kill(os.getpid(), signal.SIGKILL)

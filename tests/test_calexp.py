@@ -3,7 +3,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from starfield import add_stars, observed
+from starfield import add_stars, observed, random_field
 
 from coaddflow import calexp as calexp_module
 from coaddflow.astrometry import solve_ccd
@@ -246,6 +246,20 @@ def test_ccd_without_stars_fails_with_its_reason(scene):
             observed(np.zeros(SHAPE), SKY, rng), FACTS, predicted_wcs(), scene.refcat, SETTINGS
         )
     assert failure.value.reason == "no_stars"
+
+
+@pytest.mark.parametrize("seed", [2, 7, 9])
+def test_three_stars_are_enough_to_measure_a_ccd(seed):
+    rng = np.random.default_rng(seed)
+    image, x, y, flux = random_field((700, 600), 3, rng, flux=(2e4, 3e5), margin=40)
+    measured = measure_ccd(image, SETTINGS)
+    assert measured.psf.order == 0
+    assert measured.psf_quality.n_stars == 3
+    assert measured.psf_quality.fwhm == pytest.approx(4.0, rel=0.05)
+    order, sources = np.argsort(-flux), measured.sources
+    for name, true in (("x", x), ("y", y)):
+        assert np.asarray(sources[name]) == pytest.approx(true[order], abs=0.1)
+    assert sources["flux_psf"][0] == pytest.approx(flux.max(), rel=0.04)
 
 
 def test_ccd_without_pixels_fails_with_its_reason(scene):

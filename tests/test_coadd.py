@@ -7,7 +7,14 @@ from astropy.wcs import WCS
 from skyscene import draw_star, make_ccd, make_tract, make_wcs
 
 from coaddflow.clipping import max_outliers
-from coaddflow.coadd import CoaddInput, coadd_patch, exposure_weight, read_coadd, write_coadd
+from coaddflow.coadd import (
+    CoaddInput,
+    _make_blocks,
+    coadd_patch,
+    exposure_weight,
+    read_coadd,
+    write_coadd,
+)
 from coaddflow.errors import InputError
 from coaddflow.image import MaskPlane
 from coaddflow.resample import covariance_factor
@@ -318,21 +325,28 @@ def test_exposures_elsewhere_do_not_change_what_is_clipped():
     assert_same(large, small)
 
 
-def test_blocks_of_rows_bound_the_memory():
-    rows = []
+def test_blocks_bound_the_memory_whatever_the_number_of_inputs():
+    read = []
 
     class Watched(Warp):
-        def read_rows(self, y0, y1):
-            rows.append(y1 - y0)
-            return super().read_rows(y0, y1)
+        def read_box(self, box):
+            read.append((box[2] - box[0], box[3] - box[1]))
+            return super().read_box(box)
 
     inputs = [
         CoaddInput(one.exposure, Watched(one.reader.box, one.reader.masked_image), one.weight)
         for one in scattered_inputs()
     ]
     coadd(inputs, SETTINGS.model_copy(update={"memory_mb": 0}))
-    # 32 rows and a halo of 32 on both sides
-    assert max(rows) <= 96
+    # 32 pixels and a halo of 32 on both sides
+    assert max(max(shape) for shape in read) <= 96
+    for n_inputs in (1, 10, 100, 1000):
+        box = (1000, 3, 5201, 4203)
+        blocks = _make_blocks(n_inputs, box, 32, 512, 1)
+        pixels = [(x1 - x0 + 64) * (y1 - y0 + 64) for x0, y0, x1, y1 in blocks]
+        if n_inputs > 1:
+            assert max(pixels) * n_inputs * 13 < 1.1 * 512e6
+        assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in blocks) == 4201 * 4200
 
 
 def test_counts_say_what_each_exposure_gave():

@@ -32,8 +32,9 @@ def plan():
         settings=SimpleNamespace(
             calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
             skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
-            coadd=SimpleNamespace(memory_mb=100),
-            parallel=SimpleNamespace(calexp="ccd", coadd="patch"),
+            coadd=SimpleNamespace(memory_mb=100, spool_mb=50, keep_warps=False),
+            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4),
+            exposure=SimpleNamespace(enabled=()),
         ),
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
@@ -76,7 +77,7 @@ def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
 
 
 def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
-    asked = asked_memory(plan)
+    asked = asked_memory(plan, cores=8)
     assert asked["calexp"] == needs.ccd_memory(MPIX)
     assert asked["coadd"] == needs.coadd_memory(MPIX, 2, 100)
     assert asked["master_bias"] == needs.calib_memory(MPIX, 5, 1)
@@ -99,6 +100,18 @@ def test_disk_is_that_of_images_with_variance_and_mask(plan):
     assert forecast(plan, 8)[1].disk == pytest.approx(12 * MPIX * 3 * 4 / 1e9, rel=0.2)
 
 
+def test_a_tract_in_one_job_keeps_its_warps_in_memory(plan):
+    _, _, by_patches, _ = forecast(plan, 8)
+    plan.settings.parallel.coadd = "tract"
+    _, _, as_one, _ = forecast(plan, 8)
+    assert as_one.n_steps == 3
+    assert by_patches.disk - as_one.disk == pytest.approx(12 * MPIX * 3 * 4 * 1.25 / 1e9, rel=0.2)
+    plan.settings.coadd.spool_mb = 100
+    assert forecast(plan, 8)[2].memory == as_one.memory + 50
+    plan.settings.coadd.keep_warps = True
+    assert forecast(plan, 8)[2].disk == by_patches.disk
+
+
 def write(folder, name, seconds, rss, cpu):
     path = folder / "benchmarks" / f"{name}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +131,9 @@ def test_benchmarks_are_summed_by_rule(tmp_path):
     assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
     assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
     assert core_hours_of("survey", steps.values()) is None
-    words = suggestion(steps.values())
+    words = suggestion(steps.values(), cores=3)
     # 500 MiB and 30 % of room, and the Snakemakes of the job
-    assert "calexp:mem_mb=982*attempt" in words
+    assert "calexp:mem_mb=782*attempt" in words
     assert "calexp:runtime=8*attempt" in words
     assert disk_used(tmp_path) > 0
 

@@ -8,7 +8,7 @@ from coaddflow.camera import load_camera
 from coaddflow.errors import InputError
 from coaddflow.exposures import ExposureRow
 from coaddflow.gather import make_manifest
-from coaddflow.manifest import CcdRow, read_manifest, write_row
+from coaddflow.manifest import CcdRow, read_manifest, read_row, write_row
 from coaddflow.messages import failed_fraction
 
 EXPOSURE = ExposureRow(
@@ -53,6 +53,7 @@ def rows_of(tmp_path, monkeypatch):
 def gather(rows, **changes):
     arguments = {"max_failed_fraction": 0.5, "exposure": EXPOSURE, "margin": 0.01}
     arguments["camera"] = load_camera("mini")
+    rows = [read_row(path) for path in rows]
     return make_manifest("summary/7.ecsv", rows, **(arguments | changes))
 
 

@@ -125,6 +125,7 @@ def test_the_last_job_of_an_exposure_counts(survey):
         ("exposure_1001_calexp_manifest", "calexp"),
         ("exposure_1001_calibrated_manifest", "calibrated"),
         ("exposure_1001_exposure", "exposure"),
+        ("exposure_1001_calibrated_exposure", "calibrated_exposure"),
         ("tract_0_coadd_picture_tract_corners_warp", "coadd"),
         ("tract_0_picture_tract_tract_corners", "tract"),
         ("survey_corners", "survey_corners"),

@@ -75,6 +75,12 @@ def test_results_come_in_the_order_of_the_items(pool):
     assert pool.map(work.after, delays) == ["a", "b", "c"]
 
 
+def test_the_time_that_items_take_is_counted(pool):
+    before = pool.busy
+    pool.map(work.after, [(0.2, "a"), (0.1, "b")])
+    assert 0.3 <= pool.busy - before < SECONDS
+
+
 def test_results_have_the_same_bits_as_without_a_pool(pool):
     rng = np.random.default_rng(1)
     images = [rng.normal(size=(200, 300)).astype(np.float32) for _ in range(4)]

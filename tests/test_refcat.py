@@ -10,8 +10,9 @@ from astropy.table import Table
 from pydantic import ValidationError
 
 from coaddflow import sphere
+from coaddflow.camera import load_camera
 from coaddflow.errors import CcdFailure, InputError
-from coaddflow.refcat import load_refcat
+from coaddflow.refcat import ccd_cone, exposure_cone, load_refcat, stars_in_cone
 from coaddflow.settings.refcat import MagnitudeColumn, RefcatSettings
 
 J2016 = 51544.5 + 16 * 365.25
@@ -284,3 +285,26 @@ def test_settings_that_do_not_fit_together():
         RefcatSettings(pm_ra="pmra", pm_dec="pmdec")
     with pytest.raises(ValidationError, match="color"):
         MagnitudeColumn(magnitude="G", color_terms=(0.0, 1.0))
+
+
+@pytest.mark.parametrize("pm", [False, True])
+def test_the_stars_of_a_ccd_are_found_among_those_of_its_exposure(tmp_path, pm):
+    rng = np.random.default_rng(5)
+    sky = {"ra": rng.uniform(148.5, 151.5, 3000), "dec": rng.uniform(0.5, 3.5, 3000)}
+    sky["mag"] = np.where(rng.random(3000) < 0.1, np.nan, rng.integers(14, 20, 3000))
+    if pm:
+        sky["pm_ra"], sky["pm_dec"] = rng.normal(0.0, 100.0, (2, 3000))
+    path = str(write(tmp_path / "stars.fits", **sky))
+    motion = {"pm_ra": "pm_ra", "pm_dec": "pm_dec", "epoch": 2016.0} if pm else {}
+    settings = RefcatSettings(path=path, **motion)
+    camera, pointing = load_camera("decam"), (150.0, 2.0, 20.0, 0.2)
+    mjd = J2016 + 3000.0
+    cone = exposure_cone(camera, camera.detectors[::10], *pointing)
+    field = load_refcat(settings, *cone, "r", mjd)
+    for detector in camera.detectors[::10]:
+        cone = ccd_cone(camera, detector, *pointing)
+        alone = load_refcat(settings, *cone, "r", mjd)
+        among = field[stars_in_cone(field, *cone)]
+        assert 10 < len(alone) < len(field)
+        for name in alone.colnames:
+            assert np.array_equal(alone[name], among[name], equal_nan=True)

@@ -329,9 +329,8 @@ def test_every_calexp_is_read_once_and_few_are_held():
 
 def read(reader, region):
     """Image, variance and mask of a region."""
-    rows = reader.read_rows(region[1], region[3])
-    columns = slice(region[0] - reader.box[0], region[2] - reader.box[0])
-    return rows.image[:, columns], rows.variance[:, columns], rows.mask[:, columns]
+    pixels = reader.read_box(region)
+    return pixels.image, pixels.variance, pixels.mask
 
 
 def test_exposure_on_disk(tmp_path):

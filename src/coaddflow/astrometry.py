@@ -31,7 +31,8 @@ _NEAR_SHIFT = 1.0 / 60.0  # degrees; the pointing of most telescopes is better t
 _NEAR_ROTATION = 1.5
 _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
-_RAYLEIGH_MEDIAN = 1.1774
+RAYLEIGH_MEDIAN = 1.1774
+"""Median distance of a two-dimensional Gaussian, in standard deviations of one axis."""
 
 FloatArray = NDArray[np.float64]
 
@@ -199,7 +200,7 @@ def match_ccd(
         With the reason too_few_stars or no_astrometric_match.
     """
     prior = _Prior.of(initial_wcs, image_shape)
-    sources = _brightest_first(x, y, flux, settings.max_sources)
+    sources = brightest_first(x, y, flux, settings.max_sources)
     sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
     references = np.argsort(np.asarray(refcat["mag"], float), kind="stable")
     if min(sources.size, references.size) < settings.min_matches:
@@ -259,7 +260,7 @@ def _windows(prior: "_Prior", settings: AstrometrySettings) -> tuple[SearchWindo
     return near, wide
 
 
-def _brightest_first(x: ArrayLike, y: ArrayLike, flux: ArrayLike, n_max: int) -> NDArray[np.intp]:
+def brightest_first(x: ArrayLike, y: ArrayLike, flux: ArrayLike, n_max: int) -> NDArray[np.intp]:
     """Return the rows of the brightest sources with finite positions, brightest first."""
     finite = np.isfinite(np.asarray(x, float)) & np.isfinite(np.asarray(y, float))
     order = np.argsort(-np.asarray(flux, float), kind="stable")
@@ -279,14 +280,18 @@ class _Prior:
     @classmethod
     def of(cls, wcs: WCS, shape: tuple[int, int]) -> "_Prior":
         """Take it from a WCS of any kind, by a fit that is good to 1e-4 pixel."""
-        local = fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape)
+        return cls.of_tan_sip(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
+
+    @classmethod
+    def of_tan_sip(cls, wcs: WCS) -> "_Prior":
+        """Take the numbers of a TAN-SIP WCS whose reference pixel is the centre of the CCD."""
         zero = np.zeros((2, 2))
         return cls(
-            np.array(local.wcs.crval),
-            np.array(local.wcs.crpix) - 1.0,
-            np.array(local.pixel_scale_matrix),
-            np.array(local.sip.a) if local.sip is not None else zero,
-            np.array(local.sip.b) if local.sip is not None else zero,
+            np.array(wcs.wcs.crval),
+            np.array(wcs.wcs.crpix) - 1.0,
+            np.array(wcs.pixel_scale_matrix),
+            np.array(wcs.sip.a) if wcs.sip is not None else zero,
+            np.array(wcs.sip.b) if wcs.sip is not None else zero,
         )
 
     def undistort(self, x: FloatArray, y: FloatArray) -> FloatArray:
@@ -330,7 +335,7 @@ def fit_ccd(
         With the reason too_few_stars.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    sources = _brightest_first(x, y, flux, settings.max_sources)
+    sources = brightest_first(x, y, flux, settings.max_sources)
     sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
     error = np.zeros(x.size) if centroid_error is None else np.asarray(centroid_error, float)
     error = np.hypot(np.where(np.isfinite(error), error, np.inf), settings.centroid_floor)
@@ -352,7 +357,7 @@ def fit_ccd(
             state, prior, x[i], y[i], sky[:, k], error[i], order, settings.clip_sigma
         )
         now = (order, i.tobytes(), k.tobytes(), kept.tobytes())
-        sigma = np.median(np.hypot(*residual[:, kept])) / _RAYLEIGH_MEDIAN
+        sigma = np.median(np.hypot(*residual[:, kept])) / RAYLEIGH_MEDIAN
         limit = max(1.5 * settings.clip_sigma * sigma, 0.25 * settings.match_tolerance)
         if now == previous and radius <= limit:
             break
@@ -395,41 +400,59 @@ def _match_near(
     return i, usable[k]
 
 
-def _powers(order: int) -> list[tuple[int, int]]:
-    """Return the powers of u and v above the first order."""
+def polynomial_powers(order: int) -> list[tuple[int, int]]:
+    """Return the powers (of u, of v) of the terms above the first order."""
     return [(n - q, q) for n in range(2, order + 1) for q in range(n + 1)]
 
 
-def _design(u: FloatArray, v: FloatArray, order: int) -> FloatArray:
-    """Return the terms of order 0 to ``order`` at points u, v in -1 to 1."""
-    columns = [np.ones_like(u), u, v, *(u**p * v**q for p, q in _powers(order))]
+def polynomial_design(u: FloatArray, v: FloatArray, order: int) -> FloatArray:
+    """Return the terms 1, u, v, u^2, uv, v^2, ... at points u, v in -1 to 1, shape (n, terms)."""
+    columns = [np.ones_like(u), u, v, *(u**p * v**q for p, q in polynomial_powers(order))]
     return np.stack(columns, axis=1)
 
 
 def _choose_order(
     x: FloatArray, y: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
 ) -> int | None:
-    """Return the highest order that these stars support, 0 for a similarity, None for nothing.
-
-    A polynomial is supported if there are enough stars for its terms, and if its formal error
-    is small everywhere on the CCD: the error at a point is that of one star times the root of
-    the point's leverage.
-    """
+    """Return the highest order that these stars support, 0 for a similarity, None for nothing."""
     if x.size < settings.min_matches:
         return None
     scale = max(shape) / 2.0
     ny, nx = shape
-    corners = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]) / 2.0 / scale
+    edge = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]).T / 2.0 / scale
     u, v = (x - (nx - 1) / 2.0) / scale, (y - (ny - 1) / 2.0) / scale
-    for order in range(settings.sip_order, 0, -1):
-        n_terms = 3 + len(_powers(order))
-        if x.size < settings.stars_per_term * n_terms:
+    return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
+
+
+def supported_order(
+    stars: FloatArray, edge: FloatArray, highest: int, settings: AstrometrySettings
+) -> int:
+    """Return the highest order of a polynomial that stars support, 0 if not even the first.
+
+    A polynomial is supported if there are enough stars for its terms, and if its formal error
+    is small everywhere: the error at a point is that of one star times the root of the point's
+    leverage.
+
+    Parameters
+    ----------
+    stars : ndarray, shape (2, n)
+        Positions, about -1 to 1.
+    edge : ndarray, shape (2, m)
+        Points, in the same unit, where the error is looked at.
+    highest : int
+        Order to begin with.
+    settings : AstrometrySettings
+        ``stars_per_term`` and ``max_corner_error``.
+    """
+    for order in range(highest, 0, -1):
+        n_terms = 3 + len(polynomial_powers(order))
+        if stars.shape[1] < settings.stars_per_term * n_terms:
             continue
-        r = np.linalg.qr(_design(u, v, order), mode="r")
+        r = np.linalg.qr(polynomial_design(*stars, order), mode="r")
         if np.abs(np.diag(r)).min() < 1e-8 * np.abs(np.diag(r)).max():
             continue
-        at_corners = np.linalg.solve(r.T, _design(*corners.T, order).T)
-        if np.linalg.norm(at_corners, axis=0).max() <= settings.max_corner_error:
+        at_edge = np.linalg.solve(r.T, polynomial_design(*edge, order).T)
+        if np.linalg.norm(at_edge, axis=0).max() <= settings.max_corner_error:
             return order
     return 0
 
@@ -457,7 +480,7 @@ def _fit_clipped(
     """
     u, v = x - prior.crpix[0], y - prior.crpix[1]
     kept = np.isfinite(error)
-    n_terms = 3 + len(_powers(order)) if order else 2
+    n_terms = 3 + len(polynomial_powers(order)) if order else 2
     for _ in range(10):
         # twice, since the first fit moves the tangent point
         for _ in range(2):
@@ -465,7 +488,7 @@ def _fit_clipped(
         residual = state.expected(u, v) - state.undistorted(sky)
         distance = np.hypot(*residual) / error
         freedom = max(1.0 - n_terms / kept.sum(), 0.1)
-        sigma = np.median(distance[kept]) / _RAYLEIGH_MEDIAN / np.sqrt(freedom)
+        sigma = np.median(distance[kept]) / RAYLEIGH_MEDIAN / np.sqrt(freedom)
         good = np.isfinite(error) & (distance <= clip_sigma * max(sigma, 1e-6))
         if np.array_equal(good, kept) or good.sum() < n_terms + 2:
             break
@@ -491,11 +514,11 @@ def _fit_once(
         shift, linear = _weighted_similarity(expected, target, error)
     else:
         scale = max(np.abs(u).max(), np.abs(v).max())
-        design = _design(u / scale, v / scale, order)
+        design = polynomial_design(u / scale, v / scale, order)
         design[:, 1:3] = expected.T / scale
         solution, *_ = np.linalg.lstsq(design / error[:, None], (target / error).T, rcond=None)
         shift, linear = solution[0], solution[1:3].T / scale
-        for (p, q), value in zip(_powers(order), solution[3:], strict=True):
+        for (p, q), value in zip(polynomial_powers(order), solution[3:], strict=True):
             distortion[:, p, q] = np.linalg.solve(linear, value) / scale ** (p + q)
     for total, known in zip(distortion, (prior.a, prior.b), strict=True):
         total[: known.shape[0], : known.shape[1]] += known
@@ -539,22 +562,67 @@ def _solution(
     for row, polynomial in zip(state.cd, plane, strict=True):
         polynomial[1, 0], polynomial[0, 1] = row
     wcs = plane_to_tan_sip(state.crval, crpix, *plane, shape)
-    dx, dy = residual[:, kept]
-    on_sky = state.cd @ residual[:, kept] * 3600.0
-    north = np.linalg.solve(state.cd, [0.0, 1.0])
-    parity = -np.sign(np.linalg.det(state.cd))
     log.debug("%d stars, order %d", kept.sum(), order)
+    return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)
+
+
+def describe_solution(
+    wcs: WCS,
+    source_index: NDArray[np.intp],
+    reference_index: NDArray[np.intp],
+    residual: FloatArray,
+    n_clipped: int,
+    order: int,
+    **figures: float,
+) -> AstrometrySolution:
+    """Return a solution with the figures that follow from its WCS and its residuals.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        TAN-SIP, tangent point at the centre of the CCD.
+    source_index, reference_index : ndarray of int, shape (n,)
+        Stars in the fit.
+    residual : ndarray, shape (2, n)
+        Measured minus catalogue position, pixels.
+    n_clipped, order : int
+        See `AstrometrySolution`.
+    **figures : float
+        ``pointing_error`` and ``chance``.
+    """
+    cd = np.array(wcs.pixel_scale_matrix)
+    on_sky = cd @ residual * 3600.0
+    north = np.linalg.solve(cd, [0.0, 1.0])
+    parity = -np.sign(np.linalg.det(cd))
     return AstrometrySolution(
         wcs=wcs,
-        source_index=i[kept],
-        reference_index=k[kept],
-        residual_x=dx,
-        residual_y=dy,
+        source_index=source_index,
+        reference_index=reference_index,
+        residual_x=residual[0],
+        residual_y=residual[1],
         rms_arcsec=float(np.sqrt(np.mean(np.sum(on_sky**2, axis=0)))),
-        rms_pixel=float(np.sqrt(np.mean(dx**2 + dy**2))),
-        n_matched=int(kept.sum()),
-        n_clipped=int(np.sum(~kept)),
+        rms_pixel=float(np.sqrt(np.mean(np.sum(residual**2, axis=0)))),
+        n_matched=int(source_index.size),
+        n_clipped=n_clipped,
         order=order,
-        pixel_scale=float(np.sqrt(abs(np.linalg.det(state.cd))) * 3600.0),
+        pixel_scale=float(np.sqrt(abs(np.linalg.det(cd))) * 3600.0),
         rotation=float(parity * np.degrees(np.arctan2(north[0], north[1]))),
+        **figures,
     )
+
+
+def residuals(wcs: WCS, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatArray:
+    """Return measured minus catalogue position in undistorted pixels, shape (2, n).
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        TAN-SIP, tangent point at the centre of the CCD.
+    x, y : ndarray, shape (n,)
+        Measured positions.
+    sky : ndarray, shape (2, n)
+        ICRS positions of the stars in the catalogue, degrees.
+    """
+    prior = _Prior.of_tan_sip(wcs)
+    catalogue = np.linalg.solve(prior.cd, np.stack(tan_project(*sky, *prior.crval)))
+    return prior.undistort(x, y) - catalogue

@@ -104,6 +104,22 @@ class Background:
         floor = max(0.25 * float(variance.min()), 1e-12)
         return np.sqrt(np.maximum(self._interpolated(variance, degree=1), floor))
 
+    def with_sky(self, mean: NDArray[np.float64]) -> "Background":
+        """Return another sky on the same superpixels, with the noise of this one.
+
+        Parameters
+        ----------
+        mean : ndarray of float64, shape (my, mx)
+            The sky at the centres of all superpixels, finite. `model` interpolates it as it is,
+            without filling or median filter.
+        """
+        mean = np.asarray(mean, dtype=np.float64)
+        if mean.shape != self.mean.shape or not np.isfinite(mean).all():
+            raise ValueError(f"a sky for {self.mean.shape} superpixels must be finite everywhere")
+        # the count says which superpixels `model` believes: all
+        count = np.maximum(self.count, 1)
+        return Background(self.shape, mean, self._filled(self.variance), count, 0.0, 1)
+
     def _filled(self, mesh: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fill superpixels with too little sky by their neighbours, nearer ones weighing more."""
         area = np.outer(np.diff(self.y_edges), np.diff(self.x_edges))

@@ -34,7 +34,7 @@ SKYNOISE  electron    standard deviation of a pixel of empty sky
 APRADIUS  pixel       radius of the standard aperture
 APCORR                total flux of a star over its flux in the standard aperture
 DEPTH     mag         magnitude of a point source that stands 5 sigma out of the sky
-NASTROM               stars of the astrometric fit
+NASTROM               stars of this CCD in the astrometric fit
 ASTRMS    arcsec      root mean square of its residuals, one axis
 PIXSCALE  arcsec      size of a pixel at the centre of the CCD
 ========  ==========  ===========================================================================
@@ -70,6 +70,7 @@ from coaddflow.image import (
     write_fits,
 )
 from coaddflow.photometry import (
+    MatchedStars,
     ZeroPoint,
     aperture_correction,
     aperture_fluxes,
@@ -80,6 +81,7 @@ from coaddflow.photometry import (
 from coaddflow.psf import PsfModel, PsfQuality, fit_psf, psf_from_hdu, psf_hdu
 from coaddflow.saturation import repair_saturated
 from coaddflow.settings import Settings
+from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.calexp import PhotometrySettings
 from coaddflow.stars import is_isolated, select_stars
 from coaddflow.wcs import pixel_to_sky, read_wcs, wcs_to_header
@@ -292,22 +294,34 @@ def calibrate_ccd(
         ``too_few_stars``, ``no_astrometric_match``, ``astrometry_rms`` or
         ``no_photometric_match``.
     """
+    solution = solve_astrometry(measured, initial_wcs, refcat, settings.astrometry)
+    photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)
+    mark_stars(measured.sources, solution, photometric)
+    return apply_calibration(measured, facts, solution, zero)
+
+
+def solve_astrometry(
+    measured: MeasuredCcd, initial_wcs: WCS, refcat: Table, settings: AstrometrySettings
+) -> AstrometrySolution:
+    """Solve for the WCS of a CCD by itself; parameters and failures as `calibrate_ccd`."""
     sources = measured.sources
     # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
-    solution = solve_ccd(
+    return solve_ccd(
         np.asarray(sources["x"]),
         np.asarray(sources["y"]),
         np.asarray(sources["flux_isophotal"]),
         refcat,
         initial_wcs,
         measured.masked_image.shape,
-        settings.astrometry,
+        settings,
         centroid_error=np.asarray(sources["x_error"]),
     )
-    photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)
+
+
+def mark_stars(sources: Table, solution: AstrometrySolution, photometric: np.ndarray) -> None:
+    """Mark in the sources which stars WCS and zero-point rest on; in place."""
     sources["is_astrometric"] = np.isin(np.arange(len(sources)), solution.source_index)
     sources["is_photometric"] = photometric
-    return apply_calibration(measured, facts, solution, zero)
 
 
 def measure_zero_point(
@@ -330,6 +344,25 @@ def measure_zero_point(
     CcdFailure
         ``no_photometric_match`` if too few stars are whole and have a magnitude.
     """
+    stars = matched_stars(measured, solution, refcat, settings)
+    zero = zero_point(
+        stars.flux, stars.flux_error, stars.magnitude, stars.magnitude_error, settings
+    )
+    used = np.zeros(len(measured.sources), dtype=bool)
+    used[stars.source_index[zero.used]] = True
+    return used, zero
+
+
+def matched_stars(
+    measured: MeasuredCcd,
+    solution: AstrometrySolution,
+    refcat: Table,
+    settings: PhotometrySettings,
+) -> MatchedStars:
+    """Return the stars of an astrometric match, with fluxes and catalogue magnitudes.
+
+    Stars whose flux is not the whole one (saturated, at the edge, on bad pixels) have no magnitude.
+    """
     sources = measured.sources[solution.source_index]
     clean = (np.asarray(sources["flags"]) & int(_NO_MAGNITUDE)) == 0
     if settings.zero_point_flux == "psf":
@@ -340,11 +373,15 @@ def measure_zero_point(
         error = error * measured.aperture_correction
     magnitude = np.ma.filled(refcat["mag"], np.nan)[solution.reference_index]
     magnitude_error = np.ma.filled(refcat["mag_err"], np.nan)[solution.reference_index]
-    magnitude = np.where(clean, magnitude, np.nan)
-    zero = zero_point(flux, error, magnitude, magnitude_error, settings)
-    used = np.zeros(len(measured.sources), dtype=bool)
-    used[solution.source_index[zero.used]] = True
-    return used, zero
+    return MatchedStars(
+        solution.source_index,
+        np.asarray(sources["x"], dtype=float),
+        np.asarray(sources["y"], dtype=float),
+        np.asarray(flux, dtype=float),
+        np.asarray(error, dtype=float),
+        np.where(clean, magnitude, np.nan),
+        np.asarray(magnitude_error, dtype=float),
+    )
 
 
 def apply_calibration(
@@ -531,7 +568,7 @@ def _header(measured: MeasuredCcd, facts: CcdFacts, quality: dict[str, float | i
         ("APRADIUS", measured.aperture_radius, "[pixel] radius of the standard aperture"),
         ("APCORR", quality["aperture_correction"], "total flux over that in the aperture"),
         ("DEPTH", quality["depth"], "[mag] point source at 5 sigma"),
-        ("NASTROM", quality["n_matched"], "stars of the astrometric fit"),
+        ("NASTROM", quality["n_matched"], "stars of this CCD in the astrometric fit"),
         ("ASTRMS", quality["astrometry_rms"], "[arcsec] rms of its residuals, one axis"),
         ("PIXSCALE", quality["pixel_scale"], "[arcsec] size of a pixel at the centre"),
     ]

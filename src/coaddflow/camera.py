@@ -256,6 +256,22 @@ class Camera(_CameraPart):
             raise ValueError("two detectors have the same id")
         return self
 
+    @model_validator(mode="after")
+    def _check_crosstalk(self) -> "Camera":
+        ends = {(one.id, amplifier.name) for one in self.detectors for amplifier in one.amplifiers}
+        for link in self.crosstalk:
+            for ccd, amplifier in (link.aggressor, link.victim):
+                if (ccd, amplifier) not in ends:
+                    raise ValueError(f"crosstalk: CCD {ccd} has no amplifier {amplifier!r}")
+            if link.aggressor[0] == link.victim[0]:
+                raise ValueError(
+                    f"crosstalk within CCD {link.victim[0]} belongs into the matrix of the detector"
+                )
+        pairs = [(link.aggressor, link.victim) for link in self.crosstalk]
+        if len(set(pairs)) != len(pairs):
+            raise ValueError("crosstalk: two coefficients for the same pair of amplifiers")
+        return self
+
     @property
     def degrees_per_mm(self) -> float:
         """Plate scale at the centre of the field."""
@@ -271,6 +287,16 @@ class Camera(_CameraPart):
             return self._by_id[ccd]
         except KeyError:
             raise InputError(f"camera {self.name!r} has no CCD {ccd}") from None
+
+    def crosstalk_into(self, ccd: int) -> tuple[Crosstalk, ...]:
+        """Return the links by which other CCDs shine into this one."""
+        return tuple(link for link in self.crosstalk if link.victim[0] == ccd and link.coefficient)
+
+    def crosstalk_aggressors(self, ccd: int) -> tuple[str, ...]:
+        """Return the amplifiers of this CCD that shine into other CCDs, in their order."""
+        shining = {link.aggressor for link in self.crosstalk if link.coefficient}
+        names = (amplifier.name for amplifier in self.detector(ccd).amplifiers)
+        return tuple(name for name in names if (ccd, name) in shining)
 
     def pixel_to_focal(
         self, detector: Detector, x: ArrayLike, y: ArrayLike

@@ -45,7 +45,7 @@ from coaddflow.image import (
 )
 from coaddflow.resample import covariance_factor
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.warp import Box, WarpReader, part_header, storable
+from coaddflow.warp import Box, WarpReader, common_box, part_header, storable
 
 if TYPE_CHECKING:
     from coaddflow.skymap import Tract
@@ -76,6 +76,8 @@ class CoaddInput:
         FWHM in arcsec; NaN if not known.
     zero_point, mjd, exposure_time : float
         Facts for the table of inputs; NaN if not known.
+    sky_offset : float, optional
+        What background matching subtracts at the middle of the patch, nJy per pixel.
     """
 
     exposure: str
@@ -86,6 +88,7 @@ class CoaddInput:
     zero_point: float = np.nan
     mjd: float = np.nan
     exposure_time: float = np.nan
+    sky_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Coadd:
         Number of values used.
     inputs : astropy.table.Table
         One row an exposure: exposure, ccds, mjd, exposure_time, seeing, zero_point, weight,
-        n_used and n_clipped (pixels).
+        n_used and n_clipped (pixels); with background matching sky_offset.
     """
 
     box: Box
@@ -166,7 +169,7 @@ def coadd_patch(
     covariance : float, optional
         `covariance_factor` of the warps; default that of lanczos3.
     threads : int
-        Blocks of rows are shared among so many threads.
+        Blocks of pixels are shared among so many threads.
 
     Returns
     -------
@@ -191,12 +194,12 @@ def coadd_patch(
     if covariance is None:
         covariance = covariance_factor("lanczos3")
 
-    def work(rows: tuple[int, int]) -> NDArray[np.int64]:
-        return _coadd_rows(inputs, coadd, rows, epochs, settings, covariance)
+    def work(block: Box) -> NDArray[np.int64]:
+        return _coadd_block(inputs, coadd, block, epochs, settings, covariance)
 
-    blocks = _make_blocks(inputs, box, epochs.halo, settings.memory_mb, threads)
+    blocks = _make_blocks(len(inputs), box, epochs.halo, settings.memory_mb, threads)
     if threads == 1:
-        counts = [work(rows) for rows in blocks]
+        counts = [work(block) for block in blocks]
     else:
         with ThreadPoolExecutor(threads) as pool:
             counts = list(pool.map(work, blocks))
@@ -238,59 +241,74 @@ def _inputs_table(inputs: Sequence[CoaddInput]) -> Table:
         )
     table["n_used"] = np.zeros(len(inputs), np.int64)
     table["n_clipped"] = np.zeros(len(inputs), np.int64)
+    if any(one.sky_offset is not None for one in inputs):
+        table["sky_offset"] = [one.sky_offset for one in inputs]
     return table
 
 
-def _make_blocks(
-    inputs: Sequence[CoaddInput], box: Box, halo: int, memory_mb: int, threads: int
-) -> list[tuple[int, int]]:
-    """Cut the rows of a patch into blocks that fit into memory, beginning at whole bins."""
-    per_row = (box[2] - box[0]) * len(inputs) * _BYTES_PER_PIXEL * threads
-    rows = int(np.clip(int(memory_mb * 1e6 / per_row) - 2 * halo, _MIN_ROWS, _MAX_ROWS))
-    rows -= rows % BIN
-    first = box[1] - box[1] % BIN
-    return [(max(start, box[1]), min(start + rows, box[3])) for start in range(first, box[3], rows)]
+def _make_blocks(n_inputs: int, box: Box, halo: int, memory_mb: int, threads: int) -> list[Box]:
+    """Cut a patch into blocks that fit into memory, beginning at whole bins.
+
+    Whole rows, as long as some of them fit; else squares, around which the halo is smallest.
+    """
+    pixels = memory_mb * 1e6 / (n_inputs * _BYTES_PER_PIXEL * threads)
+    columns = box[2] - box[0]
+    rows = min(int(pixels / columns) - 2 * halo, _MAX_ROWS)
+    if rows < _MIN_ROWS:
+        rows = max(int(pixels**0.5) - 2 * halo, _MIN_ROWS)
+        columns = min(columns, rows)
+    return [
+        (x0, y0, x1, y1)
+        for y0, y1 in _cut(box[1], box[3], rows)
+        for x0, x1 in _cut(box[0], box[2], columns)
+    ]
 
 
-def _coadd_rows(
+def _cut(begin: int, end: int, length: int) -> list[tuple[int, int]]:
+    """Cut a span into pieces that begin at whole bins; all of it is one if it is that short."""
+    if length >= end - begin:
+        return [(begin, end)]
+    length -= length % BIN
+    first = begin - begin % BIN
+    return [(max(i, begin), min(i + length, end)) for i in range(first, end, length)]
+
+
+def _coadd_block(
     inputs: Sequence[CoaddInput],
     coadd: Coadd,
-    rows: tuple[int, int],
+    block: Box,
     epochs: Epochs,
     settings: CoaddSettings,
     covariance: float,
 ) -> NDArray[np.int64]:
-    """Coadd the tract's rows from ``rows[0]`` to ``rows[1]``; return counts, shape (n, 2)."""
-    box = coadd.box
-    low = rows[0] - rows[0] % BIN - epochs.halo
-    high = -(-rows[1] // BIN) * BIN + epochs.halo
-    chosen = [
-        k
-        for k, one in enumerate(inputs)
-        if one.reader.box[1] < min(high, box[3])
-        and one.reader.box[3] > max(low, box[1])
-        and one.reader.box[0] < box[2]
-        and one.reader.box[2] > box[0]
-    ]
+    """Coadd a block of the tract's pixels; return counts, shape (n, 2)."""
+    box, halo = coadd.box, epochs.halo
+    region = (
+        max(block[0] - block[0] % BIN - halo, box[0]),
+        block[1] - block[1] % BIN - halo,
+        min(-(-block[2] // BIN) * BIN + halo, box[2]),
+        -(-block[3] // BIN) * BIN + halo,
+    )
+    chosen = [k for k, one in enumerate(inputs) if common_box(one.reader.box, region, box)]
     counts = np.zeros((len(inputs), 2), np.int64)
     if not chosen:
         return counts
     image, variance, mask, state = _read_stack(
-        [inputs[k].reader for k in chosen], (box[0], low, box[2], high), box, settings
+        [inputs[k].reader for k in chosen], region, box, settings
     )
     if settings.clip.enabled:
         some = epochs._replace(sharpness=epochs.sharpness[chosen], leeway=epochs.leeway[chosen])
-        x_offset = box[0] % BIN
+        x_offset = region[0] % BIN
         find_outliers(image, variance, state, some, settings.clip, covariance, x_offset)
-    out = slice(rows[0] - box[1], rows[1] - box[1])
     target = coadd.masked_image
     part_counts = np.zeros((len(chosen), 2), np.int64)
     _combine(
         (image, variance, mask, state),
         np.array([inputs[k].weight for k in chosen]),
         np.float32(settings.fill_error),
-        rows[0] - low,
-        (target.image[out], target.variance[out], target.mask[out], coadd.n_inputs[out]),
+        (region[0] - box[0], region[1] - box[1]),
+        (block[0] - box[0], block[1] - box[1], block[2] - box[0], block[3] - box[1]),
+        (target.image, target.variance, target.mask, coadd.n_inputs),
         part_counts,
     )
     counts[chosen] = part_counts
@@ -308,15 +326,12 @@ def _read_stack(
     bad = np.int32(planes_from_names(settings.bad_planes) | MaskPlane.NO_DATA)
     fill = np.int32(planes_from_names(settings.fill_planes))
     for k, reader in enumerate(readers):
-        left, right = max(reader.box[0], x0), min(reader.box[2], x1)
-        first = max(reader.box[1], y0, box[1])
-        last = min(reader.box[3], y1, box[3])
+        left, first, right, last = part = common_box(reader.box, region, box)
         rows, across = slice(first - y0, last - y0), slice(left - x0, right - x0)
-        part = reader.read_rows(first, last)
-        columns = slice(left - reader.box[0], right - reader.box[0])
-        image[k, rows, across] = part.image[:, columns]
-        variance[k, rows, across] = part.variance[:, columns]
-        mask[k, rows, across] = part.mask[:, columns]
+        pixels = reader.read_box(part)
+        image[k, rows, across] = pixels.image
+        variance[k, rows, across] = pixels.variance
+        mask[k, rows, across] = pixels.mask
         place = (rows.start, rows.stop, across.start, across.stop)
         _class_values(image[k], variance[k], mask[k], place, bad, fill, state[k])
     return image, variance, mask, state
@@ -355,13 +370,17 @@ def _sum_epochs(stack, weights, y, x, wanted):
 
 
 @numba.njit(cache=True, nogil=True)
-def _combine(stack, weights, fill_error, first_row, target, counts):
-    """Write the weighted means of a stack from a row on; count values used and clipped."""
+def _combine(stack, weights, fill_error, origin, block, target, counts):
+    """Write the weighted means of a stack into a block; count values used and clipped.
+
+    ``origin``: first column and row of the stack; all places are those on the target.
+    """
     state = stack[3]
     image, variance, mask, n_inputs = target
-    for y_out in range(image.shape[0]):
-        y = y_out + first_row
-        for x in range(image.shape[1]):
+    for y_out in range(block[1], block[3]):
+        y = y_out - origin[1]
+        for x_out in range(block[0], block[2]):
+            x = x_out - origin[0]
             wanted = USABLE
             n, total, value, noise, bits = _sum_epochs(stack, weights, y, x, wanted)
             if n == 0:
@@ -378,10 +397,10 @@ def _combine(stack, weights, fill_error, first_row, target, counts):
             noise /= total * total
             if wanted == FILLABLE:
                 noise += (fill_error * value) ** 2
-            image[y_out, x] = value
-            variance[y_out, x] = noise
-            mask[y_out, x] = bits
-            n_inputs[y_out, x] = n
+            image[y_out, x_out] = value
+            variance[y_out, x_out] = noise
+            mask[y_out, x_out] = bits
+            n_inputs[y_out, x_out] = n
 
 
 # Files

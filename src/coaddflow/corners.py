@@ -168,6 +168,7 @@ class CornerDatabase:
                 "there is no corner database", path=path, remedy="run the workflow that makes it"
             )
         _require_rtree()
+        self._zero_points: dict[str, float | None] = {}
         self._connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True
         )
@@ -221,6 +222,11 @@ class CornerDatabase:
         """Return the exposures, in order, with the checksums of their manifests."""
         rows = self._rows("SELECT exposure, manifest_sha256 FROM exposures ORDER BY exposure")
         return {row["exposure"]: row["manifest_sha256"] for row in rows}
+
+    def manifests(self) -> dict[str, str]:
+        """Return the manifests of the exposures, in order of their ids."""
+        rows = self._rows("SELECT exposure, manifest FROM exposures ORDER BY exposure")
+        return {row["exposure"]: row["manifest"] for row in rows}
 
     def ccds(self, exposure: str | None = None) -> list[CcdRow]:
         """Return all CCDs, or those of one exposure, failed ones too; by exposure and CCD."""
@@ -321,8 +327,7 @@ class CornerDatabase:
         """
         reference = None
         if settings.max_zero_point_loss is not None:
-            rows = self._rows("SELECT * FROM ccds WHERE band = ? AND state = 'done'", (band,))
-            reference = median_zero_point(map(_ccd_row, rows))
+            reference = self._median_zero_point(band)
         selection = Selection([], [])
         for overlap in self.query_patch(tract, patch, band):
             reasons = reasons_against(overlap.ccd, settings, reference)
@@ -331,6 +336,13 @@ class CornerDatabase:
             else:
                 selection.selected.append(overlap)
         return selection
+
+    def _median_zero_point(self, band: str) -> float | None:
+        """Return that of all CCDs of a band; the file does not change while it is open."""
+        if band not in self._zero_points:
+            rows = self._rows("SELECT * FROM ccds WHERE band = ? AND state = 'done'", (band,))
+            self._zero_points[band] = median_zero_point(map(_ccd_row, rows))
+        return self._zero_points[band]
 
     def _require_patch(self, tract: int, patch: str) -> None:
         if not self._rows("SELECT 1 FROM tracts WHERE tract = ?", (tract,)):

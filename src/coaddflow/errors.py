@@ -9,7 +9,15 @@ from pathlib import Path
 
 
 class CoaddflowError(Exception):
-    """Base class of all errors that coaddflow raises on purpose."""
+    """Base class of all errors that coaddflow raises on purpose.
+
+    Attributes
+    ----------
+    lasting : bool
+        Whether another attempt would fail in the same way.
+    """
+
+    lasting = True
 
 
 class InputError(CoaddflowError):

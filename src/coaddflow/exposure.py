@@ -9,9 +9,10 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from astropy.io import fits
@@ -31,13 +32,15 @@ from coaddflow.isr import detrend
 from coaddflow.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
 from coaddflow.provenance import provenance_header
 from coaddflow.raw import read_raw_ccd
-from coaddflow.refcat import load_refcat
+from coaddflow.refcat import ccd_cone, exposure_cone, load_refcat
 from coaddflow.settings import Settings
 from coaddflow.wcs import pixel_to_sky, predicted_wcs
 
 _LOG = logging.getLogger(__name__)
 
-_SECTIONS = (
+Result = TypeVar("Result")
+
+SECTIONS = (
     "detrend",
     "cosmics",
     "interpolation",
@@ -117,9 +120,9 @@ def make_calexp(
         If a setting, a calibration frame or the reference catalogue is not usable, or a product
         cannot be written.
     """
-    facts = _facts(exposure, ccd)
+    facts = facts_of(exposure, ccd)
     return _row_whatever_happens(
-        facts, files, lambda: _calexp_row(exposure, facts, files, camera, settings)
+        facts, files, lambda: calexp_row(exposure, facts, files, camera, settings)
     )
 
 
@@ -145,17 +148,41 @@ def make_calexp_from_image(image: ImageRow, files: CcdFiles, settings: Settings)
     InputError
         As `make_calexp`.
     """
-    facts = _facts(image, image.ccd)
-    return _row_whatever_happens(facts, files, lambda: _imported_row(image, files, settings))
+    facts = facts_of(image, image.ccd)
+    return _row_whatever_happens(facts, files, lambda: imported_image_row(image, files, settings))
 
 
 def _row_whatever_happens(
     facts: CcdFacts, files: CcdFiles, make_row: Callable[[], CcdRow]
 ) -> CcdRow:
     """Remove old products, make new ones and write the row, also that of a failure."""
-    _remove_products(files)
+    remove_products(files)
+    row = result_or_failed_row(facts, files, make_row)
+    write_row(files.row, row)
+    return row
+
+
+def result_or_failed_row(
+    facts: CcdFacts, files: CcdFiles, step: Callable[[], Result]
+) -> Result | CcdRow:
+    """Do a step of a CCD; if the CCD fails, remove its products and return the row that says why.
+
+    Parameters
+    ----------
+    facts : CcdFacts
+        The CCD.
+    files : CcdFiles
+        Its files.
+    step : callable
+        What to do.
+
+    Raises
+    ------
+    CoaddflowError, OSError, MemoryError
+        What is not the CCD's fault: a setting, a full disk, no memory.
+    """
     try:
-        row = make_row()
+        return step()
     except CcdFailure as failure:
         _LOG.warning("the CCD fails: %s", failure)
         row = failed_row(facts, failure.reason, failure.message)
@@ -166,13 +193,11 @@ def _row_whatever_happens(
         _LOG.exception("the CCD fails in a way that nobody foresaw")
         message = f"{files.raw}: {type(error).__name__}: {error}"
         row = failed_row(facts, "unexpected_error", message)
-    if row.state == "failed":
-        _remove_products(files)
-    write_row(files.row, row)
+    remove_products(files)
     return row
 
 
-def _imported_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
+def imported_image_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
     """Make the calexp of an image calibrated elsewhere and write it."""
     imported = import_image(image, settings)
     inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
@@ -205,16 +230,18 @@ def done_row(facts: CcdFacts, calexp: Calexp, path: str | Path) -> CcdRow:
     )
 
 
-def _facts(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
+def facts_of(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
+    """Return what the table says of a CCD before it is looked at."""
     return CcdFacts(row.exposure, ccd, row.band, row.mjd, row.exposure_time)
 
 
-def _remove_products(files: CcdFiles) -> None:
+def remove_products(files: CcdFiles) -> None:
+    """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
     for path in (files.manifest, files.row, files.calexp, files.sources):
         Path(path).unlink(missing_ok=True)
 
 
-def _calexp_row(
+def calexp_row(
     exposure: ExposureRow, facts: CcdFacts, files: CcdFiles, camera: Camera, settings: Settings
 ) -> CcdRow:
     """Make the calexp of a CCD and write it."""
@@ -223,12 +250,35 @@ def _calexp_row(
     refcat = reference_stars(exposure, camera, detector, settings)
     initial_wcs = predicted_wcs(camera, detector, exposure.ra, exposure.dec, exposure.rotation)
     calexp = process_ccd(image, facts, initial_wcs, refcat, settings)
+    return write_products(calexp, cards, files, settings)
+
+
+def write_products(
+    calexp: Calexp,
+    cards: fits.Header,
+    files: CcdFiles,
+    settings: Settings,
+    sections: Sequence[str] = SECTIONS,
+) -> CcdRow:
+    """Write a calexp and its sources; return the row.
+
+    Parameters
+    ----------
+    calexp : Calexp
+        The calibrated CCD.
+    cards : astropy.io.fits.Header
+        What its detrending did.
+    files : CcdFiles
+        Where to, and what it was made from.
+    settings : Settings
+        ``sections`` and products.
+    sections : sequence of str
+        Sections of the settings that it was made with.
+    """
     calexp.header.update(cards)
-    provenance = provenance_header(
-        settings.section(*_SECTIONS), [files.raw, *files.calibs.values()]
-    )
+    provenance = provenance_header(settings.section(*sections), [files.raw, *files.calibs.values()])
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
-    return done_row(facts, calexp, files.calexp)
+    return done_row(calexp.facts, calexp, files.calexp)
 
 
 def detrended_image(
@@ -246,26 +296,50 @@ def detrended_image(
     raw = read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw)
     _LOG.info("detrend %s", files.raw)
     result = detrend(raw, read_calibs(files.calibs), exposure_time, settings.detrend)
-    image = result.masked_image
+    clean(result.masked_image, settings)
+    return result.masked_image, result.header
+
+
+def clean(image: MaskedImage, settings: Settings) -> None:
+    """Mask cosmic rays in a detrended CCD, and fill them and its defects; in place.
+
+    Parameters
+    ----------
+    image : MaskedImage
+        Electrons.
+    settings : Settings
+        Sections cosmics and interpolation.
+    """
     _LOG.info("find cosmic rays")
     cosmic = find_cosmic_rays(image, settings.cosmics)
     image.mask[cosmic] |= np.int32(MaskPlane.CR)
     fill = settings.interpolation
     n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
     _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic.sum(), n_filled)
-    return image, result.header
 
 
 def reference_stars(
     exposure: ExposureRow, camera: Camera, detector: Detector, settings: Settings
 ) -> Table:
     """Return the reference stars that may be on a CCD, whatever its pointing error."""
-    nx, ny = detector.size
-    ra, dec = camera.pixel_to_sky(
-        detector, (nx - 1) / 2, (ny - 1) / 2, exposure.ra, exposure.dec, exposure.rotation
-    )
-    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
-    radius += settings.astrometry.max_pointing_error / 60.0
-    return load_refcat(
-        settings.refcat, float(ra), float(dec), float(radius), exposure.band, exposure.mjd
-    )
+    cone = ccd_cone(camera, detector, *_pointing(exposure, settings))
+    return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
+
+
+def reference_stars_of_exposure(
+    exposure: ExposureRow, camera: Camera, ccds: Iterable[int], settings: Settings
+) -> Table:
+    """Return the reference stars that may be on any of these CCDs.
+
+    Those of one CCD among them are `refcat.stars_in_cone` of its `refcat.ccd_cone`: the same rows
+    in the same order as `reference_stars` reads for it.
+    """
+    detectors = [camera.detector(ccd) for ccd in ccds]
+    cone = exposure_cone(camera, detectors, *_pointing(exposure, settings))
+    return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
+
+
+def _pointing(exposure: ExposureRow, settings: Settings) -> tuple[float, float, float, float]:
+    """Return RA, Dec, rotation and the largest error of the pointing, degrees."""
+    margin = settings.astrometry.max_pointing_error / 60.0
+    return exposure.ra, exposure.dec, exposure.rotation, margin

@@ -13,14 +13,14 @@ from coaddflow.camera import Camera
 from coaddflow.coverage import check_footprint_within_prediction
 from coaddflow.errors import InputError
 from coaddflow.exposures import ExposureRow
-from coaddflow.manifest import CcdRow, read_row, write_manifest
+from coaddflow.manifest import CcdRow, write_manifest
 
 _LOG = logging.getLogger(__name__)
 
 
 def make_manifest(
     manifest: str | Path,
-    rows: Sequence[str | Path],
+    rows: Sequence[CcdRow],
     max_failed_fraction: float,
     exposure: ExposureRow | None = None,
     camera: Camera | None = None,
@@ -33,7 +33,7 @@ def make_manifest(
     manifest : str or Path
         ``.../{exposure}.ecsv``. If the exposure fails, the rows go to ``{exposure}.failed.ecsv``
         beside it, and there is no manifest.
-    rows : sequence of str or Path
+    rows : sequence of CcdRow
         The rows of its CCDs.
     max_failed_fraction : float
         The exposure fails if more of its CCDs than this have failed.
@@ -50,7 +50,7 @@ def make_manifest(
     manifest = Path(manifest)
     failed_manifest = manifest.with_suffix(".failed.ecsv")
     manifest.unlink(missing_ok=True)
-    found = sorted((read_row(row) for row in rows), key=lambda row: row.ccd)
+    found = sorted(rows, key=lambda row: row.ccd)
     try:
         _check_failures(found, max_failed_fraction, failed_manifest)
         for row in found:

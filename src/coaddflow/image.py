@@ -45,7 +45,7 @@ class MaskPlane(enum.IntFlag):
     INTRP = 1 << 7
     "Value interpolated from the neighbours."
     CROSSTALK = 1 << 8
-    "A correction for crosstalk larger than the noise was made here."
+    "A correction for crosstalk larger than the noise, or not known well, was made here."
     CLIPPED = 1 << 9
     "On a coadd: at least one input was rejected as an outlier here."
     STREAK = 1 << 10
@@ -264,7 +264,12 @@ def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
         If the file is missing, damaged, or has not these extensions.
     """
     try:
-        with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+        # given a name, astropy opens the file twice
+        with (
+            warnings.catch_warnings(),
+            Path(path).open("rb") as stream,
+            fits.open(stream, memmap=False) as hdus,
+        ):
             warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
             header = hdus["IMAGE"].header
             planes = [hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK")]

@@ -7,6 +7,10 @@ pixels that are read at the same moment), linearity needs counts above the bias,
 noise is computed from electrons before the dark current is subtracted, since its electrons
 fluctuate as well [3]_.
 
+`detrend` does all for one CCD. Where a job holds the whole exposure it is done in two parts, so
+that CCDs can take account of what shines into them from others, with no second look at the raw
+file: `begin_detrend`, then `BegunCcd.signals` of all CCDs are exchanged, then `finish_detrend`.
+
 References
 ----------
 .. [1] Bernstein et al. 2017, PASP 129, 114502 (detrending of DECam), section 2.
@@ -14,7 +18,8 @@ References
 .. [3] Howell 2006, "Handbook of CCD Astronomy", 2nd edition, chapters 3 and 4.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,11 +27,14 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from coaddflow.camera import Amplifier, Detector
+from coaddflow.crosstalk import Aggressor, AmplifierSignal, VictimNoise, subtract_ghosts
 from coaddflow.errors import InputError
 from coaddflow.image import MaskedImage, MaskPlane
 from coaddflow.overscan import overscan_level
 from coaddflow.raw import RawCcd
 from coaddflow.settings.detrend import DetrendSettings
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,105 +104,79 @@ class DetrendResult:
     header: fits.Header
 
 
-def detrend(
-    raw: RawCcd,
-    calibs: CcdCalibs,
-    exposure_time: float,
-    settings: DetrendSettings,
-    last_step: str = "edge",
-) -> DetrendResult:
-    """Detrend one CCD.
+@dataclass(repr=False, eq=False)
+class BegunCcd:
+    """A CCD between two steps of detrending.
 
-    Parameters
+    A job may hold many that wait for the signals of others, so nothing is kept that is not needed
+    any more, and nothing is made before it is needed: until assembly 8 bytes a pixel.
+
+    Attributes
     ----------
-    raw : RawCcd
-        The raw pixels (see `raw.read_raw_ccd`).
-    calibs : CcdCalibs
-        Calibration frames.
-    exposure_time : float
-        Exposure time, s; for the dark.
+    detector : Detector
+        The CCD, with the gains of its header.
     settings : DetrendSettings
         Which steps are made, and how.
-    last_step : str
-        Name of the last of `STEPS` to be made, for the making of calibration frames. The image
-        is in counts up to "linearity", in electrons afterwards.
-
-    Returns
-    -------
-    DetrendResult
-        Image and variance of float32, mask of int32, shape ``raw.detector.shape``. Pixels that
-        were not measured are NaN with infinite variance, and NO_DATA.
-
-    Raises
-    ------
-    InputError
-        If a calibration frame has another shape than the CCD, or the overscan does not suit
-        the chosen method.
+    arrays : tuple of ndarray
+        Those of the raw file; empty when the overscan has been subtracted.
+    amplifiers : list of ndarray of float32
+        Light-sensitive pixels of each amplifier in the order of the file, counts; empty after
+        assembly.
+    mask : ndarray of int32, shape (ny, nx)
+        Of the assembled CCD.
+    image, variance : ndarray of float32, shape (ny, nx)
+        Likewise; not there before assembly.
+    calibs, exposure_time, aggressors
+        See `finish_detrend`.
+    header : astropy.io.fits.Header
+        What was done so far.
+    overscan_level, overscan_noise, overscan_error : dict of str to float
+        By amplifier: mean level, scatter of the pixels, error of the level of a row; counts.
+    saturated : dict of str to ndarray of int
+        By amplifier: positions of saturated pixels in the flattened amplifier, in the order of
+        readout.
     """
-    names = [name for name, _ in STEPS]
-    if last_step not in names:
-        raise ValueError(f"no step {last_step!r}, only {names}")
-    work = _Work.begin(raw, calibs, exposure_time, settings)
-    for name, step in STEPS[: names.index(last_step) + 1]:
-        done = step(work)
-        if done:
-            work.header[_KEYWORDS[name]] = (done[:60], f"coaddflow step: {name}")
-    facts = tuple(work.facts())
-    for number, fact in enumerate(facts, start=1):
-        work.header[f"CFAMP{number}"] = (fact.name, "amplifier")
-        work.header[f"CFGAIN{number}"] = (fact.gain, "[electron/adu] gain")
-        work.header[f"CFRDN{number}"] = (fact.read_noise, "[electron] read noise")
-        if np.isfinite(fact.overscan_level):
-            work.header[f"CFOVL{number}"] = (round(fact.overscan_level, 3), "[adu] overscan level")
-            work.header[f"CFOVN{number}"] = (
-                round(fact.overscan_noise, 3),
-                "[electron] noise of the overscan",
-            )
-    return DetrendResult(MaskedImage(work.image, work.variance, work.mask), facts, work.header)
 
-
-@dataclass
-class _Work:
-    """The state between two steps: amplifiers in the order of readout, then the whole CCD."""
-
-    raw: RawCcd
-    calibs: CcdCalibs
-    exposure_time: float
+    detector: Detector
     settings: DetrendSettings
+    arrays: tuple[NDArray, ...]
     amplifiers: list[NDArray[np.float32]]
-    image: NDArray[np.float32]
-    variance: NDArray[np.float32]
     mask: NDArray[np.int32]
+    image: NDArray[np.float32] = field(init=False)
+    variance: NDArray[np.float32] = field(init=False)
+    calibs: CcdCalibs = CcdCalibs()
+    exposure_time: float = 0.0
+    aggressors: Sequence[Aggressor] = ()
     header: fits.Header = field(default_factory=fits.Header)
     overscan_level: dict[str, float] = field(default_factory=dict)
     overscan_noise: dict[str, float] = field(default_factory=dict)
-    n_saturated: dict[str, int] = field(default_factory=dict)
+    overscan_error: dict[str, float] = field(default_factory=dict)
+    saturated: dict[str, NDArray[np.intp]] = field(default_factory=dict)
 
-    @classmethod
-    def begin(
-        cls, raw: RawCcd, calibs: CcdCalibs, exposure_time: float, settings: DetrendSettings
-    ) -> "_Work":
-        shape = raw.detector.shape
-        amplifiers = [
-            _cut(array, amplifier.data).astype(np.float32)
-            for array, amplifier in zip(raw.arrays, raw.detector.amplifiers, strict=True)
-        ]
-        return cls(
-            raw,
-            calibs,
-            exposure_time,
-            settings,
-            amplifiers,
-            np.full(shape, np.nan, np.float32),
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.int32),
-        )
+    def signals(self, names: Collection[str] | None = None) -> dict[str, AmplifierSignal]:
+        """Return what amplifiers measured, for what they shine into.
 
-    @property
-    def detector(self) -> Detector:
-        return self.raw.detector
+        Parameters
+        ----------
+        names : collection of str, optional
+            Amplifiers (see `Camera.crosstalk_aggressors`); default: all.
 
-    def facts(self):
+        Returns
+        -------
+        dict of str to AmplifierSignal
+            Copies: they stay as they are when the CCD goes on.
+        """
+        found = {}
+        for amplifier, counts in zip(self.detector.amplifiers, self.amplifiers, strict=True):
+            if names is None or amplifier.name in names:
+                in_order = np.ascontiguousarray(_in_read_order(amplifier, counts))
+                found[amplifier.name] = AmplifierSignal(
+                    np.nan_to_num(in_order, nan=0.0), self.saturated[amplifier.name]
+                )
+        return found
+
+    def facts(self) -> Iterator[AmplifierFacts]:
+        """Yield what was found out about each amplifier."""
         for amplifier in self.detector.amplifiers:
             noise = self.overscan_noise.get(amplifier.name, np.nan)
             yield AmplifierFacts(
@@ -203,79 +185,224 @@ class _Work:
                 noise * amplifier.gain,
                 amplifier.gain,
                 amplifier.read_noise,
-                self.n_saturated.get(amplifier.name, 0),
+                len(self.saturated[amplifier.name]),
             )
 
+    def make_steps(self, names: Sequence[str]) -> None:
+        """Make some of the `STEPS`, and tell of them in the header."""
+        for name, step in STEPS:
+            if name in names:
+                done = step(self)
+                if done:
+                    self.header[_KEYWORDS[name]] = (done[:60], f"coaddflow step: {name}")
 
-def _mask_saturation(work: _Work) -> str:
+
+def detrend(
+    raw: RawCcd,
+    calibs: CcdCalibs,
+    exposure_time: float,
+    settings: DetrendSettings,
+    last_step: str = "edge",
+) -> DetrendResult:
+    """Detrend one CCD by itself: `begin_detrend` and `finish_detrend`.
+
+    Parameters
+    ----------
+    raw : RawCcd
+        The raw pixels (see `raw.read_raw_ccd`).
+    calibs, exposure_time, last_step
+        See `finish_detrend`.
+    settings : DetrendSettings
+        Which steps are made, and how.
+
+    Returns
+    -------
+    DetrendResult
+        See `finish_detrend`.
+
+    Raises
+    ------
+    InputError
+        If a calibration frame has another shape than the CCD, or the overscan does not suit
+        the chosen method.
+    """
+    begun = begin_detrend(raw, settings)
+    return finish_detrend(begun, calibs, exposure_time, last_step=last_step)
+
+
+def begin_detrend(raw: RawCcd, settings: DetrendSettings) -> BegunCcd:
+    """Make the steps of detrending that come before crosstalk.
+
+    Parameters
+    ----------
+    raw : RawCcd
+        The raw pixels (see `raw.read_raw_ccd`).
+    settings : DetrendSettings
+        Which steps are made, and how; also those of the second part.
+
+    Raises
+    ------
+    InputError
+        If the overscan does not suit the chosen method.
+    """
+    amplifiers = [
+        _cut(array, amplifier.data).astype(np.float32)
+        for array, amplifier in zip(raw.arrays, raw.detector.amplifiers, strict=True)
+    ]
+    mask = np.zeros(raw.detector.shape, np.int32)
+    begun = BegunCcd(raw.detector, settings, raw.arrays, amplifiers, mask)
+    begun.make_steps(_FIRST_PART)
+    begun.arrays = ()
+    return begun
+
+
+def finish_detrend(
+    begun: BegunCcd,
+    calibs: CcdCalibs,
+    exposure_time: float,
+    aggressors: Sequence[Aggressor] = (),
+    last_step: str = "edge",
+) -> DetrendResult:
+    """Make the steps of detrending from crosstalk on.
+
+    Parameters
+    ----------
+    begun : BegunCcd
+        From `begin_detrend`. It is used up: its arrays are changed.
+    calibs : CcdCalibs
+        Calibration frames.
+    exposure_time : float
+        Exposure time, s; for the dark.
+    aggressors : sequence of Aggressor
+        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those without a signal
+        are left out; a warning and the card CFXTKMIS tell of them.
+    last_step : str
+        Name of the last of `STEPS` to be made, from "assembly" on, for the making of calibration
+        frames. The image is in counts up to "linearity", in electrons afterwards.
+
+    Returns
+    -------
+    DetrendResult
+        Image and variance of float32, mask of int32, shape ``begun.detector.shape``. Pixels that
+        were not measured are NaN with infinite variance, and NO_DATA.
+
+    Raises
+    ------
+    InputError
+        If a calibration frame has another shape than the CCD.
+    """
+    second_part = [name for name, _ in STEPS if name not in _FIRST_PART]
+    if last_step not in second_part[1:]:
+        raise ValueError(f"no step {last_step!r}, only {second_part[1:]}")
+    begun.calibs, begun.exposure_time, begun.aggressors = calibs, exposure_time, aggressors
+    begun.make_steps(second_part[: second_part.index(last_step) + 1])
+    facts, header = tuple(begun.facts()), begun.header
+    for number, fact in enumerate(facts, start=1):
+        header[f"CFAMP{number}"] = (fact.name, "amplifier")
+        header[f"CFGAIN{number}"] = (fact.gain, "[electron/adu] gain")
+        header[f"CFRDN{number}"] = (fact.read_noise, "[electron] read noise")
+        if np.isfinite(fact.overscan_level):
+            header[f"CFOVL{number}"] = (round(fact.overscan_level, 3), "[adu] overscan level")
+            header[f"CFOVN{number}"] = (
+                round(fact.overscan_noise, 3),
+                "[electron] noise of the overscan",
+            )
+    return DetrendResult(MaskedImage(begun.image, begun.variance, begun.mask), facts, header)
+
+
+def _mask_saturation(work: BegunCcd) -> str:
     """Flag saturated pixels, what they bleed into, and what is close to saturation."""
     settings = work.settings
-    if not settings.saturation:
-        return ""
-    saturated = np.zeros(work.image.shape, bool)
+    saturated = np.zeros(work.mask.shape, bool)
     for amplifier, counts in zip(work.detector.amplifiers, work.amplifiers, strict=True):
+        work.saturated[amplifier.name] = np.empty(0, np.intp)
+        if not settings.saturation:
+            continue
         above = counts >= amplifier.saturation
-        work.n_saturated[amplifier.name] = int(np.count_nonzero(above))
+        work.saturated[amplifier.name] = np.flatnonzero(_in_read_order(amplifier, above))
         _cut(saturated, amplifier.target)[:] = _turn(amplifier, above)
         suspect = counts >= settings.suspect_fraction * amplifier.saturation
         _cut(work.mask, amplifier.target)[_turn(amplifier, suspect)] |= MaskPlane.SUSPECT
+    if not settings.saturation:
+        return ""
     y, x = grow_bleeding(saturated, settings.bleed_length, settings.bleed_growth)
     y, x = grow(y, x, settings.saturation_growth, saturated.shape)
     work.mask[y, x] |= MaskPlane.SAT
-    return f"{sum(work.n_saturated.values())} saturated pixels"
+    return f"{sum(map(len, work.saturated.values()))} saturated pixels"
 
 
-def _subtract_overscan(work: _Work) -> str:
+def _subtract_overscan(work: BegunCcd) -> str:
     """Subtract the bias level that the overscan shows, or the pedestal where there is none."""
-    settings, used = work.settings, 0
+    settings = work.settings
     for i, amplifier in enumerate(work.detector.amplifiers):
         if amplifier.overscan is None or settings.overscan == "none":
             work.amplifiers[i] -= np.float32(settings.pedestal)
             continue
-        level, noise, error = overscan_level(work.raw.arrays[i], amplifier, settings)
+        level, noise, error = overscan_level(work.arrays[i], amplifier, settings)
         work.amplifiers[i] -= level[:, None]
         work.overscan_level[amplifier.name] = float(level.mean())
         work.overscan_noise[amplifier.name] = noise
-        _cut(work.variance, amplifier.target)[:] = error**2
-        used += 1
-    if used:
+        work.overscan_error[amplifier.name] = error
+    if work.overscan_level:
         return settings.overscan
     return f"pedestal of {settings.pedestal:g} adu" if settings.pedestal else ""
 
 
-def _correct_crosstalk(work: _Work) -> str:
-    """Subtract what the other amplifiers of the CCD shine into each amplifier.
-
-    Pixels that are read at the same moment belong together, so all amplifiers are brought into
-    the order of their readout. Ghosts of ghosts are of second order.
-    """
-    matrix = work.detector.crosstalk
-    if not work.settings.crosstalk or matrix is None:
+def _correct_crosstalk(work: BegunCcd) -> str:
+    """Subtract what other amplifiers, of this CCD and of others, shine into each amplifier."""
+    amplifiers = work.detector.amplifiers
+    sources: dict[str, list[tuple[float, int | AmplifierSignal]]] = {
+        amplifier.name: [] for amplifier in amplifiers
+    }
+    matrix = work.detector.crosstalk if work.settings.crosstalk else None
+    for victim, row in enumerate(matrix or ()):
+        links = [(one, i) for i, one in enumerate(row) if i != victim and one != 0.0]
+        sources[amplifiers[victim].name].extend(links)
+    for one in work.aggressors:
+        if one.signal is not None:
+            sources[one.victim].append((one.coefficient, one.signal))
+    _note_aggressors(work)
+    if not any(sources.values()):
         return ""
-    signals = [
-        _in_read_order(amplifier, np.nan_to_num(counts, nan=0.0))
-        for amplifier, counts in zip(work.detector.amplifiers, work.amplifiers, strict=True)
-    ]
-    for victim, amplifier in enumerate(work.detector.amplifiers):
-        ghost = np.zeros_like(signals[victim])
-        for aggressor, coefficient in enumerate(matrix[victim]):
-            if aggressor == victim or coefficient == 0.0:
-                continue
-            ny, nx = np.minimum(ghost.shape, signals[aggressor].shape)
-            ghost[:ny, :nx] += np.float32(coefficient) * signals[aggressor][:ny, :nx]
-        ghost = _in_read_order(amplifier, ghost)
-        work.amplifiers[victim] -= ghost
-        photons = np.maximum(work.amplifiers[victim], 0.0) / amplifier.gain
-        noise = np.sqrt(photons + (amplifier.read_noise / amplifier.gain) ** 2)
-        strong = _turn(amplifier, np.abs(ghost) > noise)
-        _cut(work.mask, amplifier.target)[strong] |= MaskPlane.CROSSTALK
-    return f"{len(matrix)} amplifiers"
+    strong = subtract_ghosts(
+        [_in_read_order(*pair) for pair in zip(amplifiers, work.amplifiers, strict=True)],
+        [sources[amplifier.name] for amplifier in amplifiers],
+        [VictimNoise(amplifier.gain, amplifier.read_noise) for amplifier in amplifiers],
+        [work.saturated[amplifier.name] for amplifier in amplifiers],
+        work.settings.saturated_ghosts,
+    )
+    for amplifier, flagged in zip(amplifiers, strong, strict=True):
+        in_file = _in_read_order(amplifier, flagged)
+        _cut(work.mask, amplifier.target)[_turn(amplifier, in_file)] |= MaskPlane.CROSSTALK
+    return f"{len(amplifiers)} amplifiers"
 
 
-def _assemble(work: _Work) -> str:
+def _note_aggressors(work: BegunCcd) -> None:
+    """Tell in the header which amplifiers of other CCDs were known, and which were not."""
+    if not work.aggressors:
+        return
+    there = {one.source for one in work.aggressors if one.signal is not None}
+    missing = {one.source for one in work.aggressors if one.signal is None}
+    work.header["CFXTKCCD"] = (len(there), "amplifiers of other CCDs as aggressors")
+    if missing:
+        names = ", ".join(f"{ccd} {name}" for ccd, name in sorted(missing))
+        work.header["CFXTKMIS"] = (names[:60], "CCD, amplifier: aggressors not known")
+        _LOG.warning(
+            "crosstalk into CCD %d is not corrected for amplifiers that could not be read "
+            "(CCD, amplifier): %s",
+            work.detector.id,
+            names,
+        )
+
+
+def _assemble(work: BegunCcd) -> str:
     """Put the light-sensitive pixels of all amplifiers where they stand on the CCD."""
+    shape = work.detector.shape
+    work.image, work.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
     for amplifier, counts in zip(work.detector.amplifiers, work.amplifiers, strict=True):
         _cut(work.image, amplifier.target)[:] = _turn(amplifier, counts)
+        error = work.overscan_error.get(amplifier.name, 0.0)
+        _cut(work.variance, amplifier.target)[:] = error**2
     work.amplifiers = []
     missing = ~np.isfinite(work.image)
     work.image[missing] = np.nan
@@ -284,7 +411,7 @@ def _assemble(work: _Work) -> str:
     return f"{len(work.detector.amplifiers)} amplifiers"
 
 
-def _subtract_bias(work: _Work) -> str:
+def _subtract_bias(work: BegunCcd) -> str:
     """Subtract the master bias (counts)."""
     bias = work.calibs.bias
     if not work.settings.bias or bias is None:
@@ -295,7 +422,7 @@ def _subtract_bias(work: _Work) -> str:
     return "subtracted"
 
 
-def _linearise(work: _Work) -> str:
+def _linearise(work: BegunCcd) -> str:
     """Apply the polynomial of each amplifier: true = z + c2 z^2 + c3 z^3 + ..."""
     if not work.settings.linearity:
         return ""
@@ -312,7 +439,7 @@ def _linearise(work: _Work) -> str:
     return f"polynomials of order {max(orders)}" if orders else ""
 
 
-def _apply_gain(work: _Work) -> str:
+def _apply_gain(work: BegunCcd) -> str:
     """Turn counts into electrons, and begin the variance: photons and read noise [3]_."""
     for amplifier in work.detector.amplifiers:
         pixels = _cut(work.image, amplifier.target)
@@ -324,7 +451,7 @@ def _apply_gain(work: _Work) -> str:
     return "electrons"
 
 
-def _subtract_dark(work: _Work) -> str:
+def _subtract_dark(work: BegunCcd) -> str:
     """Subtract the dark current, scaled by the exposure time."""
     dark = work.calibs.dark
     if not work.settings.dark or dark is None:
@@ -341,7 +468,7 @@ def _subtract_dark(work: _Work) -> str:
     return f"scaled by {work.exposure_time:g} s{fitted}"
 
 
-def _divide_flat(work: _Work) -> str:
+def _divide_flat(work: BegunCcd) -> str:
     """Divide by the flat; its own variance is added to that of the pixels."""
     flat = work.calibs.flat
     if not work.settings.flat or flat is None:
@@ -358,7 +485,7 @@ def _divide_flat(work: _Work) -> str:
     return "divided"
 
 
-def _mask_defects(work: _Work) -> str:
+def _mask_defects(work: BegunCcd) -> str:
     """Flag the defects that camera file and defects frame name."""
     if not work.settings.defects:
         return ""
@@ -369,7 +496,7 @@ def _mask_defects(work: _Work) -> str:
     return f"{np.count_nonzero(work.mask & MaskPlane.BAD)} bad pixels"
 
 
-def _mask_edge(work: _Work) -> str:
+def _mask_edge(work: BegunCcd) -> str:
     """Flag the border of the CCD."""
     width = work.settings.edge
     if width == 0:
@@ -379,7 +506,7 @@ def _mask_edge(work: _Work) -> str:
     return f"{width} pixels"
 
 
-STEPS: tuple[tuple[str, Callable[[_Work], str]], ...] = (
+STEPS: tuple[tuple[str, Callable[[BegunCcd], str]], ...] = (
     ("saturation", _mask_saturation),
     ("overscan", _subtract_overscan),
     ("crosstalk", _correct_crosstalk),
@@ -393,6 +520,9 @@ STEPS: tuple[tuple[str, Callable[[_Work], str]], ...] = (
     ("edge", _mask_edge),
 )
 """The steps in their order: each changes the state, and returns what it did in a few words."""
+
+_FIRST_PART = ("saturation", "overscan")
+"""What a CCD can do before it knows what other CCDs shine into it."""
 
 _KEYWORDS = {
     "saturation": "CFSAT",
@@ -496,7 +626,7 @@ def fit_dark_scale(
     return factor
 
 
-def _take_over_defects(work: _Work, calib: MaskedImage, kind: str) -> None:
+def _take_over_defects(work: BegunCcd, calib: MaskedImage, kind: str) -> None:
     """Flag as BAD what a calibration frame knows to be bad or does not know at all."""
     if calib.shape != work.image.shape:
         raise InputError(

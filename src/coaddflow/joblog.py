@@ -121,7 +121,7 @@ def _is_for_good(error: BaseException | None) -> bool:
     if not isinstance(error, CoaddflowError):
         return False
     while error is not None:
-        if isinstance(error, OSError | MemoryError):
+        if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):
             return False
         error = error.__cause__
     return True
@@ -136,11 +136,15 @@ def _cluster_job(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _cost() -> str:
-    """Return CPU time and peak memory of this process in words."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    """Return CPU time and peak memory in words: of this process and of workers that have ended."""
+    own, workers = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
     # Linux counts KiB, macOS bytes
-    peak = usage.ru_maxrss / (1 if sys.platform == "darwin" else 1 / 1024) / 1e6
-    return f"{usage.ru_utime + usage.ru_stime:.1f} s CPU, {peak:.0f} MB"
+    unit = (1 if sys.platform == "darwin" else 1024) / 1e6
+    peak = f"{own.ru_maxrss * unit:.0f} MB"
+    if workers.ru_maxrss:
+        peak += f", of a worker {workers.ru_maxrss * unit:.0f} MB"
+    return f"{cpu:.1f} s CPU, {peak}"
 
 
 def _last_line(handler: logging.FileHandler, line: str) -> None:

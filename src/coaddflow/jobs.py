@@ -40,6 +40,7 @@ EXPLANATIONS: dict[Outcome, str] = {
 """What became of a job, and what to do about it. ``{rule}`` is the rule that needs most."""
 
 _HEAVIEST = (
+    (r"^exposure_.*_calibrated_exposure(_|$)", "calibrated_exposure"),
     (r"^exposure_.*_exposure(_|$)", "exposure"),
     (r"^exposure_.*_calibrated(_|$)", "calibrated"),
     (r"^exposure_", "calexp"),

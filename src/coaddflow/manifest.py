@@ -45,7 +45,7 @@ class CcdRow(BaseModel):
     footprint_dec: list[float] = Field(default_factory=list, description="Likewise; degrees.")
     n_sources: int | None = Field(None, description="Detected sources.")
     n_psf_stars: int | None = Field(None, description="Stars of the PSF model.")
-    n_matched: int | None = Field(None, description="Stars of the astrometric fit.")
+    n_matched: int | None = Field(None, description="Stars of this CCD in the astrometric fit.")
     astrometry_rms: float | None = Field(None, description="Residual of the fit, arcsec (1-d).")
     pointing_offset: float | None = Field(
         None, description="Distance of the fitted centre from the predicted one, arcsec."

@@ -107,6 +107,12 @@ def failed_fraction(manifest: str | Path) -> float:
     return states.count("failed") / len(states) if states else 0.0
 
 
+def has_failed_with(manifest: str | Path, reason: str) -> bool:
+    """Return whether a CCD of an exposure failed for a reason, or there is no manifest."""
+    states = _states(manifest)
+    return not states or any(found == reason for _, found in states)
+
+
 def _states(manifest: str | Path) -> list[tuple[str, str]]:
     """Return state and reason of each CCD in a manifest."""
     try:

@@ -10,6 +10,7 @@ References
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import sep
@@ -66,6 +67,30 @@ class ZeroPoint:
     scatter: float
     n_stars: int
     used: NDArray[np.bool_]
+
+
+class MatchedStars(NamedTuple):
+    """Stars of a CCD that stand in the reference catalogue.
+
+    Attributes
+    ----------
+    source_index : ndarray of int, shape (n,)
+        Rows of the sources.
+    x, y : ndarray of float64, shape (n,)
+        Positions, pixels, 0-based.
+    flux, flux_error : ndarray of float64, shape (n,)
+        Total fluxes, electrons.
+    magnitude, magnitude_error : ndarray of float64, shape (n,)
+        Catalogue magnitudes; NaN where there is none, or where the star is not whole.
+    """
+
+    source_index: NDArray[np.intp]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    flux_error: NDArray[np.float64]
+    magnitude: NDArray[np.float64]
+    magnitude_error: NDArray[np.float64]
 
 
 def aperture_fluxes(
@@ -267,20 +292,15 @@ def zero_point(
         ``no_photometric_match`` if fewer than ``settings.min_zero_point_stars`` stars have a
         flux and a magnitude.
     """
-    flux, flux_error, magnitude, magnitude_error = (
-        np.asarray(a, dtype=float) for a in (flux, flux_error, magnitude, magnitude_error)
+    known, offset, variance = magnitude_offsets(
+        flux, flux_error, magnitude, magnitude_error, settings.error_floor
     )
-    known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (flux_error > 0)
     if np.count_nonzero(known) < settings.min_zero_point_stars:
         raise CcdFailure(
             "no_photometric_match",
             f"{np.count_nonzero(known)} stars have a flux and a reference magnitude, "
             f"{settings.min_zero_point_stars} are needed",
         )
-    offset = np.where(known, magnitude, 0.0) + 2.5 * np.log10(np.where(known, flux, 1.0))
-    relative = np.where(known, flux_error, 0.0) / np.where(known, flux, 1.0)
-    reference = np.where(np.isfinite(magnitude_error), magnitude_error, 0.0)
-    variance = (2.5 / np.log(10.0) * relative) ** 2 + reference**2 + settings.error_floor**2
     used = known
     for _ in range(20):
         deviation = np.abs(offset - np.median(offset[used])) / np.sqrt(variance)
@@ -297,6 +317,42 @@ def zero_point(
     error = float(np.sqrt(max(1.0, chi2) / weight.sum()))
     scatter = float(np.sqrt(residual2.sum() / max(n - 1, 1)))
     return ZeroPoint(value, error, scatter, n, used)
+
+
+def magnitude_offsets(
+    flux: ArrayLike,
+    flux_error: ArrayLike,
+    magnitude: ArrayLike,
+    magnitude_error: ArrayLike,
+    error_floor: float,
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what the zero-point would be by each star alone.
+
+    Parameters
+    ----------
+    flux, flux_error, magnitude, magnitude_error : array_like, shape (n,)
+        See `zero_point`.
+    error_floor : float
+        Added to the errors in quadrature, mag.
+
+    Returns
+    -------
+    known : ndarray of bool, shape (n,)
+        Stars that have a positive flux with an error, and a magnitude.
+    offset : ndarray of float64, shape (n,)
+        Magnitude + 2.5 log10(flux) of these; of no meaning for others.
+    variance : ndarray of float64, shape (n,)
+        Its variance, mag^2.
+    """
+    flux, flux_error, magnitude, magnitude_error = (
+        np.asarray(a, dtype=float) for a in (flux, flux_error, magnitude, magnitude_error)
+    )
+    known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (flux_error > 0)
+    offset = np.where(known, magnitude, 0.0) + 2.5 * np.log10(np.where(known, flux, 1.0))
+    relative = np.where(known, flux_error, 0.0) / np.where(known, flux, 1.0)
+    reference = np.where(np.isfinite(magnitude_error), magnitude_error, 0.0)
+    variance = (2.5 / np.log(10.0) * relative) ** 2 + reference**2 + error_floor**2
+    return known, offset, variance
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

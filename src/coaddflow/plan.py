@@ -19,7 +19,7 @@ from coaddflow import __version__
 from coaddflow.errors import InputError
 from coaddflow.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
 from coaddflow.files import atomic_path
-from coaddflow.settings import Settings
+from coaddflow.settings import WITHOUT_EFFECT, Settings
 from coaddflow.settings.skymap import SkymapSettings
 
 PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
@@ -29,9 +29,6 @@ CALIB_KINDS = ("bias", "dark", "flat", "defects")
 
 MAX_REFCAT_INPUTS = 16
 """A reference catalogue of more files than this is not declared file by file."""
-
-_WITHOUT_EFFECT = {"calibs": {"memory"}, "coadd": {"memory_mb"}}
-"""Settings that products do not depend on; nothing is made again when they change."""
 
 CALEXP_SECTIONS = (
     "detrend",
@@ -85,6 +82,8 @@ class Plan:
         The sky map, with nothing left to be fitted.
     overlaps : dict of str to dict of int to list of str
         Patches that an exposure can touch: exposure id, tract.
+    crosstalk : str
+        Checksum of what the camera file says about crosstalk between CCDs.
     """
 
     settings: Settings
@@ -94,6 +93,7 @@ class Plan:
     ccds: Mapping[int, CcdPlan]
     skymap: SkymapSettings
     overlaps: Mapping[str, Mapping[int, Sequence[str]]]
+    crosstalk: str = ""
 
     @functools.cached_property
     def exposures(self) -> list[str]:
@@ -167,16 +167,11 @@ class Plan:
 
     def triggers(self, *sections: str) -> dict:
         """Return sections of the settings as plain values, for the params of a rule."""
-        return {
-            name: getattr(self.settings, name).model_dump(
-                mode="json", exclude=_WITHOUT_EFFECT.get(name)
-            )
-            for name in sections
-        }
+        return self.settings.section(*sections)
 
     def calib_settings(self, kind: str) -> dict:
         """Return the settings that make a calibration frame, as plain values."""
-        others = {*CALIB_KINDS, *_WITHOUT_EFFECT["calibs"]} - {kind}
+        others = {*CALIB_KINDS, *WITHOUT_EFFECT["calibs"]} - {kind}
         calibs = self.settings.calibs.model_dump(mode="json", exclude=others)
         # which exposures it is made from is in the inputs
         del calibs[kind]["exposures"]
@@ -278,6 +273,24 @@ class Plan:
             del refcat["path"]
         return {**sections, "refcat": refcat}
 
+    def exposure_settings(self, band: str) -> dict:
+        """Return the settings that make all calexps of an exposure in one job, as plain values.
+
+        Of the section `exposure` the parts that are switched on.
+        """
+        parts = {
+            name: getattr(self.settings.exposure, name).model_dump(mode="json")
+            for name in self.settings.exposure.enabled
+        }
+        return {**self.calexp_settings(band), "exposure": parts}
+
+    def exposure_fingerprint(self) -> str:
+        """Return a checksum of what the camera file says about the CCDs of an exposure."""
+        known = [[ccd, self.ccds[ccd].fingerprint] for ccd in sorted(self.ccds)]
+        if self.settings.exposure.crosstalk.enabled:
+            known.append(["crosstalk", self.crosstalk])
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
     def calibrated_settings(self) -> dict:
         """Return the settings that make a calexp from an image calibrated elsewhere.
 
@@ -353,6 +366,7 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
             for ccd, c in worked_out["ccds"].items()
         },
         skymap=SkymapSettings.model_validate(worked_out["skymap"]),
+        crosstalk=worked_out["crosstalk"],
         overlaps={
             exposure: {int(tract): patches for tract, patches in tracts.items()}
             for exposure, tracts in worked_out["overlaps"].items()
@@ -488,9 +502,16 @@ def _work_out(
         overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
     return {
         "ccds": _ccds(camera, settings.exclude_ccds) if camera is not None else {},
+        "crosstalk": _crosstalk(camera) if camera is not None else "",
         "skymap": skymap.settings.model_dump(mode="json"),
         "overlaps": overlaps,
     }
+
+
+def _crosstalk(camera) -> str:
+    """Return a checksum of the crosstalk between CCDs."""
+    links = json.dumps([link.model_dump(mode="json") for link in camera.crosstalk])
+    return hashlib.sha256(links.encode()).hexdigest()[:16]
 
 
 def _ccds(camera, exclude: Sequence[int]) -> dict[int, dict]:

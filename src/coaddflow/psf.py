@@ -33,6 +33,7 @@ _ROUNDS = 3
 """Rounds of fitting fluxes, centres and weights of the stars, then the model."""
 
 _FIRST_STARS = 50
+_ENOUGH_FOR_SCATTER = 5
 
 _GROW = 0.5
 """Growth of the pixels of neighbours, in FWHM."""
@@ -442,7 +443,8 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
 def _weights(stars: _Stars, model: PsfModel, settings: PsfSettings, first: bool):
     """Return the weights of pixels, shape (n, s, s), and which stars are no outliers.
 
-    The first model does not vary over the CCD: it tells only coarse outliers, and no pixels.
+    The first model does not vary over the CCD: it tells only coarse outliers, and no pixels. So
+    does the scatter of few stars.
     """
     expected = _expected_pixels(stars, model)
     light = np.maximum(expected, 0.0)
@@ -454,7 +456,8 @@ def _weights(stars: _Stars, model: PsfModel, settings: PsfSettings, first: bool)
     misfit = np.sqrt((residual2 * (core & usable)).sum(axis=(1, 2)) / np.maximum(n_core, 1))
     middle = float(np.median(misfit))
     limit = settings.clip_sigma * max(_robust_scatter(misfit), _MISFIT_SCATTER * middle)
-    good = misfit < middle + (3.0 if first else 1.0) * limit
+    coarse = first or misfit.size < _ENOUGH_FOR_SCATTER
+    good = misfit < middle + (3.0 if coarse else 1.0) * limit
     good &= n_core > _WHOLE * core.sum(axis=(1, 2))
     return np.where(usable, 1.0 / variance, 0.0), good
 

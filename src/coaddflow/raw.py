@@ -11,6 +11,7 @@ References
 """
 
 import bz2
+import contextlib
 import gzip
 import math
 import warnings
@@ -162,20 +163,27 @@ def _read_hdus(
     )
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressed where its first bytes say so."""
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, once, decompressed where its first bytes say so."""
     try:
-        with path.open("rb") as stream:
-            magic = stream.read(3)
+        plain = path.open("rb")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise CcdFailure(
             "missing_file",
             f"{path} cannot be read ({error.strerror}). "
             "Put it back or drop the exposure from the table",
         ) from error
-    if magic[:2] == b"\x1f\x8b":
-        return gzip.open(path, "rb")
-    return bz2.open(path, "rb") if magic == b"BZh" else path.open("rb")
+    with plain:
+        magic = plain.peek(3)[:3]
+        if magic[:2] == b"\x1f\x8b":
+            with gzip.open(plain) as stream:
+                yield stream
+        elif magic == b"BZh":
+            with bz2.open(plain) as stream:
+                yield stream
+        else:
+            yield plain
 
 
 def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Header]]:

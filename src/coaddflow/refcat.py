@@ -20,9 +20,10 @@ from astropy.table import Table
 from astropy.units import UnitsWarning
 from numpy.typing import ArrayLike, NDArray
 
+from coaddflow.camera import Camera, Detector
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.settings.refcat import MagnitudeColumn, RefcatSettings
-from coaddflow.sphere import from_vector, to_vector
+from coaddflow.sphere import from_vector, separation, to_vector
 
 FloatArray = NDArray[np.float64]
 
@@ -72,6 +73,7 @@ def load_refcat(
         for path in files
     ]
     stars = np.concatenate(parts)
+    stars = stars[_in_cone(stars[:, 0], stars[:, 1], centre, radius)]
     stars = stars[np.unique(stars[:, :2], axis=0, return_index=True)[1]]
     if settings.faintest is not None:
         stars = stars[~(stars[:, 2] > settings.faintest)]
@@ -85,6 +87,62 @@ def load_refcat(
     # NaN goes last
     order = np.lexsort((stars[:, 0], stars[:, 2]))
     return Table(stars[order], names=("ra", "dec", "mag", "mag_err"))
+
+
+def _in_cone(
+    ra: FloatArray, dec: FloatArray, centre: FloatArray, radius: float
+) -> NDArray[np.bool_]:
+    """Return which positions are within ``radius`` degrees of a unit vector."""
+    return _within(to_vector(ra, dec), centre, radius)
+
+
+def stars_in_cone(refcat: Table, ra: float, dec: float, radius: float) -> NDArray[np.intp]:
+    """Return the rows of a larger field that `load_refcat` gives for this cone, in its order.
+
+    Parameters
+    ----------
+    refcat : astropy.table.Table
+        From `load_refcat`, for a cone that holds this one.
+    ra, dec, radius : float
+        The cone, degrees.
+    """
+    position = (np.asarray(refcat[name], float) for name in ("ra", "dec"))
+    return np.flatnonzero(_in_cone(*position, to_vector(ra, dec), radius))
+
+
+def ccd_cone(
+    camera: Camera, detector: Detector, ra: float, dec: float, rotation: float, margin: float
+) -> tuple[float, float, float]:
+    """Return (ra, dec, radius) in degrees of the sky where the stars of a CCD may be.
+
+    Parameters
+    ----------
+    camera, detector : Camera, Detector
+        The camera and its CCD.
+    ra, dec, rotation : float
+        Pointing and rotation of the exposure, degrees.
+    margin : float
+        Largest error of the pointing, degrees.
+    """
+    nx, ny = detector.size
+    centre = camera.pixel_to_sky(detector, (nx - 1) / 2, (ny - 1) / 2, ra, dec, rotation)
+    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
+    radius += margin
+    return float(centre[0]), float(centre[1]), float(radius)
+
+
+def exposure_cone(
+    camera: Camera,
+    detectors: Sequence[Detector],
+    ra: float,
+    dec: float,
+    rotation: float,
+    margin: float,
+) -> tuple[float, float, float]:
+    """Return the cone around the pointing that holds the cones of these CCDs (see `ccd_cone`)."""
+    cones = [ccd_cone(camera, detector, ra, dec, rotation, margin) for detector in detectors]
+    radius = max(float(separation(ra, dec, *cone[:2])) + cone[2] for cone in cones)
+    return ra, dec, radius * (1.0 + 1e-9)
 
 
 def _names(files: Sequence[Path]) -> str:
@@ -110,7 +168,7 @@ def _stars_near(
     column: MagnitudeColumn,
     mjd: float,
 ) -> FloatArray:
-    """Return rows of ra, dec, mag, mag_err at the epoch, shape (n, 4)."""
+    """Return rows of ra, dec, mag, mag_err at the epoch, shape (n, 4), also a bit outside."""
     near = _within(catalogue.vectors, centre, radius + _MOTION_MARGIN)
     columns = {name: values[near] for name, values in catalogue.columns.items()}
     vectors = catalogue.vectors[near]
@@ -125,13 +183,12 @@ def _stars_near(
             columns[settings.pm_dec],
             years,
         )
-    inside = _within(vectors, centre, radius)
     magnitude, error = _magnitudes(columns, column)
     if settings.pm_ra is None:
         ra, dec = columns[settings.ra] % 360.0, columns[settings.dec]
     else:
         ra, dec = from_vector(vectors)
-    return np.stack([ra, dec, magnitude, error], axis=1)[inside]
+    return np.stack([ra, dec, magnitude, error], axis=1)
 
 
 def _within(vectors: FloatArray, centre: FloatArray, radius: float) -> NDArray[np.bool_]:

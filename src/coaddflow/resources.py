@@ -41,13 +41,16 @@ STACK_BYTES_PER_PIXEL = 13
 """A warp in the stack of a coadd: image, variance, mask and state."""
 
 STACK_ROWS = (32, 384)
-"""Least and most rows of a coadd that are worked on at a time (`coaddflow.coadd`)."""
+"""Least and most rows of a block of a coadd that is in work at a time (`coaddflow.coadd`)."""
 
 STACK_COPIES = 1.2
 """The stack of a coadd, and what clipping needs beside it."""
 
 STACK_HALO = 60
-"""Rows that clipping needs above and below them at most."""
+"""Rows that clipping needs above and below a block at most."""
+
+SPOOL_ROOM = 2.3
+"""Pixels of the box around a turned CCD on a tract, over those of the CCD, at most."""
 
 HELD_BYTES_PER_PIXEL = 13
 """A CCD that waits in memory until the whole exposure is solved."""
@@ -121,10 +124,12 @@ def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
 
 def _coadd_bytes(patch_pixels: int, n_inputs: int, block_mb: float) -> float:
     side = math.sqrt(patch_pixels)
-    row = STACK_BYTES_PER_PIXEL * side * max(n_inputs, 1)
+    pixel = STACK_BYTES_PER_PIXEL * max(n_inputs, 1)
     least, most = STACK_ROWS
-    rows = min(max(1e6 * block_mb / row, least + 2 * STACK_HALO), min(most, side) + 2 * STACK_HALO)
-    return COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * row * rows
+    smallest = pixel * (least + 2 * STACK_HALO) ** 2
+    largest = pixel * side * (min(most, side) + 2 * STACK_HALO)
+    stack = min(max(1e6 * block_mb, smallest), largest)
+    return COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * stack
 
 
 def coadd_runtime(patch_pixels: int, n_inputs: int) -> int:
@@ -142,7 +147,7 @@ def picture_memory(patch_pixels: int, n_coadds: int) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
+def exposure_memory(n_pixels: Sequence[int], threads: int, holds: bool) -> int:
     """Return the memory of calibrating one exposure in a single job, MB.
 
     Parameters
@@ -150,12 +155,18 @@ def exposure_memory(n_pixels: Sequence[int], threads: int) -> int:
     n_pixels : sequence of int
         Pixels of each of its CCDs.
     threads : int
-        Workers beside the process that gathers; each works on one CCD at a time and holds those
-        that it has done until the whole exposure is.
+        Workers beside the process that gathers; each works on one CCD at a time.
+    holds : bool
+        Whether they hold their CCDs until the whole exposure is solved.
     """
     workers = sorted(n_pixels, reverse=True)[:threads]
-    held = HELD_BYTES_PER_PIXEL * sum(n_pixels)
-    return _megabytes(held) + sum(ccd_memory(pixels) for pixels in workers)
+    held = held_memory(n_pixels) if holds else 0
+    return INTERPRETER_MB + held + sum(ccd_memory(pixels) for pixels in workers)
+
+
+def held_memory(n_pixels: Sequence[int]) -> int:
+    """Return the memory of all CCDs of an exposure that wait until it is solved, MB."""
+    return math.ceil(HELD_BYTES_PER_PIXEL * sum(n_pixels) / 1e6)
 
 
 def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
@@ -165,7 +176,13 @@ def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
 
 
 def tract_memory(
-    ccd_pixels: int, patch_pixels: int, n_inputs: int, block_mb: float, threads: int
+    ccd_pixels: int,
+    all_pixels: int,
+    patch_pixels: int,
+    n_inputs: int,
+    block_mb: float,
+    spool_mb: float,
+    threads: int,
 ) -> int:
     """Return the memory of warping and coadding one tract in a single job, MB.
 
@@ -173,20 +190,21 @@ def tract_memory(
     ----------
     ccd_pixels : int
         Pixels of the largest CCD.
+    all_pixels : int
+        Pixels of all CCDs that can touch it, together.
     patch_pixels : int
         Pixels of a patch with its border.
     n_inputs : int
         Exposures that can touch one patch, at most.
-    block_mb : float
-        Setting ``coadd.memory_mb``.
+    block_mb, spool_mb : float
+        Settings ``coadd.memory_mb`` and ``coadd.spool_mb``.
     threads : int
-        Workers beside the process that gathers; each works on one patch at a time, whose warps
-        it holds in memory.
+        Workers beside the process that gathers; each works on one CCD or patch at a time.
     """
-    warps = HELD_BYTES_PER_PIXEL * patch_pixels * n_inputs
-    warping = WARP_BYTES_PER_PIXEL * ccd_pixels + WARPED_BYTES_PER_PIXEL * patch_pixels
+    spool = min(1e6 * spool_mb, HELD_BYTES_PER_PIXEL * SPOOL_ROOM * all_pixels)
+    warping = WARP_BYTES_PER_PIXEL * 2 * ccd_pixels
     coadding = _coadd_bytes(patch_pixels, n_inputs, block_mb)
-    return INTERPRETER_MB + threads * _megabytes(warps + max(warping, coadding))
+    return _megabytes(spool) + threads * _megabytes(max(warping, coadding))
 
 
 def tract_runtime(

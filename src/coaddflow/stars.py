@@ -25,6 +25,9 @@ NOT_A_CLEAN_STAR = (
 )
 
 _ENOUGH_STARS = 20
+_ENOUGH_FOR_SCATTER = 5
+"""Of fewer stars the scatter is not known, and any of `size_tolerance` is allowed."""
+
 _SMALLEST_TOLERANCE = 0.02
 _ISOLATION_RADIUS = 3.0
 _NEIGHBOUR_FRACTION = 0.05
@@ -128,6 +131,8 @@ def _of_one_size(
         deviation = size - drift
         deviation -= np.median(deviation[on_locus])
         scatter = 1.4826 * np.median(np.abs(deviation[on_locus]))
+        if n < _ENOUGH_FOR_SCATTER:
+            scatter = np.inf
         tolerance = np.clip(3.0 * scatter, _SMALLEST_TOLERANCE, settings.size_tolerance)
     stars[index[np.abs(deviation) < tolerance]] = True
     return stars

@@ -1,13 +1,14 @@
 """One tract: the warps of its exposures and the coadds of its patches.
 
 This is where the corner database is asked what goes into what, and where files are read and
-written; `warp` and `coadd` do the work. A job that holds a whole tract in memory uses the same
+written; `warp` and `coadd` do the work. The job of a whole tract (`tract_job`) uses the same
 pieces.
 """
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
 from coaddflow import polygon
-from coaddflow.coadd import CoaddInput, coadd_patch, exposure_weight, write_coadd
-from coaddflow.corners import CcdOverlap, CornerDatabase, Rejection, Selection, patch_overlaps
+from coaddflow.background_matching import CorrectedWarp, SkyCorrection
+from coaddflow.coadd import Coadd, CoaddInput, coadd_patch, exposure_weight, write_coadd
+from coaddflow.coadd_table import coadd_files, coadd_table_path
+from coaddflow.corners import CornerDatabase, Rejection, Selection, patch_overlaps
 from coaddflow.errors import InputError
 from coaddflow.image import MaskedImage, MaskPlane, flux_scale, read_masked_image
 from coaddflow.manifest import CcdRow, read_manifest
@@ -79,15 +82,15 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         exposure,
         tract,
         patch_ccds,
-        lambda ccd: _read_ccd(rows[ccd]),
+        lambda ccd: read_ccd(rows[ccd]),
         settings.warp,
         cards=provenance_header(settings.section("warp"), [manifest]),
         compression=settings.products.compression,
     )
 
 
-def _read_ccd(row: CcdRow) -> CcdImage:
-    """Read the pixels of a calexp."""
+def read_ccd(row: CcdRow) -> CcdImage:
+    """Read the pixels of a calexp; raise InputError if that is not possible."""
     _LOG.info("read %s", row.path)
     masked_image, header = read_masked_image(row.path)
     if row.zero_point is None:
@@ -104,7 +107,7 @@ def make_coadd(
     patch: str,
     settings: Settings,
 ) -> None:
-    """Coadd a patch in one band: the whole job.
+    """Coadd a patch in one band from warps on disk: the whole job.
 
     Parameters
     ----------
@@ -119,26 +122,17 @@ def make_coadd(
     settings : Settings
         Sections coadd, selection, warp (its kernel) and products.
     """
+    # the list of a tract's coadds says that all of them are of one job
+    coadd_table_path(path).unlink(missing_ok=True)
     files = _warps_of_patch(warps, patch)
+
+    def reader_of(exposure: str) -> WarpReader:
+        return WarpFile(files[exposure]) if exposure in files else NoWarp()
+
     with CornerDatabase(database) as corners:
-        selection = corners.select(tract.id, patch, band, settings.selection)
-        inputs = _coadd_inputs(selection, files, corners, tract)
-    coadd = coadd_patch(
-        inputs,
-        tract.patch(patch).outer_box,
-        settings.coadd,
-        pixel_scale=tract.pixel_scale,
-        covariance=covariance_factor(settings.warp.kernel),
-    )
-    coadd = dataclasses.replace(coadd, inputs=with_rejected(coadd.inputs, selection.rejected))
-    _LOG.info("%d exposures used, %d CCDs left out", len(inputs), len(selection.rejected))
-    cards = provenance_header(
-        settings.section("coadd", "selection"),
-        [database, *(files[one.exposure] for one in inputs)],
-    )
-    cards["FILTER"] = (band, "band")
-    cards["PATCH"] = (patch, "patch of the tract")
-    write_coadd(path, coadd, tract, cards, settings.products.compression)
+        inputs = TractInputs(corners, tract, band, settings)
+        work = inputs.work(patch, inputs.select(patch), reader_of)
+    write_patch(path, work, database, tract, band, settings)
 
 
 def _warps_of_patch(tables: Sequence[str | Path], patch: str) -> dict[str, Path]:
@@ -151,38 +145,154 @@ def _warps_of_patch(tables: Sequence[str | Path], patch: str) -> dict[str, Path]
     return files
 
 
-def _coadd_inputs(
-    selection: Selection, files: dict[str, Path], corners: CornerDatabase, tract: Tract
-) -> list[CoaddInput]:
-    """Return the warps with selected CCDs, without the pixels of CCDs that were left out."""
-    selected: dict[str, list[CcdOverlap]] = {}
-    for overlap in selection.selected:
-        selected.setdefault(overlap.ccd.exposure, []).append(overlap)
-    inputs = []
-    for exposure, overlaps in selected.items():
-        # a CCD may graze a patch without reaching the middle of any of its pixels
-        if exposure not in files:
-            continue
-        reader: WarpReader = WarpFile(files[exposure])
-        left_out = [r.overlap.ccd for r in selection.rejected if r.overlap.ccd.exposure == exposure]
-        if left_out:
-            reader = WithoutCcds(reader, left_out, tract)
-        ccds = [overlap.ccd for overlap in overlaps]
-        # one weight for the whole exposure, so that overlapping patches and tracts agree
-        every = [row for row in corners.ccds(exposure) if row.state == "done"]
-        inputs.append(
-            CoaddInput(
-                exposure=exposure,
-                reader=reader,
-                weight=exposure_weight(_figures(every, "sky_noise"), _figures(every, "zero_point")),
-                ccds=",".join(str(ccd.ccd) for ccd in ccds),
-                seeing=_median(every, "seeing"),
-                zero_point=_median(ccds, "zero_point"),
-                mjd=ccds[0].mjd,
-                exposure_time=ccds[0].exposure_time,
-            )
+@dataclass(frozen=True)
+class PatchWork:
+    """A coadd that is to be made.
+
+    Attributes
+    ----------
+    patch : str
+        Patch id.
+    inputs : tuple of CoaddInput
+        What goes in.
+    rejected : tuple of Rejection
+        CCDs that were left out, with the reasons.
+    manifests : tuple of str
+        Manifests of the exposures that go in.
+    """
+
+    patch: str
+    inputs: tuple[CoaddInput, ...]
+    rejected: tuple[Rejection, ...]
+    manifests: tuple[str, ...]
+
+
+class TractInputs:
+    """What goes into the coadds of a band on a tract, as its corner database says.
+
+    Parameters
+    ----------
+    corners : CornerDatabase
+        That of the tract; it must stay open.
+    tract, band : Tract, str
+        Which coadds.
+    settings : Settings
+        Section selection.
+    """
+
+    def __init__(self, corners: CornerDatabase, tract: Tract, band: str, settings: Settings):
+        self._corners = corners
+        self._tract, self._band, self._cuts = tract, band, settings.selection
+        self._manifests = corners.manifests()
+        self._figures: dict[str, tuple[float, float]] = {}
+
+    def select(self, patch: str) -> Selection:
+        """Return the CCDs that go into the coadd of a patch, and those that do not."""
+        return self._corners.select(self._tract.id, patch, self._band, self._cuts)
+
+    def work(
+        self,
+        patch: str,
+        selection: Selection,
+        reader_of: Callable[[str], WarpReader],
+        corrections: Mapping[str, SkyCorrection] | None = None,
+    ) -> PatchWork:
+        """Return what is to be done for a patch.
+
+        Parameters
+        ----------
+        patch : str
+            Patch id.
+        selection : Selection
+            From `select`.
+        reader_of : callable
+            Gives the warp of an exposure on the patch; its pixels of CCDs that were left out are
+            not used.
+        corrections : mapping of str to SkyCorrection, optional
+            What is subtracted from the exposures, if their backgrounds are matched.
+        """
+        x0, y0, x1, y1 = self._tract.patch(patch).outer_box
+        selected: dict[str, list[CcdRow]] = {}
+        for overlap in selection.selected:
+            selected.setdefault(overlap.ccd.exposure, []).append(overlap.ccd)
+        left_out: dict[str, list[CcdRow]] = {}
+        for one in selection.rejected:
+            left_out.setdefault(one.overlap.ccd.exposure, []).append(one.overlap.ccd)
+        inputs = []
+        for exposure, ccds in selected.items():
+            reader, offset = reader_of(exposure), None
+            if exposure in left_out:
+                reader = WithoutCcds(reader, left_out[exposure], self._tract)
+            if corrections is not None:
+                reader = CorrectedWarp(reader, corrections[exposure])
+                offset = corrections[exposure].at((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2)
+            inputs.append(self._input(exposure, reader, ccds, offset))
+        manifests = tuple(self._manifests[exposure] for exposure in selected)
+        return PatchWork(patch, tuple(inputs), tuple(selection.rejected), manifests)
+
+    def _input(
+        self, exposure: str, reader: WarpReader, ccds: Sequence[CcdRow], offset: float | None
+    ) -> CoaddInput:
+        weight, seeing = self._figures_of(exposure)
+        return CoaddInput(
+            exposure=exposure,
+            reader=reader,
+            weight=weight,
+            ccds=",".join(str(ccd.ccd) for ccd in ccds),
+            seeing=seeing,
+            zero_point=_median(ccds, "zero_point"),
+            mjd=ccds[0].mjd,
+            exposure_time=ccds[0].exposure_time,
+            sky_offset=offset,
         )
-    return inputs
+
+    def _figures_of(self, exposure: str) -> tuple[float, float]:
+        """Return weight and seeing of a whole exposure, so that overlapping patches agree."""
+        if exposure not in self._figures:
+            ccds = [row for row in self._corners.ccds(exposure) if row.state == "done"]
+            weight = exposure_weight(_figures(ccds, "sky_noise"), _figures(ccds, "zero_point"))
+            self._figures[exposure] = (weight, _median(ccds, "seeing"))
+        return self._figures[exposure]
+
+
+def write_patch(
+    path: str | Path,
+    work: PatchWork,
+    database: str | Path,
+    tract: Tract,
+    band: str,
+    settings: Settings,
+) -> Coadd:
+    """Coadd a patch and write it.
+
+    Parameters
+    ----------
+    path : str or Path
+        The coadd.
+    work : PatchWork
+        What goes in.
+    database : str or Path
+        The corner database, for the header.
+    tract, band : Tract, str
+        Which coadd.
+    settings : Settings
+        Sections coadd, selection, warp (its kernel) and products.
+    """
+    coadd = coadd_patch(
+        work.inputs,
+        tract.patch(work.patch).outer_box,
+        settings.coadd,
+        pixel_scale=tract.pixel_scale,
+        covariance=covariance_factor(settings.warp.kernel),
+    )
+    coadd = dataclasses.replace(coadd, inputs=with_rejected(coadd.inputs, work.rejected))
+    _LOG.info("%d exposures used, %d CCDs left out", len(work.inputs), len(work.rejected))
+    sections = settings.section("coadd", "selection")
+    cards = provenance_header(sections, [database, *work.manifests])
+    cards["FILTER"] = (band, "band")
+    cards["PATCH"] = (work.patch, "patch of the tract")
+    write_coadd(path, coadd, tract, cards, settings.products.compression)
+    return coadd
 
 
 def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -> None:
@@ -195,10 +305,11 @@ def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -
     tract : Tract
         The tract.
     coadds : sequence of str or Path
-        ``.../{band}/{tract}/{patch}.fits``.
+        ``.../{band}/{tract}/{patch}.fits``, or the list of a band's coadds
+        (``.../{band}/{tract}.ecsv``).
     """
     by_band: dict[str, dict[str, Path]] = {}
-    for coadd in map(Path, coadds):
+    for coadd in coadd_files(coadds):
         by_band.setdefault(coadd.parts[-3], {})[coadd.stem] = coadd
     write_picture(path, tract, {band: by_band[band] for band in reddest_first(by_band)})
 
@@ -209,6 +320,16 @@ def reddest_first(bands: Iterable[str]) -> list[str]:
     Bands with other names come last, in the order of their names.
     """
     return sorted(bands, key=lambda band: (_WAVELENGTH_ORDER.find(band[0]) % 100, band))
+
+
+class NoWarp:
+    """The warp of an exposure that has no pixel on a patch."""
+
+    box: Box = (0, 0, 0, 0)
+
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return nothing."""
+        return MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
 
 
 class WithoutCcds:
@@ -231,13 +352,13 @@ class WithoutCcds:
             _grown(tract.footprint_pixels(ccd.footprint_ra, ccd.footprint_dec)) for ccd in ccds
         ]
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
-        pixels = self._reader.read_rows(y0, y1)
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        pixels = self._reader.read_box(box)
         # a reader may hand out its own memory
         pixels = MaskedImage(pixels.image.copy(), pixels.variance.copy(), pixels.mask.copy())
-        columns = np.arange(self.box[0], self.box[2])
-        for row, y in enumerate(range(y0, y1)):
+        columns = np.arange(box[0], box[2])
+        for row, y in enumerate(range(box[1], box[3])):
             for outline in self._outlines:
                 inside = polygon.contains(outline, columns, np.full(columns.size, y))
                 pixels.image[row, inside] = np.nan
@@ -264,6 +385,7 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
     if not rejected:
         return inputs
     ccds = [item.overlap.ccd for item in rejected]
+    names = [*inputs.colnames]
     left_out = Table(
         {
             "exposure": [ccd.exposure for ccd in ccds],
@@ -275,9 +397,11 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
             "weight": np.zeros(len(ccds)),
             "n_used": np.zeros(len(ccds), np.int64),
             "n_clipped": np.zeros(len(ccds), np.int64),
+            "sky_offset": np.full(len(ccds), np.nan),
             "reason": ["; ".join(item.reasons) for item in rejected],
         }
     )
+    left_out.keep_columns(names)
     return vstack([inputs, left_out]) if len(inputs) else left_out
 
 

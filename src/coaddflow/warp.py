@@ -5,8 +5,9 @@ mask, trimmed to the box that has data. A job goes through the patches of a trac
 which each calexp is read once and only few are in memory at a time.
 """
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +85,11 @@ class Warp:
 
     n_covered: int = 0
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``; no copy."""
-        rows = slice(y0 - self.box[1], y1 - self.box[1])
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, inside of ``self.box``, without a copy."""
+        part = part_of(self.box, box)
         planes = self.masked_image
-        return MaskedImage(planes.image[rows], planes.variance[rows], planes.mask[rows])
+        return MaskedImage(planes.image[part], planes.variance[part], planes.mask[part])
 
 
 class WarpReader(Protocol):
@@ -96,8 +97,27 @@ class WarpReader(Protocol):
 
     box: Box
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+
+
+def common_box(*boxes: Box) -> Box | None:
+    """Return the box of the pixels that all boxes have, or None."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    common = max(x0), max(y0), min(x1), min(y1)
+    return common if common[0] < common[2] and common[1] < common[3] else None
+
+
+def enclosing_box(boxes: Iterable[Box]) -> Box:
+    """Return the smallest box that holds all boxes, of which there must be one."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+def part_of(whole: Box, box: Box) -> tuple[slice, slice]:
+    """Return rows and columns of a box in the pixels of a box around it."""
+    rows = slice(box[1] - whole[1], box[3] - whole[1])
+    return rows, slice(box[0] - whole[0], box[2] - whole[0])
 
 
 @dataclass(frozen=True)
@@ -259,7 +279,7 @@ def warp_patches(
                 except InputError as error:
                     raise _of_ccd(ccd, error) from error
         boxes = {ccd: ready[ccd].box for ccd in ccds}
-        box = _common_box(tract.patch(patch).outer_box, list(boxes.values()))
+        box = _reached_box(tract.patch(patch).outer_box, boxes.values())
         warp = None
         if box is not None:
             target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
@@ -267,11 +287,47 @@ def warp_patches(
                 ccd: _resample_into(target, box, ready[ccd], kernel, settings, threads)
                 for ccd in ccds
             }
-            warp = _trim(target, box, counts)
+            warp = trim(target, box, counts)
         for ccd in ccds:
             if last_use[ccd] == patch:
                 del ready[ccd]
         yield patch, warp
+
+
+def warp_whole_ccd(
+    number: int, ccd: CcdImage, tract: SkyGrid, outer: Box, settings: WarpSettings
+) -> Warp | None:
+    """Warp one CCD to all pixels of a tract that it reaches.
+
+    Parameters
+    ----------
+    number : int
+        Its number.
+    ccd : CcdImage
+        Its pixels.
+    tract : Tract
+        The tract.
+    outer : tuple of int
+        Pixels beyond this box of the tract are of no interest.
+    settings : WarpSettings
+        Kernel and treatment of flags.
+
+    Returns
+    -------
+    Warp or None
+        The same pixels as `warp_patches` gives where no other CCD was before; None if there are
+        none.
+    """
+    kernel = make_kernel(settings.kernel)
+    try:
+        ready = _make_ready(ccd, tract, kernel, settings)
+    except InputError as error:
+        raise _of_ccd(number, error) from error
+    box = common_box(ready.box, outer)
+    if box is None:
+        return None
+    target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
+    return trim(target, box, {number: _resample_into(target, box, ready, kernel, settings, 1)})
 
 
 def _of_ccd(ccd: int, error: InputError) -> InputError:
@@ -281,21 +337,17 @@ def _of_ccd(ccd: int, error: InputError) -> InputError:
     return InputError(f"CCD {ccd}: {error.cause}", remedy=error.remedy)
 
 
-def _common_box(outer: Box, boxes: list[Box]) -> Box | None:
+def _reached_box(outer: Box, boxes: Iterable[Box]) -> Box | None:
     """Return the part of a patch that boxes of CCDs reach, or None."""
-    parts = [
-        (max(b[0], outer[0]), max(b[1], outer[1]), min(b[2], outer[2]), min(b[3], outer[3]))
-        for b in boxes
-    ]
-    parts = [b for b in parts if b[0] < b[2] and b[1] < b[3]]
-    if not parts:
-        return None
-    x0, y0, x1, y1 = zip(*parts, strict=True)
-    return min(x0), min(y0), max(x1), max(y1)
+    parts = [part for box in boxes if (part := common_box(box, outer)) is not None]
+    return enclosing_box(parts) if parts else None
 
 
-def _trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
-    """Cut to the smallest box with data; None if no CCD gave any pixel."""
+def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
+    """Return the warp in a box, cut to the pixels with data; None if no CCD gave any.
+
+    ``counts``: pixels that each CCD has given.
+    """
     if not any(counts.values()):
         return None
     (y0, y1), (x0, x1) = (_data_span(target.mask, axis) for axis in (0, 1))
@@ -360,13 +412,33 @@ def warp_exposure(
         The table: patch, path (relative to the table's folder), x0, y0, x1, y1 (tract pixels),
         ccds (joined by commas), n_covered (pixels with data), sha256 (of the file).
     """
+    warps = warp_patches(tract, patch_ccds, load_calexp, settings, threads)
+    return write_warps(table_path, exposure, tract, warps, settings, cards, compression)
+
+
+def write_warps(
+    table_path: str | Path,
+    exposure: str,
+    tract: "Tract",
+    warps: Iterable[tuple[str, Warp | None]],
+    settings: WarpSettings,
+    cards: fits.Header | None = None,
+    compression: Compression = "none",
+) -> Table:
+    """Write the warps of an exposure on the patches of a tract, and their table last.
+
+    Parameters
+    ----------
+    warps : iterable of (str, Warp or None)
+        Patch id and warp, as `warp_patches` yields them.
+    table_path, exposure, tract, settings, cards, compression
+        See `warp_exposure`, which also tells about the table.
+    """
     table_path = Path(table_path)
+    remove_warps(table_path)
     folder = table_path.parent / check_id(exposure, "exposure")
-    table_path.unlink(missing_ok=True)
-    for stale in folder.glob("*.fits"):
-        stale.unlink()
     rows = []
-    for patch, warp in warp_patches(tract, patch_ccds, load_calexp, settings, threads):
+    for patch, warp in warps:
         if warp is None:
             continue
         path = folder / f"{patch}.fits"
@@ -383,6 +455,17 @@ def warp_exposure(
     with atomic_path(table_path) as temporary:
         table.write(temporary, format="ascii.ecsv", overwrite=True)
     return table
+
+
+def remove_warps(table_path: str | Path) -> None:
+    """Remove the table of an exposure's warps on a tract, and then the warps."""
+    table_path = Path(table_path)
+    table_path.unlink(missing_ok=True)
+    folder = table_path.with_suffix("")
+    for stale in folder.glob("*.fits"):
+        stale.unlink()
+    with contextlib.suppress(OSError):  # not there, or something else is in it
+        folder.rmdir()
 
 
 def _make_table(rows: list[tuple], exposure: str, tract: int) -> Table:
@@ -457,7 +540,7 @@ def storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage
 
 
 class WarpFile:
-    """A warp on disk, read by rows.
+    """A warp on disk, read in parts.
 
     Parameters
     ----------
@@ -474,7 +557,7 @@ class WarpFile:
     Raises
     ------
     InputError
-        If it is missing, damaged or no warp; also when rows are read.
+        If it is missing, damaged or no warp; also when pixels are read.
     """
 
     def __init__(self, path: str | Path):
@@ -500,25 +583,30 @@ class WarpFile:
             remedy="remove it and the table beside its folder, and run the workflow again",
         )
 
-    def read_rows(self, y0: int, y1: int) -> MaskedImage:
-        """Return the rows y0 to y1 of the tract, which must be inside of ``box``."""
-        rows = slice(y0 - self.box[1], y1 - self.box[1])
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        part = part_of(self.box, box)
         try:
             if self._compressed:
                 with fits.open(self.path, memmap=False) as hdus:
-                    planes = [hdus[n].section[rows, :] for n in ("IMAGE", "VARIANCE", "MASK")]
+                    planes = [hdus[n].section[part] for n in ("IMAGE", "VARIANCE", "MASK")]
             else:
                 planes = [
-                    self._read_plane(name, rows, kind)
+                    self._read_plane(name, part, kind)
                     for name, kind in (("IMAGE", "f4"), ("VARIANCE", "f4"), ("MASK", "i4"))
                 ]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(error) from error
         return MaskedImage(*planes)
 
-    def _read_plane(self, name: str, rows: slice, kind: str) -> NDArray:
-        """Read rows of an uncompressed extension from its place in the file."""
+    def _read_plane(self, name: str, part: tuple[slice, slice], kind: str) -> NDArray:
+        """Read a part of an uncompressed extension from its place in the file."""
+        rows, columns = part
         width = self.box[2] - self.box[0]
+        if columns.stop - columns.start < width:
+            shape = (self.box[3] - self.box[1], width)
+            plane = np.memmap(self.path, f">{kind}", "r", self._offsets[name], shape)
+            return plane[part].astype(kind)
         shape = (rows.stop - rows.start, width)
         pixels = np.fromfile(
             self.path,

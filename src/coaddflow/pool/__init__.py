@@ -1,6 +1,7 @@
 """Work scattered over processes inside a job, and gathered again (docs/pool.md).
 
-Modules: `pool` (map, map_again, broadcast, reduce), `worker` (what a function sees, and how it is
+Modules: `pool` (map, map_again, broadcast, reduce), `rounds` (map and map_again of items that are
+begun anew when their worker dies), `worker` (what a function sees, and how it is
 run), `failure` (failures as values), `queue` (which item next), `messages` and `packing` (what is
 sent), `backend` and one module per backend: `serial`, `processes`, `mpi`, `dask`.
 
@@ -9,6 +10,7 @@ Nothing here is ever pickled to disk or unpickled from it.
 
 from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied
 from coaddflow.pool.pool import Pool, Results
+from coaddflow.pool.rounds import Rounds
 from coaddflow.pool.worker import Worker
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Pool",
     "PoolError",
     "Results",
+    "Rounds",
     "StateLost",
     "Worker",
     "WorkerDied",

@@ -10,6 +10,8 @@ from coaddflow.errors import CoaddflowError
 class PoolError(CoaddflowError):
     """The pool cannot go on, or was used wrongly."""
 
+    lasting = False
+
 
 class CannotPickle(PoolError):  # noqa: N818 - says what is wrong with an item
     """Something cannot be sent between processes; the message names it."""

@@ -59,17 +59,19 @@ class Hello(NamedTuple):
 
 
 class Done(NamedTuple):
-    """From a worker: the result of an item (body)."""
+    """From a worker: the result of an item (body), and the time that the item took."""
 
     task: int
+    seconds: float
     holds_state: bool
     log: tuple[dict[str, Any], ...]
 
 
 class Failed(NamedTuple):
-    """From a worker: an item failed."""
+    """From a worker: an item failed, after this time."""
 
     task: int
+    seconds: float
     failure: Failure
     log: tuple[dict[str, Any], ...]
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from threadpoolctl import threadpool_limits
+
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Traffic, make_backend
 from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied
 from coaddflow.pool.failure import failure_of as _failure_of
@@ -139,10 +141,13 @@ class Pool:
         self._events: deque[Event] = deque()
         self._definitions: dict[str, Packed] = {}
         self._dead_maps: list[int] = []
+        self._busy = 0.0
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
         self._backend.start()
+        # sums have other bits with more threads; workers have one each
+        self._one_thread = threadpool_limits(1)
         return self
 
     def __exit__(
@@ -152,6 +157,7 @@ class Pool:
         trace: TracebackType | None,
     ) -> None:
         backend, self._backend = self._backend, None
+        self._one_thread.restore_original_limits()
         backend.close(abort=kind is not None or bool(self._running))
         self._workers.clear()
         self._running.clear()
@@ -167,6 +173,11 @@ class Pool:
     def traffic(self) -> Traffic:
         """What this process has sent and received so far."""
         return self._open_backend().traffic
+
+    @property
+    def busy(self) -> float:
+        """Seconds that all workers together have spent on items so far."""
+        return self._busy
 
     def broadcast(self, **constants: Any) -> None:
         """Give constants to all workers, under their names; each is sent once to each worker.
@@ -461,6 +472,7 @@ class Pool:
         """Take the answer of a worker; one to a map that was given up is dropped."""
         asked, task = self._running.pop(number)
         reply = message.head
+        self._busy += reply.seconds
         _repeat_log(reply.log, task.label)
         if asked is not batch:
             return

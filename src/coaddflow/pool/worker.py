@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,16 +75,20 @@ class Servant:
     def _run(self, run: Run, body: Packed) -> Message:
         """Run a function on an item; whatever it raises is the answer."""
         state = self._states.pop(run.state, {})
+        begin = time.monotonic()
         with _records(run.log_level, self._capture_log) as log:
             try:
                 worker = Worker(self.id, _Constants(self), state, self._cache)
                 result = self._value(run.function)(unpack(body), worker)
                 packed = pack(result, f"the result of {run.label}")
             except (Exception, SystemExit) as error:
-                return Message(Failed(run.task, failure_of(error, self.id), tuple(log)))
+                seconds = time.monotonic() - begin
+                failure = failure_of(error, self.id)
+                return Message(Failed(run.task, seconds, failure, tuple(log)))
         if state and run.state is not None:
             self._states[run.state] = state
-        return Message(Done(run.task, bool(state), tuple(log)), packed)
+        seconds = time.monotonic() - begin
+        return Message(Done(run.task, seconds, bool(state), tuple(log)), packed)
 
     def _value(self, name: str) -> Any:
         """Return a constant or function; unpacked when first used, so that errors have an item."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from coaddflow.errors import InputError
 from coaddflow.settings.astrometry import AstrometrySettings
@@ -29,11 +29,18 @@ from coaddflow.settings.detrend import (
     DetrendSettings,
     InterpolationSettings,
 )
+from coaddflow.settings.exposure import ExposureSettings
 from coaddflow.settings.refcat import RefcatSettings
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.settings.survey import ParallelSettings, PredictionSettings, ProductsSettings
 from coaddflow.settings.warp import WarpSettings
+
+WITHOUT_EFFECT: Mapping[str, set[str]] = {
+    "calibs": {"memory"},
+    "coadd": {"memory_mb", "keep_warps", "spool_mb", "scratch"},
+}
+"""Settings that products do not depend on; nothing is made again when they change."""
 
 
 class Settings(Section):
@@ -64,6 +71,7 @@ class Settings(Section):
     astrometry: AstrometrySettings = Field(default_factory=AstrometrySettings)
     photometry: PhotometrySettings = Field(default_factory=PhotometrySettings)
     calexp: CalexpSettings = Field(default_factory=CalexpSettings)
+    exposure: ExposureSettings = Field(default_factory=ExposureSettings)
     calibrated: CalibratedSettings = Field(default_factory=CalibratedSettings)
     prediction: PredictionSettings = Field(default_factory=PredictionSettings)
     skymap: SkymapSettings = Field(default_factory=SkymapSettings)
@@ -73,9 +81,21 @@ class Settings(Section):
     products: ProductsSettings = Field(default_factory=ProductsSettings)
     parallel: ParallelSettings = Field(default_factory=ParallelSettings)
 
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        if self.exposure.enabled and self.parallel.calexp != "exposure":
+            keys = " and ".join(f"exposure.{name}.enabled" for name in self.exposure.enabled)
+            raise ValueError(f"{keys} needs `parallel.calexp: exposure`")
+        if self.coadd.background_matching.enabled and self.parallel.coadd != "tract":
+            raise ValueError("coadd.background_matching.enabled needs `parallel.coadd: tract`")
+        return self
+
     def section(self, *names: str) -> dict[str, Any]:
-        """Return sections as plain values, for the ``params`` of the rule that uses them."""
-        return {name: getattr(self, name).model_dump(mode="json") for name in names}
+        """Return what products depend on in some sections, as plain values."""
+        return {
+            name: getattr(self, name).model_dump(mode="json", exclude=WITHOUT_EFFECT.get(name))
+            for name in names
+        }
 
     def only(self, *names: str) -> "Settings":
         """Return settings in which nothing but some sections can be read.
@@ -116,6 +136,8 @@ def load_settings(config: Mapping[str, Any], source: str | Path | None = None) -
 
 def _explain(problem: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
+    if not key:
+        return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key!r}"
     return f"setting {key!r}: {problem['msg']}, not {problem['input']!r}"

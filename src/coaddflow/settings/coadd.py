@@ -1,5 +1,7 @@
 """Settings of the coadds."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from coaddflow.settings.base import Section
@@ -53,6 +55,36 @@ class ClipSettings(Section):
     )
 
 
+class BackgroundMatchingSettings(Section):
+    """Whether the skies of the exposures of a tract are brought to a common level.
+
+    One correction per exposure is solved for from all overlaps; needs `parallel.coadd: tract`.
+    """
+
+    enabled: bool = Field(False, description="Whether it is done.")
+    model: Literal["constant", "plane"] = Field(
+        "constant", description="What is subtracted from an exposure: a constant, or a plane."
+    )
+    bin_size: int = Field(
+        256,
+        ge=8,
+        le=4096,
+        description="Side of the squares of tract pixels in which the skies are compared.",
+    )
+    min_fraction: float = Field(
+        0.2,
+        gt=0.0,
+        le=1.0,
+        description="Part of a square that must be sky without detected sources or flaws.",
+    )
+    sigma: float = Field(
+        4.0,
+        gt=0.0,
+        description="Squares that deviate by more than so many standard deviations from the "
+        "solution are left out.",
+    )
+
+
 class CoaddSettings(Section):
     """How the warps of a band become a coadd."""
 
@@ -70,9 +102,31 @@ class CoaddSettings(Section):
         1.0, ge=0.0, description="Relative error that is added to the pixels filled in so."
     )
     clip: ClipSettings = Field(default_factory=ClipSettings, description="Clipping of outliers.")
+    background_matching: BackgroundMatchingSettings = Field(
+        default_factory=BackgroundMatchingSettings,
+        description="Bringing the exposures of a tract to a common sky.",
+    )
+    keep_warps: bool = Field(
+        False,
+        description="Write the warps too where a tract is one job (`parallel.coadd: tract`): the "
+        "same files as of `patch`, in results/warp. It costs their disk space.",
+    )
+    spool_mb: int = Field(
+        4096,
+        ge=0,
+        description="Memory in which a job of a tract keeps the warps that wait for their patches, "
+        "MB; those beyond it wait in the scratch folder.",
+    )
+    scratch: str | None = Field(
+        None,
+        description="Folder for warps that wait and have no place in memory; null: that of the "
+        "machine for temporary files (TMPDIR), or results/scratch if the job may have workers on "
+        "other nodes (`parallel.backend: mpi`, `dask`), which all must have it.",
+    )
     memory_mb: int = Field(
         512,
         ge=16,
-        description="Memory for the pixels of all warps that are in work at a time, MB; blocks "
-        "of rows are made to fit (but never less than 32 rows).",
+        description="Memory for the pixels of all warps that a patch has in work at a time, MB; "
+        "blocks of pixels are made to fit (but never less than 32 x 32 and what clipping needs "
+        "around them).",
     )

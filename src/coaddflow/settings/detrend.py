@@ -51,6 +51,14 @@ class DetrendSettings(Section):
         0.95, gt=0, le=1, description="Part of the saturation from which pixels are SUSPECT."
     )
     crosstalk: bool = Field(True, description="Correct crosstalk between the amplifiers of a CCD.")
+    saturated_ghosts: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Ghosts of saturated pixels are known only from below: they are flagged "
+        "CROSSTALK where the correction is larger than this part of the noise, ghosts of other "
+        "pixels where it is larger than the noise.",
+    )
     bias: bool = Field(True, description="Subtract the master bias.")
     linearity: bool = Field(True, description="Correct non-linearity.")
     dark: bool = Field(True, description="Subtract the master dark.")

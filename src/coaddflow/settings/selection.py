@@ -34,7 +34,9 @@ class SelectionSettings(Section):
     max_astrometry_rms: float | None = Field(
         None, gt=0, description="Residual of the astrometric fit in one coordinate, arcsec."
     )
-    min_matched: int | None = Field(None, ge=0, description="Stars of the astrometric fit.")
+    min_matched: int | None = Field(
+        None, ge=0, description="Stars of this CCD in the astrometric fit."
+    )
     min_zero_point_stars: int | None = Field(None, ge=0, description="Stars of the zero-point.")
     min_psf_stars: int | None = Field(None, ge=0, description="Stars of the PSF model.")
     min_depth: float | None = Field(

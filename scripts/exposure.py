@@ -1,0 +1,25 @@
+"""Make the calexps of an exposure and its manifest, scattered over workers."""
+
+from coaddflow.joblog import job_log
+
+with job_log(snakemake.log[0]):
+    from coaddflow.scatter import run_job
+    from coaddflow.settings import load_settings
+
+    params = snakemake.params
+    images = params.get("images", [])
+    run_job(
+        "coaddflow.exposure_job",
+        {
+            "manifest": snakemake.output.manifest,
+            "exposure": params.get("facts"),
+            "images": images,
+            "ccds": params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
+            "config": snakemake.config,
+            "sections": [*params.settings, "exposure"],
+            "workers": snakemake.threads,
+        },
+        load_settings(snakemake.config).parallel,
+        workers=snakemake.threads,
+        memory_mb=snakemake.resources.mem_mb,
+    )

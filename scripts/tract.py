@@ -1,0 +1,19 @@
+"""Warp and coadd a band on a tract."""
+
+from coaddflow.joblog import job_log
+
+# one thread: the workers are what runs in parallel
+with job_log(snakemake.log[0]):
+    from coaddflow.settings import load_settings
+    from coaddflow.tract_job import make_tract_coadds
+
+    make_tract_coadds(
+        snakemake.output.table,
+        snakemake.input.database,
+        snakemake.params.skymap,
+        int(snakemake.wildcards.tract),
+        snakemake.wildcards.band,
+        snakemake.params.patches,
+        load_settings(snakemake.config).only(*snakemake.params.settings, "parallel"),
+        workers=snakemake.threads,
+    )

@@ -1,0 +1,78 @@
+"""The list of the coadds of a band on a tract: what the job of a tract promises.
+
+It is written last: where it stands, all coadds that it names are whole, and of one job.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from astropy.table import Table
+
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path
+
+
+@dataclass(frozen=True)
+class CoaddRow:
+    """One coadd."""
+
+    patch: str
+    "Patch id."
+    path: str
+    "The file, relative to the folder of the list."
+    sha256: str
+    "Its checksum."
+    n_exposures: int
+    "Exposures of which at least one pixel is used."
+    n_left_out: int
+    "CCDs that cover the patch and are left out by the selection."
+    covered: float
+    "Part of its pixels that have a value."
+    most_inputs: int
+    "Largest number of values at a pixel."
+
+
+def coadd_table_path(coadd: str | Path) -> Path:
+    """Return where the list stands that may name a coadd ``.../{band}/{tract}/{patch}.fits``."""
+    folder = Path(coadd).parent
+    return folder.with_name(f"{folder.name}.ecsv")
+
+
+def write_coadd_table(path: str | Path, rows: Iterable[CoaddRow], band: str, tract: int) -> None:
+    """Write the list, in the order of the rows."""
+    rows = list(rows)
+    kinds = {field.name: field.type for field in fields(CoaddRow)}
+    table = Table(
+        [[getattr(row, name) for row in rows] for name in kinds],
+        names=list(kinds),
+        dtype=list(kinds.values()),
+        meta={"band": band, "tract": tract},
+    )
+    with atomic_path(path) as temporary:
+        table.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def read_coadd_table(path: str | Path) -> list[CoaddRow]:
+    """Read the list; raise InputError if it is missing or damaged."""
+    try:
+        table = Table.read(path, format="ascii.ecsv")
+        return [
+            CoaddRow(**{field.name: field.type(row[field.name]) for field in fields(CoaddRow)})
+            for row in table
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"is not a list of coadds ({error})",
+            path=path,
+            remedy="remove it and run the workflow again",
+        ) from error
+
+
+def coadd_files(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Yield coadds: files as they are, and those that lists name."""
+    for path in map(Path, paths):
+        if path.suffix == ".ecsv":
+            yield from (path.parent / row.path for row in read_coadd_table(path))
+        else:
+            yield path

@@ -1,0 +1,339 @@
+"""One exposure as one job: scatter, gather, scatter.
+
+Every CCD is detrended and measured by a worker of the pool, which keeps its pixels; what is small
+comes to the master, which solves for the whole exposure (`exposure_solution`); each CCD's part of
+the solution goes back to the worker that holds the pixels, which finishes and writes them once.
+Parts of the solution are switched on in the section `exposure` of the settings. With none of them
+every CCD is done in one piece, as a job of its own does it, and with the same bits.
+
+What goes wrong has three kinds. A CCD that fails for reasons of its own is a row of the manifest.
+What is nobody's CCD (a setting, a full disk) ends the job, after the others of its round have
+ended. A worker that dies costs time only: its CCDs are begun anew, once; if that ends a worker
+again the job ends, and the scheduler tries it with more memory.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coaddflow import resources
+from coaddflow.calexp import MeasuredCcd, measure_ccd, solve_astrometry
+from coaddflow.calibs import read_calibs
+from coaddflow.camera import Camera, load_camera
+from coaddflow.crosstalk import collect_aggressors
+from coaddflow.exposure import (
+    SECTIONS,
+    CcdFiles,
+    calexp_row,
+    clean,
+    detrended_image,
+    facts_of,
+    imported_image_row,
+    reference_stars,
+    remove_products,
+    result_or_failed_row,
+    write_products,
+)
+from coaddflow.exposure_solution import (
+    CcdAstrometry,
+    CcdSolution,
+    CcdSummary,
+    apply_solution,
+    solve_ccds,
+)
+from coaddflow.exposures import ExposureRow, ImageRow
+from coaddflow.gather import make_manifest
+from coaddflow.isr import begin_detrend, finish_detrend
+from coaddflow.manifest import CcdRow
+from coaddflow.pool import Pool, Rounds, Worker
+from coaddflow.raw import read_raw_ccd
+from coaddflow.settings import Settings, load_settings
+from coaddflow.wcs import predicted_wcs
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExposureTask:
+    """What all workers must know of an exposure.
+
+    Attributes
+    ----------
+    exposure : ExposureRow or None
+        What the table says; None for images that were calibrated elsewhere.
+    images : mapping of int to ImageRow
+        Images calibrated elsewhere, by CCD; empty for a raw exposure.
+    files : mapping of int to CcdFiles
+        The files of each CCD that is done.
+    camera : Camera or None
+        The camera; None for images that were calibrated elsewhere.
+    settings : Settings
+        The sections that make a calexp.
+    workers : int
+        Workers at most.
+    """
+
+    exposure: ExposureRow | None
+    images: Mapping[int, ImageRow]
+    files: Mapping[int, CcdFiles]
+    camera: Camera | None
+    settings: Settings
+    workers: int
+
+    @property
+    def is_solved_as_a_whole(self) -> bool:
+        """Whether the CCDs wait for a solution of the exposure."""
+        return self.exposure is not None and bool(self.settings.exposure.enabled)
+
+    def pixels(self, ccd: int) -> int:
+        """Return the number of pixels of a CCD."""
+        if self.exposure is None:
+            return self.images[ccd].nx * self.images[ccd].ny
+        nx, ny = self.camera.detector(ccd).size
+        return nx * ny
+
+    def memory(self, ccd: int) -> float:
+        """Return the memory of a CCD in work, and its share of that of the waiting ones, bytes."""
+        waiting = 0.0
+        if self.is_solved_as_a_whole:
+            waiting = resources.held_memory([self.pixels(one) for one in self.files]) / self.workers
+        return 1e6 * (resources.ccd_memory(self.pixels(ccd)) + waiting)
+
+
+def run(pool: Pool, spec: Mapping[str, Any]) -> None:
+    """Make the calexps of an exposure and its manifest: the whole job (`scatter.run_job`).
+
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    spec : mapping
+        Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
+        (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
+        of each; ``config``: the settings, and ``sections``: those that make a calexp;
+        ``workers``: workers at most.
+
+    Raises
+    ------
+    InputError
+        If the exposure fails as a whole (`gather.make_manifest`), or a setting, a calibration
+        frame or the reference catalogue is not usable, or a product cannot be written.
+    PoolError
+        If a CCD has ended two workers.
+    """
+    settings = load_settings(spec["config"])
+    task = task_of(spec, settings.only(*spec["sections"]))
+    begin = time.monotonic()
+    rows = make_calexps(pool, task)
+    seconds = time.monotonic() - begin
+    busy = pool.busy / max(seconds, 1e-3) / spec["workers"]
+    _LOG.info(
+        "%d CCDs in %.1f s; %d workers busy %.0f %% of it",
+        *(len(rows), seconds, spec["workers"], 100 * busy),
+    )
+    make_manifest(
+        spec["manifest"],
+        rows,
+        settings.calexp.max_failed_fraction,
+        task.exposure,
+        task.camera,
+        settings.prediction.margin,
+    )
+
+
+def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
+    """Return the task that plain values describe (see `run`)."""
+    exposure = ExposureRow(**spec["exposure"]) if spec.get("exposure") else None
+    images = {row["ccd"]: ImageRow(**row) for row in spec.get("images", ())}
+    name = exposure.exposure if exposure else next(iter(images.values())).exposure
+    files = {
+        item["ccd"]: CcdFiles(
+            raw=item["raw"],
+            calibs=item.get("calibs", {}),
+            row=f"results/calexp/{name}/{item['ccd']}.json",
+            manifest=spec["manifest"],
+        )
+        for item in spec["ccds"]
+    }
+    camera = load_camera(spec["config"]["camera"]) if exposure else None
+    return ExposureTask(exposure, images, files, camera, settings, spec["workers"])
+
+
+def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
+    """Make the calexps of an exposure, and return a row for each CCD.
+
+    The manifest and the products of an earlier run are removed first. No rows are written.
+
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    task : ExposureTask
+        The exposure.
+
+    Raises
+    ------
+    Exception
+        See `run`.
+    """
+    for files in task.files.values():
+        remove_products(files)
+    pool.broadcast(task=task)
+    rounds = Rounds(
+        pool,
+        task.files,
+        cost=task.pixels,
+        memory=task.memory,
+        label="CCD {}".format,
+    )
+    ended: dict[int, CcdRow] = {}
+    if task.is_solved_as_a_whole:
+        _solve_and_finish(pool, task, rounds, ended)
+    else:
+        _round(rounds, _whole_ccd, {ccd: ccd for ccd in task.files}, ended)
+    return [ended[ccd] for ccd in task.files]
+
+
+def _solve_and_finish(
+    pool: Pool, task: ExposureTask, rounds: Rounds, ended: dict[int, CcdRow]
+) -> None:
+    """Scatter, gather, scatter."""
+    if task.settings.exposure.crosstalk.enabled and task.camera.crosstalk:
+        found = _round(rounds, _begin_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+        signals = {
+            (ccd, amplifier): signal
+            for ccd, of_ccd in found.items()
+            for amplifier, signal in of_ccd.items()
+        }
+        pool.broadcast(signals=signals)
+        del found, signals
+    summaries = _round(rounds, _measure_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+    solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
+    for ccd, failure in solutions.failures.items():
+        files = task.files[ccd]
+
+        def fail(failure: Exception = failure) -> CcdRow:
+            raise failure
+
+        ended[ccd] = result_or_failed_row(facts_of(task.exposure, ccd), files, fail)
+        rounds.leave(ccd)
+    pool.broadcast(sky=solutions.sky)
+    _round(rounds, _finish_ccd, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys}, ended)
+
+
+def _round(
+    rounds: Rounds,
+    function: Callable[[Any, Worker], Any],
+    arguments: Mapping[int, Any],
+    ended: dict[int, CcdRow],
+) -> dict[int, Any]:
+    """Do a round; what has ended with a row, failed or done, leaves the rounds."""
+    going_on = {}
+    for ccd, result in rounds.do(function, arguments).items():
+        if isinstance(result, CcdRow):
+            ended[ccd] = result
+            rounds.leave(ccd)
+        else:
+            going_on[ccd] = result
+    return going_on
+
+
+# On the workers -------------------------------------------------------------------------------
+
+
+def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> Any:
+    """Do a step of a CCD; of one that fails nothing is kept."""
+    task: ExposureTask = worker.constants["task"]
+    row = task.exposure or task.images[ccd]
+    result = result_or_failed_row(facts_of(row, ccd), task.files[ccd], lambda: step(task))
+    if isinstance(result, CcdRow):
+        worker.state.clear()
+    return result
+
+
+def _whole_ccd(ccd: int, worker: Worker) -> CcdRow:
+    """Do the whole job of a CCD."""
+
+    def step(task: ExposureTask) -> CcdRow:
+        if task.exposure is None:
+            return imported_image_row(task.images[ccd], task.files[ccd], task.settings)
+        return calexp_row(
+            task.exposure, facts_of(task.exposure, ccd), task.files[ccd], task.camera, task.settings
+        )
+
+    return _step_of(worker, ccd, step)
+
+
+def _begin_ccd(ccd: int, worker: Worker) -> dict | CcdRow:
+    """Read a CCD and return the signals of its amplifiers that shine into other CCDs."""
+
+    def step(task: ExposureTask) -> dict:
+        detector, detrend = task.camera.detector(ccd), task.settings.detrend
+        raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, detrend.check_raw)
+        worker.state["begun"] = begin_detrend(raw, detrend)
+        return worker.state["begun"].signals(task.camera.crosstalk_aggressors(ccd))
+
+    return _step_of(worker, ccd, step)
+
+
+def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
+    """Detrend and measure a CCD, keep its pixels, and return what is small."""
+
+    def step(task: ExposureTask) -> CcdSummary:
+        image, cards = _detrended(ccd, task, worker)
+        measured = measure_ccd(image, task.settings)
+        worker.state.update(measured=measured, cards=cards)
+        astrometry = None
+        if not task.settings.exposure.astrometry.enabled:
+            astrometry = _own_astrometry(ccd, task, measured)
+        return CcdSummary.of(measured, astrometry)
+
+    return _step_of(worker, ccd, step)
+
+
+def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
+    """Solve a CCD by itself."""
+    exposure, detector = task.exposure, task.camera.detector(ccd)
+    refcat = reference_stars(exposure, task.camera, detector, task.settings)
+    initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)
+    solution = solve_astrometry(measured, initial, refcat, task.settings.astrometry)
+    return CcdAstrometry.of(solution, refcat)
+
+
+def _detrended(ccd: int, task: ExposureTask, worker: Worker) -> tuple:
+    """Return a CCD in electrons, cosmic rays masked and filled, and the cards of what was done."""
+    files, settings = task.files[ccd], task.settings
+    exposure_time = task.exposure.exposure_time
+    begun = worker.state.pop("begun", None)
+    if begun is None:
+        detector = task.camera.detector(ccd)
+        return detrended_image(files, task.camera, detector, exposure_time, settings)
+    aggressors = collect_aggressors(task.camera.crosstalk_into(ccd), worker.constants["signals"])
+    result = finish_detrend(begun, read_calibs(files.calibs), exposure_time, aggressors)
+    clean(result.masked_image, settings)
+    return result.masked_image, result.header
+
+
+def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
+    """Apply the solution to a CCD and write it."""
+    ccd, solution = item
+
+    def step(task: ExposureTask) -> CcdRow:
+        calexp = apply_solution(
+            worker.state["measured"],
+            facts_of(task.exposure, ccd),
+            solution,
+            worker.constants["sky"],
+            task.camera,
+            task.settings.exposure,
+        )
+        sections = (*SECTIONS, "exposure")
+        row = write_products(
+            calexp, worker.state["cards"], task.files[ccd], task.settings, sections
+        )
+        worker.state.clear()
+        return row
+
+    return _step_of(worker, ccd, step)

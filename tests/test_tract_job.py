@@ -1,0 +1,366 @@
+"""The job of a tract makes the coadds that the jobs of its patches make."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from skyscene import DEC, RA, draw_star, make_wcs
+from test_pool import linux, needs_dask
+from test_scatter import MPI, needs_mpi
+
+from coaddflow import tract_job
+from coaddflow.coadd import read_coadd
+from coaddflow.coadd_table import read_coadd_table
+from coaddflow.corners import build_tract_database
+from coaddflow.errors import CoaddflowError
+from coaddflow.files import sha256_of
+from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
+from coaddflow.manifest import CcdRow, read_manifest, write_manifest
+from coaddflow.pool import PoolError
+from coaddflow.settings import Settings
+from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.skymap import make_skymap
+from coaddflow.tract import make_coadd, make_warps
+from coaddflow.tract_job import make_tract_coadds
+from coaddflow.wcs import wcs_to_header
+
+SCALE = 0.2
+SKYMAP = SkymapSettings(
+    kind="tangent",
+    pixel_scale=SCALE,
+    patch_inner_size=100,
+    patch_border=12,
+    tangent={"ra": RA, "dec": DEC, "width": 240 * SCALE / 3600, "height": 200 * SCALE / 3600},
+)
+TRACT = make_skymap(SKYMAP).tract(0)
+PATCHES = list(TRACT.patch_ids())
+SHAPE = (160, 90)
+STARS = [(-50.0, 20.0), (10.0, -30.0), (60.0, 40.0), (0.0, 0.0)]
+"""Places of stars relative to the middle of the tract, pixels."""
+
+
+def write_ccd(exposure, ccd, rng, sky=0.0, rotation=0.0):
+    """Write a calexp with stars and a cosmic ray or two; return its row."""
+    wcs = make_wcs(SHAPE, SCALE, rotation, shift=((0.5 - ccd) * 80.0 + 3.0 * rotation, rotation))
+    noise = 5.0
+    image = rng.normal(sky, noise, SHAPE)
+    ra, dec = TRACT.pixel_to_sky(
+        *(np.array(STARS).T + (np.array([[TRACT.width], [TRACT.height]]) - 1) / 2)
+    )
+    for x, y in zip(*wcs.all_world2pix(ra, dec, 0), strict=True):
+        image += draw_star(SHAPE, x, y, 2e4, 4.0)
+    image[rng.random(SHAPE) < 0.002] += 400.0
+    mask = np.where(rng.random(SHAPE) < 0.01, int(MaskPlane.CR), 0).astype(np.int32)
+    mask[image - sky > 4 * noise] |= int(MaskPlane.DETECTED)
+    pixels = MaskedImage(image, np.full(SHAPE, noise**2), mask)
+    path = f"calexp/{exposure}/{ccd}.fits"
+    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
+    corners = [(-0.5, -0.5), (SHAPE[1] - 0.5, -0.5), (SHAPE[1] - 0.5, SHAPE[0] - 0.5)]
+    corners.append((-0.5, SHAPE[0] - 0.5))
+    outline = wcs.all_pix2world(np.array(corners), 0)
+    return CcdRow(
+        exposure=exposure,
+        ccd=ccd,
+        band="r",
+        mjd=60000.0,
+        exposure_time=30.0,
+        state="done",
+        path=path,
+        nx=SHAPE[1],
+        ny=SHAPE[0],
+        footprint_ra=outline[:, 0].tolist(),
+        footprint_dec=outline[:, 1].tolist(),
+        zero_point=31.0,
+        sky_noise=noise,
+        seeing=2.0 if (exposure, ccd) == ("b", 0) else 0.8,
+    )
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """Four exposures of two CCDs that overlap a little; one CCD has bad seeing."""
+    folder = tmp_path_factory.mktemp("survey")
+    before = Path.cwd()
+    os.chdir(folder)
+    rng = np.random.default_rng(3)
+    for number, exposure in enumerate("abcd"):
+        rows = [write_ccd(exposure, ccd, rng, rotation=6.0 * number) for ccd in (0, 1)]
+        write_manifest(f"summary/{exposure}.ecsv", rows)
+    build_tract_database("corners.sqlite", [f"summary/{e}.ecsv" for e in "abcd"], TRACT)
+    yield folder
+    os.chdir(before)
+
+
+def settings(**changes):
+    return Settings(selection={"max_seeing": 1.5}, **changes)
+
+
+def run(folder="results", workers=2, database="corners.sqlite", **changes):
+    """Run the job and return the list of its coadds."""
+    table = f"{folder}/coadd/r/0.ecsv"
+    changes["parallel"] = {"coadd": "tract", "backend": "serial"} | changes.get("parallel", {})
+    make_tract_coadds(
+        table,
+        database,
+        SKYMAP.model_dump(mode="json"),
+        0,
+        "r",
+        PATCHES,
+        settings(**changes),
+        workers=workers,
+    )
+    return read_coadd_table(table)
+
+
+def checksums(folder):
+    """Return the checksums of all files of a folder."""
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*.fits")}
+
+
+@pytest.fixture(scope="module")
+def by_patches(survey):
+    """The same coadds and warps, made by one job each."""
+    warps = [f"patch/warp/0/{exposure}.ecsv" for exposure in "abcd"]
+    for path in warps:
+        make_warps(path, f"summary/{Path(path).stem}.ecsv", TRACT, settings())
+    for patch in PATCHES:
+        path = f"patch/coadd/r/0/{patch}.fits"
+        make_coadd(path, "corners.sqlite", warps, TRACT, "r", patch, settings())
+    return survey / "patch"
+
+
+BACKENDS = [
+    {"backend": "serial"},
+    {"backend": "processes"},
+    pytest.param({"backend": "mpi", "mpi_command": MPI}, marks=needs_mpi),
+    pytest.param({"backend": "dask"}, marks=needs_dask),
+]
+
+
+@pytest.mark.parametrize("parallel", BACKENDS, ids=lambda p: p["backend"])
+def test_tract_and_patch_have_the_same_bits(by_patches, survey, parallel, tmp_path):
+    rows = run(tmp_path, parallel=parallel, coadd={"scratch": str(tmp_path / "scratch")})
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+    assert [row.patch for row in rows] == PATCHES
+    assert {row.sha256 for row in rows} == set(checksums(by_patches / "coadd").values())
+    assert max(row.most_inputs for row in rows) == 4
+    assert any(row.n_left_out for row in rows)
+    assert not list((tmp_path / "scratch").glob("*"))
+    assert not (tmp_path / "warp").exists()
+
+
+def test_warps_that_are_kept_are_those_of_the_patches(by_patches, tmp_path):
+    run(tmp_path, coadd={"keep_warps": True, "spool_mb": 0})
+    assert checksums(tmp_path / "warp") == checksums(by_patches / "warp")
+    for exposure in "abcd":
+        table = f"warp/0/{exposure}.ecsv"
+        assert (tmp_path / table).read_bytes() == (by_patches / table).read_bytes()
+    run(tmp_path)
+    assert not list((tmp_path / "warp").rglob("*.*"))
+
+
+def test_every_calexp_is_opened_once(survey, tmp_path):
+    opened = []
+    watching = True
+
+    def watch(event, arguments):
+        if watching and event == "open" and "calexp/" in str(arguments[0]):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    run(tmp_path)
+    watching = False
+    assert len(opened) == len(set(opened)) == 7, opened  # b0 is not wanted
+
+
+# Background matching -----------------------------------------------------------------------------
+
+MATCHED = {"background_matching": {"enabled": True, "bin_size": 32}}
+
+
+@pytest.fixture(scope="module")
+def two_skies(survey):
+    """Databases of the same exposures with and without errors of their backgrounds."""
+    scale = 10 ** (0.4 * (31.4 - 31.0))
+    for name, errors in (("even", (0, 0, 0, 0)), ("uneven", (25, -25, 10, 0))):
+        rng = np.random.default_rng(8)
+        for number, (exposure, error) in enumerate(zip("abcd", errors, strict=True)):
+            rows = [
+                write_ccd(f"{exposure}-{name}", ccd, rng, float(error), 6.0 * number)
+                for ccd in (0, 1)
+            ]
+            write_manifest(f"summary/{exposure}-{name}.ecsv", rows)
+        manifests = [f"summary/{exposure}-{name}.ecsv" for exposure in "abcd"]
+        build_tract_database(f"{name}.sqlite", manifests, TRACT)
+    return scale
+
+
+def whole_tract(folder):
+    """Put the patches of a coadd together."""
+    image = np.full((TRACT.height, TRACT.width), np.nan, np.float32)
+    n_inputs = np.zeros(image.shape, int)
+    for patch in PATCHES:
+        coadd, _ = read_coadd(folder / f"coadd/r/0/{patch}.fits")
+        x0, y0, x1, y1 = coadd.box
+        image[y0:y1, x0:x1] = coadd.masked_image.image
+        n_inputs[y0:y1, x0:x1] = coadd.n_inputs
+    return image, n_inputs
+
+
+def test_skies_that_differ_by_five_sigma_are_matched_and_stars_stay(two_skies, tmp_path):
+    images, n_inputs = {}, None
+    for name, coadd in (("even", {}), ("uneven", {}), ("uneven", MATCHED)):
+        key = "matched" if coadd else name
+        run(tmp_path / key, database=f"{name}.sqlite", coadd=coadd)
+        images[key], counts = whole_tract(tmp_path / key)
+        n_inputs = counts if key == "even" else n_inputs
+    sky = np.all(np.isfinite(list(images.values())), axis=0)
+    yy, xx = np.mgrid[: TRACT.height, : TRACT.width]
+    middle = ((TRACT.width - 1) / 2, (TRACT.height - 1) / 2)
+    for x, y in STARS:
+        sky &= np.hypot(xx - x - middle[0], yy - y - middle[1]) > 20
+    # steps where the number of exposures changes, as differences to the coadd of even skies
+    step = {
+        key: np.ptp(
+            [
+                np.median((image - images["even"])[sky & (n_inputs == n)])
+                for n in range(1, 5)
+                if np.count_nonzero(sky & (n_inputs == n)) > 500
+            ]
+        )
+        for key, image in images.items()
+    }
+    noise = 5.0 * two_skies
+    assert step["uneven"] > 0.5 * noise
+    assert step["matched"] < 0.1 * noise
+    for x, y in STARS:
+        flux = {}
+        for key in ("even", "matched"):
+            distance = np.hypot(xx - x - middle[0], yy - y - middle[1])
+            star, ring = distance < 8, sky & (distance > 20) & (distance < 32)
+            level = np.median(images[key][ring])
+            flux[key] = np.sum(images[key][star] - level)
+        assert flux["matched"] == pytest.approx(flux["even"], rel=0.005)
+
+
+def test_matched_coadds_have_the_same_bits_with_all_backends(two_skies, tmp_path):
+    seen = []
+    for number, parallel in enumerate(({"backend": "serial"}, {"backend": "processes"})):
+        folder = tmp_path / str(number)
+        run(
+            folder,
+            database="uneven.sqlite",
+            parallel=parallel,
+            coadd={**MATCHED, "keep_warps": bool(number), "spool_mb": number},
+        )
+        seen.append(checksums(folder / "coadd"))
+    assert seen[0] == seen[1]
+    with fits.open(next((tmp_path / "0" / "coadd").rglob("1_1.fits"))) as hdus:
+        table = Table(hdus["INPUTS"].data)
+    used = table[table["weight"] > 0]
+    # 25, -25, 10 and 0 electrons, less their weighted mean
+    differences = used["sky_offset"][0] - used["sky_offset"]
+    np.testing.assert_allclose(
+        differences, np.array([0.0, 50.0, 15.0, 25.0]) * two_skies, atol=0.2 * 5 * two_skies
+    )
+
+
+# Faults ------------------------------------------------------------------------------------------
+
+
+def assert_only_whole(folder, reference):
+    """What stands under a final name is whole and right; there is no list."""
+    made, right = checksums(folder / "coadd"), checksums(reference / "coadd")
+    assert made.items() <= right.items()
+    assert not (folder / "coadd/r/0.ecsv").exists()
+    assert not [p for p in folder.rglob("*") if p.is_file() and p.name.startswith(".")]
+    return len(made)
+
+
+def test_a_ccd_that_cannot_be_read_costs_its_patches_only(survey, by_patches, tmp_path):
+    run(tmp_path)
+    path = survey / "calexp/d/0.fits"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5000])
+    try:
+        with pytest.raises(
+            CoaddflowError,
+            match=r"patches failed, the others are done: patch "
+            r"\d_\d: exposure d CCD 0: .*d/0.fits: is not a readable",
+        ) as failed:
+            run(tmp_path)
+        assert failed.value.lasting
+        with pytest.raises(CoaddflowError, match=r"1 of 7 CCDs, which background matching needs"):
+            run(tmp_path / "matched", coadd=MATCHED)
+    finally:
+        path.write_bytes(whole)
+    assert 0 < assert_only_whole(tmp_path, by_patches) < len(PATCHES)
+    run(tmp_path)
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+
+
+@linux
+def test_a_worker_that_is_killed_while_it_warps(survey, by_patches, tmp_path):
+    rows = [row for row in read_manifest("summary/a.ecsv")]
+    fifo = tmp_path / "calexp.fits"
+    os.mkfifo(fifo)
+    write_manifest("summary/a-fifo.ecsv", [rows[0].model_copy(update={"path": str(fifo)}), rows[1]])
+    manifests = ["summary/a-fifo.ecsv", *(f"summary/{e}.ecsv" for e in "bcd")]
+    build_tract_database("fifo.sqlite", manifests, TRACT)
+
+    def kill():
+        with fifo.open("wb"):  # when the worker reads it
+            for worker in children():
+                os.kill(worker, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(
+        PoolError, match=r"exposure a CCD 0: worker 0 .* ended by SIGKILL"
+    ) as failed:
+        run(tmp_path, workers=1, database="fifo.sqlite", parallel={"backend": "processes"})
+    thread.join()
+    assert not failed.value.lasting
+    run(tmp_path)
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+
+
+@linux
+def test_a_worker_that_is_killed_while_it_coadds(survey, by_patches, tmp_path, monkeypatch):
+    def kill():
+        while not list(tmp_path.glob("coadd/r/0/*.fits")):
+            time.sleep(0.002)
+        os.kill(children()[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    scatter = tract_job._timed
+
+    def timed(pool, what, function):
+        if what == "patches coadded":
+            thread.start()
+        return scatter(pool, what, function)
+
+    monkeypatch.setattr(tract_job, "_timed", timed)
+    with pytest.raises(PoolError, match=r"1 of 6 patches failed.*patch \d_\d: worker 0 .*SIGKILL"):
+        run(tmp_path, workers=1, parallel={"backend": "processes"})
+    thread.join()
+    left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name.startswith(".")]
+    for path in left:  # hidden, of the worker that could not clean up
+        path.unlink()
+    assert assert_only_whole(tmp_path, by_patches) == len(PATCHES) - 1
+    monkeypatch.undo()
+    run(tmp_path)
+    assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+
+
+def children():
+    """Return the processes that this one has started and that live."""
+    path = Path(f"/proc/self/task/{threading.main_thread().native_id}/children")
+    return [int(pid) for pid in path.read_text().split()]
