@@ -650,6 +650,7 @@ def lift_default_rate_limit():
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
+    cluster.programs_from_any_folder(workflow.executor_settings, workflow.basedir)
     cluster.refuse_while_earlier_jobs_live(workflow)
     print(messages.start_text(PLAN), file=sys.stderr)
 

@@ -637,27 +637,33 @@ def test_odd_environment_does_not_change_what_is_read(value):
     assert jobs["13.node1"].state == "Q"
 
 
-def test_recorded_answers_of_a_real_server():
-    folder = Path(__file__).parent.parent.parent / "shared" / "cluster" / "openpbs-recordings"
-    if not folder.is_dir():
-        pytest.skip("the recordings of a real OpenPBS are not here")
-    read = {name: pbs.parse_qstat((folder / f"{name}.txt").read_text()) for name in NAMES}
-    jobs = {name: next(iter(found.values())) for name, found in read.items()}
-    assert {name: (job.state, job.exit_status) for name, job in jobs.items()} == NAMES
-    assert pbs.never_runs(jobs["never"])
-    assert "exceeded resource walltime" in jobs["wall"].comment
-    assert jobs["ok"].output_path == "login1:/data/survey/calexp.1001.o1275"
-    assert list(pbs.parse_qstat((folder / "mixed.txt").read_text())) == ["1275.node1", "1276.node1"]
-
-
-NAMES = {
-    "ok": ("F", 0),
-    "bad": ("F", 3),
-    "kill": ("F", 271),
-    "wall": ("F", -29),
-    "never": ("Q", None),
-    "running": ("R", None),
+RECORDED = {
+    "finished": ("F", 0, "success", ""),
+    "failed": ("F", 3, "failed", "and failed (exit status 3)"),
+    "deleted": ("F", 271, "failed", "terminated by astro@node1"),
+    "walltime": ("F", -29, "failed", "exceeded resource walltime"),
+    "memory": ("F", -27, "failed", "exceeded resource mem"),
+    "node_lost": ("F", -20, "failed", "its node was lost"),
+    "never_runs": ("Q", None, "failed", "Can Never Run: Insufficient amount of resource: ncpus"),
+    "held": ("H", -3, "failed", "too many failed attempts to run"),
+    "running": ("R", None, "running", ""),
+    "odd_environment": ("R", None, "running", ""),
 }
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_answers_of_a_real_server(server, monkeypatch, name):
+    text = (Path(__file__).parent / "openpbs" / f"{name}.txt").read_text()
+    state, exit_status, word, reason = RECORDED[name]
+    ((job_id, job),) = pbs.parse_qstat(text).items()
+    assert (job.state, job.exit_status) == (state, exit_status)
+    (server.folder / "answer.txt").write_text(text)
+    answers = f"#!/bin/sh\ncat '{server.folder}/answer.txt'\n"
+    (server.folder / "qstat").write_text(answers)
+    monkeypatch.setenv("COADDFLOW_PBS_GRACE", "0")
+    found, why = status(job_id)
+    assert found == word
+    assert reason in why
 
 
 # --- cancel, cost -----------------------------------------------------------------------------

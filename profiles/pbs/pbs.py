@@ -133,7 +133,7 @@ def parse_qstat(text):
 
     A value of the environment may hold anything, also a line that looks like an attribute. What
     PBS prints before the environment is therefore taken where it stands first, and what it
-    prints after it where it stands last.
+    prints after it where it stands last, before the arguments of qsub, which may hold the same.
     """
     jobs = {}
     for block in re.split(r"^Job Id:", text, flags=re.MULTILINE)[1:]:
@@ -142,6 +142,7 @@ def parse_qstat(text):
         # attributes after a tab
         indent = "    " if re.search(r"^    \w", body, re.MULTILINE) else "\t"
         body = body.replace("\n\t", "") if indent == "    " else body
+        body = body.rpartition(f"\n{indent}Submit_arguments = ")[0] or body
         found = [
             (name, value)
             for name, _, value in (

@@ -9,6 +9,13 @@ import pbs
 GONE = "PBS does not know the job any more, and it left no exit code"
 NO_CODE = "ended without an exit code"
 LIKELY = "killed, or its node was lost"
+EXIT_STATUS = {
+    **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
+    **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
+    -20: "its node was lost",
+    265: "killed",
+}
+"""Exit statuses of OpenPBS that it does not put into words."""
 
 RUNNING = "running"
 DOUBTFUL = "doubtful"
@@ -100,7 +107,9 @@ def seems_final(seen):
         return "success", "", True
     if seen.exit_status is None:
         return "failed", seen.comment or NO_CODE, False
-    return "failed", f"{seen.comment or 'failed'} (exit status {seen.exit_status})", True
+    words = [seen.comment or "failed", EXIT_STATUS.get(seen.exit_status, "")]
+    reason = "; ".join(filter(None, words))
+    return "failed", f"{reason} (exit status {seen.exit_status})", True
 
 
 def with_log(label, reason):
