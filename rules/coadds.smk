@@ -43,7 +43,7 @@ if SETTINGS.parallel.coadd == "tract":
             "results/benchmarks/tract/{band}/{tract}.tsv"
         group:
             group_of("tract_{tract}")
-        threads: SETTINGS.parallel.workers
+        threads: tract_threads
         resources:
             mem_mb=tract_memory,
             runtime=tract_runtime,

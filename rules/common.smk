@@ -593,6 +593,11 @@ def tract_inputs(wildcards):
     return inputs, ccds
 
 
+def tract_threads(wildcards):
+    """Return the workers of the job of a tract."""
+    return 1 if SETTINGS.parallel.backend == "serial" else SETTINGS.parallel.workers
+
+
 def tract_memory(wildcards, threads, attempt):
     inputs, ccds = tract_inputs(wildcards)
     tract = needs.tract_memory(
@@ -604,6 +609,11 @@ def tract_memory(wildcards, threads, attempt):
         SETTINGS.coadd.spool_mb,
         threads,
     )
+    matching = SETTINGS.coadd.background_matching
+    if matching.enabled:
+        tract += needs.matching_memory(
+            len(ccds), patch_pixels(), len(inputs), matching.bin_size
+        )
     return attempt * (snakemake_share(1) + tract)
 
 

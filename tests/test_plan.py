@@ -188,3 +188,16 @@ def test_given_calibration_frames_that_are_not_there_are_named():
     for ccd in range(4):
         Path(f"masters/bias_{ccd}.fits").touch()
     plan_of([science("e1")], **given).check()
+
+
+def test_what_a_tract_in_one_job_needs_is_checked_before_anything_runs(monkeypatch):
+    rows = [science("a")]
+    Path("scratch").touch()
+    whole = {"coadd": "tract"}
+    with pytest.raises(InputError, match=r"scratch: coadd\.scratch is no folder"):
+        plan_of(rows, parallel=whole, coadd={"scratch": "scratch"}).check()
+    plan_of(rows, coadd={"scratch": "scratch"}).check()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the package distributed. Pip install"):
+        plan_of(rows, parallel={**whole, "backend": "dask"}).check()
+    plan_of(rows, parallel={"backend": "dask"}).check()

@@ -156,6 +156,18 @@ def test_tract_and_patch_have_the_same_bits(by_patches, survey, parallel, tmp_pa
     assert not (tmp_path / "warp").exists()
 
 
+def test_lossless_compression_keeps_the_bits(by_patches, tmp_path):
+    run(tmp_path, products={"compression": "lossless"})
+    for patch in PATCHES:
+        one, other = (
+            read_coadd(folder / f"coadd/r/0/{patch}.fits")[0] for folder in (tmp_path, by_patches)
+        )
+        for name in ("image", "variance", "mask"):
+            pixels = [getattr(coadd.masked_image, name) for coadd in (one, other)]
+            np.testing.assert_array_equal(*pixels)
+        np.testing.assert_array_equal(one.n_inputs, other.n_inputs)
+
+
 def test_warps_that_are_kept_are_those_of_the_patches(by_patches, tmp_path):
     run(tmp_path, coadd={"keep_warps": True, "spool_mb": 0})
     assert checksums(tmp_path / "warp") == checksums(by_patches / "warp")

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -233,11 +234,27 @@ class Plan:
         return [flat for flat in flats if flat is not None]
 
     def check(self) -> None:
-        """Raise InputError for what would stop every CCD of a band."""
+        """Raise InputError for what would stop every CCD of a band, or every coadd."""
+        self._check_scatter()
         for band in {row.band for row in self.science.values()}:
             self.calexp_settings(band)
             for kind in CALIB_KINDS:
                 self._check_given(kind, band)
+
+    def _check_scatter(self) -> None:
+        """Raise InputError if jobs of exposures or tracts could not scatter their work."""
+        parallel, scratch = self.settings.parallel, self.settings.coadd.scratch
+        package = {"mpi": "mpi4py", "dask": "distributed"}.get(parallel.backend)
+        scatters = parallel.calexp == "exposure" or parallel.coadd == "tract"
+        if scatters and package and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"parallel.backend {parallel.backend!r} needs the package {package}",
+                remedy=f"pip install 'coaddflow[{parallel.backend}]'",
+            )
+        if parallel.coadd == "tract" and scratch and Path(scratch).is_file():
+            raise InputError(
+                "coadd.scratch is no folder", path=scratch, remedy="name a folder for scratch files"
+            )
 
     def _check_given(self, kind: str, band: str) -> None:
         """Raise InputError if calibration frames that are said to be given are not there."""

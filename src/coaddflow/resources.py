@@ -49,6 +49,9 @@ STACK_COPIES = 1.2
 STACK_HALO = 60
 """Rows that clipping needs above and below a block at most."""
 
+MATCHING_BYTES_PER_SQUARE = 160
+"""The sky of an exposure in a square of the tract, and what solving for planes needs beside it."""
+
 SPOOL_ROOM = 2.3
 """Pixels of the box around a turned CCD on a tract, over those of the CCD, at most."""
 
@@ -205,6 +208,22 @@ def tract_memory(
     warping = WARP_BYTES_PER_PIXEL * 2 * ccd_pixels
     coadding = _coadd_bytes(patch_pixels, n_inputs, block_mb)
     return _megabytes(spool) + threads * _megabytes(max(warping, coadding))
+
+
+def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_size: int) -> int:
+    """Return what background matching needs beside that in the process that gathers, MB.
+
+    Parameters
+    ----------
+    n_exposures : int
+        Exposures of the band on the tract.
+    patch_pixels, n_patches : int
+        Pixels of a patch, and patches.
+    bin_size : int
+        Setting ``coadd.background_matching.bin_size``.
+    """
+    squares = patch_pixels * n_patches / bin_size**2
+    return math.ceil(MATCHING_BYTES_PER_SQUARE * n_exposures * squares / 1e6)
 
 
 def tract_runtime(

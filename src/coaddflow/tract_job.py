@@ -195,13 +195,10 @@ class WarpedCcd:
         None if it has no pixel on the tract.
     sky : SkyBins or None
         If skies are matched.
-    seconds : float
-        Time that it took.
     """
 
     warp: SpooledWarp | None
     sky: SkyBins | None
-    seconds: float
 
 
 def _plan_ccds(
@@ -245,7 +242,6 @@ def _predicted_box(row: CcdRow, tract: Tract) -> Box:
 
 def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
     """Read and warp a CCD, and lay it into the spool."""
-    started = time.monotonic()
     job: _Job = worker.constants["job"]
     ccd = read_ccd(work.row)
     warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
@@ -255,7 +251,7 @@ def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
         coadd = job.settings.coadd
         if coadd.background_matching.enabled:
             sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching)
-    return WarpedCcd(spooled, sky, time.monotonic() - started)
+    return WarpedCcd(spooled, sky)
 
 
 def _warp(pool: Pool, works: Sequence[CcdWork]) -> dict[Ccd, WarpedCcd | Failure]:
@@ -358,14 +354,6 @@ def _match(
 # Round 3: every patch is coadded ----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DonePatch:
-    """What a worker tells of a patch: its row in the list, and the time it took."""
-
-    row: CoaddRow
-    seconds: float
-
-
 def _coadd(
     pool: Pool,
     job: _Job,
@@ -390,7 +378,7 @@ def _coadd(
         ),
     )
     _raise_if_any(results.failures, len(results), "patches")
-    return [result.row for result in results]
+    return list(results)
 
 
 def _patch_work(
@@ -419,14 +407,13 @@ def _patch_work(
     return inputs.work(patch, selection, reader_of, corrections)
 
 
-def coadd_one(work: PatchWork, worker: Worker) -> DonePatch:
-    """Coadd a patch from the spool and write it."""
-    started = time.monotonic()
+def coadd_one(work: PatchWork, worker: Worker) -> CoaddRow:
+    """Coadd a patch from the spool and write it; return its row in the list."""
     job: _Job = worker.constants["job"]
     path = job.coadd(work.patch)
     path.unlink(missing_ok=True)
     coadd = write_patch(path, work, job.database, job.tract, job.band, job.settings)
-    row = CoaddRow(
+    return CoaddRow(
         patch=work.patch,
         path=path.relative_to(job.table.parent).as_posix(),
         sha256=sha256_of(path),
@@ -435,7 +422,6 @@ def coadd_one(work: PatchWork, worker: Worker) -> DonePatch:
         covered=round(float(np.mean(coadd.n_inputs > 0)), 6),
         most_inputs=int(coadd.n_inputs.max(initial=0)),
     )
-    return DonePatch(row, time.monotonic() - started)
 
 
 # Both rounds ------------------------------------------------------------------------------------
@@ -447,18 +433,16 @@ def _area(box: Box) -> int:
 
 def _timed(pool: Pool, what: str, scatter: Callable[[], Results]) -> Results:
     """Scatter, and log how long it took and which part of that the workers had work."""
-    started = time.monotonic()
+    started, busy = time.monotonic(), pool.busy
     results = scatter()
-    wall = time.monotonic() - started
-    good = [one for one in results if not isinstance(one, Failure)]
-    busy = sum(one.seconds for one in good) / max(wall * max(len(pool.processes), 1), 1e-9)
+    wall, busy = time.monotonic() - started, pool.busy - busy
     _LOG.info(
         "%d of %d %s in %.1f s; workers idle for %.0f %% of it",
-        len(good),
+        len(results) - len(results.failures),
         len(results),
         what,
         wall,
-        100.0 * max(1.0 - busy, 0.0),
+        100.0 * max(1.0 - busy / max(wall * len(pool.processes), 1e-9), 0.0),
     )
     return results
 
