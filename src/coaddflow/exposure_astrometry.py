@@ -242,7 +242,7 @@ def solve_exposure(
     fit = None
     try:
         outcome = _fit_exposure(field_stars, settings, exposure_settings)
-    except _NoExposureFit as reason:
+    except (_NoExposureFit, np.linalg.LinAlgError) as reason:
         log.warning("the exposure is not solved as a whole: %s; each CCD by itself", reason)
         fallbacks = dict.fromkeys(sorted(stars), str(reason))
     else:
@@ -393,7 +393,7 @@ def _fit_exposure(
     outcome = _iterate(field_stars, outcome, settings, exposure_settings)
     _exclude_uncertain(outcome, exposure_settings)
     _check_exposure(outcome, settings, exposure_settings)
-    return outcome
+    return replace(outcome, excluded=dict(sorted(outcome.excluded.items())))
 
 
 def _check_exposure(
@@ -759,8 +759,9 @@ def _iterate(
                 excluded[number] = "none of its sources is where the exposure says"
             else:
                 pairs[number] = again
-    outcome.excluded = excluded
-    return outcome
+    # a CCD may lose its last stars when the iterations end
+    pairs = {n: stars for n, stars in outcome.pairs.items() if n not in excluded}
+    return replace(outcome, pairs=pairs, excluded=excluded)
 
 
 def _exclude_uncertain(outcome: _Outcome, exposure_settings: ExposureAstrometrySettings) -> None:
