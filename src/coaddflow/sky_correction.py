@@ -17,9 +17,9 @@ the CCDs differ (`coaddflow.group_scatter`).
 Superpixels that show more than the sky are left out, in two steps. The first fit has a loss that is
 bounded on the side of sources (Huber's, with a much smaller constant for positive residuals
 [3]_), so that also a CCD of which most is covered by a galaxy gives the level of the rest. Then
-superpixels which stand out, alone or in the mean with their neighbours, are sources; they are grown
-over the focal plane, also over gaps between CCDs, and the fit is repeated until the set stays
-the same.
+superpixels that stand out by themselves are left out, and where most of a neighbourhood does, or
+its mean, the whole is grown over the focal plane, also over gaps between CCDs. The fit is repeated
+until the set stays the same.
 
 The plan (superpixels of the focal plane, a large scale first) is that of HSC and LSST [4]_ [5]_.
 Patterns that are the same in all exposures of a band (ghosts of the pupil, fringes) need templates
