@@ -362,7 +362,9 @@ def test_real_focal_planes(name):
 
 
 def test_two_ccds_of_three_stars_on_a_line_do_not_make_an_exposure(camera):
-    exposure = Exposure(built(camera, offset=0.1, turn=0.0, distortion=camera.distortion), n_stars=3)
+    exposure = Exposure(
+        built(camera, offset=0.1, turn=0.0, distortion=camera.distortion), n_stars=3
+    )
     exposure.stars = {ccd: exposure.stars[ccd] for ccd in (0, 1)}
     result = exposure.solve(camera)
     assert sorted([*result.solutions, *result.failures]) == [0, 1]
