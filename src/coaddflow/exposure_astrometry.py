@@ -251,7 +251,7 @@ def solve_exposure(
             solutions[number] = _ccd_solution(field_stars.ccds[number], outcome, field_stars)
         fit = _figures(field_stars, outcome)
         log.info(
-            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, CCDs by %.2f pixels",
+            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, CCDs by %.2f pixel",
             fit.n_stars,
             len(fit.ccds),
             fit.rms_pixel,
