@@ -135,6 +135,8 @@ def turbulence(rng: np.random.Generator, rms: float) -> Callable[[Table], Table]
     The gradient of a random potential with wavelengths of 8 to 60 arcmin, in which long ones are
     the stronger; ``rms`` in mas.
     """
+    if rms == 0.0:
+        return lambda stars: stars
     n = 100
     wavelength = np.exp(rng.uniform(*np.log([8.0, 60.0]), n)) / 60.0
     angle, phase = rng.uniform(0.0, 2.0 * np.pi, (2, n))

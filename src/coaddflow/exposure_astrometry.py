@@ -250,6 +250,14 @@ def solve_exposure(
         for number in sorted(outcome.pairs):
             solutions[number] = _ccd_solution(field_stars.ccds[number], outcome, field_stars)
         fit = _figures(field_stars, outcome)
+        log.info(
+            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, CCDs by %.2f pixel",
+            fit.n_stars,
+            len(fit.ccds),
+            fit.rms_pixel,
+            fit.pointing_error,
+            fit.offset_sigma,
+        )
         for number, reason in fallbacks.items():
             log.warning("CCD %d is solved by itself: %s", number, reason)
     for number in fallbacks:
