@@ -264,6 +264,12 @@ def test_job_that_was_taken_up_and_fails_has_failed(server):
     assert submitted(run="second") == "1276.node1", "and is tried again"
 
 
+def test_job_of_a_run_that_grouped_its_work_differently_is_found(server):
+    targets = [*TARGETS, "manifest:exposure=1002"]
+    job_id = submitted(groupid="some_exposures", targets=targets)
+    assert submitted(run="second") == job_id
+
+
 def test_other_group_is_submitted(server):
     assert submitted() != submitted(**others(1002))
 

@@ -123,10 +123,19 @@ def enter(label, job_id):
     replace(FOLDER / "ids" / job_id, label)
 
 
-def labels(name):
-    """Return the labels of the jobs of a name that have not been seen to end."""
-    stems = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
-    return [label for label in stems if name_of(label) == name]
+def new_label(name, run):
+    """Return a label for a job of a run of Snakemake."""
+    return f"{name}.{time.strftime('%Y%m%d-%H%M%S')}-{run}-{os.urandom(3).hex()}"
+
+
+def labels(name, run):
+    """Return the labels of jobs that may make what another job of a run is to make.
+
+    Those of the same name, and all of other runs, which may have grouped their work differently.
+    The jobs of one run share nothing.
+    """
+    found = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
+    return [label for label in found if name_of(label) == name or f"-{run}-" not in label]
 
 
 def name_of(label):
