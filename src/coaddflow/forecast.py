@@ -14,10 +14,10 @@ from pathlib import Path
 from coaddflow import resources as needs
 from coaddflow.plan import CALIB_KINDS, Plan
 
-START_CPU_SECONDS = 2.3
+START_CPU_SECONDS = 1.8
 """CPU time of Python and its libraries, for each step of a job and each worker."""
 
-JOB_CPU_SECONDS = 6.0
+JOB_CPU_SECONDS = 4.5
 """CPU time of the two Snakemakes in each job of a cluster."""
 
 PIXEL_BYTES = 13.0
