@@ -261,8 +261,18 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
             name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
-            found.append(ClusterJob("PBS", path.name, name, "live", "in the ledger", log))
+            how, words = _pbs_outcome(folder / "exit" / label)
+            found.append(ClusterJob("PBS", path.name, name, how, words, log))
     return found
+
+
+def _pbs_outcome(exit_file: Path) -> tuple[Outcome, str]:
+    """Return what became of a job that no Snakemake has seen to end."""
+    try:
+        code = exit_file.read_text(encoding="ascii").strip()
+    except OSError:
+        return "live", "in the ledger"
+    return ("done", "") if code == "0" else ("failed", f"exit code {code}")
 
 
 def _seconds(when: str) -> float:
