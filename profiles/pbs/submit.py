@@ -72,9 +72,10 @@ def live_job(script, deadline):
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue
-        if does_all(label, facts, script):
+        if does_all(label, facts, script) and not ledger.is_cancelled(job_id):
             return job_id
-        print(f"PBS job {job_id} ({script.name}) works on something else: deleted", file=sys.stderr)
+        why = "was cancelled, or works on something else"
+        print(f"PBS job {job_id} ({script.name}) {why}: deleted", file=sys.stderr)
         delete(label, job_id, deadline)
     return None
 
