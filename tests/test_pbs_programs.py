@@ -264,6 +264,12 @@ def test_job_that_was_taken_up_and_fails_has_failed(server):
     assert submitted(run="second") == "1276.node1", "and is tried again"
 
 
+def test_job_of_a_run_that_grouped_its_work_differently_is_found(server):
+    targets = [*TARGETS, "manifest:exposure=1002"]
+    job_id = submitted(groupid="some_exposures", targets=targets)
+    assert submitted(run="second") == job_id
+
+
 def test_other_group_is_submitted(server):
     assert submitted() != submitted(**others(1002))
 
@@ -314,6 +320,15 @@ def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
     assert "something else" in done.stderr
     order = [call[0] for call in server.calls() if call[0] != "qstat"]
     assert order == ["qsub", "qdel", "qsub"]
+
+
+def test_cancelled_job_that_still_lives_is_not_taken_up(server):
+    job_id = submitted()
+    server.set_job(job_id, state="R", immortal=True)
+    begin(job_id)
+    program("cancel", job_id)
+    server.set_job(job_id, immortal=False)
+    assert submitted(run="second") == "1276.node1"
 
 
 def test_nothing_is_submitted_while_a_deleted_job_still_lives(server, monkeypatch):
@@ -684,6 +699,18 @@ def test_jobs_that_wait_are_cancelled_even_if_the_server_is_away(server):
     assert not Path("first.txt").exists()
     server.set(away=0)
     assert submitted(run="second") == "1277.node1", "it is not taken up any more"
+
+
+def test_cancelled_job_that_vanished_has_been_cancelled(server, monkeypatch):
+    monkeypatch.setenv("COADDFLOW_PBS_GRACE", "60")
+    server.set(history=False)
+    job_id = submitted()
+    begin(job_id)
+    program("cancel", job_id)
+    word, why = status(job_id)
+    assert word == "failed"
+    assert "interrupted" in why
+    assert ledger.names("cancelled") == []
 
 
 def test_cancel_without_ids_cancels_all_jobs_of_the_survey(server):

@@ -8,6 +8,7 @@ A job has a label, NAME.TOKEN, from before it is submitted; the label is the nam
                       it may be, does nothing
     ids/ID            the label, written after the submission
     exit/LABEL        its exit code, written by the job itself
+    cancelled/ID      Snakemake, or cancel.py, has deleted it
     gone/ID           since when the job looks as if it had ended without a word
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
@@ -123,10 +124,19 @@ def enter(label, job_id):
     replace(FOLDER / "ids" / job_id, label)
 
 
-def labels(name):
-    """Return the labels of the jobs of a name that have not been seen to end."""
-    stems = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
-    return [label for label in stems if name_of(label) == name]
+def new_label(name, run):
+    """Return a label for a job of a run of Snakemake."""
+    return f"{name}.{time.strftime('%Y%m%d-%H%M%S')}-{run}-{os.urandom(3).hex()}"
+
+
+def labels(name, run):
+    """Return the labels of jobs that may make what another job of a run is to make.
+
+    Those of the same name, and all of other runs, which may have grouped their work differently.
+    The jobs of one run share nothing.
+    """
+    found = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
+    return [label for label in found if name_of(label) == name or f"-{run}-" not in label]
 
 
 def name_of(label):
@@ -201,6 +211,11 @@ def is_back(job_id):
     remove(FOLDER / "gone" / job_id)
 
 
+def is_cancelled(job_id):
+    """Return whether cancel.py has deleted a job."""
+    return job_id in names("cancelled")
+
+
 def end(label, job_id, outcome, reason):
     """Note how a job ended, and remove its files.
 
@@ -218,6 +233,7 @@ def end(label, job_id, outcome, reason):
     with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
         stream.write("\t".join(words) + "\n")
     is_back(job_id)
+    remove(FOLDER / "cancelled" / job_id)
     if label:
         forget(label)
     remove(FOLDER / "ids" / job_id)

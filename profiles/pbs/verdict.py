@@ -8,6 +8,7 @@ import pbs
 
 GONE = "PBS does not know the job any more, and it left no exit code"
 NO_CODE = "ended without an exit code"
+CANCELLED = "deleted when Snakemake was interrupted, or by cancel.py"
 LIKELY = "killed, or its node was lost"
 EXIT_STATUS = {
     **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
@@ -79,6 +80,8 @@ def judge(job_id, label, known, now):
         ledger.is_back(job_id)
         return RUNNING, ""
     word, reason, at_once = final
+    if reason in (GONE, NO_CODE) and ledger.is_cancelled(job_id):
+        reason, at_once = CANCELLED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
     if not at_once and now - ledger.gone_since(job_id, now) < pbs.setting("GRACE", 60):
         return DOUBTFUL, ""
