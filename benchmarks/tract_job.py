@@ -185,6 +185,9 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     line = f"| `{mode}` | {wall:.1f} | {cpu:.1f} |"
+    if mode == "tract":
+        told = Path("logs/tract.log").read_text().splitlines()
+        print(*(text for text in told if "idle" in text or "room" in text), sep="\n")
     if arguments.no_trace:
         return line
     for steps in rounds:
@@ -232,8 +235,6 @@ def main() -> None:
         )
         print("|---" * (3 + len(PARTS)) + "|")
         print(by_patch, as_one, sep="\n")
-        lines = Path("logs/tract.log").read_text().splitlines()
-        print(*(line for line in lines if "idle" in line or "room" in line), sep="\n")
         os.chdir(script.parent)
 
 
