@@ -733,6 +733,16 @@ def test_cancel_comes_back_within_two_seconds(server):
     assert time.monotonic() - started < 3
 
 
+def test_copy_of_a_survey_leaves_the_jobs_of_the_survey_alone(server, tmp_path, monkeypatch):
+    job_id = submitted()
+    server.set_job(job_id, state="R")
+    begin(job_id)
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert submitted(run="second") != job_id
+    assert server.calls("qdel") == []
+
+
 def test_surveys_side_by_side_do_not_meet(server, tmp_path, monkeypatch):
     first = submitted()
     other = tmp_path / "other"
