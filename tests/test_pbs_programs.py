@@ -196,6 +196,16 @@ def test_script_runs_in_the_survey_and_leaves_its_exit_code(server):
     assert not Path("x").exists(), "nothing of the folder's name is run by a shell"
 
 
+def test_why_a_job_was_terminated_is_left_to_the_server(server):
+    job_id = submitted()
+    assert execute(server.script(1), "kill -TERM $(exec sh -c 'echo $PPID')") == 143
+    comment = "Job run at Sun Nov 22 at 17:53 on (node1) and terminated by astro@node1"
+    server.set_job(job_id, state="F", exit_status=271, comment=comment)
+    word, why = status(job_id)
+    assert word == "failed"
+    assert "terminated by astro" in why
+
+
 def test_job_that_pbs_starts_again_does_nothing(server):
     submitted()
     script = server.script(1)
