@@ -1,12 +1,15 @@
 """How well positions repeat between exposures: each CCD solved by itself, and whole exposures.
 
-    python benchmarks/astrometry_repeatability.py --camera decam --exposures 5 --stars 8 20 60
+    python benchmarks/astrometry_repeatability.py --exposures 5 --stars 8 20 60 --turbulence 10
 
 Simulates dithered exposures of one field as lists of stars, without pixels. All exposures have the
 same CCDs, which stand and turn a bit differently from what the camera file says, and a distortion
 that the camera file does not know; each has its own pointing, rotation, scale and distortion. The
-stars of the catalogue are measured with noise. Then other stars, whose pixel positions are exact,
-are put to the sky by both kinds of WCS: what scatters is the WCS alone.
+stars of the catalogue are measured with noise. The atmosphere moves all stars by a smooth random
+field of its own in each exposure (DECam: 10 to 30 mas in 30 s, coherent over 5 to 10 arcmin;
+Bernstein et al. 2017, PASP 129, 074503). Then other stars, whose pixel positions are exact,
+are put to the sky by both kinds of WCS: what scatters is the WCS, and the atmosphere that it does
+not follow.
 
 For each number of catalogue stars on a CCD it prints, for CCDs by themselves / whole exposures:
 CCDs without a solution; the scatter of a star's position between exposures (one axis, median over
@@ -17,6 +20,7 @@ milliarcseconds; and the CPU time of an exposure.
 import argparse
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 from astropy.table import Table
@@ -50,18 +54,22 @@ def main() -> None:
         "--stars", type=int, nargs="+", default=[8, 20, 60], help="catalogue stars on a CCD"
     )
     parser.add_argument("--noise", type=float, default=0.05, help="centroid noise, pixels")
+    parser.add_argument(
+        "--turbulence", type=float, default=0.0, help="rms motion by the atmosphere, one axis, mas"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     camera = load_camera(arguments.camera)
     print("stars  no solution  scatter (mas)      AM1 (mas)   CPU s per exposure")
     for n_stars in arguments.stars:
-        alone, together = compare(camera, arguments.exposures, n_stars, arguments.noise)
+        alone, together = compare(camera, n_stars, arguments)
         cells = [f"{a:.3g} / {b:.3g}" for a, b in zip(alone, together, strict=True)]
         print(f"{n_stars:5d}" + "".join(f"{cell:>15s}" for cell in cells), flush=True)
 
 
-def compare(camera: Camera, n_exposures: int, n_stars: int, noise: float) -> list[tuple]:
+def compare(camera: Camera, n_stars: int, arguments: argparse.Namespace) -> list[tuple]:
     """Return (CCDs without solution, scatter, AM1, CPU time) of both kinds of solution."""
+    n_exposures = arguments.exposures
     rng = np.random.default_rng(1)
     truth = misplaced(camera, rng)
     catalogue, test = (
@@ -72,13 +80,14 @@ def compare(camera: Camera, n_exposures: int, n_stars: int, noise: float) -> lis
     failed, seconds = [0, 0], [0.0, 0.0]
     for _ in range(n_exposures):
         taken, pointing, header = observe(truth, rng)
-        stars = measure(taken, pointing, catalogue, noise, rng)
+        air = turbulence(rng, arguments.turbulence)
+        stars = measure(taken, pointing, air(catalogue), arguments.noise, rng)
         for kind, solve in enumerate((solve_alone, solve_together)):
             start = time.process_time()
             solutions = solve(stars, camera, header, catalogue)
             seconds[kind] += time.process_time() - start
             failed[kind] += len(stars) - len(solutions)
-            places[kind].append(positions(solutions, taken, pointing, test))
+            places[kind].append(positions(solutions, taken, pointing, air(test)))
     scatters = repeatability(np.array(places), test)
     return [(failed[kind], *scatters[kind], seconds[kind] / n_exposures) for kind in range(2)]
 
@@ -118,6 +127,32 @@ def observe(truth: Camera, rng: np.random.Generator) -> tuple[Camera, tuple, tup
     error = rng.normal(0.0, 10.0 / 3600.0, 2)
     header = (*sphere.tan_deproject(*error, *pointing[:2]), pointing[2] + rng.normal(0.0, 0.1))
     return taken, tuple(map(float, pointing)), tuple(map(float, header))
+
+
+def turbulence(rng: np.random.Generator, rms: float) -> Callable[[Table], Table]:
+    """Return a function that moves stars as the atmosphere of one exposure does.
+
+    The gradient of a random potential with wavelengths of 8 to 60 arcmin, in which long ones are
+    the stronger; ``rms`` in mas.
+    """
+    if rms == 0.0:
+        return lambda stars: stars
+    n = 100
+    wavelength = np.exp(rng.uniform(*np.log([8.0, 60.0]), n)) / 60.0
+    angle, phase = rng.uniform(0.0, 2.0 * np.pi, (2, n))
+    direction = np.stack([np.cos(angle), np.sin(angle)])
+    strength = rng.normal(size=n) * wavelength ** (5.0 / 6.0)
+    strength *= rms / 3.6e6 / np.sqrt(np.sum(strength**2) / 4.0)
+
+    def move(stars: Table) -> Table:
+        plane = np.stack(sphere.tan_project(stars["ra"], stars["dec"], *CENTRE))
+        wave = np.sin(2.0 * np.pi * (plane.T @ direction) / wavelength + phase)
+        moved = Table(stars, copy=True)
+        sky = sphere.tan_deproject(*(plane + direction @ (wave * strength).T), *CENTRE)
+        moved["ra"], moved["dec"] = sky
+        return moved
+
+    return move
 
 
 def on_ccds(taken: Camera, pointing: tuple, stars: Table):

@@ -6,7 +6,7 @@
 The first simulates exposures of the demo camera whose coefficients between CCDs are made 1e-3
 (needs the extra `simulate`), measures all coefficients, measures them once more on the corrected
 pixels, and makes a picture of a part of a CCD before and after. The second corrects CCDs of 2048 x
-4096 pixels of noise.
+4096 pixels of noise, and measures what the measurement costs.
 """
 
 import argparse
@@ -24,7 +24,14 @@ from scipy import ndimage
 
 from coaddflow.camera import Camera, camera_file, load_camera
 from coaddflow.crosstalk import AmplifierSignal, VictimNoise, collect_aggressors, subtract_ghosts
-from coaddflow.crosstalk_measure import CrosstalkSums, MeasuredCrosstalk, MeasurementSettings
+from coaddflow.crosstalk_measure import (
+    CrosstalkSums,
+    MeasuredCrosstalk,
+    MeasurementSettings,
+    find_bright_pixels,
+    group_sums,
+    subtract_sky,
+)
 from coaddflow.image import MaskPlane
 from coaddflow.isr import BegunCcd, CcdCalibs, begin_detrend, finish_detrend
 from coaddflow.raw import read_raw_ccd
@@ -50,6 +57,7 @@ def main() -> None:
         print("amplifiers  aggressors each  CPU s  MB beside the pixels")
         for n_amplifiers, n_others in ((2, 0), (2, 16), (4, 16), (16, 0), (16, 16)):
             cost(n_amplifiers, n_others)
+        measurement_cost()
         return
     with tempfile.TemporaryDirectory() as folder:
         camera = simulate(Path(folder), arguments.exposures)
@@ -159,7 +167,7 @@ def report(camera: Camera, before: list[MeasuredCrosstalk], after: list[Measured
 
 
 def picture(camera: Camera, files: list[Path], path: Path) -> None:
-    """Write the part of the CCDs with the largest area of ghosts, before and after."""
+    """Write the part of a CCD with most ghosts: before, after, and what was subtracted."""
     uncorrected = SETTINGS.model_copy(update={"crosstalk": False})
     largest, panels = -1.0, []
     for file in files:
@@ -181,9 +189,15 @@ def picture(camera: Camera, files: list[Path], path: Path) -> None:
             raw = read_raw_ccd(file, camera, camera.detector(ccd))
             before = finish_detrend(begin_detrend(raw, uncorrected), CcdCalibs(), EXPOSURE_TIME)
             sky, noise = np.median(after.image), np.sqrt(np.median(after.variance))
-            panels = [(one.image[part][::-1] - sky) / noise for one in (before.masked_image, after)]
-    grey = np.hstack([panels[0], np.full((SHOWN, 4), np.inf), panels[1]])
-    grey = np.clip((grey + 2.0) / 7.0, 0.0, 1.0)
+            images = [before.masked_image.image, after.image]
+            panels = [
+                (one[part][::-1] - sky) / noise for one in (*images, images[0] - after.image + sky)
+            ]
+    # smoothed as the eye does from a distance: ghosts are wide, and faint in single pixels
+    panels = [ndimage.gaussian_filter(np.nan_to_num(one), 1.5) for one in panels]
+    gap = np.full((SHOWN, 4), np.inf)
+    grey = np.hstack([panels[0], gap, panels[1], gap, panels[2]])
+    grey = np.clip((grey + 0.5) / 3.0, 0.0, 1.0)
     pixels = Image.fromarray((255 * grey).astype(np.uint8))
     size = 2 * pixels.width, 2 * pixels.height
     pixels.resize(size, Image.Resampling.BICUBIC).save(path, quality=70)
@@ -215,6 +229,31 @@ def cost(n_amplifiers: int, n_others: int) -> None:
     tracemalloc.stop()
     n_aggressors = n_amplifiers - 1 + n_others
     print(f"{n_amplifiers:10d} {n_aggressors:16d} {statistics.median(seconds):6.2f} {memory:14.1f}")
+
+
+def measurement_cost() -> None:
+    """Print what the measurement costs, for an amplifier of 1024 x 4096 pixels with 1,500 stars."""
+    rng = np.random.default_rng(1)
+    counts = rng.normal(1000.0, 20.0, (4096, 1024)).astype(np.float32)
+    y, x = np.mgrid[-8:9, -8:9]
+    star = np.exp(-0.5 * (x**2 + y**2) / 1.8**2)
+    for row, column in zip(rng.integers(8, 4088, 1500), rng.integers(8, 1016, 1500), strict=True):
+        peak = np.exp(rng.uniform(5.0, 10.8))
+        counts[row - 8 : row + 9, column - 8 : column + 9] += peak * star
+    signal = AmplifierSignal(counts, np.empty(0, np.intp))
+    settings = MeasurementSettings()
+    seconds: dict[str, list[float]] = {"sky of an amplifier": [], "pair of amplifiers": []}
+    for _ in range(5):
+        begin_time = time.process_time()
+        amplifier = subtract_sky(signal)
+        bright = find_bright_pixels(amplifier, settings.min_counts, settings.max_groups)
+        between = time.process_time()
+        for i in range(9):  # the ghosts, and eight places beside them
+            group_sums(bright, amplifier, settings.max_coefficient, (i, i))
+        seconds["sky of an amplifier"].append(between - begin_time)
+        seconds["pair of amplifiers"].append(time.process_time() - between)
+    for name, values in seconds.items():
+        print(f"measurement, {name}: {statistics.median(values):.3f} CPU s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How long planning takes: `snakemake -n` of a survey of many exposures.
 
     python benchmarks/dry_run.py 1000
+    python benchmarks/dry_run.py 1000 --granularity coarse
     python benchmarks/dry_run.py 1000 --pointings visits.csv --batch all=1/10
     python benchmarks/dry_run.py 1000 --profile slurm
 
@@ -35,7 +36,13 @@ calibs:
   dark: {{source: none}}
   flat: {{source: none}}
   defects: {{source: none}}
+parallel: {{calexp: {calexp}, coadd: {coadd}}}
 """
+
+GRANULARITY = {
+    "fine": {"calexp": "ccd", "coadd": "patch"},
+    "coarse": {"calexp": "exposure", "coadd": "tract"},
+}
 
 
 def random_pointings(n: int) -> list[tuple[str, str, float, float, float]]:
@@ -65,7 +72,7 @@ def pointings_of_table(path: Path, n: int) -> list[tuple[str, str, float, float,
     ]
 
 
-def make_survey(folder: Path, pointings: list, camera: str) -> None:
+def make_survey(folder: Path, pointings: list, camera: str, granularity: str) -> None:
     """Write settings and tables of a survey, and empty raw files."""
     rows = [
         ExposureRow(
@@ -86,7 +93,7 @@ def make_survey(folder: Path, pointings: list, camera: str) -> None:
     for row in rows:
         (folder / row.path).touch()
     (folder / "stars.csv").write_text("ra,dec,mag\n")
-    (folder / "config.yaml").write_text(SETTINGS.format(camera=camera))
+    (folder / "config.yaml").write_text(SETTINGS.format(camera=camera, **GRANULARITY[granularity]))
 
 
 def main() -> None:
@@ -95,6 +102,7 @@ def main() -> None:
     parser.add_argument("exposures", type=int)
     parser.add_argument("--camera", default="hsc")
     parser.add_argument("--pointings", type=Path)
+    parser.add_argument("--granularity", choices=GRANULARITY, default="fine")
     parser.add_argument("--batch")
     parser.add_argument("--profile", help="profile of a cluster; groups take time to plan")
     options = parser.parse_args()
@@ -103,7 +111,7 @@ def main() -> None:
     else:
         pointings = random_pointings(options.exposures)
     with tempfile.TemporaryDirectory() as folder:
-        make_survey(Path(folder), pointings, options.camera)
+        make_survey(Path(folder), pointings, options.camera, options.granularity)
         command = [sys.executable, "-m", "snakemake", "-s", str(SNAKEFILE), "-d", folder]
         command += ["-n", "--quiet", "rules"]
         command += ["--batch", options.batch] if options.batch else []

@@ -67,7 +67,7 @@ def run(folder: Path, raw: Path, nodes: int, options: argparse.Namespace) -> tup
         wall = time.monotonic() - began
         run.check()
         time.sleep(3)
-        jobs = cpu_seconds(cluster)
+        jobs = cluster.cpu_seconds()
     finally:
         cluster.stop()
     whole = statistics.median(seconds for comment, seconds in jobs if EXPOSURE.match(comment))
@@ -84,23 +84,6 @@ def count_calls(cluster: SlurmCluster, name: str) -> Path:
     program.write_text(f'#!/bin/sh\necho >>{calls}\nexec {which(name)} "$@"\n')
     program.chmod(0o755)
     return calls
-
-
-def cpu_seconds(cluster: SlurmCluster) -> list[tuple[str, float]]:
-    """Return comment and CPU time of all jobs, of the accounting."""
-    text = cluster.slurm("sacct", "-n", "-P", "--format", "Comment,TotalCPU")
-    rows = [row.split("|") for row in text.splitlines()]
-    # rows without a comment are the steps of a job
-    return [(comment, seconds(cpu)) for comment, cpu in rows if comment]
-
-
-def seconds(clock: str) -> float:
-    """Return a time of Slurm ([days-][hours:]minutes:seconds) in seconds."""
-    days, _, clock = clock.rpartition("-")
-    total = 0.0
-    for part in clock.split(":"):
-        total = 60 * total + float(part)
-    return total + 86400 * int(days or 0)
 
 
 def cpu_of_steps(folder: Path) -> float:

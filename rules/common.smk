@@ -552,7 +552,8 @@ def exposure_threads(wildcards):
 def exposure_memory(wildcards, threads, attempt):
     pixels = pixels_of_ccds(wildcards.exposure)
     holds = bool(SETTINGS.exposure.enabled) and wildcards.exposure in PLAN.science
-    return attempt * needs.exposure_memory(pixels, threads, holds)
+    exposure = needs.exposure_memory(pixels, threads, holds)
+    return attempt * (snakemake_share(1) + exposure)
 
 
 def exposure_runtime(wildcards, threads, attempt):
@@ -659,6 +660,7 @@ def lift_default_rate_limit():
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
+    cluster.programs_from_any_folder(workflow.executor_settings, workflow.basedir)
     cluster.refuse_while_earlier_jobs_live(workflow)
     print(messages.start_text(PLAN), file=sys.stderr)
 

@@ -105,15 +105,24 @@ def torque_block(job_id, job):
 def qstat(server, state, arguments):
     """Play qstat -x -f and qstat -f."""
     if state["dialect"] == "torque":
-        if "-x" in arguments:
-            return 2, "", "Unknown option: x\nUsage:\n    qstat [-f] ..."
+        for option in ("E", "x"):
+            if f"-{option}" in arguments:
+                return 2, "", f"Unknown option: {option}\nUsage:\n    qstat [-f] ..."
         jobs = {i: state["jobs"][i] for i in arguments[1:] if i in state["jobs"]}
         text = "".join(torque_block(i, job) + "\n" for i, job in jobs.items())
         return (0 if jobs else 153), text, ""
+    asked = [word for word in arguments if not word.startswith("-")] or list(state["jobs"])
+    if "-E" in arguments and state["dialect"] == "old":
+        return 2, "", "qstat: invalid option -- 'E'\nusage:\nqstat [-f] [-J] ..."
     if "-x" in arguments and not state["history"]:
         text = "qstat: PBS is not configured to maintain job history {}\n"
-        return 0, "", "".join(map(text.format, arguments[2:]))
-    asked = [word for word in arguments if not word.startswith("-")] or list(state["jobs"])
+        return 0, "", "".join(map(text.format, asked))
+    if "-E" in arguments:
+        # jobs that it does not know, or without -x finished ones, are left out without a word
+        known = [i for i in asked if i in state["jobs"]]
+        known = [i for i in known if state["jobs"][i]["state"] != "F" or "-x" in arguments]
+        text = "".join(block(i, state["jobs"][i]) + "\n" for i in known)
+        return (0, text, "") if known else (153, "", f"qstat: Unknown Job Id {asked[0]}\n")
     code, out, err = 0, "", ""
     for job_id in asked:
         job = state["jobs"].get(job_id)

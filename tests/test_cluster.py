@@ -105,3 +105,14 @@ def test_programs_of_a_profile_are_found_from_any_folder(tmp_path, monkeypatch):
     cluster.programs_from_any_folder(settings, tmp_path / "code")
     assert settings.submit_cmd == str(tmp_path / "code" / "profiles" / "submit.py")
     assert settings.status_cmd == "qstatus"
+
+
+def test_programs_of_a_profile_are_relative_to_where_snakemake_was_called(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "submit.py").touch()
+    (tmp_path / "survey").mkdir()
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "survey")
+    settings = SimpleNamespace(submit_cmd="mine/submit.py")
+    cluster.programs_from_any_folder(settings, tmp_path / "code")
+    assert settings.submit_cmd == str(tmp_path / "mine" / "submit.py")

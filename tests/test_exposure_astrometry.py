@@ -359,3 +359,15 @@ def test_real_focal_planes(name):
         true = truth.pixel_to_sky(detector, x, y, *exposure.pointing)
         error = sphere.separation(*pixel_to_sky(solution.wcs, x, y), *true) * 3600.0
         assert error.max() / camera.pixel_scale < (0.2 if ccd == few else 0.1)
+
+
+def test_two_ccds_of_three_stars_on_a_line_do_not_make_an_exposure(camera):
+    exposure = Exposure(
+        built(camera, offset=0.1, turn=0.0, distortion=camera.distortion), n_stars=3
+    )
+    exposure.stars = {ccd: exposure.stars[ccd] for ccd in (0, 1)}
+    result = exposure.solve(camera)
+    assert sorted([*result.solutions, *result.failures]) == [0, 1]
+    for ccd, solution in result.solutions.items():
+        error = exposure.errors(solution.wcs, ccd).max()
+        assert error < 3.0 * result.fit.ccds[ccd].formal_error

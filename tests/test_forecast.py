@@ -77,7 +77,7 @@ def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
 
 
 def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
-    asked = asked_memory(plan)
+    asked = asked_memory(plan, cores=8)
     assert asked["calexp"] == needs.ccd_memory(MPIX)
     assert asked["coadd"] == needs.coadd_memory(MPIX, 2, 100)
     assert asked["master_bias"] == needs.calib_memory(MPIX, 5, 1)
@@ -131,9 +131,9 @@ def test_benchmarks_are_summed_by_rule(tmp_path):
     assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
     assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
     assert core_hours_of("survey", steps.values()) is None
-    words = suggestion(steps.values())
+    words = suggestion(steps.values(), cores=3)
     # 500 MiB and 30 % of room, and the Snakemakes of the job
-    assert "calexp:mem_mb=982*attempt" in words
+    assert "calexp:mem_mb=782*attempt" in words
     assert "calexp:runtime=8*attempt" in words
     assert disk_used(tmp_path) > 0
 

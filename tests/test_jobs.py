@@ -125,6 +125,7 @@ def test_the_last_job_of_an_exposure_counts(survey):
         ("exposure_1001_calexp_manifest", "calexp"),
         ("exposure_1001_calibrated_manifest", "calibrated"),
         ("exposure_1001_exposure", "exposure"),
+        ("exposure_1001_calibrated_exposure", "calibrated_exposure"),
         ("tract_0_coadd_picture_tract_corners_warp", "coadd"),
         ("tract_0_picture_tract_tract_corners", "tract"),
         ("survey_corners", "survey_corners"),
@@ -145,6 +146,8 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
         ("Can Never Run: Insufficient amount of resource: mem", "never runs"),
         ("PBS does not know the job any more: killed, or its node was lost", "node failed"),
         ("terminated by user", "cancelled"),
+        ("exceeded resource mem (exit status -27)", "out of memory"),
+        ("=>> PBS: job killed: mem 406140kb exceeded limit 102400kb", "out of memory"),
         ("exit code 1", "failed"),
     ],
 )
@@ -161,3 +164,9 @@ def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome):
     job = jobs["exposure_1001"]
     assert (job.job_id, job.outcome, job.words, job.log) == ("4.pbs", outcome, reason, "a.out")
     assert jobs["tract_0"].outcome == "live"
+    (folder / "cancelled").mkdir()
+    (folder / "cancelled" / "9.pbs").touch()
+    assert latest_jobs(tmp_path)["tract_0"].outcome == "cancelled"
+    (folder / "exit").mkdir()
+    (folder / "exit" / "tract_0.1a2b").write_text("0\n")
+    assert latest_jobs(tmp_path)["tract_0"].outcome == "done", "although nobody has looked"

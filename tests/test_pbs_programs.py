@@ -264,6 +264,12 @@ def test_job_that_was_taken_up_and_fails_has_failed(server):
     assert submitted(run="second") == "1276.node1", "and is tried again"
 
 
+def test_job_of_a_run_that_grouped_its_work_differently_is_found(server):
+    targets = [*TARGETS, "manifest:exposure=1002"]
+    job_id = submitted(groupid="some_exposures", targets=targets)
+    assert submitted(run="second") == job_id
+
+
 def test_other_group_is_submitted(server):
     assert submitted() != submitted(**others(1002))
 
@@ -314,6 +320,15 @@ def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
     assert "something else" in done.stderr
     order = [call[0] for call in server.calls() if call[0] != "qstat"]
     assert order == ["qsub", "qdel", "qsub"]
+
+
+def test_cancelled_job_that_still_lives_is_not_taken_up(server):
+    job_id = submitted()
+    server.set_job(job_id, state="R", immortal=True)
+    begin(job_id)
+    program("cancel", job_id)
+    server.set_job(job_id, immortal=False)
+    assert submitted(run="second") == "1276.node1"
 
 
 def test_nothing_is_submitted_while_a_deleted_job_still_lives(server, monkeypatch):
@@ -492,8 +507,9 @@ def test_exit_code_of_the_job_needs_no_server(server, code):
     assert server.calls("qstat") == []
 
 
-def test_history_switched_off(server):
-    server.set(history=False)
+@pytest.mark.parametrize("dialect", ["openpbs", "old"])
+def test_history_switched_off(server, dialect):
+    server.set(history=False, dialect=dialect)
     job_id = submitted()
     server.set_job(job_id, state="R")
     assert status(job_id)[0] == "running"
@@ -579,7 +595,9 @@ def test_server_away_is_running(server):
     assert status(job_id)[0] == "running", "also after the time of grace"
 
 
-def test_mixed_answer_with_an_unknown_job(server):
+@pytest.mark.parametrize("dialect", ["openpbs", "old"])
+def test_mixed_answer_with_an_unknown_job(server, dialect):
+    server.set(dialect=dialect)
     ids = [submitted(**others(i)) for i in range(3)]
     server.set_job(ids[0], state="F", exit_status=0)
     jobs = server.read()["jobs"]
@@ -594,8 +612,9 @@ def test_one_question_serves_all_jobs(server, monkeypatch):
     for job_id in ids:
         server.set_job(job_id, state="R")
     assert {status(job_id)[0] for job_id in ids} == {"running"}
-    assert len(server.calls("qstat")) == 1
-    assert set(ids) < set(server.calls("qstat")[0])
+    (call,) = server.calls("qstat")
+    assert set(ids) < set(call)
+    assert "-E" in call, "in one connection"
 
 
 def test_unknown_job_and_damaged_answer_are_running(server):
@@ -633,27 +652,33 @@ def test_odd_environment_does_not_change_what_is_read(value):
     assert jobs["13.node1"].state == "Q"
 
 
-def test_recorded_answers_of_a_real_server():
-    folder = Path(__file__).parent.parent.parent / "shared" / "cluster" / "openpbs-recordings"
-    if not folder.is_dir():
-        pytest.skip("the recordings of a real OpenPBS are not here")
-    read = {name: pbs.parse_qstat((folder / f"{name}.txt").read_text()) for name in NAMES}
-    jobs = {name: next(iter(found.values())) for name, found in read.items()}
-    assert {name: (job.state, job.exit_status) for name, job in jobs.items()} == NAMES
-    assert pbs.never_runs(jobs["never"])
-    assert "exceeded resource walltime" in jobs["wall"].comment
-    assert jobs["ok"].output_path == "login1:/data/survey/calexp.1001.o1275"
-    assert list(pbs.parse_qstat((folder / "mixed.txt").read_text())) == ["1275.node1", "1276.node1"]
-
-
-NAMES = {
-    "ok": ("F", 0),
-    "bad": ("F", 3),
-    "kill": ("F", 271),
-    "wall": ("F", -29),
-    "never": ("Q", None),
-    "running": ("R", None),
+RECORDED = {
+    "finished": ("F", 0, "success", ""),
+    "failed": ("F", 3, "failed", "and failed (exit status 3)"),
+    "deleted": ("F", 271, "failed", "terminated by astro@node1"),
+    "walltime": ("F", -29, "failed", "exceeded resource walltime"),
+    "memory": ("F", -27, "failed", "exceeded resource mem"),
+    "node_lost": ("F", -20, "failed", "its node was lost"),
+    "never_runs": ("Q", None, "failed", "Can Never Run: Insufficient amount of resource: ncpus"),
+    "held": ("H", -3, "failed", "too many failed attempts to run"),
+    "running": ("R", None, "running", ""),
+    "odd_environment": ("R", None, "running", ""),
 }
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_answers_of_a_real_server(server, monkeypatch, name):
+    text = (Path(__file__).parent / "openpbs" / f"{name}.txt").read_text()
+    state, exit_status, word, reason = RECORDED[name]
+    ((job_id, job),) = pbs.parse_qstat(text).items()
+    assert (job.state, job.exit_status) == (state, exit_status)
+    (server.folder / "answer.txt").write_text(text)
+    answers = f"#!/bin/sh\ncat '{server.folder}/answer.txt'\n"
+    (server.folder / "qstat").write_text(answers)
+    monkeypatch.setenv("COADDFLOW_PBS_GRACE", "0")
+    found, why = status(job_id)
+    assert found == word
+    assert reason in why
 
 
 # --- cancel, cost -----------------------------------------------------------------------------
@@ -674,6 +699,18 @@ def test_jobs_that_wait_are_cancelled_even_if_the_server_is_away(server):
     assert not Path("first.txt").exists()
     server.set(away=0)
     assert submitted(run="second") == "1277.node1", "it is not taken up any more"
+
+
+def test_cancelled_job_that_vanished_has_been_cancelled(server, monkeypatch):
+    monkeypatch.setenv("COADDFLOW_PBS_GRACE", "60")
+    server.set(history=False)
+    job_id = submitted()
+    begin(job_id)
+    program("cancel", job_id)
+    word, why = status(job_id)
+    assert word == "failed"
+    assert "interrupted" in why
+    assert ledger.names("cancelled") == []
 
 
 def test_cancel_without_ids_cancels_all_jobs_of_the_survey(server):

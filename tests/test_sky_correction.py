@@ -122,7 +122,7 @@ def test_a_galaxy_that_fills_half_a_ccd_is_not_taken_for_its_response(response):
     inside = {ccd: light(*centres(DECAM, ccd, own)) > 5.0 for ccd, own in measured.items()}
     filled = [ccd for ccd, own in inside.items() if own.mean() > 0.4]
     assert filled
-    assert max(np.abs(error[ccd]).max() for ccd in filled) < 0.015 * NOISE
+    assert max(np.abs(error[ccd]).max() for ccd in filled) < 0.02 * NOISE
     assert not any((sky.used[ccd] & inside[ccd]).any() for ccd in filled)
 
 
@@ -181,9 +181,9 @@ def measured_ccd(image, background):
 @pytest.fixture(scope="module")
 def exposure():
     """Four CCDs with a galaxy of 2 superpixels on one of them, stars and a gradient, in pixels."""
-    camera, rng = mosaic(2, 1280), np.random.default_rng(82)
+    camera, rng = mosaic(2, 1536), np.random.default_rng(82)
     half_light, pixel = 128.0, camera.pixel_size
-    light = galaxy(half_light * pixel, 0.4 * SKY, *(700.0 * pixel for _ in range(2)))
+    light = galaxy(half_light * pixel, 0.8 * SKY, *(700.0 * pixel for _ in range(2)))
     ccds = {}
     for detector in camera.detectors:
         y, x = np.indices(detector.shape)

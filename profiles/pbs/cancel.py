@@ -20,8 +20,11 @@ def main(job_ids):
     if not job_ids:
         job_ids, labels = ledger.names("ids"), ledger.names("tickets")
     qdel = start(["qdel", *job_ids]) if job_ids else None
-    for label in filter(None, labels):
-        ledger.remove(ledger.FOLDER / "tickets" / label)
+    with contextlib.suppress(OSError):
+        for label in filter(None, labels):
+            ledger.remove(ledger.FOLDER / "tickets" / label)
+        for job_id in job_ids:
+            ledger.replace(ledger.FOLDER / "cancelled" / job_id, "")
     if qdel:
         with contextlib.suppress(subprocess.TimeoutExpired):
             qdel.wait(PATIENCE)

@@ -66,6 +66,10 @@ class JobScript:
         The jobs of Snakemake in it: rule and wildcards.
     settings : str
         A checksum of the settings with which it is to work.
+    files : str
+        The folder of files that the run of Snakemake keeps for its jobs.
+    run : str
+        A short name of that run.
     """
 
     def __init__(self, path):
@@ -85,6 +89,8 @@ class JobScript:
         if not self.targets:
             raise ValueError("it does not say what its jobs are (--target-jobs)")
         self.settings = settings_digest(words)
+        self.files = str(path.parent.resolve())
+        self.run = hashlib.sha256(self.files.encode()).hexdigest()[:8]
 
 
 def values_of(words, option):

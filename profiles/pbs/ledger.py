@@ -8,6 +8,7 @@ A job has a label, NAME.TOKEN, from before it is submitted; the label is the nam
                       it may be, does nothing
     ids/ID            the label, written after the submission
     exit/LABEL        its exit code, written by the job itself
+    cancelled/ID      Snakemake, or cancel.py, has deleted it
     gone/ID           since when the job looks as if it had ended without a word
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
@@ -30,8 +31,8 @@ import pbs
 
 FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
-HISTORY_AGAIN = 600.0
-"""Seconds after which a server without history is asked again whether it keeps one now."""
+BEST_WAY_AGAIN = 600.0
+"""Seconds after which a server is asked again in the best way: it may keep a history now."""
 
 _OF_A_JOB = ("jobs/{}.json", "scripts/{}.sh", "tickets/{}", "begun/{}", "exit/{}", "spool/{}")
 
@@ -123,10 +124,19 @@ def enter(label, job_id):
     replace(FOLDER / "ids" / job_id, label)
 
 
-def labels(name):
-    """Return the labels of the jobs of a name that have not been seen to end."""
-    stems = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
-    return [label for label in stems if name_of(label) == name]
+def new_label(name, run):
+    """Return a label for a job of a run of Snakemake."""
+    return f"{name}.{time.strftime('%Y%m%d-%H%M%S')}-{run}-{os.urandom(3).hex()}"
+
+
+def labels(name, run):
+    """Return the labels of jobs that may make what another job of a run is to make.
+
+    Those of the same name, and all of other runs, which may have grouped their work differently.
+    The jobs of one run share nothing.
+    """
+    found = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
+    return [label for label in found if name_of(label) == name or f"-{run}-" not in label]
 
 
 def name_of(label):
@@ -201,6 +211,11 @@ def is_back(job_id):
     remove(FOLDER / "gone" / job_id)
 
 
+def is_cancelled(job_id):
+    """Return whether cancel.py has deleted a job."""
+    return job_id in names("cancelled")
+
+
 def end(label, job_id, outcome, reason):
     """Note how a job ended, and remove its files.
 
@@ -218,6 +233,7 @@ def end(label, job_id, outcome, reason):
     with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
         stream.write("\t".join(words) + "\n")
     is_back(job_id)
+    remove(FOLDER / "cancelled" / job_id)
     if label:
         forget(label)
     remove(FOLDER / "ids" / job_id)
@@ -266,11 +282,11 @@ def last_answer():
     Returns
     -------
     dict
-        "asked": when, seconds since the epoch; "no_history": when it last said that it keeps
-        none; "jobs": what it said about each job that it was asked about (None: it does not know
-        it), or None if it was away.
+        "asked": when, seconds since the epoch; "way": how, the number of `pbs.WAYS`, and
+        "since": since when; "jobs": what it said about each job that it was asked about (None: it
+        does not know it), or None if it was away.
     """
-    nothing = {"asked": 0.0, "no_history": 0.0, "jobs": None}
+    nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None}
     try:
         return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
     except (ValueError, TypeError):
@@ -292,17 +308,18 @@ def answer(max_age):
     with locked("asking") as alone:
         if not alone:
             return last
-        asked, job_ids, no_history = time.time(), names("ids"), last["no_history"]
+        asked, job_ids = time.time(), names("ids")
+        way, since = last["way"], last["since"]
+        if asked - since > BEST_WAY_AGAIN:
+            way, since = 0, asked
         try:
-            jobs, with_history = pbs.ask(job_ids, asked - no_history > HISTORY_AGAIN)
+            jobs, way = pbs.ask(job_ids, way)
             # qsub and qstat may name the server differently
             by_number = {number(name): list(job) for name, job in jobs.items()}
             known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
-            if not with_history and asked - no_history > HISTORY_AGAIN:
-                no_history = asked
         except pbs.ServerAwayError:
             known = None
-        last = {"asked": asked, "no_history": no_history, "jobs": known}
+        last = {"asked": asked, "way": way, "since": since, "jobs": known}
         with contextlib.suppress(OSError):  # a full disk: then the next one asks again
             replace(FOLDER / "answer.json", json.dumps(last))
     return last

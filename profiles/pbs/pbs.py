@@ -24,7 +24,12 @@ _AWAY = re.compile(
     r"|would exceed|maximum number of jobs|not enabled",
     re.IGNORECASE,
 )
-_NO_HISTORY = re.compile(r"job history|usage:|unknown option|invalid option", re.IGNORECASE)
+_REFUSED = re.compile(r"job history|usage:|unknown option|invalid option", re.IGNORECASE)
+WAYS = (("-E", "-x", "-f"), ("-E", "-f"), ("-x", "-f"), ("-f",))
+"""Ways to ask about many jobs, best first. -E: all in one connection; without it OpenPBS opens one
+for each job, each from a privileged port, and 200 jobs every 10 s use up those of the machine.
+-x: finished jobs, too, if the server keeps a history."""
+
 DEFINITE = (0, 35, 153)  # qstat: all known; finished (asked without -x); some unknown
 
 ServerJob = namedtuple("ServerJob", "state exit_status comment output_path")
@@ -71,22 +76,22 @@ def is_away(text):
     return bool(_AWAY.search(text))
 
 
-def ask(job_ids, with_history=True):
+def ask(job_ids, way=0):
     """Ask the server about jobs, all at once.
 
     Parameters
     ----------
     job_ids : iterable of str
         The jobs. Those that the server does not know are missing in the answer.
-    with_history : bool
-        Whether to ask for finished jobs too; found out by itself where the server has none.
+    way : int
+        The first of `WAYS` to try; the next ones are tried where the server does not know it.
 
     Returns
     -------
     jobs : dict of str to ServerJob
         What the server knows.
-    with_history : bool
-        Whether it keeps a history.
+    way : int
+        The way that it understood.
 
     Raises
     ------
@@ -95,19 +100,15 @@ def ask(job_ids, with_history=True):
     """
     job_ids = list(job_ids)
     if not job_ids:
-        return {}, with_history
-    if with_history:
-        code, out, err = run("qstat", "-x", "-f", *job_ids)
-        if is_away(err):
-            raise ServerAwayError(err.strip())
-        if out.strip() or not _NO_HISTORY.search(err):
-            if code in DEFINITE:
-                return parse_qstat(out), True
+        return {}, way
+    for number in range(way, len(WAYS)):
+        code, out, err = run("qstat", *WAYS[number], *job_ids)
+        refused = _REFUSED.search(err) and not out.strip()
+        if is_away(err) or (code not in DEFINITE and not refused):
             raise ServerAwayError(err.strip() or f"qstat ended with exit code {code}")
-    code, out, err = run("qstat", "-f", *job_ids)
-    if code in DEFINITE and not is_away(err):
-        return parse_qstat(out), False
-    raise ServerAwayError(err.strip() or f"qstat ended with exit code {code}")
+        if not refused:
+            return parse_qstat(out), number
+    raise ServerAwayError(f"qstat refuses every way to ask: {err.strip()}")
 
 
 def with_output(word):
@@ -132,7 +133,7 @@ def parse_qstat(text):
 
     A value of the environment may hold anything, also a line that looks like an attribute. What
     PBS prints before the environment is therefore taken where it stands first, and what it
-    prints after it where it stands last.
+    prints after it where it stands last, before the arguments of qsub, which may hold the same.
     """
     jobs = {}
     for block in re.split(r"^Job Id:", text, flags=re.MULTILINE)[1:]:
@@ -141,6 +142,7 @@ def parse_qstat(text):
         # attributes after a tab
         indent = "    " if re.search(r"^    \w", body, re.MULTILINE) else "\t"
         body = body.replace("\n\t", "") if indent == "    " else body
+        body = body.rpartition(f"\n{indent}Submit_arguments = ")[0] or body
         found = [
             (name, value)
             for name, _, value in (

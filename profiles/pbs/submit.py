@@ -7,7 +7,6 @@ does all that is asked for: its id is printed and nothing is submitted. If it do
 exposure is ever worked on by two jobs. While the server is away, submission waits, too.
 """
 
-import os
 import signal
 import sys
 import time
@@ -65,16 +64,18 @@ def live_job(script, deadline):
     pbs.ServerAwayError
         If the server cannot be asked: a job could be there.
     """
-    for label in ledger.labels(script.name):
+    for label in ledger.labels(script.name, script.run):
         facts = ledger.facts_of(label)
-        if facts and not set(facts["targets"]) & set(script.targets):
+        same_name = ledger.name_of(label) == script.name
+        if not (set(facts["targets"]) & set(script.targets) if facts else same_name):
             continue
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue
-        if does_all(label, facts, script):
+        if does_all(label, facts, script) and not ledger.is_cancelled(job_id):
             return job_id
-        print(f"PBS job {job_id} ({script.name}) works on something else: deleted", file=sys.stderr)
+        why = "was cancelled, or works on something else"
+        print(f"PBS job {job_id} ({script.name}) {why}: deleted", file=sys.stderr)
         delete(label, job_id, deadline)
     return None
 
@@ -200,12 +201,8 @@ def submit(script, arguments, deadline):
 
 def announce(script):
     """Write what belongs to a job that is to be submitted; return its label."""
-    label = f"{script.name}.{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
-    facts = {
-        "targets": script.targets,
-        "settings": script.settings,
-        "files": str(script.path.parent.resolve()),
-    }
+    label = ledger.new_label(script.name, script.run)
+    facts = {"targets": script.targets, "settings": script.settings, "files": script.files}
     try:
         ledger.announce(label, facts)
         write_script(label, script)

@@ -8,7 +8,15 @@ import pbs
 
 GONE = "PBS does not know the job any more, and it left no exit code"
 NO_CODE = "ended without an exit code"
+CANCELLED = "deleted when Snakemake was interrupted, or by cancel.py"
 LIKELY = "killed, or its node was lost"
+EXIT_STATUS = {
+    **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
+    **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
+    -20: "its node was lost",
+    265: "killed",
+}
+"""Exit statuses of OpenPBS that it does not put into words."""
 
 RUNNING = "running"
 DOUBTFUL = "doubtful"
@@ -72,6 +80,8 @@ def judge(job_id, label, known, now):
         ledger.is_back(job_id)
         return RUNNING, ""
     word, reason, at_once = final
+    if reason in (GONE, NO_CODE) and ledger.is_cancelled(job_id):
+        reason, at_once = CANCELLED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
     if not at_once and now - ledger.gone_since(job_id, now) < pbs.setting("GRACE", 60):
         return DOUBTFUL, ""
@@ -100,7 +110,9 @@ def seems_final(seen):
         return "success", "", True
     if seen.exit_status is None:
         return "failed", seen.comment or NO_CODE, False
-    return "failed", f"{seen.comment or 'failed'} (exit status {seen.exit_status})", True
+    words = [seen.comment or "failed", EXIT_STATUS.get(seen.exit_status, "")]
+    reason = "; ".join(filter(None, words))
+    return "failed", f"{reason} (exit status {seen.exit_status})", True
 
 
 def with_log(label, reason):

@@ -62,7 +62,6 @@ def prepare(workflow: Any) -> None:
     """
     if not workflow.is_main_process or workflow.local_exec:
         return
-    programs_from_any_folder(workflow.executor_settings, Path(workflow.basedir))
     if workflow.executor_plugin.name == "slurm" and not someone_else_works(workflow):
         wait_for_earlier_jobs(Path.cwd(), lambda text: print(text, file=sys.stderr))
 
@@ -92,8 +91,8 @@ def refuse_while_earlier_jobs_live(workflow: Any) -> None:
         )
 
 
-def programs_from_any_folder(settings: Any, basedir: Path) -> None:
-    """Make the programs of a cluster-generic profile absolute.
+def programs_from_any_folder(settings: Any, basedir: str | Path) -> None:
+    """Make the programs of a cluster-generic profile absolute; called when a run begins.
 
     A profile's path is relative to the folder in which Snakemake was called, and with
     ``--directory`` that is not the working folder.
@@ -102,13 +101,16 @@ def programs_from_any_folder(settings: Any, basedir: Path) -> None:
     ----------
     settings : object
         Settings of the executor; those of other executors have none of the attributes.
-    basedir : Path
-        Folder of the Snakefile.
+    basedir : str or Path
+        Folder of the Snakefile, tried after the folder in which Snakemake was called.
     """
+    folders = [Path(), Path(os.environ.get("PWD", "")), Path(basedir)]
     for name in ("submit_cmd", "status_cmd", "cancel_cmd"):
         program = getattr(settings, name, None)
-        if program and not Path(program).exists() and (basedir / program).exists():
-            setattr(settings, name, str(basedir / program))
+        for folder in folders if program else []:
+            if (folder / program).is_file():
+                setattr(settings, name, str((folder / program).resolve()))
+                break
 
 
 def someone_else_works(workflow: Any) -> bool:

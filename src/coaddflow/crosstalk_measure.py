@@ -91,8 +91,8 @@ class MeasurementSettings:
     max_coefficient : float
         Largest coefficient, either sign, that is thought of.
     max_groups : int
-        So many groups are kept for each aggressor, those with the brightest pixels; 108 bytes for
-        each of its victims.
+        So many groups are kept for each aggressor, those with the brightest pixels: 108 bytes for
+        each of its victims, twice while an exposure is added.
     within : bool
         Only amplifiers of the same CCD.
     """
@@ -197,12 +197,30 @@ def subtract_sky(signal: AmplifierSignal) -> SkySubtracted:
     return SkySubtracted(counts, noise, source, beside, np.bincount(source.ravel()))
 
 
-def find_bright_pixels(amplifier: SkySubtracted, min_counts: float) -> BrightPixels:
-    """Return the pixels of an amplifier that are bright and not saturated."""
+def find_bright_pixels(
+    amplifier: SkySubtracted, min_counts: float, max_groups: int | None = None
+) -> BrightPixels:
+    """Return the pixels of an amplifier that are bright and not saturated.
+
+    Parameters
+    ----------
+    amplifier : SkySubtracted
+        The aggressor.
+    min_counts : float
+        Counts above the sky from which a pixel is bright.
+    max_groups : int, optional
+        Only so many groups, those with the largest sum of squares.
+    """
     y, x = np.nonzero(amplifier.counts > min_counts)  # NaN is not
+    counts = amplifier.counts[y, x].astype(float)
     columns = -(-amplifier.counts.shape[1] // _GROUP)
     boxes, group = np.unique(y // _GROUP * columns + x // _GROUP, return_inverse=True)
-    return BrightPixels(y, x, amplifier.counts[y, x].astype(float), group, len(boxes))
+    if max_groups is not None and len(boxes) > max_groups:
+        strength = np.bincount(group, counts**2)
+        use = np.isin(group, np.argsort(-strength)[:max_groups])
+        y, x, counts = y[use], x[use], counts[use]
+        boxes, group = np.unique(group[use], return_inverse=True)
+    return BrightPixels(y, x, counts, group, len(boxes))
 
 
 def group_sums(
@@ -369,7 +387,7 @@ class CrosstalkSums:
     ) -> None:
         """Add all pairs of some amplifiers of an exposure, which are asked for twice."""
         bright = {
-            key: find_bright_pixels(amplifier, self.settings.min_counts)
+            key: find_bright_pixels(amplifier, self.settings.min_counts, self.settings.max_groups)
             for key, amplifier in amplifiers()
         }
         places = {key: {v: i for i, v in enumerate(self._victims(key))} for key in bright}

@@ -10,7 +10,7 @@ References
 ----------
 .. [1] Bertin 2006, ADASS XV, ASP Conf. 351, 112 (mosaics matched as one field).
 .. [2] Bernstein et al. 2017, PASP 129, 074503 (one map for the exposure, one for each CCD).
-.. [3] Bosch et al. 2018, PASJ 70, S5, section 4.6 (matches of CCDs, then a fit of the mosaic).
+.. [3] Bosch et al. 2018, PASJ 70, S5 (matches of CCDs, then a fit of the mosaic).
 """
 
 import logging
@@ -242,7 +242,7 @@ def solve_exposure(
     fit = None
     try:
         outcome = _fit_exposure(field_stars, settings, exposure_settings)
-    except _NoExposureFit as reason:
+    except (_NoExposureFit, np.linalg.LinAlgError) as reason:
         log.warning("the exposure is not solved as a whole: %s; each CCD by itself", reason)
         fallbacks = dict.fromkeys(sorted(stars), str(reason))
     else:
@@ -250,6 +250,14 @@ def solve_exposure(
         for number in sorted(outcome.pairs):
             solutions[number] = _ccd_solution(field_stars.ccds[number], outcome, field_stars)
         fit = _figures(field_stars, outcome)
+        log.info(
+            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, CCDs by %.2f pixel",
+            fit.n_stars,
+            len(fit.ccds),
+            fit.rms_pixel,
+            fit.pointing_error,
+            fit.offset_sigma,
+        )
         for number, reason in fallbacks.items():
             log.warning("CCD %d is solved by itself: %s", number, reason)
     for number in fallbacks:
@@ -269,8 +277,9 @@ class _Ccd:
     """A CCD with what is known before any match.
 
     ``sources`` are rows of the sources, the brightest first, ``place`` (2, n) and ``error`` (n,)
-    belong to them; ``references`` are the rows of the reference catalogue in the CCD's cone, as
-    they stand there.
+    belong to them; ``cone`` (degrees) has all reference stars that the CCD may see. ``near`` are
+    the rows of those that are near it once it is known where the exposure points, the brightest
+    first.
     """
 
     number: int
@@ -279,7 +288,8 @@ class _Ccd:
     sources: IndexArray
     place: FloatArray
     error: FloatArray
-    references: IndexArray
+    cone: tuple[float, float, float]
+    near: IndexArray = field(default_factory=lambda: np.array([], np.intp))
 
     @property
     def reach(self) -> float:
@@ -319,7 +329,7 @@ class _Field:
             ccds[number] = _prepare(
                 stars[number],
                 CcdPlace(camera, detector, rotation),
-                stars_in_cone(refcat, *cone),
+                cone,
                 settings,
             )
         sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
@@ -328,6 +338,17 @@ class _Field:
             camera, ra, dec, rotation, refcat, sky, np.argsort(magnitude, kind="stable"), ccds
         )
 
+    def pointed(self, model: FieldModel, margin: float) -> "_Field":
+        """Return the field with the reference stars that are near its CCDs, in pixels."""
+        catalogue = model.catalogue(self.sky[:, self.by_magnitude])
+        ccds = {}
+        for number, ccd in self.ccds.items():
+            centre = model.expected(ccd.where, ccd.where.centre)
+            # compared this way round, NaN is left out
+            near = np.hypot(*(catalogue - centre)) <= 1.1 * ccd.reach + margin
+            ccds[number] = replace(ccd, near=self.by_magnitude[near])
+        return replace(self, ccds=ccds)
+
     @property
     def radius(self) -> float:
         """Distance of the farthest corner from the origin, field pixels."""
@@ -335,14 +356,14 @@ class _Field:
 
 
 def _prepare(
-    stars: CcdStars, where: CcdPlace, references: IndexArray, settings: AstrometrySettings
+    stars: CcdStars, where: CcdPlace, cone: tuple[float, float, float], settings: AstrometrySettings
 ) -> _Ccd:
     sources = brightest_first(stars.x, stars.y, stars.flux, settings.max_sources)
     error = np.hypot(stars.centroid_error, settings.centroid_floor)
     sources = sources[np.isfinite(error[sources])]
     place = where.field(stars.x[sources], stars.y[sources])
     number = where.detector.id
-    return _Ccd(number, stars, where, sources, place, error[sources], references)
+    return _Ccd(number, stars, where, sources, place, error[sources], cone)
 
 
 @dataclass
@@ -363,7 +384,7 @@ def _fit_exposure(
     """Find the exposure on the sky and fit its model; raise _NoExposureFit."""
     if len(field_stars.ccds) < exposure_settings.min_ccds:
         raise _NoExposureFit(f"it has only {len(field_stars.ccds)} CCDs with sources")
-    start, pairs, chance = _find(field_stars, settings, exposure_settings)
+    field_stars, start, pairs, chance = _find(field_stars, settings, exposure_settings)
     outcome = _fit_agreeing(
         field_stars, start, pairs, chance, _FIRST_ORDER, settings, exposure_settings
     )
@@ -380,7 +401,7 @@ def _fit_exposure(
     outcome = _iterate(field_stars, outcome, settings, exposure_settings)
     _exclude_uncertain(outcome, exposure_settings)
     _check_exposure(outcome, settings, exposure_settings)
-    return outcome
+    return replace(outcome, excluded=dict(sorted(outcome.excluded.items())))
 
 
 def _check_exposure(
@@ -415,25 +436,24 @@ def _find(
     field_stars: _Field,
     settings: AstrometrySettings,
     exposure_settings: ExposureAstrometrySettings,
-) -> tuple[FieldModel, dict[int, CcdPairs], float]:
-    """Return a first model, the CCDs that are matched with it, and the chance of that match."""
-    best: tuple[FieldModel, dict[int, CcdPairs], float] | None = None
+) -> tuple[_Field, FieldModel, dict[int, CcdPairs], float]:
+    """Return the field where it points, a first model, the matched CCDs, and their chance."""
+    tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field_stars.ccds.values())
+    shift = max(3.0 * exposure_settings.max_offset, _FIELD_SHIFT * field_stars.radius)
+    most = None
     for start, chance in _candidates(field_stars, settings, exposure_settings):
-        pairs, tried = {}, 0
-        for number, ccd in field_stars.ccds.items():
-            if ccd.sources.size >= _FEWEST_AT_FIRST:
-                tried += 1
-                found = _match_near(ccd, start, field_stars, settings, exposure_settings)
-                if found is not None:
-                    pairs[number] = found
-        if best is None or len(pairs) > len(best[1]):
-            best = start, pairs, chance
-        if len(best[1]) >= max(exposure_settings.min_ccds, _AGREEING * tried):
-            return best
+        pointed, pairs = field_stars.pointed(start, 2.0 * shift), {}
+        for number, ccd in pointed.ccds.items():
+            found = _match_near(ccd, start, pointed, shift, settings)
+            if found is not None:
+                pairs[number] = found
+        if len(pairs) >= max(exposure_settings.min_ccds, _AGREEING * tried):
+            return pointed, start, pairs, chance
+        most = max(most or 0, len(pairs))
     raise _NoExposureFit(
-        "none of its CCDs was found on the sky"
-        if best is None
-        else f"only {len(best[1])} of its CCDs agree on where it points"
+        "it was not found on the sky"
+        if most is None
+        else f"only {most} of its CCDs agree on where it points"
     )
 
 
@@ -463,7 +483,7 @@ def _match_anchor(ccd: _Ccd, field_stars: _Field, settings: AstrometrySettings) 
         stars.x,
         stars.y,
         stars.flux,
-        field_stars.refcat[ccd.references],
+        field_stars.refcat[stars_in_cone(field_stars.refcat, *ccd.cone)],
         _predicted(ccd, field_stars),
         stars.shape,
         settings,
@@ -542,18 +562,6 @@ def _match_all_together(
 # Which stars are which, once it is known where the exposure is
 
 
-def _references_near(
-    ccd: _Ccd, model: FieldModel, field_stars: _Field, margin: float
-) -> tuple[IndexArray, FloatArray, FloatArray]:
-    """Return the stars around a CCD, the brightest first: rows, places (2, n), its centre."""
-    references = field_stars.by_magnitude
-    centre = model.expected(ccd.where, ccd.where.centre)
-    catalogue = model.catalogue(field_stars.sky[:, references])
-    # compared this way round, NaN is left out
-    near = np.hypot(*(catalogue - centre)) <= 1.1 * ccd.reach + margin
-    return references[near], catalogue[:, near], centre
-
-
 def _match_window(
     ccd: _Ccd,
     model: FieldModel,
@@ -564,9 +572,10 @@ def _match_window(
     min_matches: int,
 ) -> CcdPairs | None:
     """Match the pattern of a CCD's stars in a small window around its predicted place."""
-    references, catalogue, centre = _references_near(ccd, model, field_stars, window.shift)
-    if min(references.size, ccd.sources.size) < min_matches:
+    if min(ccd.near.size, ccd.sources.size) < min_matches:
         return None
+    centre = model.expected(ccd.where, ccd.where.centre)
+    catalogue = model.catalogue(field_stars.sky[:, ccd.near])
     expected = model.expected(ccd.where, ccd.place)
     match = match_pattern(
         (expected - centre).T,
@@ -579,7 +588,7 @@ def _match_window(
     )
     if match is None:
         return None
-    return _pairs(ccd, field_stars, match.source_index, references[match.reference_index])
+    return _pairs(ccd, field_stars, match.source_index, ccd.near[match.reference_index])
 
 
 def _pairs(ccd: _Ccd, field_stars: _Field, i: IndexArray, references: IndexArray) -> CcdPairs:
@@ -602,11 +611,10 @@ def _match_near(
     ccd: _Ccd,
     model: FieldModel,
     field_stars: _Field,
+    shift: float,
     settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
 ) -> CcdPairs | None:
     """Match a CCD with a model that is exact to the distortion that nobody knows."""
-    shift = max(3.0 * exposure_settings.max_offset, _FIELD_SHIFT * field_stars.radius)
     return _match_window(
         ccd,
         model,
@@ -643,12 +651,12 @@ def _match_again(
     ccd: _Ccd, model: FieldModel, field_stars: _Field, radius: float
 ) -> CcdPairs | None:
     """Match each star with the nearest one of the catalogue."""
-    references, catalogue, _ = _references_near(ccd, model, field_stars, radius)
-    if references.size == 0:
+    if ccd.near.size == 0:
         return None
+    catalogue = model.catalogue(field_stars.sky[:, ccd.near])
     expected = model.expected(ccd.where, ccd.place)
     i, k, _ = match_nearest(cKDTree(catalogue.T), expected[0] + 1j * expected[1], radius)
-    return _pairs(ccd, field_stars, i, references[k]) if i.size else None
+    return _pairs(ccd, field_stars, i, ccd.near[k]) if i.size else None
 
 
 # The fit
@@ -759,8 +767,9 @@ def _iterate(
                 excluded[number] = "none of its sources is where the exposure says"
             else:
                 pairs[number] = again
-    outcome.excluded = excluded
-    return outcome
+    # a CCD may lose its last stars when the iterations end
+    pairs = {n: stars for n, stars in outcome.pairs.items() if n not in excluded}
+    return replace(outcome, pairs=pairs, excluded=excluded)
 
 
 def _exclude_uncertain(outcome: _Outcome, exposure_settings: ExposureAstrometrySettings) -> None:
@@ -862,17 +871,18 @@ def _solve_alone(
     ccd: _Ccd, field_stars: _Field, settings: AstrometrySettings
 ) -> AstrometrySolution:
     """Solve a CCD by itself, with the stars of its own cone; raise CcdFailure."""
-    if ccd.references.size == 0:
+    references = stars_in_cone(field_stars.refcat, *ccd.cone)
+    if references.size == 0:
         raise CcdFailure("refcat_misses_field", "no star of the reference catalogue is near")
     stars = ccd.stars
     solution = solve_ccd(
         stars.x,
         stars.y,
         stars.flux,
-        field_stars.refcat[ccd.references],
+        field_stars.refcat[references],
         _predicted(ccd, field_stars),
         stars.shape,
         settings,
         centroid_error=stars.centroid_error,
     )
-    return replace(solution, reference_index=ccd.references[solution.reference_index])
+    return replace(solution, reference_index=references[solution.reference_index])

@@ -34,7 +34,12 @@ from coaddflow.exposures import ExposureRow
 from coaddflow.photometry import ZeroPoint
 from coaddflow.settings import Settings
 from coaddflow.settings.exposure import ExposureSettings
-from coaddflow.sky_correction import FocalPlaneSky, apply_focal_plane_sky, fit_focal_plane_sky
+from coaddflow.sky_correction import (
+    FocalPlaneSky,
+    apply_focal_plane_sky,
+    fit_focal_plane_sky,
+    sky_cards,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -262,6 +267,8 @@ def apply_solution(
         measured = flatten(measured, solution.zero_map)
     mark_stars(measured.sources, solution.astrometry, solution.photometric)
     calexp = apply_calibration(measured, facts, solution.astrometry, solution.zero_point)
+    if settings.sky.enabled:
+        calexp.header.update(sky_cards(sky, facts.ccd))
     if settings.photometry.enabled:
         calexp.header.update(map_cards(solution.zero_map))
     return calexp

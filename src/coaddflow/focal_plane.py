@@ -13,7 +13,7 @@ units of its pixel scale. So they are east and north, and a CCD's pixel is about
 References
 ----------
 .. [1] Bernstein et al. 2017, PASP 129, 074503 (maps of exposure and detectors in series).
-.. [2] MacKay 1992, Neural Computation 4, 415, section 4 (widths of priors from the data).
+.. [2] MacKay 1992, Neural Computation 4, 415 (widths of priors from the data).
 """
 
 from collections.abc import Mapping

@@ -14,10 +14,10 @@ from pathlib import Path
 from coaddflow import resources as needs
 from coaddflow.plan import CALIB_KINDS, Plan
 
-START_CPU_SECONDS = 2.3
+START_CPU_SECONDS = 1.8
 """CPU time of Python and its libraries, for each step of a job and each worker."""
 
-JOB_CPU_SECONDS = 6.0
+JOB_CPU_SECONDS = 4.5
 """CPU time of the two Snakemakes in each job of a cluster."""
 
 PIXEL_BYTES = 13.0
@@ -90,12 +90,37 @@ def _workers(plan: Plan, cores: int) -> int:
     return min(cores, plan.settings.parallel.workers)
 
 
-def asked_memory(plan: Plan) -> dict[str, int]:
+def _exposure_memory(plan: Plan, ccds: list[int], cores: int) -> int:
+    """Return the memory of the job of a whole exposure, from the pixels of its CCDs."""
+    workers = min(_workers(plan, cores), len(ccds))
+    return needs.exposure_memory(ccds, workers, bool(plan.settings.exposure.enabled))
+
+
+def _tract_memory(plan: Plan, tract: int, cores: int) -> int:
+    """Return the memory of the job of a whole tract and band."""
+    exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract)]
+    return needs.tract_memory(
+        max(max(ccds) for ccds in exposures),
+        sum(sum(ccds) for ccds in exposures),
+        patch_pixels(plan),
+        max(_inputs(plan, tract)),
+        plan.settings.coadd.memory_mb,
+        plan.settings.coadd.spool_mb,
+        _workers(plan, cores),
+    )
+
+
+def asked_memory(plan: Plan, cores: int) -> dict[str, int]:
     """Return the memory that one step of each rule asks for at most, MB.
 
     What the Snakemakes of a cluster's job need, and the growth with each attempt, come on top.
     """
     asked: dict[str, int] = {}
+    if plan.settings.parallel.calexp == "exposure":
+        exposures = [ccd_pixels(plan, exposure) for exposure in plan.exposures]
+        asked["exposure"] = max(_exposure_memory(plan, ccds, cores) for ccds in exposures)
+    if plan.settings.parallel.coadd == "tract" and plan.tracts:
+        asked["tract"] = max(_tract_memory(plan, tract, cores) for tract in plan.tracts)
     for name, exposures in (("calexp", plan.science), ("calibrated", plan.images)):
         pixels = [max(ccd_pixels(plan, exposure)) for exposure in exposures]
         if pixels:
@@ -182,8 +207,7 @@ def _exposures(plan: Plan, exposures: list[list[int]], cores: int) -> Cost:
     else:
         workers = _workers(plan, cores)
         steps, starts = len(exposures), (workers + 1) * len(exposures)
-        holds = bool(plan.settings.exposure.enabled)
-        memory = max(needs.exposure_memory(ccds, workers, holds) for ccds in exposures)
+        memory = max(_exposure_memory(plan, ccds, cores) for ccds in exposures)
     hours = _core_hours(len(exposures), starts, needs.CCD_SECONDS_PER_MPIXEL * pixels / 1e6)
     disk = PIXEL_BYTES * pixels / 1e9
     return Cost("exposure", len(exposures), steps, hours, memory + needs.SNAKEMAKE_MB, disk)
@@ -210,9 +234,7 @@ def _tracts(plan: Plan, cores: int) -> Cost:
         if whole:
             steps += len(plan.bands)
             starts += (workers + 1) * len(plan.bands)
-            asked = needs.tract_memory(
-                largest, warped, patch, max(inputs), block, plan.settings.coadd.spool_mb, workers
-            )
+            asked = _tract_memory(plan, tract, cores)
         else:
             steps += len(exposures) + len(inputs)
             starts += len(exposures) + len(inputs)
@@ -313,11 +335,20 @@ def core_hours_of(kind: str, steps: Iterable[Measured]) -> float | None:
     return sum(hours) if hours else None
 
 
-def suggestion(steps: Iterable[Measured]) -> list[str]:
-    """Return arguments of Snakemake that ask for what was measured, with some room."""
+def suggestion(steps: Iterable[Measured], cores: int = 1) -> list[str]:
+    """Return settings of Snakemake that ask for what was measured, with some room.
+
+    Parameters
+    ----------
+    steps : iterable of Measured
+        From `measured`.
+    cores : int
+        Cores of one job: so many steps of an exposure or tract share its Snakemakes.
+    """
     words = []
     for step in steps:
-        memory = max(math.ceil(ROOM * step.memory), 100) + needs.SNAKEMAKE_MB
+        width = cores if step.rule in ("calexp", "calibrated", "warp", "coadd") else 1
+        memory = max(math.ceil(ROOM * step.memory + needs.SNAKEMAKE_MB / width), 100)
         minutes = max(math.ceil(TIME_ROOM * step.seconds / 60), 3)
         words += [f"{step.rule}:mem_mb={memory}*attempt", f"{step.rule}:runtime={minutes}*attempt"]
     return words

@@ -104,7 +104,7 @@ class DetrendResult:
     header: fits.Header
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class BegunCcd:
     """A CCD between two steps of detrending.
 

@@ -27,7 +27,7 @@ Outcome = Literal[
 
 EXPLANATIONS: dict[Outcome, str] = {
     "live": "is still in the queue; wait for it",
-    "cancelled": "was cancelled by hand (scancel, qdel); run again",
+    "cancelled": "was cancelled by hand (scancel, qdel, Ctrl-C); run again",
     "out of memory": "was killed, most likely for want of memory; run again, with more if it has "
     "been tried often enough: --set-resources {rule}:mem_mb=N",
     "time limit": "was killed at its time limit; run again, with more if it has been tried often "
@@ -40,6 +40,7 @@ EXPLANATIONS: dict[Outcome, str] = {
 """What became of a job, and what to do about it. ``{rule}`` is the rule that needs most."""
 
 _HEAVIEST = (
+    (r"^exposure_.*_calibrated_exposure(_|$)", "calibrated_exposure"),
     (r"^exposure_.*_exposure(_|$)", "exposure"),
     (r"^exposure_.*_calibrated(_|$)", "calibrated"),
     (r"^exposure_", "calexp"),
@@ -260,8 +261,20 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
             name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
-            found.append(ClusterJob("PBS", path.name, name, "live", "in the ledger", log))
+            how, words = _pbs_outcome(folder, path.name, label)
+            found.append(ClusterJob("PBS", path.name, name, how, words, log))
     return found
+
+
+def _pbs_outcome(folder: Path, job_id: str, label: str) -> tuple[Outcome, str]:
+    """Return what became of a job that no Snakemake has seen to end."""
+    try:
+        code = (folder / "exit" / label).read_text(encoding="ascii").strip()
+    except OSError:
+        if (folder / "cancelled" / job_id).exists():
+            return "cancelled", "when Snakemake was interrupted, or by cancel.py"
+        return "live", "in the ledger"
+    return ("done", "") if code == "0" else ("failed", f"exit code {code}")
 
 
 def _seconds(when: str) -> float:

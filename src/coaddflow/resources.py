@@ -9,7 +9,7 @@ compare with it; docs/slurm.md has such figures. Memory in MB (1e6 bytes), time 
 import math
 from collections.abc import Sequence
 
-INTERPRETER_MB = 350
+INTERPRETER_MB = 450
 """Python with the numerical libraries and their kernels, which the first job compiles."""
 
 SNAKEMAKE_MB = 300

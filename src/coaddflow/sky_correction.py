@@ -17,9 +17,9 @@ the CCDs differ (`coaddflow.group_scatter`).
 Superpixels that show more than the sky are left out, in two steps. The first fit has a loss that is
 bounded on the side of sources (Huber's, with a much smaller constant for positive residuals
 [3]_), so that also a CCD of which most is covered by a galaxy gives the level of the rest. Then
-superpixels which stand out, alone or in the mean with their neighbours, are sources; they are grown
-over the focal plane, also over gaps between CCDs, and the fit is repeated until the set stays
-the same.
+superpixels that stand out by themselves are left out, and where most of a neighbourhood does, or
+its mean, the whole is grown over the focal plane, also over gaps between CCDs. The fit is repeated
+until the set stays the same.
 
 The plan (superpixels of the focal plane, a large scale first) is that of HSC and LSST [4]_ [5]_.
 Patterns that are the same in all exposures of a band (ghosts of the pupil, fringes) need templates
@@ -72,11 +72,14 @@ _BOUND_ABOVE, _BOUND_BELOW = 1.0, 10.0
 _COVERED = 5.0
 """Root of the mean square in sigma of what is left on a CCD, from which it is not sky."""
 
+_LOWEST = 0.1
+"""Part of the superpixels of a CCD that has a say in its response at the least."""
+
 _LEAST_RESPONSE = 1e-4
 """Scatter of the responses that is always allowed."""
 
-_LOW_BY = 0.1
-"""Sigma by which the bounds make the first fit too low where there are no sources at all."""
+_MODE_WIDTH, _MODE_FRACTION = 3.0, 0.15
+"""Sigma within which superpixels of a CCD are alike, and the part of them that must be so."""
 
 _BOUNDED_FITS, _CLIPPED_FITS = 20, 12
 
@@ -457,15 +460,21 @@ def _fit_without_sources(
         fit.solve(pixels.mean, weight * _bounded(z / _negative_sigma(z), _BOUND_ABOVE))
         before = z
     near, around = pixels.near(_NEIGHBOURHOOD), pixels.near(settings.grow)
-    used, low_by = np.ones(pixels.x.size, dtype=bool), _LOW_BY
+    used = np.zeros(pixels.x.size, dtype=bool)
     for _ in range(_CLIPPED_FITS):
-        z = (pixels.mean - fit.model()) / pixels.error - low_by
+        z = (pixels.mean - fit.model()) / pixels.error
+        unknown = _in_ccds_with_little(used, pixels)
+        z = z - np.where(unknown, _levels(z, pixels), 0.0)
         kept = _shows_sky(z, near, around, settings.clip_sigma)
         kept &= ~_in_covered_ccds(z, kept, pixels) | (z < -settings.clip_sigma)
-        unchanged, used, low_by = np.array_equal(kept, used), kept, 0.0
+        unchanged, used = np.array_equal(kept, used), kept
         if unchanged or np.count_nonzero(used) < fit.coefficients.size:
             break
-        fit.solve(pixels.mean, np.where(used, weight * _bounded(z / _negative_sigma(z)), 0.0))
+        z = z / _negative_sigma(z)
+        part = np.where(used, _bounded(z), 0.0)
+        lowest = _lowest(z, pixels) & _in_ccds_with_little(used, pixels)
+        part[lowest] = np.maximum(part, _bounded(z, _BOUND_ABOVE))[lowest]
+        fit.solve(pixels.mean, weight * part)
     return used, pixels.mean - fit.model()
 
 
@@ -473,6 +482,24 @@ def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float6
     """Return the part of its weight that a residual of z sigma has in a bounded loss [3]_."""
     bound = np.where(z > 0, above, _BOUND_BELOW)
     return np.minimum(1.0, bound / np.maximum(np.abs(z), 1e-9))
+
+
+def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]:
+    """Return for all superpixels how far the first fit is off on their CCD, in sigma: the mode.
+
+    However much of a CCD a galaxy covers, its superpixels differ by far more than the noise, and
+    those that show the sky do not. Where there is no such crowd, the fit stands.
+    """
+    level, width = np.zeros(z.size), _MODE_WIDTH * _negative_sigma(z)
+    for number in range(len(pixels.ccds)):
+        own = np.flatnonzero(pixels.index == number)
+        sorted_z = np.sort(z[own])
+        ends = np.searchsorted(sorted_z, sorted_z + width, side="right")
+        number_inside = ends - np.arange(own.size)
+        if own.size and number_inside.max() > max(_MODE_FRACTION * own.size, 3):
+            begin = int(np.argmax(number_inside))
+            level[own] = sorted_z[begin : ends[begin]].mean()
+    return level
 
 
 def _shows_sky(
@@ -487,10 +514,12 @@ def _shows_sky(
     """
     z = z / _negative_sigma(z)
     peak = z > clip_sigma
-    number = near @ (~peak).astype(float)
+    number, total = near @ (~peak).astype(float), near.sum(axis=1)
     mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
-    mean = mean / _negative_sigma(mean[number > 0])
-    crowded = number < 0.5 * near.sum(axis=1)
+    # faint sources that are everywhere are part of what is normal
+    mean -= max(0.0, float(np.median(mean)))
+    mean /= _negative_sigma(mean)
+    crowded = number < 0.5 * total
     extended = (around @ ((mean > clip_sigma) | crowded).astype(float)) > 0.5
     return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
 
@@ -507,6 +536,28 @@ def _in_covered_ccds(
     number = np.bincount(pixels.index, kept, n)
     mean2 = np.bincount(pixels.index, np.where(kept, z**2, 0.0), n) / np.maximum(number, 1.0)
     return (mean2 > _COVERED**2)[pixels.index]
+
+
+def _in_ccds_with_little(kept: NDArray[np.bool_], pixels: _Superpixels) -> NDArray[np.bool_]:
+    """Return the superpixels of CCDs of which next to nothing is kept."""
+    n = len(pixels.ccds)
+    number, all_of_it = np.bincount(pixels.index, kept, n), np.bincount(pixels.index, None, n)
+    return (number < _LOWEST * all_of_it)[pixels.index]
+
+
+def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
+    """Return the lowest superpixels of each CCD.
+
+    Where a CCD is covered they are no sky, but nearest to it. If little is known of the responses,
+    they are better than nothing; if much is known, they have no weight against it, since their
+    loss is bounded.
+    """
+    lowest = np.zeros(z.size, dtype=bool)
+    for number in range(len(pixels.ccds)):
+        own = np.flatnonzero(pixels.index == number)
+        n_least = int(np.ceil(_LOWEST * own.size))
+        lowest[own[np.argsort(z[own], kind="stable")[:n_least]]] = True
+    return lowest
 
 
 def _negative_sigma(z: NDArray[np.float64]) -> float:

@@ -208,6 +208,13 @@ class SlurmCluster:
         )
         return [dict(zip(names, line.split("|"), strict=True)) for line in text.splitlines()]
 
+    def cpu_seconds(self):
+        """Return the CPU time of all jobs of the accounting: comment and seconds of each."""
+        text = self.slurm("sacct", "-n", "-P", "--allusers", "--format", "Comment,TotalCPU")
+        rows = [row.split("|") for row in text.splitlines()]
+        # rows without a comment are the steps of a job
+        return [(comment, seconds_of(cpu)) for comment, cpu in rows if comment]
+
     def processes_of(self, node):
         """Return the ids of all processes that jobs run on a node, slurmstepd included."""
         found = set()
@@ -346,6 +353,15 @@ class SlurmCluster:
         )
         client = ["mariadb", "--no-defaults", "-u", "root", "-S", str(sock), "-e", statements]
         wait_for(60, subprocess.run, client, check=True)
+
+
+def seconds_of(clock):
+    """Return a time of Slurm ([days-][hours:]minutes:seconds) in seconds."""
+    days, _, clock = clock.rpartition("-")
+    total = 0.0
+    for part in clock.split(":"):
+        total = 60 * total + float(part)
+    return total + 86400 * int(days or 0)
 
 
 def _step_daemons_above(pid):

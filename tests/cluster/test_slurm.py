@@ -74,7 +74,13 @@ def first_run(undisturbed, cluster):
     return submissions(cluster, undisturbed.first)
 
 
-def test_submissions_are_exposures_tracts_and_few_single_jobs(first_run):
+@pytest.fixture(scope="module")
+def core_hours(first_run, cluster):
+    """What the first run took by Slurm's accounting; nothing else has run yet."""
+    return sum(cpu for _, cpu in cluster.cpu_seconds()) / 3600
+
+
+def test_submissions_are_exposures_tracts_and_few_single_jobs(first_run, core_hours):
     names = Counter(name for name, _ in first_run)
     exposures = {f"exposure_{exposure}" for exposure in EXPOSURES}
     calibs = {f"calibs_{ccd}" for ccd in range(6)}
@@ -114,17 +120,16 @@ def test_second_run_finds_nothing_to_do(undisturbed, cluster):
     assert submissions(cluster, run) == []
 
 
-def test_plan_asks_for_enough_and_not_for_much_more(undisturbed):
+def test_plan_asks_for_enough_and_not_for_much_more(undisturbed, core_hours):
     command = [program("coaddflow"), "plan", "--cores", "3", "--json"]
     done = subprocess.run(command, cwd=undisturbed.folder, capture_output=True, check=True)
     told = json.loads(done.stdout)
     jobs = {cost["name"]: cost["n_jobs"] for cost in told["plan"]}
     assert jobs == {"calibration": 6, "exposure": 4, "tract": 1, "survey": 1}
     planned = sum(cost["core_hours"] for cost in told["plan"])
-    measured = sum(step["core_hours"] for step in told["measured"])
-    assert 0.5 < planned / measured < 4
+    assert 0.5 < planned / core_hours < 2
     for step in told["measured"]:
-        assert 0.3 * step["asked"] < step["memory"] < step["asked"], step
+        assert 0.25 * step["asked"] < step["memory"] < step["asked"], step
 
 
 def test_two_surveys_of_one_user_side_by_side_and_from_another_folder(

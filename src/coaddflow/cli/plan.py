@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("--cores must be 1 or more")
     plan = make_plan(read_settings(arguments.config))
     costs = forecast(plan, arguments.cores)
-    steps = measured(f"{arguments.results}/benchmarks", asked_memory(plan))
+    steps = measured(f"{arguments.results}/benchmarks", asked_memory(plan, arguments.cores))
     used = disk_used(arguments.results) if steps else None
     if arguments.json:
         plain = {
@@ -54,11 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(plain, indent=1))
     else:
-        print(report(costs, steps, used))
+        print(report(costs, steps, used, arguments.cores))
     return 0
 
 
-def report(costs: list, steps: list, used: float | None) -> str:
+def report(costs: list, steps: list, used: float | None, cores: int) -> str:
     """Return plan and measurement as a table for people."""
     from coaddflow.forecast import core_hours_of, suggestion
 
@@ -90,7 +90,9 @@ def report(costs: list, steps: list, used: float | None) -> str:
                 for step in steps
             ),
             "",
+            "Core-hours are measured of the steps alone; those of the plan count Snakemake too.",
+            "",
             "For the next run of this camera:",
-            "  --set-resources " + " ".join(f"'{words}'" for words in suggestion(steps)),
+            "  --set-resources " + " ".join(f"'{words}'" for words in suggestion(steps, cores)),
         ]
     return "\n".join(lines)

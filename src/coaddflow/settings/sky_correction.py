@@ -26,7 +26,9 @@ class SkyCorrectionSettings(Section):
         3.0, gt=0, description="Significance from which superpixels are sources or defects."
     )
     grow: float = Field(
-        3.0, ge=0, description="Growth of sources found on the focal plane, in superpixels."
+        3.0,
+        ge=0,
+        description="Growth of extended sources found on the focal plane, in superpixels.",
     )
     min_fraction: float = Field(
         0.2,

@@ -1,0 +1,173 @@
+"""One job an exposure against one job a CCD: time, CPU, overhead, opened files, bytes.
+
+    python benchmarks/exposure_job.py [--exposures 2] [--ccds 6] [--workers 2] [--camera decam]
+
+Simulates exposures of some CCDs of a camera (needs the extra `simulate`) and calibrates them three
+times: by Snakemake with `parallel.calexp: ccd`, by Snakemake with `parallel.calexp: exposure`, and
+CCD after CCD in one warm process, which is the useful work; what the others take more of CPU, the
+interpreters, imports and schedulers, is overhead. The first two are done once more under strace,
+which counts what is opened, read and written. The calexps are compared.
+"""
+
+import argparse
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+from traced import count, traced
+
+from coaddflow.camera import load_camera
+from coaddflow.exposure import CcdFiles, calexp_row, facts_of
+from coaddflow.exposures import read_exposures
+from coaddflow.files import sha256_of
+from coaddflow.settings import Settings, load_settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BAND = "r"
+PARTS = ("raw", "calexp", "row", "manifest")
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--exposures", type=int, default=2)
+    parser.add_argument("--ccds", type=int, default=6, help="of each exposure")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--camera", default="decam")
+    parser.add_argument("--no-trace", action="store_true", help="do not count with strace")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        settings = simulate(arguments)
+        useful, n_ccds = useful_work(settings)
+        print(f"{n_ccds} CCDs, useful work {useful / n_ccds:.2f} s of CPU each\n")
+        print("| `parallel.calexp` | wall, s | CPU, s | overhead a CCD, s | of the useful work |")
+        print("|---|---|---|---|---|")
+        sums = {}
+        for mode in ("ccd", "exposure"):
+            wall, cpu = measure(mode, arguments.workers)
+            over = (cpu - useful) / n_ccds
+            part = 100 * over / (useful / n_ccds)
+            print(f"| `{mode}` | {wall:.1f} | {cpu:.1f} | {over:.2f} | {part:.0f} % |", flush=True)
+            sums[mode] = {p.parent.name + p.name: sha256_of(p) for p in calexps()}
+        if sums["ccd"] != sums["exposure"]:
+            sys.exit("the calexps differ")
+        for log in sorted(Path("logs/exposure").glob("*.log")):
+            print(*(line for line in log.read_text().splitlines() if "workers busy" in line))
+        if not arguments.no_trace:
+            report_files(arguments)
+        os.chdir(REPOSITORY)
+
+
+def calexps() -> list[Path]:
+    """Return the calexps of the survey."""
+    return sorted(p for p in Path("results/calexp").rglob("*.fits") if "sources" not in p.name)
+
+
+def simulate(arguments: argparse.Namespace) -> Settings:
+    """Make the survey in this folder, with one settings file for each mode."""
+    every = [detector.id for detector in load_camera(arguments.camera).detectors]
+    # in the middle of the mosaic, which some cameras begin with their edge
+    first = (len(every) - arguments.ccds) // 2
+    chosen = every[first : first + arguments.ccds]
+    simulation = {
+        "camera": arguments.camera,
+        "ccds": chosen,
+        "bands": {BAND: {"exposures": arguments.exposures, "zero_point": 26.0, "sky": 21.0}},
+        "stars": {"density": 12.0, "brightest": 13.0, "faintest": 24.0},
+        "galaxies": {"density": 10.0},
+        "calibration": {"bias": 0, "dark": 0, "flat": 0},
+    }
+    settings = {
+        "camera": arguments.camera,
+        "exposures": "exposures.ecsv",
+        "exclude_ccds": [ccd for ccd in every if ccd not in chosen],
+        "refcat": {"path": "data/refcat.fits", "fallback": {"magnitude": f"mag_{BAND}"}},
+        "calibs": {kind: {"source": "none"} for kind in ("bias", "dark", "flat", "defects")},
+        "skymap": {"kind": "tangent", "pixel_scale": 0.27},
+    }
+    Path("simulation.yaml").write_text(yaml.safe_dump(simulation))
+    for mode in ("ccd", "exposure"):
+        parallel = {"calexp": mode, "workers": arguments.workers}
+        Path(f"{mode}.yaml").write_text(yaml.safe_dump({**settings, "parallel": parallel}))
+    coaddflow = [sys.executable, "-m", "coaddflow"]
+    call([*coaddflow, "simulate", "simulation.yaml", "data"])
+    call([*coaddflow, "ingest", "--config", "ccd.yaml", "data/raw"])
+    return load_settings(yaml.safe_load(Path("ccd.yaml").read_text()))
+
+
+def call(command: list[str]) -> None:
+    """Run a command; show what it said if it fails."""
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode != 0:
+        sys.exit(ended.stdout + ended.stderr)
+
+
+def useful_work(settings: Settings) -> tuple[float, int]:
+    """Return the CPU time of all CCDs, done one after the other here, and their number."""
+    camera = load_camera(settings.camera)
+    ccds = [d.id for d in camera.detectors if d.id not in settings.exclude_ccds]
+    rows = [row for row in read_exposures(settings.exposures) if row.kind == "science"]
+    todo = [(row, ccd) for row in rows for ccd in ccds]
+    begin = 0.0
+    for row, ccd in [todo[0], *todo]:  # the first one compiles
+        files = CcdFiles(row.path, {}, f"results/calexp/{row.exposure}/{ccd}.json", "none")
+        calexp_row(row, facts_of(row, ccd), files, camera, settings)
+        begin = begin or time.process_time()
+    return time.process_time() - begin, len(todo)
+
+
+def snakemake(mode: str, workers: int) -> list[str]:
+    """Return the command line that makes all manifests."""
+    shutil.rmtree("results", ignore_errors=True)
+    program = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
+    until = {"ccd": "manifest", "exposure": "exposure"}[mode]
+    configfile = ["--configfile", f"{mode}.yaml"]
+    return [*program, *configfile, "--cores", str(workers), "--until", until]
+
+
+def measure(mode: str, workers: int) -> tuple[float, float]:
+    """Return wall and CPU time of the workflow."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    call(snakemake(mode, workers))
+    wall = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def report_files(arguments: argparse.Namespace) -> None:
+    """Print what each mode opens, reads and writes for an exposure."""
+    print("\n| for each exposure |", *(f" {p}: opens / MB read / MB written |" for p in PARTS))
+    print("|---" * (1 + len(PARTS)) + "|")
+    for mode in ("ccd", "exposure"):
+        call(traced(snakemake(mode, arguments.workers), "trace"))
+        seen = count("trace", part_of)
+        line = f"| `{mode}` |"
+        for part in PARTS:
+            opened, read, written = (
+                seen[kind][part] / arguments.exposures for kind in ("opened", "read", "written")
+            )
+            line += f" {opened:.1f} / {read / 1e6:.1f} / {written / 1e6:.1f} |"
+        print(line)
+
+
+def part_of(path: str) -> str | None:
+    """Return which of the files of an exposure a path is."""
+    if re.search(r"data/raw/[^/]*\.fits", path):
+        return "raw"
+    if "results/calexp/" in path:
+        return "row" if ".json" in path else "calexp"
+    return "manifest" if "results/summary/" in path else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Count with strace what programs open, read and write."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+CALLS = "openat,read,pread64,readv,write,pwrite64,writev"
+
+_OPENED = re.compile(r'^openat\([^"]*"[^"]*".*= \d+<([^>]*)>')
+_MOVED = re.compile(r"^(\w+)\(.*?<([^>]*)>.*= (\d+)")
+
+
+def traced(command: list[str], trace: str | Path) -> list[str]:
+    """Return the command line that runs a command under strace; traces go to ``trace``.PID."""
+    return ["strace", "-ff", "-y", "-qq", "-s", "0", "-o", str(trace), "-e", CALLS, *command]
+
+
+def count(trace: str | Path, part_of: Callable[[str], str | None]) -> dict[str, Counter]:
+    """Sum what strace has seen, and remove its files.
+
+    Parameters
+    ----------
+    trace : path
+        As it was given to `traced`.
+    part_of : callable
+        Returns under which name a file is counted, None for not at all.
+
+    Returns
+    -------
+    dict of str to Counter
+        "opened": openings, "read" and "written": bytes, each by name.
+    """
+    totals: dict[str, Counter] = {"opened": Counter(), "read": Counter(), "written": Counter()}
+    for path in Path(trace).parent.glob(f"{Path(trace).name}*"):
+        for line in path.read_text(errors="replace").splitlines():
+            if match := _OPENED.match(line):
+                if (part := part_of(match[1])) and not Path(match[1]).is_dir():
+                    totals["opened"][part] += 1
+            elif (match := _MOVED.match(line)) and (part := part_of(match[2])):
+                kind = "read" if match[1] in ("read", "pread64", "readv") else "written"
+                totals[kind][part] += int(match[3])
+        path.unlink()
+    return totals
