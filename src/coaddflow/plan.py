@@ -25,9 +25,6 @@ from coaddflow.settings.skymap import SkymapSettings
 
 PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
 
-_CACHE_FORMAT = 2
-"""Counts the changes of what is kept."""
-
 CALIB_KINDS = ("bias", "dark", "flat", "defects")
 """Calibration frames, in the order in which they are made."""
 
@@ -478,7 +475,9 @@ def _checksum(
     images: Mapping[str, Mapping[int, ImageRow]],
 ) -> str:
     """Return a checksum of everything that decides what is worked out."""
-    digest = hashlib.sha256(f"{__version__} {_CACHE_FORMAT}".encode())
+    digest = hashlib.sha256(__version__.encode())
+    # another state of the sources may work out other things: a plan of before has them not
+    digest.update(Path(__file__).read_bytes())
     relevant = settings.model_dump_json(include={"skymap", "prediction", "exclude_ccds"})
     digest.update(relevant.encode())
     if settings.camera is not None:
