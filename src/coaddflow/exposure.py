@@ -9,10 +9,10 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from astropy.io import fits
@@ -258,7 +258,7 @@ def write_products(
     cards: fits.Header,
     files: CcdFiles,
     settings: Settings,
-    sections: Sequence[str] = SECTIONS,
+    solved: Mapping[str, Any] | None = None,
 ) -> CcdRow:
     """Write a calexp and its sources; return the row.
 
@@ -271,12 +271,14 @@ def write_products(
     files : CcdFiles
         Where to, and what it was made from.
     settings : Settings
-        ``sections`` and products.
-    sections : sequence of str
-        Sections of the settings that it was made with.
+        `SECTIONS` and products.
+    solved : mapping, optional
+        Further settings that it was made with, as plain values.
     """
     calexp.header.update(cards)
-    provenance = provenance_header(settings.section(*sections), [files.raw, *files.calibs.values()])
+    provenance = provenance_header(
+        settings.section(*SECTIONS) | dict(solved or {}), [files.raw, *files.calibs.values()]
+    )
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
     return done_row(calexp.facts, calexp, files.calexp)
 
