@@ -310,6 +310,16 @@ def test_trouble_of_the_machine_is_worth_another_attempt(raw_survey, working_fol
     assert not is_lasting(raised.value)
 
 
+def test_what_a_killed_process_left_is_removed(raw_survey, working_folder):
+    spec = spec_of(raw_survey)
+    with working_folder("survey") as folder:
+        partial = folder / "results/calexp/1001/.2.fits.abcdefgh.fits"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"SIMPLE")
+        do(spec)
+        assert not partial.exists()
+
+
 def test_products_of_an_earlier_run_go_before_anything_else(raw_survey, working_folder):
     spec = spec_of(raw_survey)
     with working_folder("survey") as folder:

@@ -25,7 +25,7 @@ from coaddflow.camera import Camera, Detector, outline
 from coaddflow.cosmics import find_cosmic_rays
 from coaddflow.errors import CcdFailure, CoaddflowError
 from coaddflow.exposures import ExposureRow, ImageRow
-from coaddflow.files import sha256_of
+from coaddflow.files import remove_partial, sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.interpolate import fill_masked
 from coaddflow.isr import detrend
@@ -237,8 +237,10 @@ def facts_of(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
 
 def remove_products(files: CcdFiles) -> None:
     """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
-    for path in (files.manifest, files.row, files.calexp, files.sources):
+    Path(files.manifest).unlink(missing_ok=True)
+    for path in (files.row, files.calexp, files.sources):
         Path(path).unlink(missing_ok=True)
+        remove_partial(path)
 
 
 def calexp_row(
@@ -275,6 +277,8 @@ def write_products(
     solved : mapping, optional
         Further settings that it was made with, as plain values.
     """
+    for path in (files.calexp, files.sources):
+        remove_partial(path)  # of a worker that died in the middle of it
     calexp.header.update(cards)
     provenance = provenance_header(
         settings.section(*SECTIONS) | dict(solved or {}), [files.raw, *files.calibs.values()]
