@@ -128,15 +128,20 @@ def checksums(folder):
     return {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*.fits")}
 
 
+def run_patches(folder, **changes):
+    """Make the same coadds and their warps by one job each."""
+    warps = [f"{folder}/warp/0/{exposure}.ecsv" for exposure in "abcd"]
+    for path in warps:
+        make_warps(path, f"summary/{Path(path).stem}.ecsv", TRACT, settings(**changes))
+    for patch in PATCHES:
+        path = f"{folder}/coadd/r/0/{patch}.fits"
+        make_coadd(path, "corners.sqlite", warps, TRACT, "r", patch, settings(**changes))
+
+
 @pytest.fixture(scope="module")
 def by_patches(survey):
-    """The same coadds and warps, made by one job each."""
-    warps = [f"patch/warp/0/{exposure}.ecsv" for exposure in "abcd"]
-    for path in warps:
-        make_warps(path, f"summary/{Path(path).stem}.ecsv", TRACT, settings())
-    for patch in PATCHES:
-        path = f"patch/coadd/r/0/{patch}.fits"
-        make_coadd(path, "corners.sqlite", warps, TRACT, "r", patch, settings())
+    """The same coadds and warps, made by one job each. Not to be changed."""
+    run_patches("patch")
     return survey / "patch"
 
 
@@ -162,14 +167,23 @@ def test_tract_and_patch_have_the_same_bits(by_patches, survey, parallel, tmp_pa
 
 def test_lossless_compression_keeps_the_bits(by_patches, tmp_path):
     run(tmp_path, products={"compression": "lossless"})
+    assert_same_pixels(tmp_path, by_patches)
+
+
+def assert_same_pixels(*folders):
+    """Compare pixels; tiles that are compressed with gzip hold the time."""
     for patch in PATCHES:
-        one, other = (
-            read_coadd(folder / f"coadd/r/0/{patch}.fits")[0] for folder in (tmp_path, by_patches)
-        )
+        one, other = (read_coadd(folder / f"coadd/r/0/{patch}.fits")[0] for folder in folders)
         for name in ("image", "variance", "mask"):
             pixels = [getattr(coadd.masked_image, name) for coadd in (one, other)]
             np.testing.assert_array_equal(*pixels)
         np.testing.assert_array_equal(one.n_inputs, other.n_inputs)
+
+
+def test_quantised_coadds_are_rounded_once_and_have_the_same_bits(survey, tmp_path):
+    for folder, way in ((tmp_path / "patch", run_patches), (tmp_path / "tract", run)):
+        way(folder, products={"compression": "quantized"})
+    assert_same_pixels(tmp_path / "patch", tmp_path / "tract")
 
 
 def test_warps_that_are_kept_are_those_of_the_patches(by_patches, tmp_path):

@@ -404,7 +404,7 @@ def warp_exposure(
     cards : astropy.io.fits.Header, optional
         Further cards for the primary header of each file (provenance).
     compression : {"none", "lossless", "quantized"}
-        See `coaddflow.image.image_hdu`.
+        See `coaddflow.image.image_hdu`; instead of ``quantized`` it is ``lossless``.
 
     Returns
     -------
@@ -534,18 +534,13 @@ def write_warp(
     cards: fits.Header,
     compression: Compression = "none",
 ) -> None:
-    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE."""
-    pixels = storable(warp.masked_image, compression)
-    hdus = masked_image_hdus(pixels, part_header(tract, warp.box), "nJy", compression)
+    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
+
+    It is never quantised, since coadds are made from it: they would be rounded twice.
+    """
+    kept = "lossless" if compression == "quantized" else compression
+    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
     write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
-
-
-def storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
-    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
-    if compression != "quantized":
-        return masked_image
-    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
-    return MaskedImage(masked_image.image, variance, masked_image.mask)
 
 
 class WarpFile:
