@@ -16,4 +16,5 @@ with job_log(snakemake.log[0]):
         snakemake.params.patches,
         load_settings(snakemake.config).only(*snakemake.params.settings, "parallel"),
         workers=snakemake.threads,
+        memory_mb=snakemake.resources.mem_mb,
     )
