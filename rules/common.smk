@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job
 
@@ -90,11 +91,30 @@ ON_CLUSTER = (
     workflow.resource_settings.nodes is not None or not workflow.is_main_process
 )
 
+
+def replace_in_snakemake(owner, name, replacement):
+    """Put something in the place of a method of Snakemake's, and return the method."""
+    found = getattr(owner, name, None)
+    if found is None:
+        warn_of_snakemake(f"{owner.__name__}.{name}")
+    setattr(owner, name, replacement)
+    return found
+
+
+def warn_of_snakemake(name):
+    """Say that this Snakemake lacks something that is replaced here."""
+    print(
+        f"coaddflow: warning: Snakemake {snakemake_version} has no {name}, which coaddflow "
+        "replaces (rules/common.smk tells why)",
+        file=sys.stderr,
+    )
+
+
 # Snakemake 9.27 looks for groups that depend on themselves twice. DAG.validate_group takes a time
 # that grows with the number of jobs; DAG._check_groups, which looks for the same afterwards, one
 # that grows with the square of a group's size times the number of all jobs before it: 75 s for 12
 # exposures of HSC, hours for a survey. It is left out (docs/workflow.md).
-DAG._check_groups = lambda self: None
+replace_in_snakemake(DAG, "_check_groups", lambda self: None)
 
 
 def group_of(name):
@@ -113,10 +133,8 @@ def retries_left(job):
     return max(one.rule.restart_times for one in jobs)
 
 
-Job.restart_times = GroupJob.restart_times = property(retries_left)
-
-# Snakemake 9.27 drops the words with which a cluster refuses or ends a group of jobs.
-log_error_of_group = GroupJob.log_error
+for kind_of_job in (Job, GroupJob):
+    replace_in_snakemake(kind_of_job, "restart_times", property(retries_left))
 
 
 def log_words_of_cluster(group, msg=None, **options):
@@ -126,7 +144,8 @@ def log_words_of_cluster(group, msg=None, **options):
     log_error_of_group(group, msg, **options)
 
 
-GroupJob.log_error = log_words_of_cluster
+# Snakemake 9.27 drops the words with which a cluster refuses or ends a group of jobs.
+log_error_of_group = replace_in_snakemake(GroupJob, "log_error", log_words_of_cluster)
 
 
 def raw_exposure_pattern():
@@ -671,6 +690,8 @@ def lift_default_rate_limit():
     one second after every look; each job that ends adds a look to those of every second. After a
     thousand jobs the scheduler does nothing else.
     """
+    if not hasattr(workflow.scheduler, "job_rate_limiter"):
+        warn_of_snakemake("JobScheduler.job_rate_limiter")
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
@@ -678,8 +699,7 @@ def lift_default_rate_limit():
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
-    cluster.programs_from_any_folder(workflow.executor_settings, workflow.basedir)
-    cluster.refuse_while_earlier_jobs_live(workflow)
+    cluster.begin(workflow)
     print(messages.start_text(PLAN), file=sys.stderr)
 
 

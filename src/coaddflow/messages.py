@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from coaddflow import joblog
-from coaddflow.jobs import latest_jobs
+from coaddflow.jobs import ClusterJob, latest_jobs
 from coaddflow.plan import CALIB_KINDS, Plan
 
 
@@ -86,7 +86,7 @@ def leftover_coadds(plan: Plan) -> list[str]:
 def failure_text(logs: str | Path, since: float) -> str:
     """Return a table of what failed since a time, why, and where its log is."""
     failed = joblog.failed_jobs(logs, since)
-    jobs = [job for job in latest_jobs(".", since).values() if job.outcome != "done"]
+    jobs = [job for job in latest_jobs(".", since).values() if not _went_well(job)]
     if jobs:
         # Snakemake leaves empty logs of all steps of a job that failed
         failed = [step for step in failed if step.reason != joblog.NO_WORD]
@@ -102,6 +102,11 @@ def failure_text(logs: str | Path, since: float) -> str:
             "the same command again goes on from here",
         ]
     )
+
+
+def _went_well(job: ClusterJob) -> bool:
+    """Return whether a job is done. Where Slurm says nothing, it is if its log has been removed."""
+    return job.outcome == "done" or (job.outcome == "unknown" and not Path(job.log).exists())
 
 
 def failed_fraction(manifest: str | Path) -> float:
