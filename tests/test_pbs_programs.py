@@ -43,13 +43,19 @@ def server(tmp_path, monkeypatch):
     """A survey's folder to work in, and a server whose commands are found first."""
     server = fake_pbs.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{server.folder}{os.pathsep}{os.environ['PATH']}")
-    for name, value in {"POLL": 0, "GRACE": 0.4, "PAUSE": 0.05, "PATIENCE": 5}.items():
+    for name, value in {"POLL": 0, "GRACE": 60, "PAUSE": 0.05, "PATIENCE": 5}.items():
         monkeypatch.setenv(f"COADDFLOW_PBS_{name}", str(value))
     survey = tmp_path / "my survey; $(touch x)"
     survey.mkdir()
     monkeypatch.chdir(survey)
     Path("config.yaml").write_text("camera: six\n")
     return server
+
+
+@pytest.fixture
+def short_grace(monkeypatch):
+    """A time of grace that a submission can wait for."""
+    monkeypatch.setenv("COADDFLOW_PBS_GRACE", "0.2")
 
 
 def program(name, *arguments, **options):
@@ -95,6 +101,15 @@ def status(job_id):
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
     return done.stdout.strip(), done.stderr
+
+
+def let_pass(seconds):
+    """Make the last answer of the server older."""
+    path = ledger.FOLDER / "answer.json"
+    answer = json.loads(path.read_text())
+    answer["asked"] -= seconds
+    answer["ended"] = {job_id: since - seconds for job_id, since in answer["ended"].items()}
+    path.write_text(json.dumps(answer))
 
 
 def leave_exit_code(job_id, code):
@@ -291,7 +306,7 @@ def test_other_part_of_the_group_is_submitted(server):
 
 
 @pytest.mark.parametrize("how", ["exit code", "finished", "unknown", "never runs"])
-def test_dead_job_of_the_group_is_submitted_again(server, how):
+def test_dead_job_of_the_group_is_submitted_again(server, short_grace, how):
     job_id = submitted()
     if how == "exit code":
         leave_exit_code(job_id, 1)
@@ -314,7 +329,7 @@ def test_nothing_is_submitted_while_it_is_unknown_whether_the_group_lives(server
 
 
 @pytest.mark.parametrize("change", ["settings", "more targets", "damaged"])
-def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
+def test_live_job_that_works_on_something_else_is_deleted_first(server, short_grace, change):
     job_id = submitted()
     server.set_job(job_id, state="R")
     begin(job_id)
@@ -413,7 +428,7 @@ def test_lost_ledger_and_a_job_that_waits(server):
     assert not Path("done.txt").exists()
 
 
-def test_lost_ledger_and_a_job_that_works(server):
+def test_lost_ledger_and_a_job_that_works(server, short_grace):
     job_id = submitted()
     server.set_job(job_id, state="R")
     inside = (
@@ -545,7 +560,7 @@ def test_job_that_vanished_without_exit_code_fails_after_a_while(server, dialect
     job_id = submitted()
     server.set(jobs={})
     assert status(job_id)[0] == "running"
-    time.sleep(0.5)
+    let_pass(60)
     word, why = status(job_id)
     assert word == "failed"
     assert "left no exit code" in why
@@ -558,8 +573,46 @@ def test_job_that_comes_back_is_running(server):
     server.set_job(job_id, state="R")
     assert status(job_id)[0] == "running"
     server.set(jobs={})
-    time.sleep(0.5)
+    let_pass(60)
     assert status(job_id)[0] == "running", "the time is counted anew"
+
+
+@pytest.mark.parametrize("pause", ["the server was away", "nobody asked for an hour"])
+def test_time_of_grace_is_counted_anew_after(server, pause):
+    job_id = submitted()
+    server.set(jobs={})
+    status(job_id)
+    if pause == "the server was away":
+        server.set(away=1)
+        let_pass(60)
+        status(job_id)
+    else:
+        let_pass(3600)
+    assert status(job_id)[0] == "running"
+    let_pass(60)
+    assert status(job_id)[0] == "failed"
+
+
+def test_look_that_finds_a_job_counts_for_all(server):
+    ids = [submitted(), submitted(**others(1002))]
+    server.set(jobs={})
+    status(ids[0])
+    server.set_job(ids[0], state="R")
+    status(ids[1])
+    server.set(jobs={})
+    let_pass(60)
+    assert [status(job_id)[0] for job_id in ids] == ["running", "failed"]
+
+
+@pytest.mark.parametrize(("age", "word"), [(1, "failed"), (3600, "running")])
+def test_old_answer_says_nothing_while_somebody_else_asks(server, age, word):
+    job_id = submitted()
+    asked = time.time() - age
+    answer = {"asked": asked, "jobs": {job_id: None}, "ended": {job_id: asked - 60}}
+    (ledger.FOLDER / "answer.json").write_text(json.dumps(answer))
+    with ledger.locked("asking"):
+        assert status(job_id)[0] == word
+    assert server.calls("qstat") == []
 
 
 def test_torque_dialect(server):
@@ -578,7 +631,7 @@ def test_job_that_can_never_run_fails_and_is_removed(server):
     comment = "Can Never Run: Insufficient amount of resource: ncpus (R: 500 A: 8 T: 8)"
     server.set_job(job_id, state="Q", comment=comment)
     assert status(job_id)[0] == "running", "a node may just be coming back"
-    time.sleep(0.5)
+    let_pass(60)
     word, why = status(job_id)
     assert word == "failed"
     assert comment in why
@@ -590,7 +643,7 @@ def test_job_that_could_not_be_started_fails_and_is_removed(server):
     comment = "job held, too many failed attempts to run"
     server.set_job(job_id, state="H", comment=comment)
     status(job_id)
-    time.sleep(0.5)
+    let_pass(60)
     word, why = status(job_id)
     assert word == "failed"
     assert comment in why
@@ -601,7 +654,7 @@ def test_server_away_is_running(server):
     job_id = submitted()
     server.set(away=1000)
     assert status(job_id)[0] == "running"
-    time.sleep(0.5)
+    let_pass(60)
     assert status(job_id)[0] == "running", "also after the time of grace"
 
 
@@ -737,7 +790,7 @@ def test_interrupt_does_not_end_a_look(server):
 
 
 def test_cancel_comes_back_within_two_seconds(server):
-    (server.folder / "qdel").write_text("#!/bin/sh\nexec sleep 4\n")
+    (server.folder / "qdel").write_text("#!/bin/sh\nexec /bin/sleep 4\n")
     started = time.monotonic()
     assert program("cancel", "1.node1").returncode == 0
     assert time.monotonic() - started < 3

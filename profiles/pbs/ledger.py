@@ -9,7 +9,6 @@ A job has a label, NAME.TOKEN, from before it is submitted; the label is the nam
     ids/ID            the label, written after the submission
     exit/LABEL        its exit code, written by the job itself
     cancelled/ID      Snakemake, or cancel.py, has deleted it
-    gone/ID           since when the job looks as if it had ended without a word
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
     ended.tsv         how each other job ended: time, id, name, outcome, reason
@@ -33,6 +32,11 @@ FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
 BEST_WAY_AGAIN = 600.0
 """Seconds after which a server is asked again in the best way: it may keep a history now."""
+LONG_AGO = 600.0
+"""Seconds after which nothing follows from an answer and the next one together: between them much
+may have happened to the server."""
+STALE = 30.0
+"""Seconds after which an answer says nothing any more while somebody else asks for a new one."""
 
 _OF_A_JOB = ("jobs/{}.json", "scripts/{}.sh", "tickets/{}", "begun/{}", "exit/{}", "spool/{}")
 
@@ -196,21 +200,6 @@ def log_of(label):
     return LOGS / f"{label}.out"
 
 
-def gone_since(job_id, now):
-    """Return since when a job looks as if it had ended; from now on if it did not before."""
-    path = FOLDER / "gone" / job_id
-    try:
-        return float(read(path))
-    except ValueError:
-        replace(path, repr(now))
-        return now
-
-
-def is_back(job_id):
-    """Note that a job does not look as if it had ended."""
-    remove(FOLDER / "gone" / job_id)
-
-
 def is_cancelled(job_id):
     """Return whether cancel.py has deleted a job."""
     return job_id in names("cancelled")
@@ -232,7 +221,6 @@ def end(label, job_id, outcome, reason):
     words = [when, job_id, name_of(label), outcome, " ".join(reason.split())]
     with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
         stream.write("\t".join(words) + "\n")
-    is_back(job_id)
     remove(FOLDER / "cancelled" / job_id)
     if label:
         forget(label)
@@ -284,9 +272,10 @@ def last_answer():
     dict
         "asked": when, seconds since the epoch; "way": how, the number of `pbs.WAYS`, and
         "since": since when; "jobs": what it said about each job that it was asked about (None: it
-        does not know it), or None if it was away.
+        does not know it), or None if it was away; "ended": since when all answers agree that a job
+        looks as if it had ended.
     """
-    nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None}
+    nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None, "ended": {}}
     try:
         return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
     except (ValueError, TypeError):
@@ -300,14 +289,15 @@ def answer(max_age):
     ----------
     max_age : float
         An answer younger than this is good enough, seconds; so is the news that the server is
-        away. While somebody else asks, the last answer is good enough, too.
+        away. While somebody else asks, the last answer is good enough, too, unless it is `STALE`:
+        then it is as if the server were away.
     """
     last = last_answer()
     if 0 <= time.time() - last["asked"] < max_age:
         return last
     with locked("asking") as alone:
         if not alone:
-            return last
+            return last if time.time() - last["asked"] < STALE else dict(last, jobs=None)
         asked, job_ids = time.time(), names("ids")
         way, since = last["way"], last["since"]
         if asked - since > BEST_WAY_AGAIN:
@@ -319,10 +309,18 @@ def answer(max_age):
             known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
         except pbs.ServerAwayError:
             known = None
-        last = {"asked": asked, "way": way, "since": since, "jobs": known}
+        before = last["ended"] if asked - last["asked"] < LONG_AGO else {}
+        ended = [job_id for job_id, job in (known or {}).items() if looks_ended(job)]
+        ended = {job_id: before.get(job_id, asked) for job_id in ended}
+        last = {"asked": asked, "way": way, "since": since, "jobs": known, "ended": ended}
         with contextlib.suppress(OSError):  # a full disk: then the next one asks again
             replace(FOLDER / "answer.json", json.dumps(last))
     return last
+
+
+def looks_ended(job):
+    """Return whether a job of an answer looks as if it had ended."""
+    return pbs.looks_ended(job and pbs.ServerJob(*job))
 
 
 def number(job_id):

@@ -162,6 +162,11 @@ def parse_qstat(text):
     return jobs
 
 
+def looks_ended(job):
+    """Return whether a job looks as if it had ended, or would never run; None: it is not known."""
+    return job is None or job.state in FINISHED_STATES or never_runs(job)
+
+
 def never_runs(job):
     """Return whether the server says that a job will not run, however long one waits."""
     comment = job.comment or ""

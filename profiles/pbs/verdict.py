@@ -1,7 +1,6 @@
 """What has become of a job: from its exit code, the server's last answer, and time."""
 
 import contextlib
-import time
 
 import ledger
 import pbs
@@ -49,41 +48,40 @@ def settle(job_id, max_age):
             ledger.enter("", job_id)  # of a ledger that was lost: the server is asked from now on
     code = ledger.exit_code(label)
     answer = {"jobs": None} if code is not None else ledger.answer(max_age)
-    word, reason = judge(job_id, label, answer["jobs"], time.time())
+    word, reason = judge(job_id, label, answer)
     if word in ("success", "failed"):
         with contextlib.suppress(OSError):  # a full disk: the next look finds the same
             ledger.end(label, job_id, word, reason)
     return word, reason
 
 
-def judge(job_id, label, known, now):
+def judge(job_id, label, answer):
     """Return what a job does, and the reason of a failure, from all that is known.
 
     Parameters
     ----------
     job_id, label : str
         The job.
-    known : dict or None
-        The server's last answer by job; None if it gave none.
-    now : float
-        Seconds since the epoch.
+    answer : dict
+        The server's last answer, as `ledger.answer` returns it.
     """
     code = ledger.exit_code(label)
     if code == 0:
         return "success", ""
     if code is not None:
         return "failed", with_log(label, f"exit code {code}")
+    known = answer["jobs"]
     if known is None or job_id not in known:
         return DOUBTFUL, ""
     final = seems_final(pbs.ServerJob(*known[job_id]) if known[job_id] else None)
     if final is None:
-        ledger.is_back(job_id)
         return RUNNING, ""
     word, reason, at_once = final
     if reason in (GONE, NO_CODE) and ledger.is_cancelled(job_id):
         reason, at_once = CANCELLED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
-    if not at_once and now - ledger.gone_since(job_id, now) < pbs.setting("GRACE", 60):
+    for_how_long = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
+    if not at_once and for_how_long < pbs.setting("GRACE", 60):
         return DOUBTFUL, ""
     if known[job_id] and pbs.never_runs(pbs.ServerJob(*known[job_id])):
         ledger.withdraw(label)
