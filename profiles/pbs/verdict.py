@@ -14,6 +14,7 @@ EXIT_STATUS = {
     **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
     -20: "its node was lost",
     265: "killed",
+    ledger.BEGUN_BEFORE: "PBS started it a second time, and its first start left no exit code",
 }
 """Exit statuses of OpenPBS that it does not put into words."""
 
@@ -81,7 +82,7 @@ def judge(job_id, label, answer):
         reason, at_once = CANCELLED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
     for_how_long = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
-    if not at_once and for_how_long < pbs.setting("GRACE", 60):
+    if not at_once and for_how_long < pbs.setting("GRACE", 120):
         return DOUBTFUL, ""
     if known[job_id] and pbs.never_runs(pbs.ServerJob(*known[job_id])):
         ledger.withdraw(label)
@@ -110,7 +111,8 @@ def seems_final(seen):
         return "failed", seen.comment or NO_CODE, False
     words = [seen.comment or "failed", EXIT_STATUS.get(seen.exit_status, "")]
     reason = "; ".join(filter(None, words))
-    return "failed", f"{reason} (exit status {seen.exit_status})", True
+    at_once = seen.exit_status != ledger.BEGUN_BEFORE
+    return "failed", f"{reason} (exit status {seen.exit_status})", at_once
 
 
 def with_log(label, reason):
@@ -124,11 +126,15 @@ def with_log(label, reason):
 
 
 def tidy():
-    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
+    """Note the end of jobs that no Snakemake asks about any more, and remove what came late.
+
+    Called while nobody submits: a ticket without a job is of a submission that was cut short.
+    """
     known = ledger.names("jobs")
-    for label in ledger.names("spool"):
-        if f"{label}.json" not in known:
-            ledger.remove(ledger.FOLDER / "spool" / label)
+    for folder in ("spool", "tickets", "withdrawn"):
+        for label in ledger.names(folder):
+            if f"{label}.json" not in known:
+                ledger.remove(ledger.FOLDER / folder / label)
     left = ledger.names("exit")
     for job_id in ledger.names("ids") if left else []:
         if ledger.label_of(job_id) in left:
