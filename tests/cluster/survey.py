@@ -101,6 +101,14 @@ class Run:
         code = self.wait(timeout)
         assert code == 0, self.text()
 
+    def wait_for_text(self, words, times=1, timeout=180):
+        """Wait until it has printed some words, as often as is said."""
+        deadline = time.monotonic() + timeout
+        while self.text().count(words) < times:
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.3)
+
     def text(self):
         return self.log.read_text(encoding="utf-8", errors="replace")
 
@@ -222,6 +230,17 @@ class Survey:
                     return job_id, node
             time.sleep(0.5)
         raise AssertionError(f"no job is {state}: {self.live_jobs()}")
+
+    def pause_jobs(self, timeout=180):
+        """Stop the jobs of all exposures that are to do in their middle; return the processes."""
+        deadline = time.monotonic() + timeout
+        self.wait_for_step()
+        while len(jobs := self.live_jobs()) < len(self.to_do) or {row[1] for row in jobs} != {
+            "RUNNING"
+        }:
+            assert time.monotonic() < deadline, f"not all jobs run: {jobs}"
+            time.sleep(0.3)
+        return [pid for job_id, _, _, node, _ in jobs for pid in self.cluster.pause(job_id, node)]
 
     def wait_for_step(self):
         """Wait until the first exposure that is to do is in the middle: a CCD of it is done."""
