@@ -132,6 +132,8 @@ class Survey:
         Name of the profile.
     env : dict
         Changes to the environment.
+    soon : bool
+        Whether Snakemake looks at the jobs every few seconds, not as the profile says.
     to_do : tuple of str
         Exposures of a copy that are still to be done.
     first : Run or None
@@ -146,6 +148,7 @@ class Survey:
     cluster: object
     profile: str = "slurm"
     env: dict = field(default_factory=dict)
+    soon: bool = True
     to_do: tuple = ("1001", "1002")
     first: Run | None = None
     runs: list = field(default_factory=list)
@@ -174,14 +177,14 @@ class Survey:
 
     def start(self, *arguments, cores=3):
         """Start Snakemake as a user does."""
+        snakemake = [program("snakemake")]
+        if self.profile == "slurm" and self.soon:
+            snakemake = [sys.executable, str(Path(__file__).with_name("snakemake_soon.py"))]
         command = [
-            *(program("snakemake"), *arguments, "--snakefile", str(ROOT / "Snakefile")),
+            *(*snakemake, *arguments, "--snakefile", str(ROOT / "Snakefile")),
             *("--profile", str(ROOT / "profiles" / self.profile)),
             *("--cores", str(cores), "--quiet", "rules"),
         ]
-        if self.profile == "slurm":
-            # what is short is looked at soon
-            command += ["--slurm-init-seconds-before-status-checks", "4"]
         log = self.folder / f"run-{time.time():.3f}.txt"
         env = {**self.cluster.env, "OMP_NUM_THREADS": "1", **self.env}
         began = time.time()
