@@ -9,13 +9,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import skip_or_fail
 from survey import coarse_granularity, program
 
 GROUP = re.compile(r"rule_((?:exposure|tract|calibs)_[A-Za-z0-9-]+|survey_corners)")
@@ -27,7 +27,6 @@ def submissions(cluster, run):
 
     The accounting knows the comment of a job, which names it, when the job has ended.
     """
-    time.sleep(2)
     rows = [row for row in cluster.accounting(run.began) if GROUP.match(row["Comment"])]
     return [(GROUP.match(row["Comment"])[1], row) for row in rows]
 
@@ -184,10 +183,8 @@ def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
 def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
     run = one.run_exposures("--retries", "0")
     job_id, node = one.wait_for_job()
-    one.wait_for_file("logs/calexp/1*/*.log")
-    for pid in cluster.processes_of(node):
-        if f"SLURM_JOB_ID={job_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
-            os.kill(pid, signal.SIGSTOP)
+    one.wait_for_step()
+    assert cluster.pause(job_id, node)
     cluster.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=1")
     check_failed_and_said_so(one, run, f"{job_id} was killed at its time limit", "calexp:runtime=")
     one.run_exposures().check()
@@ -232,18 +229,17 @@ def test_exposure_with_too_many_failed_ccds_is_refused_once_and_told(
 
 def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, cluster):
     run = survey.start()
-    survey.wait_for_job()
-    survey.wait_for_file("logs/calexp/1*/*.log")
+    paused = survey.pause_jobs()
     run.kill()
-    assert survey.live_jobs()
     assert "is still in the queue" in survey.status()[1]
     survey.run("--unlock").check()
     refused = survey.run_exposures()
     assert refused.wait() != 0, "single products are refused while jobs live"
     assert "earlier run" in refused.text()
-    again = survey.run()
-    assert again.process.returncode == 0, again.text()
-    assert "jobs of an earlier run are still in the queue" in again.text()
+    again = survey.start()
+    again.wait_for_text("jobs of an earlier run are still in the queue")
+    cluster.go_on(paused)
+    again.check()
     check_as_undisturbed(survey, undisturbed)
     check_one_at_a_time(cluster, run)
     names = Counter(name for name, _ in submissions(cluster, run))
@@ -300,7 +296,7 @@ def small_disk(tmp_path):
         return
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a full folder takes the right to mount one")
+        skip_or_fail("no folder that is full: it takes the right to mount one")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
