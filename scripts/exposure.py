@@ -8,6 +8,8 @@ with job_log(snakemake.log[0]):
 
     params = snakemake.params
     images = params.get("images", [])
+    # rank 0 of MPI gathers
+    workers = snakemake.resources.get("tasks", snakemake.threads + 1) - 1
     run_job(
         "coaddflow.exposure_job",
         {
@@ -17,9 +19,9 @@ with job_log(snakemake.log[0]):
             "ccds": params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
             "config": snakemake.config,
             "sections": [*params.settings, "exposure"],
-            "workers": snakemake.threads,
+            "workers": workers,
         },
         load_settings(snakemake.config).parallel,
-        workers=snakemake.threads,
+        workers=workers,
         memory_mb=snakemake.resources.mem_mb,
     )

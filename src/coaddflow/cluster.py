@@ -7,11 +7,12 @@ there is to do. Standard library only.
 """
 
 import getpass
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ SLURM_PAUSE = 15.0
 
 SLURM_PATIENCE = 1800.0
 """Seconds after which a controller that does not answer stops the run."""
+
+
+_KEPT = "COADDFLOW_SLURM_ALLOCATION"
 
 
 class EarlierJob(NamedTuple):
@@ -45,6 +49,34 @@ def allocation(environ: Mapping[str, str] = os.environ) -> dict[str, int]:
         if value.isdigit() and int(value) > 0:
             found[resource] = int(value)
     return found
+
+
+def hand_down_allocation(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Let the Snakemakes inside a job know what Slurm said of its allocation.
+
+    There are two in a job of Slurm, one below the other. The executor starts the second by `srun`,
+    except for jobs of MPI, from which it takes Slurm's variables away. Without them `mpirun`
+    knows nothing of the other nodes. The first keeps them under another name, the second gets them
+    back.
+
+    Parameters
+    ----------
+    environ : mapping
+        Environment of this process; changed.
+
+    Returns
+    -------
+    bool
+        Whether this is the second Snakemake.
+    """
+    kept = json.loads(environ.get(_KEPT, "{}"))
+    second = bool(kept) and kept.get("SLURM_JOB_ID") == environ.get("SLURM_JOB_ID")
+    if second and "SLURM_JOB_NODELIST" not in environ:
+        environ.update(kept)
+    elif "SLURM_JOB_NODELIST" in environ:
+        found = {name: value for name, value in environ.items() if name.startswith("SLURM_")}
+        environ[_KEPT] = json.dumps(found)
+    return second
 
 
 def prepare(workflow: Any) -> None:
