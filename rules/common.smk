@@ -126,6 +126,19 @@ def retries_left(job):
 
 Job.restart_times = GroupJob.restart_times = property(retries_left)
 
+# Snakemake 9.27 drops the words with which a cluster refuses or ends a group of jobs.
+log_error_of_group = GroupJob.log_error
+
+
+def log_words_of_cluster(group, msg=None, **options):
+    """Log that a group of jobs has failed, and what the cluster says about it."""
+    if msg and workflow.is_main_process:
+        print(f"coaddflow: {group.name}: {msg.splitlines()[0]}", file=sys.stderr)
+    log_error_of_group(group, msg, **options)
+
+
+GroupJob.log_error = log_words_of_cluster
+
 
 def raw_exposure_pattern():
     """Return a pattern of the exposures that are made from raw frames."""

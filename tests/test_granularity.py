@@ -107,3 +107,14 @@ def test_a_missing_raw_file_costs_its_exposure_until_it_is_back(coarse_survey, p
     assert contents(survey, "results/summary/*.ecsv") == contents(
         coarse_survey, "results/summary/*.ecsv"
     )
+
+
+def test_going_back_makes_again_what_is_not_there(coarse_survey, plan, tmp_path):
+    survey = coarse_survey.copy_to(tmp_path / "survey")
+    survey.write_settings(parallel={"calexp": "exposure"})
+    planned = survey.plan().rules
+    assert planned["coadd"] == sum(
+        len(plan.patches_of(band, tract)) for band in plan.bands for tract in plan.tracts
+    )
+    assert planned["warp"] == sum(len(plan.overlaps[e]) for e in plan.exposures)
+    assert set(planned) == {"warp", "coadd", "picture"}

@@ -196,6 +196,16 @@ def test_script_runs_in_the_survey_and_leaves_its_exit_code(server):
     assert not Path("x").exists(), "nothing of the folder's name is run by a shell"
 
 
+def test_why_a_job_was_terminated_is_left_to_the_server(server):
+    job_id = submitted()
+    assert execute(server.script(1), "kill -TERM $(exec sh -c 'echo $PPID')") == 143
+    comment = "Job run at Sun Nov 22 at 17:53 on (node1) and terminated by astro@node1"
+    server.set_job(job_id, state="F", exit_status=271, comment=comment)
+    word, why = status(job_id)
+    assert word == "failed"
+    assert "terminated by astro" in why
+
+
 def test_job_that_pbs_starts_again_does_nothing(server):
     submitted()
     script = server.script(1)
@@ -731,6 +741,16 @@ def test_cancel_comes_back_within_two_seconds(server):
     started = time.monotonic()
     assert program("cancel", "1.node1").returncode == 0
     assert time.monotonic() - started < 3
+
+
+def test_copy_of_a_survey_leaves_the_jobs_of_the_survey_alone(server, tmp_path, monkeypatch):
+    job_id = submitted()
+    server.set_job(job_id, state="R")
+    begin(job_id)
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert submitted(run="second") != job_id
+    assert server.calls("qdel") == []
 
 
 def test_surveys_side_by_side_do_not_meet(server, tmp_path, monkeypatch):

@@ -42,7 +42,8 @@ echo "coaddflow: job $job on $(uname -n) begins $(date '+%Y-%m-%dT%H:%M:%S')"
 )
 code=$?
 echo "coaddflow: job $job ends $(date '+%Y-%m-%dT%H:%M:%S'), exit code $code"
-echo "$code" >{exit_new} && mv {exit_new} {exit_file}
+# 143: terminated; PBS knows better why
+[ "$code" = 143 ] || {{ echo "$code" >{exit_new} && mv {exit_new} {exit_file}; }}
 exit "$code"
 """
 

@@ -69,6 +69,8 @@ def live_job(script, deadline):
         same_name = ledger.name_of(label) == script.name
         if not (set(facts["targets"]) & set(script.targets) if facts else same_name):
             continue
+        if facts and Path(facts["files"]).parent != Path(script.files).parent:
+            continue  # of the survey of which this folder is a copy
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue

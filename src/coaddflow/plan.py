@@ -476,6 +476,8 @@ def _checksum(
 ) -> str:
     """Return a checksum of everything that decides what is worked out."""
     digest = hashlib.sha256(__version__.encode())
+    # another state of the sources may work out other things: a plan of before has them not
+    digest.update(Path(__file__).read_bytes())
     relevant = settings.model_dump_json(include={"skymap", "prediction", "exclude_ccds"})
     digest.update(relevant.encode())
     if settings.camera is not None:

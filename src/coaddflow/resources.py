@@ -284,4 +284,4 @@ def _megabytes(n_bytes: float) -> int:
 
 
 def _minutes(seconds: float) -> int:
-    return max(math.ceil((START_SECONDS + TIME_MARGIN * seconds) / 60.0), 3)
+    return max(math.ceil((START_SECONDS + TIME_MARGIN * seconds) / 60.0), 5)

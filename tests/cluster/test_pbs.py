@@ -124,7 +124,7 @@ def test_out_of_memory_is_retried_with_more(one, undisturbed):
 def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
     run = start(one, "--retries", "1")
     job_id, node = one.wait_for_job()
-    one.wait_for_file("logs/calexp/1*/*.log")
+    one.wait_for_step()
     for pid in cluster.processes_of(node):
         if f"SLURM_JOB_ID={job_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
             os.kill(pid, signal.SIGSTOP)
@@ -158,7 +158,7 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
 def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, cluster):
     run = start(survey)
     survey.wait_for_job()
-    survey.wait_for_file("logs/calexp/1*/*.log")
+    survey.wait_for_step()
     run.kill()
     assert "is still in the queue" in survey.status()[1]
     survey.run("--unlock").check()
