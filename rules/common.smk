@@ -589,9 +589,16 @@ def exposure_workers(wildcards):
     return min(SETTINGS.parallel.workers, len(PLAN.ccds_of(wildcards.exposure)))
 
 
+def works_elsewhere():
+    """Return whether the workers are not processes of the job, or of its node at least."""
+    parallel = SETTINGS.parallel
+    dask = parallel.backend == "dask" and parallel.dask_address is not None
+    return dask or spreads_over_nodes()
+
+
 def exposure_threads(wildcards):
     """Return the cores of the job of an exposure, or of each of its tasks."""
-    return 1 if spreads_over_nodes() else exposure_workers(wildcards)
+    return 1 if works_elsewhere() else exposure_workers(wildcards)
 
 
 def exposure_tasks(wildcards):
@@ -621,7 +628,7 @@ def exposure_task_memory(wildcards, threads, attempt):
 
 
 def exposure_runtime(wildcards, threads, attempt):
-    _, workers = exposure_needs(wildcards, threads)
+    workers = exposure_workers(wildcards) if works_elsewhere() else threads
     pixels = pixels_of_ccds(wildcards.exposure)
     return attempt * needs.exposure_runtime(pixels, workers)
 
@@ -665,7 +672,7 @@ def tract_workers():
 
 def tract_threads(wildcards):
     """Return the cores of the job of a tract, or of each of its tasks."""
-    return 1 if spreads_over_nodes() else tract_workers()
+    return 1 if works_elsewhere() else tract_workers()
 
 
 def tract_tasks(wildcards):
@@ -683,7 +690,7 @@ def tract_needs(wildcards, threads):
         max(inputs),
         SETTINGS.coadd.memory_mb,
         # workers on several nodes have no memory in common
-        0 if spreads_over_nodes() else SETTINGS.coadd.spool_mb,
+        0 if works_elsewhere() else SETTINGS.coadd.spool_mb,
         tract_workers() if spreads_over_nodes() else threads,
     )
     matching = SETTINGS.coadd.background_matching
@@ -710,7 +717,7 @@ def tract_task_memory(wildcards, threads, attempt):
 def tract_runtime(wildcards, threads, attempt):
     inputs, ccds = tract_inputs(wildcards)
     together = sum(pixels for _, pixels in ccds)
-    workers = tract_workers() if spreads_over_nodes() else threads
+    workers = tract_workers() if works_elsewhere() else threads
     return attempt * needs.tract_runtime(together, patch_pixels(), inputs, workers)
 
 

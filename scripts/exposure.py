@@ -8,8 +8,11 @@ with job_log(snakemake.log[0]):
 
     params = snakemake.params
     images = params.get("images", [])
+    parallel = load_settings(snakemake.config).parallel
     # rank 0 of MPI gathers
     workers = snakemake.resources.get("tasks", snakemake.threads + 1) - 1
+    if parallel.backend == "dask" and parallel.dask_address:
+        workers = parallel.workers  # none of them is in this job
     run_job(
         "coaddflow.exposure_job",
         {
@@ -21,7 +24,7 @@ with job_log(snakemake.log[0]):
             "sections": [*params.settings, "exposure"],
             "workers": workers,
         },
-        load_settings(snakemake.config).parallel,
+        parallel,
         workers=workers,
         memory_mb=snakemake.resources.mem_mb,
     )

@@ -61,7 +61,9 @@ def run_job(
         Workers at most (``threads`` of the rule). With `serial` there is one; a scheduler of
         dask that is there already gives all that it has.
     memory_mb : float, optional
-        Limit for the memory of the items in work together (`Pool.map`, ``memory``), MB.
+        Limit for the memory of the items in work together (`Pool.map`, ``memory``), MB. It
+        does not hold for workers of a scheduler of dask that is there already: they are not in
+        the memory of this job.
     folder : str or Path
         Where the request to an MPI program stands for a moment. All nodes of the job must have
         it: the working folder, as a rule.
@@ -78,11 +80,12 @@ def run_job(
     PoolError
         If the MPI program ended in another way: the message is the last line that it printed.
     """
+    elsewhere = parallel.backend == "dask" and parallel.dask_address is not None
     request = {
         "module": module,
         "spec": spec,
-        "workers": None if parallel.backend == "dask" and parallel.dask_address else workers,
-        "memory_limit": None if memory_mb is None else 1e6 * memory_mb,
+        "workers": None if elsewhere else workers,
+        "memory_limit": None if memory_mb is None or elsewhere else 1e6 * memory_mb,
     }
     request = json.loads(json.dumps(request))
     if parallel.backend == "mpi":
