@@ -327,7 +327,7 @@ def calexp_inputs(wildcards):
 def exposure_inputs(wildcards):
     """Return the raw files, calibration frames and reference catalogue of all CCDs."""
     exposure, band = wildcards.exposure, PLAN.band_of(wildcards.exposure)
-    raw = [PLAN.raw_file(exposure, ccd) for ccd in PLAN.ccds]
+    raw = {ccd: [PLAN.raw_file(exposure, ccd)] for ccd in PLAN.ccds}
     calibs = [
         PLAN.calib_product(kind, ccd, band)
         for kind in planning.CALIB_KINDS
@@ -341,22 +341,26 @@ def exposure_inputs(wildcards):
 
 
 def files_of_exposure_or_failure(exposure, files):
-    """Return the raw files of an exposure as inputs of its job, as `files_or_failure` does."""
-    files = list(dict.fromkeys(files))
-    done = all(is_there(path) for path in files) or not (
-        messages.has_failed_with(f"results/summary/{exposure}.ecsv", "missing_file")
-    )
-    return files if done else [path for path in files if is_there(path)]
+    """Return the raw files of an exposure, given by CCD, as inputs of its job.
+
+    As with `files_or_failure`: a file that is not there is left out only if its CCD has failed
+    for want of it, or the exposure has not been done.
+    """
+    manifest = f"results/summary/{exposure}.ecsv"
+    without = messages.ccds_failed_with(manifest, "missing_file")
+    kept = [
+        path
+        for ccd, paths in files.items()
+        for path in paths
+        if is_there(path) or not (without is None or ccd in without)
+    ]
+    return list(dict.fromkeys(kept))
 
 
 def images_inputs(wildcards):
     """Return the files of all images of an exposure that was calibrated elsewhere."""
     exposure = wildcards.exposure
-    files = [
-        path
-        for ccd in PLAN.ccds_of(exposure)
-        for path in PLAN.image_files(exposure, ccd)
-    ]
+    files = {ccd: PLAN.image_files(exposure, ccd) for ccd in PLAN.ccds_of(exposure)}
     return files_of_exposure_or_failure(exposure, files)
 
 
@@ -609,9 +613,10 @@ def exposure_tasks(wildcards):
 def exposure_needs(wildcards, threads):
     """Return the memory that the workers of an exposure need together, MB, and their number."""
     pixels = pixels_of_ccds(wildcards.exposure)
-    holds = bool(SETTINGS.exposure.enabled) and wildcards.exposure in PLAN.science
+    parts = SETTINGS.exposure.enabled if wildcards.exposure in PLAN.science else ()
+    crosstalk = "crosstalk" in parts and bool(PLAN.crosstalk)
     workers = exposure_workers(wildcards) if spreads_over_nodes() else threads
-    return needs.exposure_memory(pixels, workers, holds), workers
+    return needs.exposure_memory(pixels, workers, bool(parts), crosstalk), workers
 
 
 def exposure_memory(wildcards, threads, attempt):

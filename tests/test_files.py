@@ -1,12 +1,13 @@
 """A file under its final name is whole; an id is safe in a path."""
 
+import contextlib
 import errno
 import stat
 
 import pytest
 
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path, check_id, sha256_of
+from coaddflow.files import atomic_path, check_id, remove_partial, sha256_of
 
 
 def test_file_appears_whole_under_its_final_name(tmp_path):
@@ -27,6 +28,20 @@ def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
         raise RuntimeError("killed")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    target = tmp_path / "1_[1].fits"
+    partial = []
+    for path in (target, target, tmp_path / "1_1.fits"):
+        with contextlib.suppress(FileNotFoundError), atomic_path(path) as temporary:
+            partial.append(temporary.rename(tmp_path / "kept"))
+        partial[-1].rename(temporary)
+        partial[-1] = temporary
+    target.touch()
+    remove_partial(target)
+    assert sorted(tmp_path.iterdir()) == sorted([target, partial[-1]])
+    remove_partial(tmp_path / "new" / "1_1.fits")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -79,10 +80,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        suffix = "".join(path.suffixes[-2:])
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name[:80]}.", suffix=suffix, dir=path.parent
-        )
+        prefix, suffix = _affixes(path)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -103,6 +102,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_partial(path: str | Path) -> None:
+    """Remove what killed processes left of a file that they wrote with `atomic_path`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The final name, which stays. No other process may be writing it.
+    """
+    path = Path(path)
+    prefix, suffix = (glob.escape(part) for part in _affixes(path))
+    for partial in path.parent.glob(f"{prefix}????????{suffix}"):
+        partial.unlink(missing_ok=True)
+
+
+def _affixes(path: Path) -> tuple[str, str]:
+    """Return how the names of the temporary files of a path begin and end."""
+    return f".{path.name[:80]}.", "".join(path.suffixes[-2:])
 
 
 def _umask() -> int:

@@ -93,7 +93,8 @@ def _workers(plan: Plan, cores: int) -> int:
 def _exposure_memory(plan: Plan, ccds: list[int], cores: int) -> int:
     """Return the memory of the job of a whole exposure, from the pixels of its CCDs."""
     workers = min(_workers(plan, cores), len(ccds))
-    return needs.exposure_memory(ccds, workers, bool(plan.settings.exposure.enabled))
+    parts = plan.settings.exposure.enabled
+    return needs.exposure_memory(ccds, workers, bool(parts), "crosstalk" in parts)
 
 
 def _tract_memory(plan: Plan, tract: int, cores: int) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coaddflow.errors import CoaddflowError, InputError
+from coaddflow.errors import CoaddflowError, InputError, is_lasting
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
 from coaddflow.pool.lifeline import end_when
@@ -206,8 +206,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
 def _error_of(told: Mapping[str, Any]) -> CoaddflowError:
     """Return an error that was told by rank 0."""
     if told["type"] == "InputError":
-        return InputError(told["cause"], told["path"], told["remedy"])
-    return PoolError(told["cause"])
+        error = InputError(told["cause"], told["path"], told["remedy"])
+    else:
+        error = CoaddflowError(told["cause"]) if told["lasting"] else PoolError(told["cause"])
+    error.lasting = told["lasting"]
+    return error
 
 
 # Rank 0 of the MPI program --------------------------------------------------------------------
@@ -276,7 +279,7 @@ def main(shared: str) -> int:
     return 1 if "error" in answer else 0
 
 
-def _told(error: Exception) -> dict[str, str | None]:
+def _told(error: Exception) -> dict[str, str | bool | None]:
     """Return an error as plain values."""
     if isinstance(error, InputError):
         path = None if error.path is None else os.fspath(error.path)
@@ -285,9 +288,11 @@ def _told(error: Exception) -> dict[str, str | None]:
             "cause": error.cause,
             "path": path,
             "remedy": error.remedy,
+            "lasting": is_lasting(error),
         }
     known = isinstance(error, CoaddflowError)
-    return {"type": "other", "cause": str(error) if known else f"{type(error).__name__}: {error}"}
+    cause = str(error) if known else f"{type(error).__name__}: {error}"
+    return {"type": "other", "cause": cause, "lasting": is_lasting(error)}
 
 
 if __name__ == "__main__":
