@@ -296,6 +296,23 @@ def tract_runtime(
     return _minutes(work / 1e6 / threads)
 
 
+def task_memory(together: int, workers: int, gathering: int = 0) -> int:
+    """Return the memory of each task of a job that scatters over tasks of Slurm, MB.
+
+    Parameters
+    ----------
+    together : int
+        What all workers need, MB.
+    workers : int
+        Tasks beside the one that gathers.
+    gathering : int
+        What solving takes in the task that gathers, MB. It may have a node for itself, on which
+        the Snakemakes and the process that started it are too.
+    """
+    gathers = SNAKEMAKE_MB + 2 * INTERPRETER_MB + gathering
+    return max(math.ceil(together / workers), gathers)
+
+
 def machine_memory() -> int:
     """Return the memory that this process may use, MB: the machine's, or its container's."""
     import psutil

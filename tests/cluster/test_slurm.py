@@ -107,6 +107,26 @@ def test_one_job_an_exposure_and_a_tract_has_as_many_submissions_and_the_same_pi
         assert coarse.products(pattern) == undisturbed.products(pattern)
 
 
+def test_mpi_over_two_nodes_makes_the_same_pixels(copy_of_survey, undisturbed, cluster):
+    """5 tasks of 1 CPU do not fit a node of 4."""
+    survey = copy_of_survey(to_do=("1001",))
+    for folder in ("coadd", "warp", "corners"):
+        shutil.rmtree(survey.folder / "results" / folder)
+    # the CPUs of the nodes need not exist, so nothing can be bound to them
+    mpi = {"backend": "mpi", "workers": 4, "mpi_command": [program("mpirun"), "--bind-to", "none"]}
+    survey.configure(parallel={"calexp": "exposure", "coadd": "tract", **mpi})
+    survey.env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    # the other exposures stay as they are
+    run = survey.run("--rerun-triggers", "mtime")
+    run.check()
+    nodes = {
+        name: row["NodeList"] for name, row in submissions(cluster, run) if "[" in row["NodeList"]
+    }
+    assert set(nodes) == {"exposure_1001", "tract_0"}
+    for pattern in ("results/calexp/**/*.fits", "results/coadd/**/*.fits"):
+        assert survey.products(pattern) == undisturbed.products(pattern)
+
+
 def test_ccd_that_fails_for_its_own_reasons_is_left_out(undisturbed):
     code, text = undisturbed.told
     assert code == 1, text
