@@ -244,7 +244,7 @@ def sky_cards(sky: FocalPlaneSky | None, ccd: int) -> fits.Header:
     header["SKYMODEL"] = ("CCD" if sky is None else "focal plane", "whose sky was subtracted")
     if sky is not None:
         header["SKYRESP"] = (sky.response.get(ccd, 1.0), "response of the CCD to the sky")
-        header["SKYSCAT"] = (sky.scatter, "[electron] scatter of superpixels around the sky")
+        header["SKYSCAT"] = (sky.scatter, "[electron] scatter of superpixels")
     return header
 
 
