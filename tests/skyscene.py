@@ -4,8 +4,10 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from coaddflow.image import MaskedImage
+from coaddflow.image import MaskedImage, masked_image_hdus, write_fits
+from coaddflow.manifest import CcdRow
 from coaddflow.skymap import Tract
+from coaddflow.wcs import wcs_to_header
 
 RA, DEC = 150.0, 2.2
 
@@ -77,6 +79,28 @@ def make_ccd(image, variance=100.0):
     """Pixels without flags."""
     image = np.asarray(image, np.float32)
     return MaskedImage(image, np.full_like(image, variance), np.zeros(image.shape, np.int32))
+
+
+def write_done_ccd(path, exposure, ccd, pixels, wcs, **figures):
+    """Write a calexp of band r whose WCS is known; return its row in the manifest."""
+    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
+    ny, nx = pixels.shape
+    corners = np.array([(0, 0), (nx, 0), (nx, ny), (0, ny)]) - 0.5
+    ra, dec = wcs.all_pix2world(corners, 0).T
+    return CcdRow(
+        exposure=exposure,
+        ccd=ccd,
+        band="r",
+        mjd=60000.0,
+        exposure_time=30.0,
+        state="done",
+        path=path,
+        nx=nx,
+        ny=ny,
+        footprint_ra=ra.tolist(),
+        footprint_dec=dec.tolist(),
+        **figures,
+    )
 
 
 def measure_star(image, x, y, radius=15):

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from skyscene import make_tract
+from skyscene import make_tract, write_done_ccd
 
 from coaddflow.corners import build_tract_database
 from coaddflow.errors import InputError
-from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
-from coaddflow.manifest import CcdRow, write_manifest
+from coaddflow.image import MaskedImage, MaskPlane
+from coaddflow.manifest import write_manifest
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap import make_skymap
 from coaddflow.survey import make_survey_database
 from coaddflow.tract import make_coadd, make_picture, make_warps, reddest_first
-from coaddflow.wcs import wcs_to_header
 
 TRACT = make_tract(size=200)
 LEVELS = {("a", 0): 10.0, ("a", 1): 20.0, ("b", 0): 12.0, ("b", 1): 22.0}
@@ -47,27 +46,8 @@ def _calexp(exposure, ccd, seeing):
     pixels = MaskedImage(
         np.full(shape, LEVELS[exposure, ccd]), np.ones(shape), np.zeros(shape, np.int32)
     )
-    path = f"{exposure}{ccd}.fits"
-    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
-    x0 = 100 * ccd - 0.5
-    corners = ([x0, x0 + 100, x0 + 100, x0], [-0.5, -0.5, 199.5, 199.5])
-    ra, dec = TRACT.pixel_to_sky(*map(np.array, corners))
-    return CcdRow(
-        exposure=exposure,
-        ccd=ccd,
-        band="r",
-        mjd=60000.0,
-        exposure_time=30.0,
-        state="done",
-        path=path,
-        nx=100,
-        ny=200,
-        footprint_ra=ra.tolist(),
-        footprint_dec=dec.tolist(),
-        zero_point=31.4,
-        sky_noise=1.0,
-        seeing=seeing,
-    )
+    figures = {"zero_point": 31.4, "sky_noise": 1.0, "seeing": seeing}
+    return write_done_ccd(f"{exposure}{ccd}.fits", exposure, ccd, pixels, wcs, **figures)
 
 
 def coadd(**settings):

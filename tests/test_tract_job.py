@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
-from skyscene import DEC, RA, draw_star, make_wcs
+from skyscene import DEC, RA, draw_star, make_wcs, write_done_ccd
 from test_pool import linux, needs_dask
 from test_scatter import MPI, needs_mpi
 
@@ -22,8 +22,8 @@ from coaddflow.coadd_table import read_coadd_table
 from coaddflow.corners import build_tract_database
 from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import sha256_of
-from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
-from coaddflow.manifest import CcdRow, read_manifest, write_manifest
+from coaddflow.image import MaskedImage, MaskPlane
+from coaddflow.manifest import read_manifest, write_manifest
 from coaddflow.pool import PoolError
 from coaddflow.scatter import run_job
 from coaddflow.settings import Settings
@@ -32,7 +32,6 @@ from coaddflow.skymap import make_skymap
 from coaddflow.tract import make_coadd, make_warps
 from coaddflow.tract_job import make_tract_coadds
 from coaddflow.warp import kept_table
-from coaddflow.wcs import wcs_to_header
 
 SCALE = 0.2
 SKYMAP = SkymapSettings(
@@ -63,27 +62,9 @@ def write_ccd(exposure, ccd, rng, sky=0.0, rotation=0.0):
     mask = np.where(rng.random(SHAPE) < 0.01, int(MaskPlane.CR), 0).astype(np.int32)
     mask[image - sky > 4 * noise] |= int(MaskPlane.DETECTED)
     pixels = MaskedImage(image, np.full(SHAPE, noise**2), mask)
-    path = f"calexp/{exposure}/{ccd}.fits"
-    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
-    corners = [(-0.5, -0.5), (SHAPE[1] - 0.5, -0.5), (SHAPE[1] - 0.5, SHAPE[0] - 0.5)]
-    corners.append((-0.5, SHAPE[0] - 0.5))
-    outline = wcs.all_pix2world(np.array(corners), 0)
-    return CcdRow(
-        exposure=exposure,
-        ccd=ccd,
-        band="r",
-        mjd=60000.0,
-        exposure_time=30.0,
-        state="done",
-        path=path,
-        nx=SHAPE[1],
-        ny=SHAPE[0],
-        footprint_ra=outline[:, 0].tolist(),
-        footprint_dec=outline[:, 1].tolist(),
-        zero_point=31.0,
-        sky_noise=noise,
-        seeing=2.0 if (exposure, ccd) == ("b", 0) else 0.8,
-    )
+    seeing = 2.0 if (exposure, ccd) == ("b", 0) else 0.8
+    figures = {"zero_point": 31.0, "sky_noise": noise, "seeing": seeing}
+    return write_done_ccd(f"calexp/{exposure}/{ccd}.fits", exposure, ccd, pixels, wcs, **figures)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +292,7 @@ def test_skies_that_differ_by_five_sigma_are_matched_and_stars_stay(two_skies, t
         assert flux["matched"] == pytest.approx(flux["even"], rel=0.005)
 
 
-def test_matched_coadds_have_the_same_bits_with_all_backends(two_skies, tmp_path):
+def test_matched_coadds_have_the_same_bits_in_one_process_and_in_several(two_skies, tmp_path):
     seen = []
     for number, parallel in enumerate(({"backend": "serial"}, {"backend": "processes"})):
         folder = tmp_path / str(number)
