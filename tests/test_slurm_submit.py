@@ -50,6 +50,15 @@ class Slurm:
             (self.folder / f"sbatch.{n}").write_text(script)
         (self.folder / "sbatch.last").write_text(scripts[-1])
 
+    def scancel(self, *pending):
+        """Make a scancel that takes jobs out of the queue if they are among those."""
+        program = self.folder / "bin" / "scancel"
+        cases = "".join(
+            f'[ "$3" = {number} ] && sed -i "/^{number}|/d" queue\n' for number in pending
+        )
+        program.write_text(f'#!/bin/sh\n[ "$1 $2" = "--state PENDING" ] || exit 1\n{cases}exit 0\n')
+        program.chmod(0o755)
+
     def submit(self, *arguments, patience=60, path=(), **options):
         environ = {
             **os.environ,
@@ -152,6 +161,22 @@ def test_while_squeue_gives_no_answer_nothing_is_submitted_again(slurm):
     (slurm.folder / "squeue.away").unlink()
     assert slurm.submit().stdout == "12\n"
     assert slurm.count("calls") == 1
+
+
+@pytest.mark.parametrize(("pending", "kept"), [("13", "12"), ("12", "13"), ("12 13", "12")])
+def test_of_two_jobs_that_both_got_in_one_that_has_not_begun_is_cancelled(slurm, pending, kept):
+    """The first is late: it is not in the queue when squeue is asked."""
+    slurm.answers(failing(TIMED_OUT), in_queue(number=12) + in_queue(number=13) + "echo 13")
+    slurm.scancel(*pending.split())
+    assert slurm.submit().stdout == f"{kept}\n"
+    assert (slurm.folder / "queue").read_text() == f"{kept}|rule_exposure_1_calexp\n"
+
+
+def test_of_two_jobs_that_have_begun_none_is_cancelled(slurm):
+    slurm.answers(failing(TIMED_OUT), in_queue(number=12) + in_queue(number=13) + "echo 13")
+    slurm.scancel()
+    assert slurm.submit().stdout == "13\n"
+    assert slurm.count("queue") == 2
 
 
 def test_what_slurm_refuses_fails_at_once_with_its_words(slurm):
