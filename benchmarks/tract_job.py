@@ -11,19 +11,18 @@ are done once more under strace, which counts what is opened, read and written.
 
 import argparse
 import os
-import re
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from astropy.wcs import WCS
+from traced import count, traced
 
 from coaddflow.corners import build_tract_database
 from coaddflow.files import sha256_of
@@ -39,7 +38,6 @@ from coaddflow.wcs import wcs_to_header
 
 SCALE, RA, DEC = 0.2, 150.0, 2.2
 BORDER = 100
-TRACED = "openat,read,pread64,readv,write,pwrite64,writev"
 PARTS = ("calexp", "warp", "spool", "coadd")
 
 
@@ -141,8 +139,7 @@ def run_steps(steps: list[list[str]], workers: int, trace: str | None = None) ->
     def run(step: list[str]) -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--step", *step]
         if trace:
-            name = f"{trace}.{'-'.join(step)}"
-            command = ["strace", "-ff", "-y", "-qq", "-s", "0", "-o", name, "-e", TRACED, *command]
+            command = traced(command, f"{trace}.{'-'.join(step)}")
         subprocess.run(command, check=True, env=environment)
 
     with ThreadPoolExecutor(workers) as pool:
@@ -156,23 +153,6 @@ def part_of(path: str, folder: str) -> str | None:
     if path.startswith("/") and not path.startswith(folder):
         return None
     return next((part for part in PARTS if f"{part}/" in path.removeprefix(folder)), None)
-
-
-def count(trace: str, folder: str) -> dict[str, Counter]:
-    """Sum what strace has seen: files opened, bytes read, bytes written."""
-    totals = {"opened": Counter(), "read": Counter(), "written": Counter()}
-    names = re.compile(r"^(\w+)\(.*?<([^>]*)>.*= (\d+)")
-    opened = re.compile(r'^openat\([^"]*"([^"]*)".*= \d+<([^>]*)>')
-    for path in Path(trace).parent.glob(f"{Path(trace).name}*"):
-        for line in path.read_text(errors="replace").splitlines():
-            if match := opened.match(line):
-                if part := part_of(match[2], folder):
-                    totals["opened"][part] += not Path(match[2]).is_dir()
-            elif (match := names.match(line)) and (part := part_of(match[2], folder)):
-                kind = "read" if match[1] in ("read", "pread64", "readv") else "written"
-                totals[kind][part] += int(match[3])
-        path.unlink()
-    return totals
 
 
 def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namespace) -> str:
@@ -192,7 +172,7 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
         return line
     for steps in rounds:
         run_steps(steps, arguments.workers, f"{folder}/trace")
-    seen = count(f"{folder}/trace", folder)
+    seen = count(f"{folder}/trace", lambda path: part_of(path, folder))
     for part in PARTS:
         numbers = (seen["read"][part] / 1e6, seen["written"][part] / 1e6)
         line += f" {seen['opened'][part]} / {numbers[0]:.0f} / {numbers[1]:.0f} |"

@@ -16,6 +16,6 @@ with job_log(snakemake.log[0]):
             "config": snakemake.config,
             "sections": [*params.settings, "exposure"],
         },
-        workers=snakemake.threads,
+        workers=snakemake.resources.get("tasks", snakemake.threads + 1) - 1,  # rank 0 gathers
         memory_mb=snakemake.resources.mem_mb,
     )

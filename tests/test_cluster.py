@@ -53,6 +53,33 @@ def test_without_slurm_nothing_is_limited():
     assert cluster.allocation({"SLURM_CPUS_PER_TASK": "all"}) == {}
 
 
+def test_a_job_of_mpi_gets_its_allocation_back():
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "4,1"}
+    told = dict(environ)
+    assert not cluster.hand_down_allocation(environ), "this is the first Snakemake of the job"
+    for name in ("SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE"):
+        del environ[name]  # as the executor does
+    assert cluster.hand_down_allocation(environ)
+    assert environ.items() >= told.items()
+
+
+def test_a_step_of_a_job_keeps_what_slurm_says_of_the_step():
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    cluster.hand_down_allocation(environ)
+    environ["SLURM_JOB_NODELIST"] = "n1"
+    assert cluster.hand_down_allocation(environ)
+    assert environ["SLURM_JOB_NODELIST"] == "n1"
+
+
+def test_the_allocation_of_another_job_is_not_taken_over():
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    cluster.hand_down_allocation(environ)
+    other = {**environ, "SLURM_JOB_ID": "8"}
+    del other["SLURM_JOB_NODELIST"]
+    assert not cluster.hand_down_allocation(other)
+    assert "SLURM_JOB_NODELIST" not in other
+
+
 def test_only_jobs_of_snakemake_in_this_folder_count(squeue, tmp_path):
     other = tmp_path / "other | survey"
     squeue(line(tmp_path) + line(other) + line(tmp_path, comment="(null)"))

@@ -179,6 +179,16 @@ def test_settings_of_a_job_hold_nothing_but_its_sections():
     assert full.psf.order == Settings().psf.order
 
 
+def test_what_is_switched_off_has_no_part_in_settings_and_their_hash():
+    off = {"background_matching": {"bin_size": 64}, "clip": {"enabled": False, "sigma": 6.0}}
+    plain = Settings(coadd={"clip": {"enabled": False}}).section("coadd", "cosmics")
+    assert Settings(coadd=off).section("coadd", "cosmics") == plain
+    assert Settings(coadd={"clip": {"sigma": 6.0}}).section("coadd")["coadd"]["clip"]["sigma"] == 6
+    no_cosmics = [Settings(cosmics={"enabled": False, "sigma": n}) for n in (5.0, 6.0)]
+    assert no_cosmics[0].section("cosmics") == no_cosmics[1].section("cosmics")
+    assert no_cosmics[0].section("cosmics") != Settings().section("cosmics")
+
+
 def test_given_calibration_frames_that_are_not_there_are_named():
     given = {"calibs": {"bias": {"source": "given", "path": "masters/bias_{ccd}.fits"}}}
     plan = plan_of([science("e1")], **given)

@@ -1,5 +1,6 @@
 """The spool gives back what was put into it, keeps to its memory, and leaves nothing behind."""
 
+import errno
 import fcntl
 import os
 import platform
@@ -87,6 +88,36 @@ def test_folders_of_dead_jobs_of_this_machine_are_removed_and_no_others(tmp_path
         [f"{prefix}alive", "coaddflow-other.machine-dead", "other"]
     )
     os.close(lock)
+
+
+def test_without_locks_the_spool_works_and_no_other_folder_is_removed(tmp_path, monkeypatch):
+    def no_locks(_descriptor, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    dead = tmp_path / f"coaddflow-{platform.node()}-dead"
+    dead.mkdir()
+    (dead / "lock").touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Spool(0, tmp_path, one_machine=False) as spool:
+        write_warp(spool.reserve(1200, "a"), (0, 0, 40, 30), pixels(np.random.default_rng(2)))
+        assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == [dead]
+
+
+def test_no_file_of_the_spool_is_removed_while_it_is_open(tmp_path, monkeypatch):
+    # NFS would keep it under another name, and the folder with it
+    at_closing = []
+    close = os.close
+
+    def watch(descriptor):
+        at_closing.append([path.name for path in tmp_path.glob("*/*")])
+        close(descriptor)
+
+    with Spool(0, tmp_path, one_machine=False) as spool:
+        write_warp(spool.reserve(1200, "a"), (0, 0, 40, 30), pixels(np.random.default_rng(2)))
+        monkeypatch.setattr(os, "close", watch)
+    assert at_closing[0] == ["lock"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path):

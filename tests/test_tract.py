@@ -1,5 +1,7 @@
 """A coadd takes what the corner database selects, and says what it left out and why."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -110,6 +112,15 @@ def test_a_patch_with_nothing_selected_is_written_and_empty():
     assert set(inputs["reason"]) == {"exposure is excluded by the settings"}
     with fits.open("r/7/0_0.fits") as hdus:
         assert (hdus["MASK"].data & int(MaskPlane.NO_DATA)).all()
+
+
+def test_warps_made_anew_take_away_the_coadds_that_hang_on_them(survey):
+    hanging, others = f"coadd/r/{TRACT.id}/0_0.fits", f"coadd/g/{TRACT.id}/0_0.fits"
+    for path in (hanging, others):
+        (survey / path).parent.mkdir(parents=True)
+        (survey / path).touch()
+    make_warps(f"warp/{TRACT.id}/a.ecsv", "a.ecsv", TRACT, Settings())
+    assert [path.as_posix() for path in Path("coadd").rglob("*.fits")] == [others]
 
 
 @pytest.mark.usefixtures("survey")

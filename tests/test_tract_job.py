@@ -1,6 +1,7 @@
 """The job of a tract makes the coadds that the jobs of its patches make."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -15,20 +16,22 @@ from skyscene import DEC, RA, draw_star, make_wcs
 from test_pool import linux, needs_dask
 from test_scatter import MPI, needs_mpi
 
-from coaddflow import tract_job
+from coaddflow import resources, tract_job
 from coaddflow.coadd import read_coadd
 from coaddflow.coadd_table import read_coadd_table
 from coaddflow.corners import build_tract_database
-from coaddflow.errors import CoaddflowError
+from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, masked_image_hdus, write_fits
 from coaddflow.manifest import CcdRow, read_manifest, write_manifest
 from coaddflow.pool import PoolError
+from coaddflow.scatter import run_job
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap import make_skymap
 from coaddflow.tract import make_coadd, make_warps
 from coaddflow.tract_job import make_tract_coadds
+from coaddflow.warp import kept_table
 from coaddflow.wcs import wcs_to_header
 
 SCALE = 0.2
@@ -102,7 +105,7 @@ def settings(**changes):
     return Settings(selection={"max_seeing": 1.5}, **changes)
 
 
-def run(folder="results", workers=2, database="corners.sqlite", **changes):
+def run(folder="results", workers=2, database="corners.sqlite", memory_mb=None, **changes):
     """Run the job and return the list of its coadds."""
     table = f"{folder}/coadd/r/0.ecsv"
     changes["parallel"] = {"coadd": "tract", "backend": "serial"} | changes.get("parallel", {})
@@ -115,6 +118,7 @@ def run(folder="results", workers=2, database="corners.sqlite", **changes):
         PATCHES,
         settings(**changes),
         workers=workers,
+        memory_mb=memory_mb,
     )
     return read_coadd_table(table)
 
@@ -124,15 +128,20 @@ def checksums(folder):
     return {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*.fits")}
 
 
+def run_patches(folder, **changes):
+    """Make the same coadds and their warps by one job each."""
+    warps = [f"{folder}/warp/0/{exposure}.ecsv" for exposure in "abcd"]
+    for path in warps:
+        make_warps(path, f"summary/{Path(path).stem}.ecsv", TRACT, settings(**changes))
+    for patch in PATCHES:
+        path = f"{folder}/coadd/r/0/{patch}.fits"
+        make_coadd(path, "corners.sqlite", warps, TRACT, "r", patch, settings(**changes))
+
+
 @pytest.fixture(scope="module")
 def by_patches(survey):
-    """The same coadds and warps, made by one job each."""
-    warps = [f"patch/warp/0/{exposure}.ecsv" for exposure in "abcd"]
-    for path in warps:
-        make_warps(path, f"summary/{Path(path).stem}.ecsv", TRACT, settings())
-    for patch in PATCHES:
-        path = f"patch/coadd/r/0/{patch}.fits"
-        make_coadd(path, "corners.sqlite", warps, TRACT, "r", patch, settings())
+    """The same coadds and warps, made by one job each. Not to be changed."""
+    run_patches("patch")
     return survey / "patch"
 
 
@@ -158,24 +167,64 @@ def test_tract_and_patch_have_the_same_bits(by_patches, survey, parallel, tmp_pa
 
 def test_lossless_compression_keeps_the_bits(by_patches, tmp_path):
     run(tmp_path, products={"compression": "lossless"})
+    assert_same_pixels(tmp_path, by_patches)
+
+
+def assert_same_pixels(*folders):
+    """Compare pixels; tiles that are compressed with gzip hold the time."""
     for patch in PATCHES:
-        one, other = (
-            read_coadd(folder / f"coadd/r/0/{patch}.fits")[0] for folder in (tmp_path, by_patches)
-        )
+        one, other = (read_coadd(folder / f"coadd/r/0/{patch}.fits")[0] for folder in folders)
         for name in ("image", "variance", "mask"):
             pixels = [getattr(coadd.masked_image, name) for coadd in (one, other)]
             np.testing.assert_array_equal(*pixels)
         np.testing.assert_array_equal(one.n_inputs, other.n_inputs)
 
 
+def test_quantised_coadds_are_rounded_once_and_have_the_same_bits(survey, tmp_path):
+    for folder, way in ((tmp_path / "patch", run_patches), (tmp_path / "tract", run)):
+        way(folder, products={"compression": "quantized"})
+    assert_same_pixels(tmp_path / "patch", tmp_path / "tract")
+
+
 def test_warps_that_are_kept_are_those_of_the_patches(by_patches, tmp_path):
     run(tmp_path, coadd={"keep_warps": True, "spool_mb": 0})
     assert checksums(tmp_path / "warp") == checksums(by_patches / "warp")
     for exposure in "abcd":
-        table = f"warp/0/{exposure}.ecsv"
-        assert (tmp_path / table).read_bytes() == (by_patches / table).read_bytes()
+        kept, made = (folder / "warp/0" / exposure for folder in (tmp_path, by_patches))
+        assert kept_table(kept).read_bytes() == made.with_suffix(".ecsv").read_bytes()
+        assert not kept.with_suffix(".ecsv").exists(), "it would pass for that of the rule `warp`"
+    shutil.copytree(by_patches / "warp", tmp_path / "warp", dirs_exist_ok=True)
     run(tmp_path)
     assert not list((tmp_path / "warp").rglob("*.*"))
+
+
+def test_a_job_that_fails_leaves_nothing_of_an_earlier_run(by_patches, survey, tmp_path):
+    shutil.copytree(by_patches, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "coadd/r/0/.1_1.fits.abcdefgh.fits").touch()
+    with pytest.raises(InputError, match=r"coadd\.scratch"):
+        run(tmp_path, coadd={"scratch": str(survey / "corners.sqlite"), "spool_mb": 0})
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_with_little_memory_warps_wait_on_disk_and_few_items_are_in_work(
+    by_patches, tmp_path, caplog, monkeypatch
+):
+    limits = []
+
+    def open_pool(*arguments, **options):
+        limits.append(options["memory_mb"])
+        return run_job(*arguments, **options)
+
+    monkeypatch.setattr(tract_job, "run_job", open_pool)
+    for memory_mb in (500, 1300, 20_000):
+        with caplog.at_level("INFO", logger=tract_job.__name__):
+            run(tmp_path, memory_mb=memory_mb, coadd={"memory_mb": 16, "spool_mb": 10_000})
+        assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")
+    room = [record.args[2] for record in caplog.records if "room for" in record.getMessage()]
+    assert room[0] == room[1] == 0.0 < room[2], "MB of memory"
+    one = resources.warped_ccd_memory(SHAPE[0] * SHAPE[1])
+    assert limits[0] < one < limits[1] < 2 * one
+    assert 2 * one < limits[2] == 20_000 - resources.INTERPRETER_MB - 10_000
 
 
 def test_every_calexp_is_opened_once(survey, tmp_path):

@@ -6,12 +6,13 @@ executor submits by itself, the run waits here until they have ended, before it 
 there is to do. Standard library only.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ _LIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
 
 _OF_SHELLS = re.compile(r"[$`\"\\\n]")
 """What a shell makes something else of between double quotes."""
+
+
+_KEPT = "COADDFLOW_SLURM_ALLOCATION"
 
 
 class EarlierJob(NamedTuple):
@@ -53,6 +57,34 @@ def allocation(environ: Mapping[str, str] = os.environ) -> dict[str, int]:
         if value.isdigit() and int(value) > 0:
             found[resource] = int(value)
     return found
+
+
+def hand_down_allocation(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Let the Snakemakes inside a job know what Slurm said of its allocation.
+
+    There are two in a job of Slurm, one below the other. The executor starts the second by `srun`,
+    except for jobs of MPI, from which it takes Slurm's variables away. Without them `mpirun`
+    knows nothing of the other nodes. The first keeps them under another name, the second gets them
+    back.
+
+    Parameters
+    ----------
+    environ : mapping
+        Environment of this process; changed.
+
+    Returns
+    -------
+    bool
+        Whether this is the second Snakemake.
+    """
+    kept = json.loads(environ.get(_KEPT, "{}"))
+    second = bool(kept) and kept.get("SLURM_JOB_ID") == environ.get("SLURM_JOB_ID")
+    if second and "SLURM_JOB_NODELIST" not in environ:
+        environ.update(kept)
+    elif "SLURM_JOB_NODELIST" in environ:
+        found = {name: value for name, value in environ.items() if name.startswith("SLURM_")}
+        environ[_KEPT] = json.dumps(found)
+    return second
 
 
 def prepare(workflow: Any) -> None:

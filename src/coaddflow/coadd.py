@@ -45,7 +45,7 @@ from coaddflow.image import (
 )
 from coaddflow.resample import covariance_factor
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.warp import Box, WarpReader, common_box, part_header, storable
+from coaddflow.warp import Box, WarpReader, common_box, part_header
 
 if TYPE_CHECKING:
     from coaddflow.skymap import Tract
@@ -439,12 +439,20 @@ def write_coadd(
         [
             primary,
             *masked_image_hdus(
-                storable(coadd.masked_image, compression), header, "nJy", compression
+                _storable(coadd.masked_image, compression), header, "nJy", compression
             ),
             image_hdu("NINPUTS", coadd.n_inputs, header, compression),
             table,
         ],
     )
+
+
+def _storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
+    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
+    if compression != "quantized":
+        return masked_image
+    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
+    return MaskedImage(masked_image.image, variance, masked_image.mask)
 
 
 def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:

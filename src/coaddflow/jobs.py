@@ -6,7 +6,9 @@ profiles/pbs. Standard library only.
 """
 
 import contextlib
+import json
 import os
+import pwd
 import re
 import subprocess
 import time
@@ -277,31 +279,91 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
     found = []
     with contextlib.suppress(OSError):
         for line in (folder / "ended.tsv").read_text(encoding="utf-8").splitlines():
-            when, job_id, name, outcome, reason, *_ = [*line.split("\t"), "", "", "", "", ""]
+            when, job_id, name, outcome, reason, *rules = [*line.split("\t"), "", "", "", "", ""]
             if _seconds(when) < since:
                 continue
             log = re.search(r"\(log: ([^)]*)\)", reason)
             words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
             how = "done" if outcome == "success" else _outcome_from_words(words)
+            name = _with_rules(name, rules)
             found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
-    for path in sorted((folder / "ids").glob("*")):
+    return [*found, *_pbs_jobs_not_seen_to_end(folder)]
+
+
+def _pbs_jobs_not_seen_to_end(folder: Path) -> list[ClusterJob]:
+    """Return the jobs that no Snakemake has seen to end: they live, or none has looked since."""
+    found = []
+    ids = sorted(folder.glob("ids/[!.]*"))
+    queue = _pbs_queue() if ids else None
+    for path in ids:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
             name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
-            how, words = _pbs_outcome(folder, path.name, label)
+            how, words = _pbs_outcome(folder, path.name, label, queue)
+            name = _with_rules(name, _pbs_rules(folder / "jobs" / f"{label}.json"))
             found.append(ClusterJob("PBS", path.name, name, how, words, log))
     return found
 
 
-def _pbs_outcome(folder: Path, job_id: str, label: str) -> tuple[Outcome, str]:
+def _with_rules(name: str, rules: Iterable[str]) -> str:
+    """Return the name of a job of PBS as Snakemake has it elsewhere: with its rules."""
+    with_rules = "_".join([name, *filter(None, rules)])
+    return with_rules if unit_of(with_rules) == unit_of(name) else name
+
+
+def _pbs_rules(facts: Path) -> list[str]:
+    """Return the rules of a job from what the ledger says that it works on."""
+    try:
+        targets = json.loads(facts.read_text(encoding="utf-8"))["targets"]
+        return sorted({target.partition(":")[0] for target in targets})
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _pbs_queue() -> set[str] | None:
+    """Return the numbers of the user's jobs in the queue of PBS; None if it gives no answer."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        done = subprocess.run(  # noqa: S603 - a list, no shell
+            ["qstat", "-u", user],  # noqa: S607 - of the user's PATH
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    except (KeyError, OSError, subprocess.SubprocessError):
+        return None
+    # id, user, ..., state, time
+    rows = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
+    return {row[0].partition(".")[0] for row in rows if row[-2] not in ("F", "C", "X")}
+
+
+def _pbs_outcome(
+    folder: Path, job_id: str, label: str, queue: set[str] | None
+) -> tuple[Outcome, str]:
     """Return what became of a job that no Snakemake has seen to end."""
     try:
         code = (folder / "exit" / label).read_text(encoding="ascii").strip()
     except OSError:
         if (folder / "cancelled" / job_id).exists():
             return "cancelled", "when Snakemake was interrupted, or by cancel.py"
-        return "live", "in the ledger"
+        if queue is None:
+            seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
+            return "live", f"at {seen}; PBS gives no answer now: qstat {job_id}"
+        if job_id.partition(".")[0] in queue:
+            return "live", "PBS has it"
+        words = "PBS does not know the job any more: killed, or its node was lost"
+        return _outcome_from_words(words), words
     return ("done", "") if code == "0" else ("failed", f"exit code {code}")
+
+
+def _pbs_last_asked(folder: Path, job_id: str) -> float:
+    """Return when PBS was last asked about its jobs, or when a job was submitted if not since."""
+    submitted = (folder / "ids" / job_id).stat().st_mtime
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+        return max(submitted, float(answer["asked"]))
+    return submitted
 
 
 def _seconds(when: str) -> float:

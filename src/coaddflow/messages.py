@@ -78,7 +78,8 @@ def leftover_coadds(plan: Plan) -> list[str]:
         for tract in plan.tracts
         for patch in plan.patches_of(band, tract)
     }
-    found = {path.as_posix() for path in Path("results/coadd").glob("*/*/*.fits")}
+    # what a killed process was writing begins with a dot
+    found = {path.as_posix() for path in Path("results/coadd").glob("*/*/[!.]*.fits")}
     return sorted(found - planned)
 
 

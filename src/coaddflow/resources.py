@@ -219,9 +219,43 @@ def tract_memory(
         Workers beside the process that gathers; each works on one CCD or patch at a time.
     """
     spool = min(1e6 * spool_mb, HELD_BYTES_PER_PIXEL * SPOOL_ROOM * all_pixels)
-    warping = WARP_BYTES_PER_PIXEL * 2 * ccd_pixels
-    coadding = _coadd_bytes(patch_pixels, n_inputs, block_mb)
-    return _megabytes(spool) + threads * _megabytes(max(warping, coadding))
+    coadding = coadd_memory(patch_pixels, n_inputs, block_mb)
+    return _megabytes(spool) + threads * max(warped_ccd_memory(ccd_pixels), coadding)
+
+
+def warped_ccd_memory(ccd_pixels: int) -> int:
+    """Return the memory of warping one CCD to all of its pixels on a tract, MB."""
+    return _megabytes(WARP_BYTES_PER_PIXEL * 2 * ccd_pixels)
+
+
+def divided_memory(
+    memory_mb: float, gather_mb: float, worker_mb: float, spool_mb: float, threads: int
+) -> tuple[float, float]:
+    """Divide the memory of the job of a tract, MB.
+
+    The workers come first: warps that find no room in memory wait in the scratch folder.
+
+    Parameters
+    ----------
+    memory_mb : float
+        What the job has, which may be less than `tract_memory`.
+    gather_mb : float
+        What the process that gathers needs beside the interpreter.
+    worker_mb : float
+        What one worker needs at most.
+    spool_mb : float
+        Setting ``coadd.spool_mb``.
+    threads : int
+        Workers at most.
+
+    Returns
+    -------
+    spool, in_work : float
+        What the spool may have, and what all items that are in work at a time.
+    """
+    rest = max(memory_mb - INTERPRETER_MB - gather_mb, 0.0)
+    spool = min(max(rest - threads * worker_mb, 0.0), spool_mb)
+    return spool, rest - spool
 
 
 def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_size: int) -> int:
@@ -260,6 +294,23 @@ def tract_runtime(
     rounds = math.ceil(len(inputs) / threads) * threads / max(len(inputs), 1)
     work = rounds * (WARP_SECONDS_PER_MPIXEL * warped_pixels + coadds)
     return _minutes(work / 1e6 / threads)
+
+
+def task_memory(together: int, workers: int, gathering: int = 0) -> int:
+    """Return the memory of each task of a job that scatters over tasks of Slurm, MB.
+
+    Parameters
+    ----------
+    together : int
+        What all workers need, MB.
+    workers : int
+        Tasks beside the one that gathers.
+    gathering : int
+        What solving takes in the task that gathers, MB. It may have a node for itself, on which
+        the Snakemakes and the process that started it are too.
+    """
+    gathers = SNAKEMAKE_MB + 2 * INTERPRETER_MB + gathering
+    return max(math.ceil(together / workers), gathers)
 
 
 def machine_memory() -> int:

@@ -6,7 +6,7 @@ a scratch folder. On one machine neither has a name: they are files that are ope
 and nowhere else, which the workers reach through ``/proc``, and the kernel frees them when the
 master ends, however it ends. Where the workers may be on other nodes, a folder that all nodes
 share holds one file a CCD. It is removed at the end; that of a job that was killed is removed by
-the next job on that machine.
+the next job on that machine, if the file system knows locks.
 """
 
 import contextlib
@@ -217,13 +217,14 @@ def _shared_folder(scratch: Path):
             _remove_if_dead(folder)
         hidden = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=scratch))
         lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        # without locks, as on some parallel file systems, no folder counts as dead
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         folder = hidden.rename(scratch / hidden.name[1:])
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        _remove_locked(folder, lock)
 
 
 def _remove_if_dead(folder: Path) -> None:
@@ -232,9 +233,23 @@ def _remove_if_dead(folder: Path) -> None:
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
+        except OSError:
             os.close(lock)
+            return
+        _remove_locked(folder, lock)
+
+
+def _remove_locked(folder: Path, lock: int) -> None:
+    """Remove a folder of which this process has the lock, and the lock last, when it is closed.
+
+    NFS keeps a file that is open under another name, and with it the folder.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != "lock":
+                path.unlink(missing_ok=True)
+    os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class LayeredWarp:

@@ -21,6 +21,7 @@ from coaddflow.coadd import Coadd, CoaddInput, coadd_patch, exposure_weight, wri
 from coaddflow.coadd_table import coadd_files, coadd_table_path
 from coaddflow.corners import CornerDatabase, Rejection, Selection, patch_overlaps
 from coaddflow.errors import InputError
+from coaddflow.files import remove_partial
 from coaddflow.image import MaskedImage, MaskPlane, flux_scale, read_masked_image
 from coaddflow.manifest import CcdRow, read_manifest
 from coaddflow.picture import write_picture
@@ -75,7 +76,8 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         if row.state == "done":
             for patch, *_ in patch_overlaps(row.footprint_ra, row.footprint_dec, tract):
                 patch_ccds.setdefault(patch, []).append(ccd)
-    exposure = next(iter(rows.values())).exposure
+    exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
+    _remove_coadds(table, tract, band, patch_ccds)
     _LOG.info("tract %d: exposure %s covers %d patches", tract.id, exposure, len(patch_ccds))
     return warp_exposure(
         table,
@@ -87,6 +89,17 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         cards=provenance_header(settings.section("warp"), [manifest]),
         compression=settings.products.compression,
     )
+
+
+def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable[str]) -> None:
+    """Remove the coadds that hang on warps which are made anew.
+
+    They may be those of the job of the whole tract, with other settings. Where such warps have the
+    checksums that Snakemake knows from earlier, it would take coadds that are there for theirs.
+    """
+    folder = Path(table).parent.parent.parent / "coadd" / band / str(tract.id)
+    for patch in patches:
+        (folder / f"{patch}.fits").unlink(missing_ok=True)
 
 
 def read_ccd(row: CcdRow) -> CcdImage:
@@ -291,6 +304,7 @@ def write_patch(
     cards = provenance_header(sections, [database, *work.manifests])
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")
+    remove_partial(path)
     write_coadd(path, coadd, tract, cards, settings.products.compression)
     return coadd
 

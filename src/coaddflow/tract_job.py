@@ -11,13 +11,14 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from coaddflow import resources
 from coaddflow.background_matching import (
     SkyBins,
     SkyCorrection,
@@ -28,7 +29,7 @@ from coaddflow.background_matching import (
 from coaddflow.coadd_table import CoaddRow, write_coadd_table
 from coaddflow.corners import CornerDatabase, Selection, patch_overlaps
 from coaddflow.errors import CoaddflowError, is_lasting
-from coaddflow.files import sha256_of
+from coaddflow.files import remove_partial, sha256_of
 from coaddflow.manifest import CcdRow
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
 from coaddflow.provenance import provenance_header
@@ -42,6 +43,7 @@ from coaddflow.warp import (
     Box,
     Warp,
     common_box,
+    kept_table,
     remove_warps,
     trim,
     warp_whole_ccd,
@@ -75,14 +77,16 @@ def make_tract_coadds(
     settings: Settings,
     *,
     workers: int,
+    memory_mb: float | None = None,
 ) -> None:
     """Warp and coadd a band on a tract: the whole job.
 
     Parameters
     ----------
     table : str or Path
-        The list of the coadds, ``.../{band}/{tract}.ecsv``, written last. The coadds go into the
-        folder beside it that has the tract's number.
+        The list of the coadds, ``.../coadd/{band}/{tract}.ecsv``, written last. The coadds go
+        into the folder beside it that has the tract's number. What an earlier run made of them,
+        and its warps in ``.../warp/{tract}``, is removed first.
     database : str or Path
         The corner database of the band on the tract.
     skymap : mapping
@@ -93,6 +97,9 @@ def make_tract_coadds(
         Sections coadd, selection, warp, products and parallel.
     workers : int
         CCDs and patches that are in work at a time.
+    memory_mb : float, optional
+        What the job has, MB. With less than `resources.tract_memory`, more warps wait in the
+        scratch folder, and then fewer CCDs and patches are in work at a time.
 
     Raises
     ------
@@ -111,8 +118,46 @@ def make_tract_coadds(
             name: getattr(settings, name).model_dump(mode="json")
             for name in (*_SECTIONS, "parallel")
         },
+        "spool_mb": settings.coadd.spool_mb,
     }
-    run_job(__name__, spec, settings.parallel, workers=workers)
+    in_work = None
+    if memory_mb is not None:
+        spec["spool_mb"], in_work = _divided_memory(memory_mb, spec, settings, workers)
+    _remove_earlier(Path(table), database, patches)
+    run_job(__name__, spec, settings.parallel, workers=workers, memory_mb=in_work)
+
+
+def _divided_memory(
+    memory_mb: float, spec: Mapping[str, Any], settings: Settings, workers: int
+) -> tuple[float, float]:
+    """Return what the spool and the items in work have of the job's memory, MB."""
+    tract = make_skymap(SkymapSettings.model_validate(spec["skymap"])).tract(spec["tract"])
+    patch = _largest_patch(tract, spec["patches"])
+    with CornerDatabase(spec["database"]) as corners:
+        n_exposures = len(corners.manifests())
+        ccds = [row.nx * row.ny for row in corners.ccds() if row.state == "done"]
+    coadd, matching = settings.coadd, settings.coadd.background_matching
+    worker = max(
+        resources.warped_ccd_memory(max(ccds, default=0)),
+        resources.coadd_memory(patch, n_exposures, coadd.memory_mb),
+    )
+    gather = 0
+    if matching.enabled:
+        gather = resources.matching_memory(
+            n_exposures, patch, len(spec["patches"]), matching.bin_size
+        )
+    return resources.divided_memory(memory_mb, gather, worker, coadd.spool_mb, workers)
+
+
+def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -> None:
+    """Remove what an earlier run made, the list first: it may be of other settings."""
+    table.unlink(missing_ok=True)
+    for path in (_coadd_path(table, patch) for patch in patches):
+        path.unlink(missing_ok=True)
+        remove_partial(path)
+    with CornerDatabase(database) as corners:
+        for exposure in corners.manifests():
+            remove_warps(_warp_folder(table, exposure))
 
 
 @dataclass(frozen=True)
@@ -127,11 +172,16 @@ class _Job:
 
     def coadd(self, patch: str) -> Path:
         """Return the file of a coadd."""
-        return self.table.with_suffix("") / f"{patch}.fits"
+        return _coadd_path(self.table, patch)
 
-    def warps(self, exposure: str) -> Path:
-        """Return the table of the warps of an exposure on disk."""
-        return self.table.parents[2] / "warp" / str(self.tract.id) / f"{exposure}.ecsv"
+
+def _coadd_path(table: Path, patch: str) -> Path:
+    return table.with_suffix("") / f"{patch}.fits"
+
+
+def _warp_folder(table: Path, exposure: str) -> Path:
+    """Return the folder of the warps of an exposure on the tract, if they are on disk."""
+    return table.parents[2] / "warp" / table.stem / exposure
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
@@ -140,9 +190,8 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     skymap = make_skymap(SkymapSettings.model_validate(spec["skymap"]))
     table, tract = Path(spec["table"]), skymap.tract(spec["tract"])
     job = _Job(table, spec["database"], tract, spec["band"], settings.only(*_SECTIONS))
-    table.unlink(missing_ok=True)
     pool.broadcast(job=job)
-    with CornerDatabase(job.database) as corners, _open_spool(settings) as spool:
+    with CornerDatabase(job.database) as corners, _open_spool(settings, spec["spool_mb"]) as spool:
         inputs = TractInputs(corners, tract, job.band, settings)
         selections = {patch: inputs.select(patch) for patch in spec["patches"]}
         works = _plan_ccds(job, corners, selections, spool)
@@ -153,14 +202,14 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     write_coadd_table(table, rows, job.band, tract.id)
 
 
-def _open_spool(settings: Settings) -> Spool:
-    """Return the spool that the settings want."""
+def _open_spool(settings: Settings, memory_mb: float) -> Spool:
+    """Return the spool that the settings want, with so much memory at most."""
     parallel, coadd = settings.parallel, settings.coadd
     elsewhere = parallel.backend == "mpi" or (
         parallel.backend == "dask" and parallel.dask_address is not None
     )
     scratch = "results/scratch" if elsewhere else tempfile.gettempdir()
-    return Spool(coadd.spool_mb * 10**6, coadd.scratch or scratch, not elsewhere)
+    return Spool(int(1e6 * memory_mb), coadd.scratch or scratch, not elsewhere)
 
 
 # Round 1: every CCD is warped -------------------------------------------------------------------
@@ -260,7 +309,11 @@ def _warp(pool: Pool, works: Sequence[CcdWork]) -> dict[Ccd, WarpedCcd | Failure
         pool,
         "CCDs warped",
         lambda: pool.map(
-            warp_one, works, cost=lambda one: one.n_pixels, label=lambda one: one.name
+            warp_one,
+            works,
+            cost=lambda one: one.n_pixels,
+            memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
+            label=lambda one: one.name,
         ),
     )
     rows = [work.row for work in works]
@@ -283,18 +336,14 @@ class ExposureWork:
 def _write_all_warps(
     pool: Pool, job: _Job, corners: CornerDatabase, warped: Mapping[Ccd, WarpedCcd | Failure]
 ) -> None:
-    """Write the warps of all exposures, or remove those of an earlier run."""
-    manifests = corners.manifests()
+    """Write the warps of all exposures of which all CCDs are warped, if they are wanted."""
     if not job.settings.coadd.keep_warps:
-        for exposure in manifests:
-            remove_warps(job.warps(exposure))
         return
     works = []
-    for exposure, manifest in manifests.items():
+    for exposure, manifest in corners.manifests().items():
         rows = [row for row in corners.ccds(exposure) if row.state == "done"]
         results = {row.ccd: warped.get((exposure, row.ccd)) for row in rows}
         if any(isinstance(one, Failure) for one in results.values()):
-            remove_warps(job.warps(exposure))
             continue
         patch_ccds: dict[str, list[int]] = {}
         for row in rows:
@@ -302,7 +351,14 @@ def _write_all_warps(
                 patch_ccds.setdefault(patch, []).append(row.ccd)
         ccds = {ccd: one.warp for ccd, one in results.items() if one is not None}
         works.append(ExposureWork(exposure, manifest, ccds, patch_ccds))
-    results = pool.map(write_warps_of, works, label=lambda one: f"exposure {one.exposure}")
+    results = pool.map(
+        write_warps_of,
+        works,
+        memory=lambda one: (
+            1e6 * resources.warp_memory(0, _largest_patch(job.tract, one.patch_ccds))
+        ),
+        label=lambda one: f"exposure {one.exposure}",
+    )
     _raise_if_any(results.failures, len(results), "exposures, their warps on disk")
 
 
@@ -311,7 +367,8 @@ def write_warps_of(work: ExposureWork, worker: Worker) -> None:
     job: _Job = worker.constants["job"]
     cards = provenance_header(job.settings.section("warp"), [work.manifest])
     compression = job.settings.products.compression
-    table, warps = job.warps(work.exposure), _warps_of(work, job.tract)
+    table = kept_table(_warp_folder(job.table, work.exposure))
+    warps = _warps_of(work, job.tract)
     write_warps(table, work.exposure, job.tract, warps, job.settings.warp, cards, compression)
 
 
@@ -374,6 +431,14 @@ def _coadd(
             coadd_one,
             works,
             cost=lambda work: sum(_area(one.reader.box) for one in work.inputs),
+            memory=lambda work: (
+                1e6
+                * resources.coadd_memory(
+                    _largest_patch(job.tract, [work.patch]),
+                    len(work.inputs),
+                    job.settings.coadd.memory_mb,
+                )
+            ),
             label=lambda work: work.label if isinstance(work, Failure) else f"patch {work.patch}",
         ),
     )
@@ -395,7 +460,6 @@ def _patch_work(
     for overlap in selection.selected:
         result = warped[overlap.ccd.exposure, overlap.ccd.ccd]
         if isinstance(result, Failure):
-            job.coadd(patch).unlink(missing_ok=True)
             return result.named(number, f"patch {patch}: {result.label}")
         results.setdefault(overlap.ccd.exposure, []).append(result)
     outer = job.tract.patch(patch).outer_box
@@ -411,7 +475,6 @@ def coadd_one(work: PatchWork, worker: Worker) -> CoaddRow:
     """Coadd a patch from the spool and write it; return its row in the list."""
     job: _Job = worker.constants["job"]
     path = job.coadd(work.patch)
-    path.unlink(missing_ok=True)
     coadd = write_patch(path, work, job.database, job.tract, job.band, job.settings)
     return CoaddRow(
         patch=work.patch,
@@ -429,6 +492,11 @@ def coadd_one(work: PatchWork, worker: Worker) -> CoaddRow:
 
 def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _largest_patch(tract: Tract, patches: Iterable[str]) -> int:
+    """Return the pixels of the largest of some patches, with their borders; 0 of none."""
+    return max((_area(tract.patch(patch).outer_box) for patch in patches), default=0)
 
 
 def _timed(pool: Pool, what: str, scatter: Callable[[], Results]) -> Results:

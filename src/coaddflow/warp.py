@@ -404,7 +404,7 @@ def warp_exposure(
     cards : astropy.io.fits.Header, optional
         Further cards for the primary header of each file (provenance).
     compression : {"none", "lossless", "quantized"}
-        See `coaddflow.image.image_hdu`.
+        See `coaddflow.image.image_hdu`; instead of ``quantized`` it is ``lossless``.
 
     Returns
     -------
@@ -435,8 +435,8 @@ def write_warps(
         See `warp_exposure`, which also tells about the table.
     """
     table_path = Path(table_path)
-    remove_warps(table_path)
     folder = table_path.parent / check_id(exposure, "exposure")
+    remove_warps(folder)
     rows = []
     for patch, warp in warps:
         if warp is None:
@@ -457,11 +457,20 @@ def write_warps(
     return table
 
 
-def remove_warps(table_path: str | Path) -> None:
-    """Remove the table of an exposure's warps on a tract, and then the warps."""
-    table_path = Path(table_path)
-    table_path.unlink(missing_ok=True)
-    folder = table_path.with_suffix("")
+def kept_table(folder: str | Path) -> Path:
+    """Return the table of the warps in a folder if the job of a tract has kept them.
+
+    It has a name of its own: that of the rule ``warp`` would promise Snakemake warps of which it
+    does not know the settings.
+    """
+    return Path(folder).with_suffix(".kept.ecsv")
+
+
+def remove_warps(folder: str | Path) -> None:
+    """Remove the warps of an exposure on a tract, ``.../{tract}/{exposure}``, their table first."""
+    folder = Path(folder)
+    folder.with_suffix(".ecsv").unlink(missing_ok=True)
+    kept_table(folder).unlink(missing_ok=True)
     for stale in folder.glob("*.fits"):
         stale.unlink()
     with contextlib.suppress(OSError):  # not there, or something else is in it
@@ -525,18 +534,13 @@ def write_warp(
     cards: fits.Header,
     compression: Compression = "none",
 ) -> None:
-    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE."""
-    pixels = storable(warp.masked_image, compression)
-    hdus = masked_image_hdus(pixels, part_header(tract, warp.box), "nJy", compression)
+    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
+
+    It is never quantised, since coadds are made from it: they would be rounded twice.
+    """
+    kept = "lossless" if compression == "quantized" else compression
+    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
     write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
-
-
-def storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
-    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
-    if compression != "quantized":
-        return masked_image
-    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
-    return MaskedImage(masked_image.image, variance, masked_image.mask)
 
 
 class WarpFile:

@@ -91,9 +91,14 @@ class Settings(Section):
         return self
 
     def section(self, *names: str) -> dict[str, Any]:
-        """Return what products depend on in some sections, as plain values."""
+        """Return what products depend on in some sections, as plain values.
+
+        Of what is switched off nothing but that.
+        """
         return {
-            name: getattr(self, name).model_dump(mode="json", exclude=WITHOUT_EFFECT.get(name))
+            name: _with_effect(
+                getattr(self, name).model_dump(mode="json", exclude=WITHOUT_EFFECT.get(name))
+            )
             for name in names
         }
 
@@ -107,6 +112,16 @@ class Settings(Section):
         for name in set(Settings.model_fields) - set(names):
             del restricted.__dict__[name]
         return restricted
+
+
+def _with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section without the settings of parts that are not enabled."""
+    if values.get("enabled") is False:
+        return {"enabled": False}
+    return {
+        name: _with_effect(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+    }
 
 
 def load_settings(config: Mapping[str, Any], source: str | Path | None = None) -> Settings:

@@ -109,7 +109,8 @@ class CoaddSettings(Section):
     keep_warps: bool = Field(
         False,
         description="Write the warps too where a tract is one job (`parallel.coadd: tract`): the "
-        "same files as of `patch`, in results/warp. It costs their disk space.",
+        "same warps as of `patch`, in results/warp. It costs their disk space. Tracts that are "
+        "done are not done again for it (`snakemake --forcerun tract` does).",
     )
     spool_mb: int = Field(
         4096,

@@ -26,7 +26,8 @@ class ProductsSettings(Section):
         "none",
         description="`none`: plain FITS, read by every program; `lossless`: tile-compressed, bit "
         "for bit; `quantized`: tile-compressed in steps of 1/16 of the noise, with dithering "
-        "(calexps and coadds about five times smaller).",
+        "(calexps and coadds about five times smaller; warps are `lossless` then, since coadds "
+        "are made from them).",
     )
 
 
