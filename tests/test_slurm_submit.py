@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,21 +60,22 @@ class Slurm:
         program.write_text(f'#!/bin/sh\n[ "$1 $2" = "--state PENDING" ] || exit 1\n{cases}exit 0\n')
         program.chmod(0o755)
 
-    def submit(self, *arguments, patience=60, path=(), **options):
-        environ = {
+    def environ(self, patience=60, path=()):
+        folders = [*path, str(WRAPPER.parent), str(self.folder / "bin"), os.environ["PATH"]]
+        return {
             **os.environ,
-            "PATH": os.pathsep.join(
-                [*path, str(WRAPPER.parent), str(self.folder / "bin"), os.environ["PATH"]]
-            ),
+            "PATH": os.pathsep.join(folders),
             "COADDFLOW_PYTHON": sys.executable,
             "COADDFLOW_SLURM_PAUSE": "0.02",
             "COADDFLOW_SLURM_PATIENCE": str(patience),
             "SQUEUE_FORMAT": "nonsense",
         }
+
+    def submit(self, *arguments, patience=60, path=(), **options):
         return subprocess.run(
             ["sbatch", *(arguments or CALL)],
             cwd=self.folder,
-            env=environ,
+            env=self.environ(patience, path),
             capture_output=True,
             text=True,
             timeout=60,
@@ -177,6 +179,26 @@ def test_of_two_jobs_that_have_begun_none_is_cancelled(slurm):
     slurm.scancel()
     assert slurm.submit().stdout == "13\n"
     assert slurm.count("queue") == 2
+
+
+def test_when_the_run_is_killed_nothing_is_submitted_any_more(slurm):
+    """The next run submits the same exposure."""
+    slurm.answers(failing(AWAY))
+    waiting = subprocess.Popen(
+        ["sbatch", *CALL],
+        cwd=slurm.folder,
+        env=slurm.environ(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while slurm.count("calls") < 2:
+        assert waiting.poll() is None
+        time.sleep(0.02)
+    # as the kernel does with what a killed process held
+    waiting.stdout.close()
+    waiting.stderr.close()
+    assert waiting.wait(60) != 0
 
 
 def test_what_slurm_refuses_fails_at_once_with_its_words(slurm):

@@ -9,12 +9,13 @@ none, and the failure is one that passes, it submits again.
 
 A submission that still waits in the controller when squeue has answered is not seen. It comes
 before the next one, so after that the queue is looked at again, and of two jobs one that has not
-begun is cancelled. Other calls of sbatch than the executor's are passed on as they are. Standard
-library only.
+begun is cancelled. When the run is killed meanwhile, nothing is submitted any more. Other calls of
+sbatch than the executor's are passed on as they are. Standard library only.
 """
 
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,9 @@ def submit(job: Submission) -> int:
             return hand_on(failure)
         if (failure or in_doubt) and time.monotonic() > end:
             return give_up(job, failure, in_doubt)
+        if not is_listened_to():
+            # the run has been killed, and the next one must not meet a job of this
+            return 1
         if not in_doubt:
             done = call(job.command, job.environ, job.script)
             if done.returncode == 0:
@@ -129,6 +133,13 @@ def submit(job: Submission) -> int:
             failure, in_doubt = done, True
         if failure is None or passes(failure):
             time.sleep(PAUSE)
+
+
+def is_listened_to() -> bool:
+    """Return whether somebody still waits for the number of the job at the end of the pipe."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)
+    return not any(event & select.POLLERR for _, event in stdout.poll(0))
 
 
 def give_up(
@@ -206,4 +217,7 @@ def hand_on(done: "subprocess.CompletedProcess[bytes]") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
