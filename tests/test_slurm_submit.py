@@ -153,12 +153,14 @@ def test_jobs_of_other_exposures_are_not_taken_for_it(slurm):
     assert slurm.submit().stdout == "13\n"
 
 
-def test_while_squeue_gives_no_answer_nothing_is_submitted_again(slurm):
+@pytest.mark.parametrize("words", [TIMED_OUT, "something new"])
+def test_while_squeue_gives_no_answer_nothing_is_submitted_again(slurm, words):
     (slurm.folder / "squeue.away").touch()
-    slurm.answers(in_queue() + failing(TIMED_OUT), "echo 99")
+    slurm.answers(in_queue() + failing(words), "echo 99")
     done = slurm.submit(patience=0.3)
-    assert done.returncode == 1 and TIMED_OUT in done.stderr
-    assert slurm.count("calls") == 1 and slurm.count("questions") > 1
+    assert done.returncode == 1 and words in done.stderr
+    # there is a pause of 0.02 s between them
+    assert slurm.count("calls") == 1 and 1 <= slurm.count("questions") <= 17
     # the next attempt of the executor
     (slurm.folder / "squeue.away").unlink()
     assert slurm.submit().stdout == "12\n"

@@ -131,8 +131,10 @@ def submit(job: Submission) -> int:
             if done.returncode == 0:
                 return hand_on(done if failure is None else without_twin(job, done))
             failure, in_doubt = done, True
-        if failure is None or passes(failure):
-            time.sleep(PAUSE)
+            if not passes(failure):
+                # nothing to wait for, only to ask
+                continue
+        time.sleep(PAUSE)
 
 
 def is_listened_to() -> bool:
