@@ -214,6 +214,14 @@ def warps_of(exposure):
     ]
 
 
+def or_one_line(make_ready):
+    """Make the run ready; what hinders it ends it with one line, no traceback."""
+    try:
+        make_ready(workflow)
+    except InputError as error:
+        sys.exit(f"coaddflow: error: {error}")
+
+
 def all_products(wildcards):
     """Return what a run makes. It is asked for when planning begins, after the executor is known.
 
@@ -221,7 +229,7 @@ def all_products(wildcards):
     on them: Snakemake does not miss an intermediate file that a failed job has taken away as long
     as the older files made from it are there, and the next run would call them up to date.
     """
-    cluster.prepare(workflow)
+    or_one_line(cluster.prepare)
     return [
         *calibration_frames(),
         *(f"results/summary/{exposure}.ecsv" for exposure in PLAN.exposures),
@@ -783,7 +791,7 @@ def lift_default_rate_limit():
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
-    cluster.begin(workflow)
+    or_one_line(cluster.begin)
     print(messages.start_text(PLAN), file=sys.stderr)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,21 +51,31 @@ class Slurm:
             (self.folder / f"sbatch.{n}").write_text(script)
         (self.folder / "sbatch.last").write_text(scripts[-1])
 
-    def submit(self, *arguments, patience=60, path=(), **options):
-        environ = {
+    def scancel(self, *pending):
+        """Make a scancel that takes jobs out of the queue if they are among those."""
+        program = self.folder / "bin" / "scancel"
+        cases = "".join(
+            f'[ "$3" = {number} ] && sed -i "/^{number}|/d" queue\n' for number in pending
+        )
+        program.write_text(f'#!/bin/sh\n[ "$1 $2" = "--state PENDING" ] || exit 1\n{cases}exit 0\n')
+        program.chmod(0o755)
+
+    def environ(self, patience=60, path=()):
+        folders = [*path, str(WRAPPER.parent), str(self.folder / "bin"), os.environ["PATH"]]
+        return {
             **os.environ,
-            "PATH": os.pathsep.join(
-                [*path, str(WRAPPER.parent), str(self.folder / "bin"), os.environ["PATH"]]
-            ),
+            "PATH": os.pathsep.join(folders),
             "COADDFLOW_PYTHON": sys.executable,
             "COADDFLOW_SLURM_PAUSE": "0.02",
             "COADDFLOW_SLURM_PATIENCE": str(patience),
             "SQUEUE_FORMAT": "nonsense",
         }
+
+    def submit(self, *arguments, patience=60, path=(), **options):
         return subprocess.run(
             ["sbatch", *(arguments or CALL)],
             cwd=self.folder,
-            env=environ,
+            env=self.environ(patience, path),
             capture_output=True,
             text=True,
             timeout=60,
@@ -142,16 +153,54 @@ def test_jobs_of_other_exposures_are_not_taken_for_it(slurm):
     assert slurm.submit().stdout == "13\n"
 
 
-def test_while_squeue_gives_no_answer_nothing_is_submitted_again(slurm):
+@pytest.mark.parametrize("words", [TIMED_OUT, "something new"])
+def test_while_squeue_gives_no_answer_nothing_is_submitted_again(slurm, words):
     (slurm.folder / "squeue.away").touch()
-    slurm.answers(in_queue() + failing(TIMED_OUT), "echo 99")
+    slurm.answers(in_queue() + failing(words), "echo 99")
     done = slurm.submit(patience=0.3)
-    assert done.returncode == 1 and TIMED_OUT in done.stderr
-    assert slurm.count("calls") == 1 and slurm.count("questions") > 1
+    assert done.returncode == 1 and words in done.stderr
+    # there is a pause of 0.02 s between them
+    assert slurm.count("calls") == 1 and 1 <= slurm.count("questions") <= 17
     # the next attempt of the executor
     (slurm.folder / "squeue.away").unlink()
     assert slurm.submit().stdout == "12\n"
     assert slurm.count("calls") == 1
+
+
+@pytest.mark.parametrize(("pending", "kept"), [("13", "12"), ("12", "13"), ("12 13", "12")])
+def test_of_two_jobs_that_both_got_in_one_that_has_not_begun_is_cancelled(slurm, pending, kept):
+    """The first is late: it is not in the queue when squeue is asked."""
+    slurm.answers(failing(TIMED_OUT), in_queue(number=12) + in_queue(number=13) + "echo 13")
+    slurm.scancel(*pending.split())
+    assert slurm.submit().stdout == f"{kept}\n"
+    assert (slurm.folder / "queue").read_text() == f"{kept}|rule_exposure_1_calexp\n"
+
+
+def test_of_two_jobs_that_have_begun_none_is_cancelled(slurm):
+    slurm.answers(failing(TIMED_OUT), in_queue(number=12) + in_queue(number=13) + "echo 13")
+    slurm.scancel()
+    assert slurm.submit().stdout == "13\n"
+    assert slurm.count("queue") == 2
+
+
+def test_when_the_run_is_killed_nothing_is_submitted_any_more(slurm):
+    """The next run submits the same exposure."""
+    slurm.answers(failing(AWAY))
+    waiting = subprocess.Popen(
+        ["sbatch", *CALL],
+        cwd=slurm.folder,
+        env=slurm.environ(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while slurm.count("calls") < 2:
+        assert waiting.poll() is None
+        time.sleep(0.02)
+    # as the kernel does with what a killed process held
+    waiting.stdout.close()
+    waiting.stderr.close()
+    assert waiting.wait(60) != 0
 
 
 def test_what_slurm_refuses_fails_at_once_with_its_words(slurm):

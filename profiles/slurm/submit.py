@@ -7,13 +7,15 @@ finds bin/sbatch before the real one (coaddflow.cluster). After a failure it fir
 job of this run with this name lives, and hands out its number if there is one; only if there is
 none, and the failure is one that passes, it submits again.
 
-A submission that still waits in the controller when squeue has answered is not seen; the pause
-before the question makes that unlikely. Standard library only. Other calls of sbatch than the
-executor's are passed on as they are.
+A submission that still waits in the controller when squeue has answered is not seen. It comes
+before the next one, so after that the queue is looked at again, and of two jobs one that has not
+begun is cancelled. When the run is killed meanwhile, nothing is submitted any more. Other calls of
+sbatch than the executor's are passed on as they are. Standard library only.
 """
 
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -112,22 +114,34 @@ def submit(job: Submission) -> int:
     end = time.monotonic() + PATIENCE
     while True:
         if in_doubt:
-            answer = job_in_queue(job)
+            answer = jobs_in_queue(job)
             if answer:
-                print(answer)
+                print(answer[0])
                 return 0
             in_doubt = answer is None
         if failure and not in_doubt and not passes(failure):
             return hand_on(failure)
         if (failure or in_doubt) and time.monotonic() > end:
             return give_up(job, failure, in_doubt)
+        if not is_listened_to():
+            # the run has been killed, and the next one must not meet a job of this
+            return 1
         if not in_doubt:
             done = call(job.command, job.environ, job.script)
             if done.returncode == 0:
-                return hand_on(done)
+                return hand_on(done if failure is None else without_twin(job, done))
             failure, in_doubt = done, True
-        if failure is None or passes(failure):
-            time.sleep(PAUSE)
+            if not passes(failure):
+                # nothing to wait for, only to ask
+                continue
+        time.sleep(PAUSE)
+
+
+def is_listened_to() -> bool:
+    """Return whether somebody still waits for the number of the job at the end of the pipe."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)
+    return not any(event & select.POLLERR for _, event in stdout.poll(0))
 
 
 def give_up(
@@ -146,20 +160,43 @@ def passes(failure: subprocess.CompletedProcess[bytes]) -> bool:
     return PASSES.search(failure.stderr.decode(errors="replace")) is not None
 
 
-def job_in_queue(job: Submission) -> str | None:
-    """Return the number of a job that lives, empty if there is none; None without an answer.
+def jobs_in_queue(job: Submission) -> list[str] | None:
+    """Return the numbers of the jobs of this name that live, in order; None without an answer.
 
     Earlier attempts have the same name, but they have ended, or there would be no other.
     """
     # what a user has set for squeue hides jobs, or changes what it prints
     environ = {name: text for name, text in job.environ.items() if not name.startswith("SQUEUE_")}
     squeue = ["squeue", "--noheader", "--name", job.run, "--states", LIVE, "--format", "%i|%k"]
-    done = call([*squeue, *(["--clusters", job.clusters] if job.clusters else [])], environ)
+    done = call([*squeue, *on_clusters(job)], environ)
     if done.returncode:
         return None
     rows = [line.partition("|") for line in done.stdout.decode(errors="replace").splitlines()]
     numbers = [number for number, _, comment in rows if comment.strip() == job.comment]
-    return min(numbers, key=lambda number: (len(number), number), default="")
+    return sorted(numbers, key=lambda number: (len(number), number))
+
+
+def on_clusters(job: Submission) -> list[str]:
+    """Return the argument of Slurm's commands that names the clusters of a job."""
+    return ["--clusters", job.clusters] if job.clusters else []
+
+
+def without_twin(
+    job: Submission, done: "subprocess.CompletedProcess[bytes]"
+) -> "subprocess.CompletedProcess[bytes]":
+    """Return what sbatch has said about the one job that stays, if there are two.
+
+    The later one is cancelled, or else the earlier one; neither if both have begun.
+    """
+    number = done.stdout.decode(errors="replace").strip().partition(";")[0]
+    twins = [other for other in jobs_in_queue(job) or [] if other != number]
+    if not twins:
+        return done
+    for one, other in ((number, twins[0]), (twins[0], number)):
+        call(["scancel", "--state", "PENDING", *on_clusters(job), one], job.environ)
+        if one not in (jobs_in_queue(job) or [one]):
+            return subprocess.CompletedProcess(done.args, 0, f"{other}\n".encode(), b"")
+    return done
 
 
 def call(
@@ -182,4 +219,7 @@ def hand_on(done: "subprocess.CompletedProcess[bytes]") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -87,15 +87,13 @@ def hand_down_allocation(environ: MutableMapping[str, str] = os.environ) -> bool
     return second
 
 
-def prepare(workflow: Any, say: Callable[[str], None] | None = None) -> None:
+def prepare(workflow: Any) -> None:
     """Make a run ready for its executor; called when Snakemake begins to plan.
 
     Parameters
     ----------
     workflow : snakemake.workflow.Workflow
         The run. Nothing happens unless it is about to submit jobs.
-    say : callable, optional
-        Takes a line for the user; by default standard error.
 
     Raises
     ------
@@ -107,7 +105,7 @@ def prepare(workflow: Any, say: Callable[[str], None] | None = None) -> None:
         return
     make_ready(workflow)
     if workflow.executor_plugin.name == "slurm" and not someone_else_works(workflow):
-        wait_for_earlier_jobs(Path.cwd(), say or _to_user)
+        wait_for_earlier_jobs(Path.cwd(), _to_user)
 
 
 def begin(workflow: Any) -> None:
