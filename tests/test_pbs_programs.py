@@ -388,7 +388,7 @@ def test_nothing_is_submitted_while_it_is_unknown_whether_the_group_lives(server
 
 
 @pytest.mark.parametrize("change", ["settings", "more targets", "damaged"])
-def test_live_job_that_works_on_something_else_is_deleted_first(server, short_grace, change):
+def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
     job_id = submitted()
     server.set_job(job_id, state="R")
     begin(job_id)
@@ -528,7 +528,7 @@ def test_lost_ledger_and_a_job_that_waits(server):
     assert not Path("done.txt").exists()
 
 
-def test_lost_ledger_and_a_job_that_works(server, short_grace):
+def test_lost_ledger_and_a_job_that_works(server):
     job_id = submitted()
     server.set_job(job_id, state="R")
     inside = (
@@ -736,6 +736,16 @@ def test_job_that_can_never_run_fails_and_is_removed(server):
     assert word == "failed"
     assert comment in why
     assert server.calls("qdel") == [["qdel", job_id]]
+
+
+def test_job_of_a_lost_ledger_that_can_never_run_takes_no_ticket_of_others(server):
+    submitted()
+    tickets = ledger.names("tickets")
+    server.set_job("77.node1", state="Q", comment="Can Never Run: Insufficient amount: ncpus")
+    status("77.node1")
+    let_pass(60)
+    assert status("77.node1")[0] == "failed"
+    assert ledger.names("tickets") == tickets
 
 
 def test_job_that_could_not_be_started_fails_and_is_removed(server):

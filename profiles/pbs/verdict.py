@@ -7,7 +7,7 @@ import pbs
 
 GONE = "PBS does not know the job any more, and it left no exit code"
 NO_CODE = "ended without an exit code"
-CANCELLED = "deleted when Snakemake was interrupted, or by cancel.py"
+CANCELLED = "deleted when Snakemake was interrupted or had other work for it, or by cancel.py"
 LIKELY = "killed, or its node was lost"
 EXIT_STATUS = {
     **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
