@@ -273,7 +273,7 @@ def test_folder_whose_name_a_shell_would_alter_is_refused(server, tmp_path, monk
     "words",
     [
         "qsub: would exceed queue workq's per-user limit of jobs in 'Q' state",
-        "qsub: Maximum number of jobs already in queue",
+        "qsub: Maximum number of jobs for user astro already in queue workq",
         "qsub: Queue is not enabled",
     ],
 )
@@ -290,7 +290,15 @@ def test_full_queue_is_waited_for_as_long_as_own_jobs_live(server, monkeypatch, 
 
 def test_full_queue_without_own_jobs_is_a_failed_submission(server, monkeypatch):
     monkeypatch.setenv("COADDFLOW_PBS_PATIENCE", "0.1")
-    server.set(failures=[{"code": 38, "err": "qsub: Maximum number of jobs already in queue"}] * 9)
+    server.set(
+        failures=[
+            {
+                "code": 38,
+                "err": "qsub: Maximum number of jobs for user astro already in queue workq",
+            }
+        ]
+        * 9
+    )
     done = submit()
     assert done.returncode == 1
     assert "takes no job: qsub: Maximum number" in done.stderr
@@ -480,14 +488,17 @@ def test_kill_between_submission_and_note_of_a_job_that_has_begun(server):
 
 
 def test_kill_between_the_files_of_a_job_that_is_to_be_submitted(server, monkeypatch):
-    def killed(_):
-        raise KeyboardInterrupt
+    steps, replace = iter([1]), ledger.replace
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(json, "dumps", killed)
-        ledger.announce(ledger.new_label("exposure_1001", "00000000"), {})
-    job_id = submitted()
-    assert ledger.names("tickets") == [ledger.label_of(job_id)]
+    def killed_the_second_time(path, text):
+        next(steps)
+        replace(path, text)
+
+    facts = {"targets": TARGETS, "settings": "", "files": ""}
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(ledger, "replace", killed_the_second_time)
+        ledger.announce(ledger.new_label("exposure_1001", "00000000"), facts)
+    assert submitted() == "1275.node1", "there was no job, and nobody waits for it"
 
 
 def test_begun_job_is_not_withdrawn_where_the_folder_is_shown_as_it_was(server, monkeypatch):
