@@ -273,7 +273,7 @@ def test_folder_whose_name_a_shell_would_alter_is_refused(server, tmp_path, monk
     "words",
     [
         "qsub: would exceed queue workq's per-user limit of jobs in 'Q' state",
-        "qsub: Maximum number of jobs already in queue",
+        "qsub: Maximum number of jobs for user astro already in queue workq",
         "qsub: Queue is not enabled",
     ],
 )
@@ -290,7 +290,15 @@ def test_full_queue_is_waited_for_as_long_as_own_jobs_live(server, monkeypatch, 
 
 def test_full_queue_without_own_jobs_is_a_failed_submission(server, monkeypatch):
     monkeypatch.setenv("COADDFLOW_PBS_PATIENCE", "0.1")
-    server.set(failures=[{"code": 38, "err": "qsub: Maximum number of jobs already in queue"}] * 9)
+    server.set(
+        failures=[
+            {
+                "code": 38,
+                "err": "qsub: Maximum number of jobs for user astro already in queue workq",
+            }
+        ]
+        * 9
+    )
     done = submit()
     assert done.returncode == 1
     assert "takes no job: qsub: Maximum number" in done.stderr
@@ -388,7 +396,7 @@ def test_nothing_is_submitted_while_it_is_unknown_whether_the_group_lives(server
 
 
 @pytest.mark.parametrize("change", ["settings", "more targets", "damaged"])
-def test_live_job_that_works_on_something_else_is_deleted_first(server, short_grace, change):
+def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
     job_id = submitted()
     server.set_job(job_id, state="R")
     begin(job_id)
@@ -480,14 +488,17 @@ def test_kill_between_submission_and_note_of_a_job_that_has_begun(server):
 
 
 def test_kill_between_the_files_of_a_job_that_is_to_be_submitted(server, monkeypatch):
-    def killed(_):
-        raise KeyboardInterrupt
+    steps, replace = iter([1]), ledger.replace
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(json, "dumps", killed)
-        ledger.announce(ledger.new_label("exposure_1001", "00000000"), {})
-    job_id = submitted()
-    assert ledger.names("tickets") == [ledger.label_of(job_id)]
+    def killed_the_second_time(path, text):
+        next(steps)
+        replace(path, text)
+
+    facts = {"targets": TARGETS, "settings": "", "files": ""}
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(ledger, "replace", killed_the_second_time)
+        ledger.announce(ledger.new_label("exposure_1001", "00000000"), facts)
+    assert submitted() == "1275.node1", "there was no job, and nobody waits for it"
 
 
 def test_begun_job_is_not_withdrawn_where_the_folder_is_shown_as_it_was(server, monkeypatch):
@@ -528,7 +539,7 @@ def test_lost_ledger_and_a_job_that_waits(server):
     assert not Path("done.txt").exists()
 
 
-def test_lost_ledger_and_a_job_that_works(server, short_grace):
+def test_lost_ledger_and_a_job_that_works(server):
     job_id = submitted()
     server.set_job(job_id, state="R")
     inside = (
@@ -736,6 +747,16 @@ def test_job_that_can_never_run_fails_and_is_removed(server):
     assert word == "failed"
     assert comment in why
     assert server.calls("qdel") == [["qdel", job_id]]
+
+
+def test_job_of_a_lost_ledger_that_can_never_run_takes_no_ticket_of_others(server):
+    submitted()
+    tickets = ledger.names("tickets")
+    server.set_job("77.node1", state="Q", comment="Can Never Run: Insufficient amount: ncpus")
+    status("77.node1")
+    let_pass(60)
+    assert status("77.node1")[0] == "failed"
+    assert ledger.names("tickets") == tickets
 
 
 def test_job_that_could_not_be_started_fails_and_is_removed(server):

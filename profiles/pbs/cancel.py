@@ -28,7 +28,7 @@ def main(job_ids):
         for label in filter(None, labels):
             ledger.withdraw(label)
         for job_id in job_ids:
-            ledger.replace(ledger.FOLDER / "cancelled" / job_id, "")
+            ledger.cancel(job_id)
     if qdel:
         with contextlib.suppress(subprocess.TimeoutExpired):
             qdel.wait(PATIENCE)

@@ -8,7 +8,7 @@ A job has a label, NAME.TOKEN, from before it is submitted; the label is the nam
                       wherever it may be, does nothing
     ids/ID            the label, written after the submission
     exit/LABEL        its exit code, written by the job itself
-    cancelled/ID      Snakemake, or cancel.py, has deleted it
+    cancelled/ID      submit.py or cancel.py has deleted it
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
     ended.tsv         how each other job ended: time, id, name, outcome, reason, rules
@@ -203,6 +203,8 @@ def withdraw(label):
 
     That a file is not seen proves nothing: on a network a folder may be shown as it was.
     """
+    if not label:
+        return False
     withdrawn = FOLDER / "withdrawn" / label
     withdrawn.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -227,8 +229,13 @@ def log_of(label):
     return LOGS / f"{label}.out"
 
 
+def cancel(job_id):
+    """Note that a job has been deleted: when the server does not know it any more it has ended."""
+    replace(FOLDER / "cancelled" / job_id, "")
+
+
 def is_cancelled(job_id):
-    """Return whether cancel.py has deleted a job."""
+    """Return whether a job has been deleted."""
     return job_id in names("cancelled")
 
 

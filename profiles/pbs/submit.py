@@ -155,7 +155,9 @@ def delete(label, job_id, deadline):
         return
 
     def ended():
-        pbs.run("qdel", job_id)
+        code, _, _ = pbs.run("qdel", job_id)
+        if code == 0:
+            ledger.cancel(job_id)
         if is_alive(job_id, deadline):
             raise pbs.ServerAwayError(f"job {job_id} is deleted and still lives")
 

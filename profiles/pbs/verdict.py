@@ -7,7 +7,7 @@ import pbs
 
 GONE = "PBS does not know the job any more, and it left no exit code"
 NO_CODE = "ended without an exit code"
-CANCELLED = "deleted when Snakemake was interrupted, or by cancel.py"
+CANCELLED = "deleted when Snakemake was interrupted or had other work for it, or by cancel.py"
 LIKELY = "killed, or its node was lost"
 EXIT_STATUS = {
     **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
@@ -126,15 +126,11 @@ def with_log(label, reason):
 
 
 def tidy():
-    """Note the end of jobs that no Snakemake asks about any more, and remove what came late.
-
-    Called while nobody submits: a ticket without a job is of a submission that was cut short.
-    """
+    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
     known = ledger.names("jobs")
-    for folder in ("spool", "tickets", "withdrawn"):
-        for label in ledger.names(folder):
-            if f"{label}.json" not in known:
-                ledger.remove(ledger.FOLDER / folder / label)
+    for label in ledger.names("spool"):
+        if f"{label}.json" not in known:
+            ledger.remove(ledger.FOLDER / "spool" / label)
     left = ledger.names("exit")
     for job_id in ledger.names("ids") if left else []:
         if ledger.label_of(job_id) in left:

@@ -335,7 +335,7 @@ def _pbs_queue() -> set[str] | None:
         return None
     # id, user, ..., state, time
     rows = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
-    return {row[0].partition(".")[0] for row in rows if row[-2] not in ("F", "C", "X")}
+    return {row[0].partition(".")[0] for row in rows if row[-2:-1] not in (["F"], ["C"], ["X"])}
 
 
 def _pbs_outcome(
