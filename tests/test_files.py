@@ -1,12 +1,15 @@
 """A file under its final name is whole; an id is safe in a path."""
 
 import errno
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path, check_id, sha256_of
+from coaddflow.files import atomic_path, check_id, remove_with_cut_short, sha256_of
 
 
 def test_file_appears_whole_under_its_final_name(tmp_path):
@@ -55,6 +58,27 @@ def test_file_is_readable_by_the_group_as_the_umask_says(tmp_path):
     plain = tmp_path / "b"
     plain.write_text("x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from coaddflow.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_file_and_nothing_else(tmp_path):
+    others = {tmp_path / name for name in ("2_sources.fits", "12.fits", ".2.fits.note")}
+    for path in (*others, tmp_path / "2.fits"):
+        path.write_text("x")
+    killed = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "2.fits")]
+    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 5
+    remove_with_cut_short(tmp_path / "2.fits")
+    assert set(tmp_path.iterdir()) == others
+    remove_with_cut_short(tmp_path / "2.fits")
 
 
 @pytest.mark.parametrize("text", ["1031745", "v-12_b", "A"])

@@ -25,7 +25,7 @@ from coaddflow.camera import Camera, Detector, outline
 from coaddflow.cosmics import find_cosmic_rays
 from coaddflow.errors import CcdFailure, CoaddflowError
 from coaddflow.exposures import ExposureRow, ImageRow
-from coaddflow.files import sha256_of
+from coaddflow.files import remove_with_cut_short, sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.interpolate import fill_masked
 from coaddflow.isr import detrend
@@ -236,9 +236,9 @@ def facts_of(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
 
 
 def remove_products(files: CcdFiles) -> None:
-    """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
+    """Remove what earlier runs made of a CCD or left of it, the manifest of its exposure first."""
     for path in (files.manifest, files.row, files.calexp, files.sources):
-        Path(path).unlink(missing_ok=True)
+        remove_with_cut_short(path)
 
 
 def calexp_row(

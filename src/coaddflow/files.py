@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -79,10 +80,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        suffix = "".join(path.suffixes[-2:])
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name[:80]}.", suffix=suffix, dir=path.parent
-        )
+        prefix, suffix = _around_random(path)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -103,6 +102,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_with_cut_short(path: str | Path) -> None:
+    """Remove a file, and what processes that were killed left of writing it.
+
+    To be called only by the one that makes the file: another that just writes it would fail.
+
+    Parameters
+    ----------
+    path : str or Path
+        The final name, as given to `atomic_path`; it need not be there.
+    """
+    path = Path(path)
+    path.unlink(missing_ok=True)
+    prefix, suffix = _around_random(path)
+    for left in path.parent.glob(f"{glob.escape(prefix)}????????{glob.escape(suffix)}"):
+        left.unlink(missing_ok=True)
+
+
+def _around_random(path: Path) -> tuple[str, str]:
+    """Return what stands before and after the random part of a temporary name."""
+    return f".{path.name[:80]}.", "".join(path.suffixes[-2:])
 
 
 def _umask() -> int:
