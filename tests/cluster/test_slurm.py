@@ -307,18 +307,19 @@ def test_submission_that_fails_once(one, undisturbed, cluster, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder that holds no more than 64 KB: .ci/run gives one, and root can make one."""
+    """A folder that holds no more than 64 KB: .ci/run gives one, root and sudo can make one."""
     given = os.environ.get("COADDFLOW_SMALL_DISK")
     folder = Path(given) if given else tmp_path / "full"
     folder.mkdir(exist_ok=True)
     if os.path.ismount(folder):
         yield folder
         return
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    as_root = ["sudo", "--non-interactive"] if os.getuid() and shutil.which("sudo") else []
+    command = [*as_root, "mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        skip_or_fail("no folder that is full: it takes the right to mount one")
+        skip_or_fail("no folder to fill up: mount one of 64 KB, and name it COADDFLOW_SMALL_DISK")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run([*as_root, "umount", str(folder)], check=True)
 
 
 def test_temporary_folder_of_the_nodes_is_full(one, undisturbed, small_disk):
