@@ -11,12 +11,14 @@
 
 SLURM_TESTS := tests/cluster/test_slurm.py
 PBS_TESTS := tests/test_pbs_programs.py tests/cluster/test_pbs.py
+# a test's copy of the survey takes 0.1 GB: only those of failed tests stay
+CLUSTER_PYTEST := python -m pytest --override-ini tmp_path_retention_policy=failed
 
 test-slurm: $(VENV)/.set-up-test
-	$(RUN) python -m pytest $(SLURM_TESTS) $(PYTEST_ARGS)
+	$(RUN) $(CLUSTER_PYTEST) $(SLURM_TESTS) $(PYTEST_ARGS)
 
 test-pbs: $(VENV)/.set-up-test
-	$(RUN) python -m pytest $(PBS_TESTS) $(PYTEST_ARGS)
+	$(RUN) $(CLUSTER_PYTEST) $(PBS_TESTS) $(PYTEST_ARGS)
 
 test-cluster: $(VENV)/.set-up-test
-	$(RUN) python -m pytest --durations=10 $(SLURM_TESTS) $(PBS_TESTS) $(PYTEST_ARGS)
+	$(RUN) $(CLUSTER_PYTEST) --durations=10 $(SLURM_TESTS) $(PBS_TESTS) $(PYTEST_ARGS)
