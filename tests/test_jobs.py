@@ -154,7 +154,8 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
         ("exit code 1", "failed"),
     ],
 )
-def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome):
+def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no server that answers
     folder = tmp_path / ".snakemake/coaddflow/pbs"
     folder.mkdir(parents=True)
     (folder / "ended.tsv").write_text(
