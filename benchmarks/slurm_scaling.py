@@ -55,7 +55,7 @@ def main() -> None:
 def run(folder: Path, raw: Path, nodes: int, options: argparse.Namespace) -> tuple[float, str]:
     """Run the survey on a cluster; return its wall time, and the rest of its line."""
     cluster = SlurmCluster(folder / f"slurm{nodes}", nodes=nodes, cpus=options.cpus)
-    survey = Survey(folder / f"survey{nodes}", cluster)
+    survey = Survey(folder / f"survey{nodes}", cluster, soon=False)
     survey.copy_raw(raw)
     if options.granularity == "coarse":
         survey.configure(**coarse_granularity())

@@ -42,11 +42,14 @@ if SETTINGS.parallel.coadd == "tract":
         benchmark:
             "results/benchmarks/tract/{band}/{tract}.tsv"
         group:
-            group_of("tract_{tract}")
+            TRACT_GROUP
         threads: tract_threads
         resources:
             mem_mb=tract_memory,
             runtime=tract_runtime,
+            mpi=mpi_allocation,
+            tasks=tract_tasks,
+            mem_mb_per_cpu=tract_task_memory,
         params:
             skymap=PLAN.skymap_settings(),
             patches=patches_of_tract,

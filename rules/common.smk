@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job
 
@@ -90,16 +91,45 @@ ON_CLUSTER = (
     workflow.resource_settings.nodes is not None or not workflow.is_main_process
 )
 
+# Whether this is the Snakemake that works on the jobs inside a job that went to Slurm. It gets back
+# what Slurm said of the allocation: the executor takes that away from jobs of MPI.
+INSIDE_SLURM = not workflow.is_main_process and cluster.hand_down_allocation(os.environ)
+
+
+def replace_in_snakemake(owner, name, replacement):
+    """Put something in the place of a method of Snakemake's, and return the method."""
+    found = getattr(owner, name, None)
+    if found is None:
+        warn_of_snakemake(f"{owner.__name__}.{name}")
+    setattr(owner, name, replacement)
+    return found
+
+
+def warn_of_snakemake(name):
+    """Say that this Snakemake lacks something that is replaced here."""
+    print(
+        f"coaddflow: warning: Snakemake {snakemake_version} has no {name}, which coaddflow "
+        "replaces (rules/common.smk tells why)",
+        file=sys.stderr,
+    )
+
+
 # Snakemake 9.27 looks for groups that depend on themselves twice. DAG.validate_group takes a time
 # that grows with the number of jobs; DAG._check_groups, which looks for the same afterwards, one
 # that grows with the square of a group's size times the number of all jobs before it: 75 s for 12
 # exposures of HSC, hours for a survey. It is left out (docs/workflow.md).
-DAG._check_groups = lambda self: None
+replace_in_snakemake(DAG, "_check_groups", lambda self: None)
 
 
 def group_of(name):
     """Return the group of a rule: a name with wildcards on a cluster, None elsewhere."""
     return name if ON_CLUSTER else None
+
+
+# The group of a tract. With MPI its bands are jobs of their own: Snakemake would add the CPUs of a
+# task to those of the other bands, and not only the tasks.
+BY_BAND = SETTINGS.parallel.backend == "mpi" and SETTINGS.parallel.coadd == "tract"
+TRACT_GROUP = group_of("tract_{tract}_{band}" if BY_BAND else "tract_{tract}")
 
 
 # A failure that another attempt cannot mend (too many failed CCDs, an unusable file) is not tried
@@ -113,10 +143,8 @@ def retries_left(job):
     return max(one.rule.restart_times for one in jobs)
 
 
-Job.restart_times = GroupJob.restart_times = property(retries_left)
-
-# Snakemake 9.27 drops the words with which a cluster refuses or ends a group of jobs.
-log_error_of_group = GroupJob.log_error
+for kind_of_job in (Job, GroupJob):
+    replace_in_snakemake(kind_of_job, "restart_times", property(retries_left))
 
 
 def log_words_of_cluster(group, msg=None, **options):
@@ -126,7 +154,8 @@ def log_words_of_cluster(group, msg=None, **options):
     log_error_of_group(group, msg, **options)
 
 
-GroupJob.log_error = log_words_of_cluster
+# Snakemake 9.27 drops the words with which a cluster refuses or ends a group of jobs.
+log_error_of_group = replace_in_snakemake(GroupJob, "log_error", log_words_of_cluster)
 
 
 def raw_exposure_pattern():
@@ -316,7 +345,7 @@ def calexp_inputs(wildcards):
 def exposure_inputs(wildcards):
     """Return the raw files, calibration frames and reference catalogue of all CCDs."""
     exposure, band = wildcards.exposure, PLAN.band_of(wildcards.exposure)
-    raw = [PLAN.raw_file(exposure, ccd) for ccd in PLAN.ccds]
+    raw = {ccd: [PLAN.raw_file(exposure, ccd)] for ccd in PLAN.ccds}
     calibs = [
         PLAN.calib_product(kind, ccd, band)
         for kind in planning.CALIB_KINDS
@@ -330,22 +359,26 @@ def exposure_inputs(wildcards):
 
 
 def files_of_exposure_or_failure(exposure, files):
-    """Return the raw files of an exposure as inputs of its job, as `files_or_failure` does."""
-    files = list(dict.fromkeys(files))
-    done = all(is_there(path) for path in files) or not (
-        messages.has_failed_with(f"results/summary/{exposure}.ecsv", "missing_file")
-    )
-    return files if done else [path for path in files if is_there(path)]
+    """Return the raw files of an exposure, given by CCD, as inputs of its job.
+
+    As with `files_or_failure`: a file that is not there is left out only if its CCD has failed
+    for want of it, or the exposure has not been done.
+    """
+    manifest = f"results/summary/{exposure}.ecsv"
+    without = messages.ccds_failed_with(manifest, "missing_file")
+    kept = [
+        path
+        for ccd, paths in files.items()
+        for path in paths
+        if is_there(path) or not (without is None or ccd in without)
+    ]
+    return list(dict.fromkeys(kept))
 
 
 def images_inputs(wildcards):
     """Return the files of all images of an exposure that was calibrated elsewhere."""
     exposure = wildcards.exposure
-    files = [
-        path
-        for ccd in PLAN.ccds_of(exposure)
-        for path in PLAN.image_files(exposure, ccd)
-    ]
+    files = {ccd: PLAN.image_files(exposure, ccd) for ccd in PLAN.ccds_of(exposure)}
     return files_of_exposure_or_failure(exposure, files)
 
 
@@ -555,23 +588,72 @@ def calib_runtime(wildcards, input, attempt):
     return attempt * needs.calib_runtime(ccd_pixels(wildcards), len(input))
 
 
-def exposure_threads(wildcards):
-    """Return the cores of the job of an exposure: never more than it has CCDs."""
+def spreads_over_nodes():
+    """Return whether jobs scatter over tasks of Slurm, which may be on several nodes.
+
+    Asked when a job is planned: Snakemake does not know its executor before.
+    """
+    if SETTINGS.parallel.backend != "mpi":
+        return False
+    executor = workflow.executor_plugin
+    return INSIDE_SLURM or (executor and executor.name in ("slurm", "slurm-jobstep"))
+
+
+def mpi_allocation(wildcards):
+    """Return the mark of jobs that start MPI by themselves; None: Slurm starts a single task."""
+    return 1 if spreads_over_nodes() else None
+
+
+def exposure_workers(wildcards):
+    """Return the workers of the job of an exposure: never more than it has CCDs."""
     if SETTINGS.parallel.backend == "serial":
         return 1
     return min(SETTINGS.parallel.workers, len(PLAN.ccds_of(wildcards.exposure)))
 
 
-def exposure_memory(wildcards, threads, attempt):
+def works_elsewhere():
+    """Return whether the workers are not processes of the job, or of its node at least."""
+    parallel = SETTINGS.parallel
+    dask = parallel.backend == "dask" and parallel.dask_address is not None
+    return dask or spreads_over_nodes()
+
+
+def exposure_threads(wildcards):
+    """Return the cores of the job of an exposure, or of each of its tasks."""
+    return 1 if works_elsewhere() else exposure_workers(wildcards)
+
+
+def exposure_tasks(wildcards):
+    """Return the tasks of the job of an exposure, that which gathers included; None: one."""
+    return exposure_workers(wildcards) + 1 if spreads_over_nodes() else None
+
+
+def exposure_needs(wildcards, threads):
+    """Return the memory that the workers of an exposure need together, MB, and their number."""
     pixels = pixels_of_ccds(wildcards.exposure)
-    holds = bool(SETTINGS.exposure.enabled) and wildcards.exposure in PLAN.science
-    exposure = needs.exposure_memory(pixels, threads, holds)
-    return attempt * (snakemake_share(1) + exposure)
+    parts = SETTINGS.exposure.enabled if wildcards.exposure in PLAN.science else ()
+    crosstalk = "crosstalk" in parts and bool(PLAN.crosstalk)
+    workers = exposure_workers(wildcards) if spreads_over_nodes() else threads
+    return needs.exposure_memory(pixels, workers, bool(parts), crosstalk), workers
+
+
+def exposure_memory(wildcards, threads, attempt):
+    memory, _ = exposure_needs(wildcards, threads)
+    return attempt * (snakemake_share(1) + memory)
+
+
+def exposure_task_memory(wildcards, threads, attempt):
+    """Return the memory of each task of an exposure, MB; None: it is asked for by node."""
+    memory, workers = exposure_needs(wildcards, threads)
+    return (
+        attempt * needs.task_memory(memory, workers) if spreads_over_nodes() else None
+    )
 
 
 def exposure_runtime(wildcards, threads, attempt):
+    workers = exposure_workers(wildcards) if works_elsewhere() else threads
     pixels = pixels_of_ccds(wildcards.exposure)
-    return attempt * needs.exposure_runtime(pixels, threads)
+    return attempt * needs.exposure_runtime(pixels, workers)
 
 
 def warp_memory(wildcards, attempt):
@@ -606,34 +688,60 @@ def tract_inputs(wildcards):
     return inputs, ccds
 
 
-def tract_threads(wildcards):
+def tract_workers():
     """Return the workers of the job of a tract."""
     return 1 if SETTINGS.parallel.backend == "serial" else SETTINGS.parallel.workers
 
 
-def tract_memory(wildcards, threads, attempt):
+def tract_threads(wildcards):
+    """Return the cores of the job of a tract, or of each of its tasks."""
+    return 1 if works_elsewhere() else tract_workers()
+
+
+def tract_tasks(wildcards):
+    """Return the tasks of the job of a tract, that which gathers included; None: one."""
+    return tract_workers() + 1 if spreads_over_nodes() else None
+
+
+def tract_needs(wildcards, threads):
+    """Return the memory of a tract's workers together and of the gathering process, MB."""
     inputs, ccds = tract_inputs(wildcards)
-    tract = needs.tract_memory(
+    together = needs.tract_memory(
         max(largest for largest, _ in ccds),
         sum(together for _, together in ccds),
         patch_pixels(),
         max(inputs),
         SETTINGS.coadd.memory_mb,
-        SETTINGS.coadd.spool_mb,
-        threads,
+        # workers on several nodes have no memory in common
+        0 if works_elsewhere() else SETTINGS.coadd.spool_mb,
+        tract_workers() if spreads_over_nodes() else threads,
     )
     matching = SETTINGS.coadd.background_matching
+    gathering = 0
     if matching.enabled:
-        tract += needs.matching_memory(
+        gathering = needs.matching_memory(
             len(ccds), patch_pixels(), len(inputs), matching.bin_size
         )
-    return attempt * (snakemake_share(1) + tract)
+    return together, gathering
+
+
+def tract_memory(wildcards, threads, attempt):
+    return attempt * (snakemake_share(1) + sum(tract_needs(wildcards, threads)))
+
+
+def tract_task_memory(wildcards, threads, attempt):
+    """Return the memory of each task of a tract, MB; None: it is asked for by node."""
+    if not spreads_over_nodes():
+        return None
+    together, gathering = tract_needs(wildcards, threads)
+    return attempt * needs.task_memory(together, tract_workers(), gathering)
 
 
 def tract_runtime(wildcards, threads, attempt):
     inputs, ccds = tract_inputs(wildcards)
     together = sum(pixels for _, pixels in ccds)
-    return attempt * needs.tract_runtime(together, patch_pixels(), inputs, threads)
+    workers = tract_workers() if works_elsewhere() else threads
+    return attempt * needs.tract_runtime(together, patch_pixels(), inputs, workers)
 
 
 def picture_memory(wildcards, attempt):
@@ -666,6 +774,8 @@ def lift_default_rate_limit():
     one second after every look; each job that ends adds a look to those of every second. After a
     thousand jobs the scheduler does nothing else.
     """
+    if not hasattr(workflow.scheduler, "job_rate_limiter"):
+        warn_of_snakemake("JobScheduler.job_rate_limiter")
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
@@ -673,8 +783,7 @@ def lift_default_rate_limit():
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
-    cluster.programs_from_any_folder(workflow.executor_settings, workflow.basedir)
-    cluster.refuse_while_earlier_jobs_live(workflow)
+    cluster.begin(workflow)
     print(messages.start_text(PLAN), file=sys.stderr)
 
 

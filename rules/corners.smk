@@ -13,7 +13,7 @@ rule tract_corners:
     log:
         "logs/tract_corners/{band}/{tract}.log",
     group:
-        group_of("tract_{tract}")
+        TRACT_GROUP
     threads: 1
     resources:
         mem_mb=growing(needs.SMALL_STEP_MB),

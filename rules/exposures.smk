@@ -23,6 +23,9 @@ if PLAN.science and WHOLE_EXPOSURES:
         resources:
             mem_mb=exposure_memory,
             runtime=exposure_runtime,
+            mpi=mpi_allocation,
+            tasks=exposure_tasks,
+            mem_mb_per_cpu=exposure_task_memory,
         params:
             facts=exposure_facts,
             ccds=ccds_of_exposure,
@@ -52,6 +55,9 @@ if PLAN.images and WHOLE_EXPOSURES:
         resources:
             mem_mb=exposure_memory,
             runtime=exposure_runtime,
+            mpi=mpi_allocation,
+            tasks=exposure_tasks,
+            mem_mb_per_cpu=exposure_task_memory,
         params:
             images=images_of_exposure,
             settings=PLAN.calibrated_settings(),

@@ -3,13 +3,11 @@
 from coaddflow.joblog import job_log
 
 with job_log(snakemake.log[0]):
-    from coaddflow.scatter import run_job
-    from coaddflow.settings import load_settings
+    from coaddflow.exposure_job import make_exposure
 
     params = snakemake.params
     images = params.get("images", [])
-    run_job(
-        "coaddflow.exposure_job",
+    make_exposure(
         {
             "manifest": snakemake.output.manifest,
             "exposure": params.get("facts"),
@@ -17,9 +15,7 @@ with job_log(snakemake.log[0]):
             "ccds": params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
             "config": snakemake.config,
             "sections": [*params.settings, "exposure"],
-            "workers": snakemake.threads,
         },
-        load_settings(snakemake.config).parallel,
-        workers=snakemake.threads,
+        workers=snakemake.resources.get("tasks", snakemake.threads + 1) - 1,  # rank 0 gathers
         memory_mb=snakemake.resources.mem_mb,
     )

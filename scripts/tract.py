@@ -15,6 +15,6 @@ with job_log(snakemake.log[0]):
         snakemake.wildcards.band,
         snakemake.params.patches,
         load_settings(snakemake.config).only(*snakemake.params.settings, "parallel"),
-        workers=snakemake.threads,
+        workers=snakemake.resources.get("tasks", snakemake.threads + 1) - 1,  # rank 0 gathers
         memory_mb=snakemake.resources.mem_mb,
     )

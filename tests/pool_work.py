@@ -280,3 +280,7 @@ def add_to_state(number, worker):
 
 def end_worker(_number, _worker):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_two(result):
+    return result == 2

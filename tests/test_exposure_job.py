@@ -1,6 +1,7 @@
 """The job of an exposure: the same products however it is done, and nothing lost when it fails."""
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -16,14 +17,14 @@ from astropy.io import fits
 from exposure_faults import DeadlyFiles
 from workflow import SETTINGS
 
-from coaddflow import exposure_job
+from coaddflow import exposure_job, resources
 from coaddflow.calexp import read_calexp
-from coaddflow.errors import InputError
+from coaddflow.errors import InputError, is_lasting
 from coaddflow.exposure import SECTIONS, make_calexp
+from coaddflow.exposure_job import make_exposure
 from coaddflow.exposures import read_exposures
 from coaddflow.manifest import read_manifest
 from coaddflow.pool import Pool, PoolError
-from coaddflow.scatter import run_job
 from coaddflow.settings import load_settings
 
 CCDS = [0, 1, 2, 3]
@@ -54,7 +55,6 @@ def spec_of(survey, parts=(), **changes):
         "ccds": [{"ccd": ccd, "raw": raw} for ccd in CCDS],
         "config": {**config, **changes},
         "sections": [*SECTIONS, "products", "exposure"],
-        "workers": 2,
     }
 
 
@@ -141,8 +141,7 @@ def test_all_backends_give_the_same_bits(raw_survey, undisturbed, working_folder
     mpi = {"mpi_command": ["mpirun", "--allow-run-as-root", "--oversubscribe"]}
     spec = whole_spec(raw_survey, parallel={"backend": backend, **mpi})
     with working_folder("survey") as folder:
-        parallel = load_settings(spec["config"]).parallel
-        run_job("coaddflow.exposure_job", spec, parallel, workers=2, memory_mb=4000)
+        make_exposure(spec, workers=2, memory_mb=4000)
         assert products(folder) == products(undisturbed)
 
 
@@ -267,11 +266,13 @@ def test_a_ccd_that_cannot_be_read_is_a_missing_aggressor_for_the_others(
         do(spec)
         rows = rows_of(folder)
         header = fits.getheader(folder / rows[1].path, "IMAGE")
+        victim_of_nobody = fits.getheader(folder / rows[2].path, "IMAGE")
     assert [(row.state, row.reason) for row in rows[:2]] == [
         ("failed", "missing_file"),
         ("done", ""),
     ]
-    assert "0" in str(header["CFXTKMIS"])
+    assert "CFXTKMIS" in header
+    assert "CFXTKMIS" not in victim_of_nobody
 
 
 def test_what_is_not_the_fault_of_a_ccd_ends_the_job(raw_survey, working_folder):
@@ -281,6 +282,42 @@ def test_what_is_not_the_fault_of_a_ccd_ends_the_job(raw_survey, working_folder)
         with pytest.raises(InputError, match=re.escape("flats/3.fits")):
             do(spec)
         assert not list((folder / "results/summary").glob("*.ecsv"))
+
+
+def test_an_exposure_without_any_file_has_a_reason_for_each_ccd(raw_survey, working_folder):
+    spec = whole_spec(raw_survey)
+    spec["ccds"] = [{"ccd": ccd, "raw": "data/raw/nothing.fits"} for ccd in CCDS]
+    why = r"4 of 4 CCDs failed \(4 missing_file\)"
+    with working_folder("survey"), pytest.raises(InputError, match=why):
+        do(spec)
+
+
+def test_with_too_little_memory_for_what_waits_the_job_says_so(raw_survey):
+    with pytest.raises(InputError, match="that wait for its solution need 9 MB"):
+        make_exposure(whole_spec(raw_survey), workers=2, memory_mb=resources.INTERPRETER_MB)
+
+
+def test_trouble_of_the_machine_is_worth_another_attempt(raw_survey, working_folder, monkeypatch):
+    def full(*_arguments):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise InputError("cannot be written", path="0.fits") from error
+
+    monkeypatch.setattr(exposure_job, "write_products", full)
+    with working_folder("survey"), pytest.raises(InputError, match="cannot be written") as raised:
+        do(whole_spec(raw_survey))
+    assert not is_lasting(raised.value)
+
+
+def test_what_a_killed_process_left_is_removed(raw_survey, working_folder):
+    spec = spec_of(raw_survey)
+    with working_folder("survey") as folder:
+        partial = folder / "results/calexp/1001/.2.fits.abcdefgh.fits"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"SIMPLE")
+        do(spec)
+        assert not partial.exists()
 
 
 def test_products_of_an_earlier_run_go_before_anything_else(raw_survey, working_folder):

@@ -12,6 +12,7 @@ from coaddflow.forecast import (
     forecast,
     measured,
     suggestion,
+    widths,
 )
 
 MPIX = 1_000_000
@@ -32,13 +33,18 @@ def plan():
         settings=SimpleNamespace(
             calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
             skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
-            coadd=SimpleNamespace(memory_mb=100, spool_mb=50, keep_warps=False),
-            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4),
+            coadd=SimpleNamespace(
+                memory_mb=100,
+                spool_mb=50,
+                keep_warps=False,
+                background_matching=SimpleNamespace(enabled=False, bin_size=10),
+            ),
+            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4, backend="processes"),
             exposure=SimpleNamespace(enabled=()),
         ),
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
-        exposures_of_tract=lambda tract: ["a", "b", "c"],
+        exposures_of_tract=lambda tract, band=None: ["a", "b", "c"],
         exposures_of_patch=lambda band, tract, patch: ["a", "b"],
         patches_of=lambda band, tract: ["0_0", "1_0"],
     )
@@ -65,7 +71,9 @@ def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
 
 def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
     _, exposures, tracts, _ = forecast(plan, 2)
-    plan.settings.parallel = SimpleNamespace(calexp="exposure", coadd="tract", workers=2)
+    plan.settings.parallel = SimpleNamespace(
+        calexp="exposure", coadd="tract", workers=2, backend="processes"
+    )
     _, whole_exposures, whole_tracts, _ = forecast(plan, 8)
     assert (whole_exposures.n_jobs, whole_exposures.n_steps) == (3, 3)
     assert (whole_tracts.n_jobs, whole_tracts.n_steps) == (1, 1 + 1 + 1)
@@ -84,6 +92,42 @@ def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
     write(tmp_path, "calexp/1/0", 10, 500, 36)
     (step,) = measured(tmp_path / "benchmarks", asked)
     assert step.asked == asked["calexp"]
+
+
+@pytest.mark.parametrize(("cores", "rounds"), [(1, 4), (3, 2), (8, 1)])
+def test_time_limit_adds_what_runs_in_turn(plan, cores, rounds):
+    exposure = forecast(plan, cores)[1]
+    assert exposure.runtime == rounds * needs.ccd_runtime(MPIX) + 5
+
+
+def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
+    few = forecast(plan, 2)[2]
+    names = [f"e{number}" for number in range(200)]
+    plan.exposures_of_tract = lambda tract, band=None: names
+    many = forecast(plan, 2)[2]
+    # two at a time, beside the corner database; all others are as they were
+    assert many.runtime - few.runtime == (100 - 1) * needs.warp_runtime(4 * MPIX)
+
+
+def test_bands_that_fit_side_by_side_into_the_cores_add_their_memory(plan):
+    plan.settings.parallel.coadd = "tract"
+    plan.bands = ["g", "r"]
+    in_turn, beside = forecast(plan, 7)[2], forecast(plan, 8)[2]
+    share = needs.SNAKEMAKE_MB
+    assert beside.memory - share == 2 * (in_turn.memory - share)
+    assert beside.runtime < in_turn.runtime
+
+
+def test_background_matching_needs_memory(plan):
+    plan.settings.parallel.coadd = "tract"
+    without = forecast(plan, 4)[2].memory
+    plan.settings.coadd.background_matching.enabled = True
+    assert forecast(plan, 4)[2].memory - without == needs.matching_memory(3, MPIX, 2, 10)
+    assert asked_memory(plan, 4)["tract"] == forecast(plan, 4)[2].memory - needs.SNAKEMAKE_MB
+
+
+def test_no_more_steps_share_a_job_than_it_has(plan):
+    assert widths(plan) == {"calexp": 4, "warp": 3, "coadd": 2}
 
 
 def test_twice_the_exposures_cost_twice_as_much(plan):
@@ -131,8 +175,8 @@ def test_benchmarks_are_summed_by_rule(tmp_path):
     assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
     assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
     assert core_hours_of("survey", steps.values()) is None
-    words = suggestion(steps.values(), cores=3)
-    # 500 MiB and 30 % of room, and the Snakemakes of the job
+    words = suggestion(steps.values(), cores=8, side_by_side={"calexp": 3})
+    # 500 MiB and 30 % of room, and the Snakemakes of the job, which its 3 CCDs share
     assert "calexp:mem_mb=782*attempt" in words
     assert "calexp:runtime=8*attempt" in words
     assert disk_used(tmp_path) > 0

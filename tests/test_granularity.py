@@ -6,6 +6,9 @@ import pytest
 from astropy.table import Table
 from test_workflow import in_one_tract, in_two_tracts, plan_of, settings_without
 
+from coaddflow import messages
+from coaddflow.manifest import CcdRow, read_manifest, write_manifest
+
 COARSE = {
     "parallel": {"calexp": "exposure", "coadd": "tract", "workers": 2},
     "coadd": {"keep_warps": True},
@@ -116,6 +119,26 @@ def test_a_missing_raw_file_costs_its_exposure_until_it_is_back(coarse_survey, p
     assert contents(survey, "results/summary/*.ecsv") == contents(
         coarse_survey, "results/summary/*.ecsv"
     )
+
+
+def test_an_exposure_whose_raw_files_are_archived_stays_done(coarse_survey, plan, tmp_path):
+    survey = coarse_survey.copy_to(tmp_path / "survey")
+    exposure = plan.exposures[0]
+    # of one CCD the file was never there
+    manifest = survey / f"results/summary/{exposure}.ecsv"
+    rows = read_manifest(manifest)
+    rows[0] = CcdRow(
+        **rows[0].model_dump(include={"exposure", "ccd", "band", "mjd", "exposure_time"}),
+        state="failed",
+        reason="missing_file",
+    )
+    write_manifest(manifest, rows)
+    assert messages.ccds_failed_with(manifest, "missing_file") == {rows[0].ccd}
+    assert messages.ccds_failed_with(survey / "nothing.ecsv", "missing_file") is None
+    for archived in plan.exposures:
+        (survey / f"data/raw/{archived}.fits").unlink()
+    planned = survey.plan()
+    assert "exposure" not in planned.rules, planned.text
 
 
 def test_going_back_makes_again_all_warps_and_coadds_also_if_warps_were_kept(

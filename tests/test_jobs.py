@@ -1,10 +1,12 @@
 """How the jobs of a cluster ended, from what Snakemake, Slurm and PBS leave behind."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from coaddflow.jobs import latest_jobs, unit_of
+from coaddflow.messages import failure_text
 
 
 @pytest.fixture
@@ -66,6 +68,7 @@ def test_without_a_cluster_there_are_no_jobs(tmp_path):
         ("CANCELLED by 1000", "", "cancelled"),
         ("TIMEOUT", "", "time limit"),
         ("NODE_FAIL", "", "node failed"),
+        ("PREEMPTED", "", "preempted"),
         ("OUT_OF_MEMORY", "", "out of memory"),
         ("FAILED", "slurmstepd: error: Exceeded job memory limit\n", "out of memory"),
         ("CANCELLED by 0", "slurmstepd: error: Step 12.0 exceeded memory limit\n", "out of memory"),
@@ -170,3 +173,51 @@ def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome):
     (folder / "exit").mkdir()
     (folder / "exit" / "tract_0.1a2b").write_text("0\n")
     assert latest_jobs(tmp_path)["tract_0"].outcome == "done", "although nobody has looked"
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [
+        ("PartitionTimeLimit", "never runs"),
+        ("QOSMaxWallDurationPerJobLimit", "never runs"),
+        ("AssocMaxCpuPerJobLimit", "never runs"),
+        ("QOSMaxJobsPerUserLimit", "live"),
+        ("Priority", "live"),
+    ],
+)
+def test_a_job_that_waits_for_what_never_comes_is_told(survey, tmp_path, reason, outcome):
+    survey(5, "group_tract_0_coadd_warp")
+    survey.sacct("5|PENDING\n")
+    (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\necho '5|PENDING|{reason}'\n")
+    job = latest_jobs(survey.folder)["tract_0"]
+    assert job.outcome == outcome
+    if outcome == "never runs":
+        assert "coadd:runtime=" in job.explanation and reason in job.explanation
+
+
+def test_sacct_is_asked_for_many_jobs_in_parts(survey, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("coaddflow.jobs._IDS_AT_ONCE", 5)
+    for number in range(11):
+        survey(number, f"group_exposure_{number}_calexp_manifest")
+    survey.sacct("")
+    program = tmp_path / "bin" / "sacct"
+    # answers of what it is asked: -X -n -P -j IDS
+    program.write_text("#!/bin/sh\necho x >>calls\necho $5 | tr , '\\n' | sed 's/$/|COMPLETED/'\n")
+    jobs = latest_jobs(survey.folder)
+    assert len(jobs) == 11 and {job.outcome for job in jobs.values()} == {"done"}
+    assert Path("calls").read_text().count("x") == 3
+
+
+def test_slurm_is_not_asked_for_what_nobody_wants(survey):
+    survey(5, "group_tract_0_coadd_warp")
+    assert latest_jobs(survey.folder, wanted=lambda unit: unit != "tract_0") == {}
+
+
+def test_without_accounting_a_job_whose_log_was_removed_has_not_failed(survey, monkeypatch):
+    survey(5, "group_tract_0_coadd_warp")
+    survey(6, "group_exposure_1001_calexp_manifest", "Killed?\n")
+    survey.sacct("", code=1)
+    monkeypatch.chdir(survey.folder)
+    text = failure_text("logs", 0.0)
+    assert "exposure_1001" in text and "tract_0" not in text

@@ -106,3 +106,17 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
     parallel = ParallelSettings(backend="mpi", mpi_command=("no-such-mpirun",))
     with pytest.raises(InputError, match=r"no program 'no-such-mpirun'.*parallel\.mpi_command"):
         run(parallel, tmp_path, numbers=[])
+
+
+def test_the_last_words_of_the_launcher_are_told_whole(tmp_path):
+    """Open MPI breaks a sentence over lines, between rules, and ends with a null byte."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text(
+        "#!/bin/sh\necho it begins\necho -----\necho rank 1 on node n2 exited on\n"
+        "echo 'signal 9 (Killed).'\necho -----\nprintf '\\000\\n'\nexit 137\n"
+    )
+    launcher.chmod(0o755)
+    parallel = ParallelSettings(backend="mpi", mpi_command=(str(launcher),))
+    said = r"exit code 137: rank 1 on node n2 exited on signal 9 \(Killed\)\.$"
+    with pytest.raises(PoolError, match=said):
+        run(parallel, tmp_path)

@@ -86,6 +86,15 @@ def finish(folder, name, failures=None, manifest=True):
         write_manifest(folder / f"results/summary/{name}.ecsv", rows)
 
 
+def finish_tracts(folder, *without):
+    """Leave what a run leaves of coadds (the tract of the tests is one patch) and databases."""
+    for name in ("coadd/r/0/0_0.fits", "coadd/0.png", "corners/r/0.sqlite", "corners.sqlite"):
+        path = folder / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name not in without:
+            path.touch()
+
+
 def test_before_the_first_run_everything_is_missing(plan_of):
     status = survey_status(plan_of("a", "b"))
     assert (status.count("missing"), status.exit_code) == (12, 3)
@@ -96,9 +105,35 @@ def test_a_finished_survey_is_done(plan_of, tmp_path):
     plan = plan_of("a", "b")
     finish(tmp_path, "a")
     finish(tmp_path, "b")
+    finish_tracts(tmp_path)
     status = survey_status(plan)
     assert (status.count("done"), status.exit_code) == (12, 0)
-    assert status_table(status) == "2 exposures, 2 done; 12 CCDs: 12 done, 0 failed, 0 missing"
+    assert status_table(status).splitlines() == [
+        "2 exposures, 2 done; 12 CCDs: 12 done, 0 failed, 0 missing",
+        "1 of 1 coadds, 2 of 2 corner databases, 1 of 1 pictures",
+    ]
+
+
+@pytest.mark.parametrize("lost", ["coadd/r/0/0_0.fits", "coadd/0.png", "corners/r/0.sqlite"])
+def test_what_is_made_from_the_exposures_counts_too(plan_of, tmp_path, lost):
+    plan = plan_of("a")
+    finish(tmp_path, "a")
+    finish_tracts(tmp_path, lost)
+    status = survey_status(plan)
+    assert status.count("missing") == 0 and status.exit_code == 3
+    (kind,) = [kind for kind in status.products if kind.missing]
+    assert kind.missing == (lost,)
+    assert f"{kind.planned - 1} of {kind.planned} {kind.kind}" in status_table(status)
+    assert json.loads(status_json(status))["exit_code"] == 3
+
+
+def test_a_tract_in_one_job_counts_by_its_list(plan_of, tmp_path):
+    plan = plan_of("a", parallel={"coadd": "tract"})
+    finish(tmp_path, "a")
+    finish_tracts(tmp_path)
+    assert survey_status(plan).products[0].missing == ("coadd/r/0.ecsv",)
+    (tmp_path / "results/coadd/r/0.ecsv").touch()
+    assert survey_status(plan).exit_code == 0
 
 
 def test_a_failed_ccd_is_told_with_its_reason_and_its_log(plan_of, tmp_path):
@@ -106,6 +141,7 @@ def test_a_failed_ccd_is_told_with_its_reason_and_its_log(plan_of, tmp_path):
     finish(tmp_path, "a", {4: ("no_stars", 'only 1 source, in "a b.fits"')})
     with job_log(tmp_path / "logs/calexp/a/4.log"):
         pass
+    finish_tracts(tmp_path)
     status = survey_status(plan)
     assert (status.count("done"), status.count("failed"), status.exit_code) == (5, 1, 1)
     text = status_table(status)

@@ -20,23 +20,24 @@ TEMPLATE = """\
 exec 3>&2 >>{log} 2>&1 </dev/null
 umask {umask}
 cd {folder} || exit 1
+job=${{PBS_JOBID:-${{SLURM_JOB_ID:-unknown}}}}
+does_nothing() {{
+    echo "coaddflow: $job $1: nothing is done"
+    echo "coaddflow: $1: nothing is done" >&3
+    exit "$2"
+}}
 # Whoever submitted this job may have taken back the permission to begin; on a network a file may
 # be seen late.
 for pause in 0 1 2; do
     sleep $pause
     [ -e {begun} ] || mv {ticket} {begun} 2>/dev/null && break
 done
-if [ ! -e {begun} ] || [ -s {begun} ]; then
-    why="coaddflow: cancelled before it began, or begun before: nothing is done"
-    echo "$why"
-    echo "$why" >&3
-    exit 1
-fi
+[ -e {begun} ] || does_nothing "cancelled before it began" 1
+[ ! -s {begun} ] || does_nothing "begun before" {begun_before}
 exec 3>&-
-job=${{PBS_JOBID:-${{SLURM_JOB_ID:-unknown}}}}
 echo "$job" >{begun}
 {exports}
-echo "coaddflow: job $job on $(uname -n) begins $(date '+%Y-%m-%dT%H:%M:%S')"
+echo "coaddflow: job $job on $(uname -n) of survey {survey} begins $(date '+%Y-%m-%dT%H:%M:%S')"
 (
 {body}
 )
@@ -185,12 +186,12 @@ def write_script(label, script):
         The script.
     """
     here = Path.cwd()
+    # below the folder in which the job works, which may be moved meanwhile
     files = {
         "ticket": ledger.FOLDER / "tickets" / label,
         "begun": ledger.FOLDER / "begun" / label,
         "exit_file": ledger.FOLDER / "exit" / label,
         "exit_new": ledger.FOLDER / "exit" / f".{label}",
-        "log": ledger.log_of(label),
     }
     passed_on = [(key, os.environ[key]) for key in PASSED_ON if key in os.environ]
     path = ledger.FOLDER / "scripts" / f"{label}.sh"
@@ -199,10 +200,13 @@ def write_script(label, script):
         TEMPLATE.format(
             name=script.name,
             umask=current_umask(),
+            log=shlex.quote(str(here / ledger.log_of(label))),
             folder=shlex.quote(str(here)),
+            survey=ledger.survey(),
+            begun_before=ledger.BEGUN_BEFORE,
             exports="\n".join(f"export {key}={shlex.quote(value)}" for key, value in passed_on),
             body=limit_cores(script.text, script.threads),
-            **{name: shlex.quote(str(here / path)) for name, path in files.items()},
+            **{name: shlex.quote(str(path)) for name, path in files.items()},
         ),
     )
     return path

@@ -4,15 +4,14 @@ A job has a label, NAME.TOKEN, from before it is submitted; the label is the nam
 
     jobs/LABEL.json   what it works on; from before its submission until it has been seen to end
     tickets/LABEL     the permission to begin. The job moves it to begun/LABEL and writes its id
-                      there. Who takes the ticket away first can be sure that the job, wherever
-                      it may be, does nothing
+                      there. Who moves it to withdrawn/LABEL first can be sure that the job,
+                      wherever it may be, does nothing
     ids/ID            the label, written after the submission
     exit/LABEL        its exit code, written by the job itself
     cancelled/ID      Snakemake, or cancel.py, has deleted it
-    gone/ID           since when the job looks as if it had ended without a word
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
-    ended.tsv         how each other job ended: time, id, name, outcome, reason
+    ended.tsv         how each other job ended: time, id, name, outcome, reason, rules
 
 Every file is written whole or not at all and belongs to one job, so nobody waits for anybody: only
 submissions wait for each other (two Snakemakes in one folder), and one question at a time is asked.
@@ -31,10 +30,21 @@ import pbs
 
 FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
+BEGUN_BEFORE = 75
+"""Exit code of a job that PBS started a second time: it did nothing, but its first start may still
+work."""
 BEST_WAY_AGAIN = 600.0
 """Seconds after which a server is asked again in the best way: it may keep a history now."""
+LONG_AGO = 600.0
+"""Seconds after which nothing follows from an answer and the next one together: between them much
+may have happened to the server."""
+STALE = 30.0
+"""Seconds after which an answer says nothing any more while somebody else asks for a new one."""
 
-_OF_A_JOB = ("jobs/{}.json", "scripts/{}.sh", "tickets/{}", "begun/{}", "exit/{}", "spool/{}")
+_OF_A_JOB = (
+    *("jobs/{}.json", "scripts/{}.sh"),
+    *("tickets/{}", "withdrawn/{}", "begun/{}", "exit/{}", "spool/{}"),
+)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,6 +79,11 @@ def remove(path):
     except FileNotFoundError:
         return False
     return True
+
+
+def survey():
+    """Return what tells the folder of this survey from a copy, by whatever path it is reached."""
+    return Path().stat().st_ino
 
 
 def names(folder):
@@ -113,10 +128,12 @@ def announce(label, facts):
     OSError
         If that cannot be written (a full disk): then the job must not be submitted.
     """
-    for folder in (LOGS, FOLDER / "exit", FOLDER / "spool", FOLDER / "begun"):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace(FOLDER / "jobs" / f"{label}.json", json.dumps(facts))
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for folder in ("exit", "spool", "begun", "withdrawn"):
+        (FOLDER / folder).mkdir(parents=True, exist_ok=True)
+    # a job that is in jobs/ and has no ticket counts as one that has begun
     replace(FOLDER / "tickets" / label, "")
+    replace(FOLDER / "jobs" / f"{label}.json", json.dumps(dict(facts, survey=survey())))
 
 
 def enter(label, job_id):
@@ -148,9 +165,14 @@ def facts_of(label):
     """Return what a job works on; empty if its file is lost or damaged."""
     try:
         facts = json.loads(read(FOLDER / "jobs" / f"{label}.json"))
-        return {name: facts[name] for name in ("targets", "settings", "files")}
+        return {name: facts[name] for name in ("targets", "settings", "files", "survey")}
     except (ValueError, TypeError, KeyError):
         return {}
+
+
+def is_ours(label):
+    """Return whether a job is of this survey, not of one of which this folder is a copy."""
+    return facts_of(label).get("survey", survey()) == survey()
 
 
 def label_of(job_id):
@@ -177,8 +199,17 @@ def may_begin(label):
 
 
 def withdraw(label):
-    """Take back the permission to begin; return whether the job will never do anything."""
-    return remove(FOLDER / "tickets" / label) or not has_begun(label)
+    """Take back the permission to begin; return whether the job will never do anything.
+
+    That a file is not seen proves nothing: on a network a folder may be shown as it was.
+    """
+    withdrawn = FOLDER / "withdrawn" / label
+    withdrawn.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        (FOLDER / "tickets" / label).rename(withdrawn)
+    except FileNotFoundError:
+        return withdrawn.exists()
+    return True
 
 
 def exit_code(label):
@@ -194,21 +225,6 @@ def exit_code(label):
 def log_of(label):
     """Return the path of the file with all that a job prints."""
     return LOGS / f"{label}.out"
-
-
-def gone_since(job_id, now):
-    """Return since when a job looks as if it had ended; from now on if it did not before."""
-    path = FOLDER / "gone" / job_id
-    try:
-        return float(read(path))
-    except ValueError:
-        replace(path, repr(now))
-        return now
-
-
-def is_back(job_id):
-    """Note that a job does not look as if it had ended."""
-    remove(FOLDER / "gone" / job_id)
 
 
 def is_cancelled(job_id):
@@ -229,14 +245,15 @@ def end(label, job_id, outcome, reason):
         Why it failed; empty otherwise.
     """
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    words = [when, job_id, name_of(label), outcome, " ".join(reason.split())]
+    rules = {target.partition(":")[0] for target in facts_of(label).get("targets", [])}
+    words = [when, job_id, name_of(label), outcome, " ".join(reason.split()), *sorted(rules)]
     with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
         stream.write("\t".join(words) + "\n")
-    is_back(job_id)
+    # whoever is killed here leaves a job that has ended, not one that has lost its exit code
+    remove(FOLDER / "ids" / job_id)
     remove(FOLDER / "cancelled" / job_id)
     if label:
         forget(label)
-    remove(FOLDER / "ids" / job_id)
 
 
 def forget(label):
@@ -264,7 +281,7 @@ def recover():
         return
     for log in sorted(LOGS.glob("*.out")):
         lines = [line for line in read(log).splitlines() if line.startswith("coaddflow: job ")]
-        if lines and " begins " in lines[-1]:
+        if lines and f" of survey {survey()} begins " in lines[-1]:
             label, job_id = log.name[: -len(".out")], lines[-1].split()[2]
             replace(FOLDER / "jobs" / f"{label}.json", "{}")
             replace(FOLDER / "begun" / label, job_id)
@@ -284,9 +301,10 @@ def last_answer():
     dict
         "asked": when, seconds since the epoch; "way": how, the number of `pbs.WAYS`, and
         "since": since when; "jobs": what it said about each job that it was asked about (None: it
-        does not know it), or None if it was away.
+        does not know it), or None if it was away; "ended": since when all answers agree that a job
+        looks as if it had ended.
     """
-    nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None}
+    nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None, "ended": {}}
     try:
         return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
     except (ValueError, TypeError):
@@ -300,14 +318,15 @@ def answer(max_age):
     ----------
     max_age : float
         An answer younger than this is good enough, seconds; so is the news that the server is
-        away. While somebody else asks, the last answer is good enough, too.
+        away. While somebody else asks, the last answer is good enough, too, unless it is `STALE`:
+        then it is as if the server were away.
     """
     last = last_answer()
     if 0 <= time.time() - last["asked"] < max_age:
         return last
     with locked("asking") as alone:
         if not alone:
-            return last
+            return last if time.time() - last["asked"] < STALE else dict(last, jobs=None)
         asked, job_ids = time.time(), names("ids")
         way, since = last["way"], last["since"]
         if asked - since > BEST_WAY_AGAIN:
@@ -319,10 +338,18 @@ def answer(max_age):
             known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
         except pbs.ServerAwayError:
             known = None
-        last = {"asked": asked, "way": way, "since": since, "jobs": known}
+        before = last["ended"] if asked - last["asked"] < LONG_AGO else {}
+        ended = [job_id for job_id, job in (known or {}).items() if looks_ended(job)]
+        ended = {job_id: before.get(job_id, asked) for job_id in ended}
+        last = {"asked": asked, "way": way, "since": since, "jobs": known, "ended": ended}
         with contextlib.suppress(OSError):  # a full disk: then the next one asks again
             replace(FOLDER / "answer.json", json.dumps(last))
     return last
+
+
+def looks_ended(job):
+    """Return whether a job of an answer looks as if it had ended."""
+    return pbs.looks_ended(job and pbs.ServerJob(*job))
 
 
 def number(job_id):

@@ -20,10 +20,10 @@ FAILED_TO_START = re.compile(r"too many failed attempts", re.IGNORECASE)
 _AWAY = re.compile(
     r"connection refused|cannot connect|can not connect|could not connect|unable to contact"
     r"|connect failure|communication failure|timed out|timeout|end of file|shutting down"
-    r"|temporarily unable|no route to host|network is unreachable|problem loading"
-    r"|would exceed|maximum number of jobs|not enabled",
+    r"|temporarily unable|no route to host|network is unreachable|problem loading",
     re.IGNORECASE,
 )
+_FULL = re.compile(r"would exceed|maximum number of jobs|not enabled", re.IGNORECASE)
 _REFUSED = re.compile(r"job history|usage:|unknown option|invalid option", re.IGNORECASE)
 WAYS = (("-E", "-x", "-f"), ("-E", "-f"), ("-x", "-f"), ("-f",))
 """Ways to ask about many jobs, best first. -E: all in one connection; without it OpenPBS opens one
@@ -38,6 +38,10 @@ ServerJob = namedtuple("ServerJob", "state exit_status comment output_path")
 
 class ServerAwayError(Exception):
     """The server gave no answer that says anything about jobs."""
+
+
+class QueueFullError(Exception):
+    """The queue takes no job at this moment: it is full, or closed."""
 
 
 def setting(name, default):
@@ -74,6 +78,11 @@ def run(command, *arguments, timeout=30):
 def is_away(text):
     """Return whether a message of a failed command means: try again later."""
     return bool(_AWAY.search(text))
+
+
+def is_full(text):
+    """Return whether a message of qsub means: not before other jobs have ended."""
+    return bool(_FULL.search(text))
 
 
 def ask(job_ids, way=0):
@@ -160,6 +169,11 @@ def parse_qstat(text):
             first.get("Output_Path"),
         )
     return jobs
+
+
+def looks_ended(job):
+    """Return whether a job looks as if it had ended, or would never run; None: it is not known."""
+    return job is None or job.state in FINISHED_STATES or never_runs(job)
 
 
 def never_runs(job):

@@ -8,9 +8,10 @@ its exit code, when PBS says how it ended, or when PBS has not known it for a wh
 
 import signal
 import sys
+from pathlib import Path
 
-import pbs
-import verdict
+# also where Python is told not to look there (PYTHONSAFEPATH)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 def main(job_id):
@@ -19,6 +20,10 @@ def main(job_id):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     word, reason = "running", ""
     try:
+        # in here, since they may be unreadable at this moment, or be damaged
+        import pbs
+        import verdict
+
         word, reason = verdict.settle(job_id, pbs.setting("POLL", 10))
     except Exception as error:  # in every doubt: running
         print(f"status of PBS job {job_id}: {type(error).__name__}: {error}", file=sys.stderr)

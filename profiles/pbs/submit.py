@@ -7,15 +7,22 @@ does all that is asked for: its id is printed and nothing is submitted. If it do
 exposure is ever worked on by two jobs. While the server is away, submission waits, too.
 """
 
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
+# also where Python is told not to look there (PYTHONSAFEPATH)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import ledger
 import pbs
 import verdict
 from jobscript import JobScript, current_umask, qsub_arguments, write_script
+
+ALTERED_BY_A_SHELL = re.compile(r'[$`"\\\n]')
+"""Snakemake gives the path of a job script to a shell, in double quotes."""
 
 
 def main(path):
@@ -23,6 +30,7 @@ def main(path):
     patience = pbs.setting("PATIENCE", 1800)
     deadline = time.monotonic() + patience
     try:
+        refuse_odd_folder(Path.cwd())
         script = JobScript(Path(path))
         arguments = qsub_arguments(script)
         with ledger.locked("submission", patience) as alone:
@@ -35,8 +43,9 @@ def main(path):
                 print(f"PBS job {job_id} ({script.name}) still lives: taken up", file=sys.stderr)
             else:
                 job_id = submit(script, arguments, deadline)
-    except pbs.ServerAwayError as error:
-        print(f"PBS server away: {error}", file=sys.stderr)
+    except (pbs.ServerAwayError, pbs.QueueFullError) as error:
+        what = "server away" if isinstance(error, pbs.ServerAwayError) else "takes no job"
+        print(f"PBS {what}: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"cannot submit {path}: {error}", file=sys.stderr)
@@ -47,6 +56,15 @@ def main(path):
         return 1
     print(job_id)
     return 0
+
+
+def refuse_odd_folder(folder):
+    """Raise ValueError if the folder has a name that does not reach this program as it is."""
+    if ALTERED_BY_A_SHELL.search(str(folder)):
+        raise ValueError(
+            f'the folder is called {str(folder)!r}; rename it: $, `, ", \\ and line ends mean '
+            "something else to the shell through which Snakemake submits"
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,8 +87,8 @@ def live_job(script, deadline):
         same_name = ledger.name_of(label) == script.name
         if not (set(facts["targets"]) & set(script.targets) if facts else same_name):
             continue
-        if facts and Path(facts["files"]).parent != Path(script.files).parent:
-            continue  # of the survey of which this folder is a copy
+        if not ledger.is_ours(label):
+            continue
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue
@@ -153,9 +171,9 @@ def patiently(question, deadline):
             pause(error, deadline)
 
 
-def pause(error, deadline):
+def pause(error, deadline, times=1):
     """Wait a little before the server is asked again; raise the error when it is too late."""
-    seconds = pbs.setting("PAUSE", 5)
+    seconds = pbs.setting("PAUSE", 5) * times
     if time.monotonic() + seconds > deadline:
         raise error
     time.sleep(seconds)
@@ -176,14 +194,24 @@ def submit(script, arguments, deadline):
     ------
     pbs.ServerAwayError
         If the server is away until the deadline.
+    pbs.QueueFullError
+        If the queue takes no job until the deadline, which begins anew as long as jobs of this
+        survey are in the queue: they make room when they end.
     OSError
         If a file cannot be written (a full disk). Then there is no job.
     """
+    patience = deadline - time.monotonic()
     while True:
         label = announce(script)
         path = ledger.FOLDER / "scripts" / f"{label}.sh"
         try:
             job_id = qsub([*output_arguments(label), *arguments, str(path)])
+        except pbs.QueueFullError as error:
+            ledger.forget(label)
+            if some_live():
+                deadline = time.monotonic() + patience
+            pause(error, deadline, times=6)
+            continue
         except pbs.ServerAwayError as error:
             pause(error, deadline)
             job_id = known_id(label, deadline)
@@ -199,6 +227,12 @@ def submit(script, arguments, deadline):
             pbs.run("qdel", job_id)
             raise
         return job_id
+
+
+def some_live():
+    """Return whether the server knows a job of this survey that has not ended."""
+    answer = ledger.answer(pbs.setting("POLL", 10))
+    return any(not ledger.looks_ended(job) for job in (answer["jobs"] or {}).values())
 
 
 def announce(script):
@@ -223,7 +257,15 @@ def output_arguments(label):
 
 
 def qsub(arguments):
-    """Return the id of the submitted job, or None if PBS refuses; ServerAwayError: try again."""
+    """Return the id of the submitted job, or None if PBS refuses.
+
+    Raises
+    ------
+    pbs.ServerAwayError
+        If it is not known whether there is a job now.
+    pbs.QueueFullError
+        If there is none, and there may be room later.
+    """
     # Ctrl-C must not come between the job and its id
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -236,6 +278,8 @@ def qsub(arguments):
     message = f"{err}\n{out}".strip()
     if pbs.is_away(message):
         raise pbs.ServerAwayError(message)
+    if pbs.is_full(message):
+        raise pbs.QueueFullError(message)
     print(f"qsub refuses (exit code {code}): {message}", file=sys.stderr)
     return None
 

@@ -1,7 +1,6 @@
 """What has become of a job: from its exit code, the server's last answer, and time."""
 
 import contextlib
-import time
 
 import ledger
 import pbs
@@ -15,6 +14,7 @@ EXIT_STATUS = {
     **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
     -20: "its node was lost",
     265: "killed",
+    ledger.BEGUN_BEFORE: "PBS started it a second time, and its first start left no exit code",
 }
 """Exit statuses of OpenPBS that it does not put into words."""
 
@@ -49,41 +49,40 @@ def settle(job_id, max_age):
             ledger.enter("", job_id)  # of a ledger that was lost: the server is asked from now on
     code = ledger.exit_code(label)
     answer = {"jobs": None} if code is not None else ledger.answer(max_age)
-    word, reason = judge(job_id, label, answer["jobs"], time.time())
+    word, reason = judge(job_id, label, answer)
     if word in ("success", "failed"):
         with contextlib.suppress(OSError):  # a full disk: the next look finds the same
             ledger.end(label, job_id, word, reason)
     return word, reason
 
 
-def judge(job_id, label, known, now):
+def judge(job_id, label, answer):
     """Return what a job does, and the reason of a failure, from all that is known.
 
     Parameters
     ----------
     job_id, label : str
         The job.
-    known : dict or None
-        The server's last answer by job; None if it gave none.
-    now : float
-        Seconds since the epoch.
+    answer : dict
+        The server's last answer, as `ledger.answer` returns it.
     """
     code = ledger.exit_code(label)
     if code == 0:
         return "success", ""
     if code is not None:
         return "failed", with_log(label, f"exit code {code}")
+    known = answer["jobs"]
     if known is None or job_id not in known:
         return DOUBTFUL, ""
     final = seems_final(pbs.ServerJob(*known[job_id]) if known[job_id] else None)
     if final is None:
-        ledger.is_back(job_id)
         return RUNNING, ""
     word, reason, at_once = final
     if reason in (GONE, NO_CODE) and ledger.is_cancelled(job_id):
         reason, at_once = CANCELLED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
-    if not at_once and now - ledger.gone_since(job_id, now) < pbs.setting("GRACE", 60):
+    for_how_long = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
+    if not at_once and for_how_long < pbs.setting("GRACE", 120):
         return DOUBTFUL, ""
     if known[job_id] and pbs.never_runs(pbs.ServerJob(*known[job_id])):
         ledger.withdraw(label)
@@ -112,7 +111,8 @@ def seems_final(seen):
         return "failed", seen.comment or NO_CODE, False
     words = [seen.comment or "failed", EXIT_STATUS.get(seen.exit_status, "")]
     reason = "; ".join(filter(None, words))
-    return "failed", f"{reason} (exit status {seen.exit_status})", True
+    at_once = seen.exit_status != ledger.BEGUN_BEFORE
+    return "failed", f"{reason} (exit status {seen.exit_status})", at_once
 
 
 def with_log(label, reason):
@@ -126,11 +126,15 @@ def with_log(label, reason):
 
 
 def tidy():
-    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
+    """Note the end of jobs that no Snakemake asks about any more, and remove what came late.
+
+    Called while nobody submits: a ticket without a job is of a submission that was cut short.
+    """
     known = ledger.names("jobs")
-    for label in ledger.names("spool"):
-        if f"{label}.json" not in known:
-            ledger.remove(ledger.FOLDER / "spool" / label)
+    for folder in ("spool", "tickets", "withdrawn"):
+        for label in ledger.names(folder):
+            if f"{label}.json" not in known:
+                ledger.remove(ledger.FOLDER / folder / label)
     left = ledger.names("exit")
     for job_id in ledger.names("ids") if left else []:
         if ledger.label_of(job_id) in left:

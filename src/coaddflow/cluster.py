@@ -6,12 +6,13 @@ executor submits by itself, the run waits here until they have ended, before it 
 there is to do. Standard library only.
 """
 
-import getpass
+import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,17 @@ SLURM_PAUSE = 15.0
 
 SLURM_PATIENCE = 1800.0
 """Seconds after which a controller that does not answer stops the run."""
+
+SLURM_LEAST_AGE = 240
+"""Seconds for which Slurm must remember a job that has ended: the executor asks every 180 s."""
+
+_LIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
+
+_OF_SHELLS = re.compile(r"[$`\"\\\n]")
+"""What a shell makes something else of between double quotes."""
+
+
+_KEPT = "COADDFLOW_SLURM_ALLOCATION"
 
 
 class EarlierJob(NamedTuple):
@@ -47,48 +59,178 @@ def allocation(environ: Mapping[str, str] = os.environ) -> dict[str, int]:
     return found
 
 
-def prepare(workflow: Any) -> None:
+def hand_down_allocation(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Let the Snakemakes inside a job know what Slurm said of its allocation.
+
+    There are two in a job of Slurm, one below the other. The executor starts the second by `srun`,
+    except for jobs of MPI, from which it takes Slurm's variables away. Without them `mpirun`
+    knows nothing of the other nodes. The first keeps them under another name, the second gets them
+    back.
+
+    Parameters
+    ----------
+    environ : mapping
+        Environment of this process; changed.
+
+    Returns
+    -------
+    bool
+        Whether this is the second Snakemake.
+    """
+    kept = json.loads(environ.get(_KEPT, "{}"))
+    second = bool(kept) and kept.get("SLURM_JOB_ID") == environ.get("SLURM_JOB_ID")
+    if second and "SLURM_JOB_NODELIST" not in environ:
+        environ.update(kept)
+    elif "SLURM_JOB_NODELIST" in environ:
+        found = {name: value for name, value in environ.items() if name.startswith("SLURM_")}
+        environ[_KEPT] = json.dumps(found)
+    return second
+
+
+def prepare(workflow: Any, say: Callable[[str], None] | None = None) -> None:
     """Make a run ready for its executor; called when Snakemake begins to plan.
 
     Parameters
     ----------
     workflow : snakemake.workflow.Workflow
         The run. Nothing happens unless it is about to submit jobs.
+    say : callable, optional
+        Takes a line for the user; by default standard error.
 
     Raises
     ------
     InputError
-        If Slurm cannot be asked for jobs of an earlier run.
+        If a path of the run would not survive the shells that it goes through, or Slurm cannot be
+        asked for jobs of an earlier run, or forgets jobs too soon.
     """
     if not workflow.is_main_process or workflow.local_exec:
         return
+    make_ready(workflow)
     if workflow.executor_plugin.name == "slurm" and not someone_else_works(workflow):
-        wait_for_earlier_jobs(Path.cwd(), lambda text: print(text, file=sys.stderr))
+        wait_for_earlier_jobs(Path.cwd(), say or _to_user)
 
 
-def refuse_while_earlier_jobs_live(workflow: Any) -> None:
-    """Stop a run that would work on what jobs of an earlier run work on.
+def begin(workflow: Any) -> None:
+    """Make a run ready that has not been prepared; called when it begins.
 
-    `prepare` waits for them, but is not called when a user asks for single products.
+    `prepare` is not called when a user asks for single products. It waits for jobs of an earlier
+    run before anything is planned; here it is too late for that.
 
     Parameters
     ----------
     workflow : snakemake.workflow.Workflow
-        The run, about to begin.
+        The run.
 
     Raises
     ------
     InputError
-        If such jobs are in Slurm's queue.
+        As `prepare`, and if jobs of an earlier run are in Slurm's queue.
     """
-    if workflow.executor_plugin.name != "slurm":
+    if not workflow.is_main_process or workflow.local_exec:
         return
-    jobs = earlier_jobs(Path.cwd())
+    make_ready(workflow)
+    jobs = answer_of_slurm(Path.cwd(), _to_user) if workflow.executor_plugin.name == "slurm" else []
     if jobs:
         raise InputError(
             f"{len(jobs)} jobs of an earlier run are still in the queue ({_example(jobs)})",
             remedy=f"wait for them, or: scancel --name {' '.join({job.run for job in jobs})}",
         )
+
+
+def make_ready(workflow: Any) -> None:
+    """Do what needs no answer of a cluster, or is asked once; harmless when done twice.
+
+    Raises
+    ------
+    InputError
+        As `prepare`.
+    """
+    programs_from_any_folder(workflow.executor_settings, workflow.basedir)
+    refuse_words_of_shells(
+        {
+            "working folder": Path.cwd(),
+            "Snakefile": workflow.main_snakefile,
+            **{f"settings file {i}": path for i, path in enumerate(workflow.configfiles)},
+            "program for submissions": getattr(workflow.executor_settings, "submit_cmd", None),
+        }
+    )
+    if workflow.executor_plugin.name == "slurm":
+        submit_patiently(workflow.basedir)
+        if getattr(workflow.executor_settings, "status_command", "") == "squeue":
+            refuse_forgetful_slurm()
+
+
+def refuse_words_of_shells(paths: Mapping[str, Any]) -> None:
+    """Refuse paths that a shell would change: the executors put them between double quotes.
+
+    Parameters
+    ----------
+    paths : mapping of str to path or None
+        What each is, and where.
+
+    Raises
+    ------
+    InputError
+        If one has a dollar, backtick, quote, backslash, or newline in it.
+    """
+    for what, path in paths.items():
+        found = _OF_SHELLS.search(str(path or ""))
+        if found:
+            raise InputError(
+                f"the {what} has a {found[0]!r} in its name, which the shell that starts the jobs "
+                "of a cluster would change",
+                path=path,
+                remedy="rename it",
+            )
+
+
+def submit_patiently(basedir: str | Path) -> None:
+    """Put the sbatch of profiles/slurm before the real one in the PATH of this process.
+
+    Parameters
+    ----------
+    basedir : str or Path
+        Folder of the Snakefile.
+    """
+    folder = Path(basedir).resolve() / "profiles" / "slurm" / "bin"
+    if not os.access(folder / "sbatch", os.X_OK):
+        _to_user(f"coaddflow: {folder / 'sbatch'} is missing: no patience with the controller")
+        return
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if str(folder) not in path:
+        os.environ["PATH"] = os.pathsep.join([str(folder), *path])
+    os.environ["COADDFLOW_PYTHON"] = sys.executable
+
+
+def refuse_forgetful_slurm() -> None:
+    """Refuse a Slurm whose squeue forgets jobs before the executor asks for them.
+
+    The executor asks every 3 minutes at last, and waits for ever for a job that it has missed.
+
+    Raises
+    ------
+    InputError
+        If ``MinJobAge`` is below `SLURM_LEAST_AGE`.
+    """
+    age = min_job_age()
+    if age is not None and age < SLURM_LEAST_AGE:
+        raise InputError(
+            f"this Slurm forgets jobs {age} s after their end (MinJobAge); squeue must know them "
+            f"for {SLURM_LEAST_AGE} s",
+            remedy="ask for a longer MinJobAge, or take the accounting: "
+            "--slurm-status-command sacct (docs/slurm.md tells what it costs)",
+        )
+
+
+def min_job_age() -> int | None:
+    """Return for how long Slurm remembers jobs that have ended, in seconds; None if unknown."""
+    try:
+        text = _answer(["scontrol", "show", "config"])
+    except (OSError, subprocess.SubprocessError):
+        # the controller is away, and is waited for where jobs are asked for
+        return None
+    match = re.search(r"^MinJobAge\s*=\s*(\d+)", text, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def programs_from_any_folder(settings: Any, basedir: str | Path) -> None:
@@ -120,27 +262,83 @@ def someone_else_works(workflow: Any) -> bool:
 
 
 def earlier_jobs(folder: Path) -> list[EarlierJob]:
-    """Return the jobs of Snakemake in Slurm's queue that work in a folder.
+    """Return the jobs of Snakemake in Slurm's queue that work in a folder, whoever's they are.
 
     Raises
     ------
     OSError, subprocess.SubprocessError
         If squeue fails.
     """
-    squeue = subprocess.run(  # noqa: S603 - a list, no shell
-        # of the user's PATH
-        ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i|%j|%T|%k|%Z"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    squeue = ["squeue", "--noheader", "--states", _LIVE, "--format", "%i|%j|%T|%k|%Z"]
     jobs = []
-    for line in squeue.stdout.splitlines():
-        job_id, run, state, comment, work_folder = line.split("|", 4)
-        if comment.startswith("rule_") and Path(work_folder).resolve() == folder.resolve():
+    for line in _answer(squeue).splitlines():
+        # a comment of others may have line breaks in it
+        job_id, run, state, comment, work_folder = [*line.split("|", 4), "", "", "", ""][:5]
+        if comment.startswith("rule_") and _is_same_folder(work_folder, folder):
             jobs.append(EarlierJob(job_id, run, comment.removeprefix("rule_"), state))
     return jobs
+
+
+def _answer(command: list[str]) -> str:
+    """Return what a command of Slurm prints.
+
+    What a user has set for squeue hides jobs, or changes what it prints.
+    """
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("SQUEUE_")}
+    return subprocess.run(  # noqa: S603 - a list, no shell
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=True,
+        timeout=60,
+        env=environ,
+    ).stdout
+
+
+def _is_same_folder(name: str, folder: Path) -> bool:
+    """Return whether a job's folder is this one, perhaps as another host mounts it.
+
+    Folders of others are not looked at: theirs may be on a file system that hangs.
+    """
+    if Path(name).name != folder.resolve().name:
+        return False
+    try:
+        return Path(name).samefile(folder)
+    except OSError:
+        return False
+
+
+def answer_of_slurm(folder: Path, say: Callable[[str], None]) -> list[EarlierJob]:
+    """Return the jobs of earlier runs in a folder, and ask again while Slurm does not answer.
+
+    Parameters
+    ----------
+    folder : Path
+        The working folder of the run.
+    say : callable
+        Takes a line for the user.
+
+    Raises
+    ------
+    InputError
+        If Slurm gives no answer for `SLURM_PATIENCE`.
+    """
+    end, told = time.monotonic() + SLURM_PATIENCE, False
+    while True:
+        try:
+            return earlier_jobs(folder)
+        except (OSError, subprocess.SubprocessError) as error:
+            words = (getattr(error, "stderr", None) or str(error)).strip()
+            if time.monotonic() > end:
+                raise InputError(
+                    f"Slurm does not say whether jobs of an earlier run still work here ({words})",
+                    remedy="start again when squeue answers",
+                ) from error
+            if not told:
+                say(f"coaddflow: Slurm does not answer, asking again: {words}")
+                told = True
+            time.sleep(SLURM_PAUSE)
 
 
 def wait_for_earlier_jobs(folder: Path, say: Callable[[str], None]) -> None:
@@ -158,24 +356,8 @@ def wait_for_earlier_jobs(folder: Path, say: Callable[[str], None]) -> None:
     InputError
         If Slurm gives no answer for `SLURM_PATIENCE`.
     """
-    last_answer, told = time.monotonic(), 0
-    while True:
-        try:
-            jobs = earlier_jobs(folder)
-        except (OSError, subprocess.SubprocessError) as error:
-            if time.monotonic() - last_answer > SLURM_PATIENCE:
-                raise InputError(
-                    f"Slurm does not say whether jobs of an earlier run still work here ({error})",
-                    remedy="start again when squeue answers",
-                ) from error
-            if told >= 0:
-                say(f"coaddflow: Slurm does not answer, asking again: {error}")
-                told = -1
-            time.sleep(SLURM_PAUSE)
-            continue
-        last_answer = time.monotonic()
-        if not jobs:
-            return
+    told = 0
+    while jobs := answer_of_slurm(folder, say):
         if len(jobs) != told:
             names = " ".join(sorted({job.run for job in jobs}))
             say(
@@ -189,3 +371,7 @@ def wait_for_earlier_jobs(folder: Path, say: Callable[[str], None]) -> None:
 
 def _example(jobs: list[EarlierJob]) -> str:
     return f"{jobs[0].job_id} {jobs[0].comment} {jobs[0].state.lower()}, ..."
+
+
+def _to_user(line: str) -> None:
+    print(line, file=sys.stderr)

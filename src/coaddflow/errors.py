@@ -63,3 +63,14 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+def is_lasting(error: BaseException | None) -> bool:
+    """Return whether an error would come again: a mistake found in the data, no machine trouble."""
+    if not isinstance(error, CoaddflowError):
+        return False
+    while error is not None:
+        if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):
+            return False
+        error = error.__cause__
+    return True

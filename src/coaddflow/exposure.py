@@ -9,10 +9,10 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from astropy.io import fits
@@ -25,7 +25,7 @@ from coaddflow.camera import Camera, Detector, outline
 from coaddflow.cosmics import find_cosmic_rays
 from coaddflow.errors import CcdFailure, CoaddflowError
 from coaddflow.exposures import ExposureRow, ImageRow
-from coaddflow.files import sha256_of
+from coaddflow.files import remove_partial, sha256_of
 from coaddflow.image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.interpolate import fill_masked
 from coaddflow.isr import detrend
@@ -237,8 +237,10 @@ def facts_of(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
 
 def remove_products(files: CcdFiles) -> None:
     """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
-    for path in (files.manifest, files.row, files.calexp, files.sources):
+    Path(files.manifest).unlink(missing_ok=True)
+    for path in (files.row, files.calexp, files.sources):
         Path(path).unlink(missing_ok=True)
+        remove_partial(path)
 
 
 def calexp_row(
@@ -258,7 +260,7 @@ def write_products(
     cards: fits.Header,
     files: CcdFiles,
     settings: Settings,
-    sections: Sequence[str] = SECTIONS,
+    solved: Mapping[str, Any] | None = None,
 ) -> CcdRow:
     """Write a calexp and its sources; return the row.
 
@@ -271,12 +273,16 @@ def write_products(
     files : CcdFiles
         Where to, and what it was made from.
     settings : Settings
-        ``sections`` and products.
-    sections : sequence of str
-        Sections of the settings that it was made with.
+        `SECTIONS` and products.
+    solved : mapping, optional
+        Further settings that it was made with, as plain values.
     """
+    for path in (files.calexp, files.sources):
+        remove_partial(path)  # of a worker that died in the middle of it
     calexp.header.update(cards)
-    provenance = provenance_header(settings.section(*sections), [files.raw, *files.calibs.values()])
+    provenance = provenance_header(
+        settings.section(*SECTIONS) | dict(solved or {}), [files.raw, *files.calibs.values()]
+    )
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
     return done_row(calexp.facts, calexp, files.calexp)
 

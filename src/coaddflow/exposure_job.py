@@ -23,8 +23,8 @@ from coaddflow.calexp import MeasuredCcd, measure_ccd, solve_astrometry
 from coaddflow.calibs import read_calibs
 from coaddflow.camera import Camera, load_camera
 from coaddflow.crosstalk import collect_aggressors
+from coaddflow.errors import InputError
 from coaddflow.exposure import (
-    SECTIONS,
     CcdFiles,
     calexp_row,
     clean,
@@ -49,6 +49,7 @@ from coaddflow.isr import begin_detrend, finish_detrend
 from coaddflow.manifest import CcdRow
 from coaddflow.pool import Pool, Rounds, Worker
 from coaddflow.raw import read_raw_ccd
+from coaddflow.scatter import run_job
 from coaddflow.settings import Settings, load_settings
 from coaddflow.wcs import predicted_wcs
 
@@ -71,8 +72,6 @@ class ExposureTask:
         The camera; None for images that were calibrated elsewhere.
     settings : Settings
         The sections that make a calexp.
-    workers : int
-        Workers at most.
     """
 
     exposure: ExposureRow | None
@@ -80,12 +79,17 @@ class ExposureTask:
     files: Mapping[int, CcdFiles]
     camera: Camera | None
     settings: Settings
-    workers: int
 
     @property
     def is_solved_as_a_whole(self) -> bool:
         """Whether the CCDs wait for a solution of the exposure."""
         return self.exposure is not None and bool(self.settings.exposure.enabled)
+
+    @property
+    def corrects_crosstalk(self) -> bool:
+        """Whether CCDs are corrected for what others shine into them."""
+        enabled = self.exposure is not None and self.settings.exposure.crosstalk.enabled
+        return enabled and bool(self.camera.crosstalk)
 
     def pixels(self, ccd: int) -> int:
         """Return the number of pixels of a CCD."""
@@ -94,12 +98,40 @@ class ExposureTask:
         nx, ny = self.camera.detector(ccd).size
         return nx * ny
 
-    def memory(self, ccd: int) -> float:
-        """Return the memory of a CCD in work, and its share of that of the waiting ones, bytes."""
-        waiting = 0.0
-        if self.is_solved_as_a_whole:
-            waiting = resources.held_memory([self.pixels(one) for one in self.files]) / self.workers
-        return 1e6 * (resources.ccd_memory(self.pixels(ccd)) + waiting)
+
+def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) -> None:
+    """Make the calexps of an exposure and its manifest: the whole job.
+
+    Parameters
+    ----------
+    spec : mapping
+        What to do; see `run`.
+    workers : int
+        CCDs that are in work at a time, at most.
+    memory_mb : float
+        Memory of the job, MB. With less than it would like, fewer CCDs are in work at a time.
+
+    Raises
+    ------
+    InputError
+        As `run`; or if the CCDs that wait for the solution of the exposure need all the memory.
+    PoolError
+        As `run`.
+    """
+    settings = load_settings(spec["config"])
+    task = task_of(spec, settings.only(*spec["sections"]))
+    waiting = 0
+    if task.is_solved_as_a_whole:
+        pixels = [task.pixels(ccd) for ccd in task.files]
+        waiting = resources.held_memory(pixels, task.corrects_crosstalk)
+    room = memory_mb - resources.INTERPRETER_MB - waiting
+    if room <= 0:
+        raise InputError(
+            f"the CCDs of an exposure that wait for its solution need {waiting} MB, and the job "
+            f"has {memory_mb:.0f} MB",
+            remedy="give it more memory, or switch off the section `exposure` of the settings",
+        )
+    run_job(__name__, spec, settings.parallel, workers=workers, memory_mb=room)
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
@@ -112,8 +144,7 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     spec : mapping
         Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
         (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
-        of each; ``config``: the settings, and ``sections``: those that make a calexp;
-        ``workers``: workers at most.
+        of each; ``config``: the settings, and ``sections``: those that make a calexp.
 
     Raises
     ------
@@ -128,10 +159,10 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     begin = time.monotonic()
     rows = make_calexps(pool, task)
     seconds = time.monotonic() - begin
-    busy = pool.busy / max(seconds, 1e-3) / spec["workers"]
+    workers = len(pool.processes)
     _LOG.info(
         "%d CCDs in %.1f s; %d workers busy %.0f %% of it",
-        *(len(rows), seconds, spec["workers"], 100 * busy),
+        *(len(rows), seconds, workers, 100 * pool.busy / seconds / max(workers, 1)),
     )
     make_manifest(
         spec["manifest"],
@@ -158,7 +189,7 @@ def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
         for item in spec["ccds"]
     }
     camera = load_camera(spec["config"]["camera"]) if exposure else None
-    return ExposureTask(exposure, images, files, camera, settings, spec["workers"])
+    return ExposureTask(exposure, images, files, camera, settings)
 
 
 def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
@@ -185,8 +216,9 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
         pool,
         task.files,
         cost=task.pixels,
-        memory=task.memory,
+        memory=lambda ccd: 1e6 * resources.ccd_memory(task.pixels(ccd)),
         label="CCD {}".format,
+        is_end=_is_row,
     )
     ended: dict[int, CcdRow] = {}
     if task.is_solved_as_a_whole:
@@ -200,16 +232,13 @@ def _solve_and_finish(
     pool: Pool, task: ExposureTask, rounds: Rounds, ended: dict[int, CcdRow]
 ) -> None:
     """Scatter, gather, scatter."""
-    if task.settings.exposure.crosstalk.enabled and task.camera.crosstalk:
+    if task.corrects_crosstalk:
         found = _round(rounds, _begin_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
-        signals = {
-            (ccd, amplifier): signal
-            for ccd, of_ccd in found.items()
-            for amplifier, signal in of_ccd.items()
-        }
-        pool.broadcast(signals=signals)
-        del found, signals
+        for ccd in list(found):
+            pool.broadcast(**{f"signals_{ccd}": found.pop(ccd)})
     summaries = _round(rounds, _measure_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+    if not summaries:
+        return
     solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
     for ccd, failure in solutions.failures.items():
         files = task.files[ccd]
@@ -229,15 +258,14 @@ def _round(
     arguments: Mapping[int, Any],
     ended: dict[int, CcdRow],
 ) -> dict[int, Any]:
-    """Do a round; what has ended with a row, failed or done, leaves the rounds."""
-    going_on = {}
-    for ccd, result in rounds.do(function, arguments).items():
-        if isinstance(result, CcdRow):
-            ended[ccd] = result
-            rounds.leave(ccd)
-        else:
-            going_on[ccd] = result
-    return going_on
+    """Do a round; return what goes on. What has ended, failed or done, has a row."""
+    results = rounds.do(function, arguments)
+    ended |= {ccd: row for ccd, row in results.items() if _is_row(row)}
+    return {ccd: result for ccd, result in results.items() if not _is_row(result)}
+
+
+def _is_row(result: Any) -> bool:
+    return isinstance(result, CcdRow)
 
 
 # On the workers -------------------------------------------------------------------------------
@@ -248,7 +276,7 @@ def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> A
     task: ExposureTask = worker.constants["task"]
     row = task.exposure or task.images[ccd]
     result = result_or_failed_row(facts_of(row, ccd), task.files[ccd], lambda: step(task))
-    if isinstance(result, CcdRow):
+    if _is_row(result):
         worker.state.clear()
     return result
 
@@ -306,11 +334,16 @@ def _detrended(ccd: int, task: ExposureTask, worker: Worker) -> tuple:
     """Return a CCD in electrons, cosmic rays masked and filled, and the cards of what was done."""
     files, settings = task.files[ccd], task.settings
     exposure_time = task.exposure.exposure_time
-    begun = worker.state.pop("begun", None)
-    if begun is None:
+    if not task.corrects_crosstalk:
         detector = task.camera.detector(ccd)
         return detrended_image(files, task.camera, detector, exposure_time, settings)
-    aggressors = collect_aggressors(task.camera.crosstalk_into(ccd), worker.constants["signals"])
+    links = task.camera.crosstalk_into(ccd)
+    signals = {}
+    for other in sorted({link.aggressor[0] for link in links}):
+        of_ccd = worker.constants.get(f"signals_{other}", {})
+        signals |= {(other, amplifier): signal for amplifier, signal in of_ccd.items()}
+    aggressors = collect_aggressors(links, signals)
+    begun = worker.state.pop("begun")
     result = finish_detrend(begun, read_calibs(files.calibs), exposure_time, aggressors)
     clean(result.masked_image, settings)
     return result.masked_image, result.header
@@ -329,11 +362,7 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
             task.camera,
             task.settings.exposure,
         )
-        sections = (*SECTIONS, "exposure")
-        row = write_products(
-            calexp, worker.state["cards"], task.files[ccd], task.settings, sections
-        )
-        worker.state.clear()
-        return row
+        solved = {"exposure": task.settings.exposure.parts()}
+        return write_products(calexp, worker.state["cards"], task.files[ccd], task.settings, solved)
 
     return _step_of(worker, ccd, step)

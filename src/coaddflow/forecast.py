@@ -26,6 +26,9 @@ PIXEL_BYTES = 13.0
 WARP_OVERLAP = 1.25
 """Pixels of an exposure's warps over those of the exposure: patches overlap."""
 
+TABLES_MINUTES, PICTURE_MINUTES, MANIFEST_MINUTES, SURVEY_MINUTES = 10, 10, 5, 60
+"""Time limits of the steps that read and write tables, or the coadds made small, in rules/."""
+
 ROOM = 1.3
 """Memory that is suggested over what was measured."""
 
@@ -49,8 +52,13 @@ class Cost:
         CPU time of all.
     memory : int
         Largest memory of one job, MB.
+    runtime : int
+        Longest time limit of one job, minutes.
     disk : float
         Size of the products, GB (1e9 bytes).
+
+    Memory and time limit are those of the first attempt; the second asks for twice as much, the
+    third for three times.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Cost:
     n_steps: int
     core_hours: float
     memory: int
+    runtime: int
     disk: float
 
 
@@ -76,7 +85,7 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
         _calibration(plan),
         _exposures(plan, exposures, cores),
         *([_tracts(plan, cores)] if plan.tracts else []),
-        Cost("survey", 1, 1, _core_hours(1, 1, 0.0), 2 * needs.SMALL_STEP_MB, 0.0),
+        Cost("survey", 1, 1, _core_hours(1, 1, 0.0), 2 * needs.SMALL_STEP_MB, SURVEY_MINUTES, 0.0),
     ]
 
 
@@ -87,27 +96,60 @@ def _core_hours(n_jobs: int, n_starts: int, seconds: float) -> float:
 
 def _workers(plan: Plan, cores: int) -> int:
     """Return how many processes a job of a whole exposure or tract scatters its work over."""
-    return min(cores, plan.settings.parallel.workers)
+    serial = plan.settings.parallel.backend == "serial"
+    return 1 if serial else min(cores, plan.settings.parallel.workers)
+
+
+def _in_turn(amounts: Iterable[int], width: int) -> list[list[int]]:
+    """Return what runs side by side, one list after the other, as Snakemake puts it.
+
+    Parameters
+    ----------
+    amounts : iterable of int
+        Of each step of a group that hangs on no other of them.
+    width : int
+        Steps that run at a time.
+    """
+    longest = sorted(amounts, reverse=True)
+    return [longest[i : i + width] for i in range(0, len(longest), width)]
+
+
+def _minutes(amounts: Iterable[int], width: int) -> int:
+    """Return the time limit of steps that run side by side, as the sum of those in turn."""
+    return sum(max(some) for some in _in_turn(amounts, width))
 
 
 def _exposure_memory(plan: Plan, ccds: list[int], cores: int) -> int:
     """Return the memory of the job of a whole exposure, from the pixels of its CCDs."""
     workers = min(_workers(plan, cores), len(ccds))
-    return needs.exposure_memory(ccds, workers, bool(plan.settings.exposure.enabled))
+    parts = plan.settings.exposure.enabled
+    return needs.exposure_memory(ccds, workers, bool(parts), "crosstalk" in parts)
 
 
-def _tract_memory(plan: Plan, tract: int, cores: int) -> int:
-    """Return the memory of the job of a whole tract and band."""
-    exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract)]
-    return needs.tract_memory(
+def _tract_memory(plan: Plan, tract: int, band: str, cores: int) -> int:
+    """Return the memory of the step that makes a whole tract in a band."""
+    exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract, band)]
+    inputs, coadd = _inputs(plan, tract, band), plan.settings.coadd
+    memory = needs.tract_memory(
         max(max(ccds) for ccds in exposures),
         sum(sum(ccds) for ccds in exposures),
         patch_pixels(plan),
-        max(_inputs(plan, tract)),
-        plan.settings.coadd.memory_mb,
-        plan.settings.coadd.spool_mb,
+        max(inputs),
+        coadd.memory_mb,
+        coadd.spool_mb,
         _workers(plan, cores),
     )
+    matching = coadd.background_matching
+    if matching.enabled:
+        memory += needs.matching_memory(
+            len(exposures), patch_pixels(plan), len(inputs), matching.bin_size
+        )
+    return memory
+
+
+def _bands_of(plan: Plan, tract: int) -> list[str]:
+    """Return the bands in which a tract has coadds."""
+    return [band for band in plan.bands if plan.patches_of(band, tract)]
 
 
 def asked_memory(plan: Plan, cores: int) -> dict[str, int]:
@@ -120,7 +162,11 @@ def asked_memory(plan: Plan, cores: int) -> dict[str, int]:
         exposures = [ccd_pixels(plan, exposure) for exposure in plan.exposures]
         asked["exposure"] = max(_exposure_memory(plan, ccds, cores) for ccds in exposures)
     if plan.settings.parallel.coadd == "tract" and plan.tracts:
-        asked["tract"] = max(_tract_memory(plan, tract, cores) for tract in plan.tracts)
+        asked["tract"] = max(
+            _tract_memory(plan, tract, band, cores)
+            for tract in plan.tracts
+            for band in _bands_of(plan, tract)
+        )
     for name, exposures in (("calexp", plan.science), ("calibrated", plan.images)):
         pixels = [max(ccd_pixels(plan, exposure)) for exposure in exposures]
         if pixels:
@@ -146,11 +192,11 @@ def patch_pixels(plan: Plan) -> int:
     return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
 
 
-def _inputs(plan: Plan, tract: int) -> list[int]:
-    """Return how many exposures can touch each patch of a tract."""
+def _inputs(plan: Plan, tract: int, *bands: str) -> list[int]:
+    """Return how many exposures can touch each patch of a tract, in some bands or all."""
     return [
         len(plan.exposures_of_patch(band, tract, name))
-        for band in plan.bands
+        for band in bands or plan.bands
         for name in plan.patches_of(band, tract)
     ]
 
@@ -174,7 +220,7 @@ def ccd_pixels(plan: Plan, exposure: str) -> list[int]:
 
 def _calibration(plan: Plan) -> Cost:
     """Return the cost of the calibration frames: one job a CCD, its frames one after another."""
-    seconds, memory, size, steps, jobs = 0.0, 0, 0.0, 0, 0
+    seconds, memory, size, steps, jobs, longest = 0.0, 0, 0.0, 0, 0, 0
     made = _frames_of_masters(plan)
     for ccd, facts in plan.ccds.items() if made else ():
         pixels = facts.size[0] * facts.size[1]
@@ -191,8 +237,11 @@ def _calibration(plan: Plan) -> Cost:
         for frames in here:
             stack = plan.settings.calibs.memory
             memory = max(memory, needs.calib_memory(pixels, frames, stack))
+        # each has the others of the CCD among its inputs, at most
+        longest = max(longest, sum(needs.calib_runtime(pixels, n + len(here)) for n in here))
     memory += needs.SNAKEMAKE_MB
-    return Cost("calibration", jobs, steps, _core_hours(jobs, steps, seconds), memory, size / 1e9)
+    hours = _core_hours(jobs, steps, seconds)
+    return Cost("calibration", jobs, steps, hours, memory, longest, size / 1e9)
 
 
 def _exposures(plan: Plan, exposures: list[list[int]], cores: int) -> Cost:
@@ -204,50 +253,85 @@ def _exposures(plan: Plan, exposures: list[list[int]], cores: int) -> Cost:
             sum(sorted((needs.ccd_memory(n) for n in ccds), reverse=True)[:cores])
             for ccds in exposures
         )
+        longest = MANIFEST_MINUTES + max(
+            _minutes((needs.ccd_runtime(n) for n in ccds), cores) for ccds in exposures
+        )
     else:
         workers = _workers(plan, cores)
         steps, starts = len(exposures), (workers + 1) * len(exposures)
         memory = max(_exposure_memory(plan, ccds, cores) for ccds in exposures)
+        longest = max(needs.exposure_runtime(ccds, min(workers, len(ccds))) for ccds in exposures)
     hours = _core_hours(len(exposures), starts, needs.CCD_SECONDS_PER_MPIXEL * pixels / 1e6)
     disk = PIXEL_BYTES * pixels / 1e9
-    return Cost("exposure", len(exposures), steps, hours, memory + needs.SNAKEMAKE_MB, disk)
+    memory += needs.SNAKEMAKE_MB
+    return Cost("exposure", len(exposures), steps, hours, memory, longest, disk)
 
 
 def _tracts(plan: Plan, cores: int) -> Cost:
     """Return the cost of all tracts: warps and coadds."""
-    patch, block = patch_pixels(plan), plan.settings.coadd.memory_mb
+    patch = patch_pixels(plan)
     whole, workers = plan.settings.parallel.coadd == "tract", _workers(plan, cores)
-    steps, starts, seconds, memory, size = 0, 0, 0.0, 0, 0.0
+    steps, starts, seconds, memory, longest, size = 0, 0, 0.0, 0, 0, 0.0
     for tract in plan.tracts:
         exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract)]
         warped = sum(sum(ccds) for ccds in exposures)
-        largest = max(max(ccds) for ccds in exposures)
-        inputs = _inputs(plan, tract)
+        inputs, n_bands = _inputs(plan, tract), len(_bands_of(plan, tract))
         seconds += needs.WARP_SECONDS_PER_MPIXEL * warped / 1e6
         seconds += sum(
             needs.COADD_SECONDS_PER_MPIXEL_AND_INPUT * (2 + n) * patch / 1e6 for n in inputs
         )
         # corner databases and picture
-        steps += len(plan.bands) + 1
-        starts += len(plan.bands) + 1
+        steps += n_bands + 1
+        starts += n_bands + 1
         size += PIXEL_BYTES * patch * len(inputs)
         if whole:
-            steps += len(plan.bands)
-            starts += (workers + 1) * len(plan.bands)
-            asked = _tract_memory(plan, tract, cores)
+            steps += n_bands
+            starts += (workers + 1) * n_bands
+            asked, limit = _whole_tract(plan, tract, cores)
         else:
             steps += len(exposures) + len(inputs)
             starts += len(exposures) + len(inputs)
-            asked = max(
-                min(cores, len(exposures)) * needs.warp_memory(largest, patch),
-                min(cores, len(inputs)) * needs.coadd_memory(patch, max(inputs), block),
-            )
+            asked, limit = _tract_by_patches(plan, tract, cores)
         if not whole or plan.settings.coadd.keep_warps:
             size += PIXEL_BYTES * WARP_OVERLAP * warped
-        memory = max(memory, asked)
+        memory, longest = max(memory, asked), max(longest, limit + PICTURE_MINUTES)
     n_jobs = len(plan.tracts)
     hours = _core_hours(n_jobs, starts, seconds)
-    return Cost("tract", n_jobs, steps, hours, memory + needs.SNAKEMAKE_MB, size / 1e9)
+    return Cost("tract", n_jobs, steps, hours, memory + needs.SNAKEMAKE_MB, longest, size / 1e9)
+
+
+def _tract_by_patches(plan: Plan, tract: int, cores: int) -> tuple[int, int]:
+    """Return memory and time limit (MB, minutes) of a tract whose warps and patches are steps."""
+    patch, block = patch_pixels(plan), plan.settings.coadd.memory_mb
+    exposures = [ccd_pixels(plan, name) for name in plan.exposures_of_tract(tract)]
+    inputs = _inputs(plan, tract)
+    largest = max(max(ccds) for ccds in exposures)
+    memory = max(
+        min(cores, len(exposures)) * needs.warp_memory(largest, patch),
+        min(cores, len(inputs)) * needs.coadd_memory(patch, max(inputs), block),
+    )
+    first = [TABLES_MINUTES] * len(_bands_of(plan, tract))
+    first += [needs.warp_runtime(sum(ccds)) for ccds in exposures]
+    coadds = [needs.coadd_runtime(patch, n) for n in inputs]
+    return memory, _minutes(first, cores) + _minutes(coadds, cores)
+
+
+def _whole_tract(plan: Plan, tract: int, cores: int) -> tuple[int, int]:
+    """Return memory and time limit (MB, minutes) of a tract that is a step in each band.
+
+    As many bands as there are cores for are worked on side by side.
+    """
+    workers, patch, bands = _workers(plan, cores), patch_pixels(plan), _bands_of(plan, tract)
+    width = max(cores // workers, 1)
+    asked = [_tract_memory(plan, tract, band, cores) for band in bands]
+    limits = []
+    for band in bands:
+        exposures = plan.exposures_of_tract(tract, band)
+        warped = sum(sum(ccd_pixels(plan, name)) for name in exposures)
+        inputs = _inputs(plan, tract, band)
+        limits.append(needs.tract_runtime(warped, patch, inputs, workers))
+    tables = _minutes([TABLES_MINUTES] * len(bands), cores)
+    return max(map(sum, _in_turn(asked, width))), tables + _minutes(limits, width)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -335,7 +419,24 @@ def core_hours_of(kind: str, steps: Iterable[Measured]) -> float | None:
     return sum(hours) if hours else None
 
 
-def suggestion(steps: Iterable[Measured], cores: int = 1) -> list[str]:
+def widths(plan: Plan) -> dict[str, int]:
+    """Return how many steps of a rule a job of the cluster has side by side, at least."""
+    found: dict[str, list[int]] = {
+        "calexp": [len(plan.ccds)] * bool(plan.science),
+        "calibrated": [len(images) for images in plan.images.values()],
+        "warp": [len(plan.exposures_of_tract(tract)) for tract in plan.tracts],
+        "coadd": [
+            len(plan.patches_of(band, tract))
+            for tract in plan.tracts
+            for band in _bands_of(plan, tract)
+        ],
+    }
+    return {rule: min(numbers) for rule, numbers in found.items() if numbers}
+
+
+def suggestion(
+    steps: Iterable[Measured], cores: int = 1, side_by_side: Mapping[str, int] | None = None
+) -> list[str]:
     """Return settings of Snakemake that ask for what was measured, with some room.
 
     Parameters
@@ -344,10 +445,12 @@ def suggestion(steps: Iterable[Measured], cores: int = 1) -> list[str]:
         From `measured`.
     cores : int
         Cores of one job: so many steps of an exposure or tract share its Snakemakes.
+    side_by_side : mapping of str to int, optional
+        From `widths`: no more steps of a rule than these share them.
     """
     words = []
     for step in steps:
-        width = cores if step.rule in ("calexp", "calibrated", "warp", "coadd") else 1
+        width = min(cores, (side_by_side or {}).get(step.rule, 1))
         memory = max(math.ceil(ROOM * step.memory + needs.SNAKEMAKE_MB / width), 100)
         minutes = max(math.ceil(TIME_ROOM * step.seconds / 60), 3)
         words += [f"{step.rule}:mem_mb={memory}*attempt", f"{step.rule}:runtime={minutes}*attempt"]

@@ -58,7 +58,8 @@ def make_manifest(
                 raise InputError(
                     f"the calexp of CCD {row.ccd} is gone",
                     path=row.path,
-                    remedy=f"remove {Path(row.path).with_suffix('.json')} and run again",
+                    remedy=f"remove {Path(row.path).with_suffix('.json')} (or {manifest}, with "
+                    "`parallel.calexp: exposure`) and run again",
                 )
             if row.state == "done" and exposure is not None:
                 check_footprint_within_prediction(

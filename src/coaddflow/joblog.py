@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coaddflow.errors import CoaddflowError
+from coaddflow.errors import CoaddflowError, is_lasting
 
 FINISHED = "coaddflow: finished in "
 FAILED = "coaddflow: failed: "
@@ -79,7 +79,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
         code, reason = _explain(error)
         if not isinstance(error, CoaddflowError):
             root.error("Traceback:\n%s", "".join(traceback.format_exception(error)))
-        if _is_for_good(error):
+        if is_lasting(error):
             _last_line(handler, FOR_GOOD)
         _last_line(handler, FAILED + reason)
         print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
@@ -114,17 +114,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return code, f"exit code {error.code}"
     text = str(error) if isinstance(error, CoaddflowError) else f"{type(error).__name__}: {error}"
     return 1, " ".join(text.split())
-
-
-def _is_for_good(error: BaseException | None) -> bool:
-    """Return whether an error would come again: a mistake found in the data, no machine trouble."""
-    if not isinstance(error, CoaddflowError):
-        return False
-    while error is not None:
-        if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):
-            return False
-        error = error.__cause__
-    return True
 
 
 def _cluster_job(environ: Mapping[str, str] = os.environ) -> str:

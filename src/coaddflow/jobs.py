@@ -6,10 +6,13 @@ profiles/pbs. Standard library only.
 """
 
 import contextlib
+import json
+import os
+import pwd
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +20,7 @@ Outcome = Literal[
     "done",
     "live",
     "cancelled",
+    "preempted",
     "out of memory",
     "time limit",
     "node failed",
@@ -28,12 +32,15 @@ Outcome = Literal[
 EXPLANATIONS: dict[Outcome, str] = {
     "live": "is still in the queue; wait for it",
     "cancelled": "was cancelled by hand (scancel, qdel, Ctrl-C); run again",
+    "preempted": "had to make room for others' jobs; run again, or take a partition without that",
     "out of memory": "was killed, most likely for want of memory; run again, with more if it has "
     "been tried often enough: --set-resources {rule}:mem_mb=N",
     "time limit": "was killed at its time limit; run again, with more if it has been tried often "
     "enough: --set-resources {rule}:runtime=MINUTES",
     "node failed": "was lost with its node; run again",
-    "never runs": "asks for more than any node has; give fewer --cores, or less memory",
+    "never runs": "asks for more than any node has, or than the partition or your account allows; "
+    "cancel it, and give fewer --cores, less memory or less time: "
+    "--set-resources {rule}:runtime=MINUTES",
     "failed": "failed; what its steps say comes first",
     "unknown": "did not end well, and nothing tells why; look at its log, or run again",
 }
@@ -61,7 +68,7 @@ _UNIT = re.compile(
 _SLURM_OUTCOMES: dict[str, Outcome] = {
     "COMPLETED": "done",
     "CANCELLED": "cancelled",
-    "PREEMPTED": "cancelled",
+    "PREEMPTED": "preempted",
     "OUT_OF_MEMORY": "out of memory",
     "TIMEOUT": "time limit",
     "DEADLINE": "time limit",
@@ -72,6 +79,15 @@ _SLURM_OUTCOMES: dict[str, Outcome] = {
         ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"), "live"
     ),
 }
+
+_NEVER_RUNS = re.compile(
+    r"PartitionTimeLimit|PartitionNodeLimit|BadConstraints|QOSMax\w*Per(Job|Node)"
+    r"|AssocMax\w*PerJob"
+)
+"""Why Slurm does not start a job, where waiting does not help."""
+
+_IDS_AT_ONCE = 500
+"""Jobs that sacct is asked for at a time: a line of arguments is not as long as one likes."""
 
 _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("never runs", r"can never run"),
@@ -127,7 +143,9 @@ class ClusterJob(NamedTuple):
         return f"{self.system} job {self.job_id} {text} ({self.words})"
 
 
-def latest_jobs(folder: str | Path, since: float = 0.0) -> dict[str, ClusterJob]:
+def latest_jobs(
+    folder: str | Path, since: float = 0.0, wanted: Callable[[str], bool] = bool
+) -> dict[str, ClusterJob]:
     """Return the last job of every exposure, tract and CCD that was submitted from a folder.
 
     Parameters
@@ -136,13 +154,19 @@ def latest_jobs(folder: str | Path, since: float = 0.0) -> dict[str, ClusterJob]
         The working folder of the survey.
     since : float
         Runs that ended before this time (seconds since the epoch) are left out.
+    wanted : callable, optional
+        Whether Slurm shall be asked for the job of an exposure, tract or CCD; by default for all.
     """
     folder = Path(folder)
     latest = {job.unit: job for job in _pbs_jobs(folder / ".snakemake/coaddflow/pbs", since)}
-    submitted = _slurm_submissions(folder / ".snakemake/log", since)
+    submitted = {
+        unit: job
+        for unit, job in _slurm_submissions(folder / ".snakemake/log", since).items()
+        if wanted(unit)
+    }
     states = _slurm_states(job_id for job_id, _ in submitted.values())
     for unit, (job_id, log) in submitted.items():
-        outcome, words = _slurm_outcome(states.get(job_id, ""), Path(log))
+        outcome, words = _slurm_outcome(*states.get(job_id, ("", "")), Path(log))
         latest[unit] = ClusterJob("Slurm", job_id, _name_of_log(Path(log)), outcome, words, log)
     return latest
 
@@ -192,34 +216,39 @@ def _name_of_log(log: Path) -> str:
     return log.stem
 
 
-def _slurm_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """Return what Slurm says about jobs; empty if it says nothing.
+def _slurm_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return state and reason of jobs as Slurm says them; empty if it says nothing.
 
     The accounting knows all jobs, but learns late; the controller knows the last ones at once.
     """
-    job_ids = ",".join(job_ids)
+    job_ids = list(job_ids)
     if not job_ids:
         return {}
-    accounting = ["sacct", "-X", "-n", "-P", "-j", job_ids, "--format", "JobIDRaw,State"]
+    found: dict[str, tuple[str, str]] = {}
+    for first in range(0, len(job_ids), _IDS_AT_ONCE):
+        some = ",".join(job_ids[first : first + _IDS_AT_ONCE])
+        found |= _rows_of(["sacct", "-X", "-n", "-P", "-j", some, "--format", "JobIDRaw,State"])
     # all of the user's: one that it does not know any more would be an error
-    controller = ["squeue", "--me", "--states", "all", "--noheader", "--format", "%i|%T"]
-    return {**_rows_of(accounting), **_rows_of(controller)}
+    return found | _rows_of(["squeue", "--me", "--states", "all", "--noheader", "-o", "%i|%T|%r"])
 
 
-def _rows_of(command: list[str]) -> dict[str, str]:
-    """Return the lines ``ID|STATE`` of a command of Slurm; empty if it fails."""
+def _rows_of(command: list[str]) -> dict[str, tuple[str, str]]:
+    """Return the lines ``ID|STATE|REASON`` of a command of Slurm; empty if it fails."""
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
         done = subprocess.run(  # noqa: S603 - a list, no shell
-            command, capture_output=True, text=True, check=True, timeout=30
+            command, capture_output=True, text=True, check=True, timeout=30, env=environ
         )
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = (line.strip().split("|") for line in done.stdout.splitlines())
-    return {row[0]: row[1] for row in rows if len(row) == 2}
+    return {row[0]: (row[1], *row[2:], "")[:2] for row in rows if len(row) in (2, 3)}
 
 
-def _slurm_outcome(state: str, log: Path) -> tuple[Outcome, str]:
+def _slurm_outcome(state: str, reason: str, log: Path) -> tuple[Outcome, str]:
     """Return how a job ended, and in Slurm's words, from its state and what is in its log."""
+    if state == "PENDING" and _NEVER_RUNS.search(reason):
+        return "never runs", f"{state}: {reason}"
     outcome = _SLURM_OUTCOMES.get(state.partition(" ")[0], "unknown")
     # a step that is killed for its memory may count as failed, or as cancelled
     if outcome in ("failed", "unknown", "cancelled"):
@@ -250,31 +279,91 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
     found = []
     with contextlib.suppress(OSError):
         for line in (folder / "ended.tsv").read_text(encoding="utf-8").splitlines():
-            when, job_id, name, outcome, reason, *_ = [*line.split("\t"), "", "", "", "", ""]
+            when, job_id, name, outcome, reason, *rules = [*line.split("\t"), "", "", "", "", ""]
             if _seconds(when) < since:
                 continue
             log = re.search(r"\(log: ([^)]*)\)", reason)
             words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
             how = "done" if outcome == "success" else _outcome_from_words(words)
+            name = _with_rules(name, rules)
             found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
-    for path in sorted((folder / "ids").glob("*")):
+    return [*found, *_pbs_jobs_not_seen_to_end(folder)]
+
+
+def _pbs_jobs_not_seen_to_end(folder: Path) -> list[ClusterJob]:
+    """Return the jobs that no Snakemake has seen to end: they live, or none has looked since."""
+    found = []
+    ids = sorted(folder.glob("ids/[!.]*"))
+    queue = _pbs_queue() if ids else None
+    for path in ids:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
             name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
-            how, words = _pbs_outcome(folder, path.name, label)
+            how, words = _pbs_outcome(folder, path.name, label, queue)
+            name = _with_rules(name, _pbs_rules(folder / "jobs" / f"{label}.json"))
             found.append(ClusterJob("PBS", path.name, name, how, words, log))
     return found
 
 
-def _pbs_outcome(folder: Path, job_id: str, label: str) -> tuple[Outcome, str]:
+def _with_rules(name: str, rules: Iterable[str]) -> str:
+    """Return the name of a job of PBS as Snakemake has it elsewhere: with its rules."""
+    with_rules = "_".join([name, *filter(None, rules)])
+    return with_rules if unit_of(with_rules) == unit_of(name) else name
+
+
+def _pbs_rules(facts: Path) -> list[str]:
+    """Return the rules of a job from what the ledger says that it works on."""
+    try:
+        targets = json.loads(facts.read_text(encoding="utf-8"))["targets"]
+        return sorted({target.partition(":")[0] for target in targets})
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _pbs_queue() -> set[str] | None:
+    """Return the numbers of the user's jobs in the queue of PBS; None if it gives no answer."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+        done = subprocess.run(  # noqa: S603 - a list, no shell
+            ["qstat", "-u", user],  # noqa: S607 - of the user's PATH
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    except (KeyError, OSError, subprocess.SubprocessError):
+        return None
+    # id, user, ..., state, time
+    rows = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
+    return {row[0].partition(".")[0] for row in rows if row[-2] not in ("F", "C", "X")}
+
+
+def _pbs_outcome(
+    folder: Path, job_id: str, label: str, queue: set[str] | None
+) -> tuple[Outcome, str]:
     """Return what became of a job that no Snakemake has seen to end."""
     try:
         code = (folder / "exit" / label).read_text(encoding="ascii").strip()
     except OSError:
         if (folder / "cancelled" / job_id).exists():
             return "cancelled", "when Snakemake was interrupted, or by cancel.py"
-        return "live", "in the ledger"
+        if queue is None:
+            seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
+            return "live", f"at {seen}; PBS gives no answer now: qstat {job_id}"
+        if job_id.partition(".")[0] in queue:
+            return "live", "PBS has it"
+        words = "PBS does not know the job any more: killed, or its node was lost"
+        return _outcome_from_words(words), words
     return ("done", "") if code == "0" else ("failed", f"exit code {code}")
+
+
+def _pbs_last_asked(folder: Path, job_id: str) -> float:
+    """Return when PBS was last asked about its jobs, or when a job was submitted if not since."""
+    submitted = (folder / "ids" / job_id).stat().st_mtime
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+        return max(submitted, float(answer["asked"]))
+    return submitted
 
 
 def _seconds(when: str) -> float:

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from coaddflow import joblog
-from coaddflow.jobs import latest_jobs
+from coaddflow.jobs import ClusterJob, latest_jobs
 from coaddflow.plan import CALIB_KINDS, Plan
 
 
@@ -38,6 +38,11 @@ def notes(plan: Plan) -> list[str]:
         if source not in ("none", "given") and without:
             which = f" for {', '.join(without)}" if kind == "flat" else ""
             found.append(f"no master {kind}{which}: too few exposures in the table")
+    if plan.settings.exposure.crosstalk.enabled and not plan.crosstalk:
+        found.append(
+            "exposure.crosstalk is switched on, but the camera file knows of no crosstalk between "
+            "CCDs; `coaddflow crosstalk` measures it"
+        )
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
     if off_map:
         found.append(f"{len(off_map)} exposures lie off the sky map: {_some(off_map)}")
@@ -81,7 +86,7 @@ def leftover_coadds(plan: Plan) -> list[str]:
 def failure_text(logs: str | Path, since: float) -> str:
     """Return a table of what failed since a time, why, and where its log is."""
     failed = joblog.failed_jobs(logs, since)
-    jobs = [job for job in latest_jobs(".", since).values() if job.outcome != "done"]
+    jobs = [job for job in latest_jobs(".", since).values() if not _went_well(job)]
     if jobs:
         # Snakemake leaves empty logs of all steps of a job that failed
         failed = [step for step in failed if step.reason != joblog.NO_WORD]
@@ -99,6 +104,11 @@ def failure_text(logs: str | Path, since: float) -> str:
     )
 
 
+def _went_well(job: ClusterJob) -> bool:
+    """Return whether a job is done. Where Slurm says nothing, it is if its log has been removed."""
+    return job.outcome == "done" or (job.outcome == "unknown" and not Path(job.log).exists())
+
+
 def failed_fraction(manifest: str | Path) -> float:
     """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet.
 
@@ -108,21 +118,27 @@ def failed_fraction(manifest: str | Path) -> float:
     return states.count("failed") / len(states) if states else 0.0
 
 
-def has_failed_with(manifest: str | Path, reason: str) -> bool:
-    """Return whether a CCD of an exposure failed for a reason, or there is no manifest."""
-    states = _states(manifest)
-    return not states or any(found == reason for _, found in states)
+def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:
+    """Return the CCDs of an exposure that failed for a reason; None without a manifest."""
+    rows = _manifest_rows(manifest)
+    if not rows:
+        return None
+    return {int(row["ccd"]) for row in rows if row.get("reason") == reason}
 
 
 def _states(manifest: str | Path) -> list[tuple[str, str]]:
     """Return state and reason of each CCD in a manifest."""
+    return [(row.get("state") or "", row.get("reason") or "") for row in _manifest_rows(manifest)]
+
+
+def _manifest_rows(manifest: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a manifest as texts; none if it is not there."""
     try:
         text = Path(manifest).read_text(encoding="utf-8")
     except OSError:
         return []
     body = [line for line in text.splitlines() if line and not line.startswith("#")]
-    rows = csv.DictReader(io.StringIO("\n".join(body)), delimiter=" ")
-    return [(row.get("state") or "", row.get("reason") or "") for row in rows]
+    return list(csv.DictReader(io.StringIO("\n".join(body)), delimiter=" "))
 
 
 def _ccd_summary(plan: Plan) -> str:

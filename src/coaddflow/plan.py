@@ -295,11 +295,7 @@ class Plan:
 
         Of the section `exposure` the parts that are switched on.
         """
-        parts = {
-            name: getattr(self.settings.exposure, name).model_dump(mode="json")
-            for name in self.settings.exposure.enabled
-        }
-        return {**self.calexp_settings(band), "exposure": parts}
+        return {**self.calexp_settings(band), "exposure": self.settings.exposure.parts()}
 
     def exposure_fingerprint(self) -> str:
         """Return a checksum of what the camera file says about the CCDs of an exposure."""
@@ -528,7 +524,9 @@ def _work_out(
 
 
 def _crosstalk(camera) -> str:
-    """Return a checksum of the crosstalk between CCDs."""
+    """Return a checksum of the crosstalk between CCDs; empty if there is none."""
+    if not camera.crosstalk:
+        return ""
     links = json.dumps([link.model_dump(mode="json") for link in camera.crosstalk])
     return hashlib.sha256(links.encode()).hexdigest()[:16]
 

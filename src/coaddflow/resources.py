@@ -58,6 +58,9 @@ SPOOL_ROOM = 2.3
 HELD_BYTES_PER_PIXEL = 13
 """A CCD that waits in memory until the whole exposure is solved."""
 
+SIGNAL_BYTES_PER_PIXEL = 8
+"""The signal of an amplifier that shines into other CCDs, and a copy of it on its way."""
+
 TIME_MARGIN = 8.0
 """A time limit over the CPU time: slow nodes, crowded fields, a file system under load."""
 
@@ -150,7 +153,7 @@ def picture_memory(patch_pixels: int, n_coadds: int) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def exposure_memory(n_pixels: Sequence[int], threads: int, holds: bool) -> int:
+def exposure_memory(n_pixels: Sequence[int], threads: int, holds: bool, crosstalk: bool) -> int:
     """Return the memory of calibrating one exposure in a single job, MB.
 
     Parameters
@@ -161,15 +164,26 @@ def exposure_memory(n_pixels: Sequence[int], threads: int, holds: bool) -> int:
         Workers beside the process that gathers; each works on one CCD at a time.
     holds : bool
         Whether they hold their CCDs until the whole exposure is solved.
+    crosstalk : bool
+        Whether crosstalk between CCDs is corrected.
     """
     workers = sorted(n_pixels, reverse=True)[:threads]
-    held = held_memory(n_pixels) if holds else 0
+    held = held_memory(n_pixels, crosstalk) if holds else 0
     return INTERPRETER_MB + held + sum(ccd_memory(pixels) for pixels in workers)
 
 
-def held_memory(n_pixels: Sequence[int]) -> int:
-    """Return the memory of all CCDs of an exposure that wait until it is solved, MB."""
-    return math.ceil(HELD_BYTES_PER_PIXEL * sum(n_pixels) / 1e6)
+def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
+    """Return the memory of all CCDs of an exposure that wait until it is solved, MB.
+
+    Parameters
+    ----------
+    n_pixels : sequence of int
+        Pixels of each of its CCDs.
+    crosstalk : bool
+        Whether the signals of their amplifiers wait as well.
+    """
+    each = HELD_BYTES_PER_PIXEL + (SIGNAL_BYTES_PER_PIXEL if crosstalk else 0)
+    return math.ceil(each * sum(n_pixels) / 1e6)
 
 
 def exposure_runtime(n_pixels: Sequence[int], threads: int) -> int:
@@ -280,6 +294,23 @@ def tract_runtime(
     rounds = math.ceil(len(inputs) / threads) * threads / max(len(inputs), 1)
     work = rounds * (WARP_SECONDS_PER_MPIXEL * warped_pixels + coadds)
     return _minutes(work / 1e6 / threads)
+
+
+def task_memory(together: int, workers: int, gathering: int = 0) -> int:
+    """Return the memory of each task of a job that scatters over tasks of Slurm, MB.
+
+    Parameters
+    ----------
+    together : int
+        What all workers need, MB.
+    workers : int
+        Tasks beside the one that gathers.
+    gathering : int
+        What solving takes in the task that gathers, MB. It may have a node for itself, on which
+        the Snakemakes and the process that started it are too.
+    """
+    gathers = SNAKEMAKE_MB + 2 * INTERPRETER_MB + gathering
+    return max(math.ceil(together / workers), gathers)
 
 
 def machine_memory() -> int:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coaddflow.errors import CoaddflowError, InputError
+from coaddflow.errors import CoaddflowError, InputError, is_lasting
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
 from coaddflow.pool.lifeline import end_when
@@ -61,7 +61,9 @@ def run_job(
         Workers at most (``threads`` of the rule). With `serial` there is one; a scheduler of
         dask that is there already gives all that it has.
     memory_mb : float, optional
-        Limit for the memory of the items in work together (`Pool.map`, ``memory``), MB.
+        Limit for the memory of the items in work together (`Pool.map`, ``memory``), MB. It
+        does not hold for workers of a scheduler of dask that is there already: they are not in
+        the memory of this job.
     folder : str or Path
         Where the request to an MPI program stands for a moment. All nodes of the job must have
         it: the working folder, as a rule.
@@ -78,11 +80,12 @@ def run_job(
     PoolError
         If the MPI program ended in another way: the message is the last line that it printed.
     """
+    elsewhere = parallel.backend == "dask" and parallel.dask_address is not None
     request = {
         "module": module,
         "spec": spec,
-        "workers": None if parallel.backend == "dask" and parallel.dask_address else workers,
-        "memory_limit": None if memory_mb is None else 1e6 * memory_mb,
+        "workers": None if elsewhere else workers,
+        "memory_limit": None if memory_mb is None or elsewhere else 1e6 * memory_mb,
     }
     request = json.loads(json.dumps(request))
     if parallel.backend == "mpi":
@@ -140,7 +143,7 @@ def _find_program(name: str) -> str:
 
 
 def _run_and_log(command: Sequence[str]) -> tuple[int, str]:
-    """Run a program and log its lines; return its exit code and last line."""
+    """Run a program and log its lines; return its exit code and last words."""
     process = subprocess.Popen(  # noqa: S603 - a program that the settings name, with its arguments
         command,
         stdin=subprocess.DEVNULL,
@@ -149,25 +152,43 @@ def _run_and_log(command: Sequence[str]) -> tuple[int, str]:
         text=True,
         errors="replace",
     )
-    last = "it printed nothing"
+    words = _LastWords()
     try:
         for line in process.stdout:
-            if line.strip():
-                last = _log_line(line.rstrip())
-        return process.wait(), last
+            words.hear(line.rstrip())
+        return process.wait(), words.text
     finally:
         _stop(process)
 
 
-def _log_line(line: str) -> str:
-    """Log a line of the MPI program: a record of rank 0, or whatever MPI says; return its text."""
-    try:
-        entry = json.loads(line)
-        name, level, text = entry["name"], int(entry["level"]), str(entry["text"])
-    except (ValueError, KeyError, TypeError):
-        name, level, text = __name__, logging.WARNING, line
-    logging.getLogger(name).log(level, "%s", text)
-    return text.splitlines()[-1] if text else text
+class _LastWords:
+    """Logs what an MPI program prints, and remembers the last of it.
+
+    Open MPI breaks what it has to say over lines, between two rules.
+    """
+
+    def __init__(self) -> None:
+        self.text = "it printed nothing"
+        self._framed: list[str] | None = None
+
+    def hear(self, line: str) -> None:
+        """Log a line: a record of rank 0, or whatever MPI says."""
+        if line and set(line) == {"-"}:
+            self._framed = [] if self._framed is None else None
+        if not any(character.isalnum() for character in line):
+            return
+        try:
+            entry = json.loads(line)
+            name, level, text = entry["name"], int(entry["level"]), str(entry["text"])
+            self.text = text.splitlines()[-1] if text else text
+        except (ValueError, KeyError, TypeError):
+            name, level, text = __name__, logging.WARNING, line
+            if self._framed is None:
+                self.text = line.strip()
+            else:
+                self._framed += line.split()
+                self.text = " ".join(self._framed)
+        logging.getLogger(name).log(level, "%s", text)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -185,8 +206,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
 def _error_of(told: Mapping[str, Any]) -> CoaddflowError:
     """Return an error that was told by rank 0."""
     if told["type"] == "InputError":
-        return InputError(told["cause"], told["path"], told["remedy"])
-    return PoolError(told["cause"])
+        error = InputError(told["cause"], told["path"], told["remedy"])
+    else:
+        error = CoaddflowError(told["cause"]) if told["lasting"] else PoolError(told["cause"])
+    error.lasting = told["lasting"]
+    return error
 
 
 # Rank 0 of the MPI program --------------------------------------------------------------------
@@ -255,7 +279,7 @@ def main(shared: str) -> int:
     return 1 if "error" in answer else 0
 
 
-def _told(error: Exception) -> dict[str, str | None]:
+def _told(error: Exception) -> dict[str, str | bool | None]:
     """Return an error as plain values."""
     if isinstance(error, InputError):
         path = None if error.path is None else os.fspath(error.path)
@@ -264,9 +288,11 @@ def _told(error: Exception) -> dict[str, str | None]:
             "cause": error.cause,
             "path": path,
             "remedy": error.remedy,
+            "lasting": is_lasting(error),
         }
     known = isinstance(error, CoaddflowError)
-    return {"type": "other", "cause": str(error) if known else f"{type(error).__name__}: {error}"}
+    cause = str(error) if known else f"{type(error).__name__}: {error}"
+    return {"type": "other", "cause": cause, "lasting": is_lasting(error)}
 
 
 if __name__ == "__main__":

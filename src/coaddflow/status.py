@@ -1,4 +1,4 @@
-"""How far a survey is: every CCD of every exposure is done, failed, or missing.
+"""How far a survey is: every CCD of every exposure is done, failed, or missing, and every coadd.
 
 The answer comes from the plan (what there should be), the manifests, the rows of single CCDs
 where the manifest is not written yet, the last words of job logs, and what the cluster says about
@@ -89,6 +89,25 @@ class ExposureStatus:
 
 
 @dataclass(frozen=True)
+class ProductStatus:
+    """How many products of tracts and survey are there.
+
+    Attributes
+    ----------
+    kind : str
+        "coadds" (or "lists of coadds", where a tract is one job), "corner databases", "pictures".
+    planned : int
+        How many there should be.
+    missing : tuple of str
+        Those that are not there, below the folder of the products.
+    """
+
+    kind: str
+    planned: int
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SurveyStatus:
     """What became of all exposures of a run.
 
@@ -96,12 +115,15 @@ class SurveyStatus:
     ----------
     exposures : tuple of ExposureStatus
         The exposures, in the order of the plan.
+    products : tuple of ProductStatus
+        What is made from them.
     jobs : tuple of ClusterJob
         Jobs of the cluster for other things (calibration frames, tracts) whose products are not
         all there.
     """
 
     exposures: tuple[ExposureStatus, ...] = field(default_factory=tuple)
+    products: tuple[ProductStatus, ...] = field(default_factory=tuple)
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
 
     def count(self, state: State) -> int:
@@ -110,8 +132,10 @@ class SurveyStatus:
 
     @property
     def exit_code(self) -> int:
-        """0: all done; 1: all ran, but some failed; 3: some are missing."""
+        """0: all done; 1: all ran, but some CCDs failed; 3: CCDs, coadds or others are missing."""
         if self.count("missing") or not all(exposure.manifest for exposure in self.exposures):
+            return SOMETHING_MISSING
+        if any(kind.missing for kind in self.products):
             return SOMETHING_MISSING
         return SOMETHING_FAILED if self.count("failed") else ALL_DONE
 
@@ -142,37 +166,99 @@ def survey_status(
     # the step that refuses an exposure, or the one that does all of it
     steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
     notes = {job.job: job.reason for job in steps if job.reason != NO_WORD}
-    jobs = latest_jobs(folder)
+    products = _products(plan, results)
+    lost = {name for kind in products for name in kind.missing}
+    jobs = latest_jobs(folder, wanted=lambda unit: _is_in_want(plan, unit, results, lost))
     exposures = tuple(
         _exposure_status(
             plan, exposure, results, logs, notes.get(exposure, ""), jobs.get(f"exposure_{exposure}")
         )
         for exposure in plan.exposures
     )
-    others = [job for job in jobs.values() if not job.unit.startswith("exposure_")]
-    return SurveyStatus(exposures, tuple(job for job in others if _is_in_want(plan, job, results)))
+    others = [
+        job
+        for job in jobs.values()
+        if not job.unit.startswith("exposure_")
+        and job.outcome != "done"
+        and _is_in_want(plan, job.unit, results, lost)
+    ]
+    return SurveyStatus(exposures, products, tuple(others))
 
 
-def _is_in_want(plan: Plan, job: ClusterJob, results: Path) -> bool:
-    """Return whether a job did not end well, and what it was to make is not all there."""
-    if job.outcome == "done":
-        return False
-    kind, _, name = job.unit.partition("_")
+def _products(plan: Plan, results: Path) -> tuple[ProductStatus, ...]:
+    """Return what there should be of tracts and survey, and what is not there."""
+    whole = plan.settings.parallel.coadd == "tract"
+    planned: dict[str, list[str]] = {
+        "lists of coadds" if whole else "coadds": [],
+        "corner databases": ["corners.sqlite"] if plan.exposures else [],
+        "pictures": [],
+    }
+    for tract in plan.tracts:
+        for names, more in zip(
+            planned.values(), _products_of_tract(plan, tract, whole), strict=True
+        ):
+            names.extend(more)
+    there: dict[Path, set[str]] = {}
+    for folder in {(results / name).parent for names in planned.values() for name in names}:
+        there[folder] = {path.name for path in folder.glob("*")}
+    return tuple(
+        ProductStatus(
+            kind,
+            len(names),
+            tuple(n for n in names if Path(n).name not in there[(results / n).parent]),
+        )
+        for kind, names in planned.items()
+    )
+
+
+def _products_of_tract(
+    plan: Plan, tract: int, whole: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the coadds (or the lists that name them), corner databases and picture of a tract."""
+    patches = {band: plan.patches_of(band, tract) for band in plan.bands}
+    coadds = [
+        name
+        for band, names in patches.items()
+        for name in (
+            [f"coadd/{band}/{tract}.ecsv"] * bool(names)
+            if whole
+            else [f"coadd/{band}/{tract}/{patch}.fits" for patch in names]
+        )
+    ]
+    databases = [f"corners/{band}/{tract}.sqlite" for band, names in patches.items() if names]
+    return coadds, databases, [f"coadd/{tract}.png"]
+
+
+def _is_in_want(plan: Plan, unit: str, results: Path, lost: set[str]) -> bool:
+    """Return whether something that a job of the cluster makes is not there.
+
+    Parameters
+    ----------
+    plan : Plan
+        What there should be.
+    unit : str
+        What the job is for, as in `ClusterJob.unit`.
+    results : Path
+        Folder of the products.
+    lost : set of str
+        Products of tracts and survey that are not there.
+    """
+    kind, _, name = unit.partition("_")
+    if kind == "exposure":
+        return not (results / "summary" / f"{name}.ecsv").exists()
     if kind == "tract" and name.isdigit():
-        wanted = [f"coadd/{name}.png", *(f"corners/{band}/{name}.sqlite" for band in plan.bands)]
-        wanted += [
-            f"coadd/{band}/{name}/{patch}.fits"
-            for band in plan.bands
-            for patch in plan.patches_of(band, int(name))
-        ]
-    elif kind == "calibs" and name.isdigit() and int(name) in plan.ccds:
+        whole = plan.settings.parallel.coadd == "tract"
+        return not lost.isdisjoint(
+            product for some in _products_of_tract(plan, int(name), whole) for product in some
+        )
+    if kind == "calibs" and name.isdigit() and int(name) in plan.ccds:
         products = {
             plan.calib_product(kind, int(name), band) for kind in CALIB_KINDS for band in plan.bands
         }
-        wanted = [path.removeprefix("results/") for path in products if path]
-    else:
-        wanted = ["corners.sqlite"]
-    return not all((results / path).exists() for path in wanted)
+        return not all(
+            (results / path.removeprefix("results/")).exists() for path in products if path
+        )
+    return "corners.sqlite" in lost
 
 
 def _exposure_status(
@@ -283,6 +369,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
     lines = [
         *_exposure_lines(shown, limit),
         *_failure_lines(status, limit),
+        *_product_lines(status.products, limit),
         *_job_lines(status.jobs, limit),
     ]
     n_done = sum(exposure.is_done for exposure in status.exposures)
@@ -291,6 +378,12 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         f"{sum(len(e.ccds) for e in status.exposures)} CCDs: {status.count('done')} done, "
         f"{status.count('failed')} failed, {status.count('missing')} missing"
     )
+    counts = [
+        f"{kind.planned - len(kind.missing)} of {kind.planned} {kind.kind}"
+        for kind in status.products
+        if kind.planned
+    ]
+    lines += [", ".join(counts)] if counts else []
     return "\n".join(lines)
 
 
@@ -328,6 +421,17 @@ def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
     return [*lines, *_rest(len(told), limit, "CCDs"), ""]
 
 
+def _product_lines(products: Sequence[ProductStatus], limit: int | None) -> list[str]:
+    """Return which products are missing, where some are there: before that it says nothing."""
+    lines = []
+    for kind in products:
+        if 0 < len(kind.missing) < kind.planned:
+            lines.append(f"{kind.kind} that are missing:")
+            lines += [f"  {name}" for name in kind.missing[:limit]]
+            lines += _rest(len(kind.missing), limit, kind.kind)
+    return [*lines, ""] if lines else []
+
+
 def _job_lines(jobs: Sequence[ClusterJob], limit: int | None) -> list[str]:
     if not jobs:
         return []
@@ -361,6 +465,7 @@ def status_json(status: SurveyStatus) -> str:
             }
             for exposure in status.exposures
         ],
+        "products": [asdict(kind) for kind in status.products],
         "jobs": [_job_json(job) for job in status.jobs],
     }
     return json.dumps(content, indent=1)

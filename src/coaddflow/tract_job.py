@@ -28,7 +28,7 @@ from coaddflow.background_matching import (
 )
 from coaddflow.coadd_table import CoaddRow, write_coadd_table
 from coaddflow.corners import CornerDatabase, Selection, patch_overlaps
-from coaddflow.errors import CoaddflowError, InputError
+from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.files import remove_partial, sha256_of
 from coaddflow.manifest import CcdRow
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
@@ -532,7 +532,7 @@ def _raise_if_any(failures: Sequence[Failure], n_items: int, what: str) -> None:
     told = "; ".join(f"{one.label}: {_reason(one)}" for one in failures[:_TOLD])
     more = f"; and {len(failures) - _TOLD} more" if len(failures) > _TOLD else ""
     text = f"{len(failures)} of {n_items} {what} failed, the others are done: {told}{more}"
-    if all(isinstance(one.error, InputError) for one in failures):
+    if all(is_lasting(one.error) for one in failures):
         raise CoaddflowError(text)
     raise PoolError(text)
 

@@ -21,13 +21,17 @@ def pytest_ignore_collect(collection_path, config):
     return None if any(here in (path, *path.parents) for path in named) else True
 
 
+def skip_or_fail(why):
+    """Skip a test that cannot run here; where it must, fail."""
+    if os.environ.get("COADDFLOW_CLUSTER_TESTS") == "required":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
 def skip_without(missing, what):
     """Skip a test whose programs are not installed; where they must be, fail."""
     if missing:
-        text = f"no {what} here: {', '.join(missing)} not installed"
-        if os.environ.get("COADDFLOW_CLUSTER_TESTS") == "required":
-            pytest.fail(text)
-        pytest.skip(text)
+        skip_or_fail(f"no {what} here: {', '.join(missing)} not installed")
 
 
 @pytest.fixture(scope="session")

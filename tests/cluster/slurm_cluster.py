@@ -192,21 +192,37 @@ class SlurmCluster:
         rows = [line.split("|") for line in text.splitlines()]
         return [row for row in rows if not states or row[1] in states]
 
-    def accounting(self, since):
-        """Return all jobs that began after a time, of the accounting.
+    def accounting(self, since, timeout=60):
+        """Return all jobs submitted since a time, of the accounting, when they have ended.
 
         Parameters
         ----------
         since : float
             Seconds since the epoch.
+        timeout : float
+            Seconds to wait until the accounting knows the end of each job.
         """
         begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
-        names = ["JobIDRaw", "State", "Comment", "Start", "End", "NodeList", "Submit"]
-        text = self.slurm(
-            *("sacct", "-X", "-n", "-P", "--allusers", "--duplicates"),
-            *("-S", begin, "--format", ",".join(names)),
-        )
-        return [dict(zip(names, line.split("|"), strict=True)) for line in text.splitlines()]
+        names = ["JobIDRaw", "State", "Comment", "Start", "End", "NodeList", "Submit", "JobName"]
+        deadline = time.monotonic() + timeout
+        while True:
+            text = self.slurm(
+                *("sacct", "-X", "-n", "-P", "--allusers", "--duplicates"),
+                *("-S", begin, "--format", ",".join(names)),
+            )
+            rows = [dict(zip(names, line.split("|"), strict=True)) for line in text.splitlines()]
+            rows = [row for row in rows if row["Submit"] >= begin]
+            ended = {row["JobIDRaw"] for row in rows if row["End"] != "Unknown"}
+            # the accounting is behind the queue, which keeps ended jobs for a while
+            queue = self.slurm("squeue", "--noheader", "--states=all", "--format", "%i %V")
+            jobs = [line.split() for line in queue.splitlines()]
+            waited_for = {row["JobIDRaw"] for row in rows}
+            waited_for |= {job_id for job_id, submitted in jobs if submitted >= begin}
+            if waited_for <= ended:
+                return rows
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no end of the jobs {sorted(waited_for - ended)} after {begin}")
+            time.sleep(0.5)
 
     def cpu_seconds(self):
         """Return the CPU time of all jobs of the accounting: comment and seconds of each."""
@@ -230,6 +246,24 @@ class SlurmCluster:
                 found.add(int(folder.name))
                 found.update(_step_daemons_above(int(folder.name)))
         return found
+
+    def pause(self, job_id, node):
+        """Stop the processes of a job, as if it took very long; return their ids."""
+        paused = []
+        for pid in self.processes_of(node):
+            with contextlib.suppress(OSError):
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if f"SLURM_JOB_ID={job_id}".encode() in environment:
+                    os.kill(pid, signal.SIGSTOP)
+                    paused.append(pid)
+        return paused
+
+    @staticmethod
+    def go_on(pids):
+        """Let paused processes go on."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def _all_nodes_are_there(self):
         text = self.slurm("sinfo", "-h", "-N", "-o", "%N %T")

@@ -101,6 +101,14 @@ class Run:
         code = self.wait(timeout)
         assert code == 0, self.text()
 
+    def wait_for_text(self, words, times=1, timeout=180):
+        """Wait until it has printed some words, as often as is said."""
+        deadline = time.monotonic() + timeout
+        while self.text().count(words) < times:
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.3)
+
     def text(self):
         return self.log.read_text(encoding="utf-8", errors="replace")
 
@@ -124,6 +132,8 @@ class Survey:
         Name of the profile.
     env : dict
         Changes to the environment.
+    soon : bool
+        Whether Snakemake looks at the jobs every few seconds, not as the profile says.
     to_do : tuple of str
         Exposures of a copy that are still to be done.
     first : Run or None
@@ -138,6 +148,7 @@ class Survey:
     cluster: object
     profile: str = "slurm"
     env: dict = field(default_factory=dict)
+    soon: bool = True
     to_do: tuple = ("1001", "1002")
     first: Run | None = None
     runs: list = field(default_factory=list)
@@ -166,14 +177,14 @@ class Survey:
 
     def start(self, *arguments, cores=3):
         """Start Snakemake as a user does."""
+        snakemake = [program("snakemake")]
+        if self.profile == "slurm" and self.soon:
+            snakemake = [sys.executable, str(Path(__file__).with_name("snakemake_soon.py"))]
         command = [
-            *(program("snakemake"), *arguments, "--snakefile", str(ROOT / "Snakefile")),
+            *(*snakemake, *arguments, "--snakefile", str(ROOT / "Snakefile")),
             *("--profile", str(ROOT / "profiles" / self.profile)),
             *("--cores", str(cores), "--quiet", "rules"),
         ]
-        if self.profile == "slurm":
-            # what is short is looked at soon
-            command += ["--slurm-init-seconds-before-status-checks", "4"]
         log = self.folder / f"run-{time.time():.3f}.txt"
         env = {**self.cluster.env, "OMP_NUM_THREADS": "1", **self.env}
         began = time.time()
@@ -222,6 +233,17 @@ class Survey:
                     return job_id, node
             time.sleep(0.5)
         raise AssertionError(f"no job is {state}: {self.live_jobs()}")
+
+    def pause_jobs(self, timeout=180):
+        """Stop the jobs of all exposures that are to do in their middle; return the processes."""
+        deadline = time.monotonic() + timeout
+        self.wait_for_step()
+        while len(jobs := self.live_jobs()) < len(self.to_do) or {row[1] for row in jobs} != {
+            "RUNNING"
+        }:
+            assert time.monotonic() < deadline, f"not all jobs run: {jobs}"
+            time.sleep(0.3)
+        return [pid for job_id, _, _, node, _ in jobs for pid in self.cluster.pause(job_id, node)]
 
     def wait_for_step(self):
         """Wait until the first exposure that is to do is in the middle: a CCD of it is done."""

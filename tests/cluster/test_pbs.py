@@ -8,10 +8,8 @@ once is shown by the logs of the jobs.
 
 import os
 import shutil
-import signal
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from conftest import skip_without
@@ -44,10 +42,7 @@ def start(survey, *arguments):
 
 def names_of(cluster, run):
     """Return how often each job was submitted since a run began, by its name."""
-    time.sleep(2)
-    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(run.began))
-    text = cluster.slurm("sacct", "-X", "-n", "-P", "-S", begin, "--format", "JobName")
-    return Counter(text.split())
+    return Counter(row["JobName"] for row in cluster.accounting(run.began))
 
 
 def ends(survey):
@@ -125,9 +120,7 @@ def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
     run = start(one, "--retries", "1")
     job_id, node = one.wait_for_job()
     one.wait_for_step()
-    for pid in cluster.processes_of(node):
-        if f"SLURM_JOB_ID={job_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
-            os.kill(pid, signal.SIGSTOP)
+    assert cluster.pause(job_id, node)
     cluster.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=1")
     run.check()
     (outcome, why), last = ends(one)[-2:]
@@ -157,14 +150,14 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
 
 def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, cluster):
     run = start(survey)
-    survey.wait_for_job()
-    survey.wait_for_step()
+    paused = survey.pause_jobs()
     run.kill()
     assert "is still in the queue" in survey.status()[1]
     survey.run("--unlock").check()
     again = start(survey)
+    again.wait_for_text("taken up", times=2)
+    cluster.go_on(paused)
     again.check()
-    assert "taken up" in again.text()
     assert names_of(cluster, run) == {"exposure_1001": 1, "exposure_1002": 1}
     check(survey, undisturbed)
 

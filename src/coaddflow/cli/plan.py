@@ -1,8 +1,8 @@
 """Tell what a run will cost before it is submitted; after it, what it did cost.
 
-Cluster jobs, core-hours, memory of the largest job and disk, counted from exposures, CCDs and
-patches; what is done already is counted too. Where a run has left benchmark files, its figures
-stand beside the plan, and below is what to ask for next time.
+Cluster jobs, core-hours, memory and time limit of the largest job, and disk, counted from
+exposures, CCDs and patches; what is done already is counted too. Where a run has left benchmark
+files, its figures stand beside the plan, and below is what to ask for next time.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from coaddflow.cli.arguments import add_config, add_json, read_settings
 
-HELP = "what a run will cost: jobs, core-hours, memory, disk; and what it did cost"
+HELP = "what a run will cost: jobs, core-hours, memory, time limits, disk; and what it did cost"
 
 EXAMPLE = """\
 examples:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     from coaddflow.errors import InputError
-    from coaddflow.forecast import asked_memory, disk_used, forecast, measured
+    from coaddflow.forecast import asked_memory, disk_used, forecast, measured, suggestion, widths
     from coaddflow.plan import make_plan
 
     if arguments.cores < 1:
@@ -54,30 +54,36 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(plain, indent=1))
     else:
-        print(report(costs, steps, used, arguments.cores))
+        print(report(costs, steps, used, suggestion(steps, arguments.cores, widths(plan))))
     return 0
 
 
-def report(costs: list, steps: list, used: float | None, cores: int) -> str:
+def report(costs: list, steps: list, used: float | None, next_time: list[str]) -> str:
     """Return plan and measurement as a table for people."""
-    from coaddflow.forecast import core_hours_of, suggestion
+    from coaddflow.forecast import core_hours_of
 
     lines = [
-        "                jobs   steps   core-hours   measured   memory of a job      disk",
+        "                jobs   steps   core-hours   measured     memory  time limit       disk",
+        "                                                      of the largest job",
     ]
     for cost in costs:
         hours = core_hours_of(cost.name, steps)
         done = f"{hours:10.2f}" if hours is not None else f"{'-':>10}"
         lines.append(
             f"{cost.name:<13}{cost.n_jobs:7d}{cost.n_steps:8d}{cost.core_hours:13.2f} {done}"
-            f"{cost.memory / 1000:15.1f} GB{cost.disk:7.1f} GB"
+            f"{cost.memory / 1000:8.1f} GB{_clock(cost.runtime)}{cost.disk:8.1f} GB"
         )
     total = sum(step.core_hours for step in steps)
     lines.append(
         f"{'all':<13}{sum(c.n_jobs for c in costs):7d}{sum(c.n_steps for c in costs):8d}"
         f"{sum(c.core_hours for c in costs):13.2f} "
         + (f"{total:10.2f}" if steps else f"{'-':>10}")
-        + f"{max(c.memory for c in costs) / 1000:15.1f} GB{sum(c.disk for c in costs):7.1f} GB"
+        + f"{max(c.memory for c in costs) / 1000:8.1f} GB{_clock(max(c.runtime for c in costs))}"
+        f"{sum(c.disk for c in costs):8.1f} GB"
+    )
+    lines.append(
+        "Memory and time limit are of the first attempt; the second asks for twice, the third for "
+        "three times\nas much. The partition must allow it, or the job waits for ever."
     )
     if steps:
         lines += [
@@ -93,6 +99,11 @@ def report(costs: list, steps: list, used: float | None, cores: int) -> str:
             "Core-hours are measured of the steps alone; those of the plan count Snakemake too.",
             "",
             "For the next run of this camera:",
-            "  --set-resources " + " ".join(f"'{words}'" for words in suggestion(steps, cores)),
+            "  --set-resources " + " ".join(f"'{words}'" for words in next_time),
         ]
     return "\n".join(lines)
+
+
+def _clock(minutes: int) -> str:
+    """Return a time limit in hours and minutes."""
+    return f"{minutes // 60:7d}:{minutes % 60:02d} h"

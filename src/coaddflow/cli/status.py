@@ -1,4 +1,4 @@
-"""Tell what became of every exposure and CCD: done, failed with reason, or missing."""
+"""Tell what became of every exposure and CCD: done, failed with reason, or missing; and coadds."""
 
 import argparse
 
@@ -12,8 +12,9 @@ examples:
   coaddflow status --config configs/hatp32.yaml --all
   coaddflow status --json | python -m json.tool
 
-exit codes: 0 all CCDs are done, 1 all have been tried and some failed, 2 wrong usage or unusable
-settings, 3 some are missing: not run yet, their job crashed, or their exposure was refused
+exit codes: 0 all is done, 1 all has been tried and some CCDs failed, 2 wrong usage or unusable
+settings, 3 something is missing, CCDs, coadds, databases or pictures: not run yet, the job crashed,
+or the exposure was refused
 """
 
 

@@ -4,7 +4,7 @@ import pickle
 import traceback
 from dataclasses import dataclass, field, replace
 
-from coaddflow.errors import CoaddflowError
+from coaddflow.errors import CoaddflowError, is_lasting
 
 
 class PoolError(CoaddflowError):
@@ -96,6 +96,9 @@ def failure_of(
 def _that_travels(error: BaseException) -> Exception | None:
     """Return an exception without its frames, if it survives pickling: not all classes do."""
     error.__traceback__ = None
+    if isinstance(error, CoaddflowError):
+        # what it was raised from stays behind
+        error.lasting = is_lasting(error)
     try:
         # what was pickled a moment ago in this process
         copy = pickle.loads(pickle.dumps(error, protocol=5))  # noqa: S301

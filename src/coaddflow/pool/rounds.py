@@ -27,12 +27,19 @@ class _Steps:
 
     key: Hashable
     steps: tuple[tuple[Function, Any], ...]
+    is_end: Callable[[Any], bool]
+
+
+def _never(_result: Any) -> bool:
+    return False
 
 
 def _run_steps(item: _Steps, worker: Worker) -> Any:
     result = None
     for function, argument in item.steps:
         result = function(argument, worker)
+        if item.is_end(result):
+            break
     return result
 
 
@@ -54,6 +61,8 @@ class Rounds:
         work.
     label : callable, optional
         Name of a key for people.
+    is_end : callable, optional
+        Whether a result ends the work on its item; defined in a module. `do` then leaves the item.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Rounds:
         cost: Callable[[Any], float] | None = None,
         memory: Callable[[Any], float] | None = None,
         label: Callable[[Any], str] = str,
+        is_end: Callable[[Any], bool] = _never,
     ):
         self._pool = pool
         self._keys = list(keys)
@@ -72,6 +82,7 @@ class Rounds:
             "memory": memory and (lambda item: memory(item.key)),
         }
         self._label = label
+        self._is_end = is_end
         self._groups: list[tuple[list[Any], Results | None]] = [(self._keys, None)]
         self._history: list[tuple[Function, Mapping[Hashable, Any]]] = []
         self._left: set[Hashable] = set()
@@ -119,7 +130,7 @@ class Rounds:
         groups, self._groups = self._groups, []
         for keys, held in groups:
             items = [
-                _Steps(key, ((function, arguments[key]),)) if key in arguments else _LEFT_OUT
+                self._steps(key, [(function, arguments[key])]) if key in arguments else _LEFT_OUT
                 for key in keys
             ]
             self._take(keys, self._map(items, held, keys, progress), found)
@@ -128,7 +139,12 @@ class Rounds:
         for key in self.keys:
             if isinstance(found[key], Failure):
                 found[key].raise_again()
-        return {key: found[key] for key in self.keys}
+        results = {key: found[key] for key in self.keys}
+        self._left.update(key for key, result in results.items() if self._is_end(result))
+        return results
+
+    def _steps(self, key: Hashable, steps: Iterable[tuple[Function, Any]]) -> _Steps:
+        return _Steps(key, tuple(steps), self._is_end)
 
     def _map(
         self,
@@ -167,7 +183,7 @@ class Rounds:
             return
         _LOG.warning("begun anew, since their worker died: %s", ", ".join(map(self._label, lost)))
         items = [
-            _Steps(key, tuple((function, before[key]) for function, before in self._history))
+            self._steps(key, [(function, before[key]) for function, before in self._history])
             for key in lost
         ]
         self._take(lost, self._map(items, None, lost), found)

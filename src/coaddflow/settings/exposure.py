@@ -1,5 +1,7 @@
 """Settings of what is solved for a whole exposure, in a job that holds all its CCDs."""
 
+from typing import Any
+
 from pydantic import Field
 
 from coaddflow.settings.base import Section
@@ -28,3 +30,7 @@ class ExposureSettings(Section):
     def enabled(self) -> tuple[str, ...]:
         """Names of the parts that are switched on."""
         return tuple(name for name in type(self).model_fields if getattr(self, name).enabled)
+
+    def parts(self) -> dict[str, Any]:
+        """Return the parts that are switched on as plain values: what products depend on."""
+        return {name: getattr(self, name).model_dump(mode="json") for name in self.enabled}
