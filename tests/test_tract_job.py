@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from backends import MPI, needs_dask, needs_mpi
 from skyscene import DEC, RA, draw_star, make_wcs, write_done_ccd
-from test_pool import linux, needs_dask
-from test_scatter import MPI, needs_mpi
+from test_pool import linux
 
 from coaddflow import resources, tract_job
 from coaddflow.coadd import read_coadd
