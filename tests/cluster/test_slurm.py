@@ -281,7 +281,8 @@ def test_master_killed_and_resumed_after_its_jobs_have_ended(one, undisturbed, c
 
 def test_controller_away_for_30_seconds(one, undisturbed, cluster):
     run = one.run_exposures()
-    one.wait_for_job()
+    # srun, when it finds no controller, waits for minutes before it tries again
+    one.wait_for_step()
     cluster.stop_controller()
     time.sleep(30)
     cluster.start_controller()
