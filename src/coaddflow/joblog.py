@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow.errors import CoaddflowError, is_lasting
+from coaddflow.threads import THREAD_VARIABLES
 
 FINISHED = "coaddflow: finished in "
 FAILED = "coaddflow: failed: "
@@ -29,15 +30,6 @@ FOR_GOOD = "coaddflow: another attempt would fail in the same way"
 BEGUN = "coaddflow: begun on "
 NO_LAST_WORD = "ended without a last word: killed (out of memory, time limit), or still running"
 NO_WORD = "its log is empty: it has not begun, or died at once"
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 @contextlib.contextmanager
@@ -59,7 +51,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
     logging.Logger
         For messages of the job itself.
     """
-    for name in _THREAD_VARIABLES:
+    for name in THREAD_VARIABLES:
         os.environ[name] = str(threads)
     started = time.monotonic()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
