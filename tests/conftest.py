@@ -1,11 +1,16 @@
 """Fixtures that several test files share."""
 
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 from workflow import REPOSITORY, Survey
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # as in the background of a shell; what the tests start would inherit it and be deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
