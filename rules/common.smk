@@ -22,6 +22,7 @@ try:
     from coaddflow import resources as needs
     from coaddflow.errors import InputError
     from coaddflow.settings import load_settings
+    from coaddflow.settings.keys import check_keys
 except ModuleNotFoundError as error:
     sys.exit(
         f"coaddflow: error: {error}. The package is not installed for {sys.executable}. Run "
@@ -57,6 +58,10 @@ def checked_plan():
     """Return the plan of the run; a mistake of the user ends it with one line, no traceback."""
     source = ", ".join(str(path) for path in workflow.configfiles) or None
     try:
+        # jobs have been checked by the run that started them
+        for path in workflow.configfiles if workflow.is_main_process else ():
+            with open(path, encoding="utf-8") as stream:
+                check_keys(stream.read(), path)
         plan = planning.make_plan(load_settings(config, source))
         plan.check()
         return plan

@@ -251,12 +251,13 @@ def solve_exposure(
             solutions[number] = _ccd_solution(field_stars.ccds[number], outcome, field_stars)
         fit = _figures(field_stars, outcome)
         log.info(
-            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, CCDs by %.2f pixel",
+            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
+            "CCDs off by %.2f pixels rms",
             fit.n_stars,
             len(fit.ccds),
             fit.rms_pixel,
             fit.pointing_error,
-            fit.offset_sigma,
+            np.sqrt(np.mean([np.square(terms.offset).mean() for terms in fit.ccds.values()])),
         )
         for number, reason in fallbacks.items():
             log.warning("CCD %d is solved by itself: %s", number, reason)

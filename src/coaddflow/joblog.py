@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow.errors import CoaddflowError, is_lasting
+from coaddflow.starter import end_with_starter
 from coaddflow.threads import THREAD_VARIABLES
 
 FINISHED = "coaddflow: finished in "
@@ -63,6 +64,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     old_terminate = signal.signal(signal.SIGTERM, _raise_on_signal)
+    ended = end_with_starter()
     _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
     try:
         yield logging.getLogger("coaddflow")
@@ -77,6 +79,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
         print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
+        ended.set()
         signal.signal(signal.SIGTERM, old_terminate)
         logging.captureWarnings(False)
         root.handlers[:] = old_handlers

@@ -174,10 +174,11 @@ def fit_focal_plane_sky(
     used, residual = _fit_without_sources(fit, pixels, settings)
     n_used, n_needed = np.count_nonzero(used), fit.coefficients.size
     if n_used < max(settings.min_fraction * used.size, 2 * n_needed):
+        least = max(int(settings.min_fraction * used.size), 2 * n_needed)
         _LOG.warning(
-            "only %d of %d superpixels of the focal plane show sky (%d coefficients); the CCDs "
-            "keep their own sky",
-            *(n_used, used.size, n_needed),
+            "%d of %d superpixels of the focal plane show sky, and %d are needed for %d "
+            "coefficients; the CCDs keep their own sky",
+            *(n_used, used.size, least, n_needed),
         )
         return None
     scatter = float(np.sqrt(np.average(residual[used] ** 2, weights=pixels.error[used] ** -2)))

@@ -280,7 +280,10 @@ def _exposure_status(
         state, reason, message = rows.get(ccd, ("missing", "", ""))
         if state == "done" and f"{ccd}.fits" not in is_there:
             state, reason = "missing", "calexp_gone"
-            message = f"{folder / str(ccd)}.fits is not there any more: run the workflow again"
+            message = (
+                f"{folder / str(ccd)}.fits is not there any more: remove "
+                f"{results / 'summary' / exposure}.ecsv and run the workflow again"
+            )
         log = log_folder / f"{ccd}.log"
         if state == "missing" and str(ccd) in ended and _tells(ended[str(ccd)], job):
             reason, message = "job_failed", _why_ended(ended[str(ccd)], job)

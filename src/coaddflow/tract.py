@@ -105,6 +105,12 @@ def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable
 def read_ccd(row: CcdRow) -> CcdImage:
     """Read the pixels of a calexp; raise InputError if that is not possible."""
     _LOG.info("read %s", row.path)
+    if not Path(row.path).exists():
+        raise InputError(
+            "the calexp is not there any more",
+            path=row.path,
+            remedy=f"remove results/summary/{row.exposure}.ecsv and run the workflow again",
+        )
     masked_image, header = read_masked_image(row.path)
     if row.zero_point is None:
         raise InputError("the calexp has no zero-point", path=row.path)

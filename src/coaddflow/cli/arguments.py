@@ -66,6 +66,7 @@ def read_settings(path: str | Path) -> "Settings":
     import yaml
 
     from coaddflow.settings import load_settings
+    from coaddflow.settings.keys import check_keys
 
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -78,30 +79,9 @@ def read_settings(path: str | Path) -> "Settings":
         ) from error
     try:
         content = yaml.safe_load(text)
-        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        check_keys(text, path)
     except yaml.YAMLError as error:
         raise InputError(f"is not YAML: {error}", path=path, remedy="correct the line") from error
     if content is not None and not isinstance(content, dict):
         raise InputError("has no settings in it", path=path, remedy="write keys and values")
     return load_settings(content or {}, path)
-
-
-def _check_keys(node: object, path: str | Path) -> None:
-    """Refuse keys that stand twice in one section: YAML would take the last in silence."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if str(key.value) in seen:
-                raise InputError(
-                    f"key {key.value!r} stands twice, in lines {seen[str(key.value)]} and {line}",
-                    path=path,
-                    remedy="remove one of them",
-                )
-            seen[str(key.value)] = line
-            _check_keys(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(item, path)

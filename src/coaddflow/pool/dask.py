@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from itertools import count
+from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any
 
@@ -39,6 +40,7 @@ from coaddflow.pool.packing import LARGE
 from coaddflow.pool.processes import start_python
 from coaddflow.pool.worker import Servant
 
+_SECONDS_FOR_FILE = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_LOOKS_AT_START = 0.05
 _SECONDS_WITHOUT_WORKERS = 120.0
@@ -157,6 +159,8 @@ class DaskBackend(Backend):
             if target is None:
                 self._own = _OwnWorkers(self._wanted)
                 target = self._own.cluster
+            if str(target).endswith(".json"):
+                _wait_for_file(Path(target))
             kind = "scheduler_file" if str(target).endswith(".json") else "address"
             self._client = distributed.Client(
                 **{kind: target}, direct_to_workers=True, set_as_default=False
@@ -164,7 +168,10 @@ class DaskBackend(Backend):
         except BaseException as error:
             self.close(abort=True)
             if isinstance(error, OSError):
-                raise PoolError(f"no dask scheduler answers at {self._address}") from error
+                raise PoolError(
+                    f"no dask scheduler answers at {self._address}. Start it (docs/pool.md), or "
+                    "correct parallel.dask_address"
+                ) from error
             raise
 
     def send(self, worker: int, message: Message) -> None:
@@ -309,6 +316,15 @@ class DaskBackend(Backend):
 def _is_loss(error: BaseException | None) -> bool:
     """Return whether an exception of dask says that a worker is gone."""
     return isinstance(error, distributed.KilledWorker | OSError)
+
+
+def _wait_for_file(path: Path) -> None:
+    """Wait for the file of a scheduler that has just been started; raise FileNotFoundError."""
+    end = time.monotonic() + _SECONDS_FOR_FILE
+    while not path.exists():
+        if time.monotonic() > end:
+            raise FileNotFoundError(str(path))
+        time.sleep(0.2)
 
 
 class _OwnWorkers:
