@@ -27,6 +27,7 @@ from coaddflow.camera import load_camera
 from coaddflow.exposure import CcdFiles, calexp_row, facts_of
 from coaddflow.exposures import read_exposures
 from coaddflow.files import sha256_of
+from coaddflow.plan import CALIB_KINDS, make_plan
 from coaddflow.settings import Settings, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,14 +86,13 @@ def simulate(arguments: argparse.Namespace) -> Settings:
         "bands": {BAND: {"exposures": arguments.exposures, "zero_point": 26.0, "sky": 21.0}},
         "stars": {"density": 12.0, "brightest": 13.0, "faintest": 24.0},
         "galaxies": {"density": 10.0},
-        "calibration": {"bias": 0, "dark": 0, "flat": 0},
+        "calibration": {"bias": 3, "dark": 3, "flat": 3},
     }
     settings = {
         "camera": arguments.camera,
         "exposures": "exposures.ecsv",
         "exclude_ccds": [ccd for ccd in every if ccd not in chosen],
         "refcat": {"path": "data/refcat.fits", "fallback": {"magnitude": f"mag_{BAND}"}},
-        "calibs": {kind: {"source": "none"} for kind in ("bias", "dark", "flat", "defects")},
         "skymap": {"kind": "tangent", "pixel_scale": 0.27},
     }
     Path("simulation.yaml").write_text(yaml.safe_dump(simulation))
@@ -102,6 +102,7 @@ def simulate(arguments: argparse.Namespace) -> Settings:
     coaddflow = [sys.executable, "-m", "coaddflow"]
     call([*coaddflow, "simulate", "simulation.yaml", "data"])
     call([*coaddflow, "ingest", "--config", "ccd.yaml", "data/raw"])
+    call([*snakemake("ccd", arguments.workers, "defects")])
     return load_settings(yaml.safe_load(Path("ccd.yaml").read_text()))
 
 
@@ -118,27 +119,35 @@ def useful_work(settings: Settings) -> tuple[float, int]:
     ccds = [d.id for d in camera.detectors if d.id not in settings.exclude_ccds]
     rows = [row for row in read_exposures(settings.exposures) if row.kind == "science"]
     todo = [(row, ccd) for row in rows for ccd in ccds]
+    plan = make_plan(settings, None)
     begin = 0.0
     for row, ccd in [todo[0], *todo]:  # the first one compiles
-        files = CcdFiles(row.path, {}, f"results/calexp/{row.exposure}/{ccd}.json", "none")
+        calibs = {kind: plan.calib_product(kind, ccd, BAND) for kind in CALIB_KINDS}
+        name = f"results/calexp/{row.exposure}/{ccd}.json"
+        files = CcdFiles(plan.raw_file(row.exposure, ccd), calibs, name, "none")
         calexp_row(row, facts_of(row, ccd), files, camera, settings)
         begin = begin or time.process_time()
     return time.process_time() - begin, len(todo)
 
 
-def snakemake(mode: str, workers: int) -> list[str]:
-    """Return the command line that makes all manifests."""
-    shutil.rmtree("results", ignore_errors=True)
+def snakemake(mode: str, workers: int, until: str) -> list[str]:
+    """Return the command line that makes all products of a rule."""
     program = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile")]
-    until = {"ccd": "manifest", "exposure": "exposure"}[mode]
     configfile = ["--configfile", f"{mode}.yaml"]
     return [*program, *configfile, "--cores", str(workers), "--until", until]
+
+
+def calexps_anew(mode: str, workers: int) -> list[str]:
+    """Remove all calexps, and return the command line that makes them."""
+    for name in ("calexp", "summary"):
+        shutil.rmtree(f"results/{name}", ignore_errors=True)
+    return snakemake(mode, workers, {"ccd": "manifest", "exposure": "exposure"}[mode])
 
 
 def measure(mode: str, workers: int) -> tuple[float, float]:
     """Return wall and CPU time of the workflow."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    call(snakemake(mode, workers))
+    call(calexps_anew(mode, workers))
     wall = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -149,7 +158,7 @@ def report_files(arguments: argparse.Namespace) -> None:
     print("\n| for each exposure |", *(f" {p}: opens / MB read / MB written |" for p in PARTS))
     print("|---" * (1 + len(PARTS)) + "|")
     for mode in ("ccd", "exposure"):
-        call(traced(snakemake(mode, arguments.workers), "trace"))
+        call(traced(calexps_anew(mode, arguments.workers), "trace"))
         seen = count("trace", part_of)
         line = f"| `{mode}` |"
         for part in PARTS:
