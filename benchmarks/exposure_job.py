@@ -24,7 +24,7 @@ import yaml
 from traced import count, traced
 
 from coaddflow.camera import load_camera
-from coaddflow.exposure import CcdFiles, calexp_row, facts_of
+from coaddflow.exposure import CcdFiles, make_calexp
 from coaddflow.exposures import read_exposures
 from coaddflow.files import sha256_of
 from coaddflow.plan import CALIB_KINDS, make_plan
@@ -84,7 +84,7 @@ def simulate(arguments: argparse.Namespace) -> Settings:
         "camera": arguments.camera,
         "ccds": chosen,
         "bands": {BAND: {"exposures": arguments.exposures, "zero_point": 26.0, "sky": 21.0}},
-        "stars": {"density": 12.0, "brightest": 13.0, "faintest": 24.0},
+        "stars": {"density": 25.0, "brightest": 12.5, "faintest": 24.0},
         "galaxies": {"density": 10.0},
         "calibration": {"bias": 3, "dark": 3, "flat": 3},
     }
@@ -125,7 +125,7 @@ def useful_work(settings: Settings) -> tuple[float, int]:
         calibs = {kind: plan.calib_product(kind, ccd, BAND) for kind in CALIB_KINDS}
         name = f"results/calexp/{row.exposure}/{ccd}.json"
         files = CcdFiles(plan.raw_file(row.exposure, ccd), calibs, name, "none")
-        calexp_row(row, facts_of(row, ccd), files, camera, settings)
+        make_calexp(row, ccd, files, camera, settings)
         begin = begin or time.process_time()
     return time.process_time() - begin, len(todo)
 
