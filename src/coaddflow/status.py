@@ -25,6 +25,11 @@ ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING = 0, 1, 3
 
 _LISTED = 20
 
+_AGAIN = {
+    "coadds": " (where a tract is one job: remove results/coadd/BAND/TRACT.ecsv, then run again)"
+}
+"""What to type where Snakemake does not see by itself what is missing."""
+
 
 @dataclass(frozen=True)
 class CcdStatus:
@@ -95,7 +100,8 @@ class ProductStatus:
     Attributes
     ----------
     kind : str
-        "coadds" (or "lists of coadds", where a tract is one job), "corner databases", "pictures".
+        "coadds" (with the lists of coadds, where a tract is one job), "corner databases",
+        "pictures".
     planned : int
         How many there should be.
     missing : tuple of str
@@ -189,7 +195,7 @@ def _products(plan: Plan, results: Path) -> tuple[ProductStatus, ...]:
     """Return what there should be of tracts and survey, and what is not there."""
     whole = plan.settings.parallel.coadd == "tract"
     planned: dict[str, list[str]] = {
-        "lists of coadds" if whole else "coadds": [],
+        "coadds": [],
         "corner databases": ["corners.sqlite"] if plan.exposures else [],
         "pictures": [],
     }
@@ -214,17 +220,13 @@ def _products(plan: Plan, results: Path) -> tuple[ProductStatus, ...]:
 def _products_of_tract(
     plan: Plan, tract: int, whole: bool
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the coadds (or the lists that name them), corner databases and picture of a tract."""
+    """Return the coadds (and the lists that name them), corner databases and picture of a tract."""
     patches = {band: plan.patches_of(band, tract) for band in plan.bands}
     coadds = [
-        name
-        for band, names in patches.items()
-        for name in (
-            [f"coadd/{band}/{tract}.ecsv"] * bool(names)
-            if whole
-            else [f"coadd/{band}/{tract}/{patch}.fits" for patch in names]
-        )
+        f"coadd/{band}/{tract}/{patch}.fits" for band, names in patches.items() for patch in names
     ]
+    if whole:
+        coadds += [f"coadd/{band}/{tract}.ecsv" for band, names in patches.items() if names]
     databases = [f"corners/{band}/{tract}.sqlite" for band, names in patches.items() if names]
     return coadds, databases, [f"coadd/{tract}.png"]
 
@@ -429,7 +431,7 @@ def _product_lines(products: Sequence[ProductStatus], limit: int | None) -> list
     lines = []
     for kind in products:
         if 0 < len(kind.missing) < kind.planned:
-            lines.append(f"{kind.kind} that are missing:")
+            lines.append(f"{kind.kind} that are missing{_AGAIN.get(kind.kind, '')}:")
             lines += [f"  {name}" for name in kind.missing[:limit]]
             lines += _rest(len(kind.missing), limit, kind.kind)
     return [*lines, ""] if lines else []
