@@ -341,7 +341,7 @@ def test_real_focal_planes(name):
     camera = load_camera(name)
     # every other CCD keeps it cheap
     part = camera.model_copy(update={"detectors": camera.detectors[::8]})
-    content = part.model_dump()
+    content = {**part.model_dump(), "crosstalk": ()}  # with CCDs that are left out
     rng = np.random.default_rng(2)
     for detector in content["detectors"]:
         step = rng.normal(0.0, 2.0, 2) * camera.pixel_size
