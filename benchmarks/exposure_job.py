@@ -93,6 +93,7 @@ def simulate(arguments: argparse.Namespace) -> Settings:
         "exposures": "exposures.ecsv",
         "exclude_ccds": [ccd for ccd in every if ccd not in chosen],
         "refcat": {"path": "data/refcat.fits", "fallback": {"magnitude": f"mag_{BAND}"}},
+        "astrometry": {"max_pointing_error": 3.0},
         "skymap": {"kind": "tangent", "pixel_scale": 0.27},
     }
     Path("simulation.yaml").write_text(yaml.safe_dump(simulation))
