@@ -376,23 +376,25 @@ def test_a_worker_that_is_killed_while_it_warps(survey, by_patches, tmp_path):
 
 @linux
 def test_a_worker_that_is_killed_while_it_coadds(survey, by_patches, tmp_path, monkeypatch):
-    def kill():
-        while not list(tmp_path.glob("coadd/r/0/*.fits")):
-            time.sleep(0.002)
-        os.kill(children()[0], signal.SIGKILL)
+    def kill(worker):
+        time.sleep(0.5)  # its patch is on the way to it
+        os.kill(worker, signal.SIGKILL)
 
-    thread = threading.Thread(target=kill)
+    threads = []
     scatter = tract_job._timed
 
     def timed(pool, what, function):
         if what == "patches coadded":
-            thread.start()
+            (worker,) = pool.processes.values()
+            os.kill(worker, signal.SIGSTOP)
+            threads.append(threading.Thread(target=kill, args=(worker,)))
+            threads[0].start()
         return scatter(pool, what, function)
 
     monkeypatch.setattr(tract_job, "_timed", timed)
     with pytest.raises(PoolError, match=r"1 of 6 patches failed.*patch \d_\d: worker 0 .*SIGKILL"):
         run(tmp_path, workers=1, parallel={"backend": "processes"})
-    thread.join()
+    threads[0].join()
     left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name.startswith(".")]
     for path in left:  # hidden, of the worker that could not clean up
         path.unlink()
