@@ -9,8 +9,8 @@
 
 .PHONY: test-slurm test-pbs test-cluster
 
-SLURM_TESTS := tests/cluster/test_slurm.py
-PBS_TESTS := tests/test_pbs_programs.py tests/cluster/test_pbs.py
+SLURM_TESTS := tests/on_cluster/test_slurm.py
+PBS_TESTS := tests/cluster/test_pbs_programs.py tests/on_cluster/test_pbs.py
 # a test's copy of the survey takes 0.1 GB: only those of failed tests stay
 CLUSTER_PYTEST := python -m pytest --override-ini tmp_path_retention_policy=failed
 

@@ -26,15 +26,15 @@ import numpy as np
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
-from coaddflow import sphere
-from coaddflow.astrometry import AstrometrySolution, solve_ccd
-from coaddflow.camera import Camera, load_camera
+from coaddflow.astrometry.ccd import AstrometrySolution, solve_ccd
+from coaddflow.astrometry.refcat import ccd_cone, exposure_cone, stars_in_cone
 from coaddflow.errors import CcdFailure
-from coaddflow.exposure_astrometry import CcdStars, solve_exposure
-from coaddflow.refcat import ccd_cone, exposure_cone, stars_in_cone
+from coaddflow.exposure.astrometry import CcdStars, solve_exposure
+from coaddflow.geometry import sphere
+from coaddflow.geometry.wcs import pixel_to_sky, predicted_wcs
+from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
-from coaddflow.wcs import pixel_to_sky, predicted_wcs
 
 SETTINGS = AstrometrySettings(max_pointing_error=5.0)
 FIELD = ExposureAstrometrySettings(enabled=True)

@@ -1,4 +1,4 @@
-"""Memory of a coadd against what its job asks for (coaddflow.resources.coadd_memory).
+"""Memory of a coadd against what its job asks for (coaddflow.runtime.resources.coadd_memory).
 
     python benchmarks/coadd_memory.py
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from coaddflow.coadd import CoaddInput, coadd_patch, write_coadd
-from coaddflow.image import MaskedImage
-from coaddflow.resources import coadd_memory
+from coaddflow.coadd.mean import CoaddInput, coadd_patch, write_coadd
+from coaddflow.image.masked_image import MaskedImage
+from coaddflow.runtime.resources import coadd_memory
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.skymap import make_skymap
-from coaddflow.warp import Box
+from coaddflow.skymap.maps import make_skymap
+from coaddflow.warp.ccds import Box
 
 CASES = (
     (760, 3, 512),

@@ -22,9 +22,7 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from coaddflow.camera import Camera, camera_file, load_camera
-from coaddflow.crosstalk import AmplifierSignal, VictimNoise, collect_aggressors, subtract_ghosts
-from coaddflow.crosstalk_measure import (
+from coaddflow.calib.crosstalk_fit import (
     CrosstalkSums,
     MeasuredCrosstalk,
     MeasurementSettings,
@@ -32,9 +30,16 @@ from coaddflow.crosstalk_measure import (
     group_sums,
     subtract_sky,
 )
-from coaddflow.image import MaskPlane
-from coaddflow.isr import BegunCcd, CcdCalibs, begin_detrend, finish_detrend
-from coaddflow.raw import read_raw_ccd
+from coaddflow.image.masked_image import MaskPlane
+from coaddflow.instrument.camera import Camera, camera_file, load_camera
+from coaddflow.instrument.raw import read_raw_ccd
+from coaddflow.isr.crosstalk import (
+    AmplifierSignal,
+    VictimNoise,
+    collect_aggressors,
+    subtract_ghosts,
+)
+from coaddflow.isr.detrend import BegunCcd, CcdCalibs, begin_detrend, finish_detrend
 from coaddflow.settings.detrend import DetrendSettings
 
 COEFFICIENT = 1e-3

@@ -22,7 +22,7 @@ import numpy as np
 from astropy import units
 from astropy.coordinates import Angle
 
-from coaddflow.exposures import ExposureRow, write_exposures
+from coaddflow.tables.exposures import ExposureRow, write_exposures
 
 SNAKEFILE = Path(__file__).parents[1] / "Snakefile"
 PROFILES = SNAKEFILE.parent / "profiles"

@@ -24,12 +24,12 @@ import yaml
 from threadpoolctl import threadpool_limits
 from traced import count, traced
 
-from coaddflow.camera import load_camera
-from coaddflow.exposure import CcdFiles, make_calexp
-from coaddflow.exposures import read_exposures
+from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.files import sha256_of
-from coaddflow.plan import CALIB_KINDS, make_plan
+from coaddflow.instrument.camera import load_camera
 from coaddflow.settings import Settings, load_settings
+from coaddflow.tables.exposures import read_exposures
+from coaddflow.workflow.plan import CALIB_KINDS, make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BAND = "r"

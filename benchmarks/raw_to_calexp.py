@@ -63,7 +63,7 @@ def run(folder: Path, n_exposures: int) -> None:
 
 def has_ccd(ccd: int) -> bool:
     """Return whether the camera file knows this CCD."""
-    from coaddflow.camera import load_camera
+    from coaddflow.instrument.camera import load_camera
 
     return any(detector.id == ccd for detector in load_camera("decam").detectors)
 

@@ -14,13 +14,13 @@ from time import process_time
 import numpy as np
 from PIL import Image
 
-from coaddflow.background import Background, estimate_background
-from coaddflow.camera import Camera, load_camera
-from coaddflow.image import MaskedImage
-from coaddflow.picture import bin_patch
+from coaddflow.coadd.picture import bin_patch
+from coaddflow.exposure.sky import fit_focal_plane_sky
+from coaddflow.image.masked_image import MaskedImage
+from coaddflow.instrument.camera import Camera, load_camera
+from coaddflow.measure.background import Background, estimate_background
 from coaddflow.settings.calexp import BackgroundSettings
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
-from coaddflow.sky_correction import fit_focal_plane_sky
 
 SIZE, GAP, SIDE = 1536, 40, 2
 SKY, NOISE = 400.0, 20.0

@@ -24,17 +24,17 @@ import numpy as np
 from astropy.wcs import WCS
 from traced import count, traced
 
-from coaddflow.corners import build_tract_database
+from coaddflow.coadd.patch import make_coadd, make_warps
+from coaddflow.coadd.tract_job import make_tract_coadds
+from coaddflow.corners.database import build_tract_database
 from coaddflow.files import sha256_of
-from coaddflow.image import MaskedImage, masked_image_hdus, write_fits
-from coaddflow.joblog import job_log
-from coaddflow.manifest import CcdRow, write_manifest
+from coaddflow.geometry.wcs import wcs_to_header
+from coaddflow.image.masked_image import MaskedImage, masked_image_hdus, write_fits
+from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.skymap import Tract, make_skymap
-from coaddflow.tract import make_coadd, make_warps
-from coaddflow.tract_job import make_tract_coadds
-from coaddflow.wcs import wcs_to_header
+from coaddflow.skymap.maps import Tract, make_skymap
+from coaddflow.tables.manifest import CcdRow, write_manifest
 
 SCALE, RA, DEC = 0.2, 150.0, 2.2
 BORDER = 100

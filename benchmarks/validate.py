@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table
 
-from coaddflow.manifest import read_manifest
 from coaddflow.qa.coadd_check import detect_on
 from coaddflow.qa.survey_check import (
     check_band,
@@ -22,6 +21,7 @@ from coaddflow.qa.survey_check import (
     reference_stars_found,
     trail_left,
 )
+from coaddflow.tables.manifest import read_manifest
 
 
 def main() -> None:

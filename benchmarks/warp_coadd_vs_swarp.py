@@ -27,8 +27,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from coaddflow.coadd import CoaddInput, coadd_patch, write_coadd
-from coaddflow.image import (
+from coaddflow.coadd.mean import CoaddInput, coadd_patch, write_coadd
+from coaddflow.geometry.wcs import read_wcs, wcs_to_header
+from coaddflow.image.masked_image import (
     MaskedImage,
     MaskPlane,
     masked_image_hdus,
@@ -37,9 +38,8 @@ from coaddflow.image import (
 )
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.warp import WarpSettings
-from coaddflow.skymap import Tract
-from coaddflow.warp import CcdImage, WarpFile, read_warp_table, warp_exposure, warp_patches
-from coaddflow.wcs import read_wcs, wcs_to_header
+from coaddflow.skymap.maps import Tract
+from coaddflow.warp.ccds import CcdImage, WarpFile, read_warp_table, warp_exposure, warp_patches
 
 RA, DEC, PIXEL_SCALE = 150.0, 2.2, 0.2
 SKY_NOISE = 20.0

@@ -2,7 +2,7 @@
 # "which settings?" and "how much memory?". The only file with functions.
 #
 # Snakemake reads this again in every job of a cluster, so nothing slow may happen here: the plan
-# comes from a cache (coaddflow.plan), and astropy is not imported.
+# comes from a cache (coaddflow.workflow.plan), and astropy is not imported.
 
 import functools
 import math
@@ -17,9 +17,11 @@ from snakemake.jobs import GroupJob, Job
 RUN_STARTED = time.time()
 
 try:
-    from coaddflow import cluster, joblog, messages
-    from coaddflow import plan as planning
-    from coaddflow import resources as needs
+    from coaddflow.cluster import slurm as cluster
+    from coaddflow.runtime import log as joblog
+    from coaddflow.workflow import report as messages
+    from coaddflow.workflow import plan as planning
+    from coaddflow.runtime import resources as needs
     from coaddflow.errors import InputError
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys

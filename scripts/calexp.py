@@ -1,13 +1,13 @@
 """Calibrate one CCD: raw frame to calexp, sources and row."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.camera import load_camera
-    from coaddflow.exposure import CcdFiles, make_calexp
-    from coaddflow.exposures import ExposureRow
-    from coaddflow.plan import CALIB_KINDS
+    from coaddflow.calexp.job import CcdFiles, make_calexp
+    from coaddflow.instrument.camera import load_camera
     from coaddflow.settings import load_settings
+    from coaddflow.tables.exposures import ExposureRow
+    from coaddflow.workflow.plan import CALIB_KINDS
 
     exposure = ExposureRow(**snakemake.params.facts)
     make_calexp(

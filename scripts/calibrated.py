@@ -1,11 +1,11 @@
 """Make a calexp and its row from an image that was calibrated elsewhere."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.exposure import CcdFiles, make_calexp_from_image
-    from coaddflow.exposures import ImageRow
+    from coaddflow.calexp.job import CcdFiles, make_calexp_from_image
     from coaddflow.settings import load_settings
+    from coaddflow.tables.exposures import ImageRow
 
     image = ImageRow(**snakemake.params.facts)
     make_calexp_from_image(

@@ -1,12 +1,12 @@
 """Make the map of bad pixels of a CCD."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.camera import load_camera
-    from coaddflow.masters import make_defects, make_night_sky_defects
-    from coaddflow.plan import CALIB_KINDS
+    from coaddflow.calib.masters import make_defects, make_night_sky_defects
+    from coaddflow.instrument.camera import load_camera
     from coaddflow.settings import load_settings
+    from coaddflow.workflow.plan import CALIB_KINDS
 
     settings = load_settings(snakemake.config).only(*snakemake.params.settings)
     if settings.calibs.defects.source == "night_sky":

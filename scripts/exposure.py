@@ -1,9 +1,9 @@
 """Make the calexps of an exposure and its manifest, scattered over workers."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0]):
-    from coaddflow.exposure_job import make_exposure
+    from coaddflow.exposure.job import make_exposure
 
     params = snakemake.params
     images = params.get("images", [])

@@ -1,13 +1,13 @@
 """Gather the rows of an exposure into its manifest."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.camera import load_camera
-    from coaddflow.exposures import ExposureRow
-    from coaddflow.gather import make_manifest
-    from coaddflow.manifest import read_row
+    from coaddflow.exposure.gather import make_manifest
+    from coaddflow.instrument.camera import load_camera
     from coaddflow.settings import load_settings
+    from coaddflow.tables.exposures import ExposureRow
+    from coaddflow.tables.manifest import read_row
 
     # what lets an exposure pass must not make those again that have passed: not in the params
     settings = load_settings(snakemake.config).only("calexp", "prediction", "camera")

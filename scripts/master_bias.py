@@ -1,10 +1,10 @@
 """Make the master bias of a CCD."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.camera import load_camera
-    from coaddflow.masters import make_bias
+    from coaddflow.calib.masters import make_bias
+    from coaddflow.instrument.camera import load_camera
     from coaddflow.settings import load_settings
 
     make_bias(

@@ -1,12 +1,12 @@
 """Make the flat of a CCD and band."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.camera import load_camera
-    from coaddflow.masters import make_flat
-    from coaddflow.plan import CALIB_KINDS
+    from coaddflow.calib.masters import make_flat
+    from coaddflow.instrument.camera import load_camera
     from coaddflow.settings import load_settings
+    from coaddflow.workflow.plan import CALIB_KINDS
 
     make_flat(
         snakemake.output.master,

@@ -1,12 +1,12 @@
 """Bring the corner database of the survey up to date."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.plan import make_plan
+    from coaddflow.corners.survey import make_survey_database
     from coaddflow.settings import load_settings
-    from coaddflow.skymap import make_skymap
-    from coaddflow.survey import make_survey_database
+    from coaddflow.skymap.maps import make_skymap
+    from coaddflow.workflow.plan import make_plan
 
     plan = make_plan(load_settings(snakemake.config))
     make_survey_database(

@@ -1,11 +1,11 @@
 """Warp and coadd a band on a tract."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 # one thread: the workers are what runs in parallel
 with job_log(snakemake.log[0]):
+    from coaddflow.coadd.tract_job import make_tract_coadds
     from coaddflow.settings import load_settings
-    from coaddflow.tract_job import make_tract_coadds
 
     make_tract_coadds(
         snakemake.output.table,

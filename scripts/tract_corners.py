@@ -1,11 +1,11 @@
 """Make the corner database of a band on a tract."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.corners import build_tract_database
+    from coaddflow.corners.database import build_tract_database
     from coaddflow.settings.skymap import SkymapSettings
-    from coaddflow.skymap import make_skymap
+    from coaddflow.skymap.maps import make_skymap
 
     skymap = make_skymap(SkymapSettings.model_validate(snakemake.params.skymap))
     build_tract_database(

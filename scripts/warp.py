@@ -1,12 +1,12 @@
 """Warp an exposure to a tract."""
 
-from coaddflow.joblog import job_log
+from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
+    from coaddflow.coadd.patch import make_warps
     from coaddflow.settings import load_settings
     from coaddflow.settings.skymap import SkymapSettings
-    from coaddflow.skymap import make_skymap
-    from coaddflow.tract import make_warps
+    from coaddflow.skymap.maps import make_skymap
 
     skymap = make_skymap(SkymapSettings.model_validate(snakemake.params.skymap))
     make_warps(

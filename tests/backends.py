@@ -25,3 +25,4 @@ needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None,
     reason="dask is not installed: pip install 'coaddflow[dask]'",
 )
+linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")

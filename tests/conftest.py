@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from workflow import REPOSITORY, Survey
+from survey_run import REPOSITORY, Survey
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # as in the background of a shell; what the tests start would inherit it and be deaf to Ctrl-C

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coaddflow.image import MaskedImage
+from coaddflow.image.masked_image import MaskedImage
 
 
 def moffat_stamp(dx, dy, fwhm, beta=3.5, e1=0.0, e2=0.0):

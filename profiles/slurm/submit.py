@@ -3,7 +3,7 @@
 The executor takes every failure of sbatch for a failure of the job: a controller that is away for
 a minute uses up all attempts of an exposure, and one that is slow ("Socket timed out on send/recv
 operation") may have taken the job all the same, so that two work on one exposure. A run therefore
-finds bin/sbatch before the real one (coaddflow.cluster). After a failure it first asks whether a
+finds bin/sbatch before the real one (cluster.slurm). After a failure it first asks whether a
 job of this run with this name lives, and hands out its number if there is one; only if there is
 none, and the failure is one that passes, it submits again.
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coaddflow.angles import parse_declination, parse_right_ascension
 from coaddflow.errors import InputError
+from coaddflow.geometry.angles import parse_declination, parse_right_ascension
 
 if TYPE_CHECKING:
     from coaddflow.settings import Settings

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from coaddflow.camera import load_camera, shipped_cameras
+    from coaddflow.instrument.camera import load_camera, shipped_cameras
 
     for name in [arguments.camera] if arguments.camera else shipped_cameras():
         camera = load_camera(name)

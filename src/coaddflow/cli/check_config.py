@@ -43,11 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _problems(settings: "Settings") -> list[str]:
     """Return all that would keep a run from beginning, each once."""
-    from coaddflow.camera import load_camera
-    from coaddflow.exposures import read_exposures, read_images
-    from coaddflow.image import planes_from_names
-    from coaddflow.messages import start_text
-    from coaddflow.plan import make_plan
+    from coaddflow.image.masked_image import planes_from_names
+    from coaddflow.instrument.camera import load_camera
+    from coaddflow.tables.exposures import read_exposures, read_images
+    from coaddflow.workflow.plan import make_plan
+    from coaddflow.workflow.report import start_text
 
     checks = []
     if settings.camera is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from coaddflow.cli.arguments import add_json, add_position
 
 if TYPE_CHECKING:
-    from coaddflow.manifest import CcdRow
+    from coaddflow.tables.manifest import CcdRow
 
 HELP = "which CCDs cover a position or a patch"
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_query(arguments: argparse.Namespace) -> int:
     """Run ``corners query``; return the exit code."""
-    from coaddflow.corners import CornerDatabase
+    from coaddflow.corners.database import CornerDatabase
 
     with CornerDatabase(arguments.database) as database:
         rows = database.query_point(arguments.ra, arguments.dec, arguments.band)
@@ -60,7 +60,7 @@ def run_query(arguments: argparse.Namespace) -> int:
 
 def run_patch(arguments: argparse.Namespace) -> int:
     """Run ``corners patch``; return the exit code."""
-    from coaddflow.corners import CornerDatabase
+    from coaddflow.corners.database import CornerDatabase
 
     with CornerDatabase(arguments.database) as database:
         overlaps = database.query_patch(arguments.tract, arguments.patch, arguments.band)

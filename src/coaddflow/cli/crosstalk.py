@@ -18,8 +18,8 @@ from coaddflow.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coaddflow.camera import Camera
-    from coaddflow.crosstalk_measure import MeasuredCrosstalk
+    from coaddflow.calib.crosstalk_fit import MeasuredCrosstalk
+    from coaddflow.instrument.camera import Camera
     from coaddflow.settings import Settings
 
 HELP = "measure the crosstalk between amplifiers on raw exposures"
@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from coaddflow.camera import load_camera
-    from coaddflow.crosstalk_measure import MeasurementSettings, measure_crosstalk
+    from coaddflow.calib.crosstalk_fit import MeasurementSettings, measure_crosstalk
+    from coaddflow.instrument.camera import load_camera
 
     settings = read_settings(arguments.config)
     if settings.camera is None or settings.exposures is None:
@@ -115,7 +115,7 @@ def _positive(text: str) -> float:
 
 def _raw_files(settings: "Settings", wanted: Sequence[str] | None) -> "list[Path]":
     """Return the raw files of the science exposures that are asked for."""
-    from coaddflow.exposures import file_of, read_exposures
+    from coaddflow.tables.exposures import file_of, read_exposures
 
     rows = [row for row in read_exposures(settings.exposures) if row.kind == "science"]
     rows = [row for row in rows if row.exposure not in settings.exclude]
@@ -178,7 +178,7 @@ def _yaml(
     measured: "Sequence[MeasuredCrosstalk]", camera: "Camera", sigma: float, n_exposures: int
 ) -> str:
     """Return the keys for the camera file: matrices of CCDs, and the list between CCDs."""
-    from coaddflow.crosstalk_measure import camera_keys
+    from coaddflow.calib.crosstalk_fit import camera_keys
 
     keys = camera_keys(measured, camera, sigma)
     lines = [

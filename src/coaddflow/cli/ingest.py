@@ -14,7 +14,7 @@ from coaddflow.cli.arguments import add_config, add_json, read_settings
 from coaddflow.errors import InputError
 
 if TYPE_CHECKING:
-    from coaddflow.ingest import IngestReport, Skip
+    from coaddflow.ingest.raw_exposures import IngestReport, Skip
 
 HELP = "raw files (or calibrated images) to the table of exposures"
 
@@ -84,15 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _ingest_raw(arguments: argparse.Namespace) -> "IngestReport":
-    from coaddflow.camera import load_camera
-    from coaddflow.ingest import ingest
+    from coaddflow.ingest.raw_exposures import ingest
+    from coaddflow.instrument.camera import load_camera
 
     camera, table = _camera_and_table(arguments)
     return ingest(arguments.sources, load_camera(camera), table, arguments.replace)
 
 
 def _ingest_calibrated(arguments: argparse.Namespace) -> "IngestReport":
-    from coaddflow.ingest_calibrated import ingest_calibrated
+    from coaddflow.ingest.calibrated_images import ingest_calibrated
 
     settings = read_settings(arguments.config).calibrated
     table = arguments.table or settings.table
@@ -104,8 +104,8 @@ def _ingest_calibrated(arguments: argparse.Namespace) -> "IngestReport":
 
 
 def _run_fitted(arguments: argparse.Namespace) -> int:
-    from coaddflow.camera import load_camera
-    from coaddflow.ingest import repoint
+    from coaddflow.ingest.raw_exposures import repoint
+    from coaddflow.instrument.camera import load_camera
 
     camera, table = _camera_and_table(arguments)
     pointings, skipped = repoint(

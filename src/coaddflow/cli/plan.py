@@ -37,8 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     from coaddflow.errors import InputError
-    from coaddflow.forecast import asked_memory, disk_used, forecast, measured, suggestion, widths
-    from coaddflow.plan import make_plan
+    from coaddflow.workflow.cost import (
+        asked_memory,
+        disk_used,
+        forecast,
+        measured,
+        suggestion,
+        widths,
+    )
+    from coaddflow.workflow.plan import make_plan
 
     if arguments.cores < 1:
         raise InputError("--cores must be 1 or more")
@@ -60,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(costs: list, steps: list, used: float | None, next_time: list[str]) -> str:
     """Return plan and measurement as a table for people."""
-    from coaddflow.forecast import core_hours_of
+    from coaddflow.workflow.cost import core_hours_of
 
     lines = [
         "                jobs   steps   core-hours   measured     memory  time limit       disk",

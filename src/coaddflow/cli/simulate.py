@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from coaddflow.progress import ProgressLine
+    from coaddflow.runtime.progress import ProgressLine
     from coaddflow.simulate.settings import load_simulation_settings
     from coaddflow.simulate.survey import run_simulation
 

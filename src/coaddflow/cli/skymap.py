@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_find(arguments: argparse.Namespace) -> int:
     """Run ``skymap find``; return the exit code."""
-    from coaddflow.skymap import make_skymap
+    from coaddflow.skymap.maps import make_skymap
 
     skymap = make_skymap(_complete(arguments.config))
     number = int(skymap.find_tract(arguments.ra, arguments.dec))
@@ -69,7 +69,7 @@ def _complete(config: str):
     settings = read_settings(config)
     tangent = settings.skymap.tangent
     if settings.skymap.kind == "tangent" and (tangent.ra is None or tangent.width is None):
-        from coaddflow.plan import make_plan
+        from coaddflow.workflow.plan import make_plan
 
         return make_plan(settings).skymap
     return settings.skymap

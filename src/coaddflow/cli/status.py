@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from coaddflow.plan import make_plan
-    from coaddflow.status import status_json, status_table, survey_status
+    from coaddflow.workflow.plan import make_plan
+    from coaddflow.workflow.status import status_json, status_table, survey_status
 
     plan = make_plan(read_settings(arguments.config))
     status = survey_status(plan, arguments.results, arguments.logs)

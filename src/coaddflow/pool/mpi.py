@@ -30,7 +30,7 @@ from coaddflow.pool.failure import PoolError
 from coaddflow.pool.lifeline import Stopped, end_when, raise_on_sigterm
 from coaddflow.pool.messages import Begin, End, Message, Stop, from_frames, to_frames
 from coaddflow.pool.worker import Servant
-from coaddflow.threads import single_threaded
+from coaddflow.runtime.threads import single_threaded
 
 _SIZES, _FRAMES = 1, 2  # tags
 _MOST_BYTES = 1 << 30  # per MPI message: counts are 32 bit in many versions

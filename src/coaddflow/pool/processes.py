@@ -27,7 +27,7 @@ from coaddflow.pool.failure import PoolError
 from coaddflow.pool.memory import Shared
 from coaddflow.pool.messages import Hello, Message, Stop, from_frames, to_frames
 from coaddflow.pool.packing import LARGE, Packed
-from coaddflow.threads import single_threaded
+from coaddflow.runtime.threads import single_threaded
 
 _START = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "

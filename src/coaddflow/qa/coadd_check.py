@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from coaddflow.background import estimate_background
-from coaddflow.detect import SourceFlag, common_size, detect_sources, measure_seeing
-from coaddflow.image import MaskedImage, MaskPlane
-from coaddflow.photometry import aperture_correction, aperture_fluxes
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.background import estimate_background
+from coaddflow.measure.detection import SourceFlag, common_size, detect_sources, measure_seeing
+from coaddflow.measure.photometry import aperture_correction, aperture_fluxes
 from coaddflow.settings.calexp import BackgroundSettings, DetectionSettings, PhotometrySettings
 
 _SPOILT = (

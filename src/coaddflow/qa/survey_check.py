@@ -10,10 +10,11 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow import sphere
-from coaddflow.camera import load_camera
-from coaddflow.coadd import Coadd, read_coadd
-from coaddflow.image import AB_ZERO_POINT, MaskedImage, MaskPlane, read_masked_image
+from coaddflow.coadd.mean import Coadd, read_coadd
+from coaddflow.geometry import sphere
+from coaddflow.geometry.wcs import read_wcs, sky_to_pixel
+from coaddflow.image.masked_image import AB_ZERO_POINT, MaskedImage, MaskPlane, read_masked_image
+from coaddflow.instrument.camera import load_camera
 from coaddflow.qa.coadd_check import (
     StarResiduals,
     check_stars,
@@ -23,7 +24,6 @@ from coaddflow.qa.coadd_check import (
     sky_covariance,
     sky_noise,
 )
-from coaddflow.wcs import read_wcs, sky_to_pixel
 
 _BRIGHT = (16.0, 21.0)
 """Magnitudes of the stars whose positions and fluxes are judged."""

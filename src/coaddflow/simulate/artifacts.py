@@ -9,7 +9,7 @@ References
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.camera import Detector
+from coaddflow.instrument.camera import Detector
 from coaddflow.simulate.optics import Optics
 from coaddflow.simulate.settings import CosmicRaysSimulation
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.camera import Detector
 from coaddflow.errors import InputError
+from coaddflow.instrument.camera import Detector
 from coaddflow.simulate.optics import Optics
 from coaddflow.simulate.settings import PsfSimulation
 from coaddflow.simulate.sky import SkyCatalogue

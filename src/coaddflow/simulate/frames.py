@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow import sphere
-from coaddflow.camera import Camera, Detector
+from coaddflow.geometry import sphere
+from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.simulate.artifacts import add_trail, cosmic_rays
 from coaddflow.simulate.drawing import draw_sources
 from coaddflow.simulate.observations import Observation

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from astropy.table import Table
 
-from coaddflow import sphere
-from coaddflow.camera import Camera
 from coaddflow.files import check_id
+from coaddflow.geometry import sphere
+from coaddflow.instrument.camera import Camera
 from coaddflow.simulate.settings import SimulationSettings
 from coaddflow.simulate.streams import stream
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import RectBivariateSpline
 
-from coaddflow import sphere
-from coaddflow.camera import Camera, Detector, outline
+from coaddflow.geometry import sphere
+from coaddflow.instrument.camera import Camera, Detector, outline
 from coaddflow.simulate.observations import Observation
 from coaddflow.simulate.settings import SimulationSettings
 from coaddflow.simulate.streams import stream

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.camera import Amplifier, Box, Detector
+from coaddflow.instrument.camera import Amplifier, Box, Detector
 from coaddflow.simulate.settings import DetectorSimulation
 
 _MARGIN_COUNTS = 50.0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RectBivariateSpline
 
-from coaddflow.camera import Detector
+from coaddflow.instrument.camera import Detector
 from coaddflow.simulate.settings import DetectorSimulation, SimulationSettings
 from coaddflow.simulate.streams import stream
 

@@ -16,7 +16,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from coaddflow import sphere
+from coaddflow.geometry import sphere
 from coaddflow.simulate.settings import (
     GalaxiesSimulation,
     RefcatSimulation,

@@ -22,10 +22,10 @@ from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from coaddflow import sphere
-from coaddflow.camera import Camera, load_camera
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
+from coaddflow.geometry import sphere
+from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.simulate.drawing import load_galsim
 from coaddflow.simulate.frames import ExposedCcd, Exposing, expose_ccd, read_out
 from coaddflow.simulate.observations import Observation, exposure_table, plan_observations

@@ -11,8 +11,8 @@ from astropy.io import fits
 from astropy.time import Time
 from numpy.typing import NDArray
 
-from coaddflow.camera import Camera, Detector, HeaderKey, ccd_file
 from coaddflow.files import atomic_path
+from coaddflow.instrument.camera import Camera, Detector, HeaderKey, ccd_file
 from coaddflow.simulate.observations import Observation
 
 Arrays = dict[str | int | None, NDArray[np.uint16]]

@@ -1,0 +1,1 @@
+"""From stars on a CCD to its place on the sky."""

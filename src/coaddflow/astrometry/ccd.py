@@ -1,0 +1,628 @@
+"""The astrometric solution of one CCD: match with the catalogue, then fit a TAN-SIP WCS.
+
+The prediction of the camera file gives the distortion, and a pointing that may be far off. Match
+(`match_ccd`) and fit (`fit_ccd`) are separate, so that a solution for a whole exposure can take
+the matches of all its CCDs.
+
+References
+----------
+.. [1] Shupe et al. 2005, ADASS XIV, ASP Conf. 347, 491 (SIP).
+.. [2] Calabretta & Greisen 2002, A&A 395, 1077 (gnomonic projection).
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import Table
+from astropy.wcs import WCS
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+
+from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
+from coaddflow.errors import CcdFailure
+from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
+from coaddflow.geometry.wcs import evaluate, fit_tan_sip, pixel_to_sky, plane_to_tan_sip
+from coaddflow.settings.astrometry import AstrometrySettings
+
+log = logging.getLogger(__name__)
+
+_NEAR_SHIFT = 1.0 / 60.0  # degrees; the pointing of most telescopes is better than this
+_NEAR_ROTATION = 1.5
+_NEAR_SCALE = 0.005
+_MAX_ITERATIONS = 15
+RAYLEIGH_MEDIAN = 1.1774
+"""Median distance of a two-dimensional Gaussian, in standard deviations of one axis."""
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CcdMatch:
+    """Sources of a CCD matched with reference stars.
+
+    Attributes
+    ----------
+    wcs : astropy.wcs.WCS
+        The predicted WCS, shifted, rotated and scaled as the match says.
+    source_index, reference_index : ndarray of int, shape (n,)
+        Matched pairs, as rows of the sources and of the reference catalogue.
+    chance : float
+        Expected number of chance matches as good as this one.
+    """
+
+    wcs: WCS
+    source_index: NDArray[np.intp]
+    reference_index: NDArray[np.intp]
+    chance: float
+
+
+@dataclass(frozen=True)
+class AstrometrySolution:
+    """The fitted WCS of a CCD.
+
+    Attributes
+    ----------
+    wcs : astropy.wcs.WCS
+        TAN-SIP, tangent point at the centre of the CCD.
+    source_index, reference_index : ndarray of int, shape (n_matched,)
+        Stars in the fit, as rows of the sources and of the reference catalogue.
+    residual_x, residual_y : ndarray of float64, shape (n_matched,)
+        Measured minus catalogue position, pixels.
+    rms_arcsec, rms_pixel : float
+        Root of the mean squared distance, both axes together.
+    n_matched, n_clipped : int
+        Stars in the fit, and matched stars left out as outliers.
+    order : int
+        Order of the fitted polynomial; 0 if only shift, rotation and scale were fitted.
+    pixel_scale : float
+        Arcseconds per pixel at the centre.
+    rotation : float
+        Position angle of +y at the centre, from north through east, degrees, -180 to 180.
+    pointing_error : float
+        Distance of the CCD's centre from its predicted place, arcminutes.
+    chance : float
+        Expected number of chance matches as good as the one this solution began with.
+    """
+
+    wcs: WCS
+    source_index: NDArray[np.intp]
+    reference_index: NDArray[np.intp]
+    residual_x: FloatArray
+    residual_y: FloatArray
+    rms_arcsec: float
+    rms_pixel: float
+    n_matched: int
+    n_clipped: int
+    order: int
+    pixel_scale: float
+    rotation: float
+    pointing_error: float = 0.0
+    chance: float = 0.0
+
+
+def search_cone(
+    initial_wcs: WCS, shape: tuple[int, int], settings: AstrometrySettings
+) -> tuple[float, float, float]:
+    """Return (ra, dec, radius) in degrees of the sky from which reference stars are needed.
+
+    Parameters
+    ----------
+    initial_wcs : astropy.wcs.WCS
+        The prediction.
+    shape : tuple of int
+        Shape (ny, nx) of the CCD.
+    settings : AstrometrySettings
+        Gives the largest pointing error.
+    """
+    ny, nx = shape
+    x = np.array([(nx - 1) / 2.0, -0.5, nx - 0.5, -0.5, nx - 0.5])
+    y = np.array([(ny - 1) / 2.0, -0.5, -0.5, ny - 0.5, ny - 0.5])
+    ra, dec = pixel_to_sky(initial_wcs, x, y)
+    radius = separation(ra[0], dec[0], ra[1:], dec[1:]).max() * (1.0 + settings.max_scale_error)
+    return float(ra[0]), float(dec[0]), float(radius + settings.max_pointing_error / 60.0)
+
+
+def solve_ccd(
+    x: ArrayLike,
+    y: ArrayLike,
+    flux: ArrayLike,
+    refcat: Table,
+    initial_wcs: WCS,
+    image_shape: tuple[int, int],
+    settings: AstrometrySettings,
+    centroid_error: ArrayLike | None = None,
+) -> AstrometrySolution:
+    """Match the sources of a CCD with the reference catalogue and fit its WCS.
+
+    Parameters
+    ----------
+    x, y : array_like, shape (n,)
+        Positions of the sources, 0-based pixels.
+    flux : array_like, shape (n,)
+        Their fluxes, any unit; only the order matters.
+    refcat : astropy.table.Table
+        Columns ra, dec (ICRS degrees at the epoch of the exposure) and mag; should cover the
+        cone of `search_cone`.
+    initial_wcs : astropy.wcs.WCS
+        The predicted WCS, with the approximate distortion.
+    image_shape : tuple of int
+        Shape (ny, nx) of the CCD.
+    settings : AstrometrySettings
+        Limits of the search and of the fit.
+    centroid_error : array_like, shape (n,), optional
+        Errors of the positions, pixels (one axis); they weight the fit.
+
+    Raises
+    ------
+    CcdFailure
+        With the reason too_few_stars, no_astrometric_match, or astrometry_rms.
+    """
+    match = match_ccd(x, y, flux, refcat, initial_wcs, image_shape, settings)
+    fit = fit_ccd(x, y, flux, refcat, match.wcs, image_shape, settings, centroid_error)
+    if fit.rms_pixel > settings.max_rms_pixels:
+        raise CcdFailure(
+            "astrometry_rms",
+            f"{fit.n_matched} stars matched, but their rms distance from the catalogue is "
+            f"{fit.rms_pixel:.2f} pixels, above astrometry.max_rms_pixels = "
+            f"{settings.max_rms_pixels:g}",
+        )
+    before, after = (_sky_of_centre(wcs, image_shape) for wcs in (initial_wcs, fit.wcs))
+    pointing_error = float(separation(*before, *after)) * 60.0
+    return AstrometrySolution(
+        **{**vars(fit), "pointing_error": pointing_error, "chance": match.chance}
+    )
+
+
+def _sky_of_centre(wcs: WCS, shape: tuple[int, int]) -> tuple[float, float]:
+    ra, dec = pixel_to_sky(wcs, (shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0)
+    return float(ra), float(dec)
+
+
+def match_ccd(
+    x: ArrayLike,
+    y: ArrayLike,
+    flux: ArrayLike,
+    refcat: Table,
+    initial_wcs: WCS,
+    image_shape: tuple[int, int],
+    settings: AstrometrySettings,
+) -> CcdMatch:
+    """Find which sources are which reference stars, from a prediction that may be far off.
+
+    Positions are compared on an undistorted CCD: the sources with the predicted distortion taken
+    out, the reference stars projected onto the tangent plane of the predicted centre and divided
+    by the predicted pixel matrix. See `solve_ccd` for the parameters.
+
+    Raises
+    ------
+    CcdFailure
+        With the reason too_few_stars or no_astrometric_match.
+    """
+    prior = _Prior.of(initial_wcs, image_shape)
+    sources = brightest_first(x, y, flux, settings.max_sources)
+    sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
+    references = np.argsort(np.asarray(refcat["mag"], float), kind="stable")
+    if min(sources.size, references.size) < settings.min_matches:
+        raise CcdFailure(
+            "too_few_stars",
+            f"{sources.size} sources and {references.size} reference stars: at least "
+            f"{settings.min_matches} of each are needed (astrometry.min_matches)",
+        )
+    expected = prior.undistort(np.asarray(x, float)[sources], np.asarray(y, float)[sources])
+    plane = np.stack(tan_project(*sky[:, references], *prior.crval))
+    catalogue = np.linalg.solve(prior.cd, plane)
+    references, catalogue = (
+        references[np.isfinite(plane[0])],
+        catalogue[:, np.isfinite(plane[0])],
+    )
+    match = match_pattern(
+        expected.T,
+        catalogue.T,
+        *_windows(prior, settings),
+        _tolerance(image_shape, settings),
+        settings.max_chance,
+        settings.min_matches,
+    )
+    if match is None:
+        raise CcdFailure(
+            "no_astrometric_match",
+            f"{sources.size} sources do not fit {references.size} reference stars within "
+            f"{settings.max_pointing_error:g} arcmin of RA {prior.crval[0]:.4f} Dec "
+            f"{prior.crval[1]:.4f}: check the pointing, the pixel scale of the camera file and "
+            "the reference catalogue",
+        )
+    wcs = _moved(prior, match, image_shape)
+    return CcdMatch(
+        wcs, sources[match.source_index], references[match.reference_index], match.chance
+    )
+
+
+def _tolerance(shape: tuple[int, int], settings: AstrometrySettings) -> float:
+    return max(settings.match_tolerance, 1e-3 * float(np.hypot(*shape)))
+
+
+def _windows(prior: "_Prior", settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
+    """Return the near and the wide search window, in pixels."""
+    pixel = np.sqrt(abs(np.linalg.det(prior.cd)))
+    wide = SearchWindow(
+        settings.max_pointing_error / 60.0 / pixel,
+        settings.max_rotation_error,
+        settings.max_scale_error,
+        settings.either_parity,
+    )
+    near = SearchWindow(
+        min(_NEAR_SHIFT / pixel, wide.shift),
+        min(_NEAR_ROTATION, wide.rotation),
+        min(_NEAR_SCALE, wide.scale),
+        False,
+    )
+    return near, wide
+
+
+def brightest_first(x: ArrayLike, y: ArrayLike, flux: ArrayLike, n_max: int) -> NDArray[np.intp]:
+    """Return the rows of the brightest sources with finite positions, brightest first."""
+    finite = np.isfinite(np.asarray(x, float)) & np.isfinite(np.asarray(y, float))
+    order = np.argsort(-np.asarray(flux, float), kind="stable")
+    return order[finite[order]][:n_max]
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """The predicted WCS with its reference pixel at the centre of the CCD."""
+
+    crval: FloatArray
+    crpix: FloatArray
+    cd: FloatArray
+    a: FloatArray
+    b: FloatArray
+
+    @classmethod
+    def of(cls, wcs: WCS, shape: tuple[int, int]) -> "_Prior":
+        """Take it from a WCS of any kind, by a fit that is good to 1e-4 pixel."""
+        return cls.of_tan_sip(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
+
+    @classmethod
+    def of_tan_sip(cls, wcs: WCS) -> "_Prior":
+        """Take the numbers of a TAN-SIP WCS whose reference pixel is the centre of the CCD."""
+        zero = np.zeros((2, 2))
+        return cls(
+            np.array(wcs.wcs.crval),
+            np.array(wcs.wcs.crpix) - 1.0,
+            np.array(wcs.pixel_scale_matrix),
+            np.array(wcs.sip.a) if wcs.sip is not None else zero,
+            np.array(wcs.sip.b) if wcs.sip is not None else zero,
+        )
+
+    def undistort(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return undistorted pixels from the reference pixel, shape (2, n)."""
+        u, v = x - self.crpix[0], y - self.crpix[1]
+        return np.stack([u + evaluate(self.a, u, v), v + evaluate(self.b, u, v)])
+
+
+def _moved(prior: _Prior, match: PatternMatch, shape: tuple[int, int]) -> WCS:
+    """Return the prediction, moved to where the match says that the CCD points."""
+
+    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        expected = prior.undistort(x, y)
+        moved = match.similarity(expected[0] + 1j * expected[1])
+        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
+
+    return fit_tan_sip(to_sky, shape)
+
+
+def fit_ccd(
+    x: ArrayLike,
+    y: ArrayLike,
+    flux: ArrayLike,
+    refcat: Table,
+    start_wcs: WCS,
+    image_shape: tuple[int, int],
+    settings: AstrometrySettings,
+    centroid_error: ArrayLike | None = None,
+) -> AstrometrySolution:
+    """Fit a TAN-SIP WCS [1]_, beginning with one that is good to a few pixels.
+
+    Stars are matched, the polynomial is fitted with clipping, and both are repeated with a
+    smaller radius until nothing changes. The polynomial of order ``settings.sip_order``, or lower
+    where stars are few or leave a corner empty, stands on top of the distortion of
+    ``start_wcs``: at order 1 only the linear part is fitted, and at order 0 only shift, rotation
+    and scale. See `solve_ccd` for the parameters.
+
+    Raises
+    ------
+    CcdFailure
+        With the reason too_few_stars.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    sources = brightest_first(x, y, flux, settings.max_sources)
+    sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
+    error = np.zeros(x.size) if centroid_error is None else np.asarray(centroid_error, float)
+    error = np.hypot(np.where(np.isfinite(error), error, np.inf), settings.centroid_floor)
+    prior = _Prior.of(start_wcs, image_shape)
+    state = _FitState(prior.crval, prior.cd, prior.a, prior.b)
+    radius = 2.0 * _tolerance(image_shape, settings)
+    previous: tuple = ()
+    for _ in range(_MAX_ITERATIONS):
+        i, k = _match_near(state, prior.crpix, x[sources], y[sources], sky, radius)
+        i = sources[i]
+        order = _choose_order(x[i], y[i], image_shape, settings)
+        if order is None:
+            raise CcdFailure(
+                "too_few_stars",
+                f"only {i.size} sources lie near a reference star: at least "
+                f"{settings.min_matches} are needed (astrometry.min_matches)",
+            )
+        state, residual, kept = _fit_clipped(
+            state, prior, x[i], y[i], sky[:, k], error[i], order, settings.clip_sigma
+        )
+        now = (order, i.tobytes(), k.tobytes(), kept.tobytes())
+        sigma = np.median(np.hypot(*residual[:, kept])) / RAYLEIGH_MEDIAN
+        limit = max(1.5 * settings.clip_sigma * sigma, 0.25 * settings.match_tolerance)
+        if now == previous and radius <= limit:
+            break
+        radius, previous = min(radius, limit), now
+    return _solution(state, prior.crpix, i, k, residual, kept, order, image_shape, settings)
+
+
+@dataclass(frozen=True)
+class _FitState:
+    """A WCS in the making; SIP polynomials count from the centre of the CCD."""
+
+    crval: FloatArray
+    cd: FloatArray
+    a: FloatArray
+    b: FloatArray
+
+    def undistorted(self, sky: FloatArray) -> FloatArray:
+        """Return where positions (2, n) fall on the undistorted CCD, from its centre."""
+        return np.linalg.solve(self.cd, np.stack(tan_project(*sky, *self.crval)))
+
+    def expected(self, u: FloatArray, v: FloatArray) -> FloatArray:
+        """Return undistorted pixels (2, n) of measured ones, from the centre."""
+        return np.stack([u + evaluate(self.a, u, v), v + evaluate(self.b, u, v)])
+
+
+def _match_near(
+    state: _FitState,
+    crpix: FloatArray,
+    x: FloatArray,
+    y: FloatArray,
+    sky: FloatArray,
+    radius: float,
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Match sources with the nearest reference stars, each star once."""
+    catalogue = state.undistorted(sky)
+    usable = np.flatnonzero(np.isfinite(catalogue[0]))
+    measured = state.expected(x - crpix[0], y - crpix[1])
+    tree = cKDTree(catalogue[:, usable].T)
+    i, k, _ = match_nearest(tree, measured[0] + 1j * measured[1], radius)
+    return i, usable[k]
+
+
+def polynomial_powers(order: int) -> list[tuple[int, int]]:
+    """Return the powers (of u, of v) of the terms above the first order."""
+    return [(n - q, q) for n in range(2, order + 1) for q in range(n + 1)]
+
+
+def polynomial_design(u: FloatArray, v: FloatArray, order: int) -> FloatArray:
+    """Return the terms 1, u, v, u^2, uv, v^2, ... at points u, v in -1 to 1, shape (n, terms)."""
+    columns = [np.ones_like(u), u, v, *(u**p * v**q for p, q in polynomial_powers(order))]
+    return np.stack(columns, axis=1)
+
+
+def _choose_order(
+    x: FloatArray, y: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
+) -> int | None:
+    """Return the highest order that these stars support, 0 for a similarity, None for nothing."""
+    if x.size < settings.min_matches:
+        return None
+    scale = max(shape) / 2.0
+    ny, nx = shape
+    edge = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]).T / 2.0 / scale
+    u, v = (x - (nx - 1) / 2.0) / scale, (y - (ny - 1) / 2.0) / scale
+    return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
+
+
+def supported_order(
+    stars: FloatArray, edge: FloatArray, highest: int, settings: AstrometrySettings
+) -> int:
+    """Return the highest order of a polynomial that stars support, 0 if not even the first.
+
+    A polynomial is supported if there are enough stars for its terms, and if its formal error
+    is small everywhere: the error at a point is that of one star times the root of the point's
+    leverage.
+
+    Parameters
+    ----------
+    stars : ndarray, shape (2, n)
+        Positions, about -1 to 1.
+    edge : ndarray, shape (2, m)
+        Points, in the same unit, where the error is looked at.
+    highest : int
+        Order to begin with.
+    settings : AstrometrySettings
+        ``stars_per_term`` and ``max_corner_error``.
+    """
+    for order in range(highest, 0, -1):
+        n_terms = 3 + len(polynomial_powers(order))
+        if stars.shape[1] < settings.stars_per_term * n_terms:
+            continue
+        r = np.linalg.qr(polynomial_design(*stars, order), mode="r")
+        if np.abs(np.diag(r)).min() < 1e-8 * np.abs(np.diag(r)).max():
+            continue
+        at_edge = np.linalg.solve(r.T, polynomial_design(*edge, order).T)
+        if np.linalg.norm(at_edge, axis=0).max() <= settings.max_corner_error:
+            return order
+    return 0
+
+
+def _fit_clipped(
+    state: _FitState,
+    prior: _Prior,
+    x: FloatArray,
+    y: FloatArray,
+    sky: FloatArray,
+    error: FloatArray,
+    order: int,
+    clip_sigma: float,
+) -> tuple[_FitState, FloatArray, NDArray[np.bool_]]:
+    """Fit, leave out outliers, fit again, until the same stars stay.
+
+    Returns
+    -------
+    state : _FitState
+        The fit.
+    residual : ndarray, shape (2, n)
+        Measured minus catalogue, pixels, of all stars.
+    kept : ndarray of bool, shape (n,)
+        Stars in the fit.
+    """
+    u, v = x - prior.crpix[0], y - prior.crpix[1]
+    kept = np.isfinite(error)
+    n_terms = 3 + len(polynomial_powers(order)) if order else 2
+    for _ in range(10):
+        # twice, since the first fit moves the tangent point
+        for _ in range(2):
+            state = _fit_once(state, prior, u[kept], v[kept], sky[:, kept], error[kept], order)
+        residual = state.expected(u, v) - state.undistorted(sky)
+        distance = np.hypot(*residual) / error
+        freedom = max(1.0 - n_terms / kept.sum(), 0.1)
+        sigma = np.median(distance[kept]) / RAYLEIGH_MEDIAN / np.sqrt(freedom)
+        good = np.isfinite(error) & (distance <= clip_sigma * max(sigma, 1e-6))
+        if np.array_equal(good, kept) or good.sum() < n_terms + 2:
+            break
+        kept = good
+    return state, residual, kept
+
+
+def _fit_once(
+    state: _FitState,
+    prior: _Prior,
+    u: FloatArray,
+    v: FloatArray,
+    sky: FloatArray,
+    error: FloatArray,
+    order: int,
+) -> _FitState:
+    """Fit by weighted least squares on the tangent plane, in units of undistorted pixels."""
+    target = state.undistorted(sky)
+    expected = np.stack([u + evaluate(prior.a, u, v), v + evaluate(prior.b, u, v)])
+    size = max(order + 1, prior.a.shape[0], prior.b.shape[0], 2)
+    distortion = np.zeros((2, size, size))
+    if order == 0:
+        shift, linear = _weighted_similarity(expected, target, error)
+    else:
+        scale = max(np.abs(u).max(), np.abs(v).max())
+        design = polynomial_design(u / scale, v / scale, order)
+        design[:, 1:3] = expected.T / scale
+        solution, *_ = np.linalg.lstsq(design / error[:, None], (target / error).T, rcond=None)
+        shift, linear = solution[0], solution[1:3].T / scale
+        for (p, q), value in zip(polynomial_powers(order), solution[3:], strict=True):
+            distortion[:, p, q] = np.linalg.solve(linear, value) / scale ** (p + q)
+    for total, known in zip(distortion, (prior.a, prior.b), strict=True):
+        total[: known.shape[0], : known.shape[1]] += known
+    crval = np.array(tan_deproject(*(state.cd @ shift), *state.crval))
+    return _FitState(crval, state.cd @ linear, *distortion)
+
+
+def _weighted_similarity(
+    source: FloatArray, target: FloatArray, error: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the shift and the matrix of the best shift, rotation and scale."""
+    weight = 1.0 / error**2
+    weight = weight / weight.sum()
+    z, w = source[0] + 1j * source[1], target[0] + 1j * target[1]
+    z_mean, w_mean = np.sum(weight * z), np.sum(weight * w)
+    z = z - z_mean
+    a = np.sum(weight * (w - w_mean) * np.conj(z)) / np.sum(weight * np.abs(z) ** 2)
+    b = w_mean - a * z_mean
+    return np.array([b.real, b.imag]), np.array([[a.real, -a.imag], [a.imag, a.real]])
+
+
+def _solution(
+    state: _FitState,
+    crpix: FloatArray,
+    i: NDArray[np.intp],
+    k: NDArray[np.intp],
+    residual: FloatArray,
+    kept: NDArray[np.bool_],
+    order: int,
+    shape: tuple[int, int],
+    settings: AstrometrySettings,
+) -> AstrometrySolution:
+    """Put the fit into its final form."""
+    if kept.sum() < settings.min_matches:
+        raise CcdFailure(
+            "too_few_stars",
+            f"only {kept.sum()} sources agree with a reference star: at least "
+            f"{settings.min_matches} are needed (astrometry.min_matches)",
+        )
+    plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
+    for row, polynomial in zip(state.cd, plane, strict=True):
+        polynomial[1, 0], polynomial[0, 1] = row
+    wcs = plane_to_tan_sip(state.crval, crpix, *plane, shape)
+    log.debug("%d stars, order %d", kept.sum(), order)
+    return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)
+
+
+def describe_solution(
+    wcs: WCS,
+    source_index: NDArray[np.intp],
+    reference_index: NDArray[np.intp],
+    residual: FloatArray,
+    n_clipped: int,
+    order: int,
+    **figures: float,
+) -> AstrometrySolution:
+    """Return a solution with the figures that follow from its WCS and its residuals.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        TAN-SIP, tangent point at the centre of the CCD.
+    source_index, reference_index : ndarray of int, shape (n,)
+        Stars in the fit.
+    residual : ndarray, shape (2, n)
+        Measured minus catalogue position, pixels.
+    n_clipped, order : int
+        See `AstrometrySolution`.
+    **figures : float
+        ``pointing_error`` and ``chance``.
+    """
+    cd = np.array(wcs.pixel_scale_matrix)
+    on_sky = cd @ residual * 3600.0
+    north = np.linalg.solve(cd, [0.0, 1.0])
+    parity = -np.sign(np.linalg.det(cd))
+    return AstrometrySolution(
+        wcs=wcs,
+        source_index=source_index,
+        reference_index=reference_index,
+        residual_x=residual[0],
+        residual_y=residual[1],
+        rms_arcsec=float(np.sqrt(np.mean(np.sum(on_sky**2, axis=0)))),
+        rms_pixel=float(np.sqrt(np.mean(np.sum(residual**2, axis=0)))),
+        n_matched=int(source_index.size),
+        n_clipped=n_clipped,
+        order=order,
+        pixel_scale=float(np.sqrt(abs(np.linalg.det(cd))) * 3600.0),
+        rotation=float(parity * np.degrees(np.arctan2(north[0], north[1]))),
+        **figures,
+    )
+
+
+def residuals(wcs: WCS, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatArray:
+    """Return measured minus catalogue position in undistorted pixels, shape (2, n).
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        TAN-SIP, tangent point at the centre of the CCD.
+    x, y : ndarray, shape (n,)
+        Measured positions.
+    sky : ndarray, shape (2, n)
+        ICRS positions of the stars in the catalogue, degrees.
+    """
+    prior = _Prior.of_tan_sip(wcs)
+    catalogue = np.linalg.solve(prior.cd, np.stack(tan_project(*sky, *prior.crval)))
+    return prior.undistort(x, y) - catalogue

@@ -1,0 +1,1 @@
+"""One CCD, from raw pixels (or an image calibrated elsewhere) to its calexp."""

@@ -1,0 +1,1 @@
+"""Master calibration frames and crosstalk coefficients, from many exposures."""

@@ -1,0 +1,392 @@
+"""Master bias, dark and flat from calibration exposures, and the map of bad pixels.
+
+All masters are clipped means with a variance for each pixel from the scatter of the frames that
+were used [1]_. A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
+response of the CCDs goes into their zero-points.
+
+References
+----------
+.. [1] Howell 2006, "Handbook of CCD Astronomy", 2nd edition, chapter 4.
+.. [2] Newberry 1991, PASP 103, 122 (weights and signal-to-noise of calibration frames).
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from coaddflow.calib.combine import clipped_mean, stacked
+from coaddflow.errors import CcdFailure, InputError
+from coaddflow.image.masked_image import (
+    Compression,
+    MaskedImage,
+    MaskPlane,
+    masked_image_hdus,
+    read_masked_image,
+    write_fits,
+)
+from coaddflow.isr.detrend import CcdCalibs
+from coaddflow.settings.calibs import CalibsSettings, DefectsSettings
+
+CalibKind = Literal["bias", "dark", "flat", "defects"]
+
+_UNITS = {"bias": "adu", "dark": "electron/s", "flat": "", "defects": ""}
+_UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
+_NEIGHBOURHOOD = 7
+"Pixels along rows and columns that tell what a pixel should be like."
+_PIECE = 64
+"Rows of a piece of a column that is judged as a whole."
+
+
+def combine_bias(
+    frames: Iterable[MaskedImage],
+    n_frames: int,
+    settings: CalibsSettings,
+    scratch: str | Path | None = None,
+) -> MaskedImage:
+    """Return the master bias.
+
+    Parameters
+    ----------
+    frames : iterable of MaskedImage, each of shape (ny, nx)
+        Bias exposures in counts, detrended up to the step "assembly". Asked for one by one.
+    n_frames : int
+        How many there are.
+    settings : CalibsSettings
+        Clipping, memory and least number of frames.
+    scratch : str or Path, optional
+        Folder for the stack if it is larger than ``settings.memory``.
+
+    Returns
+    -------
+    MaskedImage
+        Counts; pixels without a value are NO_DATA.
+
+    Raises
+    ------
+    InputError
+        If there are fewer frames than ``settings.bias.min_frames``.
+    """
+    check_number("master bias", "bias", n_frames, settings.bias.min_frames)
+    with stacked(map(usable_pixels, frames), n_frames, settings.memory, scratch) as stack:
+        return _mean(stack, None, settings)
+
+
+def combine_dark(
+    frames: Iterable[MaskedImage],
+    exposure_times: Sequence[float],
+    settings: CalibsSettings,
+    scratch: str | Path | None = None,
+) -> MaskedImage:
+    """Return the master dark, in electrons per second.
+
+    Parameters
+    ----------
+    frames : iterable of MaskedImage, each of shape (ny, nx)
+        Dark exposures in electrons, detrended up to the step "gain".
+    exposure_times : sequence of float
+        Seconds, all above 0.
+    settings, scratch
+        See `combine_bias`.
+
+    Returns
+    -------
+    MaskedImage
+        Electrons per second. Exposures have the weight of the square of their time, since read
+        noise dominates a dark [2]_.
+
+    Raises
+    ------
+    InputError
+        If there are fewer frames than ``settings.dark.min_frames``, or one has no exposure time.
+    """
+    times = np.asarray(exposure_times, dtype=float)
+    check_number("master dark", "dark", len(times), settings.dark.min_frames)
+    if not (times > 0).all():
+        raise InputError(
+            "a dark exposure has an exposure time of 0 s",
+            remedy="correct the exposure table, or name the good ones in calibs.dark.exposures",
+        )
+    rates = (usable_pixels(frame) / np.float32(t) for frame, t in zip(frames, times, strict=True))
+    with stacked(rates, len(times), settings.memory, scratch) as stack:
+        return _mean(stack, times**2, settings)
+
+
+def combine_flat(
+    frames: Iterable[MaskedImage],
+    n_frames: int,
+    settings: CalibsSettings,
+    scratch: str | Path | None = None,
+) -> MaskedImage:
+    """Return the flat of one band; its median is 1.
+
+    Parameters
+    ----------
+    frames : iterable of MaskedImage, each of shape (ny, nx)
+        Flat exposures in electrons, detrended up to the step "dark". Each is divided by its
+        median over the CCD, and has the weight of this level: that of its photons.
+    n_frames, settings, scratch
+        See `combine_bias`.
+
+    Raises
+    ------
+    InputError
+        If there are fewer frames than ``settings.flat.min_frames``.
+    CcdFailure
+        ``dark_flat`` if an exposure has no light.
+    """
+    check_number("flat", "flat", n_frames, settings.flat.min_frames)
+    levels: list[float] = []
+
+    def normalised() -> Iterable[NDArray[np.float32]]:
+        for frame in frames:
+            pixels = usable_pixels(frame)
+            level = float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
+            if not level > 0:
+                raise CcdFailure(
+                    "dark_flat",
+                    f"flat exposure number {len(levels) + 1} has no unsaturated light "
+                    f"(median {level:g}). Leave it out with calibs.flat.exposures",
+                )
+            levels.append(level)
+            yield pixels / np.float32(level)
+
+    with stacked(normalised(), n_frames, settings.memory, scratch) as stack:
+        return unit_median(_mean(stack, np.array(levels), settings))
+
+
+def unit_median(flat: MaskedImage) -> MaskedImage:
+    """Return a flat divided by its median."""
+    scale = np.float32(np.nanmedian(flat.image))
+    return MaskedImage(flat.image / scale, flat.variance / scale**2, flat.mask)
+
+
+def find_defects(
+    dark: MaskedImage | None,
+    flats: Sequence[MaskedImage],
+    settings: DefectsSettings,
+    both_signs: bool = False,
+) -> NDArray[np.bool_]:
+    """Return where a CCD has hot pixels, hot columns, or pixels of strange response.
+
+    Parameters
+    ----------
+    dark : MaskedImage, optional
+        Master dark, electrons per second, or additive pattern of the night sky.
+    flats : sequence of MaskedImage
+        Flats of any bands.
+    settings : DefectsSettings
+        Limits.
+    both_signs : bool
+        Pixels below their neighbourhood are bad as well: dead ones, in a pattern of the night
+        sky.
+
+    Returns
+    -------
+    ndarray of bool, shape (ny, nx)
+        True where the pixel is bad: hot or in a hot piece of a column according to the dark; or,
+        in some flat, off its neighbourhood by more than ``settings.response``; or unknown.
+
+    Raises
+    ------
+    InputError
+        If there is neither dark nor flat.
+    """
+    frames = [*flats, *([dark] if dark is not None else [])]
+    if not frames:
+        raise InputError(
+            "defects cannot be found without a dark or a flat",
+            remedy="set calibs.defects.source to `none`, `given` or `night_sky`",
+        )
+    bad = np.zeros(frames[0].shape, bool)
+    for frame in frames:
+        bad |= frame.has_any(_UNUSABLE) | ~np.isfinite(frame.image)
+    if dark is not None:
+        bad |= hot_pixels(dark, settings, both_signs)
+        bad |= hot_columns(dark.image, settings.column_sigma)
+    for flat in flats:
+        image = np.where(np.isfinite(flat.image), flat.image, np.float32(0))
+        typical = np.maximum(local_median(image), np.float32(1e-3))
+        bad |= np.abs(image / typical - 1) > settings.response
+    return bad
+
+
+def hot_pixels(dark: MaskedImage, settings: DefectsSettings, both_signs: bool) -> NDArray[np.bool_]:
+    """Return where a dark differs from its neighbourhood by more than the settings allow."""
+    image = np.where(np.isfinite(dark.image), dark.image, np.float32(np.nanmedian(dark.image)))
+    excess = image - local_median(image)
+    limit = settings.hot_sigma * robust_sigma(excess)
+    if both_signs:
+        excess = np.abs(excess)
+    # where few values were used the error of the pixel itself is larger than the typical one
+    error = np.where(np.isfinite(dark.variance), np.sqrt(dark.variance), np.float32(0))
+    hot = (excess > limit) & (excess > 3 * error)
+    return hot if settings.hot_rate is None else hot & (excess > settings.hot_rate)
+
+
+def hot_columns(dark: NDArray[np.float32], sigma: float) -> NDArray[np.bool_]:
+    """Return the pieces of columns that as a whole differ from the columns beside them.
+
+    They must do so by ``sigma`` times the scatter of such pieces, and by more than the scatter of
+    single pixels: weaker ones are no trouble once the dark is subtracted.
+    """
+    image = np.where(np.isfinite(dark), dark, np.float32(np.nanmedian(dark)))
+    excess = image - ndimage.median_filter(image, size=(1, 2 * _NEIGHBOURHOOD + 1), mode="nearest")
+    starts = np.arange(0, len(image), _PIECE)
+    pieces = np.stack([np.median(excess[y : y + _PIECE], axis=0) for y in starts])
+    bad = np.abs(pieces) > max(sigma * robust_sigma(pieces), robust_sigma(excess))
+    return np.repeat(bad, _PIECE, axis=0)[: len(image)]
+
+
+def local_median(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the median along rows of the medians along columns: five times faster than in 2-d."""
+    columns = ndimage.median_filter(image, size=(_NEIGHBOURHOOD, 1), mode="nearest")
+    return ndimage.median_filter(columns, size=(1, _NEIGHBOURHOOD), mode="nearest")
+
+
+def robust_sigma(values: NDArray) -> float:
+    """Return the standard deviation that belongs to the quartiles."""
+    low, high = np.percentile(values, [25, 75])
+    return float(high - low) / 1.34898
+
+
+def defects_frame(bad: NDArray[np.bool_]) -> MaskedImage:
+    """Return a map of bad pixels, shape (ny, nx), as a frame: BAD in the mask, 1 in the image."""
+    return MaskedImage(bad, np.zeros(bad.shape), np.where(bad, int(MaskPlane.BAD), 0))
+
+
+def write_master(
+    path: str | Path,
+    master: MaskedImage,
+    kind: CalibKind,
+    n_frames: int,
+    header: fits.Header | None = None,
+    compression: Compression = "none",
+) -> None:
+    """Write a calibration frame: IMAGE, MASK and VARIANCE behind the provenance.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name of the file.
+    master : MaskedImage
+        The frame.
+    kind : {"bias", "dark", "flat", "defects"}
+        Gives the unit (BUNIT): adu, electron/s, none.
+    n_frames : int
+        Exposures it was made from (CFNFRAME).
+    header : astropy.io.fits.Header, optional
+        Cards for the primary header.
+    compression : {"none", "lossless", "quantized"}
+        Calibration frames are never quantised.
+    """
+    primary = fits.PrimaryHDU(header=header)
+    primary.header["CFKIND"] = (kind, "kind of calibration frame")
+    primary.header["CFNFRAME"] = (n_frames, "number of exposures it was made from")
+    lossless = "none" if compression == "none" else "lossless"
+    write_fits(path, [primary, *masked_image_hdus(master, None, _UNITS[kind], lossless)])
+
+
+def write_failed_master(path: str | Path, kind: CalibKind, failure: CcdFailure) -> None:
+    """Write in the place of a calibration frame why there is none, for this CCD alone.
+
+    The CCD then fails in every exposure, with this reason, and the other CCDs go on.
+    """
+    primary = fits.PrimaryHDU()
+    primary.header["CFKIND"] = (kind, "kind of calibration frame")
+    primary.header["CFFAILED"] = (failure.reason, "why there is none")
+    primary.header.add_history(failure.message.encode("ascii", "replace").decode())
+    write_fits(path, [primary])
+
+
+def read_calibs(paths: Mapping[str, str | Path]) -> CcdCalibs:
+    """Read the calibration frames of a CCD.
+
+    Parameters
+    ----------
+    paths : mapping of str to str or Path
+        Files of some of the kinds bias, dark, flat and defects.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or is no image.
+    CcdFailure
+        ``no_calibration`` if a calibration frame could not be made for this CCD.
+    """
+    return CcdCalibs(**{kind: read_master(path, kind) for kind, path in paths.items()})
+
+
+def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
+    """Read one calibration frame, made here or given.
+
+    A file that was not made here may have nothing but one image, in the unit of its kind (see
+    `write_master`): it is taken to be free of errors, pixels that are not finite are BAD, and in
+    a map of defects all that are not 0.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is no image.
+    CcdFailure
+        ``no_calibration`` if the frame could not be made for this CCD.
+    """
+    try:
+        with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
+            warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
+            failed = hdus[0].header.get("CFFAILED")
+            if failed is not None:
+                why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
+                raise CcdFailure("no_calibration", f"{path}: no {kind} ({failed}: {why})")
+            if "IMAGE" not in hdus:
+                return _bare_image(next(hdu.data for hdu in hdus if _is_image(hdu)), kind)
+    except (OSError, StopIteration, TypeError, ValueError, AstropyUserWarning) as error:
+        raise InputError(
+            f"is not a readable calibration frame ({str(error) or 'it has no image'})",
+            path=path,
+            remedy=f"remove it to have it made again, or correct calibs.{kind}.path",
+        ) from error
+    return read_masked_image(path)[0]
+
+
+def _is_image(hdu: fits.hdu.base._BaseHDU) -> bool:
+    return hdu.is_image and hdu.data is not None and hdu.data.ndim == 2
+
+
+def _bare_image(pixels: NDArray, kind: CalibKind) -> MaskedImage:
+    image = pixels.astype(np.float32)
+    bad = ~np.isfinite(image) if kind != "defects" else image != 0
+    return MaskedImage(image, np.zeros(image.shape), np.where(bad, int(MaskPlane.BAD), 0))
+
+
+def check_number(what: str, section: str, n_frames: int, least: int) -> None:
+    """Raise InputError if there are too few exposures for a calibration frame."""
+    if n_frames < least:
+        raise InputError(
+            f"a {what} needs at least {least} exposures, there are {n_frames}",
+            remedy=f"take more, lower calibs.{section}.min_frames, or choose another source of "
+            "this calibration frame",
+        )
+
+
+def usable_pixels(frame: MaskedImage) -> NDArray[np.float32]:
+    """Return the values of a frame, NaN where they mean nothing."""
+    return np.where(frame.has_any(_UNUSABLE), np.float32(np.nan), frame.image)
+
+
+def _mean(
+    stack: NDArray[np.float32], weights: NDArray[np.float64] | None, settings: CalibsSettings
+) -> MaskedImage:
+    mean, variance, number = clipped_mean(
+        stack, weights, settings.clip_sigma, settings.clip_iterations
+    )
+    mask = np.where(number > 0, 0, int(MaskPlane.NO_DATA))
+    # one value alone has no scatter: nothing is known about it either
+    mask[number == 1] = MaskPlane.BAD
+    return MaskedImage(mean, variance, mask)

@@ -1,0 +1,1 @@
+"""From warps to the coadds of patches and tracts."""

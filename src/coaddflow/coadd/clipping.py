@@ -1,0 +1,492 @@
+"""Outliers among the epochs of a pixel: cosmic rays, trails, moving objects.
+
+A value y_i of exposure i with noise sigma_i is an outlier with respect to the median m of all
+epochs of its pixel if
+
+    |y_i - m| > n sigma_i + a_i |m| + b e
+
+The first two terms are the rule of [1]_: the noise, and a part of the median that allows for PSFs
+that differ moderately. Real seeing differs by a factor of two, so the second term is enlarged by
+what the stated seeing predicts for the core of a star, whose peak goes with FWHM^-2, and the
+third allows for its wings. There the profiles of a star under different seeing differ by less
+than 8 % of the peak, and farther out by less than half of the profile under the worst seeing, for
+which a Moffat function is taken [3]_: b e is the peak of the stars around in the median, times the
+smaller of b and half of that function at their distance. A source cannot be fainter than nothing:
+where the seeing differs, a value below the median is an outlier only if it is negative by more
+than noise and wings explain.
+
+The rule is applied to single pixels and then, for trails too faint to see in one pixel, to means
+of 4 x 4 pixels. Neighbours of an outlier are held to a lower threshold. If more epochs are outliers
+at a pixel than artifacts can explain, the source varies and nothing is clipped there or next to
+it; how many may be follows the temporal rule of [2]_.
+
+References
+----------
+.. [1] Gruen, Seitz & Bernstein 2014, PASP 126, 158, section 2.
+.. [2] LSST Science Pipelines, ``CompareWarpAssembleCoadd`` (maxNumEpochs, maxFractionEpochs);
+   AlSayyad 2019, DMTN-080.
+.. [3] Trujillo et al. 2001, MNRAS 328, 977 (Moffat functions for seeing; beta from 2.5 to 4.8).
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from coaddflow.settings.coadd import ClipSettings
+
+MISSING, FILLABLE, USABLE, OUTLIER, GROWN = 0, 1, 2, 3, 4
+"""States of a value: not to be used; only where nothing else is; good; clipped, for two reasons."""
+
+BIN = 4
+"""Side of the means, pixels; bins begin at multiples of it on the tract."""
+
+_SEEING_DIFFERS = 1.1
+_MOFFAT_BETA = 2.5
+_WING_PART = 0.5
+_REACH_IN_FWHM = 3.0
+_MAX_REACH = 12
+_USUAL_FWHM = 6.0
+"""Pixels, where neither seeing nor pixel scale is known."""
+
+_SMALLEST_FWHM = 3.0
+"""Pixels: stars that are sharper are widened by the resampling."""
+
+
+class Epochs(NamedTuple):
+    """What is expected of each exposure.
+
+    Attributes
+    ----------
+    sharpness : ndarray of float32, shape (n,)
+        FWHM^-2, in any unit: the peak of a star of given flux.
+    leeway : ndarray of float32, shape (n,)
+        Factor by which an exposure may be sharper than that (1 if its seeing is known).
+    below : float
+        Part of the median by which a value may fall below it.
+    wings : ndarray of float32, shape (reach + 1, reach + 1)
+        Part of the peak of a star by which the exposures may differ, so many bins away.
+    halo : int
+        Rows that the rule needs above and below, a multiple of `BIN`.
+    """
+
+    sharpness: NDArray[np.float32]
+    leeway: NDArray[np.float32]
+    below: np.float32
+    wings: NDArray[np.float32]
+    halo: int
+
+
+class _Limits(NamedTuple):
+    sigma: np.float32
+    relative: np.float32
+    below: np.float32
+    max_fraction: np.float32
+
+
+def describe_epochs(
+    seeing: ArrayLike, settings: ClipSettings, pixel_scale: float | None = None
+) -> Epochs:
+    """Translate the seeing of the exposures into tolerances.
+
+    Parameters
+    ----------
+    seeing : array_like, shape (n,)
+        FWHM in arcsec; NaN where it is not known.
+    settings : ClipSettings
+        For ``relative`` and ``unknown_seeing_ratio``.
+    pixel_scale : float, optional
+        Arcsec per pixel; without it a FWHM of 6 pixels is assumed for the wings.
+    """
+    seeing = np.asarray(seeing, float)
+    known = np.isfinite(seeing) & (seeing > 0)
+    typical = np.median(seeing[known]) if known.any() else 1.0
+    sharpness = np.where(known, seeing, typical) ** -2.0
+    leeway = np.where(known, 1.0, settings.unknown_seeing_ratio**2)
+    ratio = np.sqrt(np.max(sharpness * leeway, initial=1e-9) / np.min(sharpness, initial=1e9))
+    below = max(1.0, settings.relative) if ratio > _SEEING_DIFFERS else settings.relative
+    fwhm = _USUAL_FWHM
+    if pixel_scale is not None and known.any():
+        fwhm = max(seeing[known].max() / pixel_scale, _SMALLEST_FWHM)
+    wings = _wing_differences(fwhm, settings.wings)
+    # a value may be marked by an outlier within the radius, which is in a bin beside one that is
+    # crowded, or spared by a variable pixel within the radius plus one; their thresholds depend on
+    # the peaks within reach of the wings
+    marked = max(-(-(2 * settings.grow_radius + 1) // BIN), -(-settings.grow_radius // BIN) + 1)
+    return Epochs(
+        sharpness.astype(np.float32),
+        leeway.astype(np.float32),
+        np.float32(below),
+        wings,
+        BIN * (len(wings) + marked),
+    )
+
+
+def _wing_differences(fwhm: float, largest: float) -> NDArray[np.float32]:
+    """Return the difference of profiles relative to the peak, by distance in bins."""
+    reach = int(np.clip(np.ceil(_REACH_IN_FWHM * fwhm / BIN), 2, _MAX_REACH))
+    bins = np.arange(reach + 1)
+    # between the nearest pixels of two bins
+    gap = np.where(bins > 0, BIN * (bins - 1) + 1, 0)
+    alpha = fwhm / (2.0 * np.sqrt(2.0 ** (1.0 / _MOFFAT_BETA) - 1.0))
+    distance = np.hypot(gap[:, None], gap[None, :])
+    profile = (1.0 + (distance / alpha) ** 2) ** -_MOFFAT_BETA
+    return np.minimum(_WING_PART * profile, largest).astype(np.float32)
+
+
+def max_outliers(n_epochs: int, max_fraction: float = 0.03) -> int:
+    """Return how many epochs of a pixel may be outliers before it counts as variable [2]_.
+
+    min(0.4 n, 2 + ``max_fraction`` n), rounded down: none of 2 epochs, 1 of 3 or 4, 2 of 5.
+    """
+    return _max_outliers(n_epochs, max_fraction)
+
+
+def find_outliers(
+    image: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    state: NDArray[np.uint8],
+    epochs: Epochs,
+    settings: ClipSettings,
+    covariance: float,
+    x_offset: int = 0,
+) -> None:
+    """Mark the outliers in a stack of aligned exposures.
+
+    Parameters
+    ----------
+    image, variance : ndarray of float32, shape (n, ny, nx)
+        Values on a common flux scale and their variances; ny is a multiple of `BIN` and the
+        first row begins a bin.
+    state : ndarray of uint8, shape (n, ny, nx)
+        `USABLE` where a value takes part; `OUTLIER` and `GROWN` are set in place.
+    epochs : Epochs
+        From `describe_epochs`, for the same exposures.
+    settings : ClipSettings
+        Thresholds.
+    covariance : float
+        Variance of single pixels relative to white noise
+        (`coaddflow.warp.resample.covariance_factor`), for the noise of means of pixels.
+    x_offset : int
+        Columns between the beginning of a bin and the first column.
+    """
+    if image.shape[0] < 3:
+        return
+    limits = _Limits(
+        np.float32(settings.sigma),
+        np.float32(settings.relative),
+        epochs.below,
+        np.float32(settings.max_fraction),
+    )
+    wings = _spread_peaks(_median_plane(_bin_maxima(image, state, x_offset)), epochs.wings)
+    peaks = (epochs.sharpness, epochs.leeway)
+    varies = _mark_outliers(image, variance, state, wings, peaks, limits, x_offset)
+    _spare_variables(state, varies, settings.grow_radius + 1)
+    if settings.smooth_sigma is not None:
+        smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
+        means, noises = _bin_means(image, variance, state, np.float32(covariance), x_offset)
+        flagged = _flag_bins(means, noises, _median_plane(means), wings, peaks, smooth)
+        _mark_bins(state, flagged, ~np.isnan(means), limits.max_fraction, x_offset)
+    grow = limits._replace(sigma=np.float32(settings.grow_sigma))
+    _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
+
+
+@numba.njit(cache=True, nogil=True)
+def _max_outliers(n_epochs, max_fraction):
+    return int(min(0.4 * n_epochs, 2.0 + max_fraction * n_epochs))
+
+
+@numba.njit(cache=True, nogil=True)
+def _median(values, n):
+    """Return the median of the first n values, which are reordered (quickselect)."""
+    k = n // 2
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    upper = values[k]
+    if n % 2 == 1:
+        return upper
+    lower = values[0]
+    for i in range(1, k):
+        lower = max(lower, values[i])
+    return np.float32(0.5) * (lower + upper)
+
+
+@numba.njit(cache=True, nogil=True)
+def _bin_maxima(image, state, x_offset):
+    """Return the largest usable value of each bin; NaN where there is none."""
+    n, ny, nx = image.shape
+    shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
+    maxima = np.full(shape, np.nan, np.float32)
+    for k in range(n):
+        for y in range(ny):
+            row = y // BIN
+            for x in range(nx):
+                column = (x + x_offset) // BIN
+                # a comparison with NaN is False
+                if state[k, y, x] == USABLE and not maxima[k, row, column] > image[k, y, x]:
+                    maxima[k, row, column] = image[k, y, x]
+    return maxima
+
+
+@numba.njit(cache=True, nogil=True)
+def _bin_means(image, variance, state, covariance, x_offset):
+    """Return means of bins and their noise; NaN where less than half of a bin is usable."""
+    n, ny, nx = image.shape
+    shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
+    means, noises = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    counts = np.zeros(shape[2], np.int64)
+    for k in range(n):
+        for row in range(shape[1]):
+            counts[:] = 0
+            for y in range(row * BIN, (row + 1) * BIN):
+                for x in range(nx):
+                    if state[k, y, x] == USABLE:
+                        column = (x + x_offset) // BIN
+                        means[k, row, column] += image[k, y, x]
+                        noises[k, row, column] += variance[k, y, x]
+                        counts[column] += 1
+            for column in range(shape[2]):
+                count = np.float32(counts[column])
+                if count >= BIN * BIN // 2:
+                    means[k, row, column] /= count
+                    noises[k, row, column] = np.sqrt(noises[k, row, column] / covariance) / count
+                else:
+                    means[k, row, column] = np.nan
+    return means, noises
+
+
+@numba.njit(cache=True, nogil=True)
+def _median_plane(means):
+    """Return the median over the epochs that are not NaN; 0 where there are none."""
+    n, ny, nx = means.shape
+    medians = np.zeros((ny, nx), np.float32)
+    values = np.empty(n, np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            count = 0
+            for k in range(n):
+                if not np.isnan(means[k, y, x]):
+                    values[count] = means[k, y, x]
+                    count += 1
+            if count > 0:
+                medians[y, x] = _median(values, count)
+    return medians
+
+
+@numba.njit(cache=True, nogil=True)
+def _spread_peaks(peaks, wings):
+    """Return the largest of the surrounding peaks, each times its wing at that distance."""
+    ny, nx = peaks.shape
+    reach = wings.shape[0] - 1
+    largest = np.zeros((ny, nx), np.float32)
+    for y in range(ny):
+        for j in range(max(y - reach, 0), min(y + reach + 1, ny)):
+            for shift in range(-reach, reach + 1):
+                wing = wings[abs(j - y), abs(shift)]
+                for x in range(max(-shift, 0), min(nx - shift, nx)):
+                    largest[y, x] = max(largest[y, x], wing * peaks[j, x + shift])
+    return largest
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_outlier(difference, median, noise, excess, wing, limits):
+    """Return whether a value deviates too much; ``excess``: predicted by the seeing."""
+    part = limits.relative + excess if difference > 0 else limits.below
+    return abs(difference) > limits.sigma * noise + part * abs(median) + wing
+
+
+@numba.njit(cache=True, nogil=True)
+def _excess(k, typical, peaks):
+    """Return by which part the core of a star may be above the median in epoch k."""
+    return max(peaks[0][k] * peaks[1][k] / typical - np.float32(1.0), np.float32(0.0))
+
+
+@numba.njit(cache=True, nogil=True)
+def _flag_bins(means, noises, medians, wings, peaks, limits):
+    """Return which means are outliers, shape (n, rows, columns)."""
+    n, ny, nx = means.shape
+    flagged = np.zeros((n, ny, nx), np.bool_)
+    values = np.empty(n, np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            # of the epochs that are here: which others are in the stack depends on its size
+            count = 0
+            for k in range(n):
+                if not np.isnan(means[k, y, x]):
+                    values[count] = peaks[0][k]
+                    count += 1
+            if count == 0:
+                continue
+            typical = _median(values, count)
+            for k in range(n):
+                difference = means[k, y, x] - medians[y, x]
+                # NaN compares as False
+                flagged[k, y, x] = _is_outlier(
+                    difference,
+                    medians[y, x],
+                    noises[k, y, x],
+                    _excess(k, typical, peaks),
+                    wings[y, x],
+                    limits,
+                )
+    return flagged
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_crowded(flagged, known, max_fraction):
+    """Return the bins in which more epochs are flagged than artifacts can explain."""
+    n, ny, nx = flagged.shape
+    crowded = np.zeros((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            found, count = 0, 0
+            for k in range(n):
+                found += flagged[k, y, x]
+                count += known[k, y, x]
+            crowded[y, x] = found > _max_outliers(count, max_fraction)
+    return crowded
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_bins(state, flagged, known, max_fraction, x_offset):
+    """Mark the values in flagged bins, unless too many epochs are flagged there or beside."""
+    n, rows, columns = flagged.shape
+    crowded = _find_crowded(flagged, known, max_fraction)
+    for k in range(n):
+        for row in range(rows):
+            for column in range(columns):
+                beside = (slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2))
+                if not flagged[k, row, column] or crowded[beside].any():
+                    continue
+                first = column * BIN - x_offset
+                for y in range(row * BIN, (row + 1) * BIN):
+                    for x in range(max(first, 0), min(first + BIN, state.shape[2])):
+                        _mark_if_allowed(state, k, y, x, max_fraction)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_if_allowed(state, k, y, x, max_fraction):
+    """Mark a value if its pixel does not get too many outliers by it."""
+    found, count = 1, 0
+    for i in range(state.shape[0]):
+        found += state[i, y, x] == OUTLIER
+        count += state[i, y, x] >= USABLE
+    if state[k, y, x] == USABLE and found <= _max_outliers(count, max_fraction):
+        state[k, y, x] = OUTLIER
+
+
+@numba.njit(cache=True, nogil=True)
+def _center(image, state, sharpness, y, x, values):
+    """Return the medians of the values and of the sharpness of a pixel's epochs."""
+    count = 0
+    for k in range(image.shape[0]):
+        if state[k, y, x] >= USABLE:
+            values[count] = image[k, y, x]
+            count += 1
+    median = _median(values, count)
+    count = 0
+    for k in range(image.shape[0]):
+        if state[k, y, x] >= USABLE:
+            values[count] = sharpness[k]
+            count += 1
+    return median, _median(values, count)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
+    """Mark the outliers at each pixel; return where there are too many for an artifact."""
+    n, ny, nx = image.shape
+    values = np.empty(n, np.float32)
+    outliers = np.empty(n, np.int64)
+    varies = np.zeros((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            count = 0
+            low, high, quiet = np.float32(np.inf), np.float32(-np.inf), np.float32(np.inf)
+            for k in range(n):
+                if state[k, y, x] == USABLE:
+                    count += 1
+                    low, high = min(low, image[k, y, x]), max(high, image[k, y, x])
+                    quiet = min(quiet, variance[k, y, x])
+            # the median is between the extremes: most pixels need no closer look
+            spread = high - low
+            if count < 3 or spread * spread <= limits.sigma * limits.sigma * quiet:
+                continue
+            median, typical = _center(image, state, peaks[0], y, x, values)
+            wing = wings[y // BIN, (x + x_offset) // BIN]
+            found = 0
+            for k in range(n):
+                if state[k, y, x] == USABLE and _is_outlier(
+                    image[k, y, x] - median,
+                    median,
+                    np.sqrt(variance[k, y, x]),
+                    _excess(k, typical, peaks),
+                    wing,
+                    limits,
+                ):
+                    outliers[found] = k
+                    found += 1
+            varies[y, x] = found > _max_outliers(count, limits.max_fraction)
+            if not varies[y, x]:
+                for i in range(found):
+                    state[outliers[i], y, x] = OUTLIER
+    return varies
+
+
+@numba.njit(cache=True, nogil=True)
+def _spare_variables(state, varies, radius):
+    """Take back the outliers next to pixels that vary: the faint rim of the same source."""
+    n, ny, nx = state.shape
+    for y in range(ny):
+        for x in range(nx):
+            if not varies[y, x]:
+                continue
+            for k in range(n):
+                for j in range(max(y - radius, 0), min(y + radius + 1, ny)):
+                    for i in range(max(x - radius, 0), min(x + radius + 1, nx)):
+                        if state[k, j, i] == OUTLIER:
+                            state[k, j, i] = USABLE
+
+
+@numba.njit(cache=True, nogil=True)
+def _grow_outliers(image, variance, state, wings, peaks, limits, x_offset, radius):
+    """Mark the neighbours of outliers that deviate as well, if less."""
+    n, ny, nx = image.shape
+    values = np.empty(n, np.float32)
+    for k in range(n):
+        for y in range(ny):
+            for x in range(nx):
+                if state[k, y, x] != OUTLIER:
+                    continue
+                for j in range(max(y - radius, 0), min(y + radius + 1, ny)):
+                    for i in range(max(x - radius, 0), min(x + radius + 1, nx)):
+                        if state[k, j, i] != USABLE:
+                            continue
+                        median, typical = _center(image, state, peaks[0], j, i, values)
+                        if _is_outlier(
+                            image[k, j, i] - median,
+                            median,
+                            np.sqrt(variance[k, j, i]),
+                            _excess(k, typical, peaks),
+                            wings[j // BIN, (i + x_offset) // BIN],
+                            limits,
+                        ):
+                            state[k, j, i] = GROWN

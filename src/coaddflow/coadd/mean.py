@@ -1,0 +1,480 @@
+"""Coadds: all exposures of a band on one patch, as an inverse-variance weighted mean.
+
+The weight is one number per exposure, the inverse of its sky variance in nJy. Weights from the
+variance of each pixel would contain the photon noise of the sources: bright pixels would get less
+weight, and the PSF of the coadd and the calibration would depend on flux. It is also the same
+number in all patches and tracts, so that overlapping coadds agree.
+
+Warps are read in blocks of rows and never whole; sums are made in the order of the exposure ids,
+so the result depends neither on the size of the blocks nor on the number of threads.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from numpy.typing import ArrayLike, NDArray
+
+from coaddflow.coadd.clipping import (
+    BIN,
+    FILLABLE,
+    MISSING,
+    OUTLIER,
+    USABLE,
+    Epochs,
+    describe_epochs,
+    find_outliers,
+)
+from coaddflow.errors import InputError
+from coaddflow.image.masked_image import (
+    Compression,
+    MaskedImage,
+    MaskPlane,
+    flux_scale,
+    image_hdu,
+    masked_image_hdus,
+    planes_from_names,
+    read_masked_image,
+    write_fits,
+)
+from coaddflow.settings.coadd import CoaddSettings
+from coaddflow.warp.ccds import Box, WarpReader, common_box, part_header
+from coaddflow.warp.resample import covariance_factor
+
+if TYPE_CHECKING:
+    from coaddflow.skymap.maps import Tract
+
+_MIN_ROWS = 32
+_MAX_ROWS = 384
+"""Larger blocks save little and cost time: their memory is taken from the system anew each time."""
+
+_BYTES_PER_PIXEL = 13
+_NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
+
+
+@dataclass(frozen=True)
+class CoaddInput:
+    """One exposure that goes into a coadd.
+
+    Attributes
+    ----------
+    exposure : str
+        Exposure id; the order of summation.
+    reader : WarpReader
+        Its warp.
+    weight : float
+        Inverse sky variance in nJy^-2 (`exposure_weight`).
+    ccds : str
+        CCDs that contribute, joined by commas.
+    seeing : float
+        FWHM in arcsec; NaN if not known.
+    zero_point, mjd, exposure_time : float
+        Facts for the table of inputs; NaN if not known.
+    sky_offset : float, optional
+        What background matching subtracts at the middle of the patch, nJy per pixel.
+    """
+
+    exposure: str
+    reader: WarpReader
+    weight: float
+    ccds: str = ""
+    seeing: float = np.nan
+    zero_point: float = np.nan
+    mjd: float = np.nan
+    exposure_time: float = np.nan
+    sky_offset: float | None = None
+
+
+@dataclass(frozen=True)
+class Coadd:
+    """The coadd of a patch.
+
+    Attributes
+    ----------
+    box : tuple of int
+        Its pixels on the tract.
+    masked_image : MaskedImage
+        nJy. Bits are the union of those of the values used; CLIPPED where an outlier was left
+        out; NaN, infinite variance and NO_DATA where there is nothing.
+    n_inputs : ndarray of int16, shape (ny, nx)
+        Number of values used.
+    inputs : astropy.table.Table
+        One row an exposure: exposure, ccds, mjd, exposure_time, seeing, zero_point, weight,
+        n_used and n_clipped (pixels); with background matching sky_offset.
+    """
+
+    box: Box
+    masked_image: MaskedImage
+    n_inputs: NDArray[np.int16]
+    inputs: Table
+
+
+def exposure_weight(sky_noise: ArrayLike, zero_point: ArrayLike) -> float:
+    """Return the weight of an exposure: the inverse of its sky variance in nJy^-2.
+
+    Parameters
+    ----------
+    sky_noise : array_like, shape (n_ccds,)
+        Standard deviation of empty sky per pixel.
+    zero_point : array_like, shape (n_ccds,)
+        AB magnitude of one unit of it.
+
+    Returns
+    -------
+    float
+        From the median over the CCDs of the noise in nJy.
+
+    Raises
+    ------
+    InputError
+        If no CCD has a positive noise and a zero-point.
+    """
+    noise = np.asarray(sky_noise, float) * np.vectorize(flux_scale, otypes=[float])(zero_point)
+    noise = noise[np.isfinite(noise) & (noise > 0)]
+    if noise.size == 0:
+        raise InputError(
+            "no CCD of the exposure has a sky noise and a zero-point",
+            remedy="leave the exposure out, or look at its row in results/summary",
+        )
+    return float(np.median(noise) ** -2.0)
+
+
+def coadd_patch(
+    inputs: Sequence[CoaddInput],
+    box: Box,
+    settings: CoaddSettings,
+    *,
+    pixel_scale: float | None = None,
+    covariance: float | None = None,
+    threads: int = 1,
+) -> Coadd:
+    """Coadd warps on a box of tract pixels.
+
+    Parameters
+    ----------
+    inputs : sequence of CoaddInput
+        Any number, in any order; parts of warps outside of the box are ignored.
+    box : tuple of int
+        The patch's outer box (x0, y0, x1, y1).
+    settings : CoaddSettings
+        Mask planes, clipping and memory.
+    pixel_scale : float, optional
+        Arcsec per pixel, to relate the seeing to pixels.
+    covariance : float, optional
+        `covariance_factor` of the warps; default that of lanczos3.
+    threads : int
+        Blocks of pixels are shared among so many threads.
+
+    Returns
+    -------
+    Coadd
+        The mean is sum(w v) / sum(w) with one weight w per exposure; its variance
+        sum(w^2 variance) / sum(w)^2 holds for single pixels. Pixels for which all exposures are
+        flagged and some have one of ``settings.fill_planes`` are means of these, with
+        (``fill_error`` * value)^2 added to the variance.
+
+    Raises
+    ------
+    InputError
+        If a warp cannot be read, a weight is not positive, or an exposure occurs twice.
+    """
+    inputs = sorted(inputs, key=lambda one: one.exposure)
+    _check_inputs(inputs)
+    shape = (box[3] - box[1], box[2] - box[0])
+    coadd = Coadd(box, MaskedImage.empty(shape), np.zeros(shape, np.int16), _inputs_table(inputs))
+    if not inputs:
+        return coadd
+    epochs = describe_epochs([one.seeing for one in inputs], settings.clip, pixel_scale)
+    if covariance is None:
+        covariance = covariance_factor("lanczos3")
+
+    def work(block: Box) -> NDArray[np.int64]:
+        return _coadd_block(inputs, coadd, block, epochs, settings, covariance)
+
+    blocks = _make_blocks(len(inputs), box, epochs.halo, settings.memory_mb, threads)
+    if threads == 1:
+        counts = [work(block) for block in blocks]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            counts = list(pool.map(work, blocks))
+    coadd.inputs["n_used"], coadd.inputs["n_clipped"] = np.sum(counts, axis=0).T
+    return coadd
+
+
+def _check_inputs(inputs: Sequence[CoaddInput]) -> None:
+    """Raise InputError if a weight or an id is not usable."""
+    for before, one in zip([None, *inputs], inputs, strict=False):
+        if not (np.isfinite(one.weight) and one.weight > 0):
+            raise InputError(
+                f"exposure {one.exposure} has no usable weight ({one.weight})",
+                remedy="its sky noise and zero-point must be known; or leave it out",
+            )
+        if before is not None and before.exposure == one.exposure:
+            raise InputError(
+                f"exposure {one.exposure} is given twice for one coadd",
+                remedy="give each exposure once",
+            )
+
+
+def _inputs_table(inputs: Sequence[CoaddInput]) -> Table:
+    """Return the table of inputs, with the counts still 0."""
+    table = Table()
+    for name, kind in (
+        ("exposure", str),
+        ("ccds", str),
+        ("mjd", float),
+        ("exposure_time", float),
+        ("seeing", float),
+        ("zero_point", float),
+        ("weight", float),
+    ):
+        values = [getattr(one, name) for one in inputs]
+        # FITS has no strings of length 0
+        table[name] = (
+            np.array(values, dtype=kind) if values else np.zeros(0, "U1" if kind is str else kind)
+        )
+    table["n_used"] = np.zeros(len(inputs), np.int64)
+    table["n_clipped"] = np.zeros(len(inputs), np.int64)
+    if any(one.sky_offset is not None for one in inputs):
+        table["sky_offset"] = [one.sky_offset for one in inputs]
+    return table
+
+
+def _make_blocks(n_inputs: int, box: Box, halo: int, memory_mb: int, threads: int) -> list[Box]:
+    """Cut a patch into blocks that fit into memory, beginning at whole bins.
+
+    Whole rows, as long as some of them fit; else squares, around which the halo is smallest.
+    """
+    pixels = memory_mb * 1e6 / (n_inputs * _BYTES_PER_PIXEL * threads)
+    columns = box[2] - box[0]
+    rows = min(int(pixels / columns) - 2 * halo, _MAX_ROWS)
+    if rows < _MIN_ROWS:
+        rows = max(int(pixels**0.5) - 2 * halo, _MIN_ROWS)
+        columns = min(columns, rows)
+    return [
+        (x0, y0, x1, y1)
+        for y0, y1 in _cut(box[1], box[3], rows)
+        for x0, x1 in _cut(box[0], box[2], columns)
+    ]
+
+
+def _cut(begin: int, end: int, length: int) -> list[tuple[int, int]]:
+    """Cut a span into pieces that begin at whole bins; all of it is one if it is that short."""
+    if length >= end - begin:
+        return [(begin, end)]
+    length -= length % BIN
+    first = begin - begin % BIN
+    return [(max(i, begin), min(i + length, end)) for i in range(first, end, length)]
+
+
+def _coadd_block(
+    inputs: Sequence[CoaddInput],
+    coadd: Coadd,
+    block: Box,
+    epochs: Epochs,
+    settings: CoaddSettings,
+    covariance: float,
+) -> NDArray[np.int64]:
+    """Coadd a block of the tract's pixels; return counts, shape (n, 2)."""
+    box, halo = coadd.box, epochs.halo
+    region = (
+        max(block[0] - block[0] % BIN - halo, box[0]),
+        block[1] - block[1] % BIN - halo,
+        min(-(-block[2] // BIN) * BIN + halo, box[2]),
+        -(-block[3] // BIN) * BIN + halo,
+    )
+    chosen = [k for k, one in enumerate(inputs) if common_box(one.reader.box, region, box)]
+    counts = np.zeros((len(inputs), 2), np.int64)
+    if not chosen:
+        return counts
+    image, variance, mask, state = _read_stack(
+        [inputs[k].reader for k in chosen], region, box, settings
+    )
+    if settings.clip.enabled:
+        some = epochs._replace(sharpness=epochs.sharpness[chosen], leeway=epochs.leeway[chosen])
+        x_offset = region[0] % BIN
+        find_outliers(image, variance, state, some, settings.clip, covariance, x_offset)
+    target = coadd.masked_image
+    part_counts = np.zeros((len(chosen), 2), np.int64)
+    _combine(
+        (image, variance, mask, state),
+        np.array([inputs[k].weight for k in chosen]),
+        np.float32(settings.fill_error),
+        (region[0] - box[0], region[1] - box[1]),
+        (block[0] - box[0], block[1] - box[1], block[2] - box[0], block[3] - box[1]),
+        (target.image, target.variance, target.mask, coadd.n_inputs),
+        part_counts,
+    )
+    counts[chosen] = part_counts
+    return counts
+
+
+def _read_stack(
+    readers: Sequence[WarpReader], region: Box, box: Box, settings: CoaddSettings
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Read a region of all warps and class their values; what is outside of ``box`` is missing."""
+    x0, y0, x1, y1 = region
+    shape = (len(readers), y1 - y0, x1 - x0)
+    image, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    mask, state = np.empty(shape, np.int32), np.full(shape, MISSING, np.uint8)
+    bad = np.int32(planes_from_names(settings.bad_planes) | MaskPlane.NO_DATA)
+    fill = np.int32(planes_from_names(settings.fill_planes))
+    for k, reader in enumerate(readers):
+        left, first, right, last = part = common_box(reader.box, region, box)
+        rows, across = slice(first - y0, last - y0), slice(left - x0, right - x0)
+        pixels = reader.read_box(part)
+        image[k, rows, across] = pixels.image
+        variance[k, rows, across] = pixels.variance
+        mask[k, rows, across] = pixels.mask
+        place = (rows.start, rows.stop, across.start, across.stop)
+        _class_values(image[k], variance[k], mask[k], place, bad, fill, state[k])
+    return image, variance, mask, state
+
+
+@numba.njit(cache=True, nogil=True)
+def _class_values(image, variance, mask, place, bad, fill, state):
+    """Tell which values of a region can be used, and which only where there is nothing else."""
+    for y in range(place[0], place[1]):
+        for x in range(place[2], place[3]):
+            bits = mask[y, x]
+            if (bits & _NO_DATA) != 0 or not (
+                np.isfinite(image[y, x]) and 0.0 < variance[y, x] < np.inf
+            ):
+                continue
+            if (bits & bad) == 0:
+                state[y, x] = USABLE
+            elif (bits & fill) != 0:
+                state[y, x] = FILLABLE
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_epochs(stack, weights, y, x, wanted):
+    """Sum the values of a pixel that are in a state; return their number, sums and bits."""
+    image, variance, mask, state = stack
+    n, bits = 0, np.int32(0)
+    total, value, noise = 0.0, 0.0, 0.0
+    for k in range(weights.size):
+        if state[k, y, x] == wanted:
+            n += 1
+            total += weights[k]
+            value += weights[k] * image[k, y, x]
+            noise += weights[k] * weights[k] * variance[k, y, x]
+            bits |= mask[k, y, x]
+    return n, total, value, noise, bits
+
+
+@numba.njit(cache=True, nogil=True)
+def _combine(stack, weights, fill_error, origin, block, target, counts):
+    """Write the weighted means of a stack into a block; count values used and clipped.
+
+    ``origin``: first column and row of the stack; all places are those on the target.
+    """
+    state = stack[3]
+    image, variance, mask, n_inputs = target
+    for y_out in range(block[1], block[3]):
+        y = y_out - origin[1]
+        for x_out in range(block[0], block[2]):
+            x = x_out - origin[0]
+            wanted = USABLE
+            n, total, value, noise, bits = _sum_epochs(stack, weights, y, x, wanted)
+            if n == 0:
+                wanted = FILLABLE
+                n, total, value, noise, bits = _sum_epochs(stack, weights, y, x, wanted)
+            if n == 0:
+                continue
+            for k in range(weights.size):
+                counts[k, 0] += state[k, y, x] == wanted
+                if state[k, y, x] >= OUTLIER:
+                    counts[k, 1] += 1
+                    bits |= _CLIPPED
+            value /= total
+            noise /= total * total
+            if wanted == FILLABLE:
+                noise += (fill_error * value) ** 2
+            image[y_out, x_out] = value
+            variance[y_out, x_out] = noise
+            mask[y_out, x_out] = bits
+            n_inputs[y_out, x_out] = n
+
+
+# Files
+
+
+def write_coadd(
+    path: str | Path,
+    coadd: Coadd,
+    tract: "Tract",
+    cards: fits.Header | None = None,
+    compression: Compression = "none",
+) -> None:
+    """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name.
+    coadd : Coadd
+        The product.
+    tract : Tract
+        For the WCS.
+    cards : astropy.io.fits.Header, optional
+        Cards of the primary header (provenance).
+    compression : {"none", "lossless", "quantized"}
+        See `coaddflow.image.masked_image.image_hdu`.
+    """
+    header = part_header(tract, coadd.box)
+    primary = fits.PrimaryHDU(header=cards)
+    primary.header["TRACT"] = tract.id
+    primary.header["NEXP"] = (int(np.count_nonzero(coadd.inputs["n_used"])), "exposures used")
+    table = fits.table_to_hdu(coadd.inputs)
+    table.name = "INPUTS"
+    write_fits(
+        path,
+        [
+            primary,
+            *masked_image_hdus(
+                _storable(coadd.masked_image, compression), header, "nJy", compression
+            ),
+            image_hdu("NINPUTS", coadd.n_inputs, header, compression),
+            table,
+        ],
+    )
+
+
+def _storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
+    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
+    if compression != "quantized":
+        return masked_image
+    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
+    return MaskedImage(masked_image.image, variance, masked_image.mask)
+
+
+def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
+    """Read a coadd written by `write_coadd`, with the header of its image.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or no coadd.
+    """
+    masked_image, header = read_masked_image(path)
+    masked_image.variance[np.isnan(masked_image.variance)] = np.inf
+    try:
+        x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
+        with fits.open(path, memmap=False) as hdus:
+            n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
+            inputs = Table(hdus["INPUTS"].data)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"is not a readable coadd ({error})",
+            path=path,
+            remedy="remove it and run the workflow again",
+        ) from error
+    ny, nx = masked_image.shape
+    return Coadd((x0, y0, x0 + nx, y0 + ny), masked_image, n_inputs, inputs), header

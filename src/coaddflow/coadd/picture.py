@@ -1,0 +1,226 @@
+"""A picture of a tract: grey from one band, in colours from two or three.
+
+North is up and east is left. The brightness is an inverse hyperbolic sine of the mean over the
+bands, which shows the noise of the sky and the cores of stars at once, and the ratio of the bands
+is kept at every brightness, so that bright stars do not turn white [1]_.
+
+References
+----------
+.. [1] Lupton et al. 2004, PASP 116, 133, equations 2-4.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import NDArray
+from PIL import Image
+
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path
+
+if TYPE_CHECKING:
+    from coaddflow.skymap.maps import Tract
+
+_SOFTENING = 8.0
+"""Q of [1]_: linear up to about 1 / Q of white, logarithmic beyond."""
+
+_NOISE_PER_WHITE = 20.0
+"""Standard deviations of the sky to white, were the scale linear all the way."""
+
+_NO_DATA_COLOUR = (72, 72, 84)
+
+
+def bin_patch(
+    image: NDArray[np.floating], corner: tuple[int, int], factor: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], tuple[int, int]]:
+    """Add up the pixels of a patch over bins that begin at multiples of a factor on the tract.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        Pixels; what is not finite is left out.
+    corner : tuple of int
+        Tract pixel (x0, y0) of the first pixel.
+    factor : int
+        Side of the bins.
+
+    Returns
+    -------
+    sums : ndarray of float64, shape (my, mx)
+        Sum over the finite pixels of each bin.
+    counts : ndarray of int64, shape (my, mx)
+        Their number.
+    first : tuple of int
+        Column and row of the first bin on the tract's grid of bins.
+    """
+    finite = np.isfinite(image)
+    sums, counts = np.where(finite, image, 0.0).astype(float), finite.astype(np.int64)
+    for axis, start in ((0, corner[1]), (1, corner[0])):
+        size = image.shape[axis]
+        bins = (start + np.arange(size)) // factor
+        begins = np.flatnonzero(np.diff(bins, prepend=bins[0] - 1))
+        sums = np.add.reduceat(sums, begins, axis=axis)
+        counts = np.add.reduceat(counts, begins, axis=axis)
+    return sums, counts, (corner[0] // factor, corner[1] // factor)
+
+
+def lupton_rgb(channels: Sequence[NDArray]) -> NDArray[np.uint8]:
+    """Turn one to three images into colours.
+
+    Parameters
+    ----------
+    channels : sequence of ndarray, each of shape (ny, nx)
+        Images on a common flux scale, from the reddest band to the bluest; NaN where there is
+        nothing. Of two, the mean serves as green. Where only some bands have data, the mean of
+        these stands for the others.
+
+    Returns
+    -------
+    ndarray of uint8, shape (ny, nx, 3)
+        Red, green, blue; a neutral dark blue-grey where no band has data.
+    """
+    stack = np.stack([np.asarray(channel, float) for channel in channels])
+    known = np.isfinite(stack)
+    covered = known.any(axis=0)
+    if not covered.any():
+        return np.full((*covered.shape, 3), _NO_DATA_COLOUR, np.uint8)
+    stack = np.stack([_without_sky(channel) for channel in stack])
+    mean = np.where(known, stack, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    stack = np.where(known, stack, mean)
+    if len(stack) == 1:
+        stack = np.repeat(stack, 3, axis=0)
+    elif len(stack) == 2:
+        stack = np.stack([stack[0], mean, stack[1]])
+    noise = _noise(mean[covered])
+    white = _NOISE_PER_WHITE * noise
+    # one sigma below the sky is black
+    brightness = np.arcsinh(_SOFTENING * np.clip(mean + noise, 0.0, None) / white) / _SOFTENING
+    colours = np.clip(stack + noise, 0.0, None)
+    total = colours.mean(axis=0)
+    colours *= np.where(total > 0, brightness / np.where(total > 0, total, 1.0), 0.0)
+    # too bright a channel takes the others down with it: the colour stays
+    colours /= np.maximum(colours.max(axis=0), 1.0)
+    picture = np.rint(255.0 * np.moveaxis(colours, 0, -1)).astype(np.uint8)
+    picture[~covered] = _NO_DATA_COLOUR
+    return picture
+
+
+def _without_sky(channel: NDArray) -> NDArray:
+    """Subtract the median, which is sky in all but the most crowded of fields."""
+    finite = channel[np.isfinite(channel)]
+    return channel - np.median(finite) if finite.size else channel
+
+
+def _noise(values: NDArray) -> float:
+    """Return the standard deviation of the sky from the scatter below the median."""
+    middle = np.median(values)
+    below = middle - values[values < middle]
+    return 1.4826 * float(np.median(below)) if below.size else 1.0
+
+
+def write_picture(
+    path: str | Path,
+    tract: "Tract",
+    coadds: Mapping[str, Mapping[str, str | Path]],
+    max_size: int = 2000,
+) -> None:
+    """Write a PNG of the coadds of a tract.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name.
+    tract : Tract
+        The tract.
+    coadds : mapping
+        For each band, from the reddest to the bluest, the file of each patch. Of more than three
+        bands the first, the middle and the last are taken.
+    max_size : int
+        Largest number of columns and of rows.
+
+    Raises
+    ------
+    InputError
+        If a coadd cannot be read.
+    """
+    bands = list(coadds)
+    if len(bands) > 3:
+        bands = [bands[0], bands[len(bands) // 2], bands[-1]]
+    filled = [patch for band in bands for patch, file in coadds[band].items() if _has_data(file)]
+    if not filled:
+        filled = [patch for band in bands for patch in coadds[band]]
+    boxes = np.array([tract.patch(patch).inner_box for patch in filled])
+    box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+    factor = max(-(-(box[2] - box[0]) // max_size), -(-(box[3] - box[1]) // max_size), 1)
+    channels = [_bin_band(tract, coadds[band], set(filled), box, factor) for band in bands]
+    picture = lupton_rgb(_crop(channels))
+    with atomic_path(path) as temporary:
+        # the first row of a PNG is at the top, that of an image at the bottom
+        Image.fromarray(picture[::-1]).save(temporary, format="PNG", optimize=True)
+
+
+def _crop(channels: list[NDArray]) -> list[NDArray]:
+    """Cut off margins in which no band has data."""
+    covered = np.any([np.isfinite(channel) for channel in channels], axis=0)
+    if not covered.any():
+        return channels
+    rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return [channel[part] for channel in channels]
+
+
+def _has_data(path: str | Path) -> bool:
+    """Return whether any exposure went into a coadd."""
+    try:
+        return fits.getheader(path, 0).get("NEXP", 1) > 0
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _bin_band(
+    tract: "Tract",
+    files: Mapping[str, str | Path],
+    patches: set[str],
+    box: tuple[int, int, int, int],
+    factor: int,
+) -> NDArray[np.float64]:
+    """Return the mean of a band over bins of the box; NaN where nothing is."""
+    first = (box[0] // factor, box[1] // factor)
+    shape = ((box[3] - 1) // factor - first[1] + 1, (box[2] - 1) // factor - first[0] + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape, np.int64)
+    for patch, path in sorted(files.items()):
+        if patch not in patches:
+            continue
+        inner = tract.patch(patch).inner_box
+        part, part_counts, corner = bin_patch(_read_inner(path, inner), inner[:2], factor)
+        column, row = corner[0] - first[0], corner[1] - first[1]
+        at = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
+        sums[at] += part
+        counts[at] += part_counts
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _read_inner(path: str | Path, inner: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """Read the inner box of a patch's coadd."""
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            header = hdus["IMAGE"].header
+            x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
+            rows, columns = slice(inner[1] - y0, inner[3] - y0), slice(inner[0] - x0, inner[2] - x0)
+            image = np.asarray(hdus["IMAGE"].section[rows, columns], np.float32)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if image.shape != (inner[3] - inner[1], inner[2] - inner[0]):
+        raise _unreadable(path, "it does not cover the patch")
+    return image
+
+
+def _unreadable(path: str | Path, cause: object) -> InputError:
+    return InputError(
+        f"is not a readable coadd ({cause})",
+        path=path,
+        remedy="remove it and run the workflow again",
+    )

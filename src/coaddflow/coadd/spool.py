@@ -1,0 +1,312 @@
+"""The spool: where the warped CCDs of a tract wait for its patches.
+
+A job that coadds a tract warps each CCD once; all patches that the CCD touches then take their
+pixels from here. The first ones are kept in memory, as much as the settings allow, the others in
+a scratch folder. On one machine neither has a name: they are files that are open in the master
+and nowhere else, which the workers reach through ``/proc``, and the kernel frees them when the
+master ends, however it ends. Where the workers may be on other nodes, a folder that all nodes
+share holds one file a CCD. It is removed at the end; that of a job that was killed is removed by
+the next job on that machine, if the file system knows locks.
+"""
+
+import contextlib
+import fcntl
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from coaddflow.errors import InputError
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.warp.ccds import Box, WarpReader, common_box, enclosing_box, part_of
+
+BYTES_PER_PIXEL = 12
+"""Image, variance and mask."""
+
+_PLANES = (np.float32, np.float32, np.int32)
+_NO_DATA = np.int32(MaskPlane.NO_DATA)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Room for the pixels of one warp.
+
+    Attributes
+    ----------
+    path : str
+        File, as a worker opens it.
+    offset : int
+        Where the room begins, bytes.
+    """
+
+    path: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class SpooledWarp:
+    """A warp in the spool; a `coaddflow.warp.ccds.WarpReader` that is sent to workers.
+
+    Attributes
+    ----------
+    place : Place
+        Where its pixels are: image, variance and mask, one after the other.
+    box : tuple of int
+        Its pixels on the tract.
+    """
+
+    place: Place
+    box: Box
+
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return a copy of the pixels of a box of the tract, inside of ``self.box``."""
+        shape = (self.box[3] - self.box[1], self.box[2] - self.box[0])
+        part = part_of(self.box, box)
+        planes = []
+        for number, kind in enumerate(_PLANES):
+            offset = self.place.offset + 4 * number * shape[0] * shape[1]
+            plane = np.memmap(self.place.path, kind, "r", offset, shape)
+            planes.append(np.array(plane[part]))
+        return MaskedImage(*planes)
+
+
+def write_warp(place: Place, box: Box, pixels: MaskedImage) -> SpooledWarp:
+    """Put a warp into the room that it has in the spool.
+
+    Parameters
+    ----------
+    place : Place
+        Room for at least as many pixels (`Spool.reserve`).
+    box : tuple of int
+        Where the pixels are on the tract.
+    pixels : MaskedImage
+        The pixels.
+
+    Raises
+    ------
+    InputError
+        If there is no room left on the disk.
+    """
+    try:
+        descriptor = os.open(place.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.closing(os.fdopen(descriptor, "r+b", buffering=0)) as stream:
+            stream.seek(place.offset)
+            for plane in (pixels.image, pixels.variance, pixels.mask):
+                data = np.ascontiguousarray(plane).data.cast("B")
+                while data.nbytes:
+                    data = data[stream.write(data) :]
+    except OSError as error:
+        raise InputError(
+            f"the warps of the tract cannot be kept: {error.strerror}",
+            path=place.path,
+            remedy="free some space, or name another folder in coadd.scratch",
+        ) from error
+    return SpooledWarp(place, box)
+
+
+class Spool:
+    """Room for the warps of a tract, in a ``with`` block.
+
+    Parameters
+    ----------
+    memory : int
+        Bytes that may be kept in memory.
+    scratch : str or Path
+        Folder for what goes beyond; it is made if need be.
+    one_machine : bool
+        Whether all workers are processes of this machine. If not, all warps stand in files of
+        the folder, which all nodes must have.
+    """
+
+    def __init__(self, memory: int, scratch: str | Path, one_machine: bool):
+        self._scratch = Path(scratch)
+        self._nameless = one_machine and Path("/proc/self/fd").is_dir()
+        self._memory = memory if self._nameless and hasattr(os, "memfd_create") else 0
+        self._in_memory = self._on_disk = 0
+        self._cleanup = contextlib.ExitStack()
+        self._descriptors: dict[str, int] = {}
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            if not self._nameless:
+                self._folder = stack.enter_context(_shared_folder(self._scratch))
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes reserved in memory so far."""
+        return self._in_memory
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes reserved in the scratch folder so far."""
+        return self._on_disk
+
+    def reserve(self, n_pixels: int, name: str) -> Place:
+        """Reserve room for a warp of so many pixels at most.
+
+        Parameters
+        ----------
+        n_pixels : int
+            Pixels.
+        name : str
+            A name for a file, no two alike.
+        """
+        n_bytes = BYTES_PER_PIXEL * n_pixels
+        if self._in_memory + n_bytes <= self._memory:
+            place = self._room("memory", self._in_memory, n_bytes)
+            self._in_memory += n_bytes
+            return place
+        self._on_disk += n_bytes
+        if self._folder is not None:
+            return Place(str(self._folder / name), 0)
+        return self._room("disk", self._on_disk - n_bytes, n_bytes)
+
+    def _room(self, kind: str, offset: int, n_bytes: int) -> Place:
+        """Enlarge a nameless file; what is never written in it takes no room."""
+        if kind not in self._descriptors:
+            self._descriptors[kind] = self._open(kind)
+            self._cleanup.callback(os.close, self._descriptors[kind])
+        descriptor = self._descriptors[kind]
+        os.ftruncate(descriptor, offset + n_bytes)
+        return Place(f"/proc/{os.getpid()}/fd/{descriptor}", offset)
+
+    def _open(self, kind: str) -> int:
+        if kind == "memory":
+            return os.memfd_create("coaddflow-spool", os.MFD_CLOEXEC)
+        with _making(self._scratch), tempfile.TemporaryFile(dir=self._scratch) as stream:
+            return os.dup(stream.fileno())
+
+
+@contextlib.contextmanager
+def _making(folder: Path):
+    """Make the scratch folder; say which setting names it if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the scratch folder cannot be used: {error.strerror}",
+            path=folder,
+            remedy="name another one in coadd.scratch",
+        ) from error
+
+
+@contextlib.contextmanager
+def _shared_folder(scratch: Path):
+    """Give a folder of its own to this job, and remove it and those of dead jobs of this machine.
+
+    A job that lives holds a lock in its folder, which the kernel takes away when it ends.
+    """
+    prefix = f"coaddflow-{platform.node()}-"
+    with _making(scratch):
+        for folder in scratch.glob(f"{prefix}*"):
+            _remove_if_dead(folder)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=scratch))
+        lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # without locks, as on some parallel file systems, no folder counts as dead
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = hidden.rename(scratch / hidden.name[1:])
+    try:
+        yield folder
+    finally:
+        _remove_locked(folder, lock)
+
+
+def _remove_if_dead(folder: Path) -> None:
+    """Remove the folder of a job that does not live any more."""
+    with contextlib.suppress(OSError):
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return
+        _remove_locked(folder, lock)
+
+
+def _remove_locked(folder: Path, lock: int) -> None:
+    """Remove a folder of which this process has the lock, and the lock last, when it is closed.
+
+    NFS keeps a file that is open under another name, and with it the folder.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != "lock":
+                path.unlink(missing_ok=True)
+    os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class LayeredWarp:
+    """The warp of an exposure on a patch: its CCDs, one laid under the other.
+
+    Where CCDs overlap, the pixel is that of the first that has one, as in
+    `coaddflow.warp.ccds.warp_patches`.
+
+    Parameters
+    ----------
+    ccds : sequence of WarpReader
+        The warps of its CCDs, by CCD number.
+    outer : tuple of int
+        The patch's outer box.
+    """
+
+    def __init__(self, ccds: Sequence[WarpReader], outer: Box):
+        parts = [common_box(one.box, outer) for one in ccds]
+        reached = [part for part in parts if part is not None]
+        self._ccds = list(ccds)
+        self.box: Box = enclosing_box(reached) if reached else (0, 0, 0, 0)
+
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, inside of ``self.box``."""
+        return self.lay(box)[0]
+
+    def lay(self, box: Box) -> tuple[MaskedImage, list[int]]:
+        """Return the pixels of a box of the tract, and how many of them each CCD has given."""
+        target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
+        counts = []
+        for ccd in self._ccds:
+            part = common_box(ccd.box, box)
+            counts.append(0 if part is None else _lay_under(target, box, ccd.read_box(part), part))
+        return target, counts
+
+
+def _lay_under(target: MaskedImage, box: Box, pixels: MaskedImage, part: Box) -> int:
+    """Fill the pixels of ``target`` that have no data; return how many were filled."""
+    corner = (part[1] - box[1], part[0] - box[0])
+    return _fill(_planes(target), _planes(pixels), corner)
+
+
+def _planes(pixels: MaskedImage) -> tuple[NDArray, NDArray, NDArray]:
+    return pixels.image, pixels.variance, pixels.mask
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(target, pixels, corner):
+    image, variance, mask = target
+    n_filled = 0
+    for y in range(pixels[2].shape[0]):
+        y_out = y + corner[0]
+        for x in range(pixels[2].shape[1]):
+            x_out = x + corner[1]
+            if (pixels[2][y, x] & _NO_DATA) == 0 and (mask[y_out, x_out] & _NO_DATA) != 0:
+                image[y_out, x_out] = pixels[0][y, x]
+                variance[y_out, x_out] = pixels[1][y, x]
+                mask[y_out, x_out] = pixels[2][y, x]
+                n_filled += 1
+    return n_filled

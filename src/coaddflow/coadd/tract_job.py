@@ -1,0 +1,541 @@
+"""One tract in one band, as one job: every calexp is read once, the coadds are written once.
+
+Three rounds on the pool. (1) Each CCD is read, warped to all pixels of the tract that it reaches,
+and laid into the spool. (2) What the master gathers is small: where the warps are, and the sky in
+squares; from these it solves for what the skies of the exposures differ by, if that is wanted.
+(3) Each patch takes the pixels of its exposures from the spool, block by block, and is coadded and
+written. Without matched skies the pixels are those of the rules `warp` and `coadd`, to the bit.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coaddflow.coadd.background_matching import (
+    SkyBins,
+    SkyCorrection,
+    bin_sky,
+    match_backgrounds,
+    merge_bins,
+)
+from coaddflow.coadd.patch import PatchWork, TractInputs, read_ccd, write_patch
+from coaddflow.coadd.spool import LayeredWarp, Place, Spool, SpooledWarp, write_warp
+from coaddflow.corners.database import CornerDatabase, Selection, patch_overlaps
+from coaddflow.errors import CoaddflowError, is_lasting
+from coaddflow.files import remove_partial, sha256_of
+from coaddflow.image.provenance import provenance_header
+from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
+from coaddflow.pool.launch import run_job
+from coaddflow.runtime import resources
+from coaddflow.settings import Settings, load_settings
+from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.skymap.maps import Tract, make_skymap
+from coaddflow.tables.coadds import CoaddRow, write_coadd_table
+from coaddflow.tables.manifest import CcdRow
+from coaddflow.warp.ccds import (
+    Box,
+    Warp,
+    common_box,
+    kept_table,
+    remove_warps,
+    trim,
+    warp_whole_ccd,
+    write_warps,
+)
+
+_LOG = logging.getLogger(__name__)
+
+_SECTIONS = ("coadd", "selection", "warp", "products")
+
+_MARGIN = 32
+"""Pixels around the outline of a CCD in the manifest, between whose vertices it may be bowed."""
+
+_TOLD = 5
+"""Failures that the last line of a job names; the log has all."""
+
+Ccd = tuple[str, int]
+"""Exposure and CCD number."""
+
+
+# The job ----------------------------------------------------------------------------------------
+
+
+def make_tract_coadds(
+    table: str | Path,
+    database: str | Path,
+    skymap: Mapping[str, Any],
+    tract: int,
+    band: str,
+    patches: Sequence[str],
+    settings: Settings,
+    *,
+    workers: int,
+    memory_mb: float | None = None,
+) -> None:
+    """Warp and coadd a band on a tract: the whole job.
+
+    Parameters
+    ----------
+    table : str or Path
+        The list of the coadds, ``.../coadd/{band}/{tract}.ecsv``, written last. The coadds go
+        into the folder beside it that has the tract's number. What an earlier run made of them,
+        and its warps in ``.../warp/{tract}``, is removed first.
+    database : str or Path
+        The corner database of the band on the tract.
+    skymap : mapping
+        Settings of the sky map.
+    tract, band, patches : int, str, sequence of str
+        Which coadds. One is written for each patch, also if nothing covers it.
+    settings : Settings
+        Sections coadd, selection, warp, products and parallel.
+    workers : int
+        CCDs and patches that are in work at a time.
+    memory_mb : float, optional
+        What the job has, MB. With less than `resources.tract_memory`, more warps wait in the
+        scratch folder, and then fewer CCDs and patches are in work at a time.
+
+    Raises
+    ------
+    CoaddflowError
+        If a CCD could not be warped or a patch not coadded; the message names it. All others
+        have been done, but there is no list.
+    """
+    spec = {
+        "table": os.fspath(table),
+        "database": os.fspath(database),
+        "skymap": dict(skymap),
+        "tract": tract,
+        "band": band,
+        "patches": list(patches),
+        "settings": {
+            name: getattr(settings, name).model_dump(mode="json")
+            for name in (*_SECTIONS, "parallel")
+        },
+        "spool_mb": settings.coadd.spool_mb,
+    }
+    in_work = None
+    if memory_mb is not None:
+        spec["spool_mb"], in_work = _divided_memory(memory_mb, spec, settings, workers)
+    _remove_earlier(Path(table), database, patches)
+    run_job(__name__, spec, settings.parallel, workers=workers, memory_mb=in_work)
+
+
+def _divided_memory(
+    memory_mb: float, spec: Mapping[str, Any], settings: Settings, workers: int
+) -> tuple[float, float]:
+    """Return what the spool and the items in work have of the job's memory, MB."""
+    tract = make_skymap(SkymapSettings.model_validate(spec["skymap"])).tract(spec["tract"])
+    patch = _largest_patch(tract, spec["patches"])
+    with CornerDatabase(spec["database"]) as corners:
+        n_exposures = len(corners.manifests())
+        ccds = [row.nx * row.ny for row in corners.ccds() if row.state == "done"]
+    coadd, matching = settings.coadd, settings.coadd.background_matching
+    worker = max(
+        resources.warped_ccd_memory(max(ccds, default=0)),
+        resources.coadd_memory(patch, n_exposures, coadd.memory_mb),
+    )
+    gather = 0
+    if matching.enabled:
+        gather = resources.matching_memory(
+            n_exposures, patch, len(spec["patches"]), matching.bin_size
+        )
+    return resources.divided_memory(memory_mb, gather, worker, coadd.spool_mb, workers)
+
+
+def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -> None:
+    """Remove what an earlier run made, the list first: it may be of other settings."""
+    table.unlink(missing_ok=True)
+    for path in (_coadd_path(table, patch) for patch in patches):
+        path.unlink(missing_ok=True)
+        remove_partial(path)
+    with CornerDatabase(database) as corners:
+        for exposure in corners.manifests():
+            remove_warps(_warp_folder(table, exposure))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all rounds of a job share; it is sent to the workers once."""
+
+    table: Path
+    database: str
+    tract: Tract
+    band: str
+    settings: Settings
+
+    def coadd(self, patch: str) -> Path:
+        """Return the file of a coadd."""
+        return _coadd_path(self.table, patch)
+
+
+def _coadd_path(table: Path, patch: str) -> Path:
+    return table.with_suffix("") / f"{patch}.fits"
+
+
+def _warp_folder(table: Path, exposure: str) -> Path:
+    """Return the folder of the warps of an exposure on the tract, if they are on disk."""
+    return table.parents[2] / "warp" / table.stem / exposure
+
+
+def run(pool: Pool, spec: Mapping[str, Any]) -> None:
+    """Do what `make_tract_coadds` describes, on an open pool."""
+    settings = load_settings(spec["settings"])
+    skymap = make_skymap(SkymapSettings.model_validate(spec["skymap"]))
+    table, tract = Path(spec["table"]), skymap.tract(spec["tract"])
+    job = _Job(table, spec["database"], tract, spec["band"], settings.only(*_SECTIONS))
+    pool.broadcast(job=job)
+    with CornerDatabase(job.database) as corners, _open_spool(settings, spec["spool_mb"]) as spool:
+        inputs = TractInputs(corners, tract, job.band, settings)
+        selections = {patch: inputs.select(patch) for patch in spec["patches"]}
+        works = _plan_ccds(job, corners, selections, spool)
+        warped = _warp(pool, works)
+        _write_all_warps(pool, job, corners, warped)
+        corrections = _match(job, selections, warped)
+        rows = _coadd(pool, job, inputs, selections, warped, corrections)
+    write_coadd_table(table, rows, job.band, tract.id)
+
+
+def _open_spool(settings: Settings, memory_mb: float) -> Spool:
+    """Return the spool that the settings want, with so much memory at most."""
+    parallel, coadd = settings.parallel, settings.coadd
+    elsewhere = parallel.backend == "mpi" or (
+        parallel.backend == "dask" and parallel.dask_address is not None
+    )
+    scratch = "results/scratch" if elsewhere else tempfile.gettempdir()
+    return Spool(int(1e6 * memory_mb), coadd.scratch or scratch, not elsewhere)
+
+
+# Round 1: every CCD is warped -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CcdWork:
+    """A CCD that is to be warped: its row, the pixels of the tract, and room in the spool."""
+
+    row: CcdRow
+    box: Box
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return f"exposure {self.row.exposure} CCD {self.row.ccd}"
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels of the tract."""
+        return _area(self.box)
+
+
+@dataclass(frozen=True)
+class WarpedCcd:
+    """What a worker tells of a CCD.
+
+    Attributes
+    ----------
+    warp : SpooledWarp or None
+        None if it has no pixel on the tract.
+    sky : SkyBins or None
+        If skies are matched.
+    """
+
+    warp: SpooledWarp | None
+    sky: SkyBins | None
+
+
+def _plan_ccds(
+    job: _Job, corners: CornerDatabase, selections: Mapping[str, Selection], spool: Spool
+) -> list[CcdWork]:
+    """Find the CCDs that some patch wants, and the pixels of the tract that they reach."""
+    wanted = {
+        (overlap.ccd.exposure, overlap.ccd.ccd): overlap.ccd
+        for selection in selections.values()
+        for overlap in selection.selected
+    }
+    if job.settings.coadd.keep_warps:
+        rows = [row for row in corners.ccds() if row.state == "done"]
+        wanted |= {(row.exposure, row.ccd): row for row in rows if _patches_of(row, job.tract)}
+    works = []
+    for exposure, ccd in sorted(wanted):
+        box = _predicted_box(wanted[exposure, ccd], job.tract)
+        place = spool.reserve(_area(box), f"{exposure}-{ccd}")
+        works.append(CcdWork(wanted[exposure, ccd], box, place))
+    _LOG.info(
+        "%d CCDs for %d patches; room for their warps: %d MB of memory, %d MB of scratch",
+        len(works),
+        len(selections),
+        spool.in_memory / 1e6,
+        spool.on_disk / 1e6,
+    )
+    return works
+
+
+def _patches_of(ccd: CcdRow, tract: Tract) -> list[str]:
+    return [patch for patch, *_ in patch_overlaps(ccd.footprint_ra, ccd.footprint_dec, tract)]
+
+
+def _predicted_box(row: CcdRow, tract: Tract) -> Box:
+    """Return a box around the pixels that a CCD may have on a tract."""
+    points = tract.footprint_pixels(row.footprint_ra, row.footprint_dec)
+    x0, y0 = (int(edge) - _MARGIN for edge in np.floor(points.min(axis=0)))
+    x1, y1 = (int(edge) + _MARGIN for edge in np.ceil(points.max(axis=0)))
+    return common_box((x0, y0, x1, y1), (0, 0, tract.width, tract.height))
+
+
+def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
+    """Read and warp a CCD, and lay it into the spool."""
+    job: _Job = worker.constants["job"]
+    ccd = read_ccd(work.row)
+    warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
+    spooled, sky = None, None
+    if warp is not None:
+        spooled = write_warp(work.place, warp.box, warp.masked_image)
+        coadd = job.settings.coadd
+        if coadd.background_matching.enabled:
+            sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching)
+    return WarpedCcd(spooled, sky)
+
+
+def _warp(pool: Pool, works: Sequence[CcdWork]) -> dict[Ccd, WarpedCcd | Failure]:
+    """Warp all CCDs, those with the most pixels first."""
+    results = _timed(
+        pool,
+        "CCDs warped",
+        lambda: pool.map(
+            warp_one,
+            works,
+            cost=lambda one: one.n_pixels,
+            memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
+            label=lambda one: one.name,
+        ),
+    )
+    rows = [work.row for work in works]
+    return {(row.exposure, row.ccd): one for row, one in zip(rows, results, strict=True)}
+
+
+# Warps on disk, if they are wanted --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExposureWork:
+    """The warps of an exposure that are to be written: its CCDs, and those of each patch."""
+
+    exposure: str
+    manifest: str
+    ccds: dict[int, SpooledWarp | None]
+    patch_ccds: dict[str, list[int]]
+
+
+def _write_all_warps(
+    pool: Pool, job: _Job, corners: CornerDatabase, warped: Mapping[Ccd, WarpedCcd | Failure]
+) -> None:
+    """Write the warps of all exposures of which all CCDs are warped, if they are wanted."""
+    if not job.settings.coadd.keep_warps:
+        return
+    works = []
+    for exposure, manifest in corners.manifests().items():
+        rows = [row for row in corners.ccds(exposure) if row.state == "done"]
+        results = {row.ccd: warped.get((exposure, row.ccd)) for row in rows}
+        if any(isinstance(one, Failure) for one in results.values()):
+            continue
+        patch_ccds: dict[str, list[int]] = {}
+        for row in rows:
+            for patch in _patches_of(row, job.tract):
+                patch_ccds.setdefault(patch, []).append(row.ccd)
+        ccds = {ccd: one.warp for ccd, one in results.items() if one is not None}
+        works.append(ExposureWork(exposure, manifest, ccds, patch_ccds))
+    results = pool.map(
+        write_warps_of,
+        works,
+        memory=lambda one: (
+            1e6 * resources.warp_memory(0, _largest_patch(job.tract, one.patch_ccds))
+        ),
+        label=lambda one: f"exposure {one.exposure}",
+    )
+    _raise_if_any(results.failures, len(results), "exposures, their warps on disk")
+
+
+def write_warps_of(work: ExposureWork, worker: Worker) -> None:
+    """Write the warps of an exposure from the spool, as the rule `warp` would."""
+    job: _Job = worker.constants["job"]
+    cards = provenance_header(job.settings.section("warp"), [work.manifest])
+    compression = job.settings.products.compression
+    table = kept_table(_warp_folder(job.table, work.exposure))
+    warps = _warps_of(work, job.tract)
+    write_warps(table, work.exposure, job.tract, warps, job.settings.warp, cards, compression)
+
+
+def _warps_of(work: ExposureWork, tract: Tract) -> Iterator[tuple[str, Warp | None]]:
+    """Yield the warp of each patch, put together from its CCDs."""
+    for patch, numbers in work.patch_ccds.items():
+        ccds = {n: work.ccds[n] for n in sorted(numbers) if work.ccds[n] is not None}
+        layers = LayeredWarp(list(ccds.values()), tract.patch(patch).outer_box)
+        pixels, counts = layers.lay(layers.box)
+        yield patch, trim(pixels, layers.box, dict(zip(ccds, counts, strict=True)))
+
+
+# Round 2: skies are matched ---------------------------------------------------------------------
+
+
+def _match(
+    job: _Job, selections: Mapping[str, Selection], warped: Mapping[Ccd, WarpedCcd | Failure]
+) -> dict[str, SkyCorrection] | None:
+    """Solve for the corrections of all exposures that some patch wants; None if not wanted."""
+    settings = job.settings.coadd.background_matching
+    if not settings.enabled:
+        return None
+    failures = [one for one in warped.values() if isinstance(one, Failure)]
+    # without all CCDs the solution would be another one
+    _raise_if_any(failures, len(warped), "CCDs, which background matching needs,")
+    wanted = {
+        (overlap.ccd.exposure, overlap.ccd.ccd)
+        for selection in selections.values()
+        for overlap in selection.selected
+    }
+    parts: dict[str, list[SkyBins]] = {}
+    for exposure, ccd in sorted(wanted):
+        sky = warped[exposure, ccd].sky
+        parts.setdefault(exposure, []).extend([] if sky is None else [sky])
+    skies = {e: merge_bins(ccds) for e, ccds in parts.items() if ccds}
+    corrections = match_backgrounds(skies, settings) if skies else {}
+    return {exposure: corrections.get(exposure, SkyCorrection((0.0,))) for exposure in parts}
+
+
+# Round 3: every patch is coadded ----------------------------------------------------------------
+
+
+def _coadd(
+    pool: Pool,
+    job: _Job,
+    inputs: TractInputs,
+    selections: Mapping[str, Selection],
+    warped: Mapping[Ccd, WarpedCcd | Failure],
+    corrections: Mapping[str, SkyCorrection] | None,
+) -> list[CoaddRow]:
+    """Coadd all patches whose CCDs have been warped, those with the most pixels first."""
+    works = [
+        _patch_work(job, inputs, patch, number, selection, warped, corrections)
+        for number, (patch, selection) in enumerate(selections.items())
+    ]
+    results = _timed(
+        pool,
+        "patches coadded",
+        lambda: pool.map(
+            coadd_one,
+            works,
+            cost=lambda work: sum(_area(one.reader.box) for one in work.inputs),
+            memory=lambda work: (
+                1e6
+                * resources.coadd_memory(
+                    _largest_patch(job.tract, [work.patch]),
+                    len(work.inputs),
+                    job.settings.coadd.memory_mb,
+                )
+            ),
+            label=lambda work: work.label if isinstance(work, Failure) else f"patch {work.patch}",
+        ),
+    )
+    _raise_if_any(results.failures, len(results), "patches")
+    return list(results)
+
+
+def _patch_work(
+    job: _Job,
+    inputs: TractInputs,
+    patch: str,
+    number: int,
+    selection: Selection,
+    warped: Mapping[Ccd, WarpedCcd | Failure],
+    corrections: Mapping[str, SkyCorrection] | None,
+) -> PatchWork | Failure:
+    """Return what is to be done for a patch, or why it cannot be done."""
+    results: dict[str, list[WarpedCcd]] = {}
+    for overlap in selection.selected:
+        result = warped[overlap.ccd.exposure, overlap.ccd.ccd]
+        if isinstance(result, Failure):
+            return result.named(number, f"patch {patch}: {result.label}")
+        results.setdefault(overlap.ccd.exposure, []).append(result)
+    outer = job.tract.patch(patch).outer_box
+
+    def reader_of(exposure: str) -> LayeredWarp:
+        ccds = [one.warp for one in results[exposure] if one.warp is not None]
+        return LayeredWarp(ccds, outer)
+
+    return inputs.work(patch, selection, reader_of, corrections)
+
+
+def coadd_one(work: PatchWork, worker: Worker) -> CoaddRow:
+    """Coadd a patch from the spool and write it; return its row in the list."""
+    job: _Job = worker.constants["job"]
+    path = job.coadd(work.patch)
+    coadd = write_patch(path, work, job.database, job.tract, job.band, job.settings)
+    return CoaddRow(
+        patch=work.patch,
+        path=path.relative_to(job.table.parent).as_posix(),
+        sha256=sha256_of(path),
+        n_exposures=int(np.count_nonzero(coadd.inputs["n_used"])),
+        n_left_out=len(work.rejected),
+        covered=round(float(np.mean(coadd.n_inputs > 0)), 6),
+        most_inputs=int(coadd.n_inputs.max(initial=0)),
+    )
+
+
+# Both rounds ------------------------------------------------------------------------------------
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _largest_patch(tract: Tract, patches: Iterable[str]) -> int:
+    """Return the pixels of the largest of some patches, with their borders; 0 of none."""
+    return max((_area(tract.patch(patch).outer_box) for patch in patches), default=0)
+
+
+def _timed(pool: Pool, what: str, scatter: Callable[[], Results]) -> Results:
+    """Scatter, and log how long it took and which part of that the workers had work."""
+    started, busy = time.monotonic(), pool.busy
+    results = scatter()
+    wall, busy = time.monotonic() - started, pool.busy - busy
+    _LOG.info(
+        "%d of %d %s in %.1f s; workers idle for %.0f %% of it",
+        len(results) - len(results.failures),
+        len(results),
+        what,
+        wall,
+        100.0 * max(1.0 - busy / max(wall * len(pool.processes), 1e-9), 0.0),
+    )
+    return results
+
+
+def _raise_if_any(failures: Sequence[Failure], n_items: int, what: str) -> None:
+    """End the job if some items have failed, with a message that names them.
+
+    Raises
+    ------
+    CoaddflowError
+        If all of them have to do with the data: another attempt would fail in the same way.
+    PoolError
+        If a worker died, or something else happened that nobody foresaw.
+    """
+    if not failures:
+        return
+    for failure in failures:
+        _LOG.error("%s\n%s", failure, failure.traceback)
+    told = "; ".join(f"{one.label}: {_reason(one)}" for one in failures[:_TOLD])
+    more = f"; and {len(failures) - _TOLD} more" if len(failures) > _TOLD else ""
+    text = f"{len(failures)} of {n_items} {what} failed, the others are done: {told}{more}"
+    if all(is_lasting(one.error) for one in failures):
+        raise CoaddflowError(text)
+    raise PoolError(text)
+
+
+def _reason(failure: Failure) -> str:
+    return failure.message if failure.error is not None else f"{failure.type}: {failure.message}"

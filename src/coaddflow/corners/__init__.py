@@ -1,0 +1,1 @@
+"""The corner database: which CCD covers which patch, and how good it is."""

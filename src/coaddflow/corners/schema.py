@@ -1,0 +1,338 @@
+"""The schema of the corner database: one description makes the SQL and its documentation.
+
+The database is a public interface: people query it with the ``sqlite3`` program, and other
+software with any SQLite library that has the R*Tree module [1]_. `SCHEMA_VERSION` is raised
+whenever a table, a column or its meaning changes.
+
+References
+----------
+.. [1] Beckmann et al. 1990, Proc. SIGMOD '90, 322; https://www.sqlite.org/rtree.html
+"""
+
+from dataclasses import dataclass
+
+from coaddflow.tables.manifest import CcdRow
+
+SCHEMA_VERSION = 1
+"""Stands in the file as ``PRAGMA user_version``."""
+
+APPLICATION_ID = 0x63664342
+"""Stands in the file as ``PRAGMA application_id``: "cfCB" in ASCII."""
+
+MANIFEST_COLUMNS = tuple(
+    name for name in CcdRow.model_fields if name not in ("footprint_ra", "footprint_dec")
+)
+"""Columns of ``ccds`` that are copied from the manifest."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table or view; ``declaration`` is its SQL type with constraints."""
+
+    name: str
+    declaration: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; ``virtual`` is the SQLite module that keeps it, where it is not an ordinary one."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    constraints: tuple[str, ...] = ()
+    virtual: str | None = None
+
+    @property
+    def sql(self) -> str:
+        """The statement that creates the table."""
+        if self.virtual is not None:
+            names = ", ".join(column.name for column in self.columns)
+            return f"CREATE VIRTUAL TABLE {self.name} USING {self.virtual}({names})"
+        lines = [f"{column.name} {column.declaration}" for column in self.columns]
+        body = ",\n  ".join([*lines, *self.constraints])
+        return f"CREATE TABLE {self.name} (\n  {body}\n)"
+
+
+@dataclass(frozen=True)
+class View:
+    """A ready-made query."""
+
+    name: str
+    description: str
+    query: str
+
+    @property
+    def sql(self) -> str:
+        """The statement that creates the view."""
+        return f"CREATE VIEW {self.name} AS\n{self.query}"
+
+
+def _sql_type(name: str) -> str:
+    annotation = CcdRow.model_fields[name].annotation
+    kinds = getattr(annotation, "__args__", (annotation,))
+    if float in kinds:
+        kind = "REAL"
+    elif int in kinds:
+        kind = "INTEGER"
+    else:
+        kind = "TEXT"
+    return kind if type(None) in kinds else f"{kind} NOT NULL"
+
+
+def _ccd_columns() -> tuple[Column, ...]:
+    copied = tuple(
+        Column(name, _sql_type(name), CcdRow.model_fields[name].description or "")
+        for name in MANIFEST_COLUMNS
+    )
+    return (
+        Column(
+            "ccd_key",
+            "INTEGER PRIMARY KEY",
+            "Number of this CCD of this exposure, made from both by a hash: the same in every "
+            "database.",
+        ),
+        *copied,
+        Column("ra", "REAL", "Centre of the footprint, ICRS degrees; null for a failed CCD."),
+        Column("dec", "REAL", "Likewise."),
+        Column(
+            "footprint",
+            "TEXT",
+            "Outline from the fitted WCS, with points along the edges: JSON [[ra, dec], ...] in "
+            "order, beginning at pixel (-0.5, -0.5) along the first row, joined by great circles; "
+            "degrees; null for a failed CCD.",
+        ),
+    )
+
+
+TABLES = (
+    Table(
+        "meta",
+        "Facts about the database itself.",
+        (
+            Column(
+                "key",
+                "TEXT PRIMARY KEY",
+                "`kind` (`tract` or `survey`); `skymap`, in a survey's database: the settings of "
+                "its sky map as JSON.",
+            ),
+            Column("value", "TEXT NOT NULL", "The fact."),
+        ),
+    ),
+    Table(
+        "exposures",
+        "Exposures, one row for each manifest.",
+        (
+            Column("exposure", "TEXT PRIMARY KEY", "Exposure id."),
+            Column("band", "TEXT NOT NULL", "Band."),
+            Column("mjd", "REAL NOT NULL", "Start of the exposure, MJD TAI."),
+            Column("exposure_time", "REAL NOT NULL", "Exposure time, s."),
+            Column("n_ccds", "INTEGER NOT NULL", "CCDs in the manifest."),
+            Column("n_done", "INTEGER NOT NULL", "CCDs that have a calexp."),
+            Column("n_failed", "INTEGER NOT NULL", "CCDs that failed."),
+            Column("ra", "REAL", "Centre of all footprints, ICRS degrees; null if all failed."),
+            Column("dec", "REAL", "Likewise."),
+            Column("radius", "REAL", "Distance from it to the farthest corner, degrees."),
+            Column("manifest", "TEXT NOT NULL", "Path of the manifest."),
+            Column(
+                "manifest_sha256",
+                "TEXT NOT NULL",
+                "Its checksum: tells whether the exposure was redone.",
+            ),
+        ),
+    ),
+    Table(
+        "ccds",
+        "All CCDs of these exposures, with their quality; those that failed have state and reason.",
+        _ccd_columns(),
+        (
+            "UNIQUE (exposure, ccd)",
+            "FOREIGN KEY (exposure) REFERENCES exposures (exposure) ON DELETE CASCADE",
+        ),
+    ),
+    Table(
+        "ccd_boxes",
+        "R*tree: for each footprint the box around it in unit vectors x = cos(dec) cos(ra), "
+        "y = cos(dec) sin(ra), z = sin(dec), so that nothing is special at RA 0 or at the poles. "
+        "A direction inside the footprint is inside the box; the reverse need not hold.",
+        (
+            Column("ccd_key", "", "The CCD."),
+            Column("x_min", "", "Box, 32-bit floats rounded outwards."),
+            Column("x_max", "", ""),
+            Column("y_min", "", ""),
+            Column("y_max", "", ""),
+            Column("z_min", "", ""),
+            Column("z_max", "", ""),
+        ),
+        virtual="rtree",
+    ),
+    Table(
+        "tracts",
+        "The tract, or in a survey's database all tracts that a CCD overlaps.",
+        (
+            Column("tract", "INTEGER PRIMARY KEY", "Number of the tract."),
+            Column("ra", "REAL NOT NULL", "Tangent point, ICRS degrees."),
+            Column("dec", "REAL NOT NULL", "Likewise."),
+            Column("width", "INTEGER NOT NULL", "Columns."),
+            Column("height", "INTEGER NOT NULL", "Rows."),
+            Column("pixel_scale", "REAL NOT NULL", "Arcsec per pixel."),
+            Column("reference_x", "REAL NOT NULL", "Pixel of the tangent point, 0-based."),
+            Column("reference_y", "REAL NOT NULL", "Likewise."),
+            Column("n_patches_x", "INTEGER NOT NULL", "Patches along x."),
+            Column("n_patches_y", "INTEGER NOT NULL", "Patches along y."),
+        ),
+    ),
+    Table(
+        "patches",
+        "All patches of these tracts. Boxes are half-open, in 0-based pixels of the tract.",
+        (
+            Column("tract", "INTEGER NOT NULL", "The tract."),
+            Column("patch", "TEXT NOT NULL", 'The patch, "x_y".'),
+            Column("ra", "REAL NOT NULL", "Centre of the inner box, ICRS degrees."),
+            Column("dec", "REAL NOT NULL", "Likewise."),
+            Column("inner_x0", "INTEGER NOT NULL", "Inner box: the patch's own pixels."),
+            Column("inner_y0", "INTEGER NOT NULL", ""),
+            Column("inner_x1", "INTEGER NOT NULL", ""),
+            Column("inner_y1", "INTEGER NOT NULL", ""),
+            Column("outer_x0", "INTEGER NOT NULL", "Outer box: with the border."),
+            Column("outer_y0", "INTEGER NOT NULL", ""),
+            Column("outer_x1", "INTEGER NOT NULL", ""),
+            Column("outer_y1", "INTEGER NOT NULL", ""),
+        ),
+        (
+            "PRIMARY KEY (tract, patch)",
+            "FOREIGN KEY (tract) REFERENCES tracts (tract) ON DELETE CASCADE",
+        ),
+    ),
+    Table(
+        "ccd_patches",
+        "Which CCD overlaps the outer box of which patch, and how much.",
+        (
+            Column("tract", "INTEGER NOT NULL", "The tract."),
+            Column("patch", "TEXT NOT NULL", "The patch."),
+            Column("ccd_key", "INTEGER NOT NULL", "The CCD."),
+            Column(
+                "patch_fraction", "REAL NOT NULL", "Part of the outer box that the CCD covers, 0-1."
+            ),
+            Column(
+                "ccd_fraction", "REAL NOT NULL", "Part of the CCD that lies on the outer box, 0-1."
+            ),
+        ),
+        (
+            "PRIMARY KEY (tract, patch, ccd_key)",
+            "FOREIGN KEY (tract) REFERENCES tracts (tract)",
+            "FOREIGN KEY (ccd_key) REFERENCES ccds (ccd_key) ON DELETE CASCADE",
+        ),
+    ),
+)
+
+INDEXES = ("CREATE INDEX ccd_patches_of_ccd ON ccd_patches (ccd_key)",)
+
+VIEWS = (
+    View(
+        "v_ccd",
+        "CCDs that have a calexp, with their four corners.",
+        """SELECT exposure, ccd, band, mjd, ra, dec, seeing, ellipticity, zero_point, sky_level,
+  depth, astrometry_rms, path,
+  json_extract(footprint, '$[0][0]') AS ra_0, json_extract(footprint, '$[0][1]') AS dec_0,
+  json_extract(footprint, '$[' || n || '][0]') AS ra_1,
+  json_extract(footprint, '$[' || n || '][1]') AS dec_1,
+  json_extract(footprint, '$[' || (2 * n) || '][0]') AS ra_2,
+  json_extract(footprint, '$[' || (2 * n) || '][1]') AS dec_2,
+  json_extract(footprint, '$[' || (3 * n) || '][0]') AS ra_3,
+  json_extract(footprint, '$[' || (3 * n) || '][1]') AS dec_3
+FROM (SELECT *, json_array_length(footprint) / 4 AS n FROM ccds WHERE footprint IS NOT NULL)""",
+    ),
+    View(
+        "v_ccd_patch",
+        "Overlaps of CCDs and patches, with the quality of the CCD.",
+        """SELECT tract, patch, band, exposure, ccd, patch_fraction, ccd_fraction, seeing,
+  ellipticity, zero_point, sky_level, depth, astrometry_rms, path
+FROM ccd_patches JOIN ccds USING (ccd_key)""",
+    ),
+    View(
+        "v_patch_depth",
+        "How many exposures and CCDs each patch has in each band; `mean_exposures` is the number "
+        "of exposures averaged over the pixels of the outer box, before any selection.",
+        """SELECT tract, patch, band, count(DISTINCT exposure) AS n_exposures, count(*) AS n_ccds,
+  sum(patch_fraction) AS mean_exposures, avg(seeing) AS mean_seeing
+FROM ccd_patches JOIN ccds USING (ccd_key) GROUP BY tract, patch, band""",
+    ),
+    View(
+        "v_exposure",
+        "Exposures with the mean quality of their CCDs.",
+        """SELECT exposure, exposures.band AS band, exposures.mjd AS mjd,
+  exposures.exposure_time AS exposure_time, exposures.ra AS ra, exposures.dec AS dec, n_done,
+  n_failed, avg(seeing) AS mean_seeing, avg(zero_point) AS mean_zero_point,
+  avg(sky_level) AS mean_sky_level, avg(astrometry_rms) AS mean_astrometry_rms
+FROM exposures JOIN ccds USING (exposure) GROUP BY exposure""",
+    ),
+    View(
+        "v_failed",
+        "CCDs that failed, and why.",
+        "SELECT exposure, ccd, band, reason, message FROM ccds WHERE state = 'failed'",
+    ),
+)
+
+EXAMPLES = (
+    (
+        "Which patches are deepest in r?",
+        "SELECT tract, patch, n_exposures, mean_exposures FROM v_patch_depth\n"
+        "WHERE band = 'r' ORDER BY mean_exposures DESC LIMIT 10;",
+    ),
+    (
+        "What goes into a patch, best seeing first?",
+        "SELECT exposure, ccd, patch_fraction, seeing, path FROM v_ccd_patch\n"
+        "WHERE tract = 9813 AND patch = '4_4' AND band = 'i' ORDER BY seeing;",
+    ),
+    (
+        "Which CCDs may hold RA 150.1, Dec 2.2? (`coaddflow corners query 150.1 2.2` then looks "
+        "at the exact footprints.)",
+        "WITH at AS (SELECT cos(radians(2.2)) * cos(radians(150.1)) AS x,\n"
+        "                   cos(radians(2.2)) * sin(radians(150.1)) AS y,\n"
+        "                   sin(radians(2.2)) AS z)\n"
+        "SELECT exposure, ccd, band, seeing FROM at, ccd_boxes JOIN ccds USING (ccd_key)\n"
+        "WHERE x BETWEEN x_min AND x_max AND y BETWEEN y_min AND y_max\n"
+        "  AND z BETWEEN z_min AND z_max;",
+    ),
+    ("Why did CCDs fail?", "SELECT reason, count(*) FROM v_failed GROUP BY reason;"),
+)
+
+STATEMENTS = (*(table.sql for table in TABLES), *INDEXES, *(view.sql for view in VIEWS))
+"""SQL that makes an empty database."""
+
+
+def schema_markdown() -> str:
+    """Return the documentation of the schema as Markdown (``docs/corners.md`` is made from it)."""
+    lines = [
+        "# The corner database",
+        "",
+        "`results/corners/{band}/{tract}.sqlite` (the exposures of one band that can touch one",
+        "tract; coadds ask these) and `results/corners.sqlite` (the whole survey; for people and",
+        "for planning) have the same schema. Both are SQLite files, written once and replaced as a",
+        "whole, and can be made again from the manifests at any time. Open them with",
+        "`sqlite3 -readonly`.",
+        "",
+        f"- Schema version (`PRAGMA user_version`): {SCHEMA_VERSION}",
+        f"- Application id (`PRAGMA application_id`): {APPLICATION_ID} "
+        f'("{APPLICATION_ID.to_bytes(4, "big").decode("ascii")}")',
+        "- Angles are ICRS degrees; pixels are 0-based; a null figure could not be measured.",
+        "",
+        "## Tables",
+    ]
+    for table in TABLES:
+        lines += ["", f"### {table.name}", "", table.description, ""]
+        lines += ["| column | type | meaning |", "|---|---|---|"]
+        for column in table.columns:
+            kind = column.declaration.removesuffix(" NOT NULL")
+            lines.append(f"| `{column.name}` | {kind} | {column.description} |")
+        if table.constraints:
+            lines += ["", *(f"- {constraint}" for constraint in table.constraints)]
+    lines += ["", "## Views"]
+    for view in VIEWS:
+        lines += ["", f"### {view.name}", "", view.description, "", "```sql", view.query, "```"]
+    lines += ["", "## Examples"]
+    for question, query in EXAMPLES:
+        lines += ["", question, "", "```sql", query, "```"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,76 @@
+"""The survey as a whole: its corner database, and whether all that was covered was planned."""
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from coaddflow.corners.database import SurveyUpdate, update_survey_database
+from coaddflow.errors import InputError
+from coaddflow.skymap.maps import SkyMap
+
+_LOG = logging.getLogger(__name__)
+
+
+def make_survey_database(
+    path: str | Path,
+    manifests: Iterable[str | Path],
+    skymap: SkyMap,
+    overlaps: Mapping[str, Mapping[int, Sequence[str]]],
+) -> SurveyUpdate:
+    """Bring the survey's corner database up to date and compare it with the plan.
+
+    Every exposure was compared with the plan when it was gathered; here all are, by the margin of
+    today, so that a smaller margin leaves no hole either.
+
+    Parameters
+    ----------
+    path : str or Path
+        The database.
+    manifests : iterable of str or Path
+        Manifests of all exposures.
+    skymap : SkyMap
+        Tracts and patches.
+    overlaps : mapping
+        Patches that each exposure can touch, by exposure and tract (`Plan.overlaps`).
+
+    Raises
+    ------
+    InputError
+        If a CCD covers a patch for which its exposure was not planned.
+    """
+    update = update_survey_database(path, manifests, skymap)
+    _LOG.info(
+        "%d exposures added, %d redone, %d dropped, %d as before",
+        *map(len, (update.added, update.redone, update.dropped, update.unchanged)),
+    )
+    holes = unplanned_patches(path, overlaps)
+    if holes:
+        exposure, tract, patch = holes[0]
+        raise InputError(
+            f"{len(holes)} patches are covered by exposures that were not planned for them, such "
+            f"as patch {patch} of tract {tract} by exposure {exposure}",
+            path=path,
+            remedy="raise prediction.margin, or correct the pointings in the exposure table "
+            "(coaddflow ingest --fitted results)",
+        )
+    return update
+
+
+def unplanned_patches(
+    database: str | Path, overlaps: Mapping[str, Mapping[int, Sequence[str]]]
+) -> list[tuple[str, int, str]]:
+    """Return (exposure, tract, patch) that are covered but were not planned, in order."""
+    query = """
+        SELECT DISTINCT exposure, tract, patch FROM ccd_patches JOIN ccds USING (ccd_key)
+        ORDER BY exposure, tract, patch
+    """
+    planned = {
+        (exposure, tract, patch)
+        for exposure, tracts in overlaps.items()
+        for tract, patches in tracts.items()
+        for patch in patches
+    }
+    with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True)) as db:
+        return [row for row in db.execute(query) if row not in planned]

@@ -1,0 +1,1 @@
+"""The CCDs of an exposure together: scattered, solved as a whole, gathered."""

@@ -1,0 +1,389 @@
+"""A model of the whole focal plane on the sky, fitted by least squares to the stars of all CCDs.
+
+The camera file puts each pixel to a place in the field. The model adds one polynomial over the
+field (pointing, rotation, scale and distortion of the exposure), and to each CCD a small
+polynomial of its own (where it really stands, how it is turned and bent). The terms of the CCDs
+are held by Gaussian priors [1]_: a CCD with many stars takes what its stars say, one with few
+leans on the exposure. How wide the priors are is measured: they maximise the evidence of the
+exposure [2]_, up to the limits of the settings.
+
+Places are in field pixels: the tangent plane of the camera file at the predicted rotation, in
+units of its pixel scale. So they are east and north, and a CCD's pixel is about one field pixel.
+
+References
+----------
+.. [1] Bernstein et al. 2017, PASP 129, 074503 (maps of exposure and detectors in series).
+.. [2] MacKay 1992, Neural Computation 4, 415 (widths of priors from the data).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coaddflow.astrometry.ccd import RAYLEIGH_MEDIAN, polynomial_design, polynomial_powers
+from coaddflow.geometry.sphere import tan_deproject, tan_project
+from coaddflow.instrument.camera import Camera, Detector
+from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
+
+FloatArray = NDArray[np.float64]
+
+_NARROWEST_PRIOR = 0.01
+"""Priors are not made narrower than this part of their limits."""
+
+_ENOUGH_CCDS = 5
+"""With fewer CCDs the widths of the priors are not measured."""
+
+
+@dataclass(frozen=True)
+class CcdPlace:
+    """Where the camera file puts a CCD.
+
+    Attributes
+    ----------
+    camera, detector : Camera, Detector
+        The camera and its CCD.
+    rotation : float
+        Predicted rotation of the exposure, degrees.
+    """
+
+    camera: Camera
+    detector: Detector
+    rotation: float
+
+    def field(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return places in field pixels, shape (2, n), of pixels (n,)."""
+        focal = self.camera.pixel_to_focal(self.detector, x, y)
+        plane = np.stack(self.camera.focal_to_tangent(*focal, self.rotation))
+        return plane / (self.camera.pixel_scale / 3600.0)
+
+    @property
+    def centre(self) -> FloatArray:
+        """Place of the CCD's centre, field pixels, shape (2, 1)."""
+        nx, ny = self.detector.size
+        return self.field(np.array([(nx - 1) / 2.0]), np.array([(ny - 1) / 2.0]))
+
+    @property
+    def half(self) -> float:
+        """Half of the CCD's longer side, pixels."""
+        return max(self.detector.size) / 2.0
+
+    @property
+    def edge(self) -> FloatArray:
+        """Places of the corners and of the middles of the sides, field pixels, shape (2, 8)."""
+        nx, ny = self.detector.size
+        x = np.array([0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]) * nx - 0.5
+        y = np.array([0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0, 0.5]) * ny - 0.5
+        return self.field(x, y)
+
+    @property
+    def jacobian(self) -> FloatArray:
+        """Field pixels per pixel at the centre, shape (2, 2)."""
+        nx, ny = self.detector.size
+        x = (nx - 1) / 2.0 + np.array([-0.5, 0.5, 0.0, 0.0])
+        y = (ny - 1) / 2.0 + np.array([0.0, 0.0, -0.5, 0.5])
+        place = self.field(x, y)
+        return place[:, 1::2] - place[:, ::2]
+
+    def basis(self, place: FloatArray, order: int) -> FloatArray:
+        """Return what each term of the CCD moves at places (2, n), shape (2, n, terms).
+
+        The terms are: offset along both axes; rotation; scale; both shears; then, for the powers
+        of second and higher order, one for each axis. Each is 1 at half of the longer side.
+        """
+        u, v = (place - self.centre) / self.half
+        zero, one = np.zeros_like(u), np.ones_like(u)
+        columns = [(one, zero), (zero, one), (-v, u), (u, v), (u, -v), (v, u)]
+        for p, q in polynomial_powers(order):
+            term = u**p * v**q
+            columns += [(term, zero), (zero, term)]
+        return np.moveaxis(np.array(columns), 0, -1)
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Standard deviations of the terms of the CCDs, pixels (see `CcdPlace.basis`)."""
+
+    offset: float
+    rotation: float
+    shape: float
+    ccd_order: int
+
+    @classmethod
+    def of(cls, settings: ExposureAstrometrySettings) -> "Priors":
+        """Take the limits from the settings."""
+        return cls(
+            settings.offset_sigma,
+            settings.rotation_sigma,
+            settings.shape_sigma,
+            settings.ccd_order,
+        )
+
+    @property
+    def sigmas(self) -> FloatArray:
+        """The standard deviation of each term, shape (terms,)."""
+        n_bent = 2 * len(polynomial_powers(self.ccd_order))
+        return np.array([self.offset] * 2 + [self.rotation] + [self.shape] * (3 + n_bent))
+
+
+@dataclass(frozen=True)
+class FieldModel:
+    """The focal plane on the sky.
+
+    Attributes
+    ----------
+    crval : ndarray, shape (2,)
+        Tangent point: ICRS degrees.
+    matrix : ndarray, shape (2, 2)
+        Degrees on the tangent plane per field pixel.
+    radius : float
+        Field pixels; polynomials over the field are in units of it.
+    common : ndarray, shape (2, n terms)
+        Coefficients of the common polynomial, field pixels; its order follows from their number.
+    ccd_terms : dict of int to ndarray, shape (terms,)
+        Terms of the CCDs, field pixels; none for a CCD that is not known.
+    ccd_order : int
+        Their order.
+    """
+
+    crval: FloatArray
+    matrix: FloatArray
+    radius: float
+    common: FloatArray = field(default_factory=lambda: np.zeros((2, 3)))
+    ccd_terms: Mapping[int, FloatArray] = field(default_factory=dict)
+    ccd_order: int = 1
+
+    @property
+    def order(self) -> int:
+        """Order of the common polynomial."""
+        return int(np.sqrt(2 * self.common.shape[1])) - 1
+
+    def catalogue(self, sky: FloatArray) -> FloatArray:
+        """Return where positions (2, n) in degrees should be in the field, pixels, (2, n)."""
+        return np.linalg.solve(self.matrix, np.stack(tan_project(*sky, *self.crval)))
+
+    def expected(self, ccd: CcdPlace, place: FloatArray) -> FloatArray:
+        """Return where places (2, n) of a CCD really are in the field, pixels, (2, n)."""
+        moved = place + self.common @ polynomial_design(*place / self.radius, self.order).T
+        terms = self.ccd_terms.get(ccd.detector.id)
+        return moved if terms is None else moved + ccd.basis(place, self.ccd_order) @ terms
+
+    def to_sky(self, ccd: CcdPlace, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return ICRS positions in degrees of pixels (n,) of a CCD."""
+        place = self.matrix @ self.expected(ccd, ccd.field(np.asarray(x), np.asarray(y)))
+        return tan_deproject(*place, *self.crval)
+
+    @property
+    def at_origin(self) -> tuple[FloatArray, FloatArray]:
+        """The place of the field's origin (2,), and field pixels per field pixel there (2, 2)."""
+        return self.common[:, 0], np.eye(2) + self.common[:, 1:3] / self.radius
+
+    def recentred(self) -> "FieldModel":
+        """Return the model without its polynomials, tangent to the sky where its origin is."""
+        origin, linear = self.at_origin
+        crval = np.array(tan_deproject(*(self.matrix @ origin), *self.crval))
+        return FieldModel(crval, self.matrix @ linear, self.radius)
+
+
+@dataclass(frozen=True)
+class CcdPairs:
+    """Stars of a CCD that are matched with the catalogue.
+
+    Attributes
+    ----------
+    ccd : CcdPlace
+        The CCD.
+    place : ndarray, shape (2, n)
+        Measured places, field pixels.
+    sky : ndarray, shape (2, n)
+        Positions in the catalogue, degrees.
+    error : ndarray, shape (n,)
+        Errors of the places, one axis, pixels.
+    source_index, reference_index : ndarray of int, shape (n,)
+        Rows of the sources and of the reference catalogue.
+    kept : ndarray of bool, shape (n,)
+        False for outliers.
+    """
+
+    ccd: CcdPlace
+    place: FloatArray
+    sky: FloatArray
+    error: FloatArray
+    source_index: NDArray[np.intp]
+    reference_index: NDArray[np.intp]
+    kept: NDArray[np.bool_]
+
+    def residual(self, model: FieldModel) -> FloatArray:
+        """Return measured minus catalogue place, field pixels, shape (2, n)."""
+        return model.expected(self.ccd, self.place) - model.catalogue(self.sky)
+
+
+@dataclass(frozen=True)
+class FieldFit:
+    """A fitted model.
+
+    Attributes
+    ----------
+    model : FieldModel
+        The model.
+    priors : Priors
+        Widths of the priors that were used.
+    error_scale : float
+        By how much the residuals are larger than the errors of the stars say; at least 1.
+    common_covariance : ndarray, shape (2 T, 2 T)
+        Of the coefficients of the common polynomial.
+    ccd_covariance : dict of int to ndarray, shape (terms, terms)
+        Of the terms of a CCD for a given common polynomial.
+    response : dict of int to ndarray, shape (terms, 2 T)
+        Minus the change of the terms of a CCD with the coefficients of the common polynomial.
+    """
+
+    model: FieldModel
+    priors: Priors
+    error_scale: float
+    common_covariance: FloatArray
+    ccd_covariance: dict[int, FloatArray]
+    response: dict[int, FloatArray]
+
+    def formal_error(self, ccd: CcdPlace) -> float:
+        """Return the largest error on the edge of a CCD, both axes together, pixels."""
+        place, number = ccd.edge, ccd.detector.id
+        design = polynomial_design(*place / self.model.radius, self.model.order)
+        own = ccd.basis(place, self.model.ccd_order)
+        total = np.zeros(place.shape[1])
+        for axis, rows in enumerate(np.split(np.kron(np.eye(2), design), 2)):
+            common = rows - own[axis] @ self.response[number]
+            total += np.einsum("ni,ij,nj->n", common, self.common_covariance, common)
+            total += np.einsum("ni,ij,nj->n", own[axis], self.ccd_covariance[number], own[axis])
+        return float(np.sqrt(total.max()))
+
+    def variance(self, number: int) -> FloatArray:
+        """Return the variances of the terms of a CCD, shape (terms,)."""
+        response = self.response[number]
+        common = np.einsum("ki,ij,kj->k", response, self.common_covariance, response)
+        return np.diag(self.ccd_covariance[number]) + common
+
+    def degrees_used(self) -> float:
+        """Return the number of parameters, those held by priors counted in part."""
+        held = 1.0 / self.priors.sigmas**2
+        own = [held.size - np.sum(np.diag(c) * held) for c in self.ccd_covariance.values()]
+        return self.model.common.size + float(np.sum(own))
+
+
+def fit_field(
+    pairs: Mapping[int, CcdPairs],
+    start: FieldModel,
+    order: int,
+    priors: Priors,
+    error_scale: float = 1.0,
+) -> FieldFit:
+    """Fit the common polynomial and the terms of all CCDs together.
+
+    The normal equations are solved CCD by CCD: its terms are eliminated, and found again once the
+    common polynomial is known.
+
+    Parameters
+    ----------
+    pairs : mapping of int to CcdPairs
+        Matched stars of each CCD; those that are ``kept`` are used.
+    start : FieldModel
+        Gives the tangent plane; the better its pointing, the better the linear equations.
+    order : int
+        Order of the common polynomial.
+    priors : Priors
+        Widths of the priors of the CCDs' terms.
+    error_scale : float
+        The errors of the stars are multiplied by it.
+    """
+    frame = start.recentred()
+    held = np.diag(1.0 / priors.sigmas**2)
+    n_common = 2 * (3 + len(polynomial_powers(order)))
+    matrix, right = np.zeros((n_common, n_common)), np.zeros(n_common)
+    covariance, response, alone = {}, {}, {}
+    for number, stars in pairs.items():
+        place, target = stars.place[:, stars.kept], frame.catalogue(stars.sky[:, stars.kept])
+        weight = 1.0 / (stars.error[stars.kept] * error_scale)
+        design = polynomial_design(*place / frame.radius, order) * weight[:, None]
+        common = np.kron(np.eye(2), design)
+        own = (stars.ccd.basis(place, priors.ccd_order) * weight[:, None]).reshape(
+            -1, priors.sigmas.size
+        )
+        difference = ((target - place) * weight).ravel()
+        covariance[number] = np.linalg.inv(own.T @ own + held)
+        response[number] = covariance[number] @ (own.T @ common)
+        alone[number] = covariance[number] @ (own.T @ difference)
+        matrix += common.T @ common - common.T @ own @ response[number]
+        right += common.T @ difference - common.T @ own @ alone[number]
+    common_covariance = np.linalg.inv(matrix)
+    solution = common_covariance @ right
+    model = replace(
+        frame,
+        common=solution.reshape(2, -1),
+        ccd_terms={n: alone[n] - response[n] @ solution for n in pairs},
+        ccd_order=priors.ccd_order,
+    )
+    return FieldFit(model, priors, error_scale, common_covariance, covariance, response)
+
+
+def fit_field_clipped(
+    pairs: dict[int, CcdPairs],
+    start: FieldModel,
+    order: int,
+    limits: Priors,
+    clip_sigma: float,
+    priors: Priors | None = None,
+) -> tuple[FieldFit, dict[int, CcdPairs]]:
+    """Fit, leave out outliers, measure errors and priors, fit again, until the same stars stay.
+
+    Parameters are those of `fit_field`; ``limits`` are the widest priors, ``clip_sigma`` is in
+    units of the scatter of all stars, ``priors`` are those of an earlier fit.
+
+    Returns
+    -------
+    fit : FieldFit
+        The fit.
+    pairs : dict of int to CcdPairs
+        The stars, with ``kept`` set.
+    """
+    priors, scale, model = priors or limits, 1.0, start
+    for _ in range(12):
+        fit = fit_field(pairs, model, order, priors, scale)
+        model = fit.model
+        distance = {
+            number: np.hypot(*stars.residual(model)) / stars.error
+            for number, stars in pairs.items()
+        }
+        used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
+        freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
+        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
+        clipped = {
+            number: replace(stars, kept=distance[number] <= clip_sigma * scale)
+            for number, stars in pairs.items()
+        }
+        new_priors = _measured_priors(fit, limits)
+        same = all(np.array_equal(clipped[n].kept, pairs[n].kept) for n in pairs)
+        settled = np.allclose(new_priors.sigmas, priors.sigmas, rtol=0.03)
+        pairs, priors = clipped, new_priors
+        if same and settled and abs(scale / fit.error_scale - 1.0) < 0.01:
+            break
+    return fit, pairs
+
+
+def _measured_priors(fit: FieldFit, limits: Priors) -> Priors:
+    """Return the widths that the CCDs of this fit suggest.
+
+    The sum of the squares of the terms of a kind, over the number of them that the stars, and not
+    the prior, determine [2]_.
+    """
+    if len(fit.ccd_covariance) < _ENOUGH_CCDS:
+        return limits
+    numbers = list(fit.ccd_covariance)
+    squares = np.sum([fit.model.ccd_terms[number] ** 2 for number in numbers], axis=0)
+    variance = np.sum([fit.variance(number) for number in numbers], axis=0)
+    determined = len(numbers) - variance / fit.priors.sigmas**2
+    kinds = (slice(0, 2), slice(2, 3), slice(3, None))
+    most = np.array([limits.offset, limits.rotation, limits.shape])
+    widths = [np.sqrt(squares[k].sum() / max(determined[k].sum(), 1e-3)) for k in kinds]
+    widths = np.clip(widths, _NARROWEST_PRIOR * most, most)
+    return Priors(*(float(width) for width in widths), limits.ccd_order)

@@ -1,0 +1,368 @@
+"""One exposure as one job: scatter, gather, scatter.
+
+Every CCD is detrended and measured by a worker of the pool, which keeps its pixels; what is small
+comes to the master, which solves for the whole exposure (`exposure_solution`); each CCD's part of
+the solution goes back to the worker that holds the pixels, which finishes and writes them once.
+Parts of the solution are switched on in the section `exposure` of the settings. With none of them
+every CCD is done in one piece, as a job of its own does it, and with the same bits.
+
+What goes wrong has three kinds. A CCD that fails for reasons of its own is a row of the manifest.
+What is nobody's CCD (a setting, a full disk) ends the job, after the others of its round have
+ended. A worker that dies costs time only: its CCDs are begun anew, once; if that ends a worker
+again the job ends, and the scheduler tries it with more memory.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coaddflow.calexp.job import (
+    CcdFiles,
+    calexp_row,
+    clean,
+    detrended_image,
+    facts_of,
+    imported_image_row,
+    reference_stars,
+    remove_products,
+    result_or_failed_row,
+    write_products,
+)
+from coaddflow.calexp.model import MeasuredCcd, measure_ccd, solve_astrometry
+from coaddflow.calib.frames import read_calibs
+from coaddflow.errors import InputError
+from coaddflow.exposure.gather import make_manifest
+from coaddflow.exposure.solution import (
+    CcdAstrometry,
+    CcdSolution,
+    CcdSummary,
+    apply_solution,
+    solve_ccds,
+)
+from coaddflow.geometry.wcs import predicted_wcs
+from coaddflow.instrument.camera import Camera, load_camera
+from coaddflow.instrument.raw import read_raw_ccd
+from coaddflow.isr.crosstalk import collect_aggressors
+from coaddflow.isr.detrend import begin_detrend, finish_detrend
+from coaddflow.pool import Pool, Rounds, Worker
+from coaddflow.pool.launch import run_job
+from coaddflow.runtime import resources
+from coaddflow.settings import Settings, load_settings
+from coaddflow.tables.exposures import ExposureRow, ImageRow
+from coaddflow.tables.manifest import CcdRow
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExposureTask:
+    """What all workers must know of an exposure.
+
+    Attributes
+    ----------
+    exposure : ExposureRow or None
+        What the table says; None for images that were calibrated elsewhere.
+    images : mapping of int to ImageRow
+        Images calibrated elsewhere, by CCD; empty for a raw exposure.
+    files : mapping of int to CcdFiles
+        The files of each CCD that is done.
+    camera : Camera or None
+        The camera; None for images that were calibrated elsewhere.
+    settings : Settings
+        The sections that make a calexp.
+    """
+
+    exposure: ExposureRow | None
+    images: Mapping[int, ImageRow]
+    files: Mapping[int, CcdFiles]
+    camera: Camera | None
+    settings: Settings
+
+    @property
+    def is_solved_as_a_whole(self) -> bool:
+        """Whether the CCDs wait for a solution of the exposure."""
+        return self.exposure is not None and bool(self.settings.exposure.enabled)
+
+    @property
+    def corrects_crosstalk(self) -> bool:
+        """Whether CCDs are corrected for what others shine into them."""
+        enabled = self.exposure is not None and self.settings.exposure.crosstalk.enabled
+        return enabled and bool(self.camera.crosstalk)
+
+    def pixels(self, ccd: int) -> int:
+        """Return the number of pixels of a CCD."""
+        if self.exposure is None:
+            return self.images[ccd].nx * self.images[ccd].ny
+        nx, ny = self.camera.detector(ccd).size
+        return nx * ny
+
+
+def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) -> None:
+    """Make the calexps of an exposure and its manifest: the whole job.
+
+    Parameters
+    ----------
+    spec : mapping
+        What to do; see `run`.
+    workers : int
+        CCDs that are in work at a time, at most.
+    memory_mb : float
+        Memory of the job, MB. With less than it would like, fewer CCDs are in work at a time.
+
+    Raises
+    ------
+    InputError
+        As `run`; or if the CCDs that wait for the solution of the exposure need all the memory.
+    PoolError
+        As `run`.
+    """
+    settings = load_settings(spec["config"])
+    task = task_of(spec, settings.only(*spec["sections"]))
+    waiting = 0
+    if task.is_solved_as_a_whole:
+        pixels = [task.pixels(ccd) for ccd in task.files]
+        waiting = resources.held_memory(pixels, task.corrects_crosstalk)
+    room = memory_mb - resources.INTERPRETER_MB - waiting
+    if room <= 0:
+        raise InputError(
+            f"the CCDs of an exposure that wait for its solution need {waiting} MB, and the job "
+            f"has {memory_mb:.0f} MB",
+            remedy="give it more memory, or switch off the section `exposure` of the settings",
+        )
+    run_job(__name__, spec, settings.parallel, workers=workers, memory_mb=room)
+
+
+def run(pool: Pool, spec: Mapping[str, Any]) -> None:
+    """Make the calexps of an exposure and its manifest: the whole job (`scatter.run_job`).
+
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    spec : mapping
+        Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
+        (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
+        of each; ``config``: the settings, and ``sections``: those that make a calexp.
+
+    Raises
+    ------
+    InputError
+        If the exposure fails as a whole (`gather.make_manifest`), or a setting, a calibration
+        frame or the reference catalogue is not usable, or a product cannot be written.
+    PoolError
+        If a CCD has ended two workers.
+    """
+    settings = load_settings(spec["config"])
+    task = task_of(spec, settings.only(*spec["sections"]))
+    begin = time.monotonic()
+    rows = make_calexps(pool, task)
+    seconds = time.monotonic() - begin
+    workers = len(pool.processes)
+    _LOG.info(
+        "%d CCDs in %.1f s; %d workers busy %.0f %% of it",
+        *(len(rows), seconds, workers, 100 * pool.busy / seconds / max(workers, 1)),
+    )
+    make_manifest(
+        spec["manifest"],
+        rows,
+        settings.calexp.max_failed_fraction,
+        task.exposure,
+        task.camera,
+        settings.prediction.margin,
+    )
+
+
+def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
+    """Return the task that plain values describe (see `run`)."""
+    exposure = ExposureRow(**spec["exposure"]) if spec.get("exposure") else None
+    images = {row["ccd"]: ImageRow(**row) for row in spec.get("images", ())}
+    name = exposure.exposure if exposure else next(iter(images.values())).exposure
+    files = {
+        item["ccd"]: CcdFiles(
+            raw=item["raw"],
+            calibs=item.get("calibs", {}),
+            row=f"results/calexp/{name}/{item['ccd']}.json",
+            manifest=spec["manifest"],
+        )
+        for item in spec["ccds"]
+    }
+    camera = load_camera(spec["config"]["camera"]) if exposure else None
+    return ExposureTask(exposure, images, files, camera, settings)
+
+
+def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
+    """Make the calexps of an exposure, and return a row for each CCD.
+
+    The manifest and the products of an earlier run are removed first. No rows are written.
+
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    task : ExposureTask
+        The exposure.
+
+    Raises
+    ------
+    Exception
+        See `run`.
+    """
+    for files in task.files.values():
+        remove_products(files)
+    pool.broadcast(task=task)
+    rounds = Rounds(
+        pool,
+        task.files,
+        cost=task.pixels,
+        memory=lambda ccd: 1e6 * resources.ccd_memory(task.pixels(ccd)),
+        label="CCD {}".format,
+        is_end=_is_row,
+    )
+    ended: dict[int, CcdRow] = {}
+    if task.is_solved_as_a_whole:
+        _solve_and_finish(pool, task, rounds, ended)
+    else:
+        _round(rounds, _whole_ccd, {ccd: ccd for ccd in task.files}, ended)
+    return [ended[ccd] for ccd in task.files]
+
+
+def _solve_and_finish(
+    pool: Pool, task: ExposureTask, rounds: Rounds, ended: dict[int, CcdRow]
+) -> None:
+    """Scatter, gather, scatter."""
+    if task.corrects_crosstalk:
+        found = _round(rounds, _begin_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+        for ccd in list(found):
+            pool.broadcast(**{f"signals_{ccd}": found.pop(ccd)})
+    summaries = _round(rounds, _measure_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+    if not summaries:
+        return
+    solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
+    for ccd, failure in solutions.failures.items():
+        files = task.files[ccd]
+
+        def fail(failure: Exception = failure) -> CcdRow:
+            raise failure
+
+        ended[ccd] = result_or_failed_row(facts_of(task.exposure, ccd), files, fail)
+        rounds.leave(ccd)
+    pool.broadcast(sky=solutions.sky)
+    _round(rounds, _finish_ccd, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys}, ended)
+
+
+def _round(
+    rounds: Rounds,
+    function: Callable[[Any, Worker], Any],
+    arguments: Mapping[int, Any],
+    ended: dict[int, CcdRow],
+) -> dict[int, Any]:
+    """Do a round; return what goes on. What has ended, failed or done, has a row."""
+    results = rounds.do(function, arguments)
+    ended |= {ccd: row for ccd, row in results.items() if _is_row(row)}
+    return {ccd: result for ccd, result in results.items() if not _is_row(result)}
+
+
+def _is_row(result: Any) -> bool:
+    return isinstance(result, CcdRow)
+
+
+# On the workers -------------------------------------------------------------------------------
+
+
+def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> Any:
+    """Do a step of a CCD; of one that fails nothing is kept."""
+    task: ExposureTask = worker.constants["task"]
+    row = task.exposure or task.images[ccd]
+    result = result_or_failed_row(facts_of(row, ccd), task.files[ccd], lambda: step(task))
+    if _is_row(result):
+        worker.state.clear()
+    return result
+
+
+def _whole_ccd(ccd: int, worker: Worker) -> CcdRow:
+    """Do the whole job of a CCD."""
+
+    def step(task: ExposureTask) -> CcdRow:
+        if task.exposure is None:
+            return imported_image_row(task.images[ccd], task.files[ccd], task.settings)
+        return calexp_row(
+            task.exposure, facts_of(task.exposure, ccd), task.files[ccd], task.camera, task.settings
+        )
+
+    return _step_of(worker, ccd, step)
+
+
+def _begin_ccd(ccd: int, worker: Worker) -> dict | CcdRow:
+    """Read a CCD and return the signals of its amplifiers that shine into other CCDs."""
+
+    def step(task: ExposureTask) -> dict:
+        detector, detrend = task.camera.detector(ccd), task.settings.detrend
+        raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, detrend.check_raw)
+        worker.state["begun"] = begin_detrend(raw, detrend)
+        return worker.state["begun"].signals(task.camera.crosstalk_aggressors(ccd))
+
+    return _step_of(worker, ccd, step)
+
+
+def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
+    """Detrend and measure a CCD, keep its pixels, and return what is small."""
+
+    def step(task: ExposureTask) -> CcdSummary:
+        image, cards = _detrended(ccd, task, worker)
+        measured = measure_ccd(image, task.settings)
+        worker.state.update(measured=measured, cards=cards)
+        astrometry = None
+        if not task.settings.exposure.astrometry.enabled:
+            astrometry = _own_astrometry(ccd, task, measured)
+        return CcdSummary.of(measured, astrometry)
+
+    return _step_of(worker, ccd, step)
+
+
+def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
+    """Solve a CCD by itself."""
+    exposure, detector = task.exposure, task.camera.detector(ccd)
+    refcat = reference_stars(exposure, task.camera, detector, task.settings)
+    initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)
+    solution = solve_astrometry(measured, initial, refcat, task.settings.astrometry)
+    return CcdAstrometry.of(solution, refcat)
+
+
+def _detrended(ccd: int, task: ExposureTask, worker: Worker) -> tuple:
+    """Return a CCD in electrons, cosmic rays masked and filled, and the cards of what was done."""
+    files, settings = task.files[ccd], task.settings
+    exposure_time = task.exposure.exposure_time
+    if not task.corrects_crosstalk:
+        detector = task.camera.detector(ccd)
+        return detrended_image(files, task.camera, detector, exposure_time, settings)
+    links = task.camera.crosstalk_into(ccd)
+    signals = {}
+    for other in sorted({link.aggressor[0] for link in links}):
+        of_ccd = worker.constants.get(f"signals_{other}", {})
+        signals |= {(other, amplifier): signal for amplifier, signal in of_ccd.items()}
+    aggressors = collect_aggressors(links, signals)
+    begun = worker.state.pop("begun")
+    result = finish_detrend(begun, read_calibs(files.calibs), exposure_time, aggressors)
+    clean(result.masked_image, settings)
+    return result.masked_image, result.header
+
+
+def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
+    """Apply the solution to a CCD and write it."""
+    ccd, solution = item
+
+    def step(task: ExposureTask) -> CcdRow:
+        calexp = apply_solution(
+            worker.state["measured"],
+            facts_of(task.exposure, ccd),
+            solution,
+            worker.constants["sky"],
+            task.camera,
+            task.settings.exposure,
+        )
+        solved = {"exposure": task.settings.exposure.parts()}
+        return write_products(calexp, worker.state["cards"], task.files[ccd], task.settings, solved)
+
+    return _step_of(worker, ccd, step)

@@ -1,0 +1,567 @@
+"""The sky of a whole exposure: one smooth surface over the focal plane.
+
+The mesh of a CCD (`measure.background`) follows everything that is larger than a superpixel or
+two: a galaxy of this size is taken for sky, and its outskirts are gone. Here the superpixels of all
+CCDs, which are means of pixels of sky with their variance and number, are put together, and the
+sky is a surface that bends only on scales much larger than galaxies:
+
+    sky of CCD k at (x, y) = (1 + r_k) S(x, y)
+
+S is a tensor product of quadratic B-splines on the focal plane [1]_ with knots every
+``settings.scale`` (or nothing but a quadratic surface on a field that is not larger), weakly
+held by second differences of its coefficients where no CCD has data [2]_. r_k is the response of a
+CCD relative to the mean of all: flats are normalised on each CCD, so that the sky in electrons has
+steps between CCDs. It multiplies the sky and follows nothing within a CCD; its prior is as wide as
+the CCDs differ (`coaddflow.exposure.group_scatter`).
+
+Superpixels that show more than the sky are left out, in two steps. The first fit has a loss that is
+bounded on the side of sources (Huber's, with a much smaller constant for positive residuals
+[3]_), so that also a CCD of which most is covered by a galaxy gives the level of the rest. Then
+superpixels that stand out by themselves are left out, and where most of a neighbourhood does, or
+its mean, the whole is grown over the focal plane, also over gaps between CCDs. The fit is repeated
+until the set stays the same.
+
+The plan (superpixels of the focal plane, a large scale first) is that of HSC and LSST [4]_ [5]_.
+Patterns that are the same in all exposures of a band (ghosts of the pupil, fringes) need templates
+from many exposures [6]_; these are not made here, and what of them is smaller than the scale
+stays on the image.
+
+References
+----------
+.. [1] de Boor 2001, A Practical Guide to Splines, chapters IX and XVII.
+.. [2] Eilers & Marx 1996, Statistical Science 11, 89 (penalised B-splines).
+.. [3] Huber 1964, Ann. Math. Stat. 35, 73.
+.. [4] Aihara et al. 2019, PASJ 71, 114, section 4.1 (global sky subtraction).
+.. [5] LSST Science Pipelines, `SkyCorrectionTask`, `FocalPlaneBackground`.
+.. [6] Bernstein et al. 2017, PASP 129, 114502, section 5 (sky templates by principal components).
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import ArrayLike, NDArray
+from scipy import interpolate, sparse
+from scipy.spatial import cKDTree
+
+from coaddflow.calexp.model import MeasuredCcd
+from coaddflow.exposure.group_scatter import group_scatter, prior_variance
+from coaddflow.image.masked_image import MaskedImage
+from coaddflow.instrument.camera import Camera, Detector
+from coaddflow.measure.background import Background
+from coaddflow.settings.sky_correction import SkyCorrectionSettings
+
+_LOG = logging.getLogger(__name__)
+
+_DEGREE = 2
+_SUPERPIXELS_PER_KNOT = 8
+"""Knots are never nearer to each other, whatever the scale: a galaxy of 2 superpixels must stay."""
+
+_BEND = 0.05
+"""Expected second difference of coefficients beside each other, as a part of the sky."""
+
+_FLATNESS = 2e-4
+"""Part of the sky by which superpixels differ beyond their noise: flat field, faint sources."""
+
+_BOUND_ABOVE, _BOUND_BELOW = 1.0, 10.0
+"""Residuals in sigma from which the first fit takes a source, or a defect, no more for serious."""
+
+_COVERED = 5.0
+"""Root of the mean square in sigma of what is left on a CCD, from which it is not sky."""
+
+_LOWEST = 0.1
+"""Part of the superpixels of a CCD that has a say in its response at the least."""
+
+_LEAST_RESPONSE = 1e-4
+"""Scatter of the responses that is always allowed."""
+
+_MODE_WIDTH, _MODE_FRACTION = 3.0, 0.15
+"""Sigma within which superpixels of a CCD are alike, and the part of them that must be so."""
+
+_BOUNDED_FITS, _CLIPPED_FITS = 20, 12
+
+_CONVERGED = 0.02
+"""Largest change in sigma between two fits that does not matter."""
+
+_NEIGHBOURHOOD = 2.3
+"""Radius in superpixels of the means that find faint halos: 21 superpixels."""
+
+_NEIGHBOUR_GAP = 1e-6
+
+
+@dataclass(frozen=True)
+class FocalPlaneSky:
+    """The sky of an exposure.
+
+    Attributes
+    ----------
+    knots_x, knots_y : ndarray of float64, shape (n,)
+        Knots of the B-splines, mm in the focal plane, those at the ends repeated.
+    coefficients : ndarray of float64, shape (ky, kx)
+        Of the B-splines, in the unit of the images.
+    response : dict of int to float
+        1 + r for each CCD of the fit; other CCDs have 1.
+    used : dict of int to ndarray of bool, shape (my, mx)
+        Superpixels of each CCD that the fit rests on: sky, not left out as sources.
+    scatter : float
+        Standard deviation of their means around the sky, in the unit of the images.
+    """
+
+    knots_x: NDArray[np.float64]
+    knots_y: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    response: dict[int, float]
+    used: dict[int, NDArray[np.bool_]]
+    scatter: float
+
+    def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
+        """Return S at positions of the focal plane, mm; of the shape of the positions."""
+        x, y = np.broadcast_arrays(np.asarray(x_mm, float), np.asarray(y_mm, float))
+        basis = _tensor_basis(x.ravel(), y.ravel(), self.knots_x, self.knots_y)
+        return (basis @ self.coefficients.ravel()).reshape(x.shape)
+
+    def of_ccd(self, camera: Camera, detector: Detector, own: Background) -> Background:
+        """Return the sky of one CCD in the form in which a calexp has it.
+
+        Parameters
+        ----------
+        camera, detector : Camera, Detector
+            Where the CCD is.
+        own : Background
+            The CCD's own sky: its superpixels are kept, and so is their noise.
+
+        Returns
+        -------
+        Background
+            `Background.model` is the sky to be subtracted, `Background.level` its median, and
+            `Background.noise` that of ``own``.
+        """
+        x, y = camera.pixel_to_focal(detector, *_centres(own))
+        return own.with_sky(self.response.get(detector.id, 1.0) * self.smooth(x, y))
+
+
+def fit_focal_plane_sky(
+    backgrounds: Mapping[int, Background], camera: Camera, settings: SkyCorrectionSettings
+) -> FocalPlaneSky | None:
+    """Fit the sky of an exposure to the superpixels of its CCDs.
+
+    Parameters
+    ----------
+    backgrounds : mapping of int to Background
+        The own sky of each CCD that was measured. CCDs that failed are missing.
+    camera : Camera
+        The camera.
+    settings : SkyCorrectionSettings
+        Scale, clipping, prior of the response.
+
+    Returns
+    -------
+    FocalPlaneSky or None
+        None, with a warning in the log, if too few superpixels show sky: the CCDs then keep their
+        own.
+    """
+    pixels = _superpixels(backgrounds, camera)
+    if pixels is None:
+        _LOG.warning("no CCD has a superpixel of sky; the CCDs keep their own sky")
+        return None
+    spacing = settings.scale * 60.0 / camera.pixel_scale * camera.pixel_size
+    spacing = max(spacing, _SUPERPIXELS_PER_KNOT * pixels.size)
+    knots_x, knots_y = (_knots(c, spacing, pixels.size) for c in (pixels.x, pixels.y))
+    fit = _Fit.of(pixels, knots_x, knots_y, settings.response_sigma)
+    used, residual = _fit_without_sources(fit, pixels, settings)
+    n_used, n_needed = np.count_nonzero(used), fit.coefficients.size
+    if n_used < max(settings.min_fraction * used.size, 2 * n_needed):
+        least = max(int(settings.min_fraction * used.size), 2 * n_needed)
+        _LOG.warning(
+            "%d of %d superpixels of the focal plane show sky, and %d are needed for %d "
+            "coefficients; the CCDs keep their own sky",
+            *(n_used, used.size, least, n_needed),
+        )
+        return None
+    scatter = float(np.sqrt(np.average(residual[used] ** 2, weights=pixels.error[used] ** -2)))
+    _LOG.info(
+        "sky of the focal plane: %d x %d coefficients, %d of %d superpixels, scatter %.3g",
+        *(*fit.shape, n_used, used.size, scatter),
+    )
+    return FocalPlaneSky(
+        knots_x,
+        knots_y,
+        fit.coefficients.reshape(fit.shape) + fit.level,
+        {ccd: float(1.0 + r) for ccd, r in zip(pixels.ccds, fit.response, strict=True)},
+        _used_by_ccd(used, pixels, backgrounds),
+        scatter,
+    )
+
+
+def apply_focal_plane_sky(
+    measured: MeasuredCcd, camera: Camera, detector: Detector, sky: FocalPlaneSky | None
+) -> MeasuredCcd:
+    """Replace the CCD's own sky by that of the focal plane.
+
+    The image becomes image + own sky - sky of the focal plane; its variance, which holds the
+    photons of the sky, its mask and the repair of saturated stars stay. Sources keep the fluxes
+    that were measured above the CCD's own sky: that of a star in the outskirts of a galaxy or in
+    the halo of a bright star is what stands out of its surroundings. The fluxes of empty places
+    differ by the area of an aperture times the error of a superpixel's mean.
+
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD; it is not changed.
+    camera, detector : Camera, Detector
+        Where it is.
+    sky : FocalPlaneSky or None
+        None leaves the CCD as it is.
+
+    Returns
+    -------
+    MeasuredCcd
+        With the sky of the focal plane as ``background``: image + background.model() is the
+        detrended image to rounding, as before.
+    """
+    if sky is None:
+        return measured
+    own = measured.background
+    background = sky.of_ccd(camera, detector, own)
+    before = measured.masked_image
+    image = before.image + (own.model() - background.model())
+    return replace(
+        measured,
+        masked_image=MaskedImage(image, before.variance, before.mask),
+        background=background,
+    )
+
+
+def sky_cards(sky: FocalPlaneSky | None, ccd: int) -> fits.Header:
+    """Return the cards that tell whose sky was subtracted from a calexp.
+
+    ``SKYMODEL`` is ``focal plane`` or ``CCD``; ``SKYRESP`` the response of the CCD relative to the
+    others, and ``SKYSCAT`` `FocalPlaneSky.scatter`.
+    """
+    header = fits.Header()
+    header["SKYMODEL"] = ("CCD" if sky is None else "focal plane", "whose sky was subtracted")
+    if sky is not None:
+        header["SKYRESP"] = (sky.response.get(ccd, 1.0), "response of the CCD to the sky")
+        header["SKYSCAT"] = (sky.scatter, "[electron] scatter of superpixels")
+    return header
+
+
+class _Superpixels(NamedTuple):
+    """The n superpixels of sky of all CCDs: focal-plane position, mean, its error, index of CCD."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    error: NDArray[np.float64]
+    index: NDArray[np.intp]
+    ccds: tuple[int, ...]
+    place: NDArray[np.intp]
+    size: float
+
+    def near(self, radius: float) -> sparse.csr_array:
+        """Return the matrix that adds up over all superpixels within a radius in superpixels."""
+        tree = cKDTree(np.column_stack([self.x, self.y]))
+        pairs = tree.query_pairs(radius * self.size * (1.0 + _NEIGHBOUR_GAP), output_type="ndarray")
+        own = np.arange(self.x.size)
+        rows = np.concatenate([own, pairs[:, 0], pairs[:, 1]])
+        columns = np.concatenate([own, pairs[:, 1], pairs[:, 0]])
+        return sparse.csr_array((np.ones(rows.size), (rows, columns)), shape=(own.size,) * 2)
+
+
+def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Superpixels | None:
+    """Put the superpixels of all CCDs together, in the order of the CCDs; None if there are none.
+
+    Those with less sky than a part of what is typical are left out: what is left of them lies
+    between the wings of sources.
+    """
+    ccds = tuple(sorted(backgrounds))
+    parts, sizes = [], []
+    fractions = {ccd: _fraction(backgrounds[ccd]) for ccd in ccds}
+    if not any((fraction > 0).any() for fraction in fractions.values()):
+        return None
+    typical = np.median(np.concatenate([f[f > 0] for f in fractions.values()]))
+    for number, ccd in enumerate(ccds):
+        own, fraction = backgrounds[ccd], fractions[ccd]
+        # of one pixel there is no variance
+        known = (own.count > 1) & (fraction >= own.min_fraction * typical)
+        known &= np.isfinite(own.mean) & (own.variance >= 0)
+        x, y = camera.pixel_to_focal(camera.detector(ccd), *_centres(own))
+        error = np.sqrt(own.variance[known] / own.count[known])
+        place = np.flatnonzero(known)
+        index = np.full(place.size, number)
+        parts.append((x[known], y[known], own.mean[known], error, index, place))
+        sizes.append(np.sqrt(np.prod(own.shape) / own.mean.size) * camera.pixel_size)
+    x, y, mean, error, index, place = (np.concatenate(c) for c in zip(*parts, strict=True))
+    if x.size == 0:
+        return None
+    error = np.hypot(error, max(_FLATNESS * abs(float(np.median(mean))), 1e-12))
+    return _Superpixels(x, y, mean, error, index, ccds, place, float(np.median(sizes)))
+
+
+def _fraction(background: Background) -> NDArray[np.float64]:
+    """Return the part of the pixels of each superpixel that are sky."""
+    return background.count / np.outer(np.diff(background.y_edges), np.diff(background.x_edges))
+
+
+def _centres(background: Background) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pixel positions x, y of the centres of all superpixels, each (my, mx)."""
+    x, y = (0.5 * (e[:-1] + e[1:] - 1.0) for e in (background.x_edges, background.y_edges))
+    return tuple(np.meshgrid(x, y))
+
+
+def _used_by_ccd(
+    used: NDArray[np.bool_], pixels: _Superpixels, backgrounds: Mapping[int, Background]
+) -> dict[int, NDArray[np.bool_]]:
+    """Put flags of superpixels back onto the meshes of the CCDs."""
+    meshes = {}
+    for number, ccd in enumerate(pixels.ccds):
+        mesh = np.zeros(backgrounds[ccd].mean.shape, dtype=bool)
+        mesh.flat[pixels.place[used & (pixels.index == number)]] = True
+        meshes[ccd] = mesh
+    return meshes
+
+
+def _knots(positions: NDArray[np.float64], spacing: float, margin: float) -> NDArray[np.float64]:
+    """Return knots about as far apart as asked for, which reach a margin beyond all positions."""
+    low, high = positions.min() - margin, positions.max() + margin
+    n = max(1, round((high - low) / spacing))
+    inner = np.linspace(low, high, n + 1)
+    return np.concatenate([[low] * _DEGREE, inner, [high] * _DEGREE])
+
+
+def _tensor_basis(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    knots_x: NDArray[np.float64],
+    knots_y: NDArray[np.float64],
+) -> sparse.csr_array:
+    """Return the values of all products of B-splines at n positions, shape (n, ky kx)."""
+    of_x, of_y = (
+        interpolate.BSpline.design_matrix(np.clip(c, t[0], t[-1]), t, _DEGREE)
+        for c, t in ((x, knots_x), (y, knots_y))
+    )
+    n, kx, ky = x.size, of_x.shape[1], of_y.shape[1]
+    per_row = (_DEGREE + 1) ** 2
+    values = of_y.data.reshape(n, -1, 1) * of_x.data.reshape(n, 1, -1)
+    columns = of_y.indices.reshape(n, -1, 1) * kx + of_x.indices.reshape(n, 1, -1)
+    starts = np.arange(n + 1) * per_row
+    return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(n, kx * ky))
+
+
+def _roughness(shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the matrix of the sum of squared second differences along rows and columns."""
+    ky, kx = shape
+    along_y, along_x = (np.diff(np.eye(n), 2, axis=0) for n in (ky, kx))
+    return np.kron(along_y.T @ along_y, np.eye(kx)) + np.kron(np.eye(ky), along_x.T @ along_x)
+
+
+@dataclass
+class _Fit:
+    """Least squares for coefficients and responses, around the current surface.
+
+    The product (1 + r) S is linearised around the last S, which converges in a few steps that the
+    repeated clipping takes anyway.
+    """
+
+    basis: sparse.csr_array
+    by_ccd: sparse.csr_array
+    shape: tuple[int, int]
+    response_sigma: float
+    response_limit: float
+    level: float
+    bend: float
+    coefficients: NDArray[np.float64]
+    response: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        pixels: _Superpixels,
+        knots_x: NDArray[np.float64],
+        knots_y: NDArray[np.float64],
+        response_sigma: float,
+    ) -> "_Fit":
+        """Return the start: a constant sky, and CCDs that respond alike."""
+        n, n_ccds = pixels.x.size, len(pixels.ccds)
+        ones = (np.ones(n), (np.arange(n), pixels.index))
+        shape = (knots_y.size - _DEGREE - 1, knots_x.size - _DEGREE - 1)
+        # one CCD alone has nothing to differ from
+        fitted = response_sigma > 0 and n_ccds > 1
+        level, error = float(np.median(pixels.mean)), float(np.median(pixels.error))
+        return cls(
+            basis=_tensor_basis(pixels.x, pixels.y, knots_x, knots_y),
+            by_ccd=sparse.csr_array(ones, shape=(n, n_ccds)),
+            shape=shape,
+            response_sigma=response_sigma if fitted else 0.0,
+            response_limit=response_sigma,
+            level=level,
+            # an image of which the sky is gone already has no level to compare with
+            bend=max(_BEND * abs(level), error),
+            coefficients=np.zeros(shape[0] * shape[1]),
+            response=np.zeros(n_ccds),
+        )
+
+    def model(self) -> NDArray[np.float64]:
+        """Return the sky at all superpixels."""
+        smooth = self.level + self.basis @ self.coefficients
+        return smooth * (1.0 + self.by_ccd @ self.response)
+
+    def solve(self, mean: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        """Fit to the means of the superpixels, with their weights."""
+        n, n_ccds = self.coefficients.size, self.response.size
+        gain, smooth = (
+            1.0 + self.by_ccd @ self.response,
+            self.level + self.basis @ self.coefficients,
+        )
+        matrix, data = self.basis * gain[:, None], mean - self.level * gain
+        if self.response_sigma > 0:
+            matrix = sparse.hstack([matrix, self.by_ccd * smooth[:, None]], format="csr")
+            data = data + (gain - 1.0) * smooth
+        weighted = matrix * weight[:, None]
+        normal = (matrix.T @ weighted).toarray()
+        normal[:n, :n] += self.bend**-2 * (_roughness(self.shape) + 1e-6 * np.eye(n))
+        if self.response_sigma > 0:
+            prior = prior_variance(self.response, self.response_sigma)
+            # what all CCDs have in common belongs to the surface
+            common = np.full((n_ccds, n_ccds), np.trace(normal[n:, n:]) / n_ccds)
+            normal[n:, n:] += np.diag(1.0 / prior) + common
+        covariance = np.linalg.inv(normal)
+        found = covariance @ (weighted.T @ data)
+        self.coefficients = found[:n]
+        if self.response_sigma > 0:
+            self.response = found[n:]
+            limits = min(_LEAST_RESPONSE, self.response_limit), self.response_limit
+            self.response_sigma = group_scatter(
+                self.response, np.diag(covariance)[n:], prior, limits
+            )
+
+
+def _fit_without_sources(
+    fit: _Fit, pixels: _Superpixels, settings: SkyCorrectionSettings
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Fit until the superpixels that are left out stay the same.
+
+    Returns
+    -------
+    used : ndarray of bool, shape (n,)
+        Superpixels that the last fit rests on.
+    residual : ndarray of float64, shape (n,)
+        Their means minus the sky.
+    """
+    weight = pixels.error**-2.0
+    fit.solve(pixels.mean, weight)
+    before = np.full(pixels.mean.shape, np.inf)
+    for _ in range(_BOUNDED_FITS):
+        z = (pixels.mean - fit.model()) / pixels.error
+        if np.abs(z - before).max() < _CONVERGED:
+            break
+        fit.solve(pixels.mean, weight * _bounded(z / _negative_sigma(z), _BOUND_ABOVE))
+        before = z
+    near, around = pixels.near(_NEIGHBOURHOOD), pixels.near(settings.grow)
+    used = np.zeros(pixels.x.size, dtype=bool)
+    for _ in range(_CLIPPED_FITS):
+        z = (pixels.mean - fit.model()) / pixels.error
+        unknown = _in_ccds_with_little(used, pixels)
+        z = z - np.where(unknown, _levels(z, pixels), 0.0)
+        kept = _shows_sky(z, near, around, settings.clip_sigma)
+        kept &= ~_in_covered_ccds(z, kept, pixels) | (z < -settings.clip_sigma)
+        unchanged, used = np.array_equal(kept, used), kept
+        if unchanged or np.count_nonzero(used) < fit.coefficients.size:
+            break
+        z = z / _negative_sigma(z)
+        part = np.where(used, _bounded(z), 0.0)
+        lowest = _lowest(z, pixels) & _in_ccds_with_little(used, pixels)
+        part[lowest] = np.maximum(part, _bounded(z, _BOUND_ABOVE))[lowest]
+        fit.solve(pixels.mean, weight * part)
+    return used, pixels.mean - fit.model()
+
+
+def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float64]:
+    """Return the part of its weight that a residual of z sigma has in a bounded loss [3]_."""
+    bound = np.where(z > 0, above, _BOUND_BELOW)
+    return np.minimum(1.0, bound / np.maximum(np.abs(z), 1e-9))
+
+
+def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]:
+    """Return for all superpixels how far the first fit is off on their CCD, in sigma: the mode.
+
+    However much of a CCD a galaxy covers, its superpixels differ by far more than the noise, and
+    those that show the sky do not. Where there is no such crowd, the fit stands.
+    """
+    level, width = np.zeros(z.size), _MODE_WIDTH * _negative_sigma(z)
+    for number in range(len(pixels.ccds)):
+        own = np.flatnonzero(pixels.index == number)
+        sorted_z = np.sort(z[own])
+        ends = np.searchsorted(sorted_z, sorted_z + width, side="right")
+        number_inside = ends - np.arange(own.size)
+        if own.size and number_inside.max() > max(_MODE_FRACTION * own.size, 3):
+            begin = int(np.argmax(number_inside))
+            level[own] = sorted_z[begin : ends[begin]].mean()
+    return level
+
+
+def _shows_sky(
+    z: NDArray[np.float64], near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
+) -> NDArray[np.bool_]:
+    """Return the superpixels that are no sources, nor beside extended ones.
+
+    A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
+    many, nothing would be left if each were grown. Where most of a neighbourhood is high, or its
+    mean without these, there is something large, which is grown. What is far below the sky is no
+    source, wherever it stands, and says that the sky is too high.
+    """
+    z = z / _negative_sigma(z)
+    peak = z > clip_sigma
+    number, total = near @ (~peak).astype(float), near.sum(axis=1)
+    mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
+    # faint sources that are everywhere are part of what is normal
+    mean -= max(0.0, float(np.median(mean)))
+    mean /= _negative_sigma(mean)
+    crowded = number < 0.5 * total
+    extended = (around @ ((mean > clip_sigma) | crowded).astype(float)) > 0.5
+    return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
+
+
+def _in_covered_ccds(
+    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
+) -> NDArray[np.bool_]:
+    """Return the superpixels of CCDs on which even what seems to be sky is no sky.
+
+    Where a galaxy covers a CCD, its mean surface brightness passes for response, and its structure
+    is left: such a CCD must not tell its own response.
+    """
+    n = len(pixels.ccds)
+    number = np.bincount(pixels.index, kept, n)
+    mean2 = np.bincount(pixels.index, np.where(kept, z**2, 0.0), n) / np.maximum(number, 1.0)
+    return (mean2 > _COVERED**2)[pixels.index]
+
+
+def _in_ccds_with_little(kept: NDArray[np.bool_], pixels: _Superpixels) -> NDArray[np.bool_]:
+    """Return the superpixels of CCDs of which next to nothing is kept."""
+    n = len(pixels.ccds)
+    number, all_of_it = np.bincount(pixels.index, kept, n), np.bincount(pixels.index, None, n)
+    return (number < _LOWEST * all_of_it)[pixels.index]
+
+
+def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
+    """Return the lowest superpixels of each CCD.
+
+    Where a CCD is covered they are no sky, but nearest to it. If little is known of the responses,
+    they are better than nothing; if much is known, they have no weight against it, since their
+    loss is bounded.
+    """
+    lowest = np.zeros(z.size, dtype=bool)
+    for number in range(len(pixels.ccds)):
+        own = np.flatnonzero(pixels.index == number)
+        n_least = int(np.ceil(_LOWEST * own.size))
+        lowest[own[np.argsort(z[own], kind="stable")[:n_least]]] = True
+    return lowest
+
+
+def _negative_sigma(z: NDArray[np.float64]) -> float:
+    """Return the standard deviation from the negative values, at least 1: sources are positive."""
+    negative = z[z < 0]
+    return max(1.0, 1.4826 * float(np.median(-negative))) if negative.size else 1.0

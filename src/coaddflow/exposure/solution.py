@@ -1,0 +1,274 @@
+"""What is solved for a whole exposure, from the small things that its CCDs have sent.
+
+Which parts are solved for the exposure and which by each CCD for itself is a matter of the section
+`exposure` of the settings: astrometry, the sky, the zero-point. Here the parts are put into their
+order; each has a module of its own.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from coaddflow.astrometry.ccd import AstrometrySolution
+from coaddflow.calexp.job import reference_stars_of_exposure
+from coaddflow.calexp.model import (
+    Calexp,
+    CcdFacts,
+    MeasuredCcd,
+    apply_calibration,
+    mark_stars,
+    matched_stars,
+    measure_zero_point,
+)
+from coaddflow.errors import CcdFailure
+from coaddflow.exposure.astrometry import CcdStars, solve_exposure
+from coaddflow.exposure.photometry import ZeroPointMap, flatten, map_cards, solve_zero_point
+from coaddflow.exposure.sky import (
+    FocalPlaneSky,
+    apply_focal_plane_sky,
+    fit_focal_plane_sky,
+    sky_cards,
+)
+from coaddflow.instrument.camera import Camera
+from coaddflow.measure.background import Background
+from coaddflow.measure.photometry import ZeroPoint
+from coaddflow.settings import Settings
+from coaddflow.settings.exposure import ExposureSettings
+from coaddflow.tables.exposures import ExposureRow
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CcdAstrometry:
+    """The astrometric solution of a CCD, and the catalogue that it counts in."""
+
+    solution: AstrometrySolution
+    refcat: Table
+
+    @classmethod
+    def of(cls, solution: AstrometrySolution, refcat: Table) -> Self:
+        """Take of the catalogue only the stars of the solution."""
+        matched = np.arange(len(solution.reference_index))
+        return cls(replace(solution, reference_index=matched), refcat[solution.reference_index])
+
+
+@dataclass(frozen=True)
+class CcdSummary:
+    """What the master must know of a measured CCD: all but its pixels.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape (ny, nx).
+    sources : astropy.table.Table
+        See `calexp.measure_ccd`.
+    background : Background
+        Its own sky.
+    aperture_correction : float
+        Total flux of a star over its flux in the standard aperture.
+    astrometry : CcdAstrometry or None
+        Its own solution, where the exposure is not solved as a whole.
+    """
+
+    shape: tuple[int, int]
+    sources: Table
+    background: Background
+    aperture_correction: float
+    astrometry: CcdAstrometry | None
+
+    @classmethod
+    def of(cls, measured: MeasuredCcd, astrometry: CcdAstrometry | None) -> Self:
+        """Leave out the pixels."""
+        return cls(
+            measured.masked_image.shape,
+            measured.sources,
+            measured.background,
+            measured.aperture_correction,
+            astrometry,
+        )
+
+
+@dataclass(frozen=True)
+class CcdSolution:
+    """The part of the solution of an exposure that one CCD needs.
+
+    Attributes
+    ----------
+    astrometry : AstrometrySolution
+        Its WCS.
+    photometric : ndarray of bool, shape (n sources,)
+        The stars that the zero-point rests on.
+    zero_point : ZeroPoint
+        Its zero-point.
+    zero_map : ZeroPointMap or None
+        How that varies inside the CCD, which is then taken out of its pixels; None: not at all,
+        or not known.
+    """
+
+    astrometry: AstrometrySolution
+    photometric: NDArray[np.bool_]
+    zero_point: ZeroPoint
+    zero_map: ZeroPointMap | None
+
+
+@dataclass(frozen=True)
+class ExposureSolution:
+    """The solution of an exposure.
+
+    Attributes
+    ----------
+    ccds : dict of int to CcdSolution
+        The CCDs that are solved.
+    failures : dict of int to CcdFailure
+        The others.
+    sky : FocalPlaneSky or None
+        The sky of the focal plane; None: each CCD keeps its own.
+    """
+
+    ccds: dict[int, CcdSolution]
+    failures: dict[int, CcdFailure]
+    sky: FocalPlaneSky | None
+
+
+def solve_ccds(
+    exposure: ExposureRow,
+    camera: Camera,
+    summaries: Mapping[int, CcdSummary],
+    settings: Settings,
+) -> ExposureSolution:
+    """Solve an exposure.
+
+    Parameters
+    ----------
+    exposure : ExposureRow
+        What the table says about it.
+    camera : Camera
+        The camera.
+    summaries : mapping of int to CcdSummary
+        The CCDs that were measured.
+    settings : Settings
+        Sections exposure, astrometry, photometry and refcat.
+
+    Returns
+    -------
+    ExposureSolution
+        Each CCD is in ``ccds`` or in ``failures``.
+
+    Raises
+    ------
+    InputError
+        If the reference catalogue is not usable.
+    """
+    astrometry, failures = _solve_astrometry(exposure, camera, summaries, settings)
+    solved, without = _solve_photometry(camera, summaries, astrometry, settings)
+    failures |= without
+    sky = None
+    if settings.exposure.sky.enabled:
+        backgrounds = {ccd: summaries[ccd].background for ccd in solved}
+        sky = fit_focal_plane_sky(backgrounds, camera, settings.exposure.sky)
+    return ExposureSolution(solved, failures, sky)
+
+
+def _solve_astrometry(
+    exposure: ExposureRow,
+    camera: Camera,
+    summaries: Mapping[int, CcdSummary],
+    settings: Settings,
+) -> tuple[dict[int, tuple[AstrometrySolution, Table]], dict[int, CcdFailure]]:
+    """Return solution and catalogue of each CCD, and the failures."""
+    if not settings.exposure.astrometry.enabled:
+        own = {ccd: summary.astrometry for ccd, summary in summaries.items()}
+        return {ccd: (one.solution, one.refcat) for ccd, one in own.items()}, {}
+    try:
+        refcat = reference_stars_of_exposure(exposure, camera, summaries, settings)
+    except CcdFailure as failure:
+        return {}, dict.fromkeys(summaries, failure)
+    stars = {ccd: CcdStars.of(summary.sources, summary.shape) for ccd, summary in summaries.items()}
+    solved = solve_exposure(
+        stars,
+        camera,
+        exposure.ra,
+        exposure.dec,
+        exposure.rotation,
+        refcat,
+        settings.astrometry,
+        settings.exposure.astrometry,
+    )
+    solutions = {ccd: (solution, refcat) for ccd, solution in solved.solutions.items()}
+    return solutions, dict(solved.failures)
+
+
+def _solve_photometry(
+    camera: Camera,
+    summaries: Mapping[int, CcdSummary],
+    astrometry: Mapping[int, tuple[AstrometrySolution, Table]],
+    settings: Settings,
+) -> tuple[dict[int, CcdSolution], dict[int, CcdFailure]]:
+    """Return the solution of each CCD with its zero-point, and the failures."""
+    own, whole = settings.photometry, settings.exposure.photometry
+    zero_point_of_exposure = None
+    if whole.enabled:
+        stars = {
+            ccd: matched_stars(summaries[ccd], solution, refcat, own)
+            for ccd, (solution, refcat) in astrometry.items()
+        }
+        zero_point_of_exposure = solve_zero_point(stars, camera, whole, own)
+    solved, failures = {}, {}
+    for ccd, (solution, refcat) in astrometry.items():
+        if zero_point_of_exposure is not None:
+            zero, zero_map = zero_point_of_exposure.of_ccd(camera, camera.detector(ccd))
+            photometric = np.zeros(len(summaries[ccd].sources), dtype=bool)
+            photometric[stars[ccd].source_index[zero.used]] = True
+            zero_map = zero_map if whole.flatten else None
+            solved[ccd] = CcdSolution(solution, photometric, zero, zero_map)
+            continue
+        try:
+            photometric, zero = measure_zero_point(summaries[ccd], solution, refcat, own)
+        except CcdFailure as failure:
+            failures[ccd] = failure
+        else:
+            solved[ccd] = CcdSolution(solution, photometric, zero, None)
+    return solved, failures
+
+
+def apply_solution(
+    measured: MeasuredCcd,
+    facts: CcdFacts,
+    solution: CcdSolution,
+    sky: FocalPlaneSky | None,
+    camera: Camera,
+    settings: ExposureSettings,
+) -> Calexp:
+    """Apply the solution of an exposure to the CCD whose pixels are here.
+
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD; it is not changed, but for columns that its sources get.
+    facts : CcdFacts
+        What it is an image of.
+    solution : CcdSolution
+        Its part of the solution.
+    sky : FocalPlaneSky or None
+        The sky of the exposure.
+    camera : Camera
+        The camera.
+    settings : ExposureSettings
+        Which parts are switched on, for the header.
+    """
+    measured = apply_focal_plane_sky(measured, camera, camera.detector(facts.ccd), sky)
+    if solution.zero_map is not None:
+        measured = flatten(measured, solution.zero_map)
+    mark_stars(measured.sources, solution.astrometry, solution.photometric)
+    calexp = apply_calibration(measured, facts, solution.astrometry, solution.zero_point)
+    if settings.sky.enabled:
+        calexp.header.update(sky_cards(sky, facts.ccd))
+    if settings.photometry.enabled:
+        calexp.header.update(map_cards(solution.zero_map))
+    return calexp

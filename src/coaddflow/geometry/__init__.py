@@ -1,0 +1,1 @@
+"""The sphere, boxes, polynomials and world coordinates; nothing of astronomy's objects."""

@@ -1,0 +1,1 @@
+"""Pixels with variance and mask: in memory, in FITS, filled, cut out and summarised."""

@@ -1,0 +1,163 @@
+"""Small masked regions filled from the pixels around them.
+
+Filled pixels keep later convolutions and resampling kernels from spreading a defect or a cosmic
+ray; they hold no measurement, and say so by the plane INTRP and by their variance.
+
+Saturated pixels are bridged too, across the direction of bleeding [1]_: the edge of a plateau of
+full wells would ring in every resampling kernel, and bleeding, which runs down the columns, would
+shift a star from its place.
+
+References
+----------
+.. [1] Juric et al. 2017, ASP Conf. Ser. 512, 279 (interpolation over saturated pixels in the
+   pipeline of the LSST).
+"""
+
+import numba
+import numpy as np
+
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+
+_NEVER_USED = MaskPlane.NO_DATA | MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR
+
+
+def fill_masked(masked_image: MaskedImage, planes: MaskPlane, max_gap: int = 5) -> int:
+    """Fill masked pixels by straight lines along rows and columns, in place.
+
+    Along the row and along the column of a pixel the nearest good pixels on both sides are
+    joined by a line, if they are not more than ``max_gap`` masked pixels apart. Where both
+    directions have such a line, the mean weighted with the inverse cubes of the gaps is taken
+    (the error of a line over a curved profile grows with the square of the gap, and the nearer
+    pixels of the shorter line tell more). Pixels with neither stay as they are: nothing is
+    invented in larger holes.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Changed in place: image, variance, and the plane INTRP. The other planes stay, so that
+        coadds can still leave the pixels out.
+    planes : MaskPlane
+        Pixels with one of these are filled. Pixels that are BAD, CR, SAT or NO_DATA are never
+        used to fill others.
+    max_gap : int
+        Longest run of masked pixels that is bridged.
+
+    Returns
+    -------
+    int
+        Number of pixels filled.
+
+    Notes
+    -----
+    The variance is that of the interpolated value, plus that of a single pixel (what the true
+    pixel would have scattered by), plus the square of the error of the line where the image is
+    curved: the lines through the two pixels on either side, drawn on into the gap, miss the
+    bridging line by about as much as the true profile does. It counts where it is larger than
+    three times its noise. The missing peak of a star is not brought back, but its variance
+    tells.
+    """
+    target = masked_image.has_any(planes)
+    usable = ~masked_image.has_any(planes | _NEVER_USED)
+    usable &= np.isfinite(masked_image.image) & np.isfinite(masked_image.variance)
+    y, x = np.nonzero(target)
+    if not len(y):
+        return 0
+    values = np.empty(len(y), np.float32)
+    variances = np.empty(len(y), np.float32)
+    _fill(masked_image.image, masked_image.variance, usable, y, x, max_gap, values, variances)
+    return _put(masked_image, y, x, values, variances)
+
+
+def _put(masked_image, y, x, values, variances):
+    """Put the values that were found into the image; return their number."""
+    done = np.isfinite(values)
+    y, x = y[done], x[done]
+    masked_image.image[y, x] = values[done]
+    masked_image.variance[y, x] = variances[done]
+    masked_image.mask[y, x] |= np.int32(MaskPlane.INTRP)
+    return len(y)
+
+
+def fill_saturated(masked_image: MaskedImage, max_gap: int = 100) -> int:
+    """Fill saturated pixels by straight lines along their rows, in place.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Changed in place: image, variance, and the plane INTRP beside SAT.
+    max_gap : int
+        Longest run of masked pixels that is bridged; longer ones stay as they are.
+
+    Returns
+    -------
+    int
+        Number of pixels filled.
+    """
+    target = masked_image.has_any(MaskPlane.SAT)
+    usable = ~masked_image.has_any(_NEVER_USED)
+    usable &= np.isfinite(masked_image.image) & np.isfinite(masked_image.variance)
+    y, x = np.nonzero(target)
+    values, variances = np.full(len(y), np.nan, np.float32), np.full(len(y), np.nan, np.float32)
+    _fill_rows(masked_image.image, masked_image.variance, usable, y, x, max_gap, values, variances)
+    return _put(masked_image, y, x, values, variances)
+
+
+@numba.njit(cache=True)
+def _fill_rows(image, variance, usable, y, x, max_gap, values, variances):
+    none = (np.nan, np.nan, np.nan, np.nan, 0.0)
+    for i in range(len(y)):
+        row = _line(image[y[i]], variance[y[i]], usable[y[i]], x[i], max_gap)
+        values[i], variances[i] = _join(row, none)
+
+
+@numba.njit(cache=True)
+def _fill(image, variance, usable, y, x, max_gap, values, variances):
+    for i in range(len(y)):
+        row = _line(image[y[i]], variance[y[i]], usable[y[i]], x[i], max_gap)
+        column = _line(image[:, x[i]], variance[:, x[i]], usable[:, x[i]], y[i], max_gap)
+        values[i], variances[i] = _join(row, column)
+
+
+@numba.njit(cache=True)
+def _line(pixels, variance, usable, position, max_gap):
+    """Return value, its variance, that of a single pixel, squared error by curvature, and gap."""
+    left = position - 1
+    while left >= 0 and position - left <= max_gap and not usable[left]:
+        left -= 1
+    right = position + 1
+    while right < len(pixels) and right - position <= max_gap and not usable[right]:
+        right += 1
+    gap = right - left - 1
+    if left < 0 or right >= len(pixels) or gap > max_gap or not (usable[left] and usable[right]):
+        return np.nan, np.nan, np.nan, np.nan, 0.0
+    t = (position - left) / (right - left)
+    value = (1 - t) * pixels[left] + t * pixels[right]
+    error = (1 - t) ** 2 * variance[left] + t**2 * variance[right]
+    single = (variance[left] + variance[right]) / 2
+    curvature = 0.0
+    noise = 0.0
+    if left > 0 and usable[left - 1]:
+        reach = (1 - t) * (position - left)
+        curvature += reach * (pixels[left] - pixels[left - 1])
+        noise += reach**2 * (variance[left] + variance[left - 1])
+    if right < len(pixels) - 1 and usable[right + 1]:
+        reach = t * (right - position)
+        curvature += reach * (pixels[right] - pixels[right + 1])
+        noise += reach**2 * (variance[right] + variance[right + 1])
+    curved = curvature**2 if curvature**2 > 9 * noise else 0.0
+    return value, error, single, curved, float(gap)
+
+
+@numba.njit(cache=True)
+def _join(row, column):
+    """Return value and variance from the lines along row and column."""
+    if row[4] == 0 and column[4] == 0:
+        return np.nan, np.nan
+    a = row[4] ** -3 if row[4] > 0 else 0.0
+    b = column[4] ** -3 if column[4] > 0 else 0.0
+    value, variance = 0.0, 0.0
+    for line, weight in ((row, a / (a + b)), (column, b / (a + b))):
+        if weight > 0:
+            value += weight * line[0]
+            variance += weight**2 * line[1] + weight * (line[2] + line[3])
+    return value, variance

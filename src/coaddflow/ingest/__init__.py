@@ -1,0 +1,1 @@
+"""From the headers of files to the tables of exposures and images."""

@@ -1,0 +1,488 @@
+"""Ingest of images calibrated elsewhere: any FITS image with a WCS and a zero-point.
+
+The facts come from headers, file names, a table or the settings `calibrated`; what they mean is
+settled here once, so that the table of images is complete: electrons per unit, the magnitude of
+one electron, the corners on the sky. Pixels are not read.
+"""
+
+import fnmatch
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.io.fits.verify import VerifyError
+from astropy.table import Table
+from astropy.utils.exceptions import AstropyUserWarning
+from astropy.wcs import WCS
+from pydantic import ValidationError
+
+from coaddflow.errors import InputError
+from coaddflow.geometry import sphere
+from coaddflow.geometry.wcs import pixel_to_sky, read_wcs
+from coaddflow.ingest.raw_exposures import IngestReport, Skip, files_in, merge_rows, nothing_usable
+from coaddflow.instrument.camera import outline
+from coaddflow.instrument.header_values import (
+    Described,
+    FactError,
+    fact_id,
+    fact_mjd,
+    fact_number,
+    fact_text,
+)
+from coaddflow.runtime.progress import progress
+from coaddflow.settings.calibrated import (
+    FLUX_ZERO_POINTS,
+    CalibratedSettings,
+    Fact,
+    FactsTableSettings,
+    MaskSettings,
+    PixelUnit,
+    WeightSettings,
+)
+from coaddflow.tables.exposures import ImageRow, path_in_table, read_images, write_images
+
+_SETTING = "setting calibrated."
+
+
+def ingest_calibrated(
+    sources: Sequence[str | Path],
+    settings: CalibratedSettings,
+    table: str | Path,
+    replace_rows: bool = False,
+) -> IngestReport:
+    """Add images that were calibrated elsewhere to a table.
+
+    Parameters
+    ----------
+    sources : sequence of path
+        Folders (searched with all folders in them) or files.
+    settings : CalibratedSettings
+        Where the facts stand and what the pixels mean.
+    table : path
+        The table of images; made if it is not there.
+    replace_rows : bool
+        Rows that the table has already are replaced by what the files say now.
+
+    Returns
+    -------
+    IngestReport
+        What was added and what was skipped, with reasons.
+
+    Raises
+    ------
+    InputError
+        If a source or the table of facts is not usable, no file has the name of an image, or
+        nothing could be used and there is no table yet.
+    """
+    facts = FactsTable.read(settings.facts)
+    report = IngestReport()
+    files = _image_files(sources, settings, report)
+    rows: list[ImageRow] = []
+    for file in progress(files, "reading headers", len(files)):
+        try:
+            for row in _rows_of(file, settings, facts, table):
+                if isinstance(row, Skip):
+                    report.skipped.append(row)
+                else:
+                    rows.append(row)
+        except FactError as error:
+            report.skipped.append(Skip(str(file), error.reason, error.message))
+    old = read_images(table) if Path(table).is_file() else []
+    merged = merge_rows(old, rows, table, replace_rows, report)
+    if not merged:
+        raise nothing_usable(report.skipped)
+    report.written = write_images(table, merged)
+    report.n_rows = len(merged)
+    return report
+
+
+@dataclass(frozen=True)
+class FactsTable:
+    """A table of facts with the row of each image found by its keys.
+
+    Attributes
+    ----------
+    path : str
+        Its file, for messages.
+    keys : mapping of str to Fact
+        Key columns, and the facts of an image that they must equal.
+    rows : mapping
+        For the values of the key columns, the rows.
+    """
+
+    path: str
+    keys: Mapping[str, Fact]
+    rows: Mapping[tuple[str, ...], list[dict[str, object]]]
+
+    @classmethod
+    def read(cls, settings: FactsTableSettings) -> "FactsTable | None":
+        """Read the table of facts; None if the settings name none.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read, or lacks a key column.
+        """
+        if settings.path is None:
+            return None
+        table = _read_table(Path(settings.path), settings.hdu)
+        missing = [name for name in settings.match if name not in table.colnames]
+        if missing or not settings.match:
+            cause = f"has no column {missing[0]!r}" if missing else "no key columns are given"
+            raise InputError(
+                cause, path=settings.path, remedy="correct the setting calibrated.facts.match"
+            )
+        rows: dict[tuple[str, ...], list[dict[str, object]]] = {}
+        columns = {name: table[name].tolist() for name in table.colnames if table[name].ndim == 1}
+        for number in range(len(table)):
+            row = {name: values[number] for name, values in columns.items()}
+            key = tuple(_key_text(row[name]) for name in settings.match)
+            rows.setdefault(key, []).append(row)
+        return cls(settings.path, settings.match, rows)
+
+    def row_of(self, image: Described) -> dict[str, object]:
+        """Return the row that belongs to an image.
+
+        Raises
+        ------
+        FactError
+            ``not_in_table`` or ``ambiguous_in_table``.
+        """
+        key = tuple(_key_text(fact_text(fact, name, image)) for name, fact in self.keys.items())
+        found = self.rows.get(key, [])
+        if len(found) == 1:
+            return found[0]
+        said = ", ".join(f"{name} = {value}" for name, value in zip(self.keys, key, strict=True))
+        if found:
+            raise FactError(
+                "ambiguous_in_table",
+                f"{self.path} has {len(found)} rows with {said}: add a key column to "
+                "calibrated.facts.match",
+            )
+        raise FactError("not_in_table", f"{self.path} has no row with {said}")
+
+
+def electrons_per(unit: PixelUnit, gain: float, exposure_time: float) -> float:
+    """Return how many electrons one unit is.
+
+    Parameters
+    ----------
+    unit : str
+        The unit.
+    gain : float
+        Electrons per count, or per unit of flux.
+    exposure_time : float
+        Seconds.
+    """
+    counts = 1.0 if unit.startswith("electron") else gain
+    return counts * exposure_time if unit.endswith("_per_second") else counts
+
+
+def pixel_scale_of(wcs: WCS, size: tuple[int, int]) -> float:
+    """Return arcseconds per pixel (root of the area) at the centre of an image.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Its WCS.
+    size : tuple of int
+        Pixels (nx, ny).
+    """
+    x, y = (size[0] - 1) / 2.0, (size[1] - 1) / 2.0
+    ra, dec = pixel_to_sky(wcs, [x - 0.5, x + 0.5, x, x], [y, y, y - 0.5, y + 0.5])
+    xi, eta = sphere.tan_project(ra, dec, *(value[0] for value in pixel_to_sky(wcs, [x], [y])))
+    area = (xi[1] - xi[0]) * (eta[3] - eta[2]) - (xi[3] - xi[2]) * (eta[1] - eta[0])
+    return float(np.sqrt(abs(area))) * 3600.0
+
+
+def _image_files(
+    sources: Sequence[str | Path], settings: CalibratedSettings, report: IngestReport
+) -> list[Path]:
+    """Return the image files; files with other names are noted, but for weights and masks."""
+    names = [name.lower() for name in settings.names]
+    files = []
+    parts = [c.replace[1].lower() for c in (settings.weight, settings.mask) if c.replace]
+    for path in files_in(sources):
+        name = path.name.lower()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
+            files.append(path)
+        elif not any(part in name for part in parts):
+            message = f"images are named {' or '.join(settings.names)}"
+            report.skipped.append(Skip(str(path), "other_name", message))
+    if not files:
+        raise InputError(
+            "no images in it",
+            path=", ".join(str(source) for source in sources),
+            remedy=f"the setting calibrated.names is {' or '.join(settings.names)}",
+        )
+    return files
+
+
+def _rows_of(
+    file: Path, settings: CalibratedSettings, facts: FactsTable | None, table: str | Path
+) -> Iterator[ImageRow | Skip]:
+    """Yield the rows of all images in a file, or why an image has none.
+
+    Raises
+    ------
+    FactError
+        If the file as a whole is not usable.
+    """
+    hdus = _hdus_of(file)
+    numbers = _image_hdus(hdus, settings)
+    if not numbers:
+        raise FactError("no_image", "has no 2-d image: set calibrated.hdu")
+    for number in numbers:
+        try:
+            yield _row_of(file, hdus, number, settings, facts, table)
+        except FactError as error:
+            yield Skip(f"{file}[{number}]", error.reason, error.message)
+
+
+@dataclass(frozen=True)
+class _Hdu:
+    """Header of an HDU, as if it were not compressed."""
+
+    name: str
+    header: fits.Header
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of its image, rows first; empty if it has none."""
+        axes = range(self.header.get("NAXIS", 0), 0, -1)
+        return tuple(self.header[f"NAXIS{axis}"] for axis in axes)
+
+
+def _hdus_of(file: Path) -> list[_Hdu]:
+    """Return the headers of all HDUs of a file."""
+    try:
+        # headers of others are often not to the letter of the standard; that is no matter
+        collect = warnings.catch_warnings(record=True, action="always", category=AstropyUserWarning)
+        with collect as said, fits.open(file, memmap=False) as hdus:
+            found = [
+                _Hdu(str(hdu.name), hdu.header.copy() if _is_image(hdu) else fits.Header())
+                for hdu in hdus
+            ]
+            if any("Error validating header" in str(warning.message) for warning in said):
+                raise OSError(f"cut off or damaged behind HDU {len(found) - 1}")
+            return found
+    except (OSError, ValueError, EOFError, IndexError, VerifyError) as error:
+        raise FactError(
+            "not_readable", f"is not a readable FITS file ({error}): copy it again"
+        ) from error
+
+
+def _is_image(hdu: object) -> bool:
+    return isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU)
+
+
+def _image_hdus(hdus: Sequence[_Hdu], settings: CalibratedSettings) -> list[int]:
+    """Return the numbers of the HDUs with images that are neither weights nor masks."""
+    if settings.hdu is not None:
+        return [_find_hdu(hdus, settings.hdu)]
+    companions: set[int] = set()
+    numbers = []
+    for number, hdu in enumerate(hdus):
+        if len(hdu.shape) != 2 or number in companions:
+            continue
+        for companion in (settings.weight, settings.mask):
+            if companion.kind != "none" and companion.replace is None:
+                companions.add(_companion_hdu(hdus, companion, number))
+        if number not in companions:
+            numbers.append(number)
+    return numbers
+
+
+def _find_hdu(hdus: Sequence[_Hdu], which: int | str) -> int:
+    for number, hdu in enumerate(hdus):
+        if which == number or (isinstance(which, str) and hdu.name.upper() == which.upper()):
+            return number
+    raise FactError("missing_hdu", f"has no HDU {which}")
+
+
+def _companion_hdu(
+    hdus: Sequence[_Hdu], companion: WeightSettings | MaskSettings, number: int
+) -> int:
+    """Return the HDU of the weight or mask of image ``number`` among the HDUs of its file."""
+    which = companion.hdu if companion.hdu is not None else number + companion.hdu_offset
+    return _find_hdu(hdus, which)
+
+
+def _companion(
+    file: Path,
+    hdus: Sequence[_Hdu],
+    number: int,
+    companion: WeightSettings | MaskSettings,
+    what: str,
+) -> tuple[Path, int] | None:
+    """Return file and HDU of the weight or mask of an image; None if the settings say none."""
+    if companion.kind == "none":
+        return None
+    path = file
+    if companion.replace is not None:
+        old, new = companion.replace
+        if old not in file.name:
+            raise FactError(
+                f"missing_{what}",
+                f"its name has no {old!r} to be replaced for the {what}: correct "
+                f"calibrated.{what}.replace",
+            )
+        path = file.with_name(file.name.replace(old, new))
+        if not path.is_file():
+            raise FactError(f"missing_{what}", f"its {what} file {path} is not there")
+        hdus_there = _hdus_of(path)
+    else:
+        hdus_there = list(hdus)
+    found = _companion_hdu(hdus_there, companion, number)
+    if (path, found) == (file, number):
+        raise FactError(
+            f"missing_{what}",
+            f"its {what} would be the image itself: set calibrated.{what}.replace, hdu or "
+            "hdu_offset",
+        )
+    if hdus_there[found].shape != hdus[number].shape:
+        raise FactError(
+            "other_shape",
+            f"its {what} {path}[{found}] has shape {hdus_there[found].shape}, "
+            f"not {hdus[number].shape}",
+        )
+    return path, found
+
+
+def _row_of(
+    file: Path,
+    hdus: Sequence[_Hdu],
+    number: int,
+    settings: CalibratedSettings,
+    facts: FactsTable | None,
+    table: str | Path,
+) -> ImageRow:
+    """Make the row of one image; FactError if a fact is missing or impossible."""
+    header = hdus[number].header
+    image = Described(file, (header, hdus[0].header))
+    if facts is not None:
+        image = Described(file, image.headers, facts.row_of(image))
+    exposure_time = fact_number(settings.exposure_time, "exposure_time", image)
+    ny, nx = hdus[number].shape
+    values = {
+        "exposure": fact_id(settings.exposure, "exposure", image, _SETTING),
+        "ccd": _whole_number(fact_text(settings.ccd, "ccd", image)),
+        "band": fact_id(settings.band, "band", image, _SETTING),
+        "mjd": fact_mjd(settings.mjd, "mjd", image),
+        "exposure_time": exposure_time,
+        "path": path_in_table(file, table),
+        "hdu": number,
+        "nx": nx,
+        "ny": ny,
+    }
+    for what, companion in (("weight", settings.weight), ("mask", settings.mask)):
+        found = _companion(file, hdus, number, companion, what)
+        if found is not None:
+            values[f"{what}_path"] = path_in_table(found[0], table)
+            values[f"{what}_hdu"] = found[1]
+    corners, pixel_scale = _corners(header, (nx, ny))
+    values |= corners | _photometry(settings, image, exposure_time, pixel_scale)
+    try:
+        return ImageRow.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FactError("bad_value", f"{key}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tuple], float]:
+    """Return the corners on the sky, and the arcseconds per pixel at the image's centre."""
+    try:
+        wcs = read_wcs(header)
+    except InputError as error:
+        raise FactError("no_wcs", f"{error.cause}: {error.remedy}") from error
+    ra, dec = pixel_to_sky(wcs, *outline(size, 1))
+    if not np.isfinite([ra, dec]).all():
+        raise FactError("no_wcs", "has a WCS that does not reach the sky at its corners")
+    corners = {
+        "footprint_ra": tuple(round(float(value), 9) for value in ra),
+        "footprint_dec": tuple(round(float(value), 9) for value in dec),
+    }
+    return corners, pixel_scale_of(wcs, size)
+
+
+def _photometry(
+    settings: CalibratedSettings, image: Described, exposure_time: float, pixel_scale: float
+) -> dict[str, float | None]:
+    """Return scale, zero-point, seeing and sky in the units of the table."""
+    gain = fact_number(settings.gain, "gain", image)
+
+    def electrons(unit: PixelUnit | None) -> float:
+        return electrons_per(unit or settings.unit, gain, exposure_time)
+
+    scale = electrons(settings.unit)
+    if not scale > 0:
+        raise FactError(
+            "bad_value", f"gain {gain:g} and exposure time {exposure_time:g} s give no electrons"
+        )
+    if settings.zero_point is not None:
+        zero_point = fact_number(settings.zero_point, "zero_point", image)
+        zero_point += 2.5 * math.log10(electrons(settings.zero_point_unit))
+    elif settings.unit in FLUX_ZERO_POINTS:
+        zero_point = FLUX_ZERO_POINTS[settings.unit] + 2.5 * math.log10(scale)
+    else:
+        raise FactError("no_zero_point", "has no zero-point: set calibrated.zero_point")
+    seeing = _optional(settings.seeing, "seeing", image)
+    sky = _optional(settings.sky, "sky", image)
+    if sky is None and settings.subtract_sky == "given":
+        raise FactError("no_sky", "its sky is to be subtracted: set calibrated.sky")
+    return {
+        "electrons_per_unit": _rounded(scale),
+        "zero_point": round(zero_point, 6),
+        "zero_point_error": _rounded(
+            _optional(settings.zero_point_error, "zero_point_error", image)
+        ),
+        "seeing": _rounded(
+            seeing and seeing * (pixel_scale if settings.seeing_unit == "pixel" else 1.0)
+        ),
+        "sky_level": _rounded(sky and sky * electrons(settings.sky_unit)),
+    }
+
+
+def _optional(fact: Fact | None, what: str, image: Described) -> float | None:
+    return None if fact is None else fact_number(fact, what, image)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return seven significant digits: single-precision columns have no more."""
+    return None if value is None else float(f"{value:.7g}")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise FactError(
+            "bad_value", f"its CCD {text!r} is no number: give numbers in calibrated.ccd.values"
+        ) from None
+
+
+def _key_text(value: object) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _read_table(path: Path, hdu: int) -> Table:
+    try:
+        name = path.name.lower().removesuffix(".gz")
+        if name.endswith((".fits", ".fit", ".fz")):
+            return Table.read(path, format="fits", hdu=hdu)
+        return Table.read(path, format="ascii.ecsv" if name.endswith(".ecsv") else "ascii.csv")
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise InputError(
+            f"the table of facts cannot be read ({error})",
+            path=path,
+            remedy="correct the setting calibrated.facts.path",
+        ) from error

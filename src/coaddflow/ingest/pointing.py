@@ -1,0 +1,122 @@
+"""The pointing of an exposure from the fitted footprints of its CCDs.
+
+A camera that points elsewhere is the same camera turned on the sphere. The best turn between
+predicted and fitted outlines is therefore a rotation in three dimensions, which has a closed
+solution: no starting value, no iteration, no trouble at the poles.
+
+References
+----------
+.. [1] Wahba 1965, SIAM Review 7, 409 (the problem).
+.. [2] Markley 1988, J. Astronautical Sciences 36, 245 (its solution by singular values).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coaddflow.geometry import sphere
+from coaddflow.instrument.camera import Camera
+from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """Where the camera looked, as its fitted CCDs tell.
+
+    Attributes
+    ----------
+    ra, dec : float
+        Pointing, ICRS degrees.
+    rotation : float
+        Rotation of the exposure, degrees in [0, 360).
+    rms : float
+        What is left between predicted and fitted outlines, arcsec.
+    extent : float
+        Rms distance of the outlines from their centre, arcsec: what `rms` compares with.
+    shift : float
+        Distance of the pointing from the one assumed before, arcsec.
+    """
+
+    ra: float
+    dec: float
+    rotation: float
+    rms: float
+    extent: float
+    shift: float
+
+
+def fit_pointing(
+    rows: Sequence[CcdRow], camera: Camera, ra: float, dec: float, rotation: float
+) -> Pointing:
+    """Find the pointing and rotation that put the camera's CCDs onto their fitted footprints.
+
+    Parameters
+    ----------
+    rows : sequence of CcdRow
+        CCDs of one exposure, each with its fitted footprint.
+    camera : Camera
+        The camera.
+    ra, dec, rotation : float
+        Pointing assumed so far, degrees (any is good).
+
+    Returns
+    -------
+    Pointing
+        The best in the sense of least squares on the sphere [1]_, [2]_.
+
+    Raises
+    ------
+    ValueError
+        If no row has a footprint.
+    """
+    used = [row for row in rows if len(row.footprint_ra) == 4 * FOOTPRINT_POINTS_PER_EDGE]
+    if not used:
+        raise ValueError("no CCD has a fitted footprint")
+    fitted = [sphere.to_vector(row.footprint_ra, row.footprint_dec) for row in used]
+    predicted = [
+        sphere.to_vector(
+            *camera.footprint(
+                camera.detector(row.ccd), ra, dec, rotation, FOOTPRINT_POINTS_PER_EDGE
+            )
+        )
+        for row in used
+    ]
+    before, after = np.concatenate(predicted), np.concatenate(fitted)
+    turn = _best_rotation(before, after)
+    new_ra, new_dec = sphere.from_vector(turn @ sphere.to_vector(ra, dec))
+    return Pointing(
+        ra=float(new_ra),
+        dec=float(new_dec),
+        rotation=_turned_angle(turn, ra, dec, rotation),
+        rms=_arcsec_rms(before @ turn.T - after),
+        extent=_arcsec_rms(after - after.mean(axis=0)),
+        shift=float(sphere.separation(ra, dec, new_ra, new_dec) * 3600.0),
+    )
+
+
+def _best_rotation(before: NDArray, after: NDArray) -> NDArray[np.float64]:
+    """Return the rotation matrix R that minimises sum |R before - after|^2 [2]_."""
+    u, _, vt = np.linalg.svd(after.T @ before)
+    return u @ np.diag([1.0, 1.0, np.linalg.det(u) * np.linalg.det(vt)]) @ vt
+
+
+def _arcsec_rms(vectors: NDArray) -> float:
+    return float(np.degrees(np.sqrt(np.mean(np.sum(vectors**2, axis=-1)))) * 3600.0)
+
+
+def _turned_angle(turn: NDArray, ra: float, dec: float, rotation: float) -> float:
+    """Return the position angle at the new pointing of what was at ``rotation`` at the old."""
+    north, east = _north_east(ra, dec)
+    angle = np.radians(rotation)
+    direction = turn @ (np.cos(angle) * north + np.sin(angle) * east)
+    north, east = _north_east(*sphere.from_vector(turn @ sphere.to_vector(ra, dec)))
+    return float(np.degrees(np.arctan2(direction @ east, direction @ north)) % 360.0)
+
+
+def _north_east(ra: float, dec: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the unit vectors to the north and to the east at a position."""
+    ra, dec = np.radians(ra), np.radians(dec)
+    north = np.array([-np.sin(dec) * np.cos(ra), -np.sin(dec) * np.sin(ra), np.cos(dec)])
+    return north, np.array([-np.sin(ra), np.cos(ra), 0.0])

@@ -1,0 +1,433 @@
+"""Ingest: a folder of raw files becomes the table of exposures.
+
+Only headers are read. A file that cannot be used is skipped with its reason, never silently, and
+never keeps the others from coming in. Exposures that the table already has stay as they are.
+"""
+
+import fnmatch
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from coaddflow.errors import InputError
+from coaddflow.ingest.pointing import Pointing, fit_pointing
+from coaddflow.instrument.camera import Camera, file_template
+from coaddflow.instrument.header_values import (
+    Described,
+    FactError,
+    fact_id,
+    fact_mjd,
+    fact_number,
+    fact_text,
+    read_headers,
+)
+from coaddflow.runtime.progress import progress
+from coaddflow.tables.exposures import (
+    KINDS,
+    ExposureRow,
+    Row,
+    file_of,
+    path_in_table,
+    read_exposures,
+    write_exposures,
+)
+from coaddflow.tables.manifest import CcdRow, read_manifest, read_row
+
+_CAMERA_KEY = "camera key header."
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A file that was not used.
+
+    Attributes
+    ----------
+    file : str
+        The file (or the pattern of files, for an exposure with one file per CCD).
+    reason : str
+        Short code, such as ``unknown_filter``.
+    message : str
+        One sentence that names the remedy.
+    """
+
+    file: str
+    reason: str
+    message: str
+
+
+@dataclass
+class IngestReport:
+    """What became of the files.
+
+    Attributes
+    ----------
+    added, replaced, unchanged, kept : list of str
+        Exposures (or images) that are new, that were replaced, that stand in the table just so,
+        and that stand there with other facts and were kept.
+    skipped : list of Skip
+        Files that were not used, with the reason.
+    n_rows : int
+        Rows of the table now.
+    written : bool
+        Whether the table was changed.
+    """
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    n_rows: int = 0
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class RawFiles:
+    """The files of one exposure, and their common name (`camera.file_template`)."""
+
+    template: Path
+    files: tuple[Path, ...]
+
+
+def ingest(
+    sources: Sequence[str | Path], camera: Camera, table: str | Path, replace_rows: bool = False
+) -> IngestReport:
+    """Add the raw exposures of folders or files to a table.
+
+    Parameters
+    ----------
+    sources : sequence of path
+        Folders (searched with all folders in them) or files.
+    camera : Camera
+        Tells which files are raw files and where their headers say what.
+    table : path
+        The exposure table; made if it is not there.
+    replace_rows : bool
+        Rows of exposures that the table has already are replaced by what the headers say now.
+
+    Returns
+    -------
+    IngestReport
+        What was added and what was skipped, with reasons.
+
+    Raises
+    ------
+    InputError
+        If a source is not there, no file has the name of a raw file, nothing could be used and
+        there is no table yet, or the table on disk is damaged.
+    """
+    raw, skipped = find_raw_files(sources, camera)
+    report = IngestReport(skipped=skipped)
+    rows: list[ExposureRow] = []
+    for group in progress(raw, "reading headers", len(raw)):
+        try:
+            rows.append(exposure_row(group, camera, table))
+        except FactError as error:
+            report.skipped.append(Skip(str(group.template), error.reason, error.message))
+    old = read_exposures(table) if Path(table).is_file() else []
+    merged = merge_rows(old, rows, table, replace_rows, report)
+    if not merged:
+        raise nothing_usable(report.skipped)
+    report.written = write_exposures(table, merged)
+    report.n_rows = len(merged)
+    return report
+
+
+def find_raw_files(
+    sources: Sequence[str | Path], camera: Camera
+) -> tuple[list[RawFiles], list[Skip]]:
+    """Find raw files by their names, and group those that belong to one exposure.
+
+    Returns
+    -------
+    raw : list of RawFiles
+        In the order of their names.
+    skipped : list of Skip
+        Files with other names.
+    """
+    skipped: list[Skip] = []
+    names = [name.lower() for name in camera.layout.names]
+    groups: dict[Path, list[Path]] = {}
+    for path in files_in(sources):
+        if not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in names):
+            message = f"raw files of {camera.name} are named {' or '.join(camera.layout.names)}"
+            skipped.append(Skip(str(path), "other_name", message))
+            continue
+        try:
+            groups.setdefault(_template(path, camera), []).append(path)
+        except FactError as error:
+            skipped.append(Skip(str(path), error.reason, error.message))
+    if not groups:
+        raise InputError(
+            f"no raw files of camera {camera.name} in it",
+            path=", ".join(str(source) for source in sources),
+            remedy=f"raw files must be named {' or '.join(camera.layout.names)}",
+        )
+    return [RawFiles(template, tuple(files)) for template, files in groups.items()], skipped
+
+
+def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRow:
+    """Make the row of one exposure from its headers.
+
+    Raises
+    ------
+    FactError
+        If no header can be read, or a fact is missing or impossible.
+    """
+    image = _first_readable(raw.files, camera.layout.header_hdu)
+    keys = camera.header
+    kind = fact_text(keys.kind, "kind", image)
+    kind = kind.lower() if kind.lower() in KINDS else kind
+    if kind not in KINDS:
+        raise FactError(
+            "other_kind",
+            f"is of kind {kind!r}, not one of {', '.join(KINDS)}: if it is one of them, say so "
+            "in `header.kind.values` of the camera",
+        )
+    pointed, banded = kind == "science", kind in ("science", "flat")
+    values = {
+        "exposure": fact_id(keys.exposure, "exposure", image, _CAMERA_KEY),
+        "kind": kind,
+        "band": fact_id(keys.band, "band", image, _CAMERA_KEY) if banded else "",
+        "ra": fact_number(keys.ra, "ra", image) % 360.0 if pointed else None,
+        "dec": fact_number(keys.dec, "dec", image) if pointed else None,
+        "rotation": fact_number(keys.rotation, "rotation", image) % 360.0 if pointed else None,
+        "mjd": fact_mjd(keys.mjd, "mjd", image),
+        "exposure_time": _exposure_time(camera, image, kind),
+        "path": path_in_table(raw.template, table),
+        "n_files": len(raw.files),
+    }
+    try:
+        return ExposureRow.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FactError("bad_value", f"{key}: {first['msg']}, not {first['input']!r}") from error
+
+
+def repoint(
+    table: str | Path,
+    results: str | Path,
+    camera: Camera,
+    max_misfit: float = 0.05,
+    also_passed: bool = False,
+) -> tuple[dict[str, Pointing], list[Skip]]:
+    """Put the pointings that the fitted CCDs tell into an exposure table.
+
+    Exposures that have a manifest passed with the pointing that they have, and keep it: another
+    one would redo them and all that hangs on them.
+
+    Parameters
+    ----------
+    table : path
+        The exposure table.
+    results : path
+        Folder of the results, or its folder ``summary``.
+    camera : Camera
+        The camera.
+    max_misfit : float
+        Largest rms between predicted and fitted outlines, as part of their extent; where it is
+        larger, the camera file (scale, parity, positions) is at fault and not the pointing.
+    also_passed : bool
+        Correct exposures that have a manifest too.
+
+    Returns
+    -------
+    pointings : dict
+        What was put in for which exposure.
+    skipped : list of Skip
+        Exposures that keep their pointing, with the reason.
+    """
+    pointings: dict[str, Pointing] = {}
+    skipped: list[Skip] = []
+    rows: list[ExposureRow] = []
+    old = read_exposures(table)
+    for row in progress(old, "reading manifests", len(old)):
+        rows.append(row)
+        if row.kind != "science" or (
+            not also_passed and _manifest_of(row.exposure, Path(results)).is_file()
+        ):
+            continue
+        fitted = fitted_rows(row.exposure, Path(results))
+        if not fitted:
+            message = f"{results} has no fitted CCD of exposure {row.exposure}"
+            skipped.append(Skip(row.exposure, "not_fitted", message))
+            continue
+        found = fit_pointing(fitted, camera, row.ra, row.dec, row.rotation)
+        if found.rms > max_misfit * found.extent:
+            message = (
+                f"predicted and fitted outlines differ by {found.rms:.0f} arcsec at the best "
+                "pointing: check scale, parity and positions in the camera file"
+            )
+            skipped.append(Skip(row.exposure, "camera_does_not_fit", message))
+            continue
+        pointings[row.exposure] = found
+        rows[-1] = replace_pointing(row, found)
+    write_exposures(table, rows)
+    return pointings, skipped
+
+
+def replace_pointing(row: ExposureRow, pointing: Pointing) -> ExposureRow:
+    """Return the row with another pointing, rounded to 0.04 milliarcseconds."""
+    return row.model_copy(
+        update={
+            "ra": round(pointing.ra, 8) % 360.0,
+            "dec": round(pointing.dec, 8),
+            "rotation": round(pointing.rotation, 6) % 360.0,
+        }
+    )
+
+
+def _results_folder(results: Path) -> Path:
+    """Return the folder of the results, which may be given by its folder ``summary``."""
+    return results.parent if results.name == "summary" else results
+
+
+def _manifest_of(exposure: str, results: Path) -> Path:
+    return _results_folder(results) / "summary" / f"{exposure}.ecsv"
+
+
+def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
+    """Return the done CCDs of an exposure, from its manifest or else from its CCDs' own rows.
+
+    An exposure whose CCDs fell outside their prediction has no manifest: its job failed.
+    """
+    folder, manifest = _results_folder(results), _manifest_of(exposure, results)
+    if manifest.is_file():
+        rows = read_manifest(manifest)
+    else:
+        rows = [read_row(path) for path in sorted((folder / "calexp" / exposure).glob("*.json"))]
+    return [row for row in rows if row.state == "done" and row.footprint_ra]
+
+
+def files_in(sources: Iterable[str | Path]) -> list[Path]:
+    """Return files, and all files in folders, in the order of their names.
+
+    Hidden files are left out (many programs copy to such names first), links are followed.
+
+    Raises
+    ------
+    InputError
+        If a source is not there.
+    """
+    found: set[Path] = set()
+    for source in sources:
+        path = Path(source)
+        if path.is_file():
+            found.add(path)
+        elif path.is_dir():
+            found.update(_walk(path))
+        else:
+            raise InputError(
+                "there is no such file or folder", path=path, remedy="give the folder of raw files"
+            )
+    return sorted(found)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder but hidden ones; links are followed, each folder once."""
+    seen: set[str] = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(item for item in folders if not item.startswith("."))
+        yield from (Path(name, item) for item in files if not item.startswith("."))
+
+
+def _template(path: Path, camera: Camera) -> Path:
+    """Return the common name of the exposure's files: with one per CCD, the CCD taken out."""
+    if camera.layout.files == "exposure":
+        return path
+    try:
+        name, extension = file_template(path.name, camera.layout)
+    except InputError as error:
+        raise FactError("no_ccd_in_name", error.cause) from error
+    if extension not in {str(detector.extension) for detector in camera.detectors}:
+        raise FactError("other_ccd", f"camera {camera.name} has no CCD {extension!r}")
+    return path.with_name(name)
+
+
+def _first_readable(files: Sequence[Path], hdu: int) -> Described:
+    """Return the first file whose header can be read; a damaged CCD does not lose its exposure."""
+    first_error: FactError | None = None
+    for file in files:
+        try:
+            return Described(file, read_headers(file, hdu))
+        except FactError as error:
+            first_error = first_error or error
+    raise first_error or FactError("unreadable", "has no files")
+
+
+def _exposure_time(camera: Camera, image: Described, kind: str) -> float:
+    try:
+        return fact_number(camera.header.exposure_time, "exposure_time", image)
+    except FactError as error:
+        if kind == "bias" and error.reason == "missing_keyword":
+            return 0.0
+        raise
+
+
+def merge_rows(
+    old: Sequence[Row],
+    rows: Sequence[Row],
+    table: str | Path,
+    replace_rows: bool,
+    report: IngestReport,
+) -> list[Row]:
+    """Return the rows of a table with the new ones, and note in the report what became of them.
+
+    Two files of one exposure (or image) are never chosen between in silence: the first stays.
+
+    Parameters
+    ----------
+    old : sequence of ExposureRow or ImageRow
+        What the table has.
+    rows : sequence of ExposureRow or ImageRow
+        What the files say.
+    table : path
+        The table, for the names of files.
+    replace_rows : bool
+        Known rows are replaced.
+    report : IngestReport
+        Changed in place.
+    """
+    merged = {row.key: row for row in old}
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        known, name = merged.get(row.key), "/".join(str(part) for part in row.key)
+        if row.key in found or (known and known.source != row.source and not replace_rows):
+            other = file_of((found.get(row.key) or known).path, table)
+            message = f"its id {name} is that of {other}, which stays"
+            if row.key not in found:
+                message += " in the table unless you say --replace"
+            report.skipped.append(Skip(str(file_of(row.path, table)), "duplicate_id", message))
+            continue
+        found[row.key] = row
+        if known is None:
+            report.added.append(name)
+        elif known == row:
+            report.unchanged.append(name)
+        elif replace_rows:
+            report.replaced.append(name)
+        else:
+            report.kept.append(name)
+            continue
+        merged[row.key] = row
+    return list(merged.values())
+
+
+def nothing_usable(skipped: Sequence[Skip]) -> InputError:
+    """Return the error for a folder none of whose files could be used."""
+    used = [skip for skip in skipped if skip.reason != "other_name"]
+    first = used[0]
+    return InputError(
+        f"none of {len(used)} raw files can be used; the first: {first.message}",
+        path=first.file,
+        remedy="check that the camera or the settings are those of these files",
+    )

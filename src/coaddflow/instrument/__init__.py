@@ -1,0 +1,1 @@
+"""Cameras: their files, their geometry, raw pixels and header values."""

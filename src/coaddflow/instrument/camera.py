@@ -1,0 +1,570 @@
+"""The camera: where its detectors are, how they are read out, how its files look.
+
+A camera is a YAML file (see ``cameras/`` for those that come with coaddflow, and
+``docs/cameras.md`` for how to write one); nothing about an instrument stands in the code.
+
+Focal plane coordinates are millimetres. With the camera at rotation 0 the focal plane's +y points
+north and its +x west, as on the sky seen from inside (or east, for a camera with ``flip_x``).
+The rotation of an exposure is the position angle of +y, from north through east.
+
+References
+----------
+.. [1] Calabretta & Greisen 2002, A&A 395, 1077 (gnomonic projection).
+.. [2] Shupe et al. 2005, ASP Conf. Ser. 347, 491 (SIP).
+"""
+
+import functools
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coaddflow.errors import InputError
+from coaddflow.geometry import sphere
+
+Box = tuple[int, int, int, int]
+"""Half-open pixel box (x0, y0, x1, y1), 0-based."""
+
+FloatArray = NDArray[np.float64]
+
+_CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
+
+
+class _CameraPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Amplifier(_CameraPart):
+    """One readout channel of a detector."""
+
+    name: str = Field(description="Name of the amplifier, unique on its detector.")
+    data: Box = Field(description="Light-sensitive pixels in the raw array.")
+    target: Box = Field(description="Where these pixels stand on the assembled CCD.")
+    overscan: Box | None = Field(
+        None, description="Overscan pixels in the raw array: the bias level of each row."
+    )
+    prescan: Box | None = Field(None, description="Prescan pixels in the raw array (not used).")
+    flip_x: bool = Field(False, description="Raw columns run against the columns of the CCD.")
+    flip_y: bool = Field(False, description="Raw rows run against the rows of the CCD.")
+    read_from: Literal["ll", "lr", "ul", "ur"] | None = Field(
+        None,
+        description="Corner of `target` that is read first (lower/upper, left/right); null: the "
+        "one that stands first in the raw array. Crosstalk joins pixels that are read together.",
+    )
+    extension: str | int | None = Field(
+        None, description="HDU of this amplifier, where each amplifier has its own."
+    )
+    gain: float = Field(gt=0, description="Electrons per count (ADU).")
+    read_noise: float = Field(ge=0, description="Read noise, electrons.")
+    saturation: float = Field(gt=0, description="Raw counts (ADU) from which a pixel is saturated.")
+    linearity: tuple[float, ...] = Field(
+        (),
+        description="c2, c3, ...: true = z + c2 z^2 + c3 z^3 ... for z counts above the bias.",
+    )
+    gain_keyword: str | None = Field(None, description="Header keyword that overrides `gain`.")
+    read_noise_keyword: str | None = Field(
+        None, description="Header keyword that overrides `read_noise`."
+    )
+    saturation_keyword: str | None = Field(
+        None, description="Header keyword that overrides `saturation`."
+    )
+
+    @property
+    def read_reversed(self) -> tuple[bool, bool]:
+        """Whether the amplifier is read against the columns (x) and the rows (y) of the CCD."""
+        if self.read_from is None:
+            return self.flip_x, self.flip_y
+        return self.read_from[1] == "r", self.read_from[0] == "u"
+
+
+class Detector(_CameraPart):
+    """One CCD: its place in the focal plane and its amplifiers."""
+
+    id: int = Field(ge=0, description="Number of the CCD, unique in the camera.")
+    name: str = Field(description="Name of the CCD, such as S29.")
+    extension: str | int = Field(
+        description="HDU name or number in the exposure's file; with one file per CCD, the text "
+        "that stands for {ccd} in the file's name."
+    )
+    center: tuple[float, float] = Field(description="Focal-plane position of the centre, mm.")
+    rotation: float = Field(
+        0.0, description="Angle of the pixel axes in the focal plane, degrees, from +x to +y."
+    )
+    size: tuple[int, int] = Field(description="Pixels (nx, ny) of the assembled CCD.")
+    raw_size: tuple[int, int] | None = Field(
+        None,
+        description="Columns and rows of the raw array, for the simulator; null: what the "
+        "sections of the amplifiers span.",
+    )
+    amplifiers: tuple[Amplifier, ...] = Field(min_length=1, description="The readout channels.")
+    defects: tuple[Box, ...] = Field((), description="Boxes of bad pixels on the assembled CCD.")
+    crosstalk: tuple[tuple[float, ...], ...] | None = Field(
+        None,
+        description="Crosstalk within the CCD: row = victim, column = aggressor amplifier, "
+        "in the order of `amplifiers`; fraction of the aggressor's counts.",
+    )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (ny, nx) of the assembled CCD."""
+        return self.size[1], self.size[0]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Detector":
+        nx, ny = self.size
+        for amplifier in self.amplifiers:
+            x0, y0, x1, y1 = amplifier.target
+            if not (0 <= x0 < x1 <= nx and 0 <= y0 < y1 <= ny):
+                raise ValueError(
+                    f"amplifier {amplifier.name}: target {amplifier.target} is not inside "
+                    f"the CCD of {nx} x {ny} pixels"
+                )
+            if _box_size(amplifier.data) != _box_size(amplifier.target):
+                raise ValueError(
+                    f"amplifier {amplifier.name}: data {amplifier.data} and target "
+                    f"{amplifier.target} differ in size"
+                )
+        n = len(self.amplifiers)
+        if self.crosstalk is not None and [len(row) for row in self.crosstalk] != [n] * n:
+            raise ValueError(f"detector {self.id}: crosstalk is not a {n} x {n} matrix")
+        return self
+
+
+class HeaderKey(_CameraPart):
+    """Where one fact about an exposure stands."""
+
+    keyword: str | None = Field(
+        None,
+        description="Header keyword; null: from the file's name with `pattern`, else `default`.",
+    )
+    pattern: str | None = Field(
+        None,
+        description="Regular expression applied to the header's text, or to the file's name where "
+        "no keyword is given; its first group is the value.",
+    )
+    values: dict[str, str] = Field(
+        default_factory=dict, description="Replacements of values, such as a filter's long name."
+    )
+    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
+        "none", description="Unit of the value."
+    )
+    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale, for times.")
+    offset: float = Field(0.0, description="Added to the value.")
+    factor: float = Field(1.0, description="The value is multiplied by this before the offset.")
+    default: str | float | None = Field(
+        None, description="Value where the keyword is missing; null: it is required."
+    )
+    form: str = Field(
+        "{}",
+        description="How the simulator writes the value; {} is its place, with a format such as "
+        "{:08d} where it is a number.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "HeaderKey":
+        if self.keyword is None and self.pattern is None and self.default is None:
+            raise ValueError("needs a keyword, a pattern or a default")
+        return self
+
+
+class HeaderMap(_CameraPart):
+    """Which facts ingest reads from the headers."""
+
+    exposure: HeaderKey = Field(description="Exposure id.")
+    kind: HeaderKey = Field(description="science, bias, dark or flat.")
+    band: HeaderKey = Field(description="Band (filter).")
+    ra: HeaderKey = Field(description="Right ascension of the pointing.")
+    dec: HeaderKey = Field(description="Declination of the pointing.")
+    rotation: HeaderKey = Field(description="Position angle of the focal plane's +y.")
+    mjd: HeaderKey = Field(description="Start of the exposure.")
+    exposure_time: HeaderKey = Field(description="Exposure time.")
+
+
+class FileLayout(_CameraPart):
+    """How the raw files of an exposure look."""
+
+    files: Literal["exposure", "ccd"] = Field(
+        description="One file per exposure, or one file per CCD."
+    )
+    names: tuple[str, ...] = Field(
+        ("*.fits", "*.fits.gz", "*.fits.fz"), description="Shell patterns of the raw files."
+    )
+    ccd_pattern: str | None = Field(
+        None,
+        description="With one file per CCD: regular expression whose group (?P<ccd>...) is the "
+        "part of the file's name that tells the CCD.",
+    )
+    numbers_per_exposure: int | None = Field(
+        None,
+        ge=1,
+        description="With one file per CCD whose names have running numbers: how many numbers an "
+        "exposure takes. The group `ccd` of ccd_pattern is then a number, its remainder is the "
+        "`extension` of the CCD, and {ccd+00123400} stands for it in paths.",
+    )
+    name_form: str = Field(
+        "{exposure}.fits",
+        description="Names that the simulator gives, with {exposure} and, with one file per CCD, "
+        "{ccd} or, for running numbers, {ccd+number of the first file}.",
+    )
+    header_hdu: int = Field(0, ge=0, description="HDU whose header describes the exposure.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FileLayout":
+        if self.files == "ccd" and "(?P<ccd>" not in (self.ccd_pattern or ""):
+            raise ValueError("one file per CCD needs ccd_pattern with a group (?P<ccd>...)")
+        return self
+
+
+class Crosstalk(_CameraPart):
+    """Crosstalk from one amplifier of the camera to one of another CCD."""
+
+    aggressor: tuple[int, str] = Field(description="CCD and amplifier that shine through.")
+    victim: tuple[int, str] = Field(description="CCD and amplifier that see the ghost.")
+    coefficient: float = Field(description="Fraction of the aggressor's counts.")
+
+
+class Camera(_CameraPart):
+    """A mosaic camera. Angles in degrees, focal plane in millimetres."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="Name of the camera.")
+    description: str = Field(description="One line for people.")
+    pixel_scale: float = Field(gt=0, description="Arcseconds per pixel at the field's centre.")
+    pixel_size: float = Field(gt=0, description="Size of a pixel, millimetres.")
+    flip_x: bool = Field(False, description="+x points east at rotation 0, not west.")
+    rotation_offset: float = Field(
+        0.0, description="Added to the rotation of every exposure, degrees."
+    )
+    distortion: tuple[float, ...] = Field(
+        (),
+        description="a1, a2, ...: radius on the tangent plane = t (1 + a1 t^2 + a2 t^4 + ...), "
+        "t = undistorted radius in degrees.",
+    )
+    layout: FileLayout
+    header: HeaderMap
+    detectors: tuple[Detector, ...] = Field(min_length=1)
+    crosstalk: tuple[Crosstalk, ...] = Field((), description="Crosstalk between CCDs.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Camera":
+        ids = [detector.id for detector in self.detectors]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two detectors have the same id")
+        return self
+
+    @model_validator(mode="after")
+    def _check_crosstalk(self) -> "Camera":
+        ends = {(one.id, amplifier.name) for one in self.detectors for amplifier in one.amplifiers}
+        for link in self.crosstalk:
+            for ccd, amplifier in (link.aggressor, link.victim):
+                if (ccd, amplifier) not in ends:
+                    raise ValueError(f"crosstalk: CCD {ccd} has no amplifier {amplifier!r}")
+            if link.aggressor[0] == link.victim[0]:
+                raise ValueError(
+                    f"crosstalk within CCD {link.victim[0]} belongs into the matrix of the detector"
+                )
+        pairs = [(link.aggressor, link.victim) for link in self.crosstalk]
+        if len(set(pairs)) != len(pairs):
+            raise ValueError("crosstalk: two coefficients for the same pair of amplifiers")
+        return self
+
+    @property
+    def degrees_per_mm(self) -> float:
+        """Plate scale at the centre of the field."""
+        return self.pixel_scale / self.pixel_size / 3600.0
+
+    @functools.cached_property
+    def _by_id(self) -> dict[int, Detector]:
+        return {detector.id: detector for detector in self.detectors}
+
+    def detector(self, ccd: int) -> Detector:
+        """Return the detector with this id, or raise InputError."""
+        try:
+            return self._by_id[ccd]
+        except KeyError:
+            raise InputError(f"camera {self.name!r} has no CCD {ccd}") from None
+
+    def crosstalk_into(self, ccd: int) -> tuple[Crosstalk, ...]:
+        """Return the links by which other CCDs shine into this one."""
+        return tuple(link for link in self.crosstalk if link.victim[0] == ccd and link.coefficient)
+
+    def crosstalk_aggressors(self, ccd: int) -> tuple[str, ...]:
+        """Return the amplifiers of this CCD that shine into other CCDs, in their order."""
+        shining = {link.aggressor for link in self.crosstalk if link.coefficient}
+        names = (amplifier.name for amplifier in self.detector(ccd).amplifiers)
+        return tuple(name for name in names if (ccd, name) in shining)
+
+    def pixel_to_focal(
+        self, detector: Detector, x: ArrayLike, y: ArrayLike
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return focal-plane positions in mm for pixels (0-based) of a CCD."""
+        nx, ny = detector.size
+        dx = (np.asarray(x, dtype=float) - (nx - 1) / 2.0) * self.pixel_size
+        dy = (np.asarray(y, dtype=float) - (ny - 1) / 2.0) * self.pixel_size
+        cos, sin = _cos_sin(detector.rotation)
+        return detector.center[0] + cos * dx - sin * dy, detector.center[1] + sin * dx + cos * dy
+
+    def focal_to_pixel(
+        self, detector: Detector, x_mm: ArrayLike, y_mm: ArrayLike
+    ) -> tuple[FloatArray, FloatArray]:
+        """Invert `pixel_to_focal`."""
+        nx, ny = detector.size
+        dx = (np.asarray(x_mm, dtype=float) - detector.center[0]) / self.pixel_size
+        dy = (np.asarray(y_mm, dtype=float) - detector.center[1]) / self.pixel_size
+        cos, sin = _cos_sin(detector.rotation)
+        return cos * dx + sin * dy + (nx - 1) / 2.0, -sin * dx + cos * dy + (ny - 1) / 2.0
+
+    def focal_to_tangent(
+        self, x_mm: ArrayLike, y_mm: ArrayLike, rotation: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return tangent-plane coordinates (xi east, eta north; degrees) for focal positions.
+
+        Parameters
+        ----------
+        x_mm, y_mm : array_like
+            Focal-plane positions, mm.
+        rotation : float
+            Rotation of the exposure, degrees.
+        """
+        x = np.asarray(x_mm, dtype=float) * self.degrees_per_mm
+        y = np.asarray(y_mm, dtype=float) * self.degrees_per_mm
+        stretch = self._stretch(np.hypot(x, y))
+        x, y = x * stretch * self._x_sign, y * stretch
+        cos, sin = _cos_sin(rotation + self.rotation_offset)
+        # +y stands at position angle `rotation`; +x (before a flip) 90 degrees behind it
+        return -cos * x + sin * y, sin * x + cos * y
+
+    def tangent_to_focal(
+        self, xi: ArrayLike, eta: ArrayLike, rotation: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Invert `focal_to_tangent` (Newton's method on the radius).
+
+        NaN far outside the field, where the polynomial of the distortion has lost its meaning.
+        """
+        xi, eta = np.asarray(xi, dtype=float), np.asarray(eta, dtype=float)
+        cos, sin = _cos_sin(rotation + self.rotation_offset)
+        x, y = (-cos * xi + sin * eta) * self._x_sign, sin * xi + cos * eta
+        distorted = np.hypot(x, y)
+        radius = distorted.copy()
+        for _ in range(20):
+            slope = self._stretch(radius, derivative=True)
+            radius = radius - (radius * self._stretch(radius) - distorted) / slope
+        stretch = self._stretch(radius)
+        # compared this way round, NaN fails as well
+        found = (radius >= 0) & (np.abs(radius * stretch - distorted) < 1e-9)
+        shrink = 1.0 / np.where(found, stretch * self.degrees_per_mm, np.nan)
+        return x * shrink, y * shrink
+
+    def pixel_to_sky(
+        self,
+        detector: Detector,
+        x: ArrayLike,
+        y: ArrayLike,
+        ra: float,
+        dec: float,
+        rotation: float,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return ICRS positions in degrees for pixels of a CCD, as the header predicts them.
+
+        Parameters
+        ----------
+        detector : Detector
+            The CCD.
+        x, y : array_like
+            Pixel positions, 0-based.
+        ra, dec, rotation : float
+            Pointing and rotation of the exposure, degrees.
+        """
+        x_mm, y_mm = self.pixel_to_focal(detector, x, y)
+        return sphere.tan_deproject(*self.focal_to_tangent(x_mm, y_mm, rotation), ra, dec)
+
+    def sky_to_pixel(
+        self,
+        detector: Detector,
+        ra_star: ArrayLike,
+        dec_star: ArrayLike,
+        ra: float,
+        dec: float,
+        rotation: float,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Invert `pixel_to_sky`; NaN for directions far outside the field."""
+        xi, eta = sphere.tan_project(ra_star, dec_star, ra, dec)
+        return self.focal_to_pixel(detector, *self.tangent_to_focal(xi, eta, rotation))
+
+    def footprint(
+        self, detector: Detector, ra: float, dec: float, rotation: float, n_per_edge: int = 1
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the outline of a CCD on the sky.
+
+        Parameters
+        ----------
+        detector : Detector
+            The CCD.
+        ra, dec, rotation : float
+            Pointing and rotation of the exposure, degrees.
+        n_per_edge : int
+            Points on each edge; 1 gives the four corners.
+
+        Returns
+        -------
+        ra, dec : ndarray of float64, shape (4 * n_per_edge,)
+            Vertices in order around the CCD, beginning at pixel (-0.5, -0.5).
+        """
+        x, y = outline(detector.size, n_per_edge)
+        return self.pixel_to_sky(detector, x, y, ra, dec, rotation)
+
+    @property
+    def _x_sign(self) -> float:
+        return -1.0 if self.flip_x else 1.0
+
+    def _stretch(self, t: FloatArray, derivative: bool = False) -> FloatArray:
+        """Return 1 + a1 t^2 + ..., or the derivative of t (1 + a1 t^2 + ...)."""
+        total = np.ones_like(t)
+        for i, a in enumerate(self.distortion, start=1):
+            total = total + a * t ** (2 * i) * ((2 * i + 1) if derivative else 1)
+        return total
+
+
+def ccd_file(template: str, detector: Detector) -> str:
+    """Return the name of a CCD's file.
+
+    Parameters
+    ----------
+    template : str
+        A name in which ``{ccd}`` stands for the detector's `extension`, or ``{ccd+00123400}`` for
+        the sum of this number and the extension, with as many digits. A name without either is
+        the file of all CCDs.
+    detector : Detector
+        The CCD.
+    """
+
+    def replace(match: re.Match) -> str:
+        first = match.group(1)
+        if first is None:
+            return str(detector.extension)
+        return f"{int(first) + int(detector.extension):0{len(first)}d}"
+
+    return _CCD_IN_NAME.sub(replace, template)
+
+
+def file_template(name: str, layout: FileLayout) -> tuple[str, str]:
+    """Take the CCD out of a file's name; inverse of `ccd_file`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file of one CCD.
+    layout : FileLayout
+        How the files look, with one file per CCD.
+
+    Returns
+    -------
+    template : str
+        The common form of the names of the exposure's files.
+    extension : str
+        `Detector.extension` of the CCD.
+
+    Raises
+    ------
+    InputError
+        If the name does not have the form that the camera file tells.
+    """
+    match = re.search(layout.ccd_pattern or "", name)
+    if match is None:
+        raise InputError(
+            f"the name {name!r} does not tell the CCD (pattern {layout.ccd_pattern!r})"
+        )
+    text, extension = "{ccd}", match["ccd"]
+    if layout.numbers_per_exposure is not None:
+        digits = len(extension)
+        first, offset = divmod(int(extension), layout.numbers_per_exposure)
+        text = f"{{ccd+{first * layout.numbers_per_exposure:0{digits}d}}}"
+        extension = str(offset)
+    start, end = match.span("ccd")
+    return f"{name[:start]}{text}{name[end:]}", extension
+
+
+def outline(size: tuple[int, int], n_per_edge: int) -> tuple[FloatArray, FloatArray]:
+    """Return pixel positions along the outer edge of an image of (nx, ny) pixels.
+
+    Returns
+    -------
+    x, y : ndarray of float64, shape (4 * n_per_edge,)
+        Beginning at (-0.5, -0.5), along the rows first.
+    """
+    nx, ny = size
+    t = np.arange(n_per_edge) / n_per_edge
+    zero, one = np.zeros(n_per_edge), np.ones(n_per_edge)
+    x = np.concatenate([t, one, 1 - t, zero]) * nx - 0.5
+    y = np.concatenate([zero, t, one, 1 - t]) * ny - 0.5
+    return x, y
+
+
+def shipped_cameras() -> list[str]:
+    """Return the names of the cameras that come with coaddflow."""
+    folder = resources.files("coaddflow.instrument") / "cameras"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def camera_file(name: str | Path) -> Path:
+    """Return the YAML file of a camera given by name or path; raise InputError if none is there."""
+    path = Path(name)
+    if str(name) in shipped_cameras():
+        return Path(str(resources.files("coaddflow.instrument") / "cameras" / f"{name}.yaml"))
+    if not path.is_file():
+        raise InputError(
+            f"there is no camera {str(name)!r}",
+            remedy=f"use one of {shipped_cameras()} or the path of a camera file",
+        )
+    return path
+
+
+def load_camera(name: str | Path) -> Camera:
+    """Return a camera by name, or from a YAML file.
+
+    Parameters
+    ----------
+    name : str or Path
+        The name of a shipped camera (`shipped_cameras`), or the path of a YAML file.
+
+    Raises
+    ------
+    InputError
+        If there is no such camera, or its file does not describe one; names the key at fault.
+    """
+    path = camera_file(name)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - a SafeLoader
+        return Camera.model_validate(_with_defaults(content))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not YAML ({error})", path=path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"camera key {key!r}: {first['msg']}", path=path) from error
+
+
+def _with_defaults(content: object) -> object:
+    """Fill what all detectors share (``detector_defaults``) into every detector."""
+    if not isinstance(content, dict) or not isinstance(content.get("detectors"), list):
+        return content
+    content = dict(content)
+    defaults = content.pop("detector_defaults", None) or {}
+    content["detectors"] = [
+        {**defaults, **detector} if isinstance(detector, dict) else detector
+        for detector in content["detectors"]
+    ]
+    return content
+
+
+def _cos_sin(angle: Annotated[float, "degrees"]) -> tuple[float, float]:
+    return float(np.cos(np.radians(angle))), float(np.sin(np.radians(angle)))
+
+
+def _box_size(box: Box) -> tuple[int, int]:
+    return box[2] - box[0], box[3] - box[1]

@@ -1,0 +1,373 @@
+"""Raw pixels of one CCD, read once and checked.
+
+Only the extensions of one CCD are read, whatever else the file holds: the headers are walked
+block by block, the data between them are skipped. Since every byte that a CCD needs is asked for
+by number, a file that ends too early is known for certain, in plain, gzip and fpack files alike.
+
+References
+----------
+.. [1] Pence et al. 2010, A&A 524, A42 (FITS 3.0: blocks, BZERO, DATASUM).
+.. [2] White et al. 2012, "Tiled Image Convention for Storing Compressed Images in FITS".
+"""
+
+import bz2
+import contextlib
+import gzip
+import math
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyWarning
+from numpy.typing import NDArray
+
+from coaddflow.errors import CcdFailure
+from coaddflow.instrument.camera import Amplifier, Camera, Detector, ccd_file
+
+_BLOCK = 2880
+_COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
+_COPY_AGAIN = "Copy it again from the archive"
+
+
+@dataclass(frozen=True)
+class RawCcd:
+    """One CCD as it was read out.
+
+    Attributes
+    ----------
+    detector : Detector
+        The CCD; gain, read noise and saturation of its amplifiers are those of the header where
+        the camera file names keywords for them.
+    arrays : tuple of ndarray, each of shape (ny, nx) of the raw file
+        For every amplifier the array in which its data, prescan and overscan sections stand. In
+        a file with one HDU per CCD all entries are the same array.
+    header : astropy.io.fits.Header
+        Header of the CCD's (first) HDU.
+    exposure_header : astropy.io.fits.Header
+        Header that describes the exposure (``layout.header_hdu`` of the camera file).
+    path : Path
+        The file.
+    """
+
+    detector: Detector
+    arrays: tuple[NDArray, ...]
+    header: fits.Header
+    exposure_header: fits.Header
+    path: Path
+
+
+def read_raw_ccd(
+    path: str | Path, camera: Camera, detector: Detector, check: bool = True
+) -> RawCcd:
+    """Read one CCD of a raw exposure.
+
+    Parameters
+    ----------
+    path : str or Path
+        The exposure's file; with one file per CCD, ``{ccd}`` or ``{ccd+00123400}`` in it stands
+        for the CCD (see `camera.ccd_file`). Gzip, bzip2 and fpack files are read as they are.
+    camera : Camera
+        The camera.
+    detector : Detector
+        The CCD.
+    check : bool
+        Verify DATASUM where it stands in the header, and refuse data that end in zero bytes.
+
+    Returns
+    -------
+    RawCcd
+        Pixels in the type of the file; integers with BZERO as unsigned integers.
+
+    Raises
+    ------
+    CcdFailure
+        With the reason ``missing_file``, ``not_fits``, ``truncated_file``, ``damaged_file``,
+        ``missing_extension``, ``wrong_shape``, ``all_nan``, ``all_zero``, ``constant_image`` or
+        ``missing_keyword``; the message names the file and the remedy.
+    """
+    path = Path(ccd_file(str(path), detector))
+    wanted = [_extension(camera, detector, amplifier) for amplifier in detector.amplifiers]
+    hdus = _read_hdus(path, set(wanted), camera.layout.header_hdu, check)
+    header = hdus[wanted[0]].header
+    exposure_header = hdus[_HEADER].header
+    amplifiers, arrays = [], []
+    for amplifier, extension in zip(detector.amplifiers, wanted, strict=True):
+        own = hdus[extension]
+        _check_shape(path, detector, amplifier, own.data)
+        _check_pixels(path, detector, amplifier, own.data)
+        amplifiers.append(_with_header_values(path, amplifier, [own.header, exposure_header]))
+        arrays.append(own.data)
+    return RawCcd(
+        detector.model_copy(update={"amplifiers": tuple(amplifiers)}),
+        tuple(arrays),
+        header,
+        exposure_header,
+        path,
+    )
+
+
+@dataclass(frozen=True)
+class _Hdu:
+    header: fits.Header
+    data: NDArray | None
+
+
+_HEADER = "header of the exposure"
+_FIRST_IMAGE = "first image"
+
+
+def _extension(camera: Camera, detector: Detector, amplifier: Amplifier) -> str | int:
+    """Return the HDU in which an amplifier stands."""
+    if amplifier.extension is not None:
+        return amplifier.extension
+    return _FIRST_IMAGE if camera.layout.files == "ccd" else detector.extension
+
+
+def _read_hdus(
+    path: Path, wanted: set[str | int], header_hdu: int, check: bool
+) -> dict[str | int, _Hdu]:
+    """Return the wanted HDUs, and under `_HEADER` the header of the exposure."""
+    found: dict[str | int, _Hdu] = {}
+    n_hdus = 0
+    try:
+        with _open(path) as stream:
+            for index, text, header in _walk(path, stream):
+                n_hdus = index + 1
+                if index == header_hdu:
+                    found[_HEADER] = _Hdu(header, None)
+                names = [n for n in wanted - found.keys() if _matches(n, index, header)]
+                if names:
+                    body = _read_body(stream, _data_size(header))
+                    if check:
+                        _check_bytes(path, index, header, body)
+                    hdu = _Hdu(header, _decode(path, index, text, body))
+                    found.update(dict.fromkeys(names, hdu))
+                if len(found) == len(wanted) + 1:
+                    return found
+    except EOFError as error:
+        raise CcdFailure("truncated_file", f"{path} ends too early. {_COPY_AGAIN}") from error
+    except (zlib.error, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # trouble of the machine, not of the file
+        raise CcdFailure("damaged_file", f"{path} is damaged ({error}). {_COPY_AGAIN}") from error
+    missing = [repr(name) for name in sorted(map(str, (wanted | {_HEADER}) - found.keys()))]
+    raise CcdFailure(
+        "missing_extension",
+        f"{path} has {n_hdus} HDUs, none of them is {' or '.join(missing)}. "
+        "Compare the camera file with the file's extensions",
+    )
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, once, decompressed where its first bytes say so."""
+    try:
+        plain = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise CcdFailure(
+            "missing_file",
+            f"{path} cannot be read ({error.strerror}). "
+            "Put it back or drop the exposure from the table",
+        ) from error
+    with plain:
+        magic = plain.peek(3)[:3]
+        if magic[:2] == b"\x1f\x8b":
+            with gzip.open(plain) as stream:
+                yield stream
+        elif magic == b"BZh":
+            with bz2.open(plain) as stream:
+                yield stream
+        else:
+            yield plain
+
+
+def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Header]]:
+    """Yield number, header text and header of each HDU; the stream then stands at its data."""
+    position, index = 0, 0
+    while True:
+        # a seek in a compressed stream stops at its end, one in a plain file does not
+        if stream.seek(position) != position or position > _size(path, stream, position):
+            raise EOFError
+        block = stream.read(_BLOCK)
+        if index == 0 and not block.startswith(b"SIMPLE"):
+            if not block:
+                raise EOFError
+            raise CcdFailure(
+                "not_fits", f"{path} is not a FITS file. Replace it or drop the exposure"
+            )
+        if index > 0 and not block.startswith(b"XTENSION"):
+            if block and not block.strip(b"\0"):
+                raise EOFError  # a broken copy that was filled up
+            return  # the end, or special records, which may follow the last HDU [1]_
+        text = _read_header(stream, block)
+        begin = position + len(text)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", AstropyWarning)  # cards of odd style
+                header = fits.Header.fromstring(text)
+            size = _data_size(header)
+        except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
+            raise CcdFailure(
+                "not_fits", f"{path}: the header of HDU {index} is not FITS ({error})"
+            ) from error
+        yield index, text, header
+        position = begin + -(-size // _BLOCK) * _BLOCK
+        index += 1
+
+
+def _size(path: Path, stream: BinaryIO, position: int) -> int:
+    """Return the length of a plain file, and of others the part that has been read."""
+    return position if isinstance(stream, _COMPRESSED) else path.stat().st_size
+
+
+def _read_header(stream: BinaryIO, block: bytes) -> bytes:
+    """Return the header that begins with ``block``; EOFError if the file ends within it."""
+    blocks = []
+    while True:
+        if len(block) < _BLOCK:
+            raise EOFError
+        blocks.append(block)
+        if any(block[i : i + 8] == b"END     " for i in range(0, _BLOCK, 80)):
+            # some observatories write characters that FITS does not allow
+            return b"".join(blocks).decode("latin-1").encode("ascii", "replace")
+        block = stream.read(_BLOCK)
+
+
+def _read_body(stream: BinaryIO, size: int) -> bytes:
+    """Read ``size`` bytes of data with their padding; EOFError if the file ends before."""
+    body = stream.read(size)
+    if len(body) < size:
+        raise EOFError
+    if isinstance(stream, _COMPRESSED):
+        stream.read(-size % _BLOCK)
+        stream.peek(1)  # at the end of the file this verifies its checksum
+    return body
+
+
+def _data_size(header: fits.Header) -> int:
+    """Return the number of data bytes, without padding [1]_."""
+    axes = [header[f"NAXIS{i + 1}"] for i in range(header["NAXIS"])]
+    if not axes:
+        return 0
+    elements = header.get("GCOUNT", 1) * (header.get("PCOUNT", 0) + math.prod(axes))
+    return abs(header["BITPIX"]) // 8 * elements
+
+
+def _matches(name: str | int, index: int, header: fits.Header) -> bool:
+    """Tell whether an HDU is the one that the camera file asks for."""
+    compressed = bool(header.get("ZIMAGE", False))
+    if name == _FIRST_IMAGE:
+        return compressed or (header.get("XTENSION", "IMAGE").strip() == "IMAGE" and _has(header))
+    if isinstance(name, int):
+        # fpack moves an image from the primary HDU to the first extension
+        moved = name == 0 and index == 1 and compressed
+        return moved or (index == name and (index > 0 or _has(header)))
+    return str(header.get("EXTNAME", "")).strip().upper() == name.upper()
+
+
+def _has(header: fits.Header) -> bool:
+    return header["NAXIS"] > 0 and _data_size(header) > 0
+
+
+def _decode(path: Path, index: int, text: bytes, body: bytes) -> NDArray:
+    """Turn the bytes of an HDU into pixels."""
+    primary = b"" if index == 0 else fits.PrimaryHDU().header.tostring().encode("ascii")
+    try:
+        with warnings.catch_warnings():
+            # What astropy has to say about the style of a header does not matter here: the data
+            # are complete, and the keywords that tell their format have been read.
+            warnings.simplefilter("ignore", AstropyWarning)
+            whole = b"".join([primary, text, body, b"\0" * (-len(body) % _BLOCK)])
+            with fits.HDUList.fromstring(whole) as hdus:
+                data = hdus[0 if index == 0 else 1].data
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise CcdFailure(
+            "damaged_file", f"{path}: HDU {index} cannot be decoded ({error}). {_COPY_AGAIN}"
+        ) from error
+    if data is None or data.ndim != 2 or data.dtype.fields:
+        raise CcdFailure(
+            "wrong_shape",
+            f"{path}: HDU {index} is not an image of two dimensions. "
+            "Compare the camera file with the file's extensions",
+        )
+    return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+
+def _check_bytes(path: Path, index: int, header: fits.Header, body: bytes) -> None:
+    """Refuse data with a wrong DATASUM, or with zeros where a copy broke off."""
+    words = np.frombuffer(body + b"\0" * (-len(body) % 4), dtype=">u4")
+    stated = str(header.get("DATASUM", "")).strip()
+    if stated.isdigit() and int(stated) > 0:
+        total = int(words.sum(dtype=np.uint64))
+        while total >> 32:
+            total = (total & 0xFFFFFFFF) + (total >> 32)
+        if total != int(stated):
+            raise CcdFailure(
+                "damaged_file",
+                f"{path}: the data of HDU {index} differ from their DATASUM. {_COPY_AGAIN}, "
+                "or set detrend.check_raw to false if the archive's sums are known to be wrong",
+            )
+    nonzero = len(words) - int(np.argmax(words[::-1] != 0)) if words.any() else 0
+    row = abs(header["BITPIX"]) // 8 * header["NAXIS1"]
+    if nonzero and not header.get("ZIMAGE", False) and 4 * (len(words) - nonzero) >= row + 4:
+        raise CcdFailure(
+            "truncated_file",
+            f"{path}: the data of HDU {index} end in {4 * (len(words) - nonzero)} zero bytes, as "
+            f"a broken copy leaves them. {_COPY_AGAIN}, or set detrend.check_raw to false if the "
+            "camera writes them",
+        )
+
+
+def _check_shape(path: Path, detector: Detector, amplifier: Amplifier, data: NDArray) -> None:
+    """Check that all sections of the amplifier lie within the array."""
+    ny, nx = data.shape
+    for section in (amplifier.data, amplifier.overscan, amplifier.prescan):
+        if section is not None and not (
+            0 <= section[0] < section[2] <= nx and 0 <= section[1] < section[3] <= ny
+        ):
+            raise CcdFailure(
+                "wrong_shape",
+                f"{path}: CCD {detector.id} has {nx} x {ny} raw pixels, and section {section} "
+                f"of amplifier {amplifier.name} is not among them. "
+                "Correct the camera file, or drop the exposure if it was read out otherwise",
+            )
+
+
+def _check_pixels(path: Path, detector: Detector, amplifier: Amplifier, data: NDArray) -> None:
+    """Refuse an amplifier without a single measured value."""
+    x0, y0, x1, y1 = amplifier.data
+    pixels = data[y0:y1, x0:x1]
+    where = f"{path}: amplifier {amplifier.name} of CCD {detector.id}"
+    first = pixels[0, 0]
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
+        raise CcdFailure("all_nan", f"{where} has no finite pixel. Drop the exposure or the CCD")
+    if (pixels == first).all():
+        raise CcdFailure(
+            "constant_image" if first else "all_zero",
+            f"{where} has the value {first} everywhere. It was not read out; drop it",
+        )
+
+
+def _with_header_values(path: Path, amplifier: Amplifier, headers: list) -> Amplifier:
+    """Replace gain, read noise and saturation by what the headers say."""
+    update = {}
+    for name in ("gain", "read_noise", "saturation"):
+        keyword = getattr(amplifier, f"{name}_keyword")
+        if keyword is None:
+            continue
+        value = next((header[keyword] for header in headers if keyword in header), None)
+        valid = isinstance(value, (int, float)) and math.isfinite(value)
+        if not valid or value < 0 or (value == 0 and name != "read_noise"):
+            raise CcdFailure(
+                "missing_keyword",
+                f"{path}: keyword {keyword} ({name} of amplifier {amplifier.name}) is "
+                f"{'missing' if value is None else f'not a valid number: {value!r}'}. "
+                "Correct the header or the camera file",
+            )
+        update[name] = float(value)
+    return amplifier.model_copy(update=update)

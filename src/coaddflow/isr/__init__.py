@@ -1,0 +1,1 @@
+"""Instrument signature removal: from raw counts to electrons."""

@@ -1,0 +1,243 @@
+"""Cosmic rays on a single exposure.
+
+A cosmic ray has edges sharper than the atmosphere and the optics allow. Candidates come from the
+Laplacian [1]_ in its compiled form [2]_; a candidate counts if at least one of its pixels stands
+out from its neighbours more than the centre of a star could [3]_. The second test is what keeps
+the cores of stars in good seeing: the Laplacian alone takes an undersampled star for a cosmic
+ray. What is missed here is clipped when exposures are coadded.
+
+References
+----------
+.. [1] van Dokkum 2001, PASP 113, 1420.
+.. [2] McCully et al. 2018, astropy/astroscrappy, doi:10.5281/zenodo.1482019.
+.. [3] Lupton et al. 2001, ASP Conf. Ser. 238, 269 (SDSS: neighbours in four directions).
+"""
+
+import astroscrappy
+import numba
+import numpy as np
+import sep
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from coaddflow.errors import CcdFailure
+from coaddflow.image.fill import fill_masked
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.settings.detrend import CosmicsSettings
+
+_FWHM_PER_SIGMA = 2.354820045
+_IGNORED = MaskPlane.BAD | MaskPlane.NO_DATA | MaskPlane.SAT
+_NO_SATURATION = 1e30
+_DIRECTIONS = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])
+"Steps (dy, dx) along row, column and both diagonals."
+_MARGIN = 2.5
+"Sigma of the noise by which a pixel must be sharper than a star."
+_MIN_STARS = 10
+_BULK = (20.0, 0.65)
+"Sources sharper than this percentile, by this factor, are no stars."
+_SHARPEST_STARS = 3.0
+"Percentile of the stars: those whose centre falls on the centre of a pixel."
+
+
+def find_cosmic_rays(
+    masked_image: MaskedImage, settings: CosmicsSettings, seeing: float | None = None
+) -> NDArray[np.bool_]:
+    """Return the pixels hit by cosmic rays.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Detrended image in electrons with its sky; pixels that are BAD, SAT or NO_DATA are left
+        out, and never used to judge others.
+    settings : CosmicsSettings
+        Thresholds.
+    seeing : float, optional
+        FWHM of a star, pixels. Used where the image has too few stars to show how sharp they
+        are (see `star_sharpness`).
+
+    Returns
+    -------
+    ndarray of bool, shape (ny, nx)
+        Already grown by ``settings.growth``.
+
+    Raises
+    ------
+    CcdFailure
+        ``too_many_cosmic_rays`` if more than ``settings.max_fraction`` of the pixels are hit.
+    """
+    ignored = masked_image.has_any(_IGNORED)
+    ignored |= ~np.isfinite(masked_image.image) | ~np.isfinite(masked_image.variance)
+    if not settings.enabled or ignored.all():
+        return np.zeros(masked_image.shape, bool)
+    image, variance, holes = _without_holes(masked_image, ignored)
+    candidates, _ = astroscrappy.detect_cosmics(
+        image,
+        inmask=holes,
+        invar=variance,
+        sigclip=settings.sigma,
+        sigfrac=settings.neighbour_fraction,
+        objlim=settings.contrast,
+        readnoise=0.0,
+        satlevel=_NO_SATURATION,
+        niter=settings.iterations,
+        sepmed=True,
+        cleantype="medmask",
+    )
+    limits = settings.psf_sharpness * star_sharpness(image, ignored, seeing or settings.seeing)
+    hits = _without_stars(image, variance, candidates, ignored, limits)
+    if settings.growth:
+        square = np.ones((3, 3), bool)
+        hits = ndimage.binary_dilation(hits, square, iterations=settings.growth)
+    hits &= ~ignored
+    fraction = float(hits.mean())
+    if fraction > settings.max_fraction:
+        raise CcdFailure(
+            "too_many_cosmic_rays",
+            f"{100 * fraction:.1f} % of the pixels look like cosmic rays: gain or read noise are "
+            "wrong. Check the camera file, or raise cosmics.sigma",
+        )
+    return hits
+
+
+def _without_holes(
+    masked_image: MaskedImage, ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Return image and variance without extremes, and where nothing better than sky was found.
+
+    Single bad pixels are filled from their neighbours. Left to be masked, they would hide the
+    cosmic rays beside them; filled with sky, they would make the star sharp in which they are.
+    """
+    saturated = masked_image.has_any(MaskPlane.SAT)
+    filled = MaskedImage(
+        masked_image.image.copy(),
+        masked_image.variance.copy(),
+        np.where(ignored, np.where(saturated, int(MaskPlane.SAT), int(MaskPlane.BAD)), 0),
+    )
+    fill_masked(filled, MaskPlane.BAD)
+    holes = ignored & ~filled.has_any(MaskPlane.INTRP)
+    filled.image[holes] = np.median(masked_image.image[~ignored])
+    filled.variance[holes] = np.median(masked_image.variance[~ignored])
+    return filled.image, filled.variance, holes
+
+
+def star_sharpness(
+    image: NDArray[np.float32], ignored: NDArray[np.bool_], seeing: float
+) -> NDArray[np.float64]:
+    """Return how bright the neighbours of the centre of the sharpest stars are.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (ny, nx)
+        Electrons, with sky.
+    ignored : ndarray of bool, shape (ny, nx)
+        Pixels that are not used.
+    seeing : float
+        FWHM of a Gaussian that is taken where there are fewer than ten stars, pixels.
+
+    Returns
+    -------
+    ndarray of float64, shape (4,)
+        Along row, column and both diagonals: the mean of the two neighbours over the central
+        pixel, all above the local sky. Measured on the sources that are left after running
+        medians of 3 pixels along rows and columns, which take away thin tracks and hot pixels;
+        trailed and astigmatic stars are so described as they are.
+    """
+    sky = sep.Background(image, mask=ignored, bw=64, bh=64)
+    residual = np.where(ignored, np.float32(0), image - sky.back())
+    quiet = ndimage.median_filter(ndimage.median_filter(residual, size=(1, 3)), size=(3, 1))
+    sources = sep.extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
+    y, x = sources["ypeak"], sources["xpeak"]
+    ny, nx = image.shape
+    inside = (y >= 3) & (y < ny - 3) & (x >= 3) & (x < nx - 3)
+    y, x = _brightest_around(residual, y[inside], x[inside])
+    dy, dx = np.mgrid[-2:3, -2:3].reshape(2, -1)
+    clean = ~ignored[y[:, None] + dy, x[:, None] + dx].any(axis=1)
+    if clean.sum() < _MIN_STARS:
+        sigma = seeing / _FWHM_PER_SIGMA
+        return np.exp(-(_DIRECTIONS**2).sum(axis=1) / (2 * sigma**2))
+    ratio = _core_ratios(image, y[clean], x[clean])
+    # cosmic rays among the sources are sharper by far than the bulk
+    stars = (ratio > _BULK[1] * np.percentile(ratio, _BULK[0], axis=0)).all(axis=1)
+    if stars.sum() >= _MIN_STARS:
+        ratio = ratio[stars]
+    return np.maximum(np.percentile(ratio, _SHARPEST_STARS, axis=0), 0.0)
+
+
+def _core_ratios(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float64]:
+    """Return for each star and direction the least ratio of neighbours to pixel in its core.
+
+    The core are the pixels above half of the central one: a star on the corner of four pixels
+    is sharpest beside its brightest pixel.
+    """
+    level = _local_level(image, y, x)
+    peak = image[y, x] - level
+    least = np.full((len(y), len(_DIRECTIONS)), np.inf)
+    for j, i in np.mgrid[-1:2, -1:2].reshape(2, -1).T:
+        value = image[y + j, x + i] - level
+        core = (value > 0.5 * peak) & (value > 0)
+        for k, (dy, dx) in enumerate(_DIRECTIONS):
+            pair = (image[y + j + dy, x + i + dx] + image[y + j - dy, x + i - dx]) / 2 - level
+            ratio = np.divide(pair, value, out=np.full(len(y), np.inf), where=core)
+            least[:, k] = np.minimum(least[:, k], ratio)
+    return np.where(np.isfinite(least), least, 1.0)
+
+
+def _brightest_around(image: NDArray, y: NDArray, x: NDArray) -> tuple[NDArray, NDArray]:
+    """Move positions to the brightest of the 3 x 3 pixels around."""
+    dy, dx = np.mgrid[-1:2, -1:2].reshape(2, -1)
+    best = image[y[:, None] + dy, x[:, None] + dx].argmax(axis=1)
+    return y + dy[best], x + dx[best]
+
+
+def _without_stars(
+    image: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    candidates: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+    limits: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Keep candidates that are sharper than the centre of a star."""
+    y, x = np.nonzero(candidates)
+    level = _local_level(image, y, x)
+    sharp = np.zeros(candidates.shape, bool)
+    sharp[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
+    return sharp
+
+
+def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float32]:
+    """Return a low quantile of the pixels around: the sky under star or cosmic ray."""
+    reach = 5
+    padded = np.pad(image, reach, mode="reflect")
+    ring = [
+        (dy, dx)
+        for dy in range(-reach, reach + 1)
+        for dx in range(-reach, reach + 1)
+        if max(abs(dy), abs(dx)) == reach
+    ]
+    dy, dx = np.array(ring).T + reach
+    around = padded[y[:, None] + dy, x[:, None] + dx]
+    return np.percentile(around, 30, axis=1).astype(np.float32)
+
+
+@numba.njit(cache=True)
+def _sharper_than_star(image, variance, ignored, y, x, level, limits, directions):
+    """Compare pixels with the means of opposite neighbours in four directions [3]_."""
+    ny, nx = image.shape
+    sharp = np.zeros(len(y), np.bool_)
+    for i in range(len(y)):
+        value = image[y[i], x[i]] - level[i]
+        for k in range(len(limits)):
+            dy, dx = directions[k]
+            y0, x0, y1, x1 = y[i] - dy, x[i] - dx, y[i] + dy, x[i] + dx
+            if min(y0, x0, x1) < 0 or max(x0, x1) >= nx or y1 >= ny:
+                continue
+            if ignored[y0, x0] or ignored[y1, x1]:
+                continue
+            pair = (image[y0, x0] + image[y1, x1]) / 2 - level[i]
+            noise = (variance[y0, x0] + variance[y1, x1]) / 4 + limits[k] ** 2 * variance[
+                y[i], x[i]
+            ]
+            if pair + _MARGIN * np.sqrt(noise) < limits[k] * value:
+                sharp[i] = True
+                break
+    return sharp

@@ -1,0 +1,1 @@
+"""The sky, the sources, the PSF and the fluxes of one image."""

@@ -1,0 +1,182 @@
+"""Saturated stars: their cores put back from what is left of them.
+
+A plateau of full wells rings in every resampling kernel, and bleeding, which runs down the columns,
+shifts a star from its place. The wings are whole, though: the PSF fitted to them tells where the
+star is and what its core would look like [1]_. What the PSF does not reach (bleeding, the largest
+stars) is bridged along the rows, across the direction of bleeding [2]_. All these pixels stay
+flagged SAT, and get INTRP: they are for the eye and for the kernels, not for measurement.
+
+References
+----------
+.. [1] Magnier et al. 2020, ApJS 251, 5 (wings of saturated stars in Pan-STARRS).
+.. [2] Juric et al. 2017, ASP Conf. Ser. 512, 279 (interpolation over saturated pixels, LSST).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+
+from coaddflow.image.fill import fill_saturated
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.stamps import cut_stamps
+from coaddflow.measure.psf_model import PsfModel
+
+_PROFILE_ERROR = 0.05
+"""Relative error of the PSF's wings, so that the brightest pixel does not decide alone."""
+
+_CORE_ERROR = 0.3
+"""Relative error of a core that was drawn from its wings."""
+
+_MIN_PIXELS = 12
+_NOT_WINGS = MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR | MaskPlane.NO_DATA
+
+
+class WingFit(NamedTuple):
+    """A saturated star as its wings tell it.
+
+    Attributes
+    ----------
+    x, y : float
+        Position, pixels.
+    flux : float
+        Total flux, in the unit of the image.
+    """
+
+    x: float
+    y: float
+    flux: float
+
+
+def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 100) -> int:
+    """Put values into saturated pixels, in place.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Image without its sky. Changed: image, variance, and the plane INTRP beside SAT.
+    psf : PsfModel
+        Its PSF.
+    max_gap : int
+        Longest saturated run along a row that is bridged where no star could be fitted.
+
+    Returns
+    -------
+    int
+        Number of stars that were fitted.
+    """
+    saturated = masked_image.has_any(MaskPlane.SAT)
+    labels, _ = ndimage.label(saturated, structure=np.ones((3, 3)))
+    fits = [
+        fit_wings(masked_image, psf, region, labels[region] == number)
+        for number, region in enumerate(ndimage.find_objects(labels), start=1)
+    ]
+    fill_saturated(masked_image, max_gap)
+    stars = [fit for fit in fits if fit is not None]
+    for star in stars:
+        _draw(masked_image, psf, star, saturated)
+    return len(stars)
+
+
+def fit_wings(
+    masked_image: MaskedImage,
+    psf: PsfModel,
+    region: tuple[slice, slice],
+    inside: NDArray[np.bool_],
+) -> WingFit | None:
+    """Fit the PSF to what is not saturated of a star.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Image without its sky.
+    psf : PsfModel
+        Its PSF.
+    region : tuple of slice
+        Rows and columns of the box around the saturated pixels.
+    inside : ndarray of bool
+        Which pixels of the box are saturated.
+
+    Returns
+    -------
+    WingFit or None
+        None if the PSF's images are too small to show wings, or the fit makes no sense.
+    """
+    columns = np.nonzero(inside)[1]
+    x = region[1].start + float(np.median(columns))
+    if np.ptp(columns) + 1 > 1.5 * psf.half:
+        return None
+    # bleeding may go either way: the star is in one of the rows
+    tried = np.arange(region[0].start, region[0].stop, max(1.0, psf.half / 4))
+    y = max(tried, key=lambda row: _light_explained(masked_image, psf, (x, row)))
+    start = np.array([x, y])
+    solution = optimize.minimize(
+        lambda place: -_light_explained(masked_image, psf, place),
+        start,
+        method="Nelder-Mead",
+        options={
+            "initial_simplex": start + np.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.7]]),
+            "xatol": 0.01,
+            "fatol": 0.1,
+            "maxfev": 120,
+        },
+    )
+    x, y = (float(value) for value in solution.x)
+    near_x = region[1].start - 1 <= x <= region[1].stop
+    near_y = region[0].start - 1 <= y <= region[0].stop
+    flux = _wing_flux(masked_image, psf, x, y)[0]
+    return WingFit(x, y, flux) if near_x and near_y and flux > 0 else None
+
+
+def _light_explained(masked_image: MaskedImage, psf: PsfModel, place: tuple[float, float]) -> float:
+    """Return how much of the wings a star at a place explains, in errors."""
+    flux, model, pixels, error = _wing_flux(masked_image, psf, *place)
+    if not flux > 0:
+        return 0.0
+    return float(np.sum((np.abs(pixels) - np.abs(pixels - flux * model)) / error))
+
+
+def _wing_flux(
+    masked_image: MaskedImage, psf: PsfModel, x: float, y: float
+) -> tuple[float, NDArray, NDArray, NDArray]:
+    """Return the flux that fits the wings best, and model, pixels and errors of the wings."""
+    model = psf.image_at(x, y, sub_pixel=True).astype(float)
+    pixels, inside = (plane[0] for plane in cut_stamps(masked_image.image, x, y, psf.half))
+    variance, mask = (
+        cut_stamps(plane, x, y, psf.half)[0][0]
+        for plane in (masked_image.variance, masked_image.mask)
+    )
+    use = inside & ((mask & np.int32(_NOT_WINGS)) == 0) & np.isfinite(pixels) & (variance > 0)
+    use &= model > 0
+    if np.count_nonzero(use) < _MIN_PIXELS:
+        return 0.0, model, pixels, variance
+    model, pixels = model[use], pixels[use].astype(float)
+    error = np.sqrt(variance[use] + (_PROFILE_ERROR * pixels) ** 2)
+    # neighbours only add light: the weighted median of the ratios does not follow them
+    ratio, weight = pixels / model, model / error
+    order = np.argsort(ratio)
+    cumulated = np.cumsum(weight[order])
+    flux = ratio[order][np.searchsorted(cumulated, 0.5 * cumulated[-1])]
+    return float(flux), model, pixels, error
+
+
+def _draw(
+    masked_image: MaskedImage, psf: PsfModel, star: WingFit, saturated: NDArray[np.bool_]
+) -> None:
+    """Replace the saturated pixels of a star by its PSF, as far as that reaches."""
+    model = star.flux * psf.image_at(star.x, star.y, sub_pixel=True)
+    ny, nx = masked_image.shape
+    row, column = round(star.y) - psf.half, round(star.x) - psf.half
+    rows = slice(max(row, 0), min(row + model.shape[0], ny))
+    columns = slice(max(column, 0), min(column + model.shape[1], nx))
+    model = model[
+        rows.start - row : rows.stop - row, columns.start - column : columns.stop - column
+    ]
+    take = saturated[rows, columns] & (model > 0)
+    target = masked_image.image[rows, columns]
+    target[take] = model[take]
+    variance = masked_image.variance[rows, columns]
+    # beside that of the bridge, which is that of the pixels around
+    variance[take] += model[take] + (_CORE_ERROR * model[take]) ** 2
+    masked_image.mask[rows, columns][take] |= np.int32(MaskPlane.INTRP)

@@ -1,0 +1,1 @@
+"""What every job has: its log, its parent process, threads, memory."""

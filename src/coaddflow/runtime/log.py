@@ -1,0 +1,230 @@
+"""The log of a job: what happened, how it ended, what it cost.
+
+Every script runs inside `job_log`. Whatever happens is in the log file that its rule names: the
+messages, warnings and, for what nobody foresaw, the traceback. The last line says how the job
+ended, so that one look at the end of a log (`failed_jobs` looks at all of them) tells what failed
+and why, on one machine as on a cluster. Standard library only: it is imported before NumPy, which
+reads the number of threads when it is loaded.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from coaddflow.errors import CoaddflowError, is_lasting
+from coaddflow.runtime.parent import end_with_starter
+from coaddflow.runtime.threads import THREAD_VARIABLES
+
+FINISHED = "coaddflow: finished in "
+FAILED = "coaddflow: failed: "
+FOR_GOOD = "coaddflow: another attempt would fail in the same way"
+BEGUN = "coaddflow: begun on "
+NO_LAST_WORD = "ended without a last word: killed (out of memory, time limit), or still running"
+NO_WORD = "its log is empty: it has not begun, or died at once"
+
+
+@contextlib.contextmanager
+def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
+    """Run a block as a job: with a log, with the stated threads, and with a last word.
+
+    An error that coaddflow raises on purpose ends the process with its one line on standard
+    error; any other leaves its traceback in the log. The exit code is 1, or 128 + the signal.
+
+    Parameters
+    ----------
+    path : str or Path
+        The log file; it is begun anew.
+    threads : int
+        Threads of the numerical libraries. Holds for libraries that the block imports first.
+
+    Yields
+    ------
+    logging.Logger
+        For messages of the job itself.
+    """
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+    started = time.monotonic()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    old_level, old_handlers = root.level, root.handlers[:]
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    old_terminate = signal.signal(signal.SIGTERM, _raise_on_signal)
+    ended = end_with_starter()
+    _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
+    try:
+        yield logging.getLogger("coaddflow")
+        _last_line(handler, f"{FINISHED}{time.monotonic() - started:.1f} s ({_cost()})")
+    except BaseException as error:
+        code, reason = _explain(error)
+        if not isinstance(error, CoaddflowError):
+            root.error("Traceback:\n%s", "".join(traceback.format_exception(error)))
+        if is_lasting(error):
+            _last_line(handler, FOR_GOOD)
+        _last_line(handler, FAILED + reason)
+        print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
+        raise SystemExit(code) from None
+    finally:
+        ended.set()
+        signal.signal(signal.SIGTERM, old_terminate)
+        logging.captureWarnings(False)
+        root.handlers[:] = old_handlers
+        root.setLevel(old_level)
+        handler.close()
+
+
+class _Stopped(BaseException):
+    """A signal asked the process to end."""
+
+
+def _raise_on_signal(number: int, _frame: object) -> None:
+    raise _Stopped(number)
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return exit code and reason (one line) of a job that failed."""
+    if isinstance(error, _Stopped):
+        name = signal.Signals(error.args[0]).name
+        return 128 + error.args[0], f"stopped by {name} (time limit, or cancelled)"
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    if isinstance(error, MemoryError):
+        return 1, "out of memory"
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        return code, f"exit code {error.code}"
+    text = str(error) if isinstance(error, CoaddflowError) else f"{type(error).__name__}: {error}"
+    return 1, " ".join(text.split())
+
+
+def _cluster_job(environ: Mapping[str, str] = os.environ) -> str:
+    """Return in words which job of a cluster this process is part of, if any."""
+    for variable, system in (("PBS_JOBID", "PBS"), ("SLURM_JOB_ID", "Slurm")):
+        if environ.get(variable):
+            return f", {system} job {environ[variable]}"
+    return ""
+
+
+def _cost() -> str:
+    """Return CPU time and peak memory in words: of this process and of workers that have ended."""
+    own, workers = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
+    # Linux counts KiB, macOS bytes
+    unit = (1 if sys.platform == "darwin" else 1024) / 1e6
+    peak = f"{own.ru_maxrss * unit:.0f} MB"
+    if workers.ru_maxrss:
+        peak += f", of a worker {workers.ru_maxrss * unit:.0f} MB"
+    return f"{cpu:.1f} s CPU, {peak}"
+
+
+def _last_line(handler: logging.FileHandler, line: str) -> None:
+    """Write the last word as it is; a log that cannot be written must not hide the job's end."""
+    handler.flush()
+    with contextlib.suppress(OSError):
+        handler.stream.write(line + "\n")
+        handler.stream.flush()
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """A job that did not end well: its log, and why."""
+
+    job: str
+    reason: str
+    log: Path
+
+
+def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
+    """Return the jobs whose logs do not end with success.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder of all logs; the path of a log below it, without suffix, names its job.
+    since : float
+        Logs last written before this time (seconds since the epoch) are of earlier runs.
+    """
+    folder = Path(folder)
+    failed = []
+    for log in sorted(folder.rglob("*.log")):
+        if log.stat().st_mtime < since:
+            continue
+        last = _last_words(log)
+        if not last.startswith(FINISHED):
+            reason = last.removeprefix(FAILED)
+            if not last.startswith(FAILED):
+                reason = NO_LAST_WORD if last else NO_WORD
+            job = log.relative_to(folder).with_suffix("").as_posix()
+            failed.append(FailedJob(job, reason, log))
+    return failed
+
+
+def failed_for_good(logs: Iterable[str | Path], since: float = 0.0) -> bool:
+    """Return whether one of these logs tells of a failure that another attempt cannot mend.
+
+    Parameters
+    ----------
+    logs : iterable of str or Path
+        Logs of jobs; those that are not there tell nothing.
+    since : float
+        Logs last written before this time (seconds since the epoch) are of earlier runs.
+    """
+    for log in logs:
+        try:
+            told = Path(log).stat().st_mtime >= since and FOR_GOOD in _last_lines(Path(log))[-2:-1]
+        except OSError:
+            continue
+        if told:
+            return True
+    return False
+
+
+def cluster_job_of(log: str | Path) -> str:
+    """Return the number of the cluster's job that wrote a log; empty if it was none."""
+    try:
+        with Path(log).open(encoding="utf-8", errors="replace") as stream:
+            first = stream.readline()
+    except OSError:
+        return ""
+    match = re.match(rf"{BEGUN}.*, (?:PBS|Slurm) job (\S+)$", first)
+    return match[1] if match else ""
+
+
+def failure_table(failed: list[FailedJob], limit: int = 50) -> str:
+    """Return a table of failed jobs for people: what, why, and where the log is."""
+    width = max((len(item.job) for item in failed[:limit]), default=0)
+    lines = []
+    for item in failed[:limit]:
+        lines.append(f"  {item.job:<{width}}  {item.reason}")
+        lines.append(f"  {'':<{width}}  log: {item.log}")
+    if len(failed) > limit:
+        lines.append(f"  ... and {len(failed) - limit} more")
+    return "\n".join(lines)
+
+
+def _last_words(path: Path) -> str:
+    """Return the last line of a file."""
+    return (_last_lines(path) or [""])[-1]
+
+
+def _last_lines(path: Path) -> list[str]:
+    """Return the last lines of a file that have words, without reading all of it."""
+    with path.open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(stream.tell() - 4096, 0))
+        lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()]

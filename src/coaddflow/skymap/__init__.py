@@ -1,0 +1,1 @@
+"""Tracts and patches, and which of them an exposure can touch."""

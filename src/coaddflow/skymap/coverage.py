@@ -1,0 +1,353 @@
+"""Which tracts and patches an exposure can touch, predicted before anything has run.
+
+The plan of a run is fixed from the table of exposures and the geometry of the camera (the
+workflow has no checkpoints), with a margin for what the headers get wrong. What was really
+covered is known after astrometry and stands in the corner database; a CCD that then lies outside
+the prediction is an error, never a silent hole in a coadd.
+
+All CCDs of an exposure are enclosed in one convex outline on the tangent plane at the pointing,
+moved outwards by the margin. The outlines of all exposures that come near a tract are compared
+with all its patches at once, by separating axes [1]_. NumPy only: the Snakefile imports this.
+
+References
+----------
+.. [1] Gottschalk, Lin & Manocha 1996, Proc. SIGGRAPH '96, 171 (separating axis test).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from coaddflow.errors import InputError
+from coaddflow.geometry import polygon, sphere
+from coaddflow.skymap.maps import SkyMap, Tract
+
+if TYPE_CHECKING:
+    from coaddflow.instrument.camera import Camera
+
+FloatArray = NDArray[np.float64]
+
+Overlaps = dict[str, dict[int, list[str]]]
+"""exposure id -> tract -> patches, in order."""
+
+POINTS_PER_EDGE = 8
+"""Points on each edge of a CCD from which its outline is predicted."""
+
+_EDGE_BOW = 0.01
+"""How far the edge of an image may bend out between its corners, as a fraction of its size."""
+
+_FRONT = math.cos(math.radians(89.0))
+_MAX_CELLS = 1_000_000
+
+
+class Pointing(Protocol):
+    """What is needed of a row of the exposure table; angles in degrees."""
+
+    exposure: str
+    ra: float
+    dec: float
+    rotation: float
+
+
+class ImageCorners(Protocol):
+    """What is needed of a row of the table of images calibrated elsewhere; degrees."""
+
+    exposure: str
+    footprint_ra: Sequence[float]
+    footprint_dec: Sequence[float]
+
+
+def predicted_overlaps(
+    exposures: Iterable[Pointing], camera: "Camera", skymap: SkyMap, margin: float
+) -> Overlaps:
+    """Return the tracts and patches that each exposure can touch.
+
+    Parameters
+    ----------
+    exposures : iterable of Pointing
+        Rows of the exposure table, each exposure once.
+    camera : Camera
+        Where the CCDs stand.
+    skymap : SkyMap
+        Tracts and patches.
+    margin : float
+        How far a CCD may be from where it is predicted, degrees.
+
+    Returns
+    -------
+    dict of str to dict of int to list of str
+        ``{exposure: {tract: [patch, ...]}}`` in the order of the exposures, of the tract numbers
+        and of the patches (x running fastest); by their outer boxes. Exposures off the map have
+        an empty dict.
+    """
+    exposures = list(exposures)
+    if not exposures:
+        return {}
+    outlines = _outline_vectors(exposures, camera, margin)
+    return _overlaps([exposure.exposure for exposure in exposures], outlines[:, None], skymap)
+
+
+def predicted_overlaps_of_images(
+    images: Iterable[ImageCorners], skymap: SkyMap, margin: float = 0.0
+) -> Overlaps:
+    """Return the tracts and patches that images with a known WCS can touch.
+
+    Parameters
+    ----------
+    images : iterable of ImageCorners
+        Rows of the table of images; the images of an exposure need not stand together.
+    skymap : SkyMap
+        Tracts and patches.
+    margin : float
+        How far an image may be from where its WCS puts it, degrees. As the table has only the
+        corners, one hundredth of the image's size is added for edges bent by distortion.
+
+    Returns
+    -------
+    dict of str to dict of int to list of str
+        As `predicted_overlaps`; exposures in the order of their first image.
+    """
+    corners: dict[str, list[ImageCorners]] = defaultdict(list)
+    for image in images:
+        corners[image.exposure].append(image)
+    overlaps: Overlaps = {name: {} for name in corners}
+    # exposures with equally many images go through together
+    by_count = sorted(corners, key=lambda name: len(corners[name]))
+    for _, names in groupby(by_count, key=lambda name: len(corners[name])):
+        group = list(names)
+        vectors = np.array(
+            [
+                [sphere.to_vector(image.footprint_ra, image.footprint_dec) for image in corners[n]]
+                for n in group
+            ]
+        )
+        overlaps |= _overlaps(group, _enlarged(vectors, margin), skymap)
+    return overlaps
+
+
+def predicted_footprints(
+    exposures: Iterable[Pointing], camera: "Camera", margin: float = 0.0
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Return the outline (ra, dec) of each exposure, enlarged by the margin; all in degrees.
+
+    This is what a tangent sky map is fitted to.
+    """
+    exposures = list(exposures)
+    if not exposures:
+        return []
+    outlines = _outline_vectors(exposures, camera, margin)
+    return [sphere.from_vector(vectors) for vectors in outlines]
+
+
+def check_footprint_within_prediction(
+    exposure: Pointing,
+    camera: "Camera",
+    margin: float,
+    ra: ArrayLike,
+    dec: ArrayLike,
+    ccd: int | None = None,
+) -> None:
+    """Check that a fitted CCD lies where the plan of the run allowed for it.
+
+    Parameters
+    ----------
+    exposure : Pointing
+        Row of the exposure table, as the run was planned from it.
+    camera : Camera
+        Where the CCDs stand.
+    margin : float
+        The margin of the prediction, degrees.
+    ra, dec : array_like, shape (n,)
+        Outline of the CCD from its fitted WCS, degrees.
+    ccd : int, optional
+        Its number, for the message.
+
+    Raises
+    ------
+    InputError
+        If a part of the CCD is outside the enlarged outline of its exposure. It names the
+        exposure, by how much it is off, and the remedies.
+    """
+    xi, eta = sphere.tan_project(ra, dec, exposure.ra, exposure.dec)
+    xi, eta = _turn(xi, eta, -exposure.rotation)
+    distance = _distance_outside(xi, eta, *_camera_points(camera))
+    if np.all(distance <= _plane_margin(camera, margin) + 1e-9):
+        return
+    # back from the stretched tangent plane to an angle; far behind it only "very far" is known
+    excess = float(np.max(distance)) / _stretch(camera, margin)
+    off = f"{excess:.3f} degrees" if np.isfinite(excess) else "more than 90 degrees"
+    which = "the footprint" if ccd is None else f"CCD {ccd}"
+    raise InputError(
+        f"exposure {exposure.exposure}: {which} as fitted lies {off} outside the field that its "
+        f"header predicts, more than the margin of {margin:g} degrees; the tracts and patches "
+        "that it touches may not have been planned",
+        remedy="correct the pointing of this exposure in the exposure table (ingest it again "
+        "with the fitted pointing), or raise prediction.margin",
+    )
+
+
+def _camera_points(camera: "Camera") -> tuple[FloatArray, FloatArray]:
+    """Return points on the edges of all CCDs on the tangent plane, at rotation 0, degrees."""
+    outlines = [
+        camera.footprint(detector, 0.0, 0.0, 0.0, POINTS_PER_EDGE) for detector in camera.detectors
+    ]
+    ra, dec = np.concatenate(outlines, axis=1)
+    return sphere.tan_project(ra, dec, 0.0, 0.0)
+
+
+def _stretch(camera: "Camera", margin: float) -> float:
+    """Return how much larger angles look on the tangent plane at the edge of the field."""
+    xi, eta = _camera_points(camera)
+    radius = math.atan(math.radians(float(np.hypot(xi, eta).max()))) + math.radians(margin)
+    return 1.0 / math.cos(min(radius, math.radians(80.0))) ** 2
+
+
+def _plane_margin(camera: "Camera", margin: float) -> float:
+    """Return a distance on the tangent plane that is nowhere less than the margin on the sky."""
+    return margin * _stretch(camera, margin)
+
+
+def _distance_outside(
+    xi: FloatArray, eta: FloatArray, points_xi: FloatArray, points_eta: FloatArray
+) -> FloatArray:
+    """Return how far positions are outside the outline of points (without margin); same unit.
+
+    The sides are those of `polygon.enclosing_outline`, so that what is allowed here is what was
+    planned for. NaN becomes infinite.
+    """
+    angle = 2.0 * np.pi * np.arange(polygon.OUTLINE_SIDES) / polygon.OUTLINE_SIDES
+    normals = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    reach = (normals @ np.stack([points_xi, points_eta])).max(axis=1)
+    distance = (normals @ np.stack([xi, eta]) - reach[:, None]).max(axis=0)
+    return np.where(np.isnan(distance), np.inf, distance)
+
+
+def _turn(xi: FloatArray, eta: FloatArray, angle: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Turn positions on the tangent plane from north through east by an angle in degrees."""
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    return cos * xi + sin * eta, -sin * xi + cos * eta
+
+
+def _outline_vectors(exposures: Sequence[Pointing], camera: "Camera", margin: float) -> FloatArray:
+    """Return the enlarged outlines of exposures as unit vectors, shape (n, n_sides, 3)."""
+    outline = polygon.enclosing_outline(*_camera_points(camera), _plane_margin(camera, margin))
+    ra, dec, rotation = (
+        np.array([getattr(exposure, name) for exposure in exposures], dtype=float)[:, None]
+        for name in ("ra", "dec", "rotation")
+    )
+    return sphere.to_vector(*sphere.tan_deproject(*_turn(*outline, rotation), ra, dec))
+
+
+def _enlarged(vectors: FloatArray, margin: float) -> FloatArray:
+    """Return convex outlines around polygons, at least the margin (degrees) away.
+
+    Parameters
+    ----------
+    vectors : ndarray of float64, shape (..., n, 3)
+        Vertices as unit vectors.
+    margin : float
+        Degrees.
+
+    Returns
+    -------
+    ndarray of float64, shape (..., n_sides, 3)
+        Vertices as unit vectors.
+    """
+    axis, radius = polygon.bounding_cap(vectors)
+    ra, dec = sphere.from_vector(axis)
+    xi, eta = sphere.tan_project(*sphere.from_vector(vectors), ra[..., None], dec[..., None])
+    side_xi, side_eta = np.roll(xi, -1, axis=-1) - xi, np.roll(eta, -1, axis=-1) - eta
+    longest = np.argmax(np.hypot(side_xi, side_eta), axis=-1)[..., None]
+    start = np.arctan2(
+        np.take_along_axis(side_eta, longest, axis=-1),
+        np.take_along_axis(side_xi, longest, axis=-1),
+    )[..., 0]
+    stretch = 1.0 / np.cos(np.radians(np.minimum(radius + margin, 80.0))) ** 2
+    distance = (margin + _EDGE_BOW * radius) * stretch
+    outline = polygon.enclosing_outline(xi, eta, distance, start=start)
+    return sphere.to_vector(*sphere.tan_deproject(*outline, ra[..., None], dec[..., None]))
+
+
+def _overlaps(names: Sequence[str], outlines: FloatArray, skymap: SkyMap) -> Overlaps:
+    """Return which patches the outlines of exposures touch.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Exposure ids.
+    outlines : ndarray of float64, shape (n_exposures, n_polygons, n_vertices, 3)
+        Convex polygons of each exposure, as unit vectors.
+    skymap : SkyMap
+        Tracts and patches.
+    """
+    near: dict[int, list[int]] = defaultdict(list)
+    axis, radius = polygon.bounding_cap(outlines.reshape(len(outlines), -1, 3))
+    ra, dec = sphere.from_vector(axis)
+    for index, circle in enumerate(zip(ra.tolist(), dec.tolist(), radius.tolist(), strict=True)):
+        for tract_id in skymap.tracts_near(*circle):
+            near[tract_id].append(index)
+    overlaps: Overlaps = {name: {} for name in names}
+    for tract_id in sorted(near):
+        tract, indices = skymap.tract(tract_id), np.array(near[tract_id])
+        patches = np.array(tract.patch_ids(), dtype=object)
+        for rows, touched in _touched_patches(tract, outlines, indices):
+            for row, flags in zip(rows.tolist(), touched, strict=True):
+                if flags.any():
+                    overlaps[names[row]][tract_id] = patches[flags].tolist()
+    return overlaps
+
+
+def _touched_patches(
+    tract: Tract, outlines: FloatArray, indices: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Yield indices of exposures, and the patches (x running fastest) that they touch."""
+    nx, ny = tract.n_patches
+    n_polygons, n_vertices = outlines.shape[1:3]
+    step = max(_MAX_CELLS // (nx * ny * n_polygons * n_vertices), 1)
+    for first in range(0, len(indices), step):
+        rows = indices[first : first + step]
+        vectors = outlines[rows].reshape(-1, n_vertices, 3)
+        touched = _boxes_touched(tract, vectors @ tract.vector_to_pixel.T)
+        yield rows, touched.reshape(len(rows), n_polygons, ny * nx).any(axis=1)
+
+
+def _boxes_touched(tract: Tract, homogeneous: FloatArray) -> NDArray[np.bool_]:
+    """Return whether convex polygons overlap the outer boxes of a tract's patches [1]_.
+
+    Two convex shapes are apart if, and only if, a side of one of them separates them.
+
+    Parameters
+    ----------
+    tract : Tract
+        The tract.
+    homogeneous : ndarray of float64, shape (n, n_vertices, 3)
+        Vertices as homogeneous pixel positions.
+
+    Returns
+    -------
+    ndarray of bool, shape (n, ny, nx)
+    """
+    # a polygon that reaches behind the tangent plane is taken to touch everything: such a field
+    # is larger than any camera's
+    behind = (homogeneous[..., 2] <= _FRONT).any(axis=-1)
+    weight = np.where(behind[:, None], 1.0, homogeneous[..., 2])
+    x, y = homogeneous[..., 0] / weight, homogeneous[..., 1] / weight
+    (x0, x1), (y0, y1) = (tract.outer_spans(axis) - 0.5 for axis in (0, 1))
+    in_x = (x.max(axis=1)[:, None] > x0) & (x.min(axis=1)[:, None] < x1)
+    in_y = (y.max(axis=1)[:, None] > y0) & (y.min(axis=1)[:, None] < y1)
+    touched = in_y[:, :, None] & in_x[:, None, :]
+    side_x, side_y = np.roll(x, -1, axis=1) - x, np.roll(y, -1, axis=1) - y
+    sense = np.sign(np.sum(x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1), axis=1))
+    inward_x, inward_y = -sense[:, None] * side_y, sense[:, None] * side_x
+    # per side, how far the box reaches inwards is the sum of a part from x and a part from y
+    reach_x = np.maximum(inward_x[..., None] * x0, inward_x[..., None] * x1)
+    reach_y = np.maximum(inward_y[..., None] * y0, inward_y[..., None] * y1)
+    edge = inward_x * x + inward_y * y
+    reach = reach_y[..., :, None] + reach_x[..., None, :]
+    touched &= (reach > edge[..., None, None]).all(axis=1)
+    return touched | behind[:, None, None]

@@ -1,0 +1,1 @@
+"""The small files that link the stages, and where every product stands."""

@@ -1,0 +1,1 @@
+"""From the pixels of a CCD to those of a tract."""

@@ -1,0 +1,1 @@
+"""What Snakemake sees: the plan, what it costs, how it goes."""

@@ -1,0 +1,549 @@
+"""The plan of a run: which exposures, CCDs, tracts, patches and calibration frames there are.
+
+Everything here follows from the settings, the tables of exposures and the camera, before anything
+has run, so that the Snakefile can show the whole way to the last coadd. Every job of a cluster
+reads the Snakefile again; what takes time to work out is therefore kept in a file (`PLAN_CACHE`),
+under a checksum of all that it was made from.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coaddflow import __version__
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path
+from coaddflow.settings import WITHOUT_EFFECT, Settings
+from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
+
+PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
+
+CALIB_KINDS = ("bias", "dark", "flat", "defects")
+"""Calibration frames, in the order in which they are made."""
+
+MAX_REFCAT_INPUTS = 16
+"""A reference catalogue of more files than this is not declared file by file."""
+
+CALEXP_SECTIONS = (
+    "detrend",
+    "cosmics",
+    "interpolation",
+    "background",
+    "detection",
+    "psf",
+    "astrometry",
+    "photometry",
+    "products",
+)
+CALIBRATED_SECTIONS = ("background", "detection", "psf", "photometry", "products")
+
+
+@dataclasses.dataclass(frozen=True)
+class CcdPlan:
+    """What planning must know of a CCD of the camera.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Columns and rows.
+    extension : str
+        What stands for the CCD in the name of its raw file.
+    fingerprint : str
+        Checksum of all that the camera file says about this CCD and about the camera as a whole;
+        a CCD is done again when it changes.
+    """
+
+    size: tuple[int, int]
+    extension: str
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What there is to do.
+
+    Attributes
+    ----------
+    settings : Settings
+        The settings of the run.
+    science, calibration : dict of str to ExposureRow
+        Raw exposures by id: those on the sky that are used, and bias, dark and flat frames.
+    images : dict of str to dict of int to ImageRow
+        Images calibrated elsewhere: exposure id, CCD.
+    ccds : dict of int to CcdPlan
+        The CCDs of the camera that are used.
+    skymap : SkymapSettings
+        The sky map, with nothing left to be fitted.
+    overlaps : dict of str to dict of int to list of str
+        Patches that an exposure can touch: exposure id, tract.
+    crosstalk : str
+        Checksum of what the camera file says about crosstalk between CCDs.
+    """
+
+    settings: Settings
+    science: Mapping[str, ExposureRow]
+    calibration: Mapping[str, ExposureRow]
+    images: Mapping[str, Mapping[int, ImageRow]]
+    ccds: Mapping[int, CcdPlan]
+    skymap: SkymapSettings
+    overlaps: Mapping[str, Mapping[int, Sequence[str]]]
+    crosstalk: str = ""
+
+    @functools.cached_property
+    def exposures(self) -> list[str]:
+        """Ids of all exposures on the sky, raw ones first."""
+        return [*self.science, *self.images]
+
+    @functools.cached_property
+    def bands(self) -> list[str]:
+        """Bands of the exposures, in order."""
+        return sorted({self.band_of(exposure) for exposure in self.exposures})
+
+    @functools.cached_property
+    def tracts(self) -> list[int]:
+        """Tracts that some exposure can touch, in order."""
+        return sorted({tract for tracts in self.overlaps.values() for tract in tracts})
+
+    @functools.cached_property
+    def _by_tract(self) -> dict[int, list[str]]:
+        """Exposures of each tract, in order of their ids."""
+        return {
+            tract: [e for e in sorted(self.exposures) if tract in self.overlaps[e]]
+            for tract in self.tracts
+        }
+
+    @functools.cached_property
+    def _by_patch(self) -> dict[tuple[str, int], dict[str, list[str]]]:
+        """Exposures of each patch, in order of their ids, for each band and tract."""
+        found: dict[tuple[str, int], dict[str, list[str]]] = {}
+        for tract, exposures in self._by_tract.items():
+            for exposure in exposures:
+                patches = found.setdefault((self.band_of(exposure), tract), {})
+                for patch in self.overlaps[exposure][tract]:
+                    patches.setdefault(patch, []).append(exposure)
+        return found
+
+    def band_of(self, exposure: str) -> str:
+        """Return the band of an exposure on the sky."""
+        if exposure in self.science:
+            return self.science[exposure].band
+        return next(iter(self.images[exposure].values())).band
+
+    def ccds_of(self, exposure: str) -> list[int]:
+        """Return the CCDs of an exposure, in order."""
+        return sorted(self.images.get(exposure, self.ccds))
+
+    def exposures_of_tract(self, tract: int, band: str | None = None) -> list[str]:
+        """Return the exposures that can touch a tract, of all bands or of one."""
+        exposures = self._by_tract[tract]
+        return [e for e in exposures if band is None or self.band_of(e) == band]
+
+    def patches_of(self, band: str, tract: int) -> list[str]:
+        """Return the patches that exposures of this band can touch, rows one after the other."""
+        patches = self._by_patch.get((band, tract), {})
+        return sorted(patches, key=lambda patch: [int(i) for i in reversed(patch.split("_"))])
+
+    def exposures_of_patch(self, band: str, tract: int, patch: str) -> list[str]:
+        """Return the exposures of a band that can touch a patch."""
+        return self._by_patch.get((band, tract), {}).get(patch, [])
+
+    def raw_file(self, exposure: str, ccd: int) -> str:
+        """Return the raw file of a CCD, relative to the working folder where the table is."""
+        row = self.science.get(exposure) or self.calibration[exposure]
+        extension = self.ccds[ccd].extension if "{ccd}" in row.path else ""
+        return _as_given(row.path, self.settings.exposures, extension)
+
+    def image_files(self, exposure: str, ccd: int) -> list[str]:
+        """Return the files of an image calibrated elsewhere: image, weight, mask; each once."""
+        row, table = self.images[exposure][ccd], self.settings.calibrated.table
+        names = [name for name in (row.path, row.weight_path, row.mask_path) if name]
+        return [_as_given(name, table) for name in dict.fromkeys(names)]
+
+    def triggers(self, *sections: str) -> dict:
+        """Return sections of the settings as plain values, for the params of a rule."""
+        return self.settings.section(*sections)
+
+    def calib_settings(self, kind: str) -> dict:
+        """Return the settings that make a calibration frame, as plain values."""
+        others = {*CALIB_KINDS, *WITHOUT_EFFECT["calibs"]} - {kind}
+        calibs = self.settings.calibs.model_dump(mode="json", exclude=others)
+        # which exposures it is made from is in the inputs
+        del calibs[kind]["exposures"]
+        if self.settings.calibs.model_dump()[kind]["source"] != "night_sky":
+            del calibs["night_sky"]
+        return {"calibs": calibs, **self.triggers("detrend", "products")}
+
+    def calib_frames(self, kind: str, band: str | None = None) -> list[str]:
+        """Return the raw exposures that a calibration frame is made from, in order of time.
+
+        Parameters
+        ----------
+        kind : {"bias", "dark", "flat", "defects"}
+            What is made.
+        band : str, optional
+            For flats.
+
+        Returns
+        -------
+        list of str
+            Empty if none is made: it is given, not wanted, or there are too few exposures.
+        """
+        settings = getattr(self.settings.calibs, kind)
+        if settings.source == "night_sky":
+            rows = [row for row in self.science.values() if band in (None, row.band)]
+        elif settings.source == "frames" and kind != "defects":
+            rows = [row for row in self.calibration.values() if row.kind == kind]
+            rows = [row for row in rows if kind != "flat" or row.band == band]
+        else:
+            return []
+        if settings.exposures is not None:
+            rows = [row for row in rows if row.exposure in settings.exposures]
+        return [row.exposure for row in rows] if len(rows) >= settings.min_frames else []
+
+    def calib_product(self, kind: str, ccd: int, band: str) -> str | None:
+        """Return the calibration frame of a CCD and band; None if there is none."""
+        settings = getattr(self.settings.calibs, kind)
+        if settings.source == "given":
+            return settings.path.replace("{ccd}", str(ccd)).replace("{band}", band)
+        if kind == "defects" and settings.source == "frames":
+            made = self.calib_product("dark", ccd, band) or self.flats_of(ccd)
+        else:
+            made = self.calib_frames(kind, band if kind == "flat" else None)
+        if not made:
+            return None
+        if kind == "flat":
+            return f"results/calibs/flat/{band}/{ccd}.fits"
+        return f"results/calibs/{kind}/{ccd}.fits"
+
+    @property
+    def defects_from_dark(self) -> bool:
+        """Whether defects of the night sky are found on a dark that was made from it."""
+        calibs = self.settings.calibs
+        return calibs.dark.source == "night_sky" and calibs.defects.exposures is None
+
+    def flats_of(self, ccd: int) -> list[str]:
+        """Return the flats of a CCD in all bands that have one."""
+        flats = [self.calib_product("flat", ccd, band) for band in self.bands]
+        return [flat for flat in flats if flat is not None]
+
+    def check(self) -> None:
+        """Raise InputError for what would stop every CCD of a band, or every coadd."""
+        self._check_scatter()
+        for band in {row.band for row in self.science.values()}:
+            self.calexp_settings(band)
+            for kind in CALIB_KINDS:
+                self._check_given(kind, band)
+
+    def _check_scatter(self) -> None:
+        """Raise InputError if jobs of exposures or tracts could not scatter their work."""
+        parallel, scratch = self.settings.parallel, self.settings.coadd.scratch
+        package = {"mpi": "mpi4py", "dask": "distributed"}.get(parallel.backend)
+        scatters = parallel.calexp == "exposure" or parallel.coadd == "tract"
+        if scatters and package and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"parallel.backend {parallel.backend!r} needs the package {package}",
+                remedy=f"pip install 'coaddflow[{parallel.backend}]'",
+            )
+        if parallel.coadd == "tract" and scratch and Path(scratch).is_file():
+            raise InputError(
+                "coadd.scratch is no folder", path=scratch, remedy="name a folder for scratch files"
+            )
+
+    def _check_given(self, kind: str, band: str) -> None:
+        """Raise InputError if calibration frames that are said to be given are not there."""
+        if getattr(self.settings.calibs, kind).source != "given":
+            return
+        paths = [str(self.calib_product(kind, ccd, band)) for ccd in self.ccds]
+        missing = [path for path in dict.fromkeys(paths) if not Path(path).is_file()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the {len(set(paths))} files of calibs.{kind}.path are not "
+                "there, of which this is the first",
+                path=missing[0],
+                remedy="put them there, or leave their CCDs out (exclude_ccds)",
+            )
+
+    @functools.cached_property
+    def refcat_files(self) -> list[str]:
+        """Files of the reference catalogue on which calexps hang; none if they are very many."""
+        files = [str(path) for path in self.settings.refcat.files()] if self.science else []
+        return files if len(files) <= MAX_REFCAT_INPUTS else []
+
+    def calexp_settings(self, band: str) -> dict:
+        """Return the settings that make a calexp of a band from raw frames, as plain values.
+
+        Of the reference catalogue only what this band uses; where its files are inputs of the
+        job, their names are left out.
+        """
+        sections = self.triggers(*CALEXP_SECTIONS)
+        refcat = self.settings.refcat.model_dump(mode="json", exclude={"bands", "fallback"})
+        magnitude = self.settings.refcat.magnitude_column(band)
+        refcat["bands"] = {band: magnitude.model_dump(mode="json")}
+        if self.refcat_files:
+            del refcat["path"]
+        return {**sections, "refcat": refcat}
+
+    def exposure_settings(self, band: str) -> dict:
+        """Return the settings that make all calexps of an exposure in one job, as plain values.
+
+        Of the section `exposure` the parts that are switched on.
+        """
+        return {**self.calexp_settings(band), "exposure": self.settings.exposure.parts()}
+
+    def exposure_fingerprint(self) -> str:
+        """Return a checksum of what the camera file says about the CCDs of an exposure."""
+        known = [[ccd, self.ccds[ccd].fingerprint] for ccd in sorted(self.ccds)]
+        if self.settings.exposure.crosstalk.enabled:
+            known.append(["crosstalk", self.crosstalk])
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+    def calibrated_settings(self) -> dict:
+        """Return the settings that make a calexp from an image calibrated elsewhere.
+
+        What ingest reads from headers and tables has become columns of the table of images.
+        """
+        used = {"weight", "mask", "unit", "subtract_sky"}
+        sections = self.triggers(*CALIBRATED_SECTIONS)
+        calibrated = self.settings.calibrated.model_dump(mode="json", include=used)
+        return {**sections, "calibrated": calibrated}
+
+    def skymap_settings(self) -> dict:
+        """Return the sky map's settings as plain values, without those of the other kind."""
+        unused = {"rings": "tangent", "tangent": "rings"}[self.skymap.kind]
+        return self.skymap.model_dump(mode="json", exclude={unused})
+
+    def facts(self, exposure: str, ccd: int | None = None) -> dict:
+        """Return what the table says, as plain values; files relative to the working folder.
+
+        Of a raw exposure the row of the table, for one CCD (with its raw file) or as a whole; of
+        an image calibrated elsewhere its row.
+        """
+        if exposure in self.science:
+            facts = self.science[exposure].model_dump(exclude={"n_files"})
+            if ccd is not None:
+                facts["path"] = self.raw_file(exposure, ccd)
+            return facts
+        facts = self.images[exposure][ccd].model_dump(mode="json")
+        for name in ("path", "weight_path", "mask_path"):
+            if facts[name]:
+                facts[name] = _as_given(facts[name], self.settings.calibrated.table)
+        return facts
+
+
+def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan:
+    """Work out what there is to do.
+
+    Parameters
+    ----------
+    settings : Settings
+        The settings of the run; paths in them are relative to the working folder.
+    cache : str or Path, optional
+        Where to keep what takes time; None: nowhere.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to do, a table or the camera is not usable, or an exposure id is in
+        both tables.
+    """
+    science, calibration = _raw_exposures(settings)
+    images = _images(settings)
+    twice = sorted(set(images) & (set(science) | set(calibration)))
+    if twice:
+        raise InputError(
+            f"exposure {twice[0]!r} is in both tables, {settings.exposures} and "
+            f"{settings.calibrated.table}",
+            remedy="give one of them another id",
+        )
+    if not science and not images:
+        raise InputError(
+            "no exposure on the sky is left to process",
+            path=settings.exposures or settings.calibrated.table,
+            remedy="check the settings bands and exclude, and the kinds in the table",
+        )
+    worked_out = _cached(settings, science, images, cache)
+    return Plan(
+        settings=settings,
+        science=science,
+        calibration=calibration,
+        images=images,
+        ccds={
+            int(ccd): CcdPlan(tuple(c["size"]), c["extension"], c["fingerprint"])
+            for ccd, c in worked_out["ccds"].items()
+        },
+        skymap=SkymapSettings.model_validate(worked_out["skymap"]),
+        crosstalk=worked_out["crosstalk"],
+        overlaps={
+            exposure: {int(tract): patches for tract, patches in tracts.items()}
+            for exposure, tracts in worked_out["overlaps"].items()
+        },
+    )
+
+
+def _raw_exposures(settings: Settings) -> tuple[dict[str, ExposureRow], dict[str, ExposureRow]]:
+    """Return the raw science exposures that are used, and the calibration frames."""
+    if settings.exposures is None:
+        if settings.calibrated.table is None:
+            raise InputError(
+                "the settings name no exposures",
+                remedy="set exposures (raw frames) or calibrated.table (images calibrated "
+                "elsewhere)",
+            )
+        return {}, {}
+    if settings.camera is None:
+        raise InputError("the settings name no camera", remedy="set camera: raw exposures need one")
+    rows = read_exposures(settings.exposures)
+    unknown = sorted(set(settings.exclude) - {row.exposure for row in rows})
+    used = [row for row in rows if row.exposure not in settings.exclude]
+    if unknown and settings.calibrated.table is None:
+        raise InputError(
+            f"setting 'exclude': there is no exposure {unknown[0]!r}",
+            path=settings.exposures,
+            remedy="correct the list, or take it out",
+        )
+    science = [row for row in used if row.kind == "science" and _has_band(settings, row.band)]
+    calibration = [row for row in used if row.kind != "science"]
+    return (
+        {row.exposure: row for row in science},
+        {row.exposure: row for row in calibration},
+    )
+
+
+def _images(settings: Settings) -> dict[str, dict[int, ImageRow]]:
+    """Return the images calibrated elsewhere that are used."""
+    if settings.calibrated.table is None:
+        return {}
+    images: dict[str, dict[int, ImageRow]] = {}
+    for row in read_images(settings.calibrated.table):
+        if row.exposure not in settings.exclude and _has_band(settings, row.band):
+            images.setdefault(row.exposure, {})[row.ccd] = row
+    return images
+
+
+def _has_band(settings: Settings, band: str) -> bool:
+    return settings.bands is None or band in settings.bands
+
+
+@functools.lru_cache(maxsize=1024)
+def _as_given(name: str, table: str, ccd: str = "") -> str:
+    """Return the file that a table names, as a path relative to the working folder if it can be.
+
+    Only names and tables that were themselves given as absolute paths stay absolute, so that a
+    project that is moved as a whole has nothing to do again.
+    """
+    path = file_of(name, table, ccd)
+    if Path(name).is_absolute() or Path(table).is_absolute():
+        return str(path)
+    return os.path.relpath(path)
+
+
+def _cached(
+    settings: Settings,
+    science: Mapping[str, ExposureRow],
+    images: Mapping[str, Mapping[int, ImageRow]],
+    cache: str | Path | None,
+) -> dict:
+    """Return camera facts, sky map and overlaps, from the cache if nothing has changed."""
+    key = _checksum(settings, science, images)
+    if cache is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(Path(cache).read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["plan"]
+    worked_out = _work_out(settings, science, images)
+    if cache is not None:
+        # a run that cannot keep its plan works it out again
+        with contextlib.suppress(InputError, OSError), atomic_path(cache) as temporary:
+            temporary.write_text(json.dumps({"key": key, "plan": worked_out}), encoding="utf-8")
+    return worked_out
+
+
+def _checksum(
+    settings: Settings,
+    science: Mapping[str, ExposureRow],
+    images: Mapping[str, Mapping[int, ImageRow]],
+) -> str:
+    """Return a checksum of everything that decides what is worked out."""
+    digest = hashlib.sha256(__version__.encode())
+    # another state of the sources may work out other things: a plan of before has them not
+    digest.update(Path(__file__).read_bytes())
+    relevant = settings.model_dump_json(include={"skymap", "prediction", "exclude_ccds"})
+    digest.update(relevant.encode())
+    if settings.camera is not None:
+        from coaddflow.instrument.camera import camera_file
+
+        digest.update(camera_file(settings.camera).read_bytes())
+    for row in science.values():
+        digest.update(repr((row.exposure, row.ra, row.dec, row.rotation)).encode())
+    for ccds in images.values():
+        for row in ccds.values():
+            digest.update(repr((*row.key, row.footprint_ra, row.footprint_dec)).encode())
+    return digest.hexdigest()
+
+
+def _work_out(
+    settings: Settings,
+    science: Mapping[str, ExposureRow],
+    images: Mapping[str, Mapping[int, ImageRow]],
+) -> dict:
+    """Return the CCDs of the camera, the sky map, and which exposure can touch which patch."""
+    from coaddflow.instrument.camera import load_camera
+    from coaddflow.skymap.coverage import (
+        predicted_footprints,
+        predicted_overlaps,
+        predicted_overlaps_of_images,
+    )
+    from coaddflow.skymap.maps import make_skymap
+
+    camera = load_camera(settings.camera) if settings.camera is not None else None
+    margin = settings.prediction.margin
+    footprints = [
+        (row.footprint_ra, row.footprint_dec) for ccds in images.values() for row in ccds.values()
+    ]
+    if camera is not None:
+        footprints += predicted_footprints(science.values(), camera, margin)
+    skymap = make_skymap(settings.skymap, footprints)
+    overlaps = predicted_overlaps_of_images(
+        [row for ccds in images.values() for row in ccds.values()], skymap
+    )
+    if camera is not None:
+        overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
+    return {
+        "ccds": _ccds(camera, settings.exclude_ccds) if camera is not None else {},
+        "crosstalk": _crosstalk(camera) if camera is not None else "",
+        "skymap": skymap.settings.model_dump(mode="json"),
+        "overlaps": overlaps,
+    }
+
+
+def _crosstalk(camera) -> str:
+    """Return a checksum of the crosstalk between CCDs; empty if there is none."""
+    if not camera.crosstalk:
+        return ""
+    links = json.dumps([link.model_dump(mode="json") for link in camera.crosstalk])
+    return hashlib.sha256(links.encode()).hexdigest()[:16]
+
+
+def _ccds(camera, exclude: Sequence[int]) -> dict[int, dict]:
+    """Return what planning must know of each CCD, as plain values."""
+    for ccd in exclude:
+        camera.detector(ccd)
+    common = camera.model_dump_json(exclude={"detectors", "description", "header", "crosstalk"})
+    return {
+        detector.id: {
+            "size": detector.size,
+            "extension": str(detector.extension),
+            "fingerprint": hashlib.sha256(
+                (common + detector.model_dump_json()).encode()
+            ).hexdigest()[:16],
+        }
+        for detector in camera.detectors
+        if detector.id not in exclude
+    }

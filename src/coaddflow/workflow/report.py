@@ -1,0 +1,162 @@
+"""What a run tells its user at the beginning and at the end.
+
+Everything is read from small files (manifests as text, databases are not opened), since the
+Snakefile calls this in the process that schedules the jobs.
+"""
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+
+from coaddflow.cluster.history import ClusterJob, latest_jobs
+from coaddflow.runtime import log as joblog
+from coaddflow.workflow.plan import CALIB_KINDS, Plan
+
+
+def start_text(plan: Plan) -> str:
+    """Return what the run is about, and warnings of what a user may not expect."""
+    n_patches = sum(len(plan.patches_of(band, t)) for band in plan.bands for t in plan.tracts)
+    n_ccds = sum(len(plan.ccds_of(exposure)) for exposure in plan.exposures)
+    lines = [
+        f"coaddflow: {len(plan.exposures)} exposures with {n_ccds} CCDs in "
+        f"{len(plan.bands)} bands ({', '.join(plan.bands)}), {len(plan.tracts)} tracts, "
+        f"{n_patches} coadds"
+    ]
+    lines += [f"coaddflow: note: {note}" for note in notes(plan)]
+    return "\n".join(lines)
+
+
+def notes(plan: Plan) -> list[str]:
+    """Return what the plan leaves out, or would surprise with."""
+    found = []
+    for kind in CALIB_KINDS if plan.science else ():
+        source = getattr(plan.settings.calibs, kind).source
+        bands = plan.bands if kind == "flat" else plan.bands[:1]
+        ccd = min(plan.ccds)
+        without = [band for band in bands if plan.calib_product(kind, ccd, band) is None]
+        if source not in ("none", "given") and without:
+            which = f" for {', '.join(without)}" if kind == "flat" else ""
+            found.append(f"no master {kind}{which}: too few exposures in the table")
+    if plan.settings.exposure.crosstalk.enabled and not plan.crosstalk:
+        found.append(
+            "exposure.crosstalk is switched on, but the camera file knows of no crosstalk between "
+            "CCDs; `coaddflow crosstalk` measures it"
+        )
+    off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
+    if off_map:
+        found.append(f"{len(off_map)} exposures lie off the sky map: {_some(off_map)}")
+    missing = [e for e in plan.science if not Path(_any_raw(plan, e)).exists()]
+    if missing:
+        found.append(
+            f"the raw files of {len(missing)} exposures are not there ({_some(missing)}): what "
+            "has been made from them stays as it is, the others fail"
+        )
+    return found
+
+
+def success_text(plan: Plan) -> str:
+    """Return what there is after a run."""
+    lines = [_ccd_summary(plan)]
+    pictures = [Path(f"results/coadd/{tract}.png") for tract in plan.tracts]
+    lines += [f"coaddflow: picture {path}" for path in pictures if path.exists()][:10]
+    lines.append("coaddflow: coadds results/coadd/, corner database results/corners.sqlite")
+    left_over = leftover_coadds(plan)
+    if left_over:
+        lines.append(
+            f"coaddflow: note: {len(left_over)} coadds are of exposures that are not in the survey "
+            f"any more, and may be removed: {_some(left_over)}"
+        )
+    return "\n".join(lines)
+
+
+def leftover_coadds(plan: Plan) -> list[str]:
+    """Return coadds that are there but not in the plan, such as those of dropped exposures."""
+    planned = {
+        f"results/coadd/{band}/{tract}/{patch}.fits"
+        for band in plan.bands
+        for tract in plan.tracts
+        for patch in plan.patches_of(band, tract)
+    }
+    # what a killed process was writing begins with a dot
+    found = {path.as_posix() for path in Path("results/coadd").glob("*/*/[!.]*.fits")}
+    return sorted(found - planned)
+
+
+def failure_text(logs: str | Path, since: float) -> str:
+    """Return a table of what failed since a time, why, and where its log is."""
+    failed = joblog.failed_jobs(logs, since)
+    jobs = [job for job in latest_jobs(".", since).values() if not _went_well(job)]
+    if jobs:
+        # Snakemake leaves empty logs of all steps of a job that failed
+        failed = [step for step in failed if step.reason != joblog.NO_WORD]
+    killed = [job for job in jobs if job.outcome != "failed" or not failed]
+    if not failed and not killed:
+        return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
+    return "\n".join(
+        [
+            f"coaddflow: {len(failed)} steps failed; all that does not hang on them was done:",
+            *([joblog.failure_table(failed)] if failed else []),
+            *(f"  {job.unit}  {job.explanation}" for job in killed),
+            "coaddflow: `coaddflow status` shows every exposure; docs/workflow.md what to do; "
+            "the same command again goes on from here",
+        ]
+    )
+
+
+def _went_well(job: ClusterJob) -> bool:
+    """Return whether a job is done. Where Slurm says nothing, it is if its log has been removed."""
+    return job.outcome == "done" or (job.outcome == "unknown" and not Path(job.log).exists())
+
+
+def failed_fraction(manifest: str | Path) -> float:
+    """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet.
+
+    Planning asks this of every exposure, so the file is read as the text that it is.
+    """
+    states = [state for state, _ in _states(manifest)]
+    return states.count("failed") / len(states) if states else 0.0
+
+
+def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:
+    """Return the CCDs of an exposure that failed for a reason; None without a manifest."""
+    rows = _manifest_rows(manifest)
+    if not rows:
+        return None
+    return {int(row["ccd"]) for row in rows if row.get("reason") == reason}
+
+
+def _states(manifest: str | Path) -> list[tuple[str, str]]:
+    """Return state and reason of each CCD in a manifest."""
+    return [(row.get("state") or "", row.get("reason") or "") for row in _manifest_rows(manifest)]
+
+
+def _manifest_rows(manifest: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a manifest as texts; none if it is not there."""
+    try:
+        text = Path(manifest).read_text(encoding="utf-8")
+    except OSError:
+        return []
+    body = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return list(csv.DictReader(io.StringIO("\n".join(body)), delimiter=" "))
+
+
+def _ccd_summary(plan: Plan) -> str:
+    """Return how many CCDs are done, and why the others are not."""
+    reasons: Counter[str] = Counter()
+    n_done = 0
+    for exposure in plan.exposures:
+        for state, reason in _states(f"results/summary/{exposure}.ecsv"):
+            n_done += state == "done"
+            reasons.update([reason] if state == "failed" else [])
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    failed = f"; {reasons.total()} failed ({why})" if reasons else ""
+    return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}"
+
+
+def _any_raw(plan: Plan, exposure: str) -> str:
+    return plan.raw_file(exposure, min(plan.ccds))
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

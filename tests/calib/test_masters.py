@@ -1,0 +1,139 @@
+"""Calibration frames and calexps of one CCD: one bad file costs as little as can be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from coaddflow.calexp import job as exposure_job
+from coaddflow.calexp.job import CcdFiles, make_calexp
+from coaddflow.calib.frames import read_master
+from coaddflow.calib.masters import make_bias, make_defects, make_flat
+from coaddflow.errors import CcdFailure, InputError
+from coaddflow.instrument.camera import load_camera
+from coaddflow.settings import Settings
+from coaddflow.tables.exposures import ExposureRow
+from coaddflow.tables.manifest import read_row
+
+CAMERA = load_camera("mini")
+SETTINGS = Settings()
+SCIENCE = ExposureRow(
+    exposure="7",
+    kind="science",
+    band="r",
+    ra=150.0,
+    dec=2.0,
+    rotation=0.0,
+    mjd=60000.0,
+    exposure_time=30.0,
+    path="7.fits",
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write_raw(path, level, seed, overscan=1000):
+    """Write a raw file of the mini camera: a constant level above the overscan, with noise."""
+    rng = np.random.default_rng(seed)
+    hdus = [fits.PrimaryHDU()]
+    for detector in CAMERA.detectors:
+        pixels = overscan + rng.normal(0.0, 3.0, (320, 368))
+        for amplifier in detector.amplifiers:
+            x0, y0, x1, y1 = amplifier.data
+            pixels[y0:y1, x0:x1] += level
+        hdu = fits.ImageHDU(pixels.round().astype(np.uint16), name=detector.extension)
+        hdus.append(hdu)
+    fits.HDUList(hdus).writeto(path)
+    return str(path)
+
+
+def truncate(path):
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 8])
+
+
+def test_a_broken_frame_is_left_out_while_enough_are_there():
+    files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(4)}
+    truncate("1.fits")
+    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    bias = read_master("bias.fits", "bias")
+    assert np.median(bias.image) == pytest.approx(5.0, abs=0.3)
+    assert fits.getval("bias.fits", "CFNFRAME") == 3
+
+
+def test_a_master_that_cannot_be_made_fails_its_ccd_and_no_other():
+    files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(3)}
+    truncate("1.fits")
+    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    with pytest.raises(CcdFailure, match=r"1\.fits"):
+        read_master("bias.fits", "bias")
+    # what is made with it fails as well, and says why
+    flats = {write_raw(f"flat{i}.fits", 9000.0, 10 + i): 5.0 for i in range(3)}
+    make_flat("flat.fits", flats, {"bias": "bias.fits"}, CAMERA, 0, SETTINGS)
+    make_defects("defects.fits", None, ["flat.fits"], SETTINGS)
+    row = calibrate({"bias": "bias.fits", "defects": "defects.fits"})
+    assert (row.state, row.reason) == ("failed", "no_calibration")
+    assert "bias.fits" in row.message
+
+
+def test_missing_frames_fail_the_ccd_and_no_other():
+    """The plan counts the frames of the table; fewer come here where files are missing."""
+    files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(2)}
+    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    assert fits.getval("bias.fits", "CFFAILED") == "missing_frames"
+    with pytest.raises(CcdFailure, match="at least 3"):
+        read_master("bias.fits", "bias")
+
+
+def test_too_few_exposures_for_night_sky_is_a_mistake_of_the_settings():
+    files = {write_raw(f"{i}.fits", 500.0, i): 30.0 for i in range(4)}
+    settings = Settings(calibs={"flat": {"source": "night_sky"}})
+    with pytest.raises(InputError, match="at least 5"):
+        make_flat("flat.fits", files, {}, CAMERA, 0, settings)
+    assert not Path("flat.fits").exists()
+
+
+def calibrate(calibs=None, raw=True):
+    """Do the job of CCD 0 of an exposure without stars; products of an earlier run are there."""
+    if raw:
+        write_raw("7.fits", 500.0, 99)
+    files = CcdFiles("7.fits", calibs or {}, "calexp/7/0.json", "summary/7.ecsv")
+    Path("stars.csv").write_text("ra,dec,mag\n150.0,2.0,15.0\n150.01,2.0,16.0\n")
+    for path in (files.calexp, files.sources, files.row, files.manifest):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("old")
+    settings = Settings(refcat={"path": "stars.csv"})
+    make_calexp(SCIENCE, 0, files, CAMERA, settings)
+    assert not Path(files.manifest).exists()
+    return read_row(files.row)
+
+
+@pytest.mark.parametrize(("raw", "reason"), [(False, "missing_file"), (True, "no_stars")])
+def test_a_ccd_that_fails_has_a_row_with_the_reason_and_nothing_else(raw, reason):
+    row = calibrate(raw=raw)
+    assert (row.state, row.reason, row.exposure, row.ccd) == ("failed", reason, "7", 0)
+    assert [path.name for path in Path("calexp/7").iterdir()] == ["0.json"]
+
+
+def test_what_nobody_foresaw_fails_the_ccd_and_what_is_not_its_fault_the_job(monkeypatch, caplog):
+    def break_down(error):
+        def process_ccd(*_):
+            raise error
+
+        monkeypatch.setattr(exposure_job, "process_ccd", process_ccd)
+
+    break_down(np.linalg.LinAlgError("singular"))
+    row = calibrate()
+    assert (row.state, row.reason) == ("failed", "unexpected_error")
+    assert row.message == "7.fits: LinAlgError: singular"
+    assert "Traceback" in caplog.text
+    for error in (InputError("wrong setting"), MemoryError(), OSError(5, "input/output error")):
+        break_down(error)
+        Path("7.fits").unlink()
+        with pytest.raises(type(error)):
+            calibrate()
+        assert not Path("calexp/7/0.json").exists()

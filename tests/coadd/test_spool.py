@@ -1,0 +1,183 @@
+"""The spool gives back what was put into it, keeps to its memory, and leaves nothing behind."""
+
+import errno
+import fcntl
+import os
+import platform
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coaddflow.coadd.mean import CoaddInput, coadd_patch
+from coaddflow.coadd.spool import BYTES_PER_PIXEL, LayeredWarp, Place, Spool, write_warp
+from coaddflow.errors import InputError
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.settings.coadd import CoaddSettings
+from coaddflow.warp.ccds import Warp
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+
+
+def pixels(rng, shape=(30, 40)):
+    mask = np.where(rng.random(shape) < 0.2, int(MaskPlane.NO_DATA), 0)
+    return MaskedImage(rng.normal(size=shape), rng.random(shape), mask)
+
+
+def assert_same(one, other):
+    for name in ("image", "variance", "mask"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def open_files(folder):
+    """Return what this process has open in a folder, also what has no name any more."""
+    names = []
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            names.append(str(link.readlink()))
+        except OSError:
+            continue
+    return [name for name in names if name.startswith((str(folder), "/memfd:coaddflow-spool"))]
+
+
+@pytest.mark.parametrize("one_machine", [True, False])
+@pytest.mark.parametrize("memory", [0, 20_000, 10**6])
+def test_what_was_put_in_comes_back(one_machine, memory, tmp_path):
+    rng = np.random.default_rng(1)
+    scratch = tmp_path / "new" / "scratch"
+    with Spool(memory, scratch, one_machine) as spool:
+        places = [spool.reserve(30 * 40 + 7, f"ccd{k}") for k in range(4)]
+        written = [pixels(rng) for _ in places]
+        warps = [
+            write_warp(place, (100, 50, 140, 80), one)
+            for place, one in zip(places, written, strict=True)
+        ]
+        for warp, one in zip(warps, written, strict=True):
+            assert_same(warp.read_box(warp.box), one)
+            part = warp.read_box((110, 60, 115, 62))
+            whole = Warp(warp.box, one)
+            assert_same(part, whole.read_box((110, 60, 115, 62)))
+        assert spool.in_memory <= memory
+        assert spool.in_memory + spool.on_disk == 4 * BYTES_PER_PIXEL * 1207
+        if not one_machine:
+            assert spool.in_memory == 0
+            assert len(list(scratch.glob("*/ccd*"))) == 4
+    assert not scratch.exists() or not list(scratch.iterdir())
+    assert not open_files(tmp_path)
+
+
+@linux
+def test_on_one_machine_the_spool_has_no_name(tmp_path):
+    with Spool(0, tmp_path, one_machine=True) as spool:
+        write_warp(spool.reserve(1200, "a"), (0, 0, 40, 30), pixels(np.random.default_rng(2)))
+        assert len(open_files(tmp_path)) == 1
+        assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_dead_jobs_of_this_machine_are_removed_and_no_others(tmp_path):
+    prefix = f"coaddflow-{platform.node()}-"
+    for name in (f"{prefix}dead", f"{prefix}alive", "coaddflow-other.machine-dead", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    lock = os.open(tmp_path / f"{prefix}alive" / "lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with Spool(0, tmp_path, one_machine=False):
+        assert len(list(tmp_path.iterdir())) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f"{prefix}alive", "coaddflow-other.machine-dead", "other"]
+    )
+    os.close(lock)
+
+
+def test_without_locks_the_spool_works_and_no_other_folder_is_removed(tmp_path, monkeypatch):
+    def no_locks(_descriptor, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    dead = tmp_path / f"coaddflow-{platform.node()}-dead"
+    dead.mkdir()
+    (dead / "lock").touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Spool(0, tmp_path, one_machine=False) as spool:
+        write_warp(spool.reserve(1200, "a"), (0, 0, 40, 30), pixels(np.random.default_rng(2)))
+        assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == [dead]
+
+
+def test_no_file_of_the_spool_is_removed_while_it_is_open(tmp_path, monkeypatch):
+    # NFS would keep it under another name, and the folder with it
+    at_closing = []
+    close = os.close
+
+    def watch(descriptor):
+        at_closing.append([path.name for path in tmp_path.glob("*/*")])
+        close(descriptor)
+
+    with Spool(0, tmp_path, one_machine=False) as spool:
+        write_warp(spool.reserve(1200, "a"), (0, 0, 40, 30), pixels(np.random.default_rng(2)))
+        monkeypatch.setattr(os, "close", watch)
+    assert at_closing[0] == ["lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for one_machine in (True, False):
+        with (
+            pytest.raises(InputError, match=r"file.*coadd\.scratch"),
+            Spool(0, tmp_path / "file" / "scratch", one_machine) as spool,
+        ):
+            spool.reserve(10, "a")
+    with pytest.raises(InputError, match=r"/dev/full.*No space left.*coadd\.scratch"):
+        write_warp(Place("/dev/full", 0), (0, 0, 40, 30), pixels(np.random.default_rng(3)))
+
+
+def test_ccds_are_laid_one_under_the_other():
+    rng = np.random.default_rng(4)
+    one, two = Warp((0, 0, 40, 30), pixels(rng)), Warp((20, 10, 60, 40), pixels(rng))
+    layers = LayeredWarp([one, two], (5, 5, 55, 100))
+    assert layers.box == (5, 5, 55, 40)
+    whole, counts = layers.lay(layers.box)
+    first, second = (MaskedImage.empty((40, 60)) for _ in range(2))
+    for target, warp in ((first, one), (second, two)):
+        x0, y0, x1, y1 = warp.box
+        for name in ("image", "variance", "mask"):
+            getattr(target, name)[y0:y1, x0:x1] = getattr(warp.masked_image, name)
+    no_data = int(MaskPlane.NO_DATA)
+    upper = (first.mask & no_data) == 0
+    lower = ~upper & ((second.mask & no_data) == 0)
+    expected = np.where(upper, first.image, np.where(lower, second.image, np.nan))[5:40, 5:55]
+    np.testing.assert_array_equal(whole.image, expected)
+    assert counts == [np.count_nonzero(upper[5:40, 5:55]), np.count_nonzero(lower[5:40, 5:55])]
+    part = layers.read_box((18, 8, 31, 33))
+    np.testing.assert_array_equal(part.image, whole.image[3:28, 13:26])
+    assert LayeredWarp([one], (100, 0, 120, 20)).box == (0, 0, 0, 0)
+
+
+def test_memory_of_a_coadd_does_not_grow_with_the_number_of_inputs(tmp_path):
+    size, n_inputs, budget = 400, 60, 16
+    rng = np.random.default_rng(5)
+    box = (0, 0, size, size)
+    one = MaskedImage(
+        rng.normal(size=(size, size)), np.ones((size, size)), np.zeros((size, size), np.int32)
+    )
+    with Spool(10**6, tmp_path, one_machine=True) as spool:
+        inputs = [
+            CoaddInput(
+                f"e{k:02}",
+                LayeredWarp([write_warp(spool.reserve(size**2, f"e{k}"), box, one)], box),
+                1.0,
+                seeing=0.8,
+            )
+            for k in range(n_inputs)
+        ]
+        assert n_inputs * size**2 * BYTES_PER_PIXEL > 100e6
+        coadd_patch(inputs[:3], (0, 0, 64, 64), CoaddSettings(), pixel_scale=0.2)  # compiled now
+        tracemalloc.start()
+        coadd = coadd_patch(inputs, box, CoaddSettings(memory_mb=budget), pixel_scale=0.2)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    np.testing.assert_allclose(coadd.masked_image.image, one.image, rtol=1e-6)
+    product = size**2 * (BYTES_PER_PIXEL + 2)
+    # the stack, and what clipping has beside it
+    assert peak < 1.3 * budget * 1e6 + product

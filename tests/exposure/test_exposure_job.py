@@ -1,0 +1,321 @@
+"""The job of an exposure: the same products however it is done, and nothing lost when it fails."""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from backends import MPI, needs_dask, needs_mpi
+from exposure_faults import DeadlyFiles
+from survey_run import SETTINGS
+
+from coaddflow.calexp.job import SECTIONS, make_calexp
+from coaddflow.calexp.model import read_calexp
+from coaddflow.errors import InputError, is_lasting
+from coaddflow.exposure import job as exposure_job
+from coaddflow.exposure.job import make_exposure
+from coaddflow.pool import Pool, PoolError
+from coaddflow.runtime import resources
+from coaddflow.settings import load_settings
+from coaddflow.tables.exposures import read_exposures
+from coaddflow.tables.manifest import read_manifest
+
+CCDS = [0, 1, 2, 3]
+PARTS = ("crosstalk", "astrometry", "sky", "photometry")
+WHOLE = {name: {"enabled": True} for name in PARTS}
+NO_CALIBS = {kind: {"source": "none"} for kind in ("bias", "dark", "flat", "defects")}
+
+
+def spec_of(survey, parts=(), **changes):
+    """Return the plain values of a job that does an exposure with some parts switched on."""
+    rows = read_exposures(survey / "data/exposures.ecsv")
+    row = next(row for row in rows if row.kind == "science")
+    raw = f"data/raw/{row.exposure}.fits"
+    exposure = {name: WHOLE[name] for name in parts}
+    parallel = {"calexp": "exposure", **changes.pop("parallel", {})}
+    config = {**SETTINGS, "calibs": NO_CALIBS, "exposure": exposure, "parallel": parallel}
+    return {
+        "manifest": f"results/summary/{row.exposure}.ecsv",
+        "exposure": {**row.model_dump(exclude={"n_files"}), "path": raw},
+        "ccds": [{"ccd": ccd, "raw": raw} for ccd in CCDS],
+        "config": {**config, **changes},
+        "sections": [*SECTIONS, "products", "exposure"],
+    }
+
+
+@pytest.fixture
+def working_folder(raw_survey, tmp_path):
+    """Return a context manager: a new working folder with the raw frames of the survey."""
+
+    @contextlib.contextmanager
+    def enter(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "data").symlink_to(raw_survey / "data")
+        with contextlib.chdir(folder):
+            yield folder
+
+    return enter
+
+
+def products(folder):
+    """Return the content of all products below a folder, by their names."""
+    paths = sorted(path for path in (folder / "results").rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def rows_of(folder):
+    """Return the rows of the only manifest in a folder."""
+    (manifest,) = (folder / "results/summary").glob("*.ecsv")
+    return read_manifest(manifest)
+
+
+def do(spec, backend="serial"):
+    """Do a job on a pool of two workers."""
+    with Pool(backend, 2) as pool:
+        exposure_job.run(pool, spec)
+
+
+# The same products -------------------------------------------------------------------------------
+
+
+def test_the_job_of_an_exposure_makes_what_the_jobs_of_its_ccds_make(raw_survey, working_folder):
+    spec = spec_of(raw_survey)
+    with working_folder("ccd") as folder:
+        task = exposure_job.task_of(spec, load_settings(spec["config"]).only(*spec["sections"]))
+        for ccd, files in task.files.items():
+            make_calexp(task.exposure, ccd, files, task.camera, task.settings)
+        by_ccd = {name: content for name, content in products(folder).items()}
+    with working_folder("exposure") as folder:
+        do(spec, "processes")
+        together = products(folder)
+        assert [row.state for row in rows_of(folder)] == ["done"] * len(CCDS)
+    rows = {name for name in by_ccd if name.endswith(".json")}
+    assert len(rows) == len(CCDS)
+    assert {name: by_ccd[name] for name in by_ccd.keys() - rows} == {
+        name: together[name] for name in together if not name.startswith("results/summary")
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(raw_survey, tmp_path_factory):
+    """The products of an exposure that is solved as a whole, in this process."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "survey"
+    folder.mkdir()
+    (folder / "data").symlink_to(raw_survey / "data")
+    with contextlib.chdir(folder):
+        do(whole_spec(raw_survey))
+    return folder
+
+
+def whole_spec(survey, **changes):
+    """Return the job of an exposure of which everything is solved as a whole."""
+    return spec_of(survey, PARTS, background={"mesh_size": 40}, **changes)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "processes",
+        pytest.param("dask", marks=needs_dask),
+        pytest.param("mpi", marks=needs_mpi),
+    ],
+)
+def test_all_backends_give_the_same_bits(raw_survey, undisturbed, working_folder, backend):
+    spec = whole_spec(raw_survey, parallel={"backend": backend, "mpi_command": MPI})
+    with working_folder("survey") as folder:
+        make_exposure(spec, workers=2, memory_mb=4000)
+        assert products(folder) == products(undisturbed)
+
+
+def test_an_exposure_solved_as_a_whole_says_so_in_its_products(undisturbed):
+    rows = rows_of(undisturbed)
+    assert [row.state for row in rows] == ["done"] * len(CCDS)
+    for row in rows:
+        with fits.open(undisturbed / row.path) as hdus:
+            detrended = hdus["IMAGE"].data + background_of(undisturbed / row.path)
+            assert np.nanmedian(detrended) == pytest.approx(row.sky_level, rel=0.02)
+            assert hdus["IMAGE"].header["PHOTZP"] == row.zero_point
+            assert hdus["IMAGE"].header["ZPMAP"]
+
+
+def background_of(path):
+    """Return the sky that was subtracted from a calexp."""
+    return read_calexp(path).background.model()
+
+
+def test_pixels_are_read_once_and_written_once(raw_survey, working_folder, opened_files):
+    spec = whole_spec(raw_survey)
+    with working_folder("survey"), opened_files() as opened:
+        do(spec)
+    raw = spec["ccds"][0]["raw"]
+    assert opened["r", raw] == len(CCDS), "each extension is read by one opening"
+    calexps = [name for mode, name in opened if mode == "w" and name.startswith("results/calexp/")]
+    assert len(calexps) == 2 * len(CCDS), "a calexp and its sources, and nothing in between"
+
+
+@pytest.fixture
+def opened_files():
+    """Return a context manager that counts openings by ("r" or "w") and name.
+
+    Products are written under another name, that has the final one in it.
+    """
+    active = []
+
+    def hook(event, arguments):
+        if active and event == "open" and isinstance(arguments[0], str | Path):
+            name = re.sub(r"/\.(.+?)\.[a-z0-9_]+(\.fits)?$", r"/\1", str(arguments[0]))
+            writes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+            active[-1]["w" if writes else "r", os.path.relpath(name)] += 1
+
+    sys.addaudithook(hook)
+
+    @contextlib.contextmanager
+    def counting():
+        active.append(Counter())
+        try:
+            yield active[-1]
+        finally:
+            active.clear()
+
+    return counting
+
+
+# What goes wrong ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deadly", ["raw", "calibs", "calexp"])
+def test_a_worker_that_dies_costs_nothing_but_time(
+    raw_survey, undisturbed, working_folder, tmp_path, deadly, monkeypatch
+):
+    endanger(monkeypatch, tmp_path / "deaths", 2, deadly, deaths=1)
+    with working_folder("survey") as folder:
+        do(whole_spec(raw_survey), "processes")
+        assert (tmp_path / "deaths" / "0").is_dir()
+        assert products(folder) == products(undisturbed)
+
+
+def test_a_ccd_that_ends_two_workers_ends_the_job(
+    raw_survey, working_folder, tmp_path, monkeypatch
+):
+    endanger(monkeypatch, tmp_path / "deaths", 1, "calexp", deaths=2)
+    with working_folder("survey") as folder:
+        with pytest.raises(PoolError, match=r"CCD 1 has ended two workers .*more memory"):
+            do(whole_spec(raw_survey), "processes")
+        assert not list((folder / "results/summary").glob("*.ecsv"))
+
+
+def endanger(monkeypatch, traces, ccd, deadly, deaths):
+    """Let the files of a CCD end the worker that asks for them."""
+    task_of = exposure_job.task_of
+
+    def with_danger(spec, settings):
+        task = task_of(spec, settings)
+        danger = {"master": os.getpid(), "deadly": deadly, "traces": str(traces), "deaths": deaths}
+        files = {**task.files, ccd: DeadlyFiles(**vars(task.files[ccd]), **danger)}
+        return replace(task, files=files)
+
+    monkeypatch.setattr(exposure_job, "task_of", with_danger)
+
+
+def test_a_ccd_that_fails_strangely_is_a_row_and_the_others_go_on(
+    raw_survey, undisturbed, working_folder, monkeypatch
+):
+    measure = exposure_job.measure_ccd
+    calls = []
+
+    def measure_all_but_the_second(image, settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError("of a kind that nobody foresaw")
+        return measure(image, settings)
+
+    monkeypatch.setattr(exposure_job, "measure_ccd", measure_all_but_the_second)
+    with working_folder("survey") as folder:
+        do(whole_spec(raw_survey))
+        rows = rows_of(folder)
+        assert not (folder / "results/calexp/1001/1.fits").exists()
+    assert [row.state for row in rows] == ["done", "failed", "done", "done"]
+    assert rows[1].reason == "unexpected_error"
+    assert "ZeroDivisionError: of a kind" in rows[1].message
+
+
+def test_a_ccd_that_cannot_be_read_is_a_missing_aggressor_for_the_others(
+    raw_survey, working_folder
+):
+    spec = spec_of(raw_survey, ["crosstalk"])
+    spec["ccds"][0]["raw"] = "data/raw/nothing.fits"
+    with working_folder("survey") as folder:
+        do(spec)
+        rows = rows_of(folder)
+        header = fits.getheader(folder / rows[1].path, "IMAGE")
+        victim_of_nobody = fits.getheader(folder / rows[2].path, "IMAGE")
+    assert [(row.state, row.reason) for row in rows[:2]] == [
+        ("failed", "missing_file"),
+        ("done", ""),
+    ]
+    assert "CFXTKMIS" in header
+    assert "CFXTKMIS" not in victim_of_nobody
+
+
+def test_what_is_not_the_fault_of_a_ccd_ends_the_job(raw_survey, working_folder):
+    spec = whole_spec(raw_survey)
+    spec["ccds"][3]["calibs"] = {"flat": "flats/3.fits"}
+    with working_folder("survey") as folder:
+        with pytest.raises(InputError, match=re.escape("flats/3.fits")):
+            do(spec)
+        assert not list((folder / "results/summary").glob("*.ecsv"))
+
+
+def test_an_exposure_without_any_file_has_a_reason_for_each_ccd(raw_survey, working_folder):
+    spec = whole_spec(raw_survey)
+    spec["ccds"] = [{"ccd": ccd, "raw": "data/raw/nothing.fits"} for ccd in CCDS]
+    why = r"4 of 4 CCDs failed \(4 missing_file\)"
+    with working_folder("survey"), pytest.raises(InputError, match=why):
+        do(spec)
+
+
+def test_with_too_little_memory_for_what_waits_the_job_says_so(raw_survey):
+    with pytest.raises(InputError, match="that wait for its solution need 9 MB"):
+        make_exposure(whole_spec(raw_survey), workers=2, memory_mb=resources.INTERPRETER_MB)
+
+
+def test_trouble_of_the_machine_is_worth_another_attempt(raw_survey, working_folder, monkeypatch):
+    def full(*_arguments):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise InputError("cannot be written", path="0.fits") from error
+
+    monkeypatch.setattr(exposure_job, "write_products", full)
+    with working_folder("survey"), pytest.raises(InputError, match="cannot be written") as raised:
+        do(whole_spec(raw_survey))
+    assert not is_lasting(raised.value)
+
+
+def test_what_a_killed_process_left_is_removed(raw_survey, working_folder):
+    spec = spec_of(raw_survey)
+    with working_folder("survey") as folder:
+        partial = folder / "results/calexp/1001/.2.fits.abcdefgh.fits"
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"SIMPLE")
+        do(spec)
+        assert not partial.exists()
+
+
+def test_products_of_an_earlier_run_go_before_anything_else(raw_survey, working_folder):
+    spec = spec_of(raw_survey)
+    with working_folder("survey") as folder:
+        do(spec)
+        spec["ccds"] = [{"ccd": ccd, "raw": "data/raw/nothing.fits"} for ccd in CCDS]
+        with pytest.raises(InputError, match="4 of 4 CCDs failed"):
+            do(spec)
+        left = list(products(folder))
+    assert left == [spec["manifest"].replace(".ecsv", ".failed.ecsv")]

@@ -1,0 +1,129 @@
+"""Cosmic rays are found, and stars survive, however sharp they are."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.special import erf
+
+from coaddflow.errors import CcdFailure
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.isr.cosmic_rays import find_cosmic_rays, star_sharpness
+from coaddflow.settings.detrend import CosmicsSettings
+
+SIZE, SKY, READ_NOISE = 500, 300.0, 5.0
+SQUARE = np.ones((3, 3), bool)
+
+
+def star(x, y, flux, fwhm):
+    """Gaussian integrated over pixels, on the whole image."""
+    edges = np.arange(SIZE + 1) - 0.5
+    scale = np.sqrt(2) * fwhm / 2.3548
+    profile = [np.diff(erf((edges - center) / scale)) / 2 for center in (y, x)]
+    return flux * np.outer(*profile)
+
+
+def track(rng):
+    """Charge along a straight line, spread over the pixels it crosses."""
+    charge = np.zeros((SIZE, SIZE))
+    length, angle = min(30.0, 2 + rng.exponential(5)), rng.uniform(0, np.pi)
+    x0, y0 = rng.uniform(40, SIZE - 40, 2)
+    t = np.arange(0, length, 0.2)
+    x, y = x0 + t * np.cos(angle), y0 + t * np.sin(angle)
+    np.add.at(charge, (y.round().astype(int), x.round().astype(int)), 0.2 * rng.uniform(300, 3000))
+    return charge
+
+
+def scene(fwhm, n_tracks=40, seed=1, faintest=3.0):
+    rng = np.random.default_rng(seed)
+    light, charge = np.full((SIZE, SIZE), SKY), np.zeros((SIZE, SIZE))
+    positions = rng.uniform(10, SIZE - 10, (150, 2))
+    for x, y in positions:
+        light += star(x, y, 10 ** rng.uniform(faintest, 5.7), fwhm)
+    for _ in range(n_tracks):
+        charge += track(rng)
+    counts = rng.poisson(light + charge) + rng.normal(0, READ_NOISE, light.shape)
+    variance = np.maximum(counts, 0) + READ_NOISE**2
+    image = MaskedImage(counts, variance, np.zeros(light.shape))
+    significance = charge / np.sqrt(light + READ_NOISE**2)
+    return image, charge, significance, positions
+
+
+@pytest.mark.parametrize("fwhm", [2.0, 2.5, 4.0])
+def test_cosmic_rays_are_found_and_star_cores_are_not(fwhm):
+    image, charge, significance, positions = scene(fwhm)
+    found = find_cosmic_rays(image, CosmicsSettings())
+    labels, n = ndimage.label(significance > 3, SQUARE)
+    index = np.arange(1, n + 1)
+    bright = ndimage.maximum(significance, labels, index) > 8
+    seen = ndimage.maximum(found, labels, index).astype(bool)
+    assert bright.sum() > 30
+    assert seen[bright].mean() > 0.95
+    assert charge[found].sum() / charge.sum() > 0.97
+    untouched = ~ndimage.binary_dilation(charge > 0, SQUARE, iterations=3)
+    y, x = positions[:, 1].round().astype(int), positions[:, 0].round().astype(int)
+    alone = untouched[y, x]
+    assert alone.sum() > 80
+    assert not found[y[alone], x[alone]].any()
+    assert found[untouched].mean() < 3e-4
+
+
+def test_a_field_of_stars_alone_loses_none():
+    image, _, _, positions = scene(1.9, n_tracks=0, seed=4)
+    found = find_cosmic_rays(image, CosmicsSettings())
+    y, x = positions[:, 1].round().astype(int), positions[:, 0].round().astype(int)
+    assert not found[y, x].any()
+
+
+def test_the_laplacian_alone_would_take_sharp_stars(monkeypatch):
+    image, _, _, positions = scene(2.0)
+    monkeypatch.setattr("coaddflow.isr.cosmic_rays._without_stars", lambda *args: args[2])
+    found = find_cosmic_rays(image, CosmicsSettings())
+    y, x = positions[:, 1].round().astype(int), positions[:, 0].round().astype(int)
+    assert found[y, x].sum() > 15
+
+
+def test_sharpness_of_stars_is_measured_with_cosmic_rays_among_them():
+    image, *_ = scene(2.5, n_tracks=60)
+    ignored = np.zeros(image.shape, bool)
+    clean, *_ = scene(2.5, n_tracks=0)
+    np.testing.assert_allclose(
+        star_sharpness(image.image, ignored, 2.0),
+        star_sharpness(clean.image, ignored, 2.0),
+        atol=0.04,
+    )
+
+
+def test_without_stars_the_given_seeing_counts():
+    rng = np.random.default_rng(2)
+    empty = rng.normal(SKY, 17, (SIZE, SIZE)).astype(np.float32)
+    ratios = star_sharpness(empty, np.zeros(empty.shape, bool), 2.3548)
+    np.testing.assert_allclose(ratios, np.exp([-0.5, -0.5, -1, -1]), rtol=1e-4)
+
+
+def test_masked_pixels_are_neither_found_nor_do_they_make_others_found():
+    rng = np.random.default_rng(3)
+    image, *_ = scene(2.5, n_tracks=0)
+    y, x = rng.integers(5, SIZE - 5, (2, 500))
+    image.image[y, x] = 30000.0
+    image.mask[y, x] = MaskPlane.BAD
+    image.image[100:140, 200] = np.nan
+    image.variance[100:140, 200] = np.inf
+    image.mask[100:140, 200] = MaskPlane.NO_DATA
+    image.image[200:260, 300:302] = 60000.0
+    image.mask[200:260, 300:302] = MaskPlane.SAT
+    image.image[300, 400:402] = 5000.0  # a cosmic ray beside a bad pixel
+    image.mask[300, 401] = MaskPlane.BAD
+    found = find_cosmic_rays(image, CosmicsSettings())
+    assert found[300, 400]
+    assert not found[image.mask != 0].any()
+    assert found.mean() < 3e-4
+
+
+def test_switched_off_and_senseless():
+    image, *_ = scene(2.5, n_tracks=5)
+    assert not find_cosmic_rays(image, CosmicsSettings(enabled=False)).any()
+    image.variance /= 400.0  # a gain that is wrong by far
+    with pytest.raises(CcdFailure, match="too_many_cosmic_rays"):
+        find_cosmic_rays(image, CosmicsSettings(max_fraction=0.01))
+    nothing = MaskedImage.empty((50, 50))
+    assert not find_cosmic_rays(nothing, CosmicsSettings()).any()

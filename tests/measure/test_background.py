@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+from astropy.io import fits
+from starfield import add_stars, observed, random_field
+
+from coaddflow.errors import CcdFailure, InputError
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.background import (
+    background_from_hdu,
+    background_hdu,
+    clipped_statistics,
+    estimate_background,
+)
+from coaddflow.settings.calexp import BackgroundSettings
+
+SETTINGS = BackgroundSettings(mesh_size=64)
+SKY = 500.0
+SIGMA = np.sqrt(SKY + 25.0)
+
+
+def blank(shape, sky=SKY, seed=1):
+    return observed(np.zeros(shape), sky, np.random.default_rng(seed))
+
+
+def test_sky_is_unbiased_among_stars():
+    image, *_ = random_field((768, 768), 250, np.random.default_rng(2), sky=SKY, flux=(300, 3e5))
+    error = (estimate_background(image, SETTINGS).model() - SKY) / SIGMA
+    assert abs(error.mean()) < 0.02
+    assert error.std() < 0.04
+
+
+def test_stars_bias_the_sky_if_they_are_not_masked():
+    image, *_ = random_field((768, 768), 250, np.random.default_rng(2), sky=SKY, flux=(300, 3e5))
+    unmasked = SETTINGS.model_copy(update={"mask_passes": 0})
+    error = (estimate_background(image, unmasked).model() - SKY) / SIGMA
+    assert error.mean() > 0.04
+
+
+def test_crowded_fields_keep_most_of_their_sky():
+    # a star in every 500 pixels: its neighbourhood is masked, not the whole block around it
+    image, *_ = random_field((768, 768), 1200, np.random.default_rng(8), sky=SKY, flux=(500, 3e4))
+    background = estimate_background(image, SETTINGS)
+    assert background.count.sum() > 0.6 * image.image.size
+    assert abs(background.level - SKY) < 0.06 * SIGMA
+
+
+def test_halo_of_a_bright_galaxy_is_not_taken_for_sky():
+    y, x = np.mgrid[:768, :768]
+    radius = np.hypot(x - 384, y - 384)
+    galaxy = 4000.0 * np.exp(-radius / 25.0)
+    image = observed(galaxy, SKY, np.random.default_rng(3))
+    error = (estimate_background(image, SETTINGS).model() - SKY) / SIGMA
+    # 110 pixels from its centre the galaxy has twice the noise of the sky
+    assert abs(error[radius < 110].mean()) < 0.1
+    assert abs(error[radius > 250].mean()) < 0.02
+
+
+def test_gradient_reaches_the_very_corner():
+    y, x = np.mgrid[:512, :384]
+    sky = 400.0 + 0.5 * x + 0.3 * y
+    image = MaskedImage(sky, np.full(sky.shape, 500.0), np.zeros(sky.shape, int))
+    model = estimate_background(image, SETTINGS).model()
+    assert np.abs(model - sky).max() < 0.1
+
+
+def test_noise_is_that_of_the_pixels():
+    background = estimate_background(blank((512, 512)), SETTINGS)
+    assert background.noise == pytest.approx(SIGMA, rel=0.01)
+    assert background.rms() == pytest.approx(SIGMA, rel=0.1)
+    assert background.level == pytest.approx(SKY, abs=0.01 * SIGMA)
+
+
+def test_superpixels_tell_how_well_they_are_known():
+    background = estimate_background(blank((1024, 1024)), SETTINGS)
+    chi = (background.mean - SKY) / np.sqrt(background.variance / background.count)
+    assert 0.85 < np.sqrt(np.mean(chi**2)) < 1.15
+    assert background.count.sum() == pytest.approx(1024**2, rel=0.05)
+    assert np.diff(background.x_edges).tolist() == [64] * 16
+
+
+def test_superpixels_without_data_are_filled_from_their_neighbours():
+    x = np.arange(512) + np.zeros((512, 1))
+    image = observed(np.zeros((512, 512)), SKY + 0.1 * x, np.random.default_rng(4))
+    hole = np.s_[128:256, 192:320]
+    image.image[hole] = 1e5
+    image.mask[hole] = MaskPlane.BAD
+    image.image[300:310, 300:310] = np.nan
+    background = estimate_background(image, SETTINGS)
+    assert (background.count == 0).any()
+    assert np.abs(background.model() - (SKY + 0.1 * x)).max() < 0.5 * SIGMA
+
+
+def test_a_whole_image_in_one_superpixel():
+    background = estimate_background(blank((40, 30)), BackgroundSettings())
+    assert background.mean.shape == (1, 1)
+    assert np.ptp(background.model()) < 1e-3
+    assert background.level == pytest.approx(SKY, abs=5 * SIGMA / np.sqrt(1200))
+
+
+def test_image_without_noise_is_its_own_sky():
+    image = MaskedImage(np.full((128, 128), 7.0), np.ones((128, 128)), np.zeros((128, 128), int))
+    assert estimate_background(image, SETTINGS).model() == pytest.approx(7.0, abs=1e-5)
+
+
+def test_no_usable_pixel_is_a_failure_of_the_ccd():
+    with pytest.raises(CcdFailure) as failure:
+        estimate_background(MaskedImage.empty((100, 100)), SETTINGS)
+    assert failure.value.reason == "no_data"
+
+
+def test_clipping_does_not_shrink_the_variance_of_normal_noise():
+    values = np.random.default_rng(5).normal(10.0, 3.0, 200_000).astype(np.float32)
+    mean, variance, count = clipped_statistics(values, 2.5)
+    assert mean == pytest.approx(10.0, abs=0.03)
+    assert variance == pytest.approx(9.0, rel=0.01)
+    assert count < values.size
+
+
+def test_outliers_are_clipped():
+    values = np.random.default_rng(6).normal(10.0, 3.0, 2000).astype(np.float32)
+    values[:100] = 1e4
+    mean, variance, count = clipped_statistics(values, 3.0)
+    assert mean == pytest.approx(10.0, abs=0.3)
+    assert variance == pytest.approx(9.0, rel=0.1)
+    assert 1880 <= count <= 1900
+
+
+def test_mesh_survives_its_file(tmp_path):
+    stars = np.zeros((300, 400))
+    add_stars(stars, [100.0], [100.0], [1e5], 4.0)
+    background = estimate_background(
+        observed(stars, SKY, np.random.default_rng(7)), BackgroundSettings(mesh_size=50)
+    )
+    fits.HDUList([fits.PrimaryHDU(), background_hdu(background)]).writeto(tmp_path / "b.fits")
+    with fits.open(tmp_path / "b.fits") as hdus:
+        again = background_from_hdu(hdus["BACKGROUND"])
+    assert np.array_equal(again.model(), background.model())
+    assert np.array_equal(again.rms(), background.rms())
+    assert again.count.dtype == np.int64
+
+
+def test_another_extension_is_not_a_mesh():
+    with pytest.raises(InputError):
+        background_from_hdu(fits.ImageHDU(np.zeros((3, 4, 4))))

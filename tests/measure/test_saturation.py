@@ -1,0 +1,84 @@
+"""Saturated stars keep their place, and get their light back as far as their wings tell."""
+
+import numpy as np
+import pytest
+
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.psf_model import PsfModel
+from coaddflow.measure.saturated_stars import repair_saturated
+
+SHAPE = (120, 140)
+FULL_WELL = 30000.0
+STARS = [(40.3, 60.4, 2.0e6), (95.8, 30.2, 6.0e5), (100.1, 90.7, 1.2e6)]
+
+
+def moffat(x0, y0, flux, fwhm=3.0, beta=3.0):
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1)
+    profile = (1 + ((x - x0) ** 2 + (y - y0) ** 2) / alpha2) ** -beta
+    return flux * (beta - 1) / (np.pi * alpha2) * profile
+
+
+class MoffatPsf(PsfModel):
+    """The PSF that the stars were drawn with."""
+
+    def __init__(self):
+        object.__setattr__(self, "half", 14)
+
+    def images_at(self, x, y, sub_pixel=True):
+        images = []
+        for one_x, one_y in zip(np.atleast_1d(x), np.atleast_1d(y), strict=True):
+            dx, dy = one_x - np.rint(one_x), one_y - np.rint(one_y)
+            image = moffat(60 + dx, 50 + dy, 1.0)[36:65, 46:75]
+            images.append(image / image.sum())
+        return np.array(images)
+
+
+@pytest.fixture
+def saturated():
+    rng = np.random.default_rng(3)
+    truth = sum(moffat(*star) for star in STARS) + moffat(48.0, 66.0, 5e4)
+    seen = rng.normal(truth, np.sqrt(truth + 100.0))
+    image = MaskedImage(np.minimum(seen, FULL_WELL), truth + 100.0, np.zeros(SHAPE))
+    image.image[25:62, 39:42] = FULL_WELL  # the first star bleeds downwards
+    image.mask[image.image >= FULL_WELL] = MaskPlane.SAT
+    return truth, image
+
+
+def centroid(image, x0, y0, radius=6):
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+    flux = np.where(np.hypot(x - x0, y - y0) < radius, image, 0.0)
+    return (flux * x).sum() / flux.sum(), (flux * y).sum() / flux.sum()
+
+
+def test_stars_come_back_to_their_places(saturated):
+    truth, image = saturated
+    x, y, _ = STARS[0]
+    before = centroid(image.image, x, y)
+    assert abs(before[1] - centroid(truth, x, y)[1]) > 0.5
+    assert repair_saturated(image, MoffatPsf()) == 3
+    for x, y, _ in STARS:
+        assert centroid(image.image, x, y) == pytest.approx(centroid(truth, x, y), abs=0.1)
+        core = image.image[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3]
+        assert core.max() == pytest.approx(truth[round(y), round(x)], rel=0.15)
+
+
+def test_bleeding_goes_and_flags_stay(saturated):
+    truth, image = saturated
+    mask = image.has_any(MaskPlane.SAT)
+    untouched = image.image[~mask].copy()
+    repair_saturated(image, MoffatPsf())
+    assert (image.has_any(MaskPlane.SAT) == mask).all()
+    assert (image.has_any(MaskPlane.INTRP) == mask).all()
+    np.testing.assert_array_equal(image.image[~mask], untouched)
+    assert np.abs(image.image[26:40, 40] - truth[26:40, 40]).max() < 300
+    error = np.abs(image.image - truth)[mask]
+    assert np.mean(error < 2 * np.sqrt(image.variance[mask])) > 0.9
+
+
+def test_star_wider_than_the_psf_is_bridged(saturated):
+    _, image = saturated
+    image.mask[:] = 0
+    image.mask[20:60, 30:70] = MaskPlane.SAT
+    assert repair_saturated(image, MoffatPsf()) == 0
+    assert image.has_any(MaskPlane.INTRP)[20:60, 30:70].all()

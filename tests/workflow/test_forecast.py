@@ -1,0 +1,186 @@
+"""The cost of a run: counts that can be done by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from coaddflow.runtime import resources as needs
+from coaddflow.workflow.cost import (
+    asked_memory,
+    core_hours_of,
+    disk_used,
+    forecast,
+    measured,
+    suggestion,
+    widths,
+)
+
+MPIX = 1_000_000
+
+
+@pytest.fixture
+def plan():
+    """Three exposures of 4 CCDs of 1 Mpixel, one band, one tract of 2 patches."""
+    source = SimpleNamespace(source="frames")
+    frames = {"bias": 5, "dark": 5, "flat": 5, "defects": 0}
+    return SimpleNamespace(
+        exposures=["a", "b", "c"],
+        science={"a": 1, "b": 1, "c": 1},
+        images={},
+        ccds={ccd: SimpleNamespace(size=(1000, 1000)) for ccd in range(4)},
+        bands=["r"],
+        tracts=[7],
+        settings=SimpleNamespace(
+            calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
+            skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
+            coadd=SimpleNamespace(
+                memory_mb=100,
+                spool_mb=50,
+                keep_warps=False,
+                background_matching=SimpleNamespace(enabled=False, bin_size=10),
+            ),
+            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4, backend="processes"),
+            exposure=SimpleNamespace(enabled=()),
+        ),
+        calib_frames=lambda kind, band=None: ["x"] * frames[kind],
+        calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
+        exposures_of_tract=lambda tract, band=None: ["a", "b", "c"],
+        exposures_of_patch=lambda band, tract, patch: ["a", "b"],
+        patches_of=lambda band, tract: ["0_0", "1_0"],
+    )
+
+
+def test_one_job_an_exposure_and_a_tract(plan):
+    costs = {cost.name: cost for cost in forecast(plan, cores=8)}
+    assert {name: cost.n_jobs for name, cost in costs.items()} == {
+        "calibration": 4,
+        "exposure": 3,
+        "tract": 1,
+        "survey": 1,
+    }
+    assert costs["exposure"].n_steps == 3 * (4 + 1)
+    assert costs["tract"].n_steps == 3 + 2 + 1 + 1
+    assert costs["calibration"].n_steps == 4 * 4
+
+
+@pytest.mark.parametrize(("cores", "wide"), [(1, 1), (3, 3), (4, 4), (100, 4)])
+def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
+    exposure = forecast(plan, cores)[1]
+    assert exposure.memory == wide * needs.ccd_memory(MPIX) + needs.SNAKEMAKE_MB
+
+
+def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
+    _, exposures, tracts, _ = forecast(plan, 2)
+    plan.settings.parallel = SimpleNamespace(
+        calexp="exposure", coadd="tract", workers=2, backend="processes"
+    )
+    _, whole_exposures, whole_tracts, _ = forecast(plan, 8)
+    assert (whole_exposures.n_jobs, whole_exposures.n_steps) == (3, 3)
+    assert (whole_tracts.n_jobs, whole_tracts.n_steps) == (1, 1 + 1 + 1)
+    assert whole_exposures.core_hours < exposures.core_hours, "fewer starts of Python"
+    # beside its two workers the job holds what is done
+    assert whole_exposures.memory > exposures.memory
+    assert whole_exposures.disk == exposures.disk
+    assert whole_tracts.disk < tracts.disk, "no warps on disk"
+
+
+def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
+    asked = asked_memory(plan, cores=8)
+    assert asked["calexp"] == needs.ccd_memory(MPIX)
+    assert asked["coadd"] == needs.coadd_memory(MPIX, 2, 100)
+    assert asked["master_bias"] == needs.calib_memory(MPIX, 5, 1)
+    write(tmp_path, "calexp/1/0", 10, 500, 36)
+    (step,) = measured(tmp_path / "benchmarks", asked)
+    assert step.asked == asked["calexp"]
+
+
+@pytest.mark.parametrize(("cores", "rounds"), [(1, 4), (3, 2), (8, 1)])
+def test_time_limit_adds_what_runs_in_turn(plan, cores, rounds):
+    exposure = forecast(plan, cores)[1]
+    assert exposure.runtime == rounds * needs.ccd_runtime(MPIX) + 5
+
+
+def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
+    few = forecast(plan, 2)[2]
+    names = [f"e{number}" for number in range(200)]
+    plan.exposures_of_tract = lambda tract, band=None: names
+    many = forecast(plan, 2)[2]
+    # two at a time, beside the corner database; all others are as they were
+    assert many.runtime - few.runtime == (100 - 1) * needs.warp_runtime(4 * MPIX)
+
+
+def test_bands_that_fit_side_by_side_into_the_cores_add_their_memory(plan):
+    plan.settings.parallel.coadd = "tract"
+    plan.bands = ["g", "r"]
+    in_turn, beside = forecast(plan, 7)[2], forecast(plan, 8)[2]
+    share = needs.SNAKEMAKE_MB
+    assert beside.memory - share == 2 * (in_turn.memory - share)
+    assert beside.runtime < in_turn.runtime
+
+
+def test_background_matching_needs_memory(plan):
+    plan.settings.parallel.coadd = "tract"
+    without = forecast(plan, 4)[2].memory
+    plan.settings.coadd.background_matching.enabled = True
+    assert forecast(plan, 4)[2].memory - without == needs.matching_memory(3, MPIX, 2, 10)
+    assert asked_memory(plan, 4)["tract"] == forecast(plan, 4)[2].memory - needs.SNAKEMAKE_MB
+
+
+def test_no_more_steps_share_a_job_than_it_has(plan):
+    assert widths(plan) == {"calexp": 4, "warp": 3, "coadd": 2}
+
+
+def test_twice_the_exposures_cost_twice_as_much(plan):
+    once = forecast(plan, 8)[1]
+    plan.exposures = [*plan.exposures, "d", "e", "f"]
+    twice = forecast(plan, 8)[1]
+    assert twice.core_hours == pytest.approx(2 * once.core_hours)
+    assert twice.disk == pytest.approx(2 * once.disk)
+    assert twice.memory == once.memory
+
+
+def test_disk_is_that_of_images_with_variance_and_mask(plan):
+    # three planes of 4 bytes
+    assert forecast(plan, 8)[1].disk == pytest.approx(12 * MPIX * 3 * 4 / 1e9, rel=0.2)
+
+
+def test_a_tract_in_one_job_keeps_its_warps_in_memory(plan):
+    _, _, by_patches, _ = forecast(plan, 8)
+    plan.settings.parallel.coadd = "tract"
+    _, _, as_one, _ = forecast(plan, 8)
+    assert as_one.n_steps == 3
+    assert by_patches.disk - as_one.disk == pytest.approx(12 * MPIX * 3 * 4 * 1.25 / 1e9, rel=0.2)
+    plan.settings.coadd.spool_mb = 100
+    assert forecast(plan, 8)[2].memory == as_one.memory + 50
+    plan.settings.coadd.keep_warps = True
+    assert forecast(plan, 8)[2].disk == by_patches.disk
+
+
+def write(folder, name, seconds, rss, cpu):
+    path = folder / "benchmarks" / f"{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:01\t{rss}\t{cpu}\n")
+
+
+def test_benchmarks_are_summed_by_rule(tmp_path):
+    write(tmp_path, "calexp/1/0", 10, 500, 36)
+    write(tmp_path, "calexp/1/1", 120, 400, 36)
+    write(tmp_path, "calibs/flat/r/0", 5, 100, 18)
+    write(tmp_path, "warp/0/1", 1, "NA", "-")
+    steps = {step.rule: step for step in measured(tmp_path / "benchmarks")}
+    assert steps["calexp"].n_steps == 2
+    assert steps["calexp"].core_hours == pytest.approx(0.02)
+    assert steps["calexp"].memory == pytest.approx(500 * 1.048576)
+    assert steps["calexp"].seconds == 120
+    assert core_hours_of("calibration", steps.values()) == pytest.approx(0.005)
+    assert core_hours_of("exposure", steps.values()) == pytest.approx(0.02)
+    assert core_hours_of("survey", steps.values()) is None
+    words = suggestion(steps.values(), cores=8, side_by_side={"calexp": 3})
+    # 500 MiB and 30 % of room, and the Snakemakes of the job, which its 3 CCDs share
+    assert "calexp:mem_mb=782*attempt" in words
+    assert "calexp:runtime=8*attempt" in words
+    assert disk_used(tmp_path) > 0
+
+
+def test_nothing_measured_before_a_run(tmp_path):
+    assert measured(tmp_path / "nothing") == []

@@ -1,0 +1,213 @@
+"""The plan follows from settings, tables and camera, and from nothing else."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coaddflow.errors import InputError
+from coaddflow.instrument.camera import camera_file
+from coaddflow.settings import Settings
+from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
+from coaddflow.workflow.plan import CALIB_KINDS, make_plan
+
+SKYMAP = {
+    "kind": "rings",
+    "pixel_scale": 0.2,
+    "patch_inner_size": 600,
+    "patch_border": 20,
+    "rings": {"num_rings": 1000, "tract_overlap": 0.002},
+}
+
+
+def science(name, band="r", ra=150.1, dec=2.2, **changes):
+    row = {"exposure": name, "kind": "science", "band": band, "ra": ra, "dec": dec}
+    row |= {"rotation": 0.0, "mjd": 60000.0, "exposure_time": 60.0, "path": f"raw/{name}.fits"}
+    return ExposureRow(**(row | changes))
+
+
+def calibration(name, kind, band=""):
+    return science(name, band, None, None, rotation=None, kind=kind, mjd=59000.0)
+
+
+def image(name, ccd, ra=150.1, band="r", path="images/a.fits", **changes):
+    row = {"exposure": name, "ccd": ccd, "band": band, "mjd": 60001.0, "exposure_time": 60.0}
+    corners = {
+        "footprint_ra": (ra, ra - 0.01, ra - 0.01, ra),
+        "footprint_dec": (2.2, 2.2, 2.21, 2.21),
+    }
+    row |= {"path": path, "hdu": 1, "nx": 100, "ny": 90, "electrons_per_unit": 1.0}
+    return ImageRow(**(row | corners | {"zero_point": 31.4} | changes))
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stars.csv").write_text("ra,dec,mag\n")
+
+
+def plan_of(rows, cache=None, **changes):
+    write_exposures("tables/exposures.ecsv", rows)
+    settings = {
+        "camera": "mini",
+        "exposures": "tables/exposures.ecsv",
+        "refcat": {"path": "stars.csv"},
+        "skymap": SKYMAP,
+        "prediction": {"margin": 0.005},
+    }
+    return make_plan(Settings(**(settings | changes)), cache)
+
+
+def test_every_patch_names_the_exposures_that_can_touch_it_and_no_others():
+    plan = plan_of([science("a"), science("b", "g"), science("far", ra=150.3), science("c")])
+    for exposure in plan.exposures:
+        for tract, patches in plan.overlaps[exposure].items():
+            band = plan.band_of(exposure)
+            assert exposure in plan.exposures_of_tract(tract, band)
+            for patch in plan.patches_of(band, tract):
+                touched = exposure in plan.exposures_of_patch(band, tract, patch)
+                assert touched == (patch in patches)
+    assert set(plan.exposures_of_tract(next(iter(plan.overlaps["far"])))).isdisjoint("abc")
+    assert plan.bands == ["g", "r"]
+    assert plan.patches_of("z", plan.tracts[0]) == []
+
+
+def test_bands_and_exposures_can_be_left_out():
+    rows = [science("a"), science("b", "g"), calibration("z1", "bias")]
+    assert plan_of(rows, bands=["g"]).exposures == ["b"]
+    assert plan_of(rows, exclude=["b"]).exposures == ["a"]
+    assert list(plan_of(rows, exclude_ccds=[1, 2]).ccds) == [0, 3]
+    with pytest.raises(InputError, match="no exposure 'bb'"):
+        plan_of(rows, exclude=["bb"])
+    with pytest.raises(InputError, match="no CCD 99"):
+        plan_of(rows, exclude_ccds=[99])
+    with pytest.raises(InputError, match="no exposure on the sky is left"):
+        plan_of(rows, bands=["z"])
+
+
+def test_calibration_frames_need_enough_exposures():
+    rows = [science("a"), science("b", "g"), *(calibration(f"z{i}", "bias") for i in range(3))]
+    rows += [calibration(f"f{i}", "flat", "r") for i in range(3)]
+    rows += [calibration(f"d{i}", "dark") for i in range(2)]
+    plan = plan_of(rows)
+    assert plan.calib_frames("bias") == ["z0", "z1", "z2"]
+    products = {kind: plan.calib_product(kind, 2, "r") for kind in CALIB_KINDS}
+    assert products == {
+        "bias": "results/calibs/bias/2.fits",
+        "dark": None,
+        "flat": "results/calibs/flat/r/2.fits",
+        "defects": "results/calibs/defects/2.fits",
+    }
+    assert plan.calib_product("flat", 2, "g") is None
+    few = plan_of(rows, calibs={"dark": {"min_frames": 2}, "bias": {"exposures": ["z0", "z1"]}})
+    assert few.calib_product("dark", 2, "r") == "results/calibs/dark/2.fits"
+    assert few.calib_product("bias", 2, "r") is None
+    given = plan_of(rows, calibs={"flat": {"source": "given", "path": "f/{band}_{ccd}.fits"}})
+    assert given.calib_product("flat", 2, "g") == "f/g_2.fits"
+    sky = plan_of(rows, calibs={"flat": {"source": "night_sky", "min_frames": 2}})
+    assert sky.calib_frames("flat", "r") == []
+    assert sky.calib_frames("bias") == ["z0", "z1", "z2"]
+
+
+def test_files_are_relative_to_the_working_folder_unless_given_as_absolute():
+    rows = [science("a"), science("b", path="/archive/b.fits")]
+    plan = plan_of(rows)
+    assert plan.raw_file("a", 0) == "tables/raw/a.fits"
+    assert plan.raw_file("b", 0) == "/archive/b.fits"
+    assert plan.facts("a", 0)["path"] == "tables/raw/a.fits"
+    per_ccd = plan_of([science("a", path="raw/a_{ccd}.fits")])
+    assert per_ccd.raw_file("a", 2) == "tables/raw/a_CCD2.fits"
+
+
+def test_images_calibrated_elsewhere_are_planned_from_their_corners():
+    write_images("images.csv", [image("old", 3), image("old", 5, 150.09, weight_path="w.fits")])
+    plan = plan_of([science("a")], calibrated={"table": "images.csv", "unit": "nanojansky"})
+    assert plan.exposures == ["a", "old"]
+    assert plan.ccds_of("old") == [3, 5]
+    assert plan.image_files("old", 5) == ["images/a.fits", "w.fits"]
+    assert plan.overlaps["old"]
+    with pytest.raises(InputError, match="in both tables"):
+        plan_of([science("old")], calibrated={"table": "images.csv", "unit": "nanojansky"})
+
+
+def test_settings_of_a_calexp_are_those_of_its_band_and_hold_no_path():
+    stars = {"magnitude": "g"}
+    bands = {"g": stars, "r": {"magnitude": "r"}}
+    one = plan_of([science("a")], refcat={"path": "stars.csv", "bands": bands})
+    other = plan_of(
+        [science("a")], refcat={"path": "./stars.csv", "bands": bands | {"g": {"magnitude": "u"}}}
+    )
+    assert one.calexp_settings("r") == other.calexp_settings("r")
+    assert one.calexp_settings("g") != other.calexp_settings("g")
+    assert "stars.csv" not in json.dumps(one.calexp_settings("r"))
+
+
+def test_the_fingerprint_of_a_ccd_changes_with_what_the_camera_file_says_of_it():
+    camera = yaml.safe_load(camera_file("mini").read_text(encoding="utf-8"))
+    Path("camera.yaml").write_text(yaml.safe_dump(camera))
+    before = plan_of([science("a")], camera="camera.yaml").ccds
+    camera["detectors"][1]["defects"] = [[0, 0, 2, 2]]
+    Path("camera.yaml").write_text(yaml.safe_dump(camera))
+    after = plan_of([science("a")], camera="camera.yaml").ccds
+    changed = {ccd for ccd in before if before[ccd] != after[ccd]}
+    assert changed == {camera["detectors"][1]["id"]}
+
+
+def test_the_plan_is_kept_and_made_anew_when_what_it_rests_on_changes():
+    cache = Path("cache/plan.json")
+    first = plan_of([science("a"), science("b")], cache)
+    written = cache.stat().st_mtime_ns
+    os.utime(cache, ns=(written, written - 10**9))
+    again = plan_of([science("a"), science("b", mjd=60009.0)], cache)
+    assert cache.stat().st_mtime_ns == written - 10**9
+    assert again.overlaps == first.overlaps
+    assert again.facts("b", 0)["mjd"] == 60009.0
+    moved = plan_of([science("a"), science("b", ra=150.2)], cache)
+    assert moved.overlaps["b"] != first.overlaps["b"]
+    cache.write_text("{")
+    assert plan_of([science("a"), science("b")], cache).overlaps == first.overlaps
+
+
+def test_settings_of_a_job_hold_nothing_but_its_sections():
+    full = Settings()
+    settings = full.only("warp", "products")
+    assert settings.warp == full.warp
+    with pytest.raises(AttributeError):
+        _ = settings.psf
+    assert full.psf.order == Settings().psf.order
+
+
+def test_what_is_switched_off_has_no_part_in_settings_and_their_hash():
+    off = {"background_matching": {"bin_size": 64}, "clip": {"enabled": False, "sigma": 6.0}}
+    plain = Settings(coadd={"clip": {"enabled": False}}).section("coadd", "cosmics")
+    assert Settings(coadd=off).section("coadd", "cosmics") == plain
+    assert Settings(coadd={"clip": {"sigma": 6.0}}).section("coadd")["coadd"]["clip"]["sigma"] == 6
+    no_cosmics = [Settings(cosmics={"enabled": False, "sigma": n}) for n in (5.0, 6.0)]
+    assert no_cosmics[0].section("cosmics") == no_cosmics[1].section("cosmics")
+    assert no_cosmics[0].section("cosmics") != Settings().section("cosmics")
+
+
+def test_given_calibration_frames_that_are_not_there_are_named():
+    given = {"calibs": {"bias": {"source": "given", "path": "masters/bias_{ccd}.fits"}}}
+    plan = plan_of([science("e1")], **given)
+    with pytest.raises(InputError, match=r"masters/bias_0\.fits: 4 of the 4 files of calibs\.bias"):
+        plan.check()
+    Path("masters").mkdir()
+    for ccd in range(4):
+        Path(f"masters/bias_{ccd}.fits").touch()
+    plan_of([science("e1")], **given).check()
+
+
+def test_what_a_tract_in_one_job_needs_is_checked_before_anything_runs(monkeypatch):
+    rows = [science("a")]
+    Path("scratch").touch()
+    whole = {"coadd": "tract"}
+    with pytest.raises(InputError, match=r"scratch: coadd\.scratch is no folder"):
+        plan_of(rows, parallel=whole, coadd={"scratch": "scratch"}).check()
+    plan_of(rows, coadd={"scratch": "scratch"}).check()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the package distributed. Pip install"):
+        plan_of(rows, parallel={**whole, "backend": "dask"}).check()
+    plan_of(rows, parallel={"backend": "dask"}).check()

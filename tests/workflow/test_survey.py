@@ -1,0 +1,156 @@
+"""A simulated survey with all effects on, from raw frames to coadds, against its truth.
+
+Two bands with six exposures of six CCDs: the survey of `make demo`.
+"""
+
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import sep
+from astropy.io import fits
+from survey_run import REPOSITORY, Survey
+
+from coaddflow.image.masked_image import MaskPlane, planes_from_names, read_masked_image
+from coaddflow.qa.coadd_check import detect_on
+from coaddflow.qa.survey_check import check_band, coadds_of_band, trail_left
+from coaddflow.settings.coadd import CoaddSettings
+from coaddflow.tables.manifest import read_manifest
+
+SWARP = shutil.which("SWarp") or shutil.which("swarp")
+BANDS = ("g", "r")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The finished demo survey."""
+    pytest.importorskip("galsim", reason="the simulator needs the extra `simulate`")
+    survey = Survey(tmp_path_factory.mktemp("demo") / "survey")
+    survey.folder.mkdir()
+    shutil.copy(REPOSITORY / "config.yaml", survey.folder)
+    settings = str(REPOSITORY / "configs" / "demo-survey.yaml")
+    for arguments in (["simulate", settings, "data/demo"], ["ingest", "data/demo/raw"]):
+        ended = survey.coaddflow(*arguments)
+        assert ended.returncode == 0, ended.text
+    run = survey.run()
+    assert run.returncode == 0, run.text
+    return survey
+
+
+@pytest.fixture(scope="module")
+def figures(demo):
+    """What the coadds of each band are like."""
+    return {band: check_band(demo / "results", demo / "data/demo/truth", band) for band in BANDS}
+
+
+def test_every_ccd_is_solved(demo):
+    rows = [
+        row for path in (demo / "results/summary").glob("*.ecsv") for row in read_manifest(path)
+    ]
+    assert len(rows) == 72
+    assert all(row.state == "done" for row in rows)
+    assert max(row.astrometry_rms for row in rows) < 0.05
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_bright_stars_are_at_their_true_places(figures, band):
+    assert figures[band].n_stars >= 30
+    assert figures[band].position_rms < 20.0
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_fluxes_are_unbiased(figures, band):
+    assert abs(figures[band].flux_bias) < 0.01
+    assert figures[band].flux_bias_error < 0.003
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_the_variance_plane_tells_the_noise_of_empty_sky(figures, band):
+    assert figures[band].chi
+    assert all(0.9 < chi < 1.1 for chi in figures[band].chi)
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_nothing_is_detected_that_is_not_on_the_sky(figures, band):
+    """Six exposures have some thousand cosmic rays, hot pixels and a satellite between them."""
+    assert figures[band].n_sources > 100
+    assert figures[band].n_spurious <= 0.01 * figures[band].n_sources
+
+
+@pytest.mark.parametrize("exposure", ["1005", "1006"])
+def test_the_trail_is_gone(demo, exposure):
+    on_warp, on_coadd = trail_left(demo / "results", demo / "data/demo/truth", exposure)
+    assert on_warp > 100.0
+    # a mean of six exposures would keep a sixth
+    assert abs(on_coadd) < 0.02 * on_warp
+
+
+@pytest.mark.skipif(SWARP is None, reason="SWarp is not installed (Debian: swarp)")
+def test_swarp_makes_the_same_coadd_of_the_calexps(demo, tmp_path):
+    coadd, header = max(coadds_of_band(demo / "results", "r"), key=lambda c: c[0].n_inputs.sum())
+    theirs = swarp_of_calexps(demo, coadd, header, tmp_path)
+    image = coadd.masked_image
+    # where no exposure has masked pixels on the star: there the programs fill in differently
+    sources, fwhm = detect_on(image)
+    calm = []
+    for x, y in zip(sources["x"], sources["y"], strict=True):
+        near = (slice(int(y) - 10, int(y) + 11), slice(int(x) - 10, int(x) + 11))
+        whole = np.ptp(coadd.n_inputs[near]) == 0 if coadd.n_inputs[near].size == 441 else False
+        calm.append(whole and not image.has_any(MaskPlane.CLIPPED)[near].any())
+    clean = np.array(calm) & (np.asarray(sources["flags"]) & ~1 == 0)
+    clean &= np.asarray(sources["signal_to_noise"]) > 50
+    stars = sources[clean]
+    assert len(stars) >= 10
+    x, y = np.asarray(stars["x"]), np.asarray(stars["y"])
+    window = np.full(x.size, fwhm / 2.355)
+    ours = np.nan_to_num(image.image)
+    x_ours, y_ours, _ = sep.winpos(ours, x, y, window)
+    x_theirs, y_theirs, _ = sep.winpos(theirs, x, y, window)
+    assert np.hypot(x_ours - x_theirs, y_ours - y_theirs).max() < 0.02
+    flux = [sep.sum_circle(plane, x, y, 1.5 * fwhm, subpix=0)[0] for plane in (ours, theirs)]
+    assert np.median(flux[1] / flux[0]) == pytest.approx(1.0, abs=3e-3)
+    assert np.abs(flux[1] / flux[0] - 1.0).max() < 3e-3
+
+
+def swarp_of_calexps(demo, coadd, header, folder):
+    """Coadd the calexps of a coadd's inputs with SWarp, with the same weights and masks."""
+    shape = coadd.masked_image.shape
+    head = header.copy()
+    head["NAXIS"], head["NAXIS1"], head["NAXIS2"] = 2, shape[1], shape[0]
+    (folder / "coadd.head").write_text(head.tostring(sep="\n", endcard=True) + "\n")
+    bad = np.int32(planes_from_names(CoaddSettings().bad_planes))
+    images, weights = [], []
+    for row in coadd.inputs[coadd.inputs["n_used"] > 0]:
+        for ccd in str(row["ccds"]).split(","):
+            path = demo / f"results/calexp/{row['exposure']}/{ccd.strip()}.fits"
+            calexp, calexp_header = read_masked_image(path)
+            good = (calexp.mask & bad) == 0
+            weight = np.where(good, row["weight"] * calexp_header["FLXSCALE"] ** 2, 0.0)
+            name = folder / f"weight_{row['exposure']}_{ccd.strip()}.fits"
+            planes = [fits.PrimaryHDU(), fits.ImageHDU(weight.astype(np.float32))]
+            fits.HDUList(planes).writeto(name)
+            weights.append(f"{name}[1]")
+            images.append(f"{path}[1]")
+    options = {
+        "IMAGEOUT_NAME": folder / "coadd.fits",
+        "WEIGHTOUT_NAME": folder / "coadd.weight.fits",
+        "WEIGHT_IMAGE": ",".join(weights),
+        "WEIGHT_TYPE": "MAP_WEIGHT",
+        "RESCALE_WEIGHTS": "N",
+        "COMBINE_TYPE": "WEIGHTED",
+        "RESAMPLING_TYPE": "LANCZOS3",
+        "RESAMPLE_DIR": folder,
+        "FSCALASTRO_TYPE": "VARIABLE",
+        "SUBTRACT_BACK": "N",
+        "NTHREADS": 1,
+        "VERBOSE_TYPE": "QUIET",
+        "WRITE_XML": "N",
+    }
+    command = [SWARP, *images, "-c", os.devnull]
+    for name, value in options.items():
+        command += [f"-{name}", str(value)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return fits.getdata(folder / "coadd.fits").astype(np.float32)

@@ -1,0 +1,429 @@
+"""The workflow redoes exactly what changed, survives what fails, and resumes what was killed.
+
+What ran is taken from Snakemake's own lists of jobs.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from astropy.io import fits
+from survey_run import REPOSITORY, Survey, environment
+
+from coaddflow.settings import load_settings
+from coaddflow.settings.commented import rewrite
+from coaddflow.tables.manifest import read_manifest, read_row
+from coaddflow.workflow.plan import make_plan
+
+
+def plan_of(survey):
+    """Return the plan of a survey by its settings of now."""
+    with contextlib.chdir(survey.folder):
+        return make_plan(load_settings(yaml.safe_load(Path("config.yaml").read_text())), None)
+
+
+@pytest.fixture(scope="session")
+def plan(raw_survey):
+    """The plan of the whole survey."""
+    return plan_of(raw_survey)
+
+
+def jobs_of_ccds(plan, exposure):
+    """Return the jobs that make the manifest of an exposure."""
+    jobs = Counter({("manifest", f"exposure={exposure}"): 1})
+    for ccd in plan.ccds:
+        jobs["calexp", f"exposure={exposure}, ccd={ccd}"] = 1
+    return jobs
+
+
+def jobs_of_warps(plan, exposure):
+    """Return the jobs that warp an exposure."""
+    return Counter(
+        {("warp", f"tract={t}, exposure={exposure}"): 1 for t in plan.overlaps[exposure]}
+    )
+
+
+def jobs_of_coadds(plan, tracts, bands):
+    """Return the jobs that coadd the tracts in the bands, and make the pictures."""
+    jobs = Counter({("picture", f"tract={tract}"): 1 for tract in tracts})
+    for tract in tracts:
+        for band in bands:
+            for patch in plan.patches_of(band, tract):
+                jobs["coadd", f"band={band}, tract={tract}, patch={patch}"] = 1
+    return jobs
+
+
+def jobs_of_databases(tracts, bands):
+    """Return the jobs that make the databases of tracts and bands, and that of the survey."""
+    jobs = Counter({("survey_corners", ""): 1})
+    for tract in tracts:
+        for band in bands:
+            jobs["tract_corners", f"band={band}, tract={tract}"] = 1
+    return jobs
+
+
+def downstream(plan, exposure):
+    """Return all jobs that hang on the manifest of an exposure."""
+    tracts, bands = list(plan.overlaps[exposure]), [plan.band_of(exposure)]
+    return (
+        jobs_of_warps(plan, exposure)
+        + jobs_of_databases(tracts, bands)
+        + jobs_of_coadds(plan, tracts, bands)
+    )
+
+
+def in_two_tracts(plan):
+    """Return an exposure that touches two tracts."""
+    return next(e for e in plan.exposures if len(plan.overlaps[e]) == 2)
+
+
+def in_one_tract(plan):
+    """Return an exposure that touches one tract only."""
+    return next(e for e in plan.exposures if len(plan.overlaps[e]) == 1)
+
+
+def settings_without(exposure):
+    """Return the settings of a survey in which an exposure is left out."""
+    return {"exclude": [exposure]}
+
+
+# The plan
+
+
+def test_the_whole_plan_is_known_before_anything_has_run(raw_survey, plan):
+    planned = raw_survey.plan()
+    assert planned.returncode == 0, planned.text
+    expected = Counter(
+        master_bias=2,
+        master_dark=2,
+        master_flat=4,
+        defects=2,
+        calexp=2 * len(plan.exposures),
+        manifest=len(plan.exposures),
+        survey_corners=1,
+        tract_corners=sum(
+            bool(plan.patches_of(band, tract)) for band in plan.bands for tract in plan.tracts
+        ),
+        warp=sum(len(plan.overlaps[exposure]) for exposure in plan.exposures),
+        coadd=sum(len(plan.patches_of(b, t)) for b in plan.bands for t in plan.tracts),
+        picture=len(plan.tracts),
+    )
+    assert planned.rules == expected
+    assert len(plan.tracts) == 2
+    assert in_one_tract(plan)
+    assert in_two_tracts(plan)
+
+
+def test_a_finished_survey_has_all_products_and_nothing_to_do(finished_survey, plan):
+    for exposure in plan.exposures:
+        rows = read_manifest(finished_survey / f"results/summary/{exposure}.ecsv")
+        assert [row.state for row in rows] == ["done", "done"], rows
+    used = {}
+    for path in finished_survey.folder.glob(f"results/coadd/{plan.bands[0]}/*/*.fits"):
+        with fits.open(path) as hdus:
+            names = [hdu.name for hdu in hdus]
+            used[path] = hdus["INPUTS"].data["n_used"].tolist()
+        assert names == ["PRIMARY", "IMAGE", "MASK", "VARIANCE", "NINPUTS", "INPUTS"]
+    # at the rim an exposure may graze a patch
+    fullest = max(used.values(), key=sum)
+    assert len(fullest) == sum(plan.band_of(e) == plan.bands[0] for e in plan.exposures)
+    assert min(fullest) > 0
+    assert finished_survey.plan().planned_nothing
+
+
+def test_files_touched_without_other_content_redo_nothing(survey, plan):
+    exposure = plan.exposures[0]
+    for name in (
+        f"data/raw/{exposure}.fits",
+        "data/refcat.fits",
+        "data/exposures.ecsv",
+        "config.yaml",
+        f"results/summary/{exposure}.ecsv",
+        f"results/calexp/{exposure}/0.json",
+        "results/calibs/bias/0.fits",
+    ):
+        (survey / name).touch()
+    assert survey.plan().planned_nothing
+
+
+@pytest.mark.parametrize("choose", [in_two_tracts, in_one_tract])
+def test_an_exposure_dropped_and_added_redoes_what_hangs_on_it(
+    survey, plan, finished_survey, choose
+):
+    exposure = choose(plan)
+    tracts, bands = list(plan.overlaps[exposure]), [plan.band_of(exposure)]
+    survey.write_settings(exclude=[exposure])
+    dropped = survey.run()
+    assert dropped.returncode == 0, dropped.text
+    smaller = plan_of(survey)
+    assert dropped.jobs == jobs_of_databases(tracts, bands) + jobs_of_coadds(smaller, tracts, bands)
+    assert survey.plan().planned_nothing
+    # patches that it was alone on are not planned any more: their coadds are left, and named
+    only_its = set(jobs_of_coadds(plan, tracts, bands)) - set(
+        jobs_of_coadds(smaller, tracts, bands)
+    )
+    assert ("not in the survey any more" in dropped.text) == bool(only_its)
+
+    # as if it had never been there
+    for path in (survey / "results").rglob(f"{exposure}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    survey.write_settings()
+    added = survey.run()
+    assert added.returncode == 0, added.text
+    assert added.jobs == jobs_of_ccds(plan, exposure) + downstream(plan, exposure)
+    assert survey.plan().planned_nothing
+    assert survey.pixels("results/coadd/**/*.fits") == finished_survey.pixels(
+        "results/coadd/**/*.fits"
+    )
+
+
+def test_an_exposure_with_other_pixels_redoes_what_hangs_on_it(survey, plan, finished_survey):
+    exposure = in_two_tracts(plan)
+    raw = survey / f"data/raw/{exposure}.fits"
+    with fits.open(raw, mode="update") as hdus:
+        hdus["CCD0"].data[100:110, 100:110] += 50
+        for hdu in hdus:
+            hdu.add_checksum()
+    run = survey.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs_of_ccds(plan, exposure) + downstream(plan, exposure)
+    assert survey.plan().planned_nothing
+    old, new = (s.pixels("results/calexp/*/*.fits") for s in (finished_survey, survey))
+    changed = {name for name in old if old[name] != new[name]}
+    assert f"results/calexp/{exposure}/0.fits" in changed
+    assert all(exposure in name for name in changed)
+    coadds = "results/coadd/**/*.fits"
+    assert finished_survey.pixels(coadds) != survey.pixels(coadds)
+
+
+def test_a_changed_setting_redoes_what_uses_it(survey, plan):
+    coadds = jobs_of_coadds(plan, plan.tracts, plan.bands)
+    warps = sum((jobs_of_warps(plan, exposure) for exposure in plan.exposures), Counter())
+    # settings without effect on products
+    survey.write_settings(
+        coadd={"memory_mb": 100}, calibs={"memory": 0.5}, calexp={"max_failed_fraction": 0.7}
+    )
+    assert survey.plan().planned_nothing
+    survey.write_settings(warp={"kernel": "bilinear"})
+    assert survey.plan().jobs == warps + coadds
+    survey.write_settings(psf={"order": 1})
+    rules = survey.plan().rules
+    assert rules["calexp"] == 2 * len(plan.exposures)
+    assert rules["master_flat"] == rules["master_bias"] == rules["defects"] == 0
+    # another magnitude for one band does not concern the others
+    refcat = yaml.safe_load((survey / "config.yaml").read_text())["refcat"]
+    refcat["bands"]["r"]["magnitude"] = "mag_g"
+    survey.write_settings(refcat=refcat)
+    redone = {job for job in survey.plan().jobs if job[0] == "calexp"}
+    reds = [e for e in plan.exposures if plan.band_of(e) == "r"]
+    assert redone == {("calexp", f"exposure={e}, ccd={ccd}") for e in reds for ccd in plan.ccds}
+
+    survey.write_settings(selection={"max_seeing": 20.0})
+    run = survey.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == coadds
+    assert survey.plan().planned_nothing
+
+
+# Failures
+
+
+def test_failures_cost_only_what_hangs_on_them_and_are_not_forgotten(survey, plan):
+    """A broken CCD, a missing raw file and a broken exposure at once; then all are mended."""
+    one, two, three = plan.exposures[:3]
+    raw = {name: survey / f"data/raw/{name}.fits" for name in (one, two, three)}
+    kept = {name: path.read_bytes() for name, path in raw.items()}
+    _overwrite_with_zeros(raw[one], ["CCD0"])
+    _overwrite_with_zeros(raw[two], ["CCD0", "CCD2"])
+    raw[three].unlink()
+    (survey / f"results/summary/{three}.ecsv").unlink()
+    shutil.rmtree(survey / f"results/calexp/{three}")
+
+    run = survey.run()
+    assert run.returncode != 0
+    rows = read_manifest(survey / f"results/summary/{one}.ecsv")
+    assert [(row.state, row.reason) for row in rows] == [("failed", "all_zero"), ("done", "")]
+    assert not (survey / f"results/calexp/{one}/0.fits").exists()
+    for exposure, reason in ((two, "all_zero"), (three, "missing_file")):
+        assert not (survey / f"results/summary/{exposure}.ecsv").exists()
+        for rows in (
+            [read_row(survey / f"results/calexp/{exposure}/{ccd}.json") for ccd in plan.ccds],
+            read_manifest(survey / f"results/summary/{exposure}.failed.ecsv"),
+        ):
+            assert [row.reason for row in rows] == [reason, reason]
+        # the table at the end: what, why, where
+        assert f"manifest/{exposure}  " in run.text
+        assert f"exposure {exposure} fails: 2 of 2 CCDs failed (2 {reason})" in run.text
+        assert f"log: logs/manifest/{exposure}.log" in run.text
+    assert str(raw[three].relative_to(survey.folder)) in rows[0].message
+    # what does not hang on them has been done
+    assert ("warp", f"tract={plan.tracts[0]}, exposure={one}") in run.jobs
+    assert not any("exposure=1005" in wildcards for _, wildcards in run.jobs)
+
+    # a second run tries again what failed, no CCD, and nothing that hangs on it
+    again = survey.run()
+    assert again.returncode != 0
+    assert again.jobs == Counter({("manifest", f"exposure={e}"): 1 for e in (two, three)})
+
+    # an exposure that is left out holds nothing up
+    survey.write_settings(exclude=[two, three])
+    left_out = survey.plan()
+    assert left_out.returncode == 0
+    assert left_out.rules["coadd"] > 0
+
+    survey.write_settings()
+    for name, path in raw.items():
+        path.write_bytes(kept[name])
+    mended = survey.run()
+    assert mended.returncode == 0, mended.text
+    assert mended.rules["calexp"] == 3 * len(plan.ccds)
+    assert survey.plan().planned_nothing
+
+
+def _overwrite_with_zeros(path, extensions):
+    with fits.open(path, mode="update") as hdus:
+        for name in extensions:
+            hdus[name].data[:] = 0
+            hdus[name].add_checksum()
+
+
+def test_raw_files_that_were_archived_are_not_missed(survey, plan):
+    for exposure in plan.exposures:
+        (survey / f"data/raw/{exposure}.fits").unlink()
+    assert survey.plan().planned_nothing
+
+
+def test_a_stricter_threshold_fails_the_exposures_that_pass_no_longer(survey, plan):
+    exposure = plan.exposures[0]
+    manifest = survey / f"results/summary/{exposure}.ecsv"
+    times = manifest.stat()
+    text = manifest.read_text()
+    manifest.write_text(text.replace(" done ", " failed ", 1))
+    os.utime(manifest, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert survey.plan().planned_nothing
+    survey.write_settings(calexp={"max_failed_fraction": 0.2})
+    planned = {job for job in survey.plan().jobs if job[0] == "manifest"}
+    assert planned == {("manifest", f"exposure={exposure}")}
+
+
+def test_a_full_disk_fails_with_one_clear_message_and_leaves_nothing_half_written(
+    survey, plan, finished_survey
+):
+    coadds = sorted(survey.folder.glob("results/coadd/*/*/*.fits"))
+    exposure = in_one_tract(plan)
+    warp = survey / f"results/warp/{plan.tracts[0]}/{exposure}.ecsv"
+    warp.unlink()
+
+    # a limit on the size of files fails as a full disk does, in the middle of a write
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    full = survey.run(preexec_fn=limit)
+    assert full.returncode != 0
+    assert not warp.exists()
+    assert "cannot be written" in full.text
+    assert "free some space" in full.text.lower()
+    assert f"log: logs/warp/{plan.tracts[0]}/{exposure}.log" in full.text
+    assert not list(survey.folder.glob("results/**/.*.fits*"))
+    assert full.rules["warp"] == 1
+
+    run = survey.run()
+    assert run.returncode == 0, run.text
+    assert sorted(survey.folder.glob("results/coadd/*/*/*.fits")) == coadds
+    assert survey.pixels("results/coadd/**/*.fits") == finished_survey.pixels(
+        "results/coadd/**/*.fits"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warp": {"kernl": "lanczos3"}}, "unknown setting 'warp.kernl'"),
+        ({"camera": "hubble"}, "there is no camera 'hubble'"),
+        ({"exposures": "data/none.ecsv"}, "data/none.ecsv: the table cannot be read"),
+        ({"refcat": {"path": "data/none.fits"}}, "data/none.fits"),
+    ],
+)
+def test_a_mistake_in_the_settings_ends_the_plan_with_one_line(raw_survey, change, message):
+    raw_survey.write_settings(**change)
+    try:
+        planned = raw_survey.plan()
+    finally:
+        raw_survey.write_settings()
+    assert planned.returncode != 0
+    assert message in planned.text
+    assert "Traceback" not in planned.text
+
+
+def test_without_data_the_plan_says_what_to_do(tmp_path):
+    planned = Survey(tmp_path).plan()
+    assert planned.returncode != 0
+    assert "data/demo/exposures.ecsv" in planned.text
+    assert "make demo" in planned.text
+    assert "Traceback" not in planned.text
+
+
+# Kill and resume
+
+
+def test_killed_at_five_random_moments_and_resumed_gives_the_same_pixels(
+    raw_survey, finished_survey, tmp_path
+):
+    survey = raw_survey.copy_to(tmp_path / "survey")
+    moments = random.Random(20260101)  # noqa: S311
+    n_products = []
+    for _ in range(5):
+        process = subprocess.Popen(
+            survey.command("--cores", "all", "--rerun-incomplete", "--quiet", "all"),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        _wait_for_products(survey, process, moments.randint(2, 12))
+        time.sleep(moments.uniform(0.0, 2.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        n_products.append(len(list(survey.folder.glob("results/**/*.*"))))
+        unlocked = survey._call(survey.command("--unlock"))
+        assert unlocked.returncode == 0, unlocked.text
+    assert n_products[0] > 0
+    assert n_products[-1] > n_products[0]
+
+    resumed = survey.run("--rerun-incomplete")
+    assert resumed.returncode == 0, resumed.text
+    assert survey.plan().planned_nothing
+    for pattern in ("results/calexp/*/*.fits", "results/coadd/**/*.fits"):
+        expected = finished_survey.pixels(pattern)
+        assert len(expected) > 0
+        assert survey.pixels(pattern) == expected
+    leftovers = [p for p in survey.folder.glob("results/**/.*") if p.is_file()]
+    assert len(leftovers) <= 5 * (os.cpu_count() or 1)
+
+
+def _wait_for_products(survey, process, n_more):
+    """Wait until a run has made some more files, so that a kill comes in the middle of work."""
+    deadline = time.monotonic() + 300
+    before = len(list(survey.folder.glob("results/**/*.*")))
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(survey.folder.glob("results/**/*.*"))) >= before + n_more:
+            return
+        time.sleep(0.05)
+
+
+# Files of the project
+
+
+def test_config_yaml_explains_every_key_of_the_model():
+    """`make config` brings it up to date."""
+    path = REPOSITORY / "config.yaml"
+    assert path.read_text(encoding="utf-8") == rewrite(path)
