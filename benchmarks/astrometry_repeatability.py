@@ -27,11 +27,13 @@ from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.ccd import AstrometrySolution, solve_ccd
+from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.astrometry.refcat import ccd_cone, exposure_cone, stars_in_cone
 from coaddflow.errors import CcdFailure
-from coaddflow.exposure.astrometry import CcdStars, solve_exposure
+from coaddflow.exposure.astrometry import solve_exposure
+from coaddflow.exposure.field import CcdStars
 from coaddflow.geometry import sphere
-from coaddflow.geometry.wcs import pixel_to_sky, predicted_wcs
+from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from coaddflow.coadd.mean import CoaddInput, coadd_patch, write_coadd
+from coaddflow.coadd.mean import CoaddInput, coadd_patch
+from coaddflow.coadd.product import write_coadd
+from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.runtime.resources import coadd_memory
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
-from coaddflow.warp.ccds import Box
 
 CASES = (
     (760, 3, 512),

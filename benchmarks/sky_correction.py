@@ -19,7 +19,7 @@ from coaddflow.exposure.sky import fit_focal_plane_sky
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.measure.background import Background, estimate_background
-from coaddflow.settings.calexp import BackgroundSettings
+from coaddflow.settings.background import BackgroundSettings
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
 SIZE, GAP, SIDE = 1536, 40, 2

@@ -24,17 +24,19 @@ import numpy as np
 from astropy.wcs import WCS
 from traced import count, traced
 
-from coaddflow.coadd.patch import make_coadd, make_warps
+from coaddflow.coadd.patch import make_coadd
 from coaddflow.coadd.tract_job import make_tract_coadds
-from coaddflow.corners.database import build_tract_database
+from coaddflow.corners.build import build_tract_database
 from coaddflow.files import sha256_of
-from coaddflow.geometry.wcs import wcs_to_header
+from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import MaskedImage, masked_image_hdus, write_fits
 from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.skymap.maps import Tract, make_skymap
+from coaddflow.skymap.maps import make_skymap
+from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow, write_manifest
+from coaddflow.warp.job import make_warps
 
 SCALE, RA, DEC = 0.2, 150.0, 2.2
 BORDER = 100

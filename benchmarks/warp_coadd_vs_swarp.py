@@ -27,8 +27,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from coaddflow.coadd.mean import CoaddInput, coadd_patch, write_coadd
-from coaddflow.geometry.wcs import read_wcs, wcs_to_header
+from coaddflow.coadd.mean import CoaddInput, coadd_patch
+from coaddflow.coadd.product import write_coadd
+from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.image.masked_image import (
     MaskedImage,
     MaskPlane,
@@ -38,8 +39,10 @@ from coaddflow.image.masked_image import (
 )
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.warp import WarpSettings
-from coaddflow.skymap.maps import Tract
-from coaddflow.warp.ccds import CcdImage, WarpFile, read_warp_table, warp_exposure, warp_patches
+from coaddflow.skymap.tract import Tract
+from coaddflow.warp.ccds import CcdImage, warp_patches
+from coaddflow.warp.files import WarpFile, read_warp_table
+from coaddflow.warp.job import warp_exposure
 
 RA, DEC, PIXEL_SCALE = 150.0, 2.2, 0.2
 SKY_NOISE = 20.0

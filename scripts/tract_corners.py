@@ -3,7 +3,7 @@
 from coaddflow.runtime.log import job_log
 
 with job_log(snakemake.log[0], snakemake.threads):
-    from coaddflow.corners.database import build_tract_database
+    from coaddflow.corners.build import build_tract_database
     from coaddflow.settings.skymap import SkymapSettings
     from coaddflow.skymap.maps import make_skymap
 

@@ -4,9 +4,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from coaddflow.geometry.wcs import wcs_to_header
+from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import MaskedImage, masked_image_hdus, write_fits
-from coaddflow.skymap.maps import Tract
+from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow
 
 RA, DEC = 150.0, 2.2

@@ -16,7 +16,7 @@ from coaddflow.coadd.background_matching import (
 )
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.coadd import BackgroundMatchingSettings
-from coaddflow.warp.ccds import Warp
+from coaddflow.warp.files import Warp
 
 CONSTANT = BackgroundMatchingSettings(enabled=True, bin_size=16)
 PLANE = BackgroundMatchingSettings(enabled=True, bin_size=16, model="plane")

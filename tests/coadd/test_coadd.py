@@ -7,19 +7,14 @@ from astropy.wcs import WCS
 from skyscene import draw_star, make_ccd, make_tract, make_wcs
 
 from coaddflow.coadd.clipping import max_outliers
-from coaddflow.coadd.mean import (
-    CoaddInput,
-    _make_blocks,
-    coadd_patch,
-    exposure_weight,
-    read_coadd,
-    write_coadd,
-)
+from coaddflow.coadd.mean import CoaddInput, _make_blocks, coadd_patch, exposure_weight
+from coaddflow.coadd.product import read_coadd, write_coadd
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskPlane
 from coaddflow.settings.coadd import ClipSettings, CoaddSettings
 from coaddflow.settings.warp import WarpSettings
-from coaddflow.warp.ccds import CcdImage, Warp, warp_patches
+from coaddflow.warp.ccds import CcdImage, warp_patches
+from coaddflow.warp.files import Warp
 from coaddflow.warp.resample import covariance_factor
 
 SETTINGS = CoaddSettings()

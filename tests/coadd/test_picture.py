@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 from skyscene import draw_star, make_ccd, make_tract
 
-from coaddflow.coadd.mean import Coadd, coadd_patch, write_coadd
+from coaddflow.coadd.mean import Coadd, coadd_patch
 from coaddflow.coadd.picture import bin_patch, lupton_rgb, write_picture
+from coaddflow.coadd.product import write_coadd
 from coaddflow.errors import InputError
 from coaddflow.settings.coadd import CoaddSettings
 

@@ -15,7 +15,7 @@ from coaddflow.coadd.spool import BYTES_PER_PIXEL, LayeredWarp, Place, Spool, wr
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.warp.ccds import Warp
+from coaddflow.warp.files import Warp
 
 linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 

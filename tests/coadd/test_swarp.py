@@ -10,7 +10,7 @@ from astropy.io import fits
 from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 
 from coaddflow.coadd.mean import CoaddInput, coadd_patch
-from coaddflow.geometry.wcs import wcs_to_header
+from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import masked_image_hdus, write_fits
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.warp import WarpSettings

@@ -8,8 +8,8 @@ from astropy.io import fits
 from astropy.table import Table
 from skyscene import make_tract, write_done_ccd
 
-from coaddflow.coadd.patch import make_coadd, make_picture, make_warps, reddest_first
-from coaddflow.corners.database import build_tract_database
+from coaddflow.coadd.patch import make_coadd, make_picture, reddest_first
+from coaddflow.corners.build import build_tract_database
 from coaddflow.corners.survey import make_survey_database
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
@@ -17,6 +17,7 @@ from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
 from coaddflow.tables.manifest import write_manifest
+from coaddflow.warp.job import make_warps
 
 TRACT = make_tract(size=200)
 LEVELS = {("a", 0): 10.0, ("a", 1): 20.0, ("b", 0): 12.0, ("b", 1): 22.0}

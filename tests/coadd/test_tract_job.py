@@ -16,10 +16,10 @@ from backends import MPI, linux, needs_dask, needs_mpi
 from skyscene import DEC, RA, draw_star, make_wcs, write_done_ccd
 
 from coaddflow.coadd import tract_job
-from coaddflow.coadd.mean import read_coadd
-from coaddflow.coadd.patch import make_coadd, make_warps
+from coaddflow.coadd.patch import make_coadd
+from coaddflow.coadd.product import read_coadd
 from coaddflow.coadd.tract_job import make_tract_coadds
-from coaddflow.corners.database import build_tract_database
+from coaddflow.corners.build import build_tract_database
 from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import sha256_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
@@ -31,7 +31,8 @@ from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
 from coaddflow.tables.coadds import read_coadd_table
 from coaddflow.tables.manifest import read_manifest, write_manifest
-from coaddflow.warp.ccds import kept_table
+from coaddflow.warp.files import kept_table
+from coaddflow.warp.job import make_warps
 
 SCALE = 0.2
 SKYMAP = SkymapSettings(

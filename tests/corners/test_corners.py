@@ -12,13 +12,13 @@ import pytest
 
 from coaddflow.corners import database as corners
 from coaddflow.corners import schema as corner_schema
-from coaddflow.corners.database import (
-    CornerDatabase,
+from coaddflow.corners.build import (
     build_survey_database,
     build_tract_database,
-    patch_overlaps,
     update_survey_database,
 )
+from coaddflow.corners.database import CornerDatabase
+from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import InputError
 from coaddflow.files import sha256_of
 from coaddflow.geometry import polygon, sphere

@@ -8,11 +8,13 @@ import pytest
 from astropy.table import Table
 
 from coaddflow.astrometry.ccd import solve_ccd
+from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.astrometry.refcat import ccd_cone, exposure_cone, stars_in_cone
 from coaddflow.errors import CcdFailure
-from coaddflow.exposure.astrometry import CcdStars, solve_exposure
+from coaddflow.exposure.astrometry import solve_exposure
+from coaddflow.exposure.field import CcdStars
 from coaddflow.geometry import sphere
-from coaddflow.geometry.wcs import pixel_to_sky, predicted_wcs, sky_to_pixel
+from coaddflow.geometry.wcs import pixel_to_sky, sky_to_pixel
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings

@@ -9,8 +9,8 @@ from coaddflow.exposure.photometry import flatten, map_cards, solve_zero_point
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.instrument.camera import load_camera
 from coaddflow.measure.photometry import MatchedStars, zero_point
-from coaddflow.settings.calexp import PhotometrySettings
 from coaddflow.settings.exposure_photometry import ExposurePhotometrySettings
+from coaddflow.settings.photometry import PhotometrySettings
 
 CAMERA = load_camera("decam")
 CCDS = [detector.id for detector in CAMERA.detectors]

@@ -14,7 +14,7 @@ from coaddflow.measure.background import (
     background_hdu,
     estimate_background,
 )
-from coaddflow.settings.calexp import BackgroundSettings
+from coaddflow.settings.background import BackgroundSettings
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
 SETTINGS = SkyCorrectionSettings(enabled=True)

@@ -7,6 +7,7 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
+from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import (
@@ -14,11 +15,9 @@ from coaddflow.geometry.wcs import (
     inverse_sip,
     make_tan_sip,
     pixel_to_sky,
-    predicted_wcs,
-    read_wcs,
     sky_to_pixel,
-    wcs_to_header,
 )
+from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.instrument.camera import load_camera
 
 SHAPE = (400, 300)

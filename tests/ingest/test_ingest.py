@@ -14,7 +14,8 @@ from astropy.time import Time
 from coaddflow.errors import InputError
 from coaddflow.geometry.angles import parse_declination, parse_right_ascension
 from coaddflow.ingest.raw_exposures import find_raw_files, ingest, repoint
-from coaddflow.instrument.camera import FileLayout, HeaderKey, load_camera
+from coaddflow.instrument.camera import load_camera
+from coaddflow.instrument.file_layout import FileLayout, HeaderKey
 from coaddflow.instrument.header_values import (
     Described,
     FactError,

@@ -12,15 +12,8 @@ from scipy.optimize import least_squares
 from coaddflow.errors import InputError
 from coaddflow.files import check_id
 from coaddflow.geometry import sphere
-from coaddflow.instrument.camera import (
-    Camera,
-    FileLayout,
-    ccd_file,
-    file_template,
-    load_camera,
-    outline,
-    shipped_cameras,
-)
+from coaddflow.instrument.camera import Camera, ccd_file, load_camera, outline, shipped_cameras
+from coaddflow.instrument.file_layout import FileLayout, file_template
 from coaddflow.settings.document import model_tables
 
 CAMERAS = ["decam", "demo", "hsc", "microobservatory", "mini"]

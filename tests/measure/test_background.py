@@ -11,7 +11,7 @@ from coaddflow.measure.background import (
     clipped_statistics,
     estimate_background,
 )
-from coaddflow.settings.calexp import BackgroundSettings
+from coaddflow.settings.background import BackgroundSettings
 
 SETTINGS = BackgroundSettings(mesh_size=64)
 SKY = 500.0

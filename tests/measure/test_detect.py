@@ -8,7 +8,7 @@ from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure import detection as detect
 from coaddflow.measure.detection import SourceFlag, detect_sources, measure_seeing, set_detected
-from coaddflow.settings.calexp import DetectionSettings
+from coaddflow.settings.detection import DetectionSettings
 
 SETTINGS = DetectionSettings()
 SKY = 500.0

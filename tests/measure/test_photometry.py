@@ -13,7 +13,7 @@ from coaddflow.measure.photometry import (
     zero_point,
 )
 from coaddflow.measure.psf_model import PsfModel
-from coaddflow.settings.calexp import PhotometrySettings
+from coaddflow.settings.photometry import PhotometrySettings
 
 SETTINGS = PhotometrySettings()
 SKY = 400.0

@@ -7,9 +7,11 @@ from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image.masked_image import MaskPlane
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.measure.detection import detect_sources
-from coaddflow.measure.psf_model import PsfModel, adaptive_moments, fit_psf, psf_from_hdu, psf_hdu
+from coaddflow.measure.psf_fit import fit_psf
+from coaddflow.measure.psf_model import PsfModel, adaptive_moments, psf_from_hdu, psf_hdu
 from coaddflow.measure.stars import is_isolated, select_stars
-from coaddflow.settings.calexp import DetectionSettings, PsfSettings
+from coaddflow.settings.detection import DetectionSettings
+from coaddflow.settings.psf import PsfSettings
 
 SETTINGS = PsfSettings()
 SIZE = 800

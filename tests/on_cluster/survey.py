@@ -15,7 +15,7 @@ from typing import get_args
 import yaml
 
 import coaddflow
-from coaddflow.settings.survey import ParallelSettings
+from coaddflow.settings.parallel import ParallelSettings
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from backends import MPI, needs_mpi
 from coaddflow.errors import InputError
 from coaddflow.pool import PoolError
 from coaddflow.pool.launch import run_job
-from coaddflow.settings.survey import ParallelSettings
+from coaddflow.settings.parallel import ParallelSettings
 
 BACKENDS = [
     ParallelSettings(backend="serial"),

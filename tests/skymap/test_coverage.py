@@ -9,13 +9,9 @@ import pytest
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
 from coaddflow.instrument.camera import load_camera
+from coaddflow.instrument.footprint import check_footprint_within_prediction, predicted_footprints
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.skymap.coverage import (
-    check_footprint_within_prediction,
-    predicted_footprints,
-    predicted_overlaps,
-    predicted_overlaps_of_images,
-)
+from coaddflow.skymap.coverage import predicted_overlaps, predicted_overlaps_of_images
 from coaddflow.skymap.maps import make_skymap
 
 MARGIN = 0.05

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.skymap.maps import Tract, fit_tangent, make_skymap
+from coaddflow.skymap.maps import make_skymap
+from coaddflow.skymap.tangent import fit_tangent
+from coaddflow.skymap.tract import Tract
 
 
 def rings(**kwargs):

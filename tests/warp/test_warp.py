@@ -7,17 +7,9 @@ from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale
 from coaddflow.settings.warp import WarpSettings
-from coaddflow.warp.ccds import (
-    CcdImage,
-    Warp,
-    WarpFile,
-    order_patches,
-    read_warp_table,
-    warp_ccd,
-    warp_exposure,
-    warp_patches,
-    write_warp,
-)
+from coaddflow.warp.ccds import CcdImage, order_patches, warp_ccd, warp_patches
+from coaddflow.warp.files import Warp, WarpFile, read_warp_table, write_warp
+from coaddflow.warp.job import warp_exposure
 from coaddflow.warp.resample import covariance_factor, kernel_weights
 
 SHAPE = (240, 200)

@@ -5,15 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from coaddflow.runtime import resources as needs
-from coaddflow.workflow.cost import (
-    asked_memory,
-    core_hours_of,
-    disk_used,
-    forecast,
-    measured,
-    suggestion,
-    widths,
-)
+from coaddflow.workflow.cost import asked_memory, forecast, widths
+from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 
 MPIX = 1_000_000
 

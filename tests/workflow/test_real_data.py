@@ -10,8 +10,9 @@ import pytest
 from astropy.table import Table
 from survey_run import REPOSITORY, Survey
 
-from coaddflow.coadd.mean import read_coadd
-from coaddflow.geometry.wcs import read_wcs, sky_to_pixel
+from coaddflow.coadd.product import read_coadd
+from coaddflow.geometry.wcs import sky_to_pixel
+from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import read_masked_image
 from coaddflow.qa.coadd_check import detect_on
 from coaddflow.qa.survey_check import noise_gain, reference_stars_found

@@ -21,8 +21,9 @@ from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
 from coaddflow.errors import CcdFailure
+from coaddflow.geometry.polynomial import evaluate
 from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
-from coaddflow.geometry.wcs import evaluate, fit_tan_sip, pixel_to_sky, plane_to_tan_sip
+from coaddflow.geometry.wcs import fit_tan_sip, pixel_to_sky, plane_to_tan_sip
 from coaddflow.settings.astrometry import AstrometrySettings
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from coaddflow.errors import CcdFailure, InputError
-from coaddflow.geometry.wcs import pixel_to_sky, read_wcs, wcs_to_header
+from coaddflow.geometry.wcs import pixel_to_sky
+from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,

@@ -9,22 +9,21 @@ CCD's fault (a setting, a full disk, no memory) ends the job.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Table
 
-from coaddflow.astrometry.refcat import ccd_cone, exposure_cone, load_refcat
+from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
 from coaddflow.calexp.imported import import_image, imported_row, write_imported
 from coaddflow.calexp.model import Calexp, CcdFacts, process_ccd, write_calexp
 from coaddflow.calib.frames import read_calibs
 from coaddflow.errors import CcdFailure, CoaddflowError
 from coaddflow.files import remove_partial, sha256_of
-from coaddflow.geometry.wcs import pixel_to_sky, predicted_wcs
+from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.image.provenance import provenance_header
@@ -322,30 +321,3 @@ def clean(image: MaskedImage, settings: Settings) -> None:
     fill = settings.interpolation
     n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
     _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic.sum(), n_filled)
-
-
-def reference_stars(
-    exposure: ExposureRow, camera: Camera, detector: Detector, settings: Settings
-) -> Table:
-    """Return the reference stars that may be on a CCD, whatever its pointing error."""
-    cone = ccd_cone(camera, detector, *_pointing(exposure, settings))
-    return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
-
-
-def reference_stars_of_exposure(
-    exposure: ExposureRow, camera: Camera, ccds: Iterable[int], settings: Settings
-) -> Table:
-    """Return the reference stars that may be on any of these CCDs.
-
-    Those of one CCD among them are `refcat.stars_in_cone` of its `refcat.ccd_cone`: the same rows
-    in the same order as `reference_stars` reads for it.
-    """
-    detectors = [camera.detector(ccd) for ccd in ccds]
-    cone = exposure_cone(camera, detectors, *_pointing(exposure, settings))
-    return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
-
-
-def _pointing(exposure: ExposureRow, settings: Settings) -> tuple[float, float, float, float]:
-    """Return RA, Dec, rotation and the largest error of the pointing, degrees."""
-    margin = settings.astrometry.max_pointing_error / 60.0
-    return exposure.ra, exposure.dec, exposure.rotation, margin

@@ -54,7 +54,8 @@ from astropy.wcs import WCS
 
 from coaddflow.astrometry.ccd import AstrometrySolution, solve_ccd
 from coaddflow.errors import InputError
-from coaddflow.geometry.wcs import pixel_to_sky, read_wcs, wcs_to_header
+from coaddflow.geometry.wcs import pixel_to_sky
+from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,
@@ -79,12 +80,13 @@ from coaddflow.measure.photometry import (
     psf_fluxes,
     zero_point,
 )
-from coaddflow.measure.psf_model import PsfModel, PsfQuality, fit_psf, psf_from_hdu, psf_hdu
+from coaddflow.measure.psf_fit import PsfQuality, fit_psf
+from coaddflow.measure.psf_model import PsfModel, psf_from_hdu, psf_hdu
 from coaddflow.measure.saturated_stars import repair_saturated
 from coaddflow.measure.stars import is_isolated, select_stars
 from coaddflow.settings import Settings
 from coaddflow.settings.astrometry import AstrometrySettings
-from coaddflow.settings.calexp import PhotometrySettings
+from coaddflow.settings.photometry import PhotometrySettings
 
 _NO_MAGNITUDE = (
     SourceFlag.SATURATED

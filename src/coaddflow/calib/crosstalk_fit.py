@@ -46,7 +46,7 @@ from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import AmplifierSignal
 from coaddflow.isr.detrend import BegunCcd, begin_detrend, grow
 from coaddflow.measure.background import estimate_background
-from coaddflow.settings.calexp import BackgroundSettings
+from coaddflow.settings.background import BackgroundSettings
 from coaddflow.settings.detrend import DetrendSettings
 
 _LOG = logging.getLogger(__name__)

@@ -37,14 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     from coaddflow.errors import InputError
-    from coaddflow.workflow.cost import (
-        asked_memory,
-        disk_used,
-        forecast,
-        measured,
-        suggestion,
-        widths,
-    )
+    from coaddflow.workflow.cost import asked_memory, forecast, widths
+    from coaddflow.workflow.measured import disk_used, measured, suggestion
     from coaddflow.workflow.plan import make_plan
 
     if arguments.cores < 1:
@@ -67,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(costs: list, steps: list, used: float | None, next_time: list[str]) -> str:
     """Return plan and measurement as a table for people."""
-    from coaddflow.workflow.cost import core_hours_of
+    from coaddflow.workflow.measured import core_hours_of
 
     lines = [
         "                jobs   steps   core-hours   measured     memory  time limit       disk",

@@ -31,9 +31,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.settings.coadd import BackgroundMatchingSettings
-from coaddflow.warp.ccds import Box, Warp, WarpReader
+from coaddflow.warp.files import Warp, WarpReader
 
 _LOG = logging.getLogger(__name__)
 

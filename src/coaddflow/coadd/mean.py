@@ -12,12 +12,9 @@ so the result depends neither on the size of the blocks nor on the number of thr
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 
@@ -32,23 +29,16 @@ from coaddflow.coadd.clipping import (
     find_outliers,
 )
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box, common_box
 from coaddflow.image.masked_image import (
-    Compression,
     MaskedImage,
     MaskPlane,
     flux_scale,
-    image_hdu,
-    masked_image_hdus,
     planes_from_names,
-    read_masked_image,
-    write_fits,
 )
 from coaddflow.settings.coadd import CoaddSettings
-from coaddflow.warp.ccds import Box, WarpReader, common_box, part_header
+from coaddflow.warp.files import WarpReader
 from coaddflow.warp.resample import covariance_factor
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.maps import Tract
 
 _MIN_ROWS = 32
 _MAX_ROWS = 384
@@ -404,77 +394,3 @@ def _combine(stack, weights, fill_error, origin, block, target, counts):
 
 
 # Files
-
-
-def write_coadd(
-    path: str | Path,
-    coadd: Coadd,
-    tract: "Tract",
-    cards: fits.Header | None = None,
-    compression: Compression = "none",
-) -> None:
-    """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS.
-
-    Parameters
-    ----------
-    path : str or Path
-        Final name.
-    coadd : Coadd
-        The product.
-    tract : Tract
-        For the WCS.
-    cards : astropy.io.fits.Header, optional
-        Cards of the primary header (provenance).
-    compression : {"none", "lossless", "quantized"}
-        See `coaddflow.image.masked_image.image_hdu`.
-    """
-    header = part_header(tract, coadd.box)
-    primary = fits.PrimaryHDU(header=cards)
-    primary.header["TRACT"] = tract.id
-    primary.header["NEXP"] = (int(np.count_nonzero(coadd.inputs["n_used"])), "exposures used")
-    table = fits.table_to_hdu(coadd.inputs)
-    table.name = "INPUTS"
-    write_fits(
-        path,
-        [
-            primary,
-            *masked_image_hdus(
-                _storable(coadd.masked_image, compression), header, "nJy", compression
-            ),
-            image_hdu("NINPUTS", coadd.n_inputs, header, compression),
-            table,
-        ],
-    )
-
-
-def _storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
-    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
-    if compression != "quantized":
-        return masked_image
-    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
-    return MaskedImage(masked_image.image, variance, masked_image.mask)
-
-
-def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
-    """Read a coadd written by `write_coadd`, with the header of its image.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged or no coadd.
-    """
-    masked_image, header = read_masked_image(path)
-    masked_image.variance[np.isnan(masked_image.variance)] = np.inf
-    try:
-        x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
-        with fits.open(path, memmap=False) as hdus:
-            n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
-            inputs = Table(hdus["INPUTS"].data)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"is not a readable coadd ({error})",
-            path=path,
-            remedy="remove it and run the workflow again",
-        ) from error
-    ny, nx = masked_image.shape
-    return Coadd((x0, y0, x0 + nx, y0 + ny), masked_image, n_inputs, inputs), header

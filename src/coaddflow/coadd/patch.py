@@ -16,27 +16,20 @@ from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
 from coaddflow.coadd.background_matching import CorrectedWarp, SkyCorrection
-from coaddflow.coadd.mean import Coadd, CoaddInput, coadd_patch, exposure_weight, write_coadd
+from coaddflow.coadd.mean import Coadd, CoaddInput, coadd_patch, exposure_weight
 from coaddflow.coadd.picture import write_picture
-from coaddflow.corners.database import CornerDatabase, Rejection, Selection, patch_overlaps
-from coaddflow.errors import InputError
+from coaddflow.coadd.product import write_coadd
+from coaddflow.corners.database import CornerDatabase, Rejection, Selection
 from coaddflow.files import remove_partial
 from coaddflow.geometry import polygon
-from coaddflow.geometry.wcs import read_wcs
-from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale, read_masked_image
+from coaddflow.geometry.box import Box
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
-from coaddflow.skymap.maps import Tract
+from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import coadd_files, coadd_table_path
-from coaddflow.tables.manifest import CcdRow, read_manifest
-from coaddflow.warp.ccds import (
-    Box,
-    CcdImage,
-    WarpFile,
-    WarpReader,
-    read_warp_table,
-    warp_exposure,
-)
+from coaddflow.tables.manifest import CcdRow
+from coaddflow.warp.files import WarpFile, WarpReader, read_warp_table
 from coaddflow.warp.resample import covariance_factor
 
 _LOG = logging.getLogger(__name__)
@@ -46,75 +39,6 @@ _WAVELENGTH_ORDER = "KHJYyzIiRrVgGBUu"
 
 _FOOTPRINT_GROWTH = 1.5
 """Pixels by which the outline of a CCD is enlarged when the CCD is taken out of a warp."""
-
-
-def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: Settings) -> Table:
-    """Warp the CCDs of an exposure to a tract: the whole job.
-
-    All CCDs that are done are warped; whether they are good enough for the coadds is decided
-    later, by the selection, so that a change of the selection makes no warp again.
-
-    Parameters
-    ----------
-    table : str or Path
-        ``.../{tract}/{exposure}.ecsv``, written last.
-    manifest : str or Path
-        The manifest of the exposure.
-    tract : Tract
-        The tract.
-    settings : Settings
-        Sections warp and products.
-
-    Returns
-    -------
-    astropy.table.Table
-        See `warp.warp_exposure`.
-    """
-    rows = {row.ccd: row for row in read_manifest(manifest)}
-    patch_ccds: dict[str, list[int]] = {}
-    for ccd, row in rows.items():
-        if row.state == "done":
-            for patch, *_ in patch_overlaps(row.footprint_ra, row.footprint_dec, tract):
-                patch_ccds.setdefault(patch, []).append(ccd)
-    exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
-    _remove_coadds(table, tract, band, patch_ccds)
-    _LOG.info("tract %d: exposure %s covers %d patches", tract.id, exposure, len(patch_ccds))
-    return warp_exposure(
-        table,
-        exposure,
-        tract,
-        patch_ccds,
-        lambda ccd: read_ccd(rows[ccd]),
-        settings.warp,
-        cards=provenance_header(settings.section("warp"), [manifest]),
-        compression=settings.products.compression,
-    )
-
-
-def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable[str]) -> None:
-    """Remove the coadds that hang on warps which are made anew.
-
-    They may be those of the job of the whole tract, with other settings. Where such warps have the
-    checksums that Snakemake knows from earlier, it would take coadds that are there for theirs.
-    """
-    folder = Path(table).parent.parent.parent / "coadd" / band / str(tract.id)
-    for patch in patches:
-        (folder / f"{patch}.fits").unlink(missing_ok=True)
-
-
-def read_ccd(row: CcdRow) -> CcdImage:
-    """Read the pixels of a calexp; raise InputError if that is not possible."""
-    _LOG.info("read %s", row.path)
-    if not Path(row.path).exists():
-        raise InputError(
-            "the calexp is not there any more",
-            path=row.path,
-            remedy=f"remove results/summary/{row.exposure}.ecsv and run the workflow again",
-        )
-    masked_image, header = read_masked_image(row.path)
-    if row.zero_point is None:
-        raise InputError("the calexp has no zero-point", path=row.path)
-    return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))
 
 
 def make_coadd(

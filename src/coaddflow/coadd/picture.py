@@ -22,7 +22,7 @@ from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
 
 if TYPE_CHECKING:
-    from coaddflow.skymap.maps import Tract
+    from coaddflow.skymap.tract import Tract
 
 _SOFTENING = 8.0
 """Q of [1]_: linear up to about 1 / Q of white, logarithmic beyond."""

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box, common_box, enclosing_box, part_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.warp.ccds import Box, WarpReader, common_box, enclosing_box, part_of
+from coaddflow.warp.files import WarpReader
 
 BYTES_PER_PIXEL = 12
 """Image, variance and mask."""

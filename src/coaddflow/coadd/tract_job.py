@@ -25,30 +25,26 @@ from coaddflow.coadd.background_matching import (
     match_backgrounds,
     merge_bins,
 )
-from coaddflow.coadd.patch import PatchWork, TractInputs, read_ccd, write_patch
+from coaddflow.coadd.patch import PatchWork, TractInputs, write_patch
 from coaddflow.coadd.spool import LayeredWarp, Place, Spool, SpooledWarp, write_warp
-from coaddflow.corners.database import CornerDatabase, Selection, patch_overlaps
+from coaddflow.corners.database import CornerDatabase, Selection
+from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.files import remove_partial, sha256_of
+from coaddflow.geometry.box import Box, common_box
 from coaddflow.image.provenance import provenance_header
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
 from coaddflow.pool.launch import run_job
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.skymap.maps import Tract, make_skymap
+from coaddflow.skymap.maps import make_skymap
+from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import CoaddRow, write_coadd_table
 from coaddflow.tables.manifest import CcdRow
-from coaddflow.warp.ccds import (
-    Box,
-    Warp,
-    common_box,
-    kept_table,
-    remove_warps,
-    trim,
-    warp_whole_ccd,
-    write_warps,
-)
+from coaddflow.warp.ccds import trim, warp_whole_ccd
+from coaddflow.warp.files import Warp, kept_table, remove_warps, write_warps
+from coaddflow.warp.job import read_ccd
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,8 +9,10 @@ References
 .. [1] Beckmann et al. 1990, Proc. SIGMOD '90, 322; https://www.sqlite.org/rtree.html
 """
 
+import sqlite3
 from dataclasses import dataclass
 
+from coaddflow.errors import InputError
 from coaddflow.tables.manifest import CcdRow
 
 SCHEMA_VERSION = 1
@@ -336,3 +338,18 @@ def schema_markdown() -> str:
     for question, query in EXAMPLES:
         lines += ["", question, "", "```sql", query, "```"]
     return "\n".join(lines) + "\n"
+
+
+def require_rtree() -> None:
+    """Raise InputError if the SQLite of this Python has no R*Tree module."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("CREATE VIRTUAL TABLE probe USING rtree(id, x0, x1)")
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"the SQLite library {sqlite3.sqlite_version} of this Python has no R*Tree module",
+            remedy="use a Python whose sqlite3 has it, such as those of Debian, conda-forge or "
+            "python.org (SQLite compiled with SQLITE_ENABLE_RTREE)",
+        ) from error
+    finally:
+        connection.close()

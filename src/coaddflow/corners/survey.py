@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from coaddflow.corners.database import SurveyUpdate, update_survey_database
+from coaddflow.corners.build import SurveyUpdate, update_survey_database
 from coaddflow.errors import InputError
-from coaddflow.skymap.maps import SkyMap
+from coaddflow.skymap.base import SkyMap
 
 _LOG = logging.getLogger(__name__)
 

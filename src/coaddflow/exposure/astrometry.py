@@ -14,39 +14,40 @@ References
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from astropy.table import Table
-from astropy.wcs import WCS
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.ccd import (
     RAYLEIGH_MEDIAN,
     AstrometrySolution,
-    CcdMatch,
-    brightest_first,
     describe_solution,
-    match_ccd,
     residuals,
     solve_ccd,
     supported_order,
 )
-from coaddflow.astrometry.matching import SearchWindow, fit_similarity, match_nearest, match_pattern
-from coaddflow.astrometry.refcat import ccd_cone, stars_in_cone
+from coaddflow.astrometry.refcat import stars_in_cone
 from coaddflow.errors import CcdFailure
+from coaddflow.exposure.field import CcdData, CcdStars, Field
 from coaddflow.exposure.focal_plane import (
     CcdPairs,
-    CcdPlace,
     FieldFit,
     FieldModel,
     Priors,
     fit_field_clipped,
 )
-from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
-from coaddflow.geometry.wcs import fit_tan_sip, pixel_to_sky, predicted_wcs
+from coaddflow.exposure.matching import (
+    NoExposureFit,
+    find_exposure,
+    match_again,
+    match_placed,
+    predicted_ccd,
+)
+from coaddflow.geometry.sphere import separation
+from coaddflow.geometry.wcs import fit_tan_sip
 from coaddflow.instrument.camera import Camera
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
@@ -56,53 +57,10 @@ log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.intp]
 
-_MAX_ANCHORS = 5
-"""CCDs that are tried as the first to be found on the sky."""
-
-_AGREEING = 0.3
-"""Part of the CCDs that must be where the first one says."""
-
-_NEAR_ROTATION, _NEAR_SCALE = 0.5, 0.005
-_FIELD_SHIFT = 0.01
-"""How far, in units of the field's radius, the distortion may move a CCD at first."""
 
 _FIRST_ORDER = 3
-_FEWEST_AT_FIRST, _FEWEST = 3, 2
-"""Fewest stars that can match a CCD before and after the others tell the distortion."""
 
 _MAX_ITERATIONS = 15
-_FEW_STARS_CHANCE = 1e-2
-"""Chance matches that are allowed for the few stars of a CCD whose place is known."""
-
-
-@dataclass(frozen=True)
-class CcdStars:
-    """The sources of a CCD, as far as astrometry needs them.
-
-    Attributes
-    ----------
-    x, y : ndarray of float64, shape (n,)
-        Positions, 0-based pixels.
-    flux : ndarray of float64, shape (n,)
-        Fluxes, any unit that is the same for all CCDs; only the order matters.
-    centroid_error : ndarray of float64, shape (n,)
-        Errors of the positions, one axis, pixels.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    """
-
-    x: FloatArray
-    y: FloatArray
-    flux: FloatArray
-    centroid_error: FloatArray
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, sources: Table, shape: tuple[int, int]) -> "CcdStars":
-        """Take them from the sources of a measured CCD."""
-        # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
-        names = ("x", "y", "flux_isophotal", "x_error")
-        return cls(*(np.array(sources[name], dtype=float) for name in names), shape)
 
 
 @dataclass(frozen=True)
@@ -236,13 +194,13 @@ def solve_exposure(
         exposure gets the solution (or failure) that it would have by itself, with a warning in
         the log.
     """
-    field_stars = _Field.of(stars, camera, ra, dec, rotation, refcat, settings)
+    field_stars = Field.of(stars, camera, ra, dec, rotation, refcat, settings)
     solutions: dict[int, AstrometrySolution] = {}
     failures: dict[int, CcdFailure] = {}
     fit = None
     try:
         outcome = _fit_exposure(field_stars, settings, exposure_settings)
-    except (_NoExposureFit, np.linalg.LinAlgError) as reason:
+    except (NoExposureFit, np.linalg.LinAlgError) as reason:
         log.warning("the exposure is not solved as a whole: %s; each CCD by itself", reason)
         fallbacks = dict.fromkeys(sorted(stars), str(reason))
     else:
@@ -269,104 +227,6 @@ def solve_exposure(
     return ExposureAstrometry(dict(sorted(solutions.items())), failures, fallbacks, fit)
 
 
-class _NoExposureFit(Exception):  # noqa: N818 - a result that travels as an exception
-    """The CCDs of an exposure do not give a common solution; the text says why."""
-
-
-@dataclass(frozen=True)
-class _Ccd:
-    """A CCD with what is known before any match.
-
-    ``sources`` are rows of the sources, the brightest first, ``place`` (2, n) and ``error`` (n,)
-    belong to them; ``cone`` (degrees) has all reference stars that the CCD may see. ``near`` are
-    the rows of those that are near it once it is known where the exposure points, the brightest
-    first.
-    """
-
-    number: int
-    stars: CcdStars
-    where: CcdPlace
-    sources: IndexArray
-    place: FloatArray
-    error: FloatArray
-    cone: tuple[float, float, float]
-    near: IndexArray = field(default_factory=lambda: np.array([], np.intp))
-
-    @property
-    def reach(self) -> float:
-        """Distance of a corner from the centre, field pixels."""
-        return float(np.hypot(*(self.where.edge - self.where.centre)).max())
-
-
-@dataclass(frozen=True)
-class _Field:
-    """The CCDs of an exposure and its reference stars; ``by_magnitude`` orders their rows."""
-
-    camera: Camera
-    ra: float
-    dec: float
-    rotation: float
-    refcat: Table
-    sky: FloatArray
-    by_magnitude: IndexArray
-    ccds: dict[int, _Ccd]
-
-    @classmethod
-    def of(
-        cls,
-        stars: Mapping[int, CcdStars],
-        camera: Camera,
-        ra: float,
-        dec: float,
-        rotation: float,
-        refcat: Table,
-        settings: AstrometrySettings,
-    ) -> "_Field":
-        """Put the sources into the field and the reference stars to their CCDs."""
-        ccds = {}
-        for number in sorted(stars):
-            detector = camera.detector(number)
-            cone = ccd_cone(camera, detector, ra, dec, rotation, settings.max_pointing_error / 60.0)
-            ccds[number] = _prepare(
-                stars[number],
-                CcdPlace(camera, detector, rotation),
-                cone,
-                settings,
-            )
-        sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
-        magnitude = np.asarray(np.ma.filled(refcat["mag"], np.nan), float)
-        return cls(
-            camera, ra, dec, rotation, refcat, sky, np.argsort(magnitude, kind="stable"), ccds
-        )
-
-    def pointed(self, model: FieldModel, margin: float) -> "_Field":
-        """Return the field with the reference stars that are near its CCDs, in pixels."""
-        catalogue = model.catalogue(self.sky[:, self.by_magnitude])
-        ccds = {}
-        for number, ccd in self.ccds.items():
-            centre = model.expected(ccd.where, ccd.where.centre)
-            # compared this way round, NaN is left out
-            near = np.hypot(*(catalogue - centre)) <= 1.1 * ccd.reach + margin
-            ccds[number] = replace(ccd, near=self.by_magnitude[near])
-        return replace(self, ccds=ccds)
-
-    @property
-    def radius(self) -> float:
-        """Distance of the farthest corner from the origin, field pixels."""
-        return max(float(np.hypot(*ccd.where.edge).max()) for ccd in self.ccds.values())
-
-
-def _prepare(
-    stars: CcdStars, where: CcdPlace, cone: tuple[float, float, float], settings: AstrometrySettings
-) -> _Ccd:
-    sources = brightest_first(stars.x, stars.y, stars.flux, settings.max_sources)
-    error = np.hypot(stars.centroid_error, settings.centroid_floor)
-    sources = sources[np.isfinite(error[sources])]
-    place = where.field(stars.x[sources], stars.y[sources])
-    number = where.detector.id
-    return _Ccd(number, stars, where, sources, place, error[sources], cone)
-
-
 @dataclass
 class _Outcome:
     """A fit in the making: matched CCDs, and those that do not fit in with the reason."""
@@ -378,21 +238,21 @@ class _Outcome:
 
 
 def _fit_exposure(
-    field_stars: _Field,
+    field_stars: Field,
     settings: AstrometrySettings,
     exposure_settings: ExposureAstrometrySettings,
 ) -> _Outcome:
-    """Find the exposure on the sky and fit its model; raise _NoExposureFit."""
+    """Find the exposure on the sky and fit its model; raise NoExposureFit."""
     if len(field_stars.ccds) < exposure_settings.min_ccds:
-        raise _NoExposureFit(f"it has only {len(field_stars.ccds)} CCDs with sources")
-    field_stars, start, pairs, chance = _find(field_stars, settings, exposure_settings)
+        raise NoExposureFit(f"it has only {len(field_stars.ccds)} CCDs with sources")
+    field_stars, start, pairs, chance = find_exposure(field_stars, settings, exposure_settings)
     outcome = _fit_agreeing(
         field_stars, start, pairs, chance, _FIRST_ORDER, settings, exposure_settings
     )
     for number, ccd in field_stars.ccds.items():
         if number in outcome.pairs or number in outcome.excluded:
             continue
-        found = _match_placed(ccd, outcome.fit, field_stars, settings, exposure_settings)
+        found = match_placed(ccd, outcome.fit, field_stars, settings, exposure_settings)
         if found is None:
             outcome.excluded[number] = (
                 f"its {ccd.sources.size} sources are not where the exposure says"
@@ -411,10 +271,10 @@ def _check_exposure(
     exposure_settings: ExposureAstrometrySettings,
 ) -> None:
     if len(outcome.pairs) < exposure_settings.min_ccds:
-        raise _NoExposureFit(f"only {len(outcome.pairs)} of its CCDs agree")
+        raise NoExposureFit(f"only {len(outcome.pairs)} of its CCDs agree")
     rms = _rms(np.concatenate([_residual(outcome, n) for n in outcome.pairs], axis=1))
     if rms > settings.max_rms_pixels:
-        raise _NoExposureFit(
+        raise NoExposureFit(
             f"the rms distance of its stars from the catalogue is {rms:.2f} pixels, above "
             f"astrometry.max_rms_pixels = {settings.max_rms_pixels:g}"
         )
@@ -433,238 +293,14 @@ def _rms(residual: FloatArray) -> float:
 # Where the exposure is
 
 
-def _find(
-    field_stars: _Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> tuple[_Field, FieldModel, dict[int, CcdPairs], float]:
-    """Return the field where it points, a first model, the matched CCDs, and their chance."""
-    tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field_stars.ccds.values())
-    shift = max(3.0 * exposure_settings.max_offset, _FIELD_SHIFT * field_stars.radius)
-    most = None
-    for start, chance in _candidates(field_stars, settings, exposure_settings):
-        pointed, pairs = field_stars.pointed(start, 2.0 * shift), {}
-        for number, ccd in pointed.ccds.items():
-            found = _match_near(ccd, start, pointed, shift, settings)
-            if found is not None:
-                pairs[number] = found
-        if len(pairs) >= max(exposure_settings.min_ccds, _AGREEING * tried):
-            return pointed, start, pairs, chance
-        most = max(most or 0, len(pairs))
-    raise _NoExposureFit(
-        "it was not found on the sky"
-        if most is None
-        else f"only {most} of its CCDs agree on where it points"
-    )
-
-
-def _candidates(
-    field_stars: _Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> Iterator[tuple[FieldModel, float]]:
-    """Yield where the exposure may be, with the chance: from all stars, then from one CCD."""
-    together = _match_all_together(field_stars, settings, exposure_settings)
-    if together is not None:
-        yield together
-    rich_first = sorted(field_stars.ccds.values(), key=lambda ccd: (-ccd.sources.size, ccd.number))
-    for ccd in rich_first[:_MAX_ANCHORS]:
-        try:
-            match = _match_anchor(ccd, field_stars, settings)
-        except CcdFailure as failure:
-            log.debug("CCD %d does not tell where the exposure is: %s", ccd.number, failure)
-        else:
-            yield _model_from_ccd(ccd, match, field_stars), match.chance
-
-
-def _match_anchor(ccd: _Ccd, field_stars: _Field, settings: AstrometrySettings) -> CcdMatch:
-    """Find a CCD by itself, wherever the exposure points; raise CcdFailure."""
-    stars = ccd.stars
-    return match_ccd(
-        stars.x,
-        stars.y,
-        stars.flux,
-        field_stars.refcat[stars_in_cone(field_stars.refcat, *ccd.cone)],
-        _predicted(ccd, field_stars),
-        stars.shape,
-        settings,
-    )
-
-
-def _model_from_ccd(ccd: _Ccd, match: CcdMatch, field_stars: _Field) -> FieldModel:
-    """Return the pointing, rotation and scale that put a CCD where its match says."""
-    ny, nx = ccd.stars.shape
-    y, x = (grid.ravel() for grid in np.mgrid[0 : ny - 1 : 5j, 0 : nx - 1 : 5j])
-    matched, predicted = match.wcs.pixel_scale_matrix, ccd.where.jacobian
-    flipped = bool(np.linalg.det(matched) * np.linalg.det(predicted) < 0)
-    sky = np.stack(pixel_to_sky(match.wcs, x, y))
-    return _rigid_model(ccd.where.field(x, y), sky, flipped, field_stars)
-
-
-def _rigid_model(
-    place: FloatArray, sky: FloatArray, flipped: bool, field_stars: _Field
-) -> FieldModel:
-    """Return the model of shift, rotation and scale that puts places (2, n) to the sky (2, n)."""
-    crval = np.array([field_stars.ra, field_stars.dec])
-    z = place[0] + 1j * place[1]
-    for _ in range(8):
-        xi, eta = tan_project(*sky, *crval)
-        similarity = fit_similarity(z, xi + 1j * eta, flipped)
-        crval = np.array(tan_deproject(similarity.b.real, similarity.b.imag, *crval))
-    a = similarity.a
-    matrix = np.array([[a.real, -a.imag], [a.imag, a.real]])
-    if flipped:
-        matrix = matrix @ np.diag([1.0, -1.0])
-    return FieldModel(crval, matrix, field_stars.radius)
-
-
-def _match_all_together(
-    field_stars: _Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> tuple[FieldModel, float] | None:
-    """Find the pattern of the brightest stars of all CCDs: no CCD needs to have many."""
-    place = np.concatenate([ccd.place for ccd in field_stars.ccds.values()], axis=1)
-    flux = np.concatenate([ccd.stars.flux[ccd.sources] for ccd in field_stars.ccds.values()])
-    place = place[:, np.argsort(-flux, kind="stable")[: settings.max_sources]]
-    if place.shape[1] < settings.min_matches:
-        return None
-    pixel = field_stars.camera.pixel_scale / 3600.0
-    references = field_stars.by_magnitude
-    catalogue = np.stack(
-        tan_project(*field_stars.sky[:, references], field_stars.ra, field_stars.dec)
-    )
-    usable = np.isfinite(catalogue[0])
-    references, catalogue = references[usable], catalogue[:, usable] / pixel
-    wide = SearchWindow(
-        settings.max_pointing_error / 60.0 / pixel,
-        settings.max_rotation_error,
-        settings.max_scale_error,
-        settings.either_parity,
-    )
-    near = replace(wide, shift=min(wide.shift, 1.0 / 60.0 / pixel), either_parity=False)
-    near = replace(near, rotation=min(1.5, wide.rotation), scale=min(0.005, wide.scale))
-    match = match_pattern(
-        place.T,
-        catalogue.T,
-        near,
-        wide,
-        settings.match_tolerance + exposure_settings.offset_sigma,
-        settings.max_chance,
-        settings.min_matches,
-    )
-    if match is None:
-        return None
-    sky = field_stars.sky[:, references[match.reference_index]]
-    place = place[:, match.source_index]
-    return _rigid_model(place, sky, match.similarity.flipped, field_stars), match.chance
-
-
 # Which stars are which, once it is known where the exposure is
-
-
-def _match_window(
-    ccd: _Ccd,
-    model: FieldModel,
-    field_stars: _Field,
-    window: SearchWindow,
-    tolerance: float,
-    max_chance: float,
-    min_matches: int,
-) -> CcdPairs | None:
-    """Match the pattern of a CCD's stars in a small window around its predicted place."""
-    if min(ccd.near.size, ccd.sources.size) < min_matches:
-        return None
-    centre = model.expected(ccd.where, ccd.where.centre)
-    catalogue = model.catalogue(field_stars.sky[:, ccd.near])
-    expected = model.expected(ccd.where, ccd.place)
-    match = match_pattern(
-        (expected - centre).T,
-        (catalogue - centre).T,
-        window,
-        window,
-        tolerance,
-        max_chance,
-        min_matches,
-    )
-    if match is None:
-        return None
-    return _pairs(ccd, field_stars, match.source_index, ccd.near[match.reference_index])
-
-
-def _pairs(ccd: _Ccd, field_stars: _Field, i: IndexArray, references: IndexArray) -> CcdPairs:
-    return CcdPairs(
-        ccd.where,
-        ccd.place[:, i],
-        field_stars.sky[:, references],
-        ccd.error[i],
-        ccd.sources[i],
-        references,
-        np.ones(i.size, bool),
-    )
-
-
-def _tolerance(ccd: _Ccd, settings: AstrometrySettings) -> float:
-    return max(settings.match_tolerance, 2e-3 * ccd.reach)
-
-
-def _match_near(
-    ccd: _Ccd,
-    model: FieldModel,
-    field_stars: _Field,
-    shift: float,
-    settings: AstrometrySettings,
-) -> CcdPairs | None:
-    """Match a CCD with a model that is exact to the distortion that nobody knows."""
-    return _match_window(
-        ccd,
-        model,
-        field_stars,
-        SearchWindow(shift, _NEAR_ROTATION, _NEAR_SCALE, False),
-        _tolerance(ccd, settings),
-        settings.max_chance,
-        _FEWEST_AT_FIRST,
-    )
-
-
-def _match_placed(
-    ccd: _Ccd,
-    fit: FieldFit,
-    field_stars: _Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> CcdPairs | None:
-    """Match a CCD of few stars with a model of which only the CCD's own place is not known."""
-    shift = 4.0 * fit.priors.offset + settings.match_tolerance
-    rotation = float(np.degrees(4.0 * fit.priors.rotation / ccd.where.half))
-    return _match_window(
-        ccd,
-        fit.model,
-        field_stars,
-        SearchWindow(shift, rotation, _NEAR_SCALE / 2.0, False),
-        settings.match_tolerance,
-        _FEW_STARS_CHANCE,
-        _FEWEST,
-    )
-
-
-def _match_again(
-    ccd: _Ccd, model: FieldModel, field_stars: _Field, radius: float
-) -> CcdPairs | None:
-    """Match each star with the nearest one of the catalogue."""
-    if ccd.near.size == 0:
-        return None
-    catalogue = model.catalogue(field_stars.sky[:, ccd.near])
-    expected = model.expected(ccd.where, ccd.place)
-    i, k, _ = match_nearest(cKDTree(catalogue.T), expected[0] + 1j * expected[1], radius)
-    return _pairs(ccd, field_stars, i, ccd.near[k]) if i.size else None
 
 
 # The fit
 
 
 def _fit_agreeing(
-    field_stars: _Field,
+    field_stars: Field,
     start: FieldModel,
     pairs: dict[int, CcdPairs],
     chance: float,
@@ -678,7 +314,7 @@ def _fit_agreeing(
     limits = Priors.of(exposure_settings)
     while True:
         if len(pairs) < exposure_settings.min_ccds:
-            raise _NoExposureFit(f"only {len(pairs)} of its CCDs agree")
+            raise NoExposureFit(f"only {len(pairs)} of its CCDs agree")
         chosen = _choose_order(pairs, field_stars, order, settings)
         fit, pairs = fit_field_clipped(pairs, start, chosen, limits, settings.clip_sigma, priors)
         start, priors = fit.model, fit.priors
@@ -692,7 +328,7 @@ def _fit_agreeing(
 
 
 def _choose_order(
-    pairs: dict[int, CcdPairs], field_stars: _Field, highest: int, settings: AstrometrySettings
+    pairs: dict[int, CcdPairs], field_stars: Field, highest: int, settings: AstrometrySettings
 ) -> int:
     places = [stars.place[:, stars.kept] for stars in pairs.values()]
     edges = [ccd.where.edge for ccd in field_stars.ccds.values() if ccd.sources.size]
@@ -729,7 +365,7 @@ def _worst_ccd(
 
 
 def _iterate(
-    field_stars: _Field,
+    field_stars: Field,
     outcome: _Outcome,
     settings: AstrometrySettings,
     exposure_settings: ExposureAstrometrySettings,
@@ -763,7 +399,7 @@ def _iterate(
         radius, previous = min(radius, limit), now
         pairs = {}
         for number in outcome.pairs:
-            again = _match_again(field_stars.ccds[number], outcome.fit.model, field_stars, radius)
+            again = match_again(field_stars.ccds[number], outcome.fit.model, field_stars, radius)
             if again is None:
                 excluded[number] = "none of its sources is where the exposure says"
             else:
@@ -789,18 +425,7 @@ def _exclude_uncertain(outcome: _Outcome, exposure_settings: ExposureAstrometryS
 # What comes out
 
 
-def _predicted(ccd: _Ccd, field_stars: _Field) -> WCS:
-    """Return the WCS that a CCD would have if the pointing were right."""
-    return predicted_wcs(
-        field_stars.camera,
-        ccd.where.detector,
-        field_stars.ra,
-        field_stars.dec,
-        field_stars.rotation,
-    )
-
-
-def _ccd_solution(ccd: _Ccd, outcome: _Outcome, field_stars: _Field) -> AstrometrySolution:
+def _ccd_solution(ccd: CcdData, outcome: _Outcome, field_stars: Field) -> AstrometrySolution:
     """Write the model of a CCD as its own TAN-SIP WCS."""
     stars, shape = outcome.pairs[ccd.number], ccd.stars.shape
     model, where = outcome.fit.model, ccd.where
@@ -823,7 +448,7 @@ def _ccd_solution(ccd: _Ccd, outcome: _Outcome, field_stars: _Field) -> Astromet
     )
 
 
-def _figures(field_stars: _Field, outcome: _Outcome) -> ExposureFit:
+def _figures(field_stars: Field, outcome: _Outcome) -> ExposureFit:
     """Return what the fit says about the exposure."""
     model, camera, priors = outcome.fit.model, field_stars.camera, outcome.fit.priors
     at_origin = model.recentred()
@@ -869,7 +494,7 @@ def _terms(number: int, outcome: _Outcome) -> CcdTerms:
 
 
 def _solve_alone(
-    ccd: _Ccd, field_stars: _Field, settings: AstrometrySettings
+    ccd: CcdData, field_stars: Field, settings: AstrometrySettings
 ) -> AstrometrySolution:
     """Solve a CCD by itself, with the stars of its own cone; raise CcdFailure."""
     references = stars_in_cone(field_stars.refcat, *ccd.cone)
@@ -881,7 +506,7 @@ def _solve_alone(
         stars.y,
         stars.flux,
         field_stars.refcat[references],
-        _predicted(ccd, field_stars),
+        predicted_ccd(ccd, field_stars),
         stars.shape,
         settings,
         centroid_error=stars.centroid_error,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coaddflow.errors import InputError
 from coaddflow.instrument.camera import Camera
-from coaddflow.skymap.coverage import check_footprint_within_prediction
+from coaddflow.instrument.footprint import check_footprint_within_prediction
 from coaddflow.tables.exposures import ExposureRow
 from coaddflow.tables.manifest import CcdRow, write_manifest
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
@@ -25,7 +26,6 @@ from coaddflow.calexp.job import (
     detrended_image,
     facts_of,
     imported_image_row,
-    reference_stars,
     remove_products,
     result_or_failed_row,
     write_products,
@@ -41,7 +41,6 @@ from coaddflow.exposure.solution import (
     apply_solution,
     solve_ccds,
 )
-from coaddflow.geometry.wcs import predicted_wcs
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import collect_aggressors

@@ -37,8 +37,8 @@ from coaddflow.exposure.group_scatter import group_scatter, prior_variance
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.measure.photometry import MatchedStars, ZeroPoint, magnitude_offsets
-from coaddflow.settings.calexp import PhotometrySettings
 from coaddflow.settings.exposure_photometry import ExposurePhotometrySettings
+from coaddflow.settings.photometry import PhotometrySettings
 
 _LOG = logging.getLogger(__name__)
 

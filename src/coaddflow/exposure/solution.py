@@ -15,7 +15,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from coaddflow.astrometry.ccd import AstrometrySolution
-from coaddflow.calexp.job import reference_stars_of_exposure
+from coaddflow.astrometry.prediction import reference_stars_of_exposure
 from coaddflow.calexp.model import (
     Calexp,
     CcdFacts,
@@ -26,7 +26,8 @@ from coaddflow.calexp.model import (
     measure_zero_point,
 )
 from coaddflow.errors import CcdFailure
-from coaddflow.exposure.astrometry import CcdStars, solve_exposure
+from coaddflow.exposure.astrometry import solve_exposure
+from coaddflow.exposure.field import CcdStars
 from coaddflow.exposure.photometry import ZeroPointMap, flatten, map_cards, solve_zero_point
 from coaddflow.exposure.sky import (
     FocalPlaneSky,

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
-from coaddflow.geometry.wcs import pixel_to_sky, read_wcs
+from coaddflow.geometry.wcs import pixel_to_sky
+from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.ingest.raw_exposures import IngestReport, Skip, files_in, merge_rows, nothing_usable
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from coaddflow.errors import InputError
 from coaddflow.ingest.pointing import Pointing, fit_pointing
-from coaddflow.instrument.camera import Camera, file_template
+from coaddflow.instrument.camera import Camera
+from coaddflow.instrument.file_layout import file_template
 from coaddflow.instrument.header_values import (
     Described,
     FactError,

@@ -22,24 +22,20 @@ from typing import Annotated, Literal
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
+from coaddflow.instrument.file_layout import CCD_IN_NAME, FileLayout, HeaderMap
+from coaddflow.settings.base import Section
 
 Box = tuple[int, int, int, int]
 """Half-open pixel box (x0, y0, x1, y1), 0-based."""
 
 FloatArray = NDArray[np.float64]
 
-_CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
 
-
-class _CameraPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Amplifier(_CameraPart):
+class Amplifier(Section):
     """One readout channel of a detector."""
 
     name: str = Field(description="Name of the amplifier, unique on its detector.")
@@ -82,7 +78,7 @@ class Amplifier(_CameraPart):
         return self.read_from[1] == "r", self.read_from[0] == "u"
 
 
-class Detector(_CameraPart):
+class Detector(Section):
     """One CCD: its place in the focal plane and its amplifiers."""
 
     id: int = Field(ge=0, description="Number of the CCD, unique in the camera.")
@@ -135,92 +131,7 @@ class Detector(_CameraPart):
         return self
 
 
-class HeaderKey(_CameraPart):
-    """Where one fact about an exposure stands."""
-
-    keyword: str | None = Field(
-        None,
-        description="Header keyword; null: from the file's name with `pattern`, else `default`.",
-    )
-    pattern: str | None = Field(
-        None,
-        description="Regular expression applied to the header's text, or to the file's name where "
-        "no keyword is given; its first group is the value.",
-    )
-    values: dict[str, str] = Field(
-        default_factory=dict, description="Replacements of values, such as a filter's long name."
-    )
-    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
-        "none", description="Unit of the value."
-    )
-    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale, for times.")
-    offset: float = Field(0.0, description="Added to the value.")
-    factor: float = Field(1.0, description="The value is multiplied by this before the offset.")
-    default: str | float | None = Field(
-        None, description="Value where the keyword is missing; null: it is required."
-    )
-    form: str = Field(
-        "{}",
-        description="How the simulator writes the value; {} is its place, with a format such as "
-        "{:08d} where it is a number.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "HeaderKey":
-        if self.keyword is None and self.pattern is None and self.default is None:
-            raise ValueError("needs a keyword, a pattern or a default")
-        return self
-
-
-class HeaderMap(_CameraPart):
-    """Which facts ingest reads from the headers."""
-
-    exposure: HeaderKey = Field(description="Exposure id.")
-    kind: HeaderKey = Field(description="science, bias, dark or flat.")
-    band: HeaderKey = Field(description="Band (filter).")
-    ra: HeaderKey = Field(description="Right ascension of the pointing.")
-    dec: HeaderKey = Field(description="Declination of the pointing.")
-    rotation: HeaderKey = Field(description="Position angle of the focal plane's +y.")
-    mjd: HeaderKey = Field(description="Start of the exposure.")
-    exposure_time: HeaderKey = Field(description="Exposure time.")
-
-
-class FileLayout(_CameraPart):
-    """How the raw files of an exposure look."""
-
-    files: Literal["exposure", "ccd"] = Field(
-        description="One file per exposure, or one file per CCD."
-    )
-    names: tuple[str, ...] = Field(
-        ("*.fits", "*.fits.gz", "*.fits.fz"), description="Shell patterns of the raw files."
-    )
-    ccd_pattern: str | None = Field(
-        None,
-        description="With one file per CCD: regular expression whose group (?P<ccd>...) is the "
-        "part of the file's name that tells the CCD.",
-    )
-    numbers_per_exposure: int | None = Field(
-        None,
-        ge=1,
-        description="With one file per CCD whose names have running numbers: how many numbers an "
-        "exposure takes. The group `ccd` of ccd_pattern is then a number, its remainder is the "
-        "`extension` of the CCD, and {ccd+00123400} stands for it in paths.",
-    )
-    name_form: str = Field(
-        "{exposure}.fits",
-        description="Names that the simulator gives, with {exposure} and, with one file per CCD, "
-        "{ccd} or, for running numbers, {ccd+number of the first file}.",
-    )
-    header_hdu: int = Field(0, ge=0, description="HDU whose header describes the exposure.")
-
-    @model_validator(mode="after")
-    def _check(self) -> "FileLayout":
-        if self.files == "ccd" and "(?P<ccd>" not in (self.ccd_pattern or ""):
-            raise ValueError("one file per CCD needs ccd_pattern with a group (?P<ccd>...)")
-        return self
-
-
-class Crosstalk(_CameraPart):
+class Crosstalk(Section):
     """Crosstalk from one amplifier of the camera to one of another CCD."""
 
     aggressor: tuple[int, str] = Field(description="CCD and amplifier that shine through.")
@@ -228,7 +139,7 @@ class Crosstalk(_CameraPart):
     coefficient: float = Field(description="Fraction of the aggressor's counts.")
 
 
-class Camera(_CameraPart):
+class Camera(Section):
     """A mosaic camera. Angles in degrees, focal plane in millimetres."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="Name of the camera.")
@@ -429,65 +340,6 @@ class Camera(_CameraPart):
         return total
 
 
-def ccd_file(template: str, detector: Detector) -> str:
-    """Return the name of a CCD's file.
-
-    Parameters
-    ----------
-    template : str
-        A name in which ``{ccd}`` stands for the detector's `extension`, or ``{ccd+00123400}`` for
-        the sum of this number and the extension, with as many digits. A name without either is
-        the file of all CCDs.
-    detector : Detector
-        The CCD.
-    """
-
-    def replace(match: re.Match) -> str:
-        first = match.group(1)
-        if first is None:
-            return str(detector.extension)
-        return f"{int(first) + int(detector.extension):0{len(first)}d}"
-
-    return _CCD_IN_NAME.sub(replace, template)
-
-
-def file_template(name: str, layout: FileLayout) -> tuple[str, str]:
-    """Take the CCD out of a file's name; inverse of `ccd_file`.
-
-    Parameters
-    ----------
-    name : str
-        Name of the file of one CCD.
-    layout : FileLayout
-        How the files look, with one file per CCD.
-
-    Returns
-    -------
-    template : str
-        The common form of the names of the exposure's files.
-    extension : str
-        `Detector.extension` of the CCD.
-
-    Raises
-    ------
-    InputError
-        If the name does not have the form that the camera file tells.
-    """
-    match = re.search(layout.ccd_pattern or "", name)
-    if match is None:
-        raise InputError(
-            f"the name {name!r} does not tell the CCD (pattern {layout.ccd_pattern!r})"
-        )
-    text, extension = "{ccd}", match["ccd"]
-    if layout.numbers_per_exposure is not None:
-        digits = len(extension)
-        first, offset = divmod(int(extension), layout.numbers_per_exposure)
-        text = f"{{ccd+{first * layout.numbers_per_exposure:0{digits}d}}}"
-        extension = str(offset)
-    start, end = match.span("ccd")
-    return f"{name[:start]}{text}{name[end:]}", extension
-
-
 def outline(size: tuple[int, int], n_per_edge: int) -> tuple[FloatArray, FloatArray]:
     """Return pixel positions along the outer edge of an image of (nx, ny) pixels.
 
@@ -568,3 +420,25 @@ def _cos_sin(angle: Annotated[float, "degrees"]) -> tuple[float, float]:
 
 def _box_size(box: Box) -> tuple[int, int]:
     return box[2] - box[0], box[3] - box[1]
+
+
+def ccd_file(template: str, detector: Detector) -> str:
+    """Return the name of a CCD's file.
+
+    Parameters
+    ----------
+    template : str
+        A name in which ``{ccd}`` stands for the detector's `extension`, or ``{ccd+00123400}`` for
+        the sum of this number and the extension, with as many digits. A name without either is
+        the file of all CCDs.
+    detector : Detector
+        The CCD.
+    """
+
+    def replace(match: re.Match) -> str:
+        first = match.group(1)
+        if first is None:
+            return str(detector.extension)
+        return f"{int(first) + int(detector.extension):0{len(first)}d}"
+
+    return CCD_IN_NAME.sub(replace, template)

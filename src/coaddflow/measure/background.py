@@ -22,7 +22,7 @@ from scipy import interpolate, ndimage
 
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.settings.calexp import BackgroundSettings
+from coaddflow.settings.background import BackgroundSettings
 
 NOT_MEASURED = (
     MaskPlane.BAD

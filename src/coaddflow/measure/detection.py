@@ -21,7 +21,7 @@ from scipy import ndimage
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.stamps import cut_stamps
-from coaddflow.settings.calexp import DetectionSettings
+from coaddflow.settings.detection import DetectionSettings
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 

@@ -22,7 +22,7 @@ from coaddflow.image.stamps import cut_stamps
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import unusable_pixels
 from coaddflow.measure.psf_model import PsfModel
-from coaddflow.settings.calexp import PhotometrySettings
+from coaddflow.settings.photometry import PhotometrySettings
 
 _GROWTH_APERTURES = 12
 

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from coaddflow.errors import CcdFailure
 from coaddflow.measure.detection import SourceFlag, common_size
-from coaddflow.settings.calexp import PsfSettings
+from coaddflow.settings.psf import PsfSettings
 
 NOT_A_CLEAN_STAR = (
     SourceFlag.EDGE

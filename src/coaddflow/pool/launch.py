@@ -27,7 +27,7 @@ from coaddflow.errors import CoaddflowError, InputError, is_lasting
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
 from coaddflow.pool.lifeline import end_when
-from coaddflow.settings.survey import ParallelSettings
+from coaddflow.settings.parallel import ParallelSettings
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,9 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure.background import estimate_background
 from coaddflow.measure.detection import SourceFlag, common_size, detect_sources, measure_seeing
 from coaddflow.measure.photometry import aperture_correction, aperture_fluxes
-from coaddflow.settings.calexp import BackgroundSettings, DetectionSettings, PhotometrySettings
+from coaddflow.settings.background import BackgroundSettings
+from coaddflow.settings.detection import DetectionSettings
+from coaddflow.settings.photometry import PhotometrySettings
 
 _SPOILT = (
     SourceFlag.BLENDED

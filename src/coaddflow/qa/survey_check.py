@@ -10,9 +10,11 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.coadd.mean import Coadd, read_coadd
+from coaddflow.coadd.mean import Coadd
+from coaddflow.coadd.product import read_coadd
 from coaddflow.geometry import sphere
-from coaddflow.geometry.wcs import read_wcs, sky_to_pixel
+from coaddflow.geometry.wcs import sky_to_pixel
+from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import AB_ZERO_POINT, MaskedImage, MaskPlane, read_masked_image
 from coaddflow.instrument.camera import load_camera
 from coaddflow.qa.coadd_check import (

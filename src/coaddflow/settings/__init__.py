@@ -13,27 +13,27 @@ from pydantic import Field, ValidationError, model_validator
 
 from coaddflow.errors import InputError
 from coaddflow.settings.astrometry import AstrometrySettings
+from coaddflow.settings.background import BackgroundSettings
 from coaddflow.settings.base import Section
-from coaddflow.settings.calexp import (
-    BackgroundSettings,
-    CalexpSettings,
-    DetectionSettings,
-    PhotometrySettings,
-    PsfSettings,
-)
+from coaddflow.settings.calexp import CalexpSettings
 from coaddflow.settings.calibrated import CalibratedSettings
 from coaddflow.settings.calibs import CalibsSettings
 from coaddflow.settings.coadd import CoaddSettings
+from coaddflow.settings.detection import DetectionSettings
 from coaddflow.settings.detrend import (
     CosmicsSettings,
     DetrendSettings,
     InterpolationSettings,
 )
 from coaddflow.settings.exposure import ExposureSettings
+from coaddflow.settings.parallel import ParallelSettings
+from coaddflow.settings.photometry import PhotometrySettings
+from coaddflow.settings.prediction import PredictionSettings
+from coaddflow.settings.products import ProductsSettings
+from coaddflow.settings.psf import PsfSettings
 from coaddflow.settings.refcat import RefcatSettings
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.settings.survey import ParallelSettings, PredictionSettings, ProductsSettings
 from coaddflow.settings.warp import WarpSettings
 
 WITHOUT_EFFECT: Mapping[str, set[str]] = {

@@ -12,7 +12,8 @@ from astropy.time import Time
 from numpy.typing import NDArray
 
 from coaddflow.files import atomic_path
-from coaddflow.instrument.camera import Camera, Detector, HeaderKey, ccd_file
+from coaddflow.instrument.camera import Camera, Detector, ccd_file
+from coaddflow.instrument.file_layout import HeaderKey
 from coaddflow.simulate.observations import Observation
 
 Arrays = dict[str | int | None, NDArray[np.uint16]]

@@ -21,11 +21,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
-from coaddflow.skymap.maps import SkyMap, Tract
+from coaddflow.instrument.footprint import Pointing, outline_vectors
+from coaddflow.skymap.base import SkyMap
+from coaddflow.skymap.tract import Tract
 
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera
@@ -35,23 +36,12 @@ FloatArray = NDArray[np.float64]
 Overlaps = dict[str, dict[int, list[str]]]
 """exposure id -> tract -> patches, in order."""
 
-POINTS_PER_EDGE = 8
-"""Points on each edge of a CCD from which its outline is predicted."""
 
 _EDGE_BOW = 0.01
 """How far the edge of an image may bend out between its corners, as a fraction of its size."""
 
 _FRONT = math.cos(math.radians(89.0))
 _MAX_CELLS = 1_000_000
-
-
-class Pointing(Protocol):
-    """What is needed of a row of the exposure table; angles in degrees."""
-
-    exposure: str
-    ra: float
-    dec: float
-    rotation: float
 
 
 class ImageCorners(Protocol):
@@ -88,7 +78,7 @@ def predicted_overlaps(
     exposures = list(exposures)
     if not exposures:
         return {}
-    outlines = _outline_vectors(exposures, camera, margin)
+    outlines = outline_vectors(exposures, camera, margin)
     return _overlaps([exposure.exposure for exposure in exposures], outlines[:, None], skymap)
 
 
@@ -128,119 +118,6 @@ def predicted_overlaps_of_images(
         )
         overlaps |= _overlaps(group, _enlarged(vectors, margin), skymap)
     return overlaps
-
-
-def predicted_footprints(
-    exposures: Iterable[Pointing], camera: "Camera", margin: float = 0.0
-) -> list[tuple[FloatArray, FloatArray]]:
-    """Return the outline (ra, dec) of each exposure, enlarged by the margin; all in degrees.
-
-    This is what a tangent sky map is fitted to.
-    """
-    exposures = list(exposures)
-    if not exposures:
-        return []
-    outlines = _outline_vectors(exposures, camera, margin)
-    return [sphere.from_vector(vectors) for vectors in outlines]
-
-
-def check_footprint_within_prediction(
-    exposure: Pointing,
-    camera: "Camera",
-    margin: float,
-    ra: ArrayLike,
-    dec: ArrayLike,
-    ccd: int | None = None,
-) -> None:
-    """Check that a fitted CCD lies where the plan of the run allowed for it.
-
-    Parameters
-    ----------
-    exposure : Pointing
-        Row of the exposure table, as the run was planned from it.
-    camera : Camera
-        Where the CCDs stand.
-    margin : float
-        The margin of the prediction, degrees.
-    ra, dec : array_like, shape (n,)
-        Outline of the CCD from its fitted WCS, degrees.
-    ccd : int, optional
-        Its number, for the message.
-
-    Raises
-    ------
-    InputError
-        If a part of the CCD is outside the enlarged outline of its exposure. It names the
-        exposure, by how much it is off, and the remedies.
-    """
-    xi, eta = sphere.tan_project(ra, dec, exposure.ra, exposure.dec)
-    xi, eta = _turn(xi, eta, -exposure.rotation)
-    distance = _distance_outside(xi, eta, *_camera_points(camera))
-    if np.all(distance <= _plane_margin(camera, margin) + 1e-9):
-        return
-    # back from the stretched tangent plane to an angle; far behind it only "very far" is known
-    excess = float(np.max(distance)) / _stretch(camera, margin)
-    off = f"{excess:.3f} degrees" if np.isfinite(excess) else "more than 90 degrees"
-    which = "the footprint" if ccd is None else f"CCD {ccd}"
-    raise InputError(
-        f"exposure {exposure.exposure}: {which} as fitted lies {off} outside the field that its "
-        f"header predicts, more than the margin of {margin:g} degrees; the tracts and patches "
-        "that it touches may not have been planned",
-        remedy="correct the pointing of this exposure in the exposure table (ingest it again "
-        "with the fitted pointing), or raise prediction.margin",
-    )
-
-
-def _camera_points(camera: "Camera") -> tuple[FloatArray, FloatArray]:
-    """Return points on the edges of all CCDs on the tangent plane, at rotation 0, degrees."""
-    outlines = [
-        camera.footprint(detector, 0.0, 0.0, 0.0, POINTS_PER_EDGE) for detector in camera.detectors
-    ]
-    ra, dec = np.concatenate(outlines, axis=1)
-    return sphere.tan_project(ra, dec, 0.0, 0.0)
-
-
-def _stretch(camera: "Camera", margin: float) -> float:
-    """Return how much larger angles look on the tangent plane at the edge of the field."""
-    xi, eta = _camera_points(camera)
-    radius = math.atan(math.radians(float(np.hypot(xi, eta).max()))) + math.radians(margin)
-    return 1.0 / math.cos(min(radius, math.radians(80.0))) ** 2
-
-
-def _plane_margin(camera: "Camera", margin: float) -> float:
-    """Return a distance on the tangent plane that is nowhere less than the margin on the sky."""
-    return margin * _stretch(camera, margin)
-
-
-def _distance_outside(
-    xi: FloatArray, eta: FloatArray, points_xi: FloatArray, points_eta: FloatArray
-) -> FloatArray:
-    """Return how far positions are outside the outline of points (without margin); same unit.
-
-    The sides are those of `polygon.enclosing_outline`, so that what is allowed here is what was
-    planned for. NaN becomes infinite.
-    """
-    angle = 2.0 * np.pi * np.arange(polygon.OUTLINE_SIDES) / polygon.OUTLINE_SIDES
-    normals = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    reach = (normals @ np.stack([points_xi, points_eta])).max(axis=1)
-    distance = (normals @ np.stack([xi, eta]) - reach[:, None]).max(axis=0)
-    return np.where(np.isnan(distance), np.inf, distance)
-
-
-def _turn(xi: FloatArray, eta: FloatArray, angle: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Turn positions on the tangent plane from north through east by an angle in degrees."""
-    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    return cos * xi + sin * eta, -sin * xi + cos * eta
-
-
-def _outline_vectors(exposures: Sequence[Pointing], camera: "Camera", margin: float) -> FloatArray:
-    """Return the enlarged outlines of exposures as unit vectors, shape (n, n_sides, 3)."""
-    outline = polygon.enclosing_outline(*_camera_points(camera), _plane_margin(camera, margin))
-    ra, dec, rotation = (
-        np.array([getattr(exposure, name) for exposure in exposures], dtype=float)[:, None]
-        for name in ("ra", "dec", "rotation")
-    )
-    return sphere.to_vector(*sphere.tan_deproject(*_turn(*outline, rotation), ra, dec))
 
 
 def _enlarged(vectors: FloatArray, margin: float) -> FloatArray:

@@ -1,34 +1,10 @@
-"""Settings that belong to the whole run rather than to one stage."""
+"""Settings of how the work is divided."""
 
 from typing import Literal
 
 from pydantic import Field
 
 from coaddflow.settings.base import Section
-
-
-class PredictionSettings(Section):
-    """How much the pointing in the headers may be wrong when the work is planned."""
-
-    margin: float = Field(
-        0.05,
-        ge=0,
-        le=5,
-        description="Degrees by which every predicted CCD is enlarged when tracts and patches are "
-        "chosen for an exposure. A fitted CCD outside its margin is an error, never a silent hole.",
-    )
-
-
-class ProductsSettings(Section):
-    """How images are written."""
-
-    compression: Literal["none", "lossless", "quantized"] = Field(
-        "none",
-        description="`none`: plain FITS, read by every program; `lossless`: tile-compressed, bit "
-        "for bit; `quantized`: tile-compressed in steps of 1/16 of the noise, with dithering "
-        "(calexps and coadds about five times smaller; warps are `lossless` then, since coadds "
-        "are made from them).",
-    )
 
 
 class ParallelSettings(Section):

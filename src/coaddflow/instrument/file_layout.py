@@ -1,0 +1,133 @@
+"""How a camera's raw files are named and what their headers are called."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from coaddflow.errors import InputError
+from coaddflow.settings.base import Section
+
+CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
+
+
+class HeaderKey(Section):
+    """Where one fact about an exposure stands."""
+
+    keyword: str | None = Field(
+        None,
+        description="Header keyword; null: from the file's name with `pattern`, else `default`.",
+    )
+    pattern: str | None = Field(
+        None,
+        description="Regular expression applied to the header's text, or to the file's name where "
+        "no keyword is given; its first group is the value.",
+    )
+    values: dict[str, str] = Field(
+        default_factory=dict, description="Replacements of values, such as a filter's long name."
+    )
+    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
+        "none", description="Unit of the value."
+    )
+    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale, for times.")
+    offset: float = Field(0.0, description="Added to the value.")
+    factor: float = Field(1.0, description="The value is multiplied by this before the offset.")
+    default: str | float | None = Field(
+        None, description="Value where the keyword is missing; null: it is required."
+    )
+    form: str = Field(
+        "{}",
+        description="How the simulator writes the value; {} is its place, with a format such as "
+        "{:08d} where it is a number.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "HeaderKey":
+        if self.keyword is None and self.pattern is None and self.default is None:
+            raise ValueError("needs a keyword, a pattern or a default")
+        return self
+
+
+class HeaderMap(Section):
+    """Which facts ingest reads from the headers."""
+
+    exposure: HeaderKey = Field(description="Exposure id.")
+    kind: HeaderKey = Field(description="science, bias, dark or flat.")
+    band: HeaderKey = Field(description="Band (filter).")
+    ra: HeaderKey = Field(description="Right ascension of the pointing.")
+    dec: HeaderKey = Field(description="Declination of the pointing.")
+    rotation: HeaderKey = Field(description="Position angle of the focal plane's +y.")
+    mjd: HeaderKey = Field(description="Start of the exposure.")
+    exposure_time: HeaderKey = Field(description="Exposure time.")
+
+
+class FileLayout(Section):
+    """How the raw files of an exposure look."""
+
+    files: Literal["exposure", "ccd"] = Field(
+        description="One file per exposure, or one file per CCD."
+    )
+    names: tuple[str, ...] = Field(
+        ("*.fits", "*.fits.gz", "*.fits.fz"), description="Shell patterns of the raw files."
+    )
+    ccd_pattern: str | None = Field(
+        None,
+        description="With one file per CCD: regular expression whose group (?P<ccd>...) is the "
+        "part of the file's name that tells the CCD.",
+    )
+    numbers_per_exposure: int | None = Field(
+        None,
+        ge=1,
+        description="With one file per CCD whose names have running numbers: how many numbers an "
+        "exposure takes. The group `ccd` of ccd_pattern is then a number, its remainder is the "
+        "`extension` of the CCD, and {ccd+00123400} stands for it in paths.",
+    )
+    name_form: str = Field(
+        "{exposure}.fits",
+        description="Names that the simulator gives, with {exposure} and, with one file per CCD, "
+        "{ccd} or, for running numbers, {ccd+number of the first file}.",
+    )
+    header_hdu: int = Field(0, ge=0, description="HDU whose header describes the exposure.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FileLayout":
+        if self.files == "ccd" and "(?P<ccd>" not in (self.ccd_pattern or ""):
+            raise ValueError("one file per CCD needs ccd_pattern with a group (?P<ccd>...)")
+        return self
+
+
+def file_template(name: str, layout: FileLayout) -> tuple[str, str]:
+    """Take the CCD out of a file's name; inverse of `ccd_file`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file of one CCD.
+    layout : FileLayout
+        How the files look, with one file per CCD.
+
+    Returns
+    -------
+    template : str
+        The common form of the names of the exposure's files.
+    extension : str
+        `Detector.extension` of the CCD.
+
+    Raises
+    ------
+    InputError
+        If the name does not have the form that the camera file tells.
+    """
+    match = re.search(layout.ccd_pattern or "", name)
+    if match is None:
+        raise InputError(
+            f"the name {name!r} does not tell the CCD (pattern {layout.ccd_pattern!r})"
+        )
+    text, extension = "{ccd}", match["ccd"]
+    if layout.numbers_per_exposure is not None:
+        digits = len(extension)
+        first, offset = divmod(int(extension), layout.numbers_per_exposure)
+        text = f"{{ccd+{first * layout.numbers_per_exposure:0{digits}d}}}"
+        extension = str(offset)
+    start, end = match.span("ccd")
+    return f"{name[:start]}{text}{name[end:]}", extension

@@ -1,0 +1,42 @@
+"""Settings of the sky of a CCD."""
+
+from pydantic import Field, model_validator
+
+from coaddflow.settings.base import Section
+
+
+class BackgroundSettings(Section):
+    """The sky: a mesh of superpixels in which sources are masked."""
+
+    mesh_size: int = Field(
+        128, ge=8, description="Approximate size of a superpixel, pixels (the CCD is tiled evenly)."
+    )
+    clip_sigma: float = Field(
+        3.0, ge=1.5, description="Pixels farther than this from a superpixel's mean are left out."
+    )
+    mask_sigma: float = Field(
+        3.0, gt=0, description="Significance from which small and large blocks are sources."
+    )
+    mask_passes: int = Field(
+        3, ge=0, description="Times that sources are found, masked and the sky estimated again."
+    )
+    small_block: int = Field(4, ge=1, description="Block that finds stars, pixels.")
+    large_block: int = Field(
+        16, ge=1, description="Block that finds faint halos of stars and galaxies, pixels."
+    )
+    min_fraction: float = Field(
+        0.4,
+        ge=0,
+        lt=1,
+        description="Superpixels with less sky than this part of what the others have (median) "
+        "are filled from their neighbours.",
+    )
+    filter_size: int = Field(
+        3, ge=1, description="Width of the median filter over superpixels (odd; 1: none)."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "BackgroundSettings":
+        if self.filter_size % 2 == 0:
+            raise ValueError("filter_size must be odd")
+        return self

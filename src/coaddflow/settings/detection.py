@@ -1,0 +1,27 @@
+"""Settings of the detection of sources."""
+
+from pydantic import Field
+
+from coaddflow.settings.base import Section
+
+
+class DetectionSettings(Section):
+    """Detection of sources with a matched filter."""
+
+    threshold: float = Field(
+        5.0, gt=0, description="Signal over noise in the filtered image, above which sources are."
+    )
+    min_pixels: int = Field(3, ge=1, description="Smallest number of pixels of a source.")
+    deblend_levels: int = Field(32, ge=1, description="Levels of the deblending.")
+    deblend_contrast: float = Field(
+        0.005, ge=0, le=1, description="Smallest part of the flux that makes a source of its own."
+    )
+    initial_fwhm: float = Field(
+        3.0, gt=0, description="FWHM assumed until the seeing is known, pixels."
+    )
+    seeing_threshold: float = Field(
+        10.0, gt=0, description="Signal over noise of the sources that tell the seeing."
+    )
+    grow: float = Field(
+        1.0, ge=0, description="Growth of the DETECTED plane around sources, in FWHM."
+    )

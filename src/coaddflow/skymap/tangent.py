@@ -1,0 +1,128 @@
+"""The sky map of one tract, fitted to the data or given."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from coaddflow.errors import InputError
+from coaddflow.geometry import polygon, sphere
+from coaddflow.settings.skymap import SkymapSettings, TangentSettings
+from coaddflow.skymap.base import SkyMap, check_positions
+from coaddflow.skymap.tract import Tract
+
+Footprint = tuple[ArrayLike, ArrayLike]
+"""Vertices (ra, dec) in order, degrees."""
+
+
+_MAX_TANGENT_RADIUS = 28.0
+"""Degrees from the centre to a corner beyond which one tangent plane is refused."""
+
+
+class TangentSkyMap(SkyMap):
+    """One tract, number 0, with its tangent point in the middle."""
+
+    n_tracts = 1
+
+    def __init__(self, settings: SkymapSettings):
+        tangent = settings.tangent
+        if tangent.ra is None or tangent.width is None:
+            raise ValueError("centre and size of the tract are not known; use make_skymap")
+        self.settings = settings
+        sizes, counts = [], []
+        for extent in (tangent.width, tangent.height):
+            pixels = 2.0 * math.degrees(math.tan(math.radians(extent / 2.0)))
+            pixels = max(math.ceil(pixels * 3600.0 / settings.pixel_scale - 1e-3), 1)
+            counts.append(-(-pixels // settings.patch_inner_size))
+            sizes.append(-(-pixels // counts[-1]))
+        middle = tuple((size * count - 1) / 2.0 for size, count in zip(sizes, counts, strict=True))
+        self._tract = Tract(
+            0,
+            tangent.ra,
+            tangent.dec,
+            reference_pixel=middle,
+            n_patches=tuple(counts),
+            patch_inner_size=tuple(sizes),
+            patch_border=min(settings.patch_border, *sizes),
+            pixel_scale=settings.pixel_scale,
+        )
+
+    def tract(self, tract_id: int | str) -> Tract:
+        """Return tract 0; raise InputError for any other."""
+        self._checked(tract_id)
+        return self._tract
+
+    def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
+        """Return 0 for positions on the tract, -1 elsewhere; see `SkyMap.find_tract`."""
+        check_positions(ra, dec)
+        tract_id = np.where(self._tract.contains(ra, dec), 0, -1)
+        return int(tract_id) if tract_id.ndim == 0 else tract_id
+
+    def tracts_near(self, ra: float, dec: float, radius: float) -> list[int]:
+        """Return [0] if a circle of this radius (degrees) may touch the tract, else []."""
+        tract = self._tract
+        distance = sphere.separation(ra, dec, tract.ra, tract.dec)
+        return [0] if distance <= radius + tract.radius + 1e-6 else []
+
+
+def fit_tangent(
+    settings: SkymapSettings, footprints: Iterable[Footprint] | None = None
+) -> SkymapSettings:
+    """Return the settings with the centre and size of the tangent tract filled in.
+
+    The tract is the smallest upright one that holds all footprints. Its centre is rounded to a
+    thousandth of a degree. As it follows the exposures, an added exposure can move it; a survey
+    that grows should have it fixed in its settings.
+
+    Parameters
+    ----------
+    settings : SkymapSettings
+        Of kind ``tangent``.
+    footprints : iterable of (ra, dec), optional
+        Outlines of the exposures, degrees.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to fit to, or the exposures do not fit on one tangent plane.
+    """
+    tangent = settings.tangent
+    if tangent.ra is not None and tangent.width is not None:
+        return settings
+    vectors = [sphere.to_vector(ra, dec) for ra, dec in footprints or ()]
+    if not vectors:
+        raise InputError(
+            "there are no exposures to fit the tract to",
+            remedy="set ra, dec, width and height of skymap.tangent",
+        )
+    points = np.concatenate(vectors)
+    ra, dec = (tangent.ra, tangent.dec) if tangent.ra is not None else _middle_of(points)
+    xi, eta = sphere.tan_project(*sphere.from_vector(points), ra, dec)
+    reach_x, reach_y = np.abs(xi).max(), np.abs(eta).max()
+    if not math.hypot(reach_x, reach_y) < math.degrees(math.tan(math.radians(_MAX_TANGENT_RADIUS))):
+        raise InputError(
+            "the exposures are too far apart for one tangent plane",
+            remedy="use skymap.kind: rings, or set ra, dec, width and height of skymap.tangent",
+        )
+    width, height = tangent.width, tangent.height
+    if width is None:
+        width, height = (
+            round(2.0 * math.degrees(math.atan(math.radians(reach))) + 2e-6, 6)
+            for reach in (reach_x, reach_y)
+        )
+    fitted = TangentSettings(ra=ra, dec=dec, width=width, height=height)
+    return settings.model_copy(update={"tangent": fitted})
+
+
+def _middle_of(points: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the centre (ra, dec) of the upright rectangle around unit vectors, shape (n, 3)."""
+    axis, _ = polygon.bounding_cap(points)
+    ra, dec = (float(angle) for angle in sphere.from_vector(axis))
+    for _ in range(4):
+        xi, eta = sphere.tan_project(*sphere.from_vector(points), ra, dec)
+        middle = [(value.min() + value.max()) / 2.0 for value in (xi, eta)]
+        if not np.isfinite(middle).all():
+            break
+        ra, dec = (float(angle) for angle in sphere.tan_deproject(*middle, ra, dec))
+    return round(ra, 3) % 360.0, min(max(round(dec, 3), -90.0), 90.0)

@@ -1,0 +1,298 @@
+"""Tracts and their patches: planes of pixels that tile the sky."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+    from coaddflow.skymap.tract import Tract
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coaddflow.skymap.tract import Tract
+
+import math
+import re
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from numpy.typing import ArrayLike
+
+from coaddflow.geometry import polygon, sphere
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+
+MIN_OVERLAP_AREA = 1e-6
+"""Square pixels below which two regions merely touch."""
+
+
+_FRONT = math.cos(math.radians(89.0))
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One image of a tract.
+
+    Attributes
+    ----------
+    id : str
+        ``"x_y"``, counted from the tract's first pixel.
+    inner_box : tuple of int
+        Pixels that are this patch's own, half-open (x0, y0, x1, y1).
+    outer_box : tuple of int
+        With the border shared with the neighbours.
+    """
+
+    id: str
+    inner_box: Box
+    outer_box: Box
+
+
+@dataclass(frozen=True)
+class Tract:
+    """A pixel grid in the tangent projection, cut into patches.
+
+    Attributes
+    ----------
+    id : int
+        Number in the sky map.
+    ra, dec : float
+        Tangent point, ICRS degrees.
+    reference_pixel : tuple of float
+        Where the tangent point stands, 0-based pixels (x, y).
+    n_patches : tuple of int
+        Patches in x and y.
+    patch_inner_size : tuple of int
+        Columns and rows of the inner box of every patch.
+    patch_border : int
+        Pixels.
+    pixel_scale : float
+        Arcseconds per pixel at the tangent point.
+    """
+
+    id: int
+    ra: float
+    dec: float
+    reference_pixel: tuple[float, float]
+    n_patches: tuple[int, int]
+    patch_inner_size: tuple[int, int]
+    patch_border: int
+    pixel_scale: float
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.n_patches[0] * self.patch_inner_size[0]
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.n_patches[1] * self.patch_inner_size[1]
+
+    @cached_property
+    def radius(self) -> float:
+        """Angle from the tangent point to the farthest corner of the tract, degrees."""
+        x0, y0 = self.reference_pixel
+        reach_x = max(x0 + 0.5, self.width - 0.5 - x0)
+        reach_y = max(y0 + 0.5, self.height - 0.5 - y0)
+        return math.degrees(math.atan(math.hypot(reach_x, reach_y) * self._radians_per_pixel))
+
+    @property
+    def _radians_per_pixel(self) -> float:
+        return math.radians(self.pixel_scale / 3600.0)
+
+    def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray, NDArray]:
+        """Return 0-based pixel positions for ICRS degrees; NaN on the far side of the sky."""
+        xi, eta = sphere.tan_project(ra, dec, self.ra, self.dec)
+        pixels_per_degree = 3600.0 / self.pixel_scale
+        return (
+            self.reference_pixel[0] - xi * pixels_per_degree,
+            self.reference_pixel[1] + eta * pixels_per_degree,
+        )
+
+    def pixel_to_sky(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
+        """Return ICRS positions in degrees for 0-based pixel positions."""
+        degrees_per_pixel = self.pixel_scale / 3600.0
+        return sphere.tan_deproject(
+            (self.reference_pixel[0] - np.asarray(x, dtype=float)) * degrees_per_pixel,
+            (np.asarray(y, dtype=float) - self.reference_pixel[1]) * degrees_per_pixel,
+            self.ra,
+            self.dec,
+        )
+
+    @cached_property
+    def vector_to_pixel(self) -> NDArray[np.float64]:
+        """Matrix, shape (3, 3), from unit vectors to homogeneous pixel positions (x w, y w, w).
+
+        w is the cosine of the angle from the tangent point.
+        """
+        ra, dec = math.radians(self.ra), math.radians(self.dec)
+        east = np.array([-math.sin(ra), math.cos(ra), 0.0])
+        north = np.array(
+            [-math.sin(dec) * math.cos(ra), -math.sin(dec) * math.sin(ra), math.cos(dec)]
+        )
+        centre = sphere.to_vector(self.ra, self.dec)
+        pixels_per_radian = 1.0 / self._radians_per_pixel
+        x0, y0 = self.reference_pixel
+        return np.stack(
+            [
+                x0 * centre - pixels_per_radian * east,
+                y0 * centre + pixels_per_radian * north,
+                centre,
+            ]
+        )
+
+    def wcs(self) -> "WCS":
+        """Return the astropy WCS of the whole tract.
+
+        LONPOLE is always given, as its default changes at the pole [2]_. For the WCS of a patch
+        subtract the lower corner of its outer box from CRPIX.
+        """
+        from astropy.wcs import WCS
+
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        wcs.wcs.cunit = ["deg", "deg"]
+        wcs.wcs.crval = [self.ra, self.dec]
+        wcs.wcs.crpix = [self.reference_pixel[0] + 1.0, self.reference_pixel[1] + 1.0]
+        scale = self.pixel_scale / 3600.0
+        wcs.wcs.cd = [[-scale, 0.0], [0.0, scale]]
+        wcs.wcs.lonpole = 180.0
+        wcs.wcs.radesys = "ICRS"
+        wcs.pixel_shape = (self.width, self.height)
+        wcs.wcs.set()
+        return wcs
+
+    def patch(self, patch_id: str) -> Patch:
+        """Return the patch named ``"x_y"``; raise InputError if the tract has none."""
+        match = re.fullmatch(r"(0|[1-9][0-9]{0,3})_(0|[1-9][0-9]{0,3})", patch_id)
+        nx, ny = self.n_patches
+        if match is None or int(match[1]) >= nx or int(match[2]) >= ny:
+            raise InputError(
+                f"tract {self.id} has no patch {patch_id!r}",
+                remedy=f"patches are named 'x_y', from '0_0' to '{nx - 1}_{ny - 1}'",
+            )
+        ix, iy = int(match[1]), int(match[2])
+        (x0, x1), (y0, y1) = self._span(0, ix, 0), self._span(1, iy, 0)
+        (outer_x0, outer_x1), (outer_y0, outer_y1) = (
+            self._span(0, ix, self.patch_border),
+            self._span(1, iy, self.patch_border),
+        )
+        return Patch(patch_id, (x0, y0, x1, y1), (outer_x0, outer_y0, outer_x1, outer_y1))
+
+    def _span(self, axis: int, index: int, border: int) -> tuple[int, int]:
+        """Return the first and the last-plus-one pixel of a patch along an axis."""
+        size, n = self.patch_inner_size[axis], self.n_patches[axis]
+        return max(index * size - border, 0), min((index + 1) * size + border, n * size)
+
+    def outer_spans(self, axis: int) -> NDArray[np.int64]:
+        """Return the outer boxes of all patches along x (axis 0) or y (1), shape (2, n)."""
+        size, n = self.patch_inner_size[axis], self.n_patches[axis]
+        first = np.arange(n) * size
+        return np.stack(
+            [
+                np.maximum(first - self.patch_border, 0),
+                np.minimum(first + size + self.patch_border, n * size),
+            ]
+        )
+
+    def patch_ids(self) -> tuple[str, ...]:
+        """Return the names of all patches, x running fastest."""
+        return _patch_ids(*self.n_patches)
+
+    def patches(self) -> list[Patch]:
+        """Return all patches, x running fastest."""
+        return [self.patch(patch_id) for patch_id in self.patch_ids()]
+
+    def contains(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
+        """Return whether positions lie on the tract's pixels."""
+        x, y = self.sky_to_pixel(ra, dec)
+        return (x >= -0.5) & (x < self.width - 0.5) & (y >= -0.5) & (y < self.height - 0.5)
+
+    def find_patch(self, ra: float, dec: float) -> str | None:
+        """Return the patch whose inner box holds a position; None outside the tract."""
+        if not self.contains(ra, dec):
+            return None
+        x, y = self.sky_to_pixel(ra, dec)
+        ix = int((x + 0.5) // self.patch_inner_size[0])
+        iy = int((y + 0.5) // self.patch_inner_size[1])
+        return f"{ix}_{iy}"
+
+    def footprint_pixels(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.float64]:
+        """Return the outline of a region in pixels, shape (m, 2).
+
+        What lies farther than 89 degrees from the tangent point is cut off.
+        """
+        homogeneous = sphere.to_vector(ra, dec) @ self.vector_to_pixel.T
+        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - _FRONT)
+        return homogeneous[:, :2] / homogeneous[:, 2:]
+
+    def patch_areas(self, points: NDArray[np.float64]) -> dict[str, float]:
+        """Return how much of each patch's outer box a polygon covers.
+
+        Parameters
+        ----------
+        points : ndarray of float64, shape (n, 2)
+            Outline in pixels of the tract (`footprint_pixels`).
+
+        Returns
+        -------
+        dict of str to float
+            Area in square pixels for the patches that are covered at all, x running fastest.
+        """
+        if len(points) < 3:
+            return {}
+        ranges = [self._indices_near(axis, points[:, axis]) for axis in (0, 1)]
+        areas = {}
+        for iy in ranges[1]:
+            y0, y1 = self._span(1, iy, self.patch_border)
+            for ix in ranges[0]:
+                x0, x1 = self._span(0, ix, self.patch_border)
+                box = (x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5)
+                covered = polygon.area(polygon.clip_to_box(points, box))
+                if covered > MIN_OVERLAP_AREA:
+                    areas[f"{ix}_{iy}"] = covered
+        return areas
+
+    def _indices_near(self, axis: int, position: NDArray[np.float64]) -> range:
+        """Return the patch indices along an axis whose outer boxes reach a range of pixels."""
+        size, n = self.patch_inner_size[axis], self.n_patches[axis]
+        first = math.floor((position.min() + 0.5 - self.patch_border) / size)
+        last = math.floor((position.max() + 0.5 + self.patch_border) / size)
+        return range(max(first, 0), min(last + 1, n))
+
+    def patches_touching(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> list[str]:
+        """Return the patches whose outer boxes overlap a region of the sky.
+
+        Parameters
+        ----------
+        ra_polygon, dec_polygon : array_like, shape (n,)
+            Vertices in order, ICRS degrees, joined by great circles; less than a hemisphere.
+        """
+        return list(self.patch_areas(self.footprint_pixels(ra_polygon, dec_polygon)))
+
+    def touches(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> bool:
+        """Return whether a region of the sky overlaps the tract's pixels."""
+        points = self.footprint_pixels(ra_polygon, dec_polygon)
+        box = (-0.5, -0.5, self.width - 0.5, self.height - 0.5)
+        return polygon.area(polygon.clip_to_box(points, box)) > MIN_OVERLAP_AREA
+
+
+@lru_cache(maxsize=8)
+def _patch_ids(nx: int, ny: int) -> tuple[str, ...]:
+    return tuple(f"{ix}_{iy}" for iy in range(ny) for ix in range(nx))
+
+
+def patch_position(patch: str) -> tuple[int, int]:
+    """Return (row, column) of a patch id "x_y": patches sort by it row by row."""
+    x, y = patch.split("_")
+    return int(y), int(x)

@@ -1,0 +1,140 @@
+"""The job that warps an exposure to a tract."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from astropy.io import fits
+from astropy.table import Table
+
+from coaddflow.errors import InputError
+from coaddflow.image.masked_image import (
+    Compression,
+)
+from coaddflow.settings.warp import WarpSettings
+from coaddflow.warp.files import write_warps
+
+if TYPE_CHECKING:
+    from coaddflow.skymap.tract import Tract
+import logging
+
+from coaddflow.corners.overlaps import patch_overlaps
+from coaddflow.geometry.wcs_header import read_wcs
+from coaddflow.image.masked_image import flux_scale, read_masked_image
+from coaddflow.image.provenance import provenance_header
+from coaddflow.settings import Settings
+from coaddflow.skymap.tract import Tract
+from coaddflow.tables.manifest import CcdRow, read_manifest
+from coaddflow.warp.ccds import CcdImage, warp_patches
+
+_LOG = logging.getLogger(__name__)
+
+
+def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: Settings) -> Table:
+    """Warp the CCDs of an exposure to a tract: the whole job.
+
+    All CCDs that are done are warped; whether they are good enough for the coadds is decided
+    later, by the selection, so that a change of the selection makes no warp again.
+
+    Parameters
+    ----------
+    table : str or Path
+        ``.../{tract}/{exposure}.ecsv``, written last.
+    manifest : str or Path
+        The manifest of the exposure.
+    tract : Tract
+        The tract.
+    settings : Settings
+        Sections warp and products.
+
+    Returns
+    -------
+    astropy.table.Table
+        See `warp.warp_exposure`.
+    """
+    rows = {row.ccd: row for row in read_manifest(manifest)}
+    patch_ccds: dict[str, list[int]] = {}
+    for ccd, row in rows.items():
+        if row.state == "done":
+            for patch, *_ in patch_overlaps(row.footprint_ra, row.footprint_dec, tract):
+                patch_ccds.setdefault(patch, []).append(ccd)
+    exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
+    _remove_coadds(table, tract, band, patch_ccds)
+    _LOG.info("tract %d: exposure %s covers %d patches", tract.id, exposure, len(patch_ccds))
+    return warp_exposure(
+        table,
+        exposure,
+        tract,
+        patch_ccds,
+        lambda ccd: read_ccd(rows[ccd]),
+        settings.warp,
+        cards=provenance_header(settings.section("warp"), [manifest]),
+        compression=settings.products.compression,
+    )
+
+
+def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable[str]) -> None:
+    """Remove the coadds that hang on warps which are made anew.
+
+    They may be those of the job of the whole tract, with other settings. Where such warps have the
+    checksums that Snakemake knows from earlier, it would take coadds that are there for theirs.
+    """
+    folder = Path(table).parent.parent.parent / "coadd" / band / str(tract.id)
+    for patch in patches:
+        (folder / f"{patch}.fits").unlink(missing_ok=True)
+
+
+def read_ccd(row: CcdRow) -> CcdImage:
+    """Read the pixels of a calexp; raise InputError if that is not possible."""
+    _LOG.info("read %s", row.path)
+    if not Path(row.path).exists():
+        raise InputError(
+            "the calexp is not there any more",
+            path=row.path,
+            remedy=f"remove results/summary/{row.exposure}.ecsv and run the workflow again",
+        )
+    masked_image, header = read_masked_image(row.path)
+    if row.zero_point is None:
+        raise InputError("the calexp has no zero-point", path=row.path)
+    return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))
+
+
+def warp_exposure(
+    table_path: str | Path,
+    exposure: str,
+    tract: "Tract",
+    patch_ccds: Mapping[str, Sequence[int]],
+    load_calexp: Callable[[int], CcdImage],
+    settings: WarpSettings,
+    *,
+    cards: fits.Header | None = None,
+    compression: Compression = "none",
+    threads: int = 1,
+) -> Table:
+    """Warp the CCDs of an exposure to a tract and write the patches and their table.
+
+    The patches go into the folder beside the table that has the exposure's name. What stood
+    there from an earlier run is removed first, and the table is written last: where it stands,
+    all files that it names are whole.
+
+    Parameters
+    ----------
+    table_path : str or Path
+        ``.../{tract}/{exposure}.ecsv``.
+    exposure : str
+        Exposure id.
+    tract, patch_ccds, load_calexp, settings, threads
+        See `warp_patches`. An exposure that touches no patch gets an empty table.
+    cards : astropy.io.fits.Header, optional
+        Further cards for the primary header of each file (provenance).
+    compression : {"none", "lossless", "quantized"}
+        See `coaddflow.image.masked_image.image_hdu`; instead of ``quantized`` it is ``lossless``.
+
+    Returns
+    -------
+    astropy.table.Table
+        The table: patch, path (relative to the table's folder), x0, y0, x1, y1 (tract pixels),
+        ccds (joined by commas), n_covered (pixels with data), sha256 (of the file).
+    """
+    warps = warp_patches(tract, patch_ccds, load_calexp, settings, threads)
+    return write_warps(table_path, exposure, tract, warps, settings, cards, compression)

@@ -1,0 +1,117 @@
+"""What of a plan takes time to work out, kept in a file under a checksum of its causes."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from coaddflow import __version__
+from coaddflow.errors import InputError
+from coaddflow.files import atomic_path
+from coaddflow.settings import Settings
+from coaddflow.tables.exposures import ExposureRow, ImageRow
+
+PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
+
+
+def cached(
+    settings: Settings,
+    science: Mapping[str, ExposureRow],
+    images: Mapping[str, Mapping[int, ImageRow]],
+    cache: str | Path | None,
+) -> dict:
+    """Return camera facts, sky map and overlaps, from the cache if nothing has changed."""
+    key = _checksum(settings, science, images)
+    if cache is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(Path(cache).read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["plan"]
+    worked_out = _work_out(settings, science, images)
+    if cache is not None:
+        # a run that cannot keep its plan works it out again
+        with contextlib.suppress(InputError, OSError), atomic_path(cache) as temporary:
+            temporary.write_text(json.dumps({"key": key, "plan": worked_out}), encoding="utf-8")
+    return worked_out
+
+
+def _checksum(
+    settings: Settings,
+    science: Mapping[str, ExposureRow],
+    images: Mapping[str, Mapping[int, ImageRow]],
+) -> str:
+    """Return a checksum of everything that decides what is worked out."""
+    digest = hashlib.sha256(__version__.encode())
+    # another state of the sources may work out other things: a plan of before has them not
+    digest.update(Path(__file__).read_bytes())
+    relevant = settings.model_dump_json(include={"skymap", "prediction", "exclude_ccds"})
+    digest.update(relevant.encode())
+    if settings.camera is not None:
+        from coaddflow.instrument.camera import camera_file
+
+        digest.update(camera_file(settings.camera).read_bytes())
+    for row in science.values():
+        digest.update(repr((row.exposure, row.ra, row.dec, row.rotation)).encode())
+    for ccds in images.values():
+        for row in ccds.values():
+            digest.update(repr((*row.key, row.footprint_ra, row.footprint_dec)).encode())
+    return digest.hexdigest()
+
+
+def _work_out(
+    settings: Settings,
+    science: Mapping[str, ExposureRow],
+    images: Mapping[str, Mapping[int, ImageRow]],
+) -> dict:
+    """Return the CCDs of the camera, the sky map, and which exposure can touch which patch."""
+    from coaddflow.instrument.camera import load_camera
+    from coaddflow.instrument.footprint import predicted_footprints
+    from coaddflow.skymap.coverage import predicted_overlaps, predicted_overlaps_of_images
+    from coaddflow.skymap.maps import make_skymap
+
+    camera = load_camera(settings.camera) if settings.camera is not None else None
+    margin = settings.prediction.margin
+    footprints = [
+        (row.footprint_ra, row.footprint_dec) for ccds in images.values() for row in ccds.values()
+    ]
+    if camera is not None:
+        footprints += predicted_footprints(science.values(), camera, margin)
+    skymap = make_skymap(settings.skymap, footprints)
+    overlaps = predicted_overlaps_of_images(
+        [row for ccds in images.values() for row in ccds.values()], skymap
+    )
+    if camera is not None:
+        overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
+    return {
+        "ccds": _ccds(camera, settings.exclude_ccds) if camera is not None else {},
+        "crosstalk": _crosstalk(camera) if camera is not None else "",
+        "skymap": skymap.settings.model_dump(mode="json"),
+        "overlaps": overlaps,
+    }
+
+
+def _crosstalk(camera) -> str:
+    """Return a checksum of the crosstalk between CCDs; empty if there is none."""
+    if not camera.crosstalk:
+        return ""
+    links = json.dumps([link.model_dump(mode="json") for link in camera.crosstalk])
+    return hashlib.sha256(links.encode()).hexdigest()[:16]
+
+
+def _ccds(camera, exclude: Sequence[int]) -> dict[int, dict]:
+    """Return what planning must know of each CCD, as plain values."""
+    for ccd in exclude:
+        camera.detector(ccd)
+    common = camera.model_dump_json(exclude={"detectors", "description", "header", "crosstalk"})
+    return {
+        detector.id: {
+            "size": detector.size,
+            "extension": str(detector.extension),
+            "fingerprint": hashlib.sha256(
+                (common + detector.model_dump_json()).encode()
+            ).hexdigest()[:16],
+        }
+        for detector in camera.detectors
+        if detector.id not in exclude
+    }
