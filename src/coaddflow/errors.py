@@ -5,7 +5,50 @@ with one line that says what, where and what to do. A `CcdFailure` is a result: 
 be processed for reasons of its own, and the exposure goes on without it.
 """
 
+from enum import StrEnum
 from pathlib import Path
+
+
+class Reason(StrEnum):
+    """Why a CCD (or the calibration frame of one) fails: the codes that stand in tables."""
+
+    # the raw file, or the image calibrated elsewhere
+    MISSING_FILE = "missing_file"
+    MISSING_EXTENSION = "missing_extension"
+    MISSING_KEYWORD = "missing_keyword"
+    NOT_FITS = "not_fits"
+    TRUNCATED_FILE = "truncated_file"
+    DAMAGED_FILE = "damaged_file"
+    CHANGED_FILE = "changed_file"
+    WRONG_SHAPE = "wrong_shape"
+    CONSTANT_IMAGE = "constant_image"
+    ALL_ZERO = "all_zero"
+    ALL_NAN = "all_nan"
+    NO_WCS = "no_wcs"
+
+    # its calibration frames
+    NO_CALIBRATION = "no_calibration"
+    MISSING_FRAMES = "missing_frames"
+    BROKEN_FRAMES = "broken_frames"
+    DARK_FLAT = "dark_flat"
+    NO_SKY = "no_sky"
+
+    # its pixels and sources
+    NO_DATA = "no_data"
+    TOO_MANY_COSMIC_RAYS = "too_many_cosmic_rays"
+    DETECTION_FAILED = "detection_failed"
+    NO_STARS = "no_stars"
+    NO_PSF_STARS = "no_psf_stars"
+    NO_APERTURE_CORRECTION = "no_aperture_correction"
+
+    # its place on the sky and its zero-point
+    REFCAT_MISSES_FIELD = "refcat_misses_field"
+    TOO_FEW_STARS = "too_few_stars"
+    NO_ASTROMETRIC_MATCH = "no_astrometric_match"
+    ASTROMETRY_RMS = "astrometry_rms"
+    NO_PHOTOMETRIC_MATCH = "no_photometric_match"
+
+    UNEXPECTED_ERROR = "unexpected_error"
 
 
 class CoaddflowError(Exception):
@@ -50,13 +93,13 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
 
     Parameters
     ----------
-    reason : str
-        Short code for tables, such as ``no_stars`` or ``truncated_file``.
+    reason : Reason
+        Code for tables.
     message : str
         One sentence for people, naming the file and the remedy where there is one.
     """
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: Reason, message: str):
         super().__init__(reason, message)
         self.reason = reason
         self.message = message

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.geometry.polynomial import evaluate
 from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
 from coaddflow.geometry.wcs import fit_tan_sip, pixel_to_sky, plane_to_tan_sip
@@ -163,7 +163,7 @@ def solve_ccd(
     fit = fit_ccd(x, y, flux, refcat, match.wcs, image_shape, settings, centroid_error)
     if fit.rms_pixel > settings.max_rms_pixels:
         raise CcdFailure(
-            "astrometry_rms",
+            Reason.ASTROMETRY_RMS,
             f"{fit.n_matched} stars matched, but their rms distance from the catalogue is "
             f"{fit.rms_pixel:.2f} pixels, above astrometry.max_rms_pixels = "
             f"{settings.max_rms_pixels:g}",
@@ -206,7 +206,7 @@ def match_ccd(
     references = np.argsort(np.asarray(refcat["mag"], float), kind="stable")
     if min(sources.size, references.size) < settings.min_matches:
         raise CcdFailure(
-            "too_few_stars",
+            Reason.TOO_FEW_STARS,
             f"{sources.size} sources and {references.size} reference stars: at least "
             f"{settings.min_matches} of each are needed (astrometry.min_matches)",
         )
@@ -227,7 +227,7 @@ def match_ccd(
     )
     if match is None:
         raise CcdFailure(
-            "no_astrometric_match",
+            Reason.NO_ASTROMETRIC_MATCH,
             f"{sources.size} sources do not fit {references.size} reference stars within "
             f"{settings.max_pointing_error:g} arcmin of RA {prior.crval[0]:.4f} Dec "
             f"{prior.crval[1]:.4f}: check the pointing, the pixel scale of the camera file and "
@@ -350,7 +350,7 @@ def fit_ccd(
         order = _choose_order(x[i], y[i], image_shape, settings)
         if order is None:
             raise CcdFailure(
-                "too_few_stars",
+                Reason.TOO_FEW_STARS,
                 f"only {i.size} sources lie near a reference star: at least "
                 f"{settings.min_matches} are needed (astrometry.min_matches)",
             )
@@ -555,7 +555,7 @@ def _solution(
     """Put the fit into its final form."""
     if kept.sum() < settings.min_matches:
         raise CcdFailure(
-            "too_few_stars",
+            Reason.TOO_FEW_STARS,
             f"only {kept.sum()} sources agree with a reference star: at least "
             f"{settings.min_matches} are needed (astrometry.min_matches)",
         )

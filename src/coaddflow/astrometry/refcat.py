@@ -20,7 +20,7 @@ from astropy.table import Table
 from astropy.units import UnitsWarning
 from numpy.typing import ArrayLike, NDArray
 
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.sphere import from_vector, separation, to_vector
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.settings.refcat import MagnitudeColumn, RefcatSettings
@@ -79,7 +79,7 @@ def load_refcat(
         stars = stars[~(stars[:, 2] > settings.faintest)]
     if len(stars) == 0:
         raise CcdFailure(
-            "refcat_misses_field",
+            Reason.REFCAT_MISSES_FIELD,
             f"{_names(files)}: no star of the reference catalogue lies within {radius:.3f} degrees "
             f"of RA {ra:.4f} Dec {dec:.4f}; add the files of this area to refcat.path, or check "
             "the exposure's pointing",

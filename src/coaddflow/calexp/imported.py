@@ -17,7 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.image.masked_image import (
@@ -94,7 +94,7 @@ def import_image(
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
     if not np.any(np.nan_to_num(image)):
-        raise CcdFailure("no_data", f"{files.image}: all pixels are zero or NaN")
+        raise CcdFailure(Reason.NO_DATA, f"{files.image}: all pixels are zero or NaN")
     mask[~np.isfinite(image)] |= int(MaskPlane.NO_DATA)
     variance = np.ones_like(image)
     if own.weight.kind != "none":
@@ -102,7 +102,7 @@ def import_image(
         variance, known = variance_from_weight(weight, own.weight.kind)
         variance *= to_electrons**2
         if not known.any():
-            raise CcdFailure("no_data", f"{files.weight}: all weights are zero")
+            raise CcdFailure(Reason.NO_DATA, f"{files.weight}: all weights are zero")
         saturated = ~known & ((mask & int(MaskPlane.SAT)) != 0) & np.isfinite(image)
         variance[saturated] = _saturated_variance(image, variance, known)[saturated]
         mask[~known & ~saturated] |= int(planes_from_names(own.weight.zero_planes))
@@ -239,7 +239,7 @@ def _bit_names(header: fits.Header) -> dict[int, str]:
     """Return the names that cards MP_<name> give to the bits of a mask."""
     names = {int(header[key]): key[3:] for key in header if key.startswith("MP_")}
     if not names:
-        raise CcdFailure("damaged_file", "the header of the mask names no bits (MP_<name>)")
+        raise CcdFailure(Reason.DAMAGED_FILE, "the header of the mask names no bits (MP_<name>)")
     return names
 
 
@@ -326,16 +326,20 @@ def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray,
             with fits.open(path, memmap=False) as hdus:
                 pixels, header = hdus[hdu].data, hdus[hdu].header.copy()
     except FileNotFoundError:
-        raise CcdFailure("missing_file", f"{path}: the file is not there: ingest again") from None
+        raise CcdFailure(
+            Reason.MISSING_FILE, f"{path}: the file is not there: ingest again"
+        ) from None
     except (OSError, ValueError, TypeError, IndexError, EOFError, VerifyError) as error:
         # trouble of the machine (a disk, a network) is no fault of the file: the job fails
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise CcdFailure("damaged_file", f"{path}: cannot be read ({error}): copy it") from error
+        raise CcdFailure(
+            Reason.DAMAGED_FILE, f"{path}: cannot be read ({error}): copy it"
+        ) from error
     if pixels is None or pixels.shape != shape:
         found = "no image" if pixels is None else f"shape {pixels.shape}"
         raise CcdFailure(
-            "changed_file",
+            Reason.CHANGED_FILE,
             f"{path}[{hdu}]: has {found}, not {shape} as the table says: ingest it again with "
             "--replace",
         )
@@ -349,7 +353,7 @@ def _read_mask(path: Path, row: ImageRow, settings: MaskSettings) -> NDArray[np.
     if values.dtype.kind == "f" and np.array_equal(values, np.round(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "iub":
-        raise CcdFailure("damaged_file", f"{path}: the mask is not of whole numbers")
+        raise CcdFailure(Reason.DAMAGED_FILE, f"{path}: the mask is not of whole numbers")
     return mask_planes(values, header, settings)
 
 
@@ -357,7 +361,7 @@ def _wcs(header: fits.Header, path: Path) -> WCS:
     try:
         return read_wcs(header, path)
     except InputError as error:
-        raise CcdFailure("no_wcs", str(error)) from error
+        raise CcdFailure(Reason.NO_WCS, str(error)) from error
 
 
 def _quality(

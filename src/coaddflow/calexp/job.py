@@ -21,7 +21,7 @@ from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
 from coaddflow.calexp.imported import import_image, imported_row, write_imported
 from coaddflow.calexp.model import Calexp, CcdFacts, process_ccd, write_calexp
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import CcdFailure, CoaddflowError
+from coaddflow.errors import CcdFailure, CoaddflowError, Reason
 from coaddflow.files import remove_partial, sha256_of
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.image.fill import fill_masked
@@ -191,7 +191,7 @@ def result_or_failed_row(
         # one strange CCD must not stop a survey; what happened is in the log and in the row
         _LOG.exception("the CCD fails in a way that nobody foresaw")
         message = f"{files.raw}: {type(error).__name__}: {error}"
-        row = failed_row(facts, "unexpected_error", message)
+        row = failed_row(facts, Reason.UNEXPECTED_ERROR, message)
     remove_products(files)
     return row
 
@@ -207,7 +207,7 @@ def imported_image_row(image: ImageRow, files: CcdFiles, settings: Settings) -> 
     return imported_row(imported, files.calexp, sha256_of(files.calexp))
 
 
-def failed_row(facts: CcdFacts, reason: str, message: str) -> CcdRow:
+def failed_row(facts: CcdFacts, reason: Reason, message: str) -> CcdRow:
     """Return the row of a CCD that failed."""
     return CcdRow(**facts._asdict(), state="failed", reason=reason, message=message)
 

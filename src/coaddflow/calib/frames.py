@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from coaddflow.calib.combine import clipped_mean, stacked
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,
@@ -150,7 +150,7 @@ def combine_flat(
             level = float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
             if not level > 0:
                 raise CcdFailure(
-                    "dark_flat",
+                    Reason.DARK_FLAT,
                     f"flat exposure number {len(levels) + 1} has no unsaturated light "
                     f"(median {level:g}). Leave it out with calibs.flat.exposures",
                 )
@@ -343,7 +343,7 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
             failed = hdus[0].header.get("CFFAILED")
             if failed is not None:
                 why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
-                raise CcdFailure("no_calibration", f"{path}: no {kind} ({failed}: {why})")
+                raise CcdFailure(Reason.NO_CALIBRATION, f"{path}: no {kind} ({failed}: {why})")
             if "IMAGE" not in hdus:
                 return _bare_image(next(hdu.data for hdu in hdus if _is_image(hdu)), kind)
     except (OSError, StopIteration, TypeError, ValueError, AstropyUserWarning) as error:

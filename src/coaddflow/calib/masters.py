@@ -26,7 +26,7 @@ from coaddflow.calib.frames import (
     write_master,
 )
 from coaddflow.calib.night_sky import hot_pixel_map, night_sky_dark, night_sky_flat
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import Compression, MaskedImage
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
@@ -222,10 +222,14 @@ class _Frames:
             except InputError as error:
                 # too few are left: for this CCD, where others may have enough
                 if left_out:
-                    raise CcdFailure("broken_frames", f"{error}. {'; '.join(left_out)}") from error
+                    raise CcdFailure(
+                        Reason.BROKEN_FRAMES, f"{error}. {'; '.join(left_out)}"
+                    ) from error
                 # the table has enough of them, or the plan would do without this master
                 if len(self) < self._planned:
-                    raise CcdFailure("missing_frames", f"{error}: raw files are missing") from error
+                    raise CcdFailure(
+                        Reason.MISSING_FRAMES, f"{error}: raw files are missing"
+                    ) from error
                 raise
 
 

@@ -33,7 +33,7 @@ from coaddflow.calib.frames import (
     unit_median,
     usable_pixels,
 )
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings, NightSkySettings
 
@@ -195,7 +195,7 @@ def _over_sky(number: int, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     sky = float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
     if not sky > 0:
         raise CcdFailure(
-            "no_sky",
+            Reason.NO_SKY,
             f"science exposure number {number} has a sky of {sky:g} electrons, from which no "
             "flat can be made. Set calibs.flat.source to `none`, or correct detrend.pedestal",
         )

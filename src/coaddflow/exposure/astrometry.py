@@ -30,7 +30,7 @@ from coaddflow.astrometry.ccd import (
     supported_order,
 )
 from coaddflow.astrometry.refcat import stars_in_cone
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.exposure.field import CcdData, CcdStars, Field
 from coaddflow.exposure.focal_plane import (
     CcdPairs,
@@ -499,7 +499,7 @@ def _solve_alone(
     """Solve a CCD by itself, with the stars of its own cone; raise CcdFailure."""
     references = stars_in_cone(field_stars.refcat, *ccd.cone)
     if references.size == 0:
-        raise CcdFailure("refcat_misses_field", "no star of the reference catalogue is near")
+        raise CcdFailure(Reason.REFCAT_MISSES_FIELD, "no star of the reference catalogue is near")
     stars = ccd.stars
     solution = solve_ccd(
         stars.x,

@@ -26,7 +26,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.instrument.camera import Amplifier, Camera, Detector, ccd_file
 
 _BLOCK = 2880
@@ -150,14 +150,16 @@ def _read_hdus(
                 if len(found) == len(wanted) + 1:
                     return found
     except EOFError as error:
-        raise CcdFailure("truncated_file", f"{path} ends too early. {_COPY_AGAIN}") from error
+        raise CcdFailure(Reason.TRUNCATED_FILE, f"{path} ends too early. {_COPY_AGAIN}") from error
     except (zlib.error, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # trouble of the machine, not of the file
-        raise CcdFailure("damaged_file", f"{path} is damaged ({error}). {_COPY_AGAIN}") from error
+        raise CcdFailure(
+            Reason.DAMAGED_FILE, f"{path} is damaged ({error}). {_COPY_AGAIN}"
+        ) from error
     missing = [repr(name) for name in sorted(map(str, (wanted | {_HEADER}) - found.keys()))]
     raise CcdFailure(
-        "missing_extension",
+        Reason.MISSING_EXTENSION,
         f"{path} has {n_hdus} HDUs, none of them is {' or '.join(missing)}. "
         "Compare the camera file with the file's extensions",
     )
@@ -170,7 +172,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         plain = path.open("rb")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise CcdFailure(
-            "missing_file",
+            Reason.MISSING_FILE,
             f"{path} cannot be read ({error.strerror}). "
             "Put it back or drop the exposure from the table",
         ) from error
@@ -198,7 +200,7 @@ def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Heade
             if not block:
                 raise EOFError
             raise CcdFailure(
-                "not_fits", f"{path} is not a FITS file. Replace it or drop the exposure"
+                Reason.NOT_FITS, f"{path} is not a FITS file. Replace it or drop the exposure"
             )
         if index > 0 and not block.startswith(b"XTENSION"):
             if block and not block.strip(b"\0"):
@@ -213,7 +215,7 @@ def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Heade
             size = _data_size(header)
         except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
             raise CcdFailure(
-                "not_fits", f"{path}: the header of HDU {index} is not FITS ({error})"
+                Reason.NOT_FITS, f"{path}: the header of HDU {index} is not FITS ({error})"
             ) from error
         yield index, text, header
         position = begin + -(-size // _BLOCK) * _BLOCK
@@ -287,11 +289,11 @@ def _decode(path: Path, index: int, text: bytes, body: bytes) -> NDArray:
                 data = hdus[0 if index == 0 else 1].data
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise CcdFailure(
-            "damaged_file", f"{path}: HDU {index} cannot be decoded ({error}). {_COPY_AGAIN}"
+            Reason.DAMAGED_FILE, f"{path}: HDU {index} cannot be decoded ({error}). {_COPY_AGAIN}"
         ) from error
     if data is None or data.ndim != 2 or data.dtype.fields:
         raise CcdFailure(
-            "wrong_shape",
+            Reason.WRONG_SHAPE,
             f"{path}: HDU {index} is not an image of two dimensions. "
             "Compare the camera file with the file's extensions",
         )
@@ -308,7 +310,7 @@ def _check_bytes(path: Path, index: int, header: fits.Header, body: bytes) -> No
             total = (total & 0xFFFFFFFF) + (total >> 32)
         if total != int(stated):
             raise CcdFailure(
-                "damaged_file",
+                Reason.DAMAGED_FILE,
                 f"{path}: the data of HDU {index} differ from their DATASUM. {_COPY_AGAIN}, "
                 "or set detrend.check_raw to false if the archive's sums are known to be wrong",
             )
@@ -316,7 +318,7 @@ def _check_bytes(path: Path, index: int, header: fits.Header, body: bytes) -> No
     row = abs(header["BITPIX"]) // 8 * header["NAXIS1"]
     if nonzero and not header.get("ZIMAGE", False) and 4 * (len(words) - nonzero) >= row + 4:
         raise CcdFailure(
-            "truncated_file",
+            Reason.TRUNCATED_FILE,
             f"{path}: the data of HDU {index} end in {4 * (len(words) - nonzero)} zero bytes, as "
             f"a broken copy leaves them. {_COPY_AGAIN}, or set detrend.check_raw to false if the "
             "camera writes them",
@@ -331,7 +333,7 @@ def _check_shape(path: Path, detector: Detector, amplifier: Amplifier, data: NDA
             0 <= section[0] < section[2] <= nx and 0 <= section[1] < section[3] <= ny
         ):
             raise CcdFailure(
-                "wrong_shape",
+                Reason.WRONG_SHAPE,
                 f"{path}: CCD {detector.id} has {nx} x {ny} raw pixels, and section {section} "
                 f"of amplifier {amplifier.name} is not among them. "
                 "Correct the camera file, or drop the exposure if it was read out otherwise",
@@ -345,10 +347,12 @@ def _check_pixels(path: Path, detector: Detector, amplifier: Amplifier, data: ND
     where = f"{path}: amplifier {amplifier.name} of CCD {detector.id}"
     first = pixels[0, 0]
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
-        raise CcdFailure("all_nan", f"{where} has no finite pixel. Drop the exposure or the CCD")
+        raise CcdFailure(
+            Reason.ALL_NAN, f"{where} has no finite pixel. Drop the exposure or the CCD"
+        )
     if (pixels == first).all():
         raise CcdFailure(
-            "constant_image" if first else "all_zero",
+            Reason.CONSTANT_IMAGE if first else Reason.ALL_ZERO,
             f"{where} has the value {first} everywhere. It was not read out; drop it",
         )
 
@@ -364,7 +368,7 @@ def _with_header_values(path: Path, amplifier: Amplifier, headers: list) -> Ampl
         valid = isinstance(value, (int, float)) and math.isfinite(value)
         if not valid or value < 0 or (value == 0 and name != "read_noise"):
             raise CcdFailure(
-                "missing_keyword",
+                Reason.MISSING_KEYWORD,
                 f"{path}: keyword {keyword} ({name} of amplifier {amplifier.name}) is "
                 f"{'missing' if value is None else f'not a valid number: {value!r}'}. "
                 "Correct the header or the camera file",

@@ -20,7 +20,7 @@ import sep
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.detrend import CosmicsSettings
@@ -92,7 +92,7 @@ def find_cosmic_rays(
     fraction = float(hits.mean())
     if fraction > settings.max_fraction:
         raise CcdFailure(
-            "too_many_cosmic_rays",
+            Reason.TOO_MANY_COSMIC_RAYS,
             f"{100 * fraction:.1f} % of the pixels look like cosmic rays: gain or read noise are "
             "wrong. Check the camera file, or raise cosmics.sigma",
         )

@@ -20,7 +20,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from scipy import interpolate, ndimage
 
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.background import BackgroundSettings
 
@@ -177,7 +177,7 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
     """
     usable = ~masked_image.has_any(NOT_MEASURED) & np.isfinite(masked_image.image)
     if not usable.any():
-        raise CcdFailure("no_data", "no pixel of the CCD can be used")
+        raise CcdFailure(Reason.NO_DATA, "no pixel of the CCD can be used")
     sky = usable
     background = _measure_mesh(masked_image.image, sky, settings)
     for _ in range(settings.mask_passes):

@@ -18,7 +18,7 @@ from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.settings.detection import DetectionSettings
@@ -140,7 +140,7 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
             break
     if len(sources) < 2:
         raise CcdFailure(
-            "no_stars",
+            Reason.NO_STARS,
             f"only {len(sources)} sources stand {settings.seeing_threshold:g} sigma "
             "out of the sky; the shutter, clouds or the guiding may have failed",
         )
@@ -183,7 +183,7 @@ def detect_sources(
     found, segments = _extract(image, variance, matched_filter(fwhm), settings)
     if len(found) == 0:
         raise CcdFailure(
-            "no_stars", f"no source stands {settings.threshold:g} sigma out of the sky"
+            Reason.NO_STARS, f"no source stands {settings.threshold:g} sigma out of the sky"
         )
     order = np.argsort(-found["flux"], kind="stable")
     found = found[order]
@@ -305,7 +305,7 @@ def _extract(image, variance, kernel, settings):
                 sub_objects *= 4
             else:
                 reason = f"source extraction gave up: {error}"
-                raise CcdFailure("detection_failed", reason) from error
+                raise CcdFailure(Reason.DETECTION_FAILED, reason) from error
 
 
 def _source_table(

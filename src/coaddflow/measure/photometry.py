@@ -16,7 +16,7 @@ import numpy as np
 import sep
 from numpy.typing import ArrayLike, NDArray
 
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.measure.background import NOT_MEASURED
@@ -204,7 +204,7 @@ def growth_curve(
     whole = ~measured.incomplete & (measured.flux > 0).all(axis=1)
     if not whole.any():
         raise CcdFailure(
-            "no_aperture_correction", "no bright star is whole in the largest aperture"
+            Reason.NO_APERTURE_CORRECTION, "no bright star is whole in the largest aperture"
         )
     flux, error = measured.flux[whole], measured.error[whole]
     fraction = np.ones(len(radii))
@@ -259,7 +259,7 @@ def psf_correction(psf_flux: ArrayLike, psf_error: ArrayLike, total_flux: ArrayL
     psf_flux, psf_error, total = (np.asarray(a, float) for a in (psf_flux, psf_error, total_flux))
     good = np.isfinite(psf_flux) & np.isfinite(total) & (psf_flux > 0) & (total > 0)
     if not good.any():
-        raise CcdFailure("no_aperture_correction", "no bright star has a PSF flux")
+        raise CcdFailure(Reason.NO_APERTURE_CORRECTION, "no bright star has a PSF flux")
     noise = np.hypot((psf_error / psf_flux)[good], _STAR_TO_STAR)
     return _weighted_median((total / psf_flux)[good], 1.0 / noise)
 
@@ -297,7 +297,7 @@ def zero_point(
     )
     if np.count_nonzero(known) < settings.min_zero_point_stars:
         raise CcdFailure(
-            "no_photometric_match",
+            Reason.NO_PHOTOMETRIC_MATCH,
             f"{np.count_nonzero(known)} stars have a flux and a reference magnitude, "
             f"{settings.min_zero_point_stars} are needed",
         )

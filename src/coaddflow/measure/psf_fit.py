@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.measure.background import NOT_MEASURED
@@ -134,7 +134,7 @@ def fit_psf(
         stars, weight, index = stars.subset(good), weight[good], index[good]
         if index.size < settings.min_stars:
             raise CcdFailure(
-                "no_psf_stars",
+                Reason.NO_PSF_STARS,
                 f"{index.size} stars agree on a PSF, {settings.min_stars} are needed",
             )
         prior = _with_order(prior, _allowed_order(index.size, settings))

@@ -12,7 +12,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.errors import CcdFailure
+from coaddflow.errors import CcdFailure, Reason
 from coaddflow.measure.detection import SourceFlag, common_size
 from coaddflow.settings.psf import PsfSettings
 
@@ -79,7 +79,7 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
             break
     if np.count_nonzero(best) < settings.min_stars:
         raise CcdFailure(
-            "no_psf_stars",
+            Reason.NO_PSF_STARS,
             f"{np.count_nonzero(best)} clean stars among {len(sources)} sources, "
             f"{settings.min_stars} are needed",
         )

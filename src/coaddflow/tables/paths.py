@@ -1,0 +1,27 @@
+"""Where everything that a run makes stands, relative to its working folder.
+
+Templates: the rules take them as they are, ``CALEXP.format(exposure="1001", ccd=3)`` names a file.
+"""
+
+RESULTS = "results"
+LOGS = "logs"
+BENCHMARKS = "results/benchmarks"
+
+CALIB = "results/calibs/{kind}/{ccd}.fits"
+FLAT = "results/calibs/flat/{band}/{ccd}.fits"
+
+CALEXP = "results/calexp/{exposure}/{ccd}.fits"
+SOURCES = "results/calexp/{exposure}/{ccd}_sources.fits"
+ROW = "results/calexp/{exposure}/{ccd}.json"
+MANIFEST = "results/summary/{exposure}.ecsv"
+FAILED_MANIFEST = "results/summary/{exposure}.failed.ecsv"
+
+TRACT_CORNERS = "results/corners/{band}/{tract}.sqlite"
+SURVEY_CORNERS = "results/corners.sqlite"
+
+WARP_TABLE = "results/warp/{tract}/{exposure}.ecsv"
+WARP = "results/warp/{tract}/{exposure}/{patch}.fits"
+
+COADD = "results/coadd/{band}/{tract}/{patch}.fits"
+COADD_TABLE = "results/coadd/{band}/{tract}.ecsv"
+PICTURE = "results/coadd/{tract}.png"
