@@ -92,8 +92,7 @@ def _ccd_columns() -> tuple[Column, ...]:
         Column(
             "ccd_key",
             "INTEGER PRIMARY KEY",
-            "Number of this CCD of this exposure, made from both by a hash: the same in every "
-            "database.",
+            "Hash of exposure and CCD number: the same in every database.",
         ),
         *copied,
         Column("ra", "REAL", "Centre of the footprint, ICRS degrees; null for a failed CCD."),
@@ -101,9 +100,9 @@ def _ccd_columns() -> tuple[Column, ...]:
         Column(
             "footprint",
             "TEXT",
-            "Outline from the fitted WCS, with points along the edges: JSON [[ra, dec], ...] in "
-            "order, beginning at pixel (-0.5, -0.5) along the first row, joined by great circles; "
-            "degrees; null for a failed CCD.",
+            "Outline from the fitted WCS with points along the edges, joined by great circles: "
+            "JSON [[ra, dec], ...], degrees, beginning at pixel (-0.5, -0.5) along the first row; "
+            "null for a failed CCD.",
         ),
     )
 
@@ -111,20 +110,20 @@ def _ccd_columns() -> tuple[Column, ...]:
 TABLES = (
     Table(
         "meta",
-        "Facts about the database itself.",
+        "Properties of the database itself.",
         (
             Column(
                 "key",
                 "TEXT PRIMARY KEY",
-                "`kind` (`tract` or `survey`); `skymap`, in a survey's database: the settings of "
-                "its sky map as JSON.",
+                "`kind` (`tract` or `survey`); in the survey database also `skymap`, the settings "
+                "of its sky map as JSON.",
             ),
-            Column("value", "TEXT NOT NULL", "The fact."),
+            Column("value", "TEXT NOT NULL", "The value."),
         ),
     ),
     Table(
         "exposures",
-        "Exposures, one row for each manifest.",
+        "One row per exposure (manifest).",
         (
             Column("exposure", "TEXT PRIMARY KEY", "Exposure id."),
             Column("band", "TEXT NOT NULL", "Band."),
@@ -135,18 +134,18 @@ TABLES = (
             Column("n_failed", "INTEGER NOT NULL", "CCDs that failed."),
             Column("ra", "REAL", "Centre of all footprints, ICRS degrees; null if all failed."),
             Column("dec", "REAL", "Likewise."),
-            Column("radius", "REAL", "Distance from it to the farthest corner, degrees."),
+            Column("radius", "REAL", "Distance from the centre to the farthest corner, degrees."),
             Column("manifest", "TEXT NOT NULL", "Path of the manifest."),
             Column(
                 "manifest_sha256",
                 "TEXT NOT NULL",
-                "Its checksum: tells whether the exposure was redone.",
+                "Checksum of the manifest; changes when the exposure is redone.",
             ),
         ),
     ),
     Table(
         "ccds",
-        "All CCDs of these exposures, with their quality; those that failed have state and reason.",
+        "All CCDs of these exposures with their quality, or the reason of their failure.",
         _ccd_columns(),
         (
             "UNIQUE (exposure, ccd)",
@@ -155,12 +154,12 @@ TABLES = (
     ),
     Table(
         "ccd_boxes",
-        "R*tree: for each footprint the box around it in unit vectors x = cos(dec) cos(ra), "
-        "y = cos(dec) sin(ra), z = sin(dec), so that nothing is special at RA 0 or at the poles. "
-        "A direction inside the footprint is inside the box; the reverse need not hold.",
+        "R*tree of the bounding boxes of footprints in unit vectors x = cos(dec) cos(ra), "
+        "y = cos(dec) sin(ra), z = sin(dec), so that RA 0 and the poles are not special. A "
+        "direction inside the footprint is inside the box; the reverse need not hold.",
         (
             Column("ccd_key", "", "The CCD."),
-            Column("x_min", "", "Box, 32-bit floats rounded outwards."),
+            Column("x_min", "", "Bounds, 32-bit floats rounded outwards."),
             Column("x_max", "", ""),
             Column("y_min", "", ""),
             Column("y_max", "", ""),
@@ -171,15 +170,15 @@ TABLES = (
     ),
     Table(
         "tracts",
-        "The tract, or in a survey's database all tracts that a CCD overlaps.",
+        "The tract; in the survey database, all tracts that a CCD overlaps.",
         (
-            Column("tract", "INTEGER PRIMARY KEY", "Number of the tract."),
+            Column("tract", "INTEGER PRIMARY KEY", "Tract number."),
             Column("ra", "REAL NOT NULL", "Tangent point, ICRS degrees."),
             Column("dec", "REAL NOT NULL", "Likewise."),
             Column("width", "INTEGER NOT NULL", "Columns."),
             Column("height", "INTEGER NOT NULL", "Rows."),
             Column("pixel_scale", "REAL NOT NULL", "Arcsec per pixel."),
-            Column("reference_x", "REAL NOT NULL", "Pixel of the tangent point, 0-based."),
+            Column("reference_x", "REAL NOT NULL", "Tangent point, 0-based pixel."),
             Column("reference_y", "REAL NOT NULL", "Likewise."),
             Column("n_patches_x", "INTEGER NOT NULL", "Patches along x."),
             Column("n_patches_y", "INTEGER NOT NULL", "Patches along y."),
@@ -187,17 +186,17 @@ TABLES = (
     ),
     Table(
         "patches",
-        "All patches of these tracts. Boxes are half-open, in 0-based pixels of the tract.",
+        "All patches of these tracts. Boxes are half-open, in 0-based tract pixels.",
         (
             Column("tract", "INTEGER NOT NULL", "The tract."),
             Column("patch", "TEXT NOT NULL", 'The patch, "x_y".'),
             Column("ra", "REAL NOT NULL", "Centre of the inner box, ICRS degrees."),
             Column("dec", "REAL NOT NULL", "Likewise."),
-            Column("inner_x0", "INTEGER NOT NULL", "Inner box: the patch's own pixels."),
+            Column("inner_x0", "INTEGER NOT NULL", "Inner box, without the border."),
             Column("inner_y0", "INTEGER NOT NULL", ""),
             Column("inner_x1", "INTEGER NOT NULL", ""),
             Column("inner_y1", "INTEGER NOT NULL", ""),
-            Column("outer_x0", "INTEGER NOT NULL", "Outer box: with the border."),
+            Column("outer_x0", "INTEGER NOT NULL", "Outer box, with the border."),
             Column("outer_y0", "INTEGER NOT NULL", ""),
             Column("outer_x1", "INTEGER NOT NULL", ""),
             Column("outer_y1", "INTEGER NOT NULL", ""),
@@ -209,17 +208,15 @@ TABLES = (
     ),
     Table(
         "ccd_patches",
-        "Which CCD overlaps the outer box of which patch, and how much.",
+        "Overlaps of CCDs with the outer boxes of patches.",
         (
             Column("tract", "INTEGER NOT NULL", "The tract."),
             Column("patch", "TEXT NOT NULL", "The patch."),
             Column("ccd_key", "INTEGER NOT NULL", "The CCD."),
             Column(
-                "patch_fraction", "REAL NOT NULL", "Part of the outer box that the CCD covers, 0-1."
+                "patch_fraction", "REAL NOT NULL", "Fraction of the outer box that the CCD covers."
             ),
-            Column(
-                "ccd_fraction", "REAL NOT NULL", "Part of the CCD that lies on the outer box, 0-1."
-            ),
+            Column("ccd_fraction", "REAL NOT NULL", "Fraction of the CCD on the outer box."),
         ),
         (
             "PRIMARY KEY (tract, patch, ccd_key)",
@@ -234,7 +231,7 @@ INDEXES = ("CREATE INDEX ccd_patches_of_ccd ON ccd_patches (ccd_key)",)
 VIEWS = (
     View(
         "v_ccd",
-        "CCDs that have a calexp, with their four corners.",
+        "CCDs with a calexp, and their four corners.",
         """SELECT exposure, ccd, band, mjd, ra, dec, seeing, ellipticity, zero_point, sky_level,
   depth, astrometry_rms, path,
   json_extract(footprint, '$[0][0]') AS ra_0, json_extract(footprint, '$[0][1]') AS dec_0,
@@ -248,15 +245,15 @@ FROM (SELECT *, json_array_length(footprint) / 4 AS n FROM ccds WHERE footprint 
     ),
     View(
         "v_ccd_patch",
-        "Overlaps of CCDs and patches, with the quality of the CCD.",
+        "Overlaps of CCDs and patches with the quality of the CCD.",
         """SELECT tract, patch, band, exposure, ccd, patch_fraction, ccd_fraction, seeing,
   ellipticity, zero_point, sky_level, depth, astrometry_rms, path
 FROM ccd_patches JOIN ccds USING (ccd_key)""",
     ),
     View(
         "v_patch_depth",
-        "How many exposures and CCDs each patch has in each band; `mean_exposures` is the number "
-        "of exposures averaged over the pixels of the outer box, before any selection.",
+        "Numbers of exposures and CCDs on each patch in each band; `mean_exposures` is the mean "
+        "number of exposures per pixel of the outer box, before any selection.",
         """SELECT tract, patch, band, count(DISTINCT exposure) AS n_exposures, count(*) AS n_ccds,
   sum(patch_fraction) AS mean_exposures, avg(seeing) AS mean_seeing
 FROM ccd_patches JOIN ccds USING (ccd_key) GROUP BY tract, patch, band""",
@@ -272,7 +269,7 @@ FROM exposures JOIN ccds USING (exposure) GROUP BY exposure""",
     ),
     View(
         "v_failed",
-        "CCDs that failed, and why.",
+        "Failed CCDs with the reason.",
         "SELECT exposure, ccd, band, reason, message FROM ccds WHERE state = 'failed'",
     ),
 )
@@ -284,13 +281,13 @@ EXAMPLES = (
         "WHERE band = 'r' ORDER BY mean_exposures DESC LIMIT 10;",
     ),
     (
-        "What goes into a patch, best seeing first?",
+        "Which CCDs cover a patch, best seeing first?",
         "SELECT exposure, ccd, patch_fraction, seeing, path FROM v_ccd_patch\n"
         "WHERE tract = 9813 AND patch = '4_4' AND band = 'i' ORDER BY seeing;",
     ),
     (
-        "Which CCDs may hold RA 150.1, Dec 2.2? (`coaddflow corners query 150.1 2.2` then looks "
-        "at the exact footprints.)",
+        "Which CCDs can contain RA 150.1, Dec 2.2? (`coaddflow corners query 150.1 2.2` also "
+        "tests the exact footprints.)",
         "WITH at AS (SELECT cos(radians(2.2)) * cos(radians(150.1)) AS x,\n"
         "                   cos(radians(2.2)) * sin(radians(150.1)) AS y,\n"
         "                   sin(radians(2.2)) AS z)\n"
@@ -310,16 +307,15 @@ def schema_markdown() -> str:
     lines = [
         "# The corner database",
         "",
-        "`results/corners/{band}/{tract}.sqlite` (the exposures of one band that can touch one",
-        "tract; coadds ask these) and `results/corners.sqlite` (the whole survey; for people and",
-        "for planning) have the same schema. Both are SQLite files, written once and replaced as a",
-        "whole, and can be made again from the manifests at any time. Open them with",
-        "`sqlite3 -readonly`.",
+        "`results/corners/{band}/{tract}.sqlite` holds the exposures of one band that can touch a",
+        "tract and is used by its coadds; `results/corners.sqlite` holds the whole survey, for",
+        "queries and planning. Both have this schema, are replaced as a whole, and can be remade",
+        "from the manifests at any time. Open them with `sqlite3 -readonly`.",
         "",
         f"- Schema version (`PRAGMA user_version`): {SCHEMA_VERSION}",
         f"- Application id (`PRAGMA application_id`): {APPLICATION_ID} "
         f'("{APPLICATION_ID.to_bytes(4, "big").decode("ascii")}")',
-        "- Angles are ICRS degrees; pixels are 0-based; a null figure could not be measured.",
+        "- Angles are ICRS degrees; pixels are 0-based; null values could not be measured.",
         "",
         "## Tables",
     ]

@@ -40,24 +40,24 @@ class Amplifier(Section):
 
     name: str = Field(description="Name of the amplifier, unique on its detector.")
     data: Box = Field(description="Light-sensitive pixels in the raw array.")
-    target: Box = Field(description="Where these pixels stand on the assembled CCD.")
+    target: Box = Field(description="Position of these pixels on the assembled CCD.")
     overscan: Box | None = Field(
-        None, description="Overscan pixels in the raw array: the bias level of each row."
+        None, description="Overscan pixels in the raw array, which give the bias level."
     )
-    prescan: Box | None = Field(None, description="Prescan pixels in the raw array (not used).")
-    flip_x: bool = Field(False, description="Raw columns run against the columns of the CCD.")
-    flip_y: bool = Field(False, description="Raw rows run against the rows of the CCD.")
+    prescan: Box | None = Field(None, description="Prescan pixels in the raw array; not used.")
+    flip_x: bool = Field(False, description="Raw columns run opposite to those of the CCD.")
+    flip_y: bool = Field(False, description="Raw rows run opposite to those of the CCD.")
     read_from: Literal["ll", "lr", "ul", "ur"] | None = Field(
         None,
         description="Corner of `target` that is read first (lower/upper, left/right); null: the "
-        "one that stands first in the raw array. Crosstalk joins pixels that are read together.",
+        "one that comes first in the raw array.",
     )
     extension: str | int | None = Field(
-        None, description="HDU of this amplifier, where each amplifier has its own."
+        None, description="HDU of this amplifier, if each has its own."
     )
-    gain: float = Field(gt=0, description="Electrons per count (ADU).")
+    gain: float = Field(gt=0, description="Gain, electrons per count (ADU).")
     read_noise: float = Field(ge=0, description="Read noise, electrons.")
-    saturation: float = Field(gt=0, description="Raw counts (ADU) from which a pixel is saturated.")
+    saturation: float = Field(gt=0, description="Saturation level, raw counts (ADU).")
     linearity: tuple[float, ...] = Field(
         (),
         description="c2, c3, ...: true = z + c2 z^2 + c3 z^3 ... for z counts above the bias.",
@@ -79,30 +79,30 @@ class Amplifier(Section):
 
 
 class Detector(Section):
-    """One CCD: its place in the focal plane and its amplifiers."""
+    """One CCD: its position in the focal plane and its amplifiers."""
 
     id: int = Field(ge=0, description="Number of the CCD, unique in the camera.")
     name: str = Field(description="Name of the CCD, such as S29.")
     extension: str | int = Field(
-        description="HDU name or number in the exposure's file; with one file per CCD, the text "
-        "that stands for {ccd} in the file's name."
+        description="HDU name or number in the file of the exposure; with one file per CCD, the "
+        "text that replaces {ccd} in the file name."
     )
     center: tuple[float, float] = Field(description="Focal-plane position of the centre, mm.")
     rotation: float = Field(
-        0.0, description="Angle of the pixel axes in the focal plane, degrees, from +x to +y."
+        0.0, description="Rotation of the pixel axes in the focal plane, degrees, from +x to +y."
     )
     size: tuple[int, int] = Field(description="Pixels (nx, ny) of the assembled CCD.")
     raw_size: tuple[int, int] | None = Field(
         None,
-        description="Columns and rows of the raw array, for the simulator; null: what the "
-        "sections of the amplifiers span.",
+        description="Columns and rows of the raw array, for the simulator; null: the extent of the "
+        "amplifiers' sections.",
     )
     amplifiers: tuple[Amplifier, ...] = Field(min_length=1, description="The readout channels.")
     defects: tuple[Box, ...] = Field((), description="Boxes of bad pixels on the assembled CCD.")
     crosstalk: tuple[tuple[float, ...], ...] | None = Field(
         None,
-        description="Crosstalk within the CCD: row = victim, column = aggressor amplifier, "
-        "in the order of `amplifiers`; fraction of the aggressor's counts.",
+        description="Crosstalk matrix of the CCD, as fractions of the aggressor's counts: rows are "
+        "victims, columns aggressors, in the order of `amplifiers`.",
     )
 
     @property
@@ -134,8 +134,8 @@ class Detector(Section):
 class Crosstalk(Section):
     """Crosstalk from one amplifier of the camera to one of another CCD."""
 
-    aggressor: tuple[int, str] = Field(description="CCD and amplifier that shine through.")
-    victim: tuple[int, str] = Field(description="CCD and amplifier that see the ghost.")
+    aggressor: tuple[int, str] = Field(description="CCD and amplifier that cause the ghost.")
+    victim: tuple[int, str] = Field(description="CCD and amplifier in which the ghost appears.")
     coefficient: float = Field(description="Fraction of the aggressor's counts.")
 
 
@@ -143,17 +143,17 @@ class Camera(Section):
     """A mosaic camera. Angles in degrees, focal plane in millimetres."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="Name of the camera.")
-    description: str = Field(description="One line for people.")
-    pixel_scale: float = Field(gt=0, description="Arcseconds per pixel at the field's centre.")
-    pixel_size: float = Field(gt=0, description="Size of a pixel, millimetres.")
-    flip_x: bool = Field(False, description="+x points east at rotation 0, not west.")
-    rotation_offset: float = Field(
-        0.0, description="Added to the rotation of every exposure, degrees."
+    description: str = Field(description="Description in one line.")
+    pixel_scale: float = Field(
+        gt=0, description="Pixel scale at the centre of the field, arcsec per pixel."
     )
+    pixel_size: float = Field(gt=0, description="Pixel size, mm.")
+    flip_x: bool = Field(False, description="+x points east (not west) at rotation 0.")
+    rotation_offset: float = Field(0.0, description="Added to the rotation in the header, degrees.")
     distortion: tuple[float, ...] = Field(
         (),
-        description="a1, a2, ...: radius on the tangent plane = t (1 + a1 t^2 + a2 t^4 + ...), "
-        "t = undistorted radius in degrees.",
+        description="Radial distortion a1, a2, ...: radius on the tangent plane = t (1 + a1 t^2 + "
+        "a2 t^4 + ...), t = undistorted radius, degrees.",
     )
     layout: FileLayout
     header: HeaderMap

@@ -12,33 +12,32 @@ CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
 
 
 class HeaderKey(Section):
-    """Where one fact about an exposure stands."""
+    """Where to find one property of an exposure."""
 
     keyword: str | None = Field(
         None,
-        description="Header keyword; null: from the file's name with `pattern`, else `default`.",
+        description="Header keyword; null: use the file name with `pattern`, or `default`.",
     )
     pattern: str | None = Field(
         None,
-        description="Regular expression applied to the header's text, or to the file's name where "
-        "no keyword is given; its first group is the value.",
+        description="Regular expression whose first group is the value; applied to the header "
+        "value, or to the file name if no keyword is given.",
     )
     values: dict[str, str] = Field(
-        default_factory=dict, description="Replacements of values, such as a filter's long name."
+        default_factory=dict, description="Translations of values, such as long filter names."
     )
     unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
         "none", description="Unit of the value."
     )
-    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale, for times.")
-    offset: float = Field(0.0, description="Added to the value.")
-    factor: float = Field(1.0, description="The value is multiplied by this before the offset.")
+    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale of a time.")
+    offset: float = Field(0.0, description="Added to the value, after the factor.")
+    factor: float = Field(1.0, description="Multiplies the value, before the offset.")
     default: str | float | None = Field(
-        None, description="Value where the keyword is missing; null: it is required."
+        None, description="Value if the keyword is missing; null: the keyword is required."
     )
     form: str = Field(
         "{}",
-        description="How the simulator writes the value; {} is its place, with a format such as "
-        "{:08d} where it is a number.",
+        description="How the simulator writes the value: a Python format such as {} or {:08d}.",
     )
 
     @model_validator(mode="after")
@@ -49,10 +48,10 @@ class HeaderKey(Section):
 
 
 class HeaderMap(Section):
-    """Which facts ingest reads from the headers."""
+    """What ingest reads from the headers."""
 
     exposure: HeaderKey = Field(description="Exposure id.")
-    kind: HeaderKey = Field(description="science, bias, dark or flat.")
+    kind: HeaderKey = Field(description="Kind of frame: science, bias, dark or flat.")
     band: HeaderKey = Field(description="Band (filter).")
     ra: HeaderKey = Field(description="Right ascension of the pointing.")
     dec: HeaderKey = Field(description="Declination of the pointing.")
@@ -62,7 +61,7 @@ class HeaderMap(Section):
 
 
 class FileLayout(Section):
-    """How the raw files of an exposure look."""
+    """How the raw files of an exposure are organised."""
 
     files: Literal["exposure", "ccd"] = Field(
         description="One file per exposure, or one file per CCD."
@@ -73,19 +72,19 @@ class FileLayout(Section):
     ccd_pattern: str | None = Field(
         None,
         description="With one file per CCD: regular expression whose group (?P<ccd>...) is the "
-        "part of the file's name that tells the CCD.",
+        "part of the file name that identifies the CCD.",
     )
     numbers_per_exposure: int | None = Field(
         None,
         ge=1,
-        description="With one file per CCD whose names have running numbers: how many numbers an "
-        "exposure takes. The group `ccd` of ccd_pattern is then a number, its remainder is the "
-        "`extension` of the CCD, and {ccd+00123400} stands for it in paths.",
+        description="With one file per CCD and running numbers as names: count of numbers per "
+        "exposure. The group `ccd` is then a number, its remainder is the `extension` of the CCD, "
+        "and paths contain {ccd+00123400}.",
     )
     name_form: str = Field(
         "{exposure}.fits",
-        description="Names that the simulator gives, with {exposure} and, with one file per CCD, "
-        "{ccd} or, for running numbers, {ccd+number of the first file}.",
+        description="File names written by the simulator, with {exposure} and, with one file per "
+        "CCD, {ccd} or (for running numbers) {ccd+number of the first file}.",
     )
     header_hdu: int = Field(0, ge=0, description="HDU whose header describes the exposure.")
 
