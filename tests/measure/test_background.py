@@ -8,7 +8,6 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure.background import (
     background_from_hdu,
     background_hdu,
-    clipped_statistics,
     estimate_background,
 )
 from coaddflow.settings.background import BackgroundSettings
@@ -106,23 +105,6 @@ def test_no_usable_pixel_is_a_failure_of_the_ccd():
     with pytest.raises(CcdFailure) as failure:
         estimate_background(MaskedImage.empty((100, 100)), SETTINGS)
     assert failure.value.reason == "no_data"
-
-
-def test_clipping_does_not_shrink_the_variance_of_normal_noise():
-    values = np.random.default_rng(5).normal(10.0, 3.0, 200_000).astype(np.float32)
-    mean, variance, count = clipped_statistics(values, 2.5)
-    assert mean == pytest.approx(10.0, abs=0.03)
-    assert variance == pytest.approx(9.0, rel=0.01)
-    assert count < values.size
-
-
-def test_outliers_are_clipped():
-    values = np.random.default_rng(6).normal(10.0, 3.0, 2000).astype(np.float32)
-    values[:100] = 1e4
-    mean, variance, count = clipped_statistics(values, 3.0)
-    assert mean == pytest.approx(10.0, abs=0.3)
-    assert variance == pytest.approx(9.0, rel=0.1)
-    assert 1880 <= count <= 1900
 
 
 def test_mesh_survives_its_file(tmp_path):

@@ -21,9 +21,10 @@ from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
 from coaddflow.errors import CcdFailure, Reason
-from coaddflow.geometry.polynomial import evaluate
+from coaddflow.geometry.polynomial import design_matrix, evaluate, term_powers
 from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
 from coaddflow.geometry.wcs import fit_tan_sip, pixel_to_sky, plane_to_tan_sip
+from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 from coaddflow.settings.astrometry import AstrometrySettings
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ _NEAR_SHIFT = 1.0 / 60.0  # degrees; the pointing of most telescopes is better t
 _NEAR_ROTATION = 1.5
 _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
-RAYLEIGH_MEDIAN = 1.1774
-"""Median distance of a two-dimensional Gaussian, in standard deviations of one axis."""
 
 FloatArray = NDArray[np.float64]
 
@@ -401,17 +400,6 @@ def _match_near(
     return i, usable[k]
 
 
-def polynomial_powers(order: int) -> list[tuple[int, int]]:
-    """Return the powers (of u, of v) of the terms above the first order."""
-    return [(n - q, q) for n in range(2, order + 1) for q in range(n + 1)]
-
-
-def polynomial_design(u: FloatArray, v: FloatArray, order: int) -> FloatArray:
-    """Return the terms 1, u, v, u^2, uv, v^2, ... at points u, v in -1 to 1, shape (n, terms)."""
-    columns = [np.ones_like(u), u, v, *(u**p * v**q for p, q in polynomial_powers(order))]
-    return np.stack(columns, axis=1)
-
-
 def _choose_order(
     x: FloatArray, y: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
 ) -> int | None:
@@ -446,13 +434,13 @@ def supported_order(
         ``stars_per_term`` and ``max_corner_error``.
     """
     for order in range(highest, 0, -1):
-        n_terms = 3 + len(polynomial_powers(order))
+        n_terms = len(term_powers(order))
         if stars.shape[1] < settings.stars_per_term * n_terms:
             continue
-        r = np.linalg.qr(polynomial_design(*stars, order), mode="r")
+        r = np.linalg.qr(design_matrix(*stars, order), mode="r")
         if np.abs(np.diag(r)).min() < 1e-8 * np.abs(np.diag(r)).max():
             continue
-        at_edge = np.linalg.solve(r.T, polynomial_design(*edge, order).T)
+        at_edge = np.linalg.solve(r.T, design_matrix(*edge, order).T)
         if np.linalg.norm(at_edge, axis=0).max() <= settings.max_corner_error:
             return order
     return 0
@@ -481,7 +469,7 @@ def _fit_clipped(
     """
     u, v = x - prior.crpix[0], y - prior.crpix[1]
     kept = np.isfinite(error)
-    n_terms = 3 + len(polynomial_powers(order)) if order else 2
+    n_terms = len(term_powers(order)) if order else 2
     for _ in range(10):
         # twice, since the first fit moves the tangent point
         for _ in range(2):
@@ -515,11 +503,11 @@ def _fit_once(
         shift, linear = _weighted_similarity(expected, target, error)
     else:
         scale = max(np.abs(u).max(), np.abs(v).max())
-        design = polynomial_design(u / scale, v / scale, order)
+        design = design_matrix(u / scale, v / scale, order)
         design[:, 1:3] = expected.T / scale
         solution, *_ = np.linalg.lstsq(design / error[:, None], (target / error).T, rcond=None)
         shift, linear = solution[0], solution[1:3].T / scale
-        for (p, q), value in zip(polynomial_powers(order), solution[3:], strict=True):
+        for (p, q), value in zip(term_powers(order)[3:], solution[3:], strict=True):
             distortion[:, p, q] = np.linalg.solve(linear, value) / scale ** (p + q)
     for total, known in zip(distortion, (prior.a, prior.b), strict=True):
         total[: known.shape[0], : known.shape[1]] += known

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.image.statistics import MAD_TO_SIGMA
 
 _SAMPLE_STEP = 7
 "Every so many pixels along x and y are looked at for the typical scatter of a pixel."
@@ -167,7 +168,7 @@ def typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) ->
     if not len(number):
         return 0.0
     deviation = np.abs(sample - np.nanmedian(sample, axis=0)) * np.sqrt(weights)[:, None]
-    scatter = 1.4826 * np.nanmedian(deviation, axis=0) * number / (number - 0.8)
+    scatter = MAD_TO_SIGMA * np.nanmedian(deviation, axis=0) * number / (number - 0.8)
     return float(np.median(scatter))
 
 
@@ -200,7 +201,7 @@ def _clip(values, weight, limit, clip_sigma, iterations):
     deviation = np.abs(values - center) * root
     if deviation.max() <= limit:
         return len(values)
-    limit = max(limit, clip_sigma * 1.4826 * np.median(deviation))
+    limit = max(limit, clip_sigma * MAD_TO_SIGMA * np.median(deviation))
     kept = np.ones(len(values), np.bool_)
     for _ in range(iterations):
         keep = np.abs(values - center) * root <= limit

@@ -41,6 +41,7 @@ from scipy import ndimage
 
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.statistics import mad_sigma, weighted_median
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import AmplifierSignal
@@ -305,13 +306,11 @@ def fit_slope(sums: NDArray[np.float32]) -> Slope:
         return Slope(np.nan, np.nan, len(weight), int(n_pixels.sum()))
     slope = product / weight
     # least absolute deviations: a group with a star of the victim does not decide
-    order = np.argsort(slope)
-    cumulated = np.cumsum(np.sqrt(weight[order]))
-    value = slope[order][np.searchsorted(cumulated, 0.5 * cumulated[-1])]
+    value = weighted_median(slope, np.sqrt(weight))
     keep = np.zeros(len(slope), bool)
     for _ in range(20):
         deviation = np.abs(slope - value) * np.sqrt(weight)
-        before, keep = keep, deviation < _CLIP * max(1.0, 1.4826 * float(np.median(deviation)))
+        before, keep = keep, deviation < _CLIP * max(1.0, mad_sigma(deviation, 0.0))
         value = float(product[keep].sum() / weight[keep].sum())
         if (keep == before).all():
             break
@@ -368,7 +367,7 @@ class CrosstalkSums:
         together = np.concatenate(deviations) if deviations else np.empty(0)
         if not together.size:
             return measured
-        inflation = max(1.0, 1.4826 * float(np.median(np.abs(together))))
+        inflation = max(1.0, mad_sigma(together, 0.0))
         return [one._replace(error=one.error * inflation) for one in measured]
 
     @property

@@ -31,6 +31,7 @@ from coaddflow.image.masked_image import (
     read_masked_image,
     write_fits,
 )
+from coaddflow.image.statistics import iqr_sigma
 from coaddflow.isr.detrend import CcdCalibs
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings
 
@@ -221,7 +222,7 @@ def hot_pixels(dark: MaskedImage, settings: DefectsSettings, both_signs: bool) -
     """Return where a dark differs from its neighbourhood by more than the settings allow."""
     image = np.where(np.isfinite(dark.image), dark.image, np.float32(np.nanmedian(dark.image)))
     excess = image - local_median(image)
-    limit = settings.hot_sigma * robust_sigma(excess)
+    limit = settings.hot_sigma * iqr_sigma(excess)
     if both_signs:
         excess = np.abs(excess)
     # where few values were used the error of the pixel itself is larger than the typical one
@@ -240,7 +241,7 @@ def hot_columns(dark: NDArray[np.float32], sigma: float) -> NDArray[np.bool_]:
     excess = image - ndimage.median_filter(image, size=(1, 2 * _NEIGHBOURHOOD + 1), mode="nearest")
     starts = np.arange(0, len(image), _PIECE)
     pieces = np.stack([np.median(excess[y : y + _PIECE], axis=0) for y in starts])
-    bad = np.abs(pieces) > max(sigma * robust_sigma(pieces), robust_sigma(excess))
+    bad = np.abs(pieces) > max(sigma * iqr_sigma(pieces), iqr_sigma(excess))
     return np.repeat(bad, _PIECE, axis=0)[: len(image)]
 
 
@@ -248,12 +249,6 @@ def local_median(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the median along rows of the medians along columns: five times faster than in 2-d."""
     columns = ndimage.median_filter(image, size=(_NEIGHBOURHOOD, 1), mode="nearest")
     return ndimage.median_filter(columns, size=(1, _NEIGHBOURHOOD), mode="nearest")
-
-
-def robust_sigma(values: NDArray) -> float:
-    """Return the standard deviation that belongs to the quartiles."""
-    low, high = np.percentile(values, [25, 75])
-    return float(high - low) / 1.34898
 
 
 def defects_frame(bad: NDArray[np.bool_]) -> MaskedImage:

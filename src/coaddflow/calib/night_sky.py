@@ -29,12 +29,12 @@ from coaddflow.calib.frames import (
     check_number,
     find_defects,
     local_median,
-    robust_sigma,
     unit_median,
     usable_pixels,
 )
 from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.statistics import iqr_sigma
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings, NightSkySettings
 
 _SMOOTHING = 1.2
@@ -168,7 +168,7 @@ def source_mask(image: NDArray[np.float32], settings: NightSkySettings) -> NDArr
     filled = np.ascontiguousarray(np.where(missing, np.float32(0), image))
     sky = sep.Background(filled, mask=missing, bw=settings.mesh, bh=settings.mesh)
     smoothed = ndimage.gaussian_filter(np.where(missing, 0, filled - sky.back()), _SMOOTHING)
-    labels, _ = ndimage.label(smoothed > settings.threshold * robust_sigma(smoothed))
+    labels, _ = ndimage.label(smoothed > settings.threshold * iqr_sigma(smoothed))
     large = np.bincount(labels.ravel()) >= _LEAST_AREA
     large[0] = False
     sources = large[labels]
@@ -212,7 +212,7 @@ def _mask_sources(
     for i, frame in enumerate(stack):
         frame[source_mask(frame - first, settings)] = np.nan
         clear = (frame - first)[np.isfinite(frame)]
-        noise[i] = robust_sigma(clear) if len(clear) else np.nan
+        noise[i] = iqr_sigma(clear) if len(clear) else np.nan
     if not np.isfinite(noise).all() or not (noise > 0).all():
         raise InputError(
             "a science exposure has no empty sky",

@@ -22,7 +22,6 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from coaddflow.astrometry.ccd import (
-    RAYLEIGH_MEDIAN,
     AstrometrySolution,
     describe_solution,
     residuals,
@@ -48,6 +47,7 @@ from coaddflow.exposure.matching import (
 )
 from coaddflow.geometry.sphere import separation
 from coaddflow.geometry.wcs import fit_tan_sip
+from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 from coaddflow.instrument.camera import Camera
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings

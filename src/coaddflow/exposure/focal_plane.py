@@ -22,8 +22,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import RAYLEIGH_MEDIAN, polynomial_design, polynomial_powers
+from coaddflow.geometry.polynomial import design_matrix, term_powers
 from coaddflow.geometry.sphere import tan_deproject, tan_project
+from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 
@@ -95,7 +96,7 @@ class CcdPlace:
         u, v = (place - self.centre) / self.half
         zero, one = np.zeros_like(u), np.ones_like(u)
         columns = [(one, zero), (zero, one), (-v, u), (u, v), (u, -v), (v, u)]
-        for p, q in polynomial_powers(order):
+        for p, q in term_powers(order)[3:]:
             term = u**p * v**q
             columns += [(term, zero), (zero, term)]
         return np.moveaxis(np.array(columns), 0, -1)
@@ -123,7 +124,7 @@ class Priors:
     @property
     def sigmas(self) -> FloatArray:
         """The standard deviation of each term, shape (terms,)."""
-        n_bent = 2 * len(polynomial_powers(self.ccd_order))
+        n_bent = 2 * len(term_powers(self.ccd_order)[3:])
         return np.array([self.offset] * 2 + [self.rotation] + [self.shape] * (3 + n_bent))
 
 
@@ -165,7 +166,7 @@ class FieldModel:
 
     def expected(self, ccd: CcdPlace, place: FloatArray) -> FloatArray:
         """Return where places (2, n) of a CCD really are in the field, pixels, (2, n)."""
-        moved = place + self.common @ polynomial_design(*place / self.radius, self.order).T
+        moved = place + self.common @ design_matrix(*place / self.radius, self.order).T
         terms = self.ccd_terms.get(ccd.detector.id)
         return moved if terms is None else moved + ccd.basis(place, self.ccd_order) @ terms
 
@@ -249,7 +250,7 @@ class FieldFit:
     def formal_error(self, ccd: CcdPlace) -> float:
         """Return the largest error on the edge of a CCD, both axes together, pixels."""
         place, number = ccd.edge, ccd.detector.id
-        design = polynomial_design(*place / self.model.radius, self.model.order)
+        design = design_matrix(*place / self.model.radius, self.model.order)
         own = ccd.basis(place, self.model.ccd_order)
         total = np.zeros(place.shape[1])
         for axis, rows in enumerate(np.split(np.kron(np.eye(2), design), 2)):
@@ -298,13 +299,13 @@ def fit_field(
     """
     frame = start.recentred()
     held = np.diag(1.0 / priors.sigmas**2)
-    n_common = 2 * (3 + len(polynomial_powers(order)))
+    n_common = 2 * len(term_powers(order))
     matrix, right = np.zeros((n_common, n_common)), np.zeros(n_common)
     covariance, response, alone = {}, {}, {}
     for number, stars in pairs.items():
         place, target = stars.place[:, stars.kept], frame.catalogue(stars.sky[:, stars.kept])
         weight = 1.0 / (stars.error[stars.kept] * error_scale)
-        design = polynomial_design(*place / frame.radius, order) * weight[:, None]
+        design = design_matrix(*place / frame.radius, order) * weight[:, None]
         common = np.kron(np.eye(2), design)
         own = (stars.ccd.basis(place, priors.ccd_order) * weight[:, None]).reshape(
             -1, priors.sigmas.size

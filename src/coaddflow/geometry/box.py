@@ -1,9 +1,9 @@
-"""Boxes of pixels: (x0, y0, x1, y1), 0-based, the ends not included."""
+"""Boxes of pixels: (x0, y0, x1, y1), 0-based, with x1 and y1 not included."""
 
 from collections.abc import Iterable
 
 Box = tuple[int, int, int, int]
-"""Half-open box (x0, y0, x1, y1) in tract pixels."""
+"""Half-open box (x0, y0, x1, y1): of tract pixels, of a CCD, or of a raw array."""
 
 
 def common_box(*boxes: Box) -> Box | None:

@@ -4,6 +4,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def term_powers(order: int) -> list[tuple[int, int]]:
+    """Return the powers (p, q) of the terms up to a total order: 1, u, v, u^2, uv, v^2, ..."""
+    return [(n - q, q) for n in range(order + 1) for q in range(n + 1)]
+
+
+def design_matrix(u: NDArray, v: NDArray, order: int) -> NDArray[np.float64]:
+    """Return the terms of `term_powers` at points of shape (...), shape (..., terms)."""
+    return np.stack([u**p * v**q for p, q in term_powers(order)], axis=-1)
+
+
 def multiply(a: NDArray, b: NDArray) -> NDArray:
     """Return the product of two polynomials."""
     product = np.zeros((a.shape[0] + b.shape[0] - 1, a.shape[1] + b.shape[1] - 1))
@@ -46,6 +56,7 @@ def trim(*polynomials: NDArray) -> list[NDArray]:
 def fit_polynomial(u: NDArray, v: NDArray, values: NDArray, order: int) -> NDArray[np.float64]:
     """Return the polynomial c[p, q] in u and v that fits values best, shape (order + 1,) * 2."""
     scale = max(np.abs(u).max(), np.abs(v).max(), 1.0)
+    # not in the order of `term_powers`: another order of the columns would round differently
     powers = [(p, q) for p in range(order + 1) for q in range(order + 1 - p)]
     design = np.stack([(u / scale) ** p * (v / scale) ** q for p, q in powers], axis=1)
     solution, *_ = np.linalg.lstsq(design, values, rcond=None)

@@ -24,7 +24,7 @@ from astropy.wcs import PRJ_CODES, WCS, FITSFixedWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
-from coaddflow.geometry.polynomial import substitute, trim
+from coaddflow.geometry.polynomial import substitute, term_powers, trim
 from coaddflow.geometry.sphere import tan_project
 from coaddflow.geometry.wcs import (
     MAX_NEWTON_STEPS,
@@ -45,7 +45,7 @@ _PV_CARD = re.compile(r"PV([12])_(\d{1,2})")
 
 def _tpv_terms(axis: int) -> dict[int, tuple[int, int]]:
     """Return the powers (of xi, of eta) of each PV index that is not a radial term [2]_."""
-    powers = [(n - q, q) for n in range(MAX_TPV_ORDER + 1) for q in range(n + 1)]
+    powers = term_powers(MAX_TPV_ORDER)
     indices = [m for m in range(_RADIAL_TERMS[-1]) if m not in _RADIAL_TERMS]
     return {m: (p, q) if axis == 1 else (q, p) for m, (p, q) in zip(indices, powers, strict=True)}
 

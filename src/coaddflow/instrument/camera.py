@@ -26,11 +26,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
+from coaddflow.geometry.box import Box
 from coaddflow.instrument.file_layout import CCD_IN_NAME, FileLayout, HeaderMap
 from coaddflow.settings.base import Section
-
-Box = tuple[int, int, int, int]
-"""Half-open pixel box (x0, y0, x1, y1), 0-based."""
 
 FloatArray = NDArray[np.float64]
 

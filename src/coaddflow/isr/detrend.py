@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.statistics import iqr_sigma
 from coaddflow.instrument.camera import Amplifier, Detector
 from coaddflow.instrument.raw import RawCcd
 from coaddflow.isr.crosstalk import Aggressor, AmplifierSignal, VictimNoise, subtract_ghosts
@@ -604,7 +605,7 @@ def fit_dark_scale(
     """
     unusable = (mask & np.int32(MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.SUSPECT)) != 0
     inner = dark[1:-1, 1:-1]
-    noise = _robust_sigma(inner - np.median(inner))
+    noise = iqr_sigma(inner - np.median(inner))
     y, x = np.nonzero((inner > np.median(inner) + 10 * noise) & ~unusable[1:-1, 1:-1])
     if len(y) < min_pixels:
         return 1.0
@@ -621,7 +622,7 @@ def fit_dark_scale(
             return 1.0
         factor = float(np.median(b / a)) if _ == 0 else float((a * b).sum() / (a * a).sum())
         residual = contrast_image - factor * contrast_dark
-        keep = np.abs(residual) < 4 * _robust_sigma(residual[keep]) + 1e-6
+        keep = np.abs(residual) < 4 * iqr_sigma(residual[keep]) + 1e-6
         keep &= np.isfinite(residual) & (contrast_dark > 0)
     return factor
 
@@ -635,12 +636,6 @@ def _take_over_defects(work: BegunCcd, calib: MaskedImage, kind: str) -> None:
             remedy="use a frame that was made for this camera file",
         )
     work.mask[calib.has_any(MaskPlane.BAD | MaskPlane.NO_DATA)] |= MaskPlane.BAD
-
-
-def _robust_sigma(values: NDArray) -> float:
-    """Return the standard deviation that belongs to the quartiles."""
-    low, high = np.percentile(values, [25, 75])
-    return float(high - low) / 1.34898
 
 
 def _cut(array: NDArray, box: tuple[int, int, int, int]) -> NDArray:

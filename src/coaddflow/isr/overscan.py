@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from coaddflow.errors import InputError
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Amplifier
 from coaddflow.settings.detrend import DetrendSettings
 
@@ -83,7 +84,7 @@ def _without_trail(amplifier: Amplifier, skip: int) -> tuple[int, int, int, int]
 def _clipped_means(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Return the mean of each row without outliers, and the scatter of single pixels."""
     residual = rows - np.median(rows, axis=1, keepdims=True)
-    spread = 1.4826 * np.median(np.abs(residual))
+    spread = mad_sigma(residual, 0.0)
     good = np.abs(residual) <= _CLIP * spread + 2 * _ROUNDING
     level = (rows * good).sum(axis=1) / good.sum(axis=1)
     squares = (((rows - level[:, None]) * good) ** 2).sum()
@@ -108,6 +109,6 @@ def _fit_polynomial(level: NDArray[np.float64], order: int, error: float) -> NDA
         coefficients = np.polynomial.legendre.legfit(row[keep], level[keep], order)
         fitted = np.polynomial.legendre.legval(row, coefficients)
         residual = np.abs(level - fitted)
-        typical = max(1.4826 * float(np.median(residual)), error)
+        typical = max(mad_sigma(residual, 0.0), error)
         keep = residual < _CLIP * typical + _ROUNDING
     return fitted

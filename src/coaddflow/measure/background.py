@@ -12,7 +12,6 @@ References
 .. [2] Bosch et al. 2018, PASJ 70, S5, section 4.3 (superpixels of 128 pixels, sources masked).
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from scipy import interpolate, ndimage
 
 from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.statistics import clipped_statistics
 from coaddflow.settings.background import BackgroundSettings
 
 NOT_MEASURED = (
@@ -211,42 +211,6 @@ def _measure_mesh(image: NDArray, sky: NDArray[np.bool_], settings: BackgroundSe
                     pixels, settings.clip_sigma
                 )
     return Background((ny, nx), mean, variance, count, settings.min_fraction, settings.filter_size)
-
-
-def clipped_statistics(
-    values: NDArray[np.float32], clip_sigma: float, iterations: int = 4
-) -> tuple[float, float, int]:
-    """Return mean, variance and number of values after symmetric clipping.
-
-    Clipping starts from median and median absolute deviation; the variance is corrected for the
-    tails that the clipping takes from a normal distribution.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-        At least one finite value.
-    clip_sigma : float
-        Half-width of the interval that is kept, in standard deviations.
-    iterations : int
-        Number of clippings.
-    """
-    density = math.exp(-0.5 * clip_sigma**2) / math.sqrt(2.0 * math.pi)
-    tail = 2.0 * clip_sigma * density / math.erf(clip_sigma / math.sqrt(2.0))
-    centre = float(np.median(values))
-    sigma = 1.4826 * float(np.median(np.abs(values - centre)))
-    kept, variance = values, sigma**2
-    for _ in range(iterations):
-        inside = values[np.abs(values - centre) <= clip_sigma * sigma]
-        if inside.size < 2 or sigma == 0.0:
-            break
-        unchanged = inside.size == kept.size
-        kept = inside
-        centre = float(kept.mean(dtype=np.float64))
-        variance = float(kept.var(dtype=np.float64)) / (1.0 - tail)
-        sigma = np.sqrt(variance)
-        if unchanged:
-            break
-    return centre, float(variance), kept.size
 
 
 def _source_mask(

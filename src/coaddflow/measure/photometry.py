@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import unusable_pixels
 from coaddflow.measure.psf_model import PsfModel
@@ -304,7 +305,7 @@ def zero_point(
     used = known
     for _ in range(20):
         deviation = np.abs(offset - np.median(offset[used])) / np.sqrt(variance)
-        scatter = 1.4826 * np.median(deviation[used])
+        scatter = mad_sigma(deviation[used], 0.0)
         kept = known & (deviation <= settings.clip_sigma * max(1.0, scatter))
         if np.array_equal(kept, used):
             break

@@ -9,6 +9,7 @@ from scipy import ndimage, optimize
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
 from coaddflow.measure.psf_model import PsfModel, adaptive_moments, kernels, render
@@ -402,7 +403,7 @@ def _robust_scatter(values: NDArray[np.float64]) -> float:
     values = values[np.isfinite(values)]
     if values.size == 0:
         return 0.0
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    return mad_sigma(values)
 
 
 _CORE, _WHOLE = 0.02, 0.7

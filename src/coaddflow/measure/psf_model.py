@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.polynomial import design_matrix
 
 LANCZOS_ORDER = 4
 
@@ -57,8 +58,7 @@ class PsfModel:
         """Return the terms of the polynomial at positions, shape (n, n terms)."""
         u = (np.atleast_1d(np.asarray(x, dtype=float)) - self.center[0]) / self.scale[0]
         v = (np.atleast_1d(np.asarray(y, dtype=float)) - self.center[1]) / self.scale[1]
-        powers = [(d - j, j) for d in range(self.order + 1) for j in range(d + 1)]
-        return np.stack([u**i * v**j for i, j in powers], axis=-1)
+        return design_matrix(u, v, self.order)
 
     def samples_at(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         """Return the centred samples at positions, shape (n, k, k), not normalised."""

@@ -21,6 +21,7 @@ from scipy import ndimage, optimize
 from coaddflow.image.fill import fill_saturated
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.stamps import cut_stamps
+from coaddflow.image.statistics import weighted_median
 from coaddflow.measure.psf_model import PsfModel
 
 _PROFILE_ERROR = 0.05
@@ -154,11 +155,7 @@ def _wing_flux(
     model, pixels = model[use], pixels[use].astype(float)
     error = np.sqrt(variance[use] + (_PROFILE_ERROR * pixels) ** 2)
     # neighbours only add light: the weighted median of the ratios does not follow them
-    ratio, weight = pixels / model, model / error
-    order = np.argsort(ratio)
-    cumulated = np.cumsum(weight[order])
-    flux = ratio[order][np.searchsorted(cumulated, 0.5 * cumulated[-1])]
-    return float(flux), model, pixels, error
+    return weighted_median(pixels / model, model / error), model, pixels, error
 
 
 def _draw(

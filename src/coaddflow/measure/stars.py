@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from coaddflow.errors import CcdFailure, Reason
+from coaddflow.geometry.polynomial import design_matrix
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.detection import SourceFlag, common_size
 from coaddflow.settings.psf import PsfSettings
 
@@ -130,7 +132,7 @@ def _of_one_size(
         drift = used @ np.linalg.lstsq(used[on_locus], size[on_locus], rcond=None)[0]
         deviation = size - drift
         deviation -= np.median(deviation[on_locus])
-        scatter = 1.4826 * np.median(np.abs(deviation[on_locus]))
+        scatter = mad_sigma(deviation[on_locus], 0.0)
         if n < _ENOUGH_FOR_SCATTER:
             scatter = np.inf
         tolerance = np.clip(3.0 * scatter, _SMALLEST_TOLERANCE, settings.size_tolerance)
@@ -139,7 +141,7 @@ def _of_one_size(
 
 
 def _drift_terms(x: NDArray, y: NDArray) -> NDArray[np.float64]:
-    """Return 1, u, v, u^2, uv, v^2 with u, v the positions scaled to order unity."""
+    """Return the terms of second order, shape (n, 6), of positions scaled to order unity."""
     scale = max(float(np.ptp(x)), float(np.ptp(y)), 1.0) / 2.0
     u, v = (x - x.mean()) / scale, (y - y.mean()) / scale
-    return np.column_stack([np.ones_like(u), u, v, u**2, u * v, v**2])
+    return design_matrix(u, v, 2)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coaddflow.instrument.camera import Amplifier, Box, Detector
+from coaddflow.geometry.box import Box
+from coaddflow.instrument.camera import Amplifier, Detector
 from coaddflow.simulate.settings import DetectorSimulation
 
 _MARGIN_COUNTS = 50.0
