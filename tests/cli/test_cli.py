@@ -145,7 +145,7 @@ def test_a_reader_that_has_enough_is_no_error(folder):
         ("camara: demo\n", "config.yaml: unknown setting 'camara'"),
         ("psf: {ordre: 2}\n", "config.yaml: unknown setting 'psf.ordre'"),
         ("psf: {order: two}\n", "config.yaml: setting 'psf.order': "),
-        ("psf:\n  order: 1\n  order: 2\n", "key 'order' stands twice, in lines 2 and 3"),
+        ("psf:\n  order: 1\n  order: 2\n", "duplicate key 'order' in lines 2 and 3"),
         ("camera: nosuch\nexposures: exposures.ecsv\n", "there is no camera 'nosuch'"),
         ("camera: demo\nexposures: nosuch.ecsv\n", "nosuch.ecsv: the table cannot be read"),
         ("camera: demo\n", "no exposures"),

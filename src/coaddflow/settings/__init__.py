@@ -1,8 +1,8 @@
 """All settings of a run, as one typed model.
 
-The model gives the defaults, checks what the user wrote (an unknown key is an error that names
-it), and makes the page ``docs/settings.md``. Only pydantic is imported here, since the Snakefile
-reads the settings again in every job of a cluster.
+The model gives the defaults, validates the user's settings (an unknown key is an error that names
+it), and generates ``docs/settings.md``. Only pydantic is imported here, because the Snakefile reads
+the settings again in every cluster job.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ WITHOUT_EFFECT: Mapping[str, set[str]] = {
     "calibs": {"memory"},
     "coadd": {"memory_mb", "keep_warps", "spool_mb", "scratch"},
 }
-"""Settings that products do not depend on; nothing is made again when they change."""
+"""Settings without effect on products; nothing is redone when they change."""
 
 
 class Settings(Section):
@@ -48,18 +48,18 @@ class Settings(Section):
 
     camera: str | None = Field(
         None,
-        description="Name of a shipped camera, or path of a camera file. Needed for raw exposures.",
+        description="Name of a shipped camera, or path of a camera file; needed for raw exposures.",
     )
     exposures: str | None = Field(
         None, description="Table of raw exposures, made by `coaddflow ingest`."
     )
     bands: tuple[str, ...] | None = Field(
-        None, description="Bands to process; null: all that the exposure table has."
+        None, description="Bands to process; null: all in the exposure table."
     )
     exclude: tuple[str, ...] = Field(
-        (), description="Exposures to leave out, as if they were not in the tables."
+        (), description="Exposures to ignore, as if they were not in the tables."
     )
-    exclude_ccds: tuple[int, ...] = Field((), description="CCDs to leave out of all exposures.")
+    exclude_ccds: tuple[int, ...] = Field((), description="CCDs to ignore in all exposures.")
     refcat: RefcatSettings = Field(default_factory=RefcatSettings)
     calibs: CalibsSettings = Field(default_factory=CalibsSettings)
     detrend: DetrendSettings = Field(default_factory=DetrendSettings)
@@ -91,9 +91,9 @@ class Settings(Section):
         return self
 
     def section(self, *names: str) -> dict[str, Any]:
-        """Return what products depend on in some sections, as plain values.
+        """Return the settings of some sections that affect products, as plain values.
 
-        Of what is switched off nothing but that.
+        Of a part that is switched off only this fact is returned.
         """
         return {
             name: _with_effect(
@@ -103,10 +103,10 @@ class Settings(Section):
         }
 
     def only(self, *names: str) -> "Settings":
-        """Return settings in which nothing but some sections can be read.
+        """Return settings in which only some sections can be read.
 
-        A job takes its settings through this, with the names that stand in the ``params`` of its
-        rule: one that uses a setting without being done again when it changes fails at once.
+        A job gets its settings through this, with the sections in the ``params`` of its rule: a job
+        that uses a setting but would not be redone when it changes fails at once.
         """
         restricted = self.model_copy()
         for name in set(Settings.model_fields) - set(names):
@@ -130,14 +130,14 @@ def load_settings(config: Mapping[str, Any], source: str | Path | None = None) -
     Parameters
     ----------
     config : mapping
-        What the YAML file said.
+        Content of the YAML file.
     source : str or Path, optional
         The file, for the message.
 
     Raises
     ------
     InputError
-        If a key is unknown or a value is not allowed; names every key at fault.
+        If a key is unknown or a value is not allowed; names every such key.
     """
     try:
         return Settings.model_validate(dict(config))

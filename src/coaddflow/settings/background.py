@@ -1,4 +1,4 @@
-"""Settings of the sky of a CCD."""
+"""Settings of the sky background of a CCD."""
 
 from pydantic import Field, model_validator
 
@@ -6,33 +6,38 @@ from coaddflow.settings.base import Section
 
 
 class BackgroundSettings(Section):
-    """The sky: a mesh of superpixels in which sources are masked."""
+    """Sky background: a mesh of superpixels with sources masked."""
 
     mesh_size: int = Field(
-        128, ge=8, description="Approximate size of a superpixel, pixels (the CCD is tiled evenly)."
+        128, ge=8, description="Approximate size of a superpixel, pixels; the CCD is tiled evenly."
     )
     clip_sigma: float = Field(
-        3.0, ge=1.5, description="Pixels farther than this from a superpixel's mean are left out."
+        3.0,
+        ge=1.5,
+        description="Pixels farther than this many sigma from the mean of a superpixel are "
+        "rejected.",
     )
     mask_sigma: float = Field(
-        3.0, gt=0, description="Significance from which small and large blocks are sources."
+        3.0,
+        gt=0,
+        description="Significance above which small and large blocks are masked as sources.",
     )
     mask_passes: int = Field(
-        3, ge=0, description="Times that sources are found, masked and the sky estimated again."
+        3, ge=0, description="Passes of masking sources and estimating the sky again."
     )
-    small_block: int = Field(4, ge=1, description="Block that finds stars, pixels.")
+    small_block: int = Field(4, ge=1, description="Block size for finding stars, pixels.")
     large_block: int = Field(
-        16, ge=1, description="Block that finds faint halos of stars and galaxies, pixels."
+        16, ge=1, description="Block size for finding faint halos of stars and galaxies, pixels."
     )
     min_fraction: float = Field(
         0.4,
         ge=0,
         lt=1,
-        description="Superpixels with less sky than this part of what the others have (median) "
-        "are filled from their neighbours.",
+        description="Superpixels with less sky than this fraction of the median superpixel are "
+        "filled from their neighbours.",
     )
     filter_size: int = Field(
-        3, ge=1, description="Width of the median filter over superpixels (odd; 1: none)."
+        3, ge=1, description="Width of the median filter over superpixels; odd; 1: none."
     )
 
     @model_validator(mode="after")

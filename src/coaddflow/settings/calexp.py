@@ -1,4 +1,4 @@
-"""Settings of the steps that make the calibrated image of one CCD."""
+"""Settings of the calexp stage."""
 
 from pydantic import Field
 
@@ -6,8 +6,8 @@ from coaddflow.settings.base import Section
 
 
 class CalexpSettings(Section):
-    """What an exposure bears when some of its CCDs fail."""
+    """How many CCDs of an exposure may fail."""
 
     max_failed_fraction: float = Field(
-        0.5, ge=0, le=1, description="An exposure fails if more of its CCDs than this failed."
+        0.5, ge=0, le=1, description="The exposure fails if a larger fraction of its CCDs failed."
     )

@@ -22,31 +22,31 @@ FLUX_ZERO_POINTS = {"nanojansky": 31.4, "microjansky": 23.9, "jansky": 8.9, "nan
 
 
 class Fact(Section):
-    """Where one fact about an image stands: in its header, in a table, in its name, or here."""
+    """Where to find one property of an image: in a header, a table, the file name, or here."""
 
     keyword: str | None = Field(
-        None, description="Keyword of the image's header (or else of the file's primary header)."
+        None, description="Keyword of the image header, or else of the primary header."
     )
     column: str | None = Field(None, description="Column of the table `facts`.")
     value: str | int | float | None = Field(
-        None, description="The fact itself, the same for all images."
+        None, description="The value itself, the same for all images."
     )
     pattern: str | None = Field(
         None,
-        description="Regular expression whose first group is the fact; applied to the text of the "
-        "keyword or column, or to the file's name where neither is given.",
+        description="Regular expression whose first group is the value; applied to the keyword or "
+        "column, or to the file name if neither is given.",
     )
     values: dict[str, str] = Field(
-        default_factory=dict, description="Replacements of values, such as a filter's long name."
+        default_factory=dict, description="Translations of values, such as long filter names."
     )
     unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
-        "none", description="Unit of the fact."
+        "none", description="Unit of the value."
     )
-    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale, for times.")
-    factor: float = Field(1.0, description="The number is multiplied by this before the offset.")
-    offset: float = Field(0.0, description="Added to the number.")
+    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale of a time.")
+    factor: float = Field(1.0, description="Multiplies a number, before the offset.")
+    offset: float = Field(0.0, description="Added to a number, after the factor.")
     default: str | float | None = Field(
-        None, description="Where keyword or column is missing; null: the fact is required."
+        None, description="Value if keyword or column is missing; null: it is required."
     )
 
     @model_validator(mode="after")
@@ -59,58 +59,59 @@ class Fact(Section):
 class FactsTableSettings(Section):
     """A table with one row per image, such as the CCD table of a survey."""
 
-    path: str | None = Field(None, description="FITS table, ECSV or CSV file; null: none is used.")
+    path: str | None = Field(None, description="FITS table, ECSV or CSV file; null: no table.")
     hdu: int = Field(1, ge=1, description="HDU of a FITS table.")
     match: dict[str, Fact] = Field(
         default_factory=dict,
-        description="For each key column of the table, the fact of the image that it must equal; "
-        "together they must choose one row.",
+        description="For each key column of the table, the property of the image that it must "
+        "equal; together they must select one row.",
     )
 
 
 class WeightSettings(Section):
-    """The weight map of an image."""
+    """Weight map of an image."""
 
     kind: Literal["inverse_variance", "variance", "rms", "none"] = Field(
-        "none", description="What its pixels are; `none`: the variance is estimated from the sky."
+        "none",
+        description="Quantity in the weight map; `none`: the variance is estimated from the sky.",
     )
     replace: tuple[str, str] | None = Field(
         None,
-        description="Text in the image file's name, and what stands there in the weight file's "
-        "name; null: it is in the same file.",
+        description="Text in the name of the image file and its replacement in the name of the "
+        "weight file; null: the same file.",
     )
     hdu: int | str | None = Field(
-        None, description="HDU number or name; null: the image's HDU plus `hdu_offset`."
+        None, description="HDU number or name; null: the HDU of the image plus `hdu_offset`."
     )
     hdu_offset: int = Field(0, description="Weight HDU minus image HDU.")
     zero_planes: tuple[str, ...] = Field(
         ("NO_DATA",),
-        description="Mask planes set where the weight is zero or not a number, unless the mask "
-        "says SAT: those pixels stay, so that the cores of bright stars are no holes.",
+        description="Mask planes set where the weight is zero or not a number. SAT pixels of the "
+        "mask are kept, so that cores of bright stars are not holes.",
     )
 
 
 class MaskSettings(Section):
-    """The mask of an image."""
+    """Mask of an image."""
 
     kind: Literal["bits", "codes", "named_bits", "none"] = Field(
         "none",
-        description="`bits`: sums of powers of two; `codes`: each value is one condition (an "
-        "enumeration); `named_bits`: bits whose names stand in header cards MP_<name>.",
+        description="`bits`: sums of powers of two; `codes`: each value is one condition; "
+        "`named_bits`: bits named in header cards MP_<name>.",
     )
     replace: tuple[str, str] | None = Field(
         None,
-        description="Text in the image file's name, and what stands there in the mask file's "
-        "name; null: it is in the same file.",
+        description="Text in the name of the image file and its replacement in the name of the "
+        "mask file; null: the same file.",
     )
     hdu: int | str | None = Field(
-        None, description="HDU number or name; null: the image's HDU plus `hdu_offset`."
+        None, description="HDU number or name; null: the HDU of the image plus `hdu_offset`."
     )
     hdu_offset: int = Field(0, description="Mask HDU minus image HDU.")
     planes: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
-        description="For each bit number (0 is the lowest), code or name, the mask planes that it "
-        "means; an empty list: none.",
+        description="Mask planes for each bit number (0 is the lowest), code or name; an empty "
+        "list: none.",
     )
     unlisted: tuple[str, ...] = Field(
         ("BAD",),
@@ -160,22 +161,22 @@ class CalibratedSettings(Section):
         Fact(keyword="EXPTIME", unit="second"), description="Exposure time, s."
     )
     facts: FactsTableSettings = Field(
-        FactsTableSettings(), description="Table of facts that the headers do not have."
+        FactsTableSettings(), description="Table of properties that are not in the headers."
     )
     weight: WeightSettings = Field(WeightSettings(), description="Weight map.")
     mask: MaskSettings = Field(MaskSettings(), description="Mask.")
-    unit: PixelUnit = Field("electron", description="Unit of the image's pixels.")
+    unit: PixelUnit = Field("electron", description="Unit of the pixels.")
     gain: Fact = Field(
         Fact(value=1.0),
-        description="Electrons per count (ADU), or per unit of flux for images in flux units.",
+        description="Electrons per count (ADU), or per flux unit for images in flux units.",
     )
     zero_point: Fact | None = Field(
         None,
-        description="AB magnitude of one `zero_point_unit`; null: known from the unit (images in "
+        description="AB magnitude of one `zero_point_unit`; null: follows from the unit (images in "
         "flux units).",
     )
     zero_point_unit: PixelUnit | None = Field(
-        None, description="What the zero-point is the magnitude of; null: one unit of the image."
+        None, description="Unit to which the zero-point refers; null: that of the image."
     )
     zero_point_error: Fact | None = Field(None, description="Error of the zero-point, mag.")
     seeing: Fact | None = Field(None, description="FWHM of the PSF; null: measured.")
@@ -188,8 +189,8 @@ class CalibratedSettings(Section):
     )
     subtract_sky: Literal["measured", "given", "none"] = Field(
         "measured",
-        description="The sky to subtract: `measured` on a mesh (settings `background`), `given` "
-        "(the level `sky`; better where a bright object fills the image), or `none`.",
+        description="Sky to subtract: `measured` on a mesh (settings `background`), `given` (the "
+        "level `sky`; better where a bright object fills the image), or `none`.",
     )
 
     @model_validator(mode="after")
@@ -199,7 +200,7 @@ class CalibratedSettings(Section):
             if unit is not None and unit != self.unit and unit in FLUX_ZERO_POINTS:
                 raise ValueError(f"{key}: flux units are for images in the same unit")
         if self.table is None:
-            # a part of the settings, as one stage uses them, or none at all
+            # only a part of the settings, as one stage uses them, or none
             return self
         if self.zero_point is None and self.unit not in FLUX_ZERO_POINTS:
             raise ValueError(f"zero_point is needed for images in {self.unit}")

@@ -13,18 +13,17 @@ class _Kind(Section):
     source: str
     path: str | None = Field(
         None,
-        description="With `given`: path of the files; {ccd} and {band} stand for the number of "
-        "the CCD and the band.",
+        description="With `given`: path of the files; {ccd} and {band} are replaced.",
     )
     exposures: tuple[str, ...] | None = Field(
-        None, description="Exposures to make it from; null: all of the fitting kind."
+        None, description="Exposures to make it from; null: all that are suitable."
     )
-    min_frames: int = Field(3, ge=2, description="With fewer exposures it is not made.")
+    min_frames: int = Field(3, ge=2, description="Fewest exposures; with fewer it is not made.")
 
     @model_validator(mode="after")
     def _check(self) -> "_Kind":
         if (self.source == "given") != (self.path is not None):
-            raise ValueError("path belongs to source `given`, and is needed there")
+            raise ValueError("path belongs to source `given`, where it is required")
         return self
 
 
@@ -32,7 +31,7 @@ class BiasSettings(_Kind):
     """Master bias, in counts, after overscan subtraction."""
 
     source: Literal["frames", "given", "none"] = Field(
-        "frames", description="`frames`: made from bias exposures."
+        "frames", description="`frames`: made from bias exposures; `given`: read from `path`."
     )
 
 
@@ -41,24 +40,24 @@ class DarkSettings(_Kind):
 
     source: Literal["frames", "night_sky", "given", "none"] = Field(
         "frames",
-        description="`frames`: made from dark exposures; `night_sky`: the additive pattern that "
-        "stays on the CCD while dithered science exposures move on the sky (hot and warm pixels, "
-        "bias structure), of mean zero.",
+        description="`frames`: made from dark exposures; `night_sky`: the additive pattern of "
+        "dithered science exposures (hot and warm pixels, bias structure), with zero mean; "
+        "`given`: read from `path`.",
     )
 
 
 class FlatSettings(_Kind):
-    """Flat, for each band; its median over the CCD is 1."""
+    """Flat of each band, with median 1 on each CCD."""
 
     source: Literal["frames", "night_sky", "given", "none"] = Field(
         "frames",
         description="`frames`: made from flat exposures of the band; `night_sky`: from the sky of "
-        "dithered science exposures of the band.",
+        "dithered science exposures of the band; `given`: read from `path`.",
     )
     scales: Literal["all", "large", "small"] = Field(
         "all",
-        description="What of the night-sky flat is used: `large`: the smooth illumination only; "
-        "`small`: the response of single pixels only.",
+        description="Part of the night-sky flat that is used: `all`, only the smooth illumination "
+        "(`large`), or only the response of single pixels (`small`).",
     )
     smoothing: int = Field(
         64, ge=4, description="Pixels over which the illumination of `large` is averaged."
@@ -66,51 +65,57 @@ class FlatSettings(_Kind):
 
 
 class DefectsSettings(_Kind):
-    """Map of hot, dead and otherwise bad pixels."""
+    """Map of hot, dead and other bad pixels."""
 
     source: Literal["frames", "night_sky", "given", "none"] = Field(
         "frames",
-        description="`frames`: from the master dark and the flats; `night_sky`: from dithered "
-        "science exposures.",
+        description="`frames`: made from the master dark and the flats; `night_sky`: from dithered "
+        "science exposures; `given`: read from `path`.",
     )
     hot_sigma: float = Field(
-        10.0, gt=0, description="Hot pixels: excess over the neighbours, in robust sigma."
+        10.0, gt=0, description="Hot pixels: minimum excess over the neighbours, in robust sigma."
     )
     hot_rate: float | None = Field(
         None,
         gt=0,
-        description="Hot pixels: excess of the dark in electrons per second, in addition to "
-        "`hot_sigma`, where weakly hot pixels are left to the subtraction of the dark.",
+        description="Hot pixels: additional minimum excess in the dark, electrons per second, "
+        "which leaves weakly hot pixels to dark subtraction; null: none.",
     )
     response: float = Field(
         0.3,
         gt=0,
         lt=1,
-        description="Pixels whose flat differs from its neighbourhood by more than this are bad.",
+        description="Pixels whose flat differs from its neighbourhood by more than this fraction "
+        "are bad.",
     )
     column_sigma: float = Field(
-        8.0, gt=0, description="Bad columns: deviation of a piece of a column, in robust sigma."
+        8.0,
+        gt=0,
+        description="Bad columns: minimum deviation of a segment of a column, in robust sigma.",
     )
 
 
 class NightSkySettings(Section):
-    """How dithered science exposures are turned into calibration frames."""
+    """Calibration frames from dithered science exposures."""
 
-    min_frames: int = Field(5, ge=3, description="With fewer science exposures it is refused.")
+    min_frames: int = Field(5, ge=3, description="Fewest science exposures; fewer are rejected.")
     threshold: float = Field(
-        2.0, gt=0, description="Sources are masked down to this many sigma of the smoothed frame."
+        2.0, gt=0, description="Sources are masked above this many sigma of the smoothed frame."
     )
-    growth: int = Field(2, ge=0, description="Pixels by which masked sources are grown.")
-    mesh: int = Field(64, ge=8, description="Mesh of the local sky for this search, pixels.")
+    growth: int = Field(2, ge=0, description="Growth of masked sources, pixels.")
+    mesh: int = Field(64, ge=8, description="Mesh size of the local sky in this search, pixels.")
     max_persistence: float = Field(
         0.3,
         gt=0,
         le=1,
-        description="Largest part of the pixels with sources that may have them in more than half "
-        "of the exposures; above, the exposures are not dithered enough.",
+        description="Largest fraction of source pixels that may be sources in more than half of "
+        "the exposures; above it the dithers are too small and the exposures are rejected.",
     )
     min_clear: int = Field(
-        3, ge=2, description="Pixels seen free of sources less often are filled from neighbours."
+        3,
+        ge=2,
+        description="Pixels free of sources in fewer exposures than this are filled from "
+        "neighbours.",
     )
 
 
@@ -122,14 +127,16 @@ class CalibsSettings(Section):
     flat: FlatSettings = Field(default_factory=FlatSettings, description="Flats.")
     defects: DefectsSettings = Field(default_factory=DefectsSettings, description="Defects.")
     night_sky: NightSkySettings = Field(
-        default_factory=NightSkySettings, description="Calibration from science exposures."
+        default_factory=NightSkySettings, description="Calibration frames from science exposures."
     )
     clip_sigma: float = Field(
-        4.0, ge=2, description="Values farther than this from the median of a pixel are left out."
+        4.0,
+        ge=2,
+        description="Values farther than this many sigma from the median of a pixel are rejected.",
     )
-    clip_iterations: int = Field(3, ge=0, le=20, description="Rounds of clipping.")
+    clip_iterations: int = Field(3, ge=0, le=20, description="Iterations of clipping.")
     memory: float = Field(
         1.0,
         gt=0,
-        description="Stacks larger than this (GB) stand on disk while they are combined.",
+        description="Stacks larger than this, GB, are kept on disk while they are combined.",
     )

@@ -1,10 +1,9 @@
-"""A settings file in which every key is explained.
+"""A settings file with an explanation of every key.
 
     python -m coaddflow.settings.commented config.yaml
 
-writes a settings file anew: the values that it has, all other keys with their defaults, the
-meaning of each above it, and the comment with which the file began. So the explanations are those
-of the model.
+rewrites a settings file: its values, all other keys with their defaults, and the description of
+each key from the model above it. Comments at the beginning of the file are kept.
 """
 
 import sys
@@ -21,18 +20,18 @@ from coaddflow.settings import load_settings
 WIDTH = 100
 
 SHORT = {"calibrated": "Images calibrated elsewhere, see configs/decam-calibrated.yaml."}
-"""Sections that are not spelled out where they have their defaults."""
+"""Sections that are not written out if they have their defaults, and what stands there instead."""
 
 
 def commented_settings(config: Mapping[str, Any], beginning: str = "") -> str:
-    """Return a settings file with all keys and their meanings.
+    """Return a settings file with all keys and their descriptions.
 
     Parameters
     ----------
     config : mapping
-        The values that are chosen, as in a settings file.
+        Chosen values, as in a settings file.
     beginning : str
-        Comment lines to begin with.
+        Comment lines at the beginning.
 
     Raises
     ------
@@ -45,7 +44,7 @@ def commented_settings(config: Mapping[str, Any], beginning: str = "") -> str:
 
 
 def rewrite(path: str | Path) -> str:
-    """Return what a settings file would be, written anew with all keys and meanings."""
+    """Return a settings file rewritten with all keys and their descriptions."""
     text = Path(path).read_text(encoding="utf-8")
     beginning: list[str] = []
     for line in text.splitlines():
@@ -86,13 +85,13 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """Return a value in one line of YAML."""
+    """Return a value as one line of YAML."""
     text = yaml.safe_dump(_dumped(value), default_flow_style=True, width=10_000, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _dumped(value: object) -> object:
-    """Return models as what differs from their defaults, tuples as lists."""
+    """Return models as their values other than defaults, and tuples as lists."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""The page ``docs/settings.md``, the JSON schema and a YAML file, made from the model.
+"""The page ``docs/settings.md``, the JSON schema and a YAML file, generated from the model.
 
-The model is the only place where a setting is described; what people read is generated.
+The model is the only place where a setting is described.
 """
 
 import json
@@ -17,22 +17,23 @@ from coaddflow.settings import Settings
 _INTRODUCTION = """\
 # Settings
 
-A run is described by one YAML file (`config.yaml`, or the one given with `--configfile`). Every
-key has a default, so a file says only what is different. An unknown key, or a value that is not
-allowed, ends the run before it begins, with a message that names the key; `coaddflow check-config
-FILE` does the same check alone. Paths are relative to the folder in which the workflow runs.
+A run is configured by one YAML file: `config.yaml`, or the one given with `--configfile`. It needs
+only what differs from the defaults. An unknown key or a value that is not allowed stops the run
+before it begins, with a message that names the key; `coaddflow check-config FILE` makes the same
+check. Paths are relative to the folder in which the workflow runs.
 
-This page is generated from the model in `src/coaddflow/settings/` (`coaddflow settings`).
+This page is generated from `src/coaddflow/settings/` (`coaddflow settings`). Methods are described
+in [stages.md](stages.md), mask planes in [products.md](products.md#mask-planes).
 """
 
 _PLAIN = {
     str: "text",
-    int: "whole number",
+    int: "integer",
     float: "number",
-    bool: "true or false",
+    bool: "true/false",
     type(None): "null",
 }
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def settings_page() -> str:
@@ -41,7 +42,7 @@ def settings_page() -> str:
 
 
 def model_tables(model: type[BaseModel], title: str) -> str:
-    """Return the keys of a model as Markdown: its own under a title, then section by section."""
+    """Return the keys of a model as Markdown: the top level under a title, then each section."""
     top = {name: field for name, field in model.model_fields.items() if _section(field) is None}
     lines = [f"## {title}", "", *_table(top), ""]
     for names, section in _sections(model).items():
@@ -50,7 +51,7 @@ def model_tables(model: type[BaseModel], title: str) -> str:
 
 
 def settings_schema() -> str:
-    """Return the JSON schema of the settings, for editors that check YAML while one types."""
+    """Return the JSON schema of the settings, for editors that validate YAML."""
     return json.dumps(Settings.model_json_schema(), indent=1) + "\n"
 
 
@@ -62,7 +63,7 @@ def default_settings() -> str:
 
 
 def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all settings, sections before what is in them."""
+    """Yield the dotted names of all settings, each section before its keys."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         section = _section(field)
@@ -71,7 +72,7 @@ def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> Iterat
 
 
 def _sections(top: type[BaseModel]) -> dict[tuple[str, ...], type[BaseModel]]:
-    """Return all sections, each with the names under which it occurs, in the order of the model."""
+    """Return all sections with their names, in the order of the model."""
     names: dict[type[BaseModel], list[str]] = {}
 
     def collect(model: type[BaseModel], prefix: str) -> None:
@@ -89,7 +90,7 @@ def _sections(top: type[BaseModel]) -> dict[tuple[str, ...], type[BaseModel]]:
 
 
 def _section_lines(names: tuple[str, ...], model: type[BaseModel]) -> list[str]:
-    """Return heading, purpose and table of a section."""
+    """Return the heading, purpose and table of a section."""
     level = 3 if "." in names[0] else 2
     lines = [f"{'#' * level} `{names[0]}`", "", _purpose(model), ""]
     if len(names) > 1:
@@ -99,7 +100,7 @@ def _section_lines(names: tuple[str, ...], model: type[BaseModel]) -> list[str]:
 
 
 def _purpose(model: type[BaseModel]) -> str:
-    """Return the docstring of a section, each paragraph on a line."""
+    """Return the docstring of a section, one line per paragraph."""
     paragraphs = re.split(r"\n\s*\n", (model.__doc__ or "").strip().replace("``", "`"))
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
@@ -117,7 +118,7 @@ def _cell(text: str) -> str:
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a field that is a section (or may be one, or nothing)."""
+    """Return the model of a field that is a section (optional or not), else None."""
     for option in (field.annotation, *typing.get_args(field.annotation)):
         if isinstance(option, type) and issubclass(option, BaseModel):
             is_plain = option is field.annotation or _is_union(field.annotation)
@@ -126,7 +127,7 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _element_section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of the values of a mapping, or of the items of a list."""
+    """Return the model of the values of a mapping or of the items of a list, else None."""
     for option in typing.get_args(field.annotation):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
@@ -148,7 +149,7 @@ def _type_of(field: FieldInfo) -> str:
 
 
 def _words(annotation: object) -> str:
-    """Return a type in words."""
+    """Return the name of a type for readers."""
     origin, options = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _words(options[0])
@@ -165,14 +166,14 @@ def _words(annotation: object) -> str:
 
 def _words_of_list(options: tuple) -> str:
     items = [_words(option) for option in options if option is not Ellipsis]
-    if len(items) == 1:
-        return f"list of {items[0]}"
-    return f"list of {len(items)} ({', '.join(items)})"
+    if len(items) > 1 and len(set(items)) == 1:
+        return f"{len(items)} x {items[0]}"
+    return f"list of {', '.join(items)}"
 
 
 def _default_of(field: FieldInfo) -> str:
     if field.is_required():
-        return "needed"
+        return "required"
     default = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, BaseModel):
         changed = default.model_dump(mode="json", exclude_defaults=True)

@@ -1,4 +1,4 @@
-"""Settings of what is solved for a whole exposure, in a job that holds all its CCDs."""
+"""Settings of the solutions for a whole exposure."""
 
 from typing import Any
 
@@ -11,15 +11,13 @@ from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
 
 class ExposureCrosstalkSettings(Section):
-    """Crosstalk between CCDs, from the coefficients of the camera file."""
+    """Crosstalk between CCDs, with the coefficients of the camera file."""
 
-    enabled: bool = Field(
-        False, description="Whether it is corrected; within a CCD: `detrend.crosstalk`."
-    )
+    enabled: bool = Field(False, description="Correct it; within a CCD: `detrend.crosstalk`.")
 
 
 class ExposureSettings(Section):
-    """What the CCDs of an exposure have in common; all of it needs `parallel.calexp: exposure`."""
+    """Solutions for the whole exposure; all need `parallel.calexp: exposure`."""
 
     crosstalk: ExposureCrosstalkSettings = Field(default_factory=ExposureCrosstalkSettings)
     astrometry: ExposureAstrometrySettings = Field(default_factory=ExposureAstrometrySettings)
@@ -28,9 +26,9 @@ class ExposureSettings(Section):
 
     @property
     def enabled(self) -> tuple[str, ...]:
-        """Names of the parts that are switched on."""
+        """Names of the enabled parts."""
         return tuple(name for name in type(self).model_fields if getattr(self, name).enabled)
 
     def parts(self) -> dict[str, Any]:
-        """Return the parts that are switched on as plain values: what products depend on."""
+        """Return the enabled parts, on which products depend, as plain values."""
         return {name: getattr(self, name).model_dump(mode="json") for name in self.enabled}

@@ -6,32 +6,32 @@ from coaddflow.settings.base import Section
 
 
 class ExposurePhotometrySettings(Section):
-    """One zero-point for the exposure, with a smooth residual over the focal plane."""
+    """One zero-point for the exposure, with a smooth variation over the focal plane."""
 
-    enabled: bool = Field(False, description="Whether the exposure has one zero-point.")
+    enabled: bool = Field(False, description="Solve one zero-point for the exposure.")
     order: int = Field(
         2,
         ge=0,
         le=6,
-        description="Order of the polynomial over the focal plane (lowered for few stars).",
+        description="Order of the polynomial over the focal plane; lowered for few stars.",
     )
     stars_per_term: float = Field(
-        10.0, ge=1, description="Stars needed for each term of the polynomial."
+        10.0, ge=1, description="Stars needed per term of the polynomial."
     )
     ccd_sigma: float = Field(
         0.05,
         ge=0,
-        description="Largest scatter of the constants of CCDs, mag; how large it is the stars "
-        "tell. 0: CCDs have no constants.",
+        description="Upper limit for the scatter of the constants of CCDs, mag; the scatter is "
+        "estimated from the stars. 0: no constants.",
     )
     clip_sigma: float = Field(
-        3.5, gt=0, description="Stars that deviate more than this are left out."
+        3.5, gt=0, description="Stars that deviate by more than this many sigma are rejected."
     )
     min_stars: int = Field(
-        10, ge=1, description="With fewer stars in all, each CCD has a zero-point by itself."
+        10, ge=1, description="With fewer stars in total, each CCD has its own zero-point."
     )
     flatten: bool = Field(
         True,
-        description="Whether image, variance and fluxes are divided by the residual inside the "
-        "CCD, so that its zero-point holds all over it.",
+        description="Correct image, variance and fluxes for the variation within the CCD, so that "
+        "its zero-point is valid everywhere on it.",
     )

@@ -1,4 +1,4 @@
-"""Keys of a settings file that stand twice."""
+"""Duplicate keys of a settings file."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from coaddflow.errors import InputError
 
 
 def check_keys(text: str, path: str | Path) -> None:
-    """Refuse keys that stand twice in one section: YAML would take the last in silence.
+    """Reject duplicate keys in a section, of which YAML would silently take the last.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ def check_keys(text: str, path: str | Path) -> None:
     Raises
     ------
     InputError
-        If a key stands twice; names it and both lines.
+        If a key is duplicated; names the key and both lines.
     yaml.YAMLError
         If the text is not YAML.
     """
@@ -34,7 +34,7 @@ def _check_node(node: yaml.Node | None, path: str | Path) -> None:
             line = key.start_mark.line + 1
             if str(key.value) in seen:
                 raise InputError(
-                    f"key {key.value!r} stands twice, in lines {seen[str(key.value)]} and {line}",
+                    f"duplicate key {key.value!r} in lines {seen[str(key.value)]} and {line}",
                     path=path,
                     remedy="remove one of them",
                 )

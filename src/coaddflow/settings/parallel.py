@@ -1,4 +1,4 @@
-"""Settings of how the work is divided."""
+"""Settings of jobs and their workers."""
 
 from typing import Literal
 
@@ -8,37 +8,37 @@ from coaddflow.settings.base import Section
 
 
 class ParallelSettings(Section):
-    """What one job of the scheduler is, and how it scatters its work."""
+    """What one job of the scheduler is, and how it distributes its work."""
 
     calexp: Literal["ccd", "exposure"] = Field(
         "ccd",
-        description="`ccd`: one job per CCD, grouped per exposure on a cluster; `exposure`: one "
-        "job per exposure, which scatters its CCDs and keeps their pixels in memory.",
+        description="`ccd`: one job per CCD, grouped by exposure on a cluster; `exposure`: one job "
+        "per exposure, with the pixels of all its CCDs in memory.",
     )
     coadd: Literal["patch", "tract"] = Field(
         "patch",
-        description="`patch`: one job per patch and band, grouped per tract on a cluster; "
-        "`tract`: one job per tract and band, which reads each calexp once and scatters.",
+        description="`patch`: one job per patch and band, grouped by tract on a cluster; `tract`: "
+        "one job per tract and band, which reads each calexp once.",
     )
     workers: int = Field(
         8,
         ge=1,
-        description="Cores of a job of an exposure or tract: so many CCDs or patches are worked "
-        "on side by side. Not more are taken than the run or the node has.",
+        description="CCDs or patches that a job of an exposure or tract processes at a time, each "
+        "on a core; limited by the cores of the run or node.",
     )
     backend: Literal["processes", "serial", "mpi", "dask"] = Field(
         "processes",
-        description="How such a job scatters: over processes of its machine, not at all, over "
-        "the ranks of MPI, or over the workers of dask (docs/pool.md).",
+        description="How such a job distributes its work: processes on its machine, serially, MPI "
+        "ranks, or dask workers (docs/pool.md).",
     )
     mpi_command: tuple[str, ...] = Field(
         ("mpirun",),
         min_length=1,
-        description="What starts the ranks of MPI; `-n` and their number are added. `[srun]` "
+        description="Command that starts MPI ranks; `-n` and their number are appended. `[srun]` "
         "inside Slurm.",
     )
     dask_address: str | None = Field(
         None,
-        description="Scheduler of dask (`tcp://...`) or its scheduler file (`....json`); null: "
-        "its workers are started on the machine of the job.",
+        description="Dask scheduler (`tcp://...`) or its scheduler file (`....json`); null: "
+        "workers are started on the machine of the job.",
     )

@@ -1,4 +1,4 @@
-"""Settings of how products are written."""
+"""Settings of the output files."""
 
 from typing import Literal
 
@@ -12,8 +12,7 @@ class ProductsSettings(Section):
 
     compression: Literal["none", "lossless", "quantized"] = Field(
         "none",
-        description="`none`: plain FITS, read by every program; `lossless`: tile-compressed, bit "
-        "for bit; `quantized`: tile-compressed in steps of 1/16 of the noise, with dithering "
-        "(calexps and coadds about five times smaller; warps are `lossless` then, since coadds "
-        "are made from them).",
+        description="`none`: plain FITS, read by every program; `lossless`: tile-compressed; "
+        "`quantized`: tile-compressed in steps of 1/16 of the noise, about five times smaller "
+        "(docs/products.md).",
     )

@@ -12,19 +12,19 @@ _CATALOGUE_ENDINGS = (".fits", ".fit", ".fits.gz", ".csv", ".csv.gz", ".ecsv", "
 
 
 class MagnitudeColumn(Section):
-    """Where the magnitudes of one band come from."""
+    """Columns with the magnitudes of one band."""
 
     magnitude: str = Field(description="Column of the magnitude.")
     error: str | None = Field(
-        None, description="Column of its error, magnitudes; null: errors are not known."
+        None, description="Column of the magnitude error, mag; null: unknown."
     )
     color: tuple[str, str] | None = Field(
-        None, description="Two columns of magnitudes; the colour is the first minus the second."
+        None, description="Two magnitude columns; the colour is the first minus the second."
     )
     color_terms: tuple[float, ...] = Field(
         (),
         description="c0, c1, c2, ...: c0 + c1 * colour + c2 * colour^2 ... is added to the "
-        "magnitude, to bring it to the band of the camera.",
+        "magnitude to transform it to the band of the camera.",
     )
 
     @model_validator(mode="after")
@@ -41,24 +41,25 @@ class MagnitudeColumn(Section):
 
 
 class RefcatSettings(Section):
-    """The reference catalogue: which files, and what their columns mean."""
+    """Reference catalogue: its files and columns."""
 
     path: str | tuple[str, ...] = Field(
         (),
-        description="File, folder of files, or pattern such as `gaia/*.fits`, or a list of these. "
-        "FITS tables, CSV and ECSV are read.",
+        description="File, folder, or pattern such as `gaia/*.fits`, or a list of these; FITS "
+        "tables, CSV and ECSV.",
     )
     format: Literal["auto", "fits", "csv", "ecsv"] = Field(
-        "auto", description="Format of the files; auto: from their names."
+        "auto", description="Format of the files; `auto`: from their names."
     )
     ra: str = Field("ra", description="Column of the right ascension, ICRS degrees.")
     dec: str = Field("dec", description="Column of the declination, ICRS degrees.")
     bands: dict[str, MagnitudeColumn] = Field(
-        default_factory=dict, description="Where the magnitudes of each band come from."
+        default_factory=dict, description="Magnitude columns of each band."
     )
     fallback: MagnitudeColumn | None = Field(
         default_factory=lambda: MagnitudeColumn(magnitude="mag"),
-        description="The same for bands that are not in `bands`; null: such bands are an error.",
+        description="Magnitude columns of bands that are not in `bands`; null: such bands are an "
+        "error.",
     )
     pm_ra: str | None = Field(
         None,
@@ -71,10 +72,10 @@ class RefcatSettings(Section):
         None, description="Epoch of the positions, Julian year, such as 2016.0."
     )
     epoch_column: str | None = Field(
-        None, description="Column of the epoch, where it differs from star to star."
+        None, description="Column of the epoch, if it differs between stars."
     )
     faintest: float | None = Field(
-        None, description="Stars that are fainter than this in the band are not used."
+        None, description="Faintest magnitude in the band that is used; null: no limit."
     )
 
     @model_validator(mode="after")

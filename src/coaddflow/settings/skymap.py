@@ -8,46 +8,47 @@ from coaddflow.settings.base import Section
 
 
 class RingsSettings(Section):
-    """The all-sky map in rings of declination; the defaults are those of the HSC survey."""
+    """All-sky map in rings of declination; the defaults are those of the HSC survey."""
 
     num_rings: int = Field(
         120,
         ge=1,
         le=2000,
-        description="Rings of tracts between the two polar caps; sets the size of the tracts "
-        "(180 degrees / (num_rings + 1)).",
+        description="Rings of tracts between the polar caps; tracts have a size of 180 degrees / "
+        "(num_rings + 1).",
     )
     ra_start: float = Field(
-        0.0, ge=0.0, lt=360.0, description="RA of the centre of the first tract of each ring, deg."
+        0.0,
+        ge=0.0,
+        lt=360.0,
+        description="RA of the centre of the first tract of each ring, degrees.",
     )
     tract_overlap: float = Field(
         1.0 / 60.0,
         ge=0.0,
         le=5.0,
-        description="How far a tract extends at least beyond its inner region, degrees.",
+        description="Minimum extent of a tract beyond its inner region, degrees.",
     )
     version: Literal[0, 1] = Field(
         1,
-        description="Numbering of the tracts at ra_start. 1: that of the Rubin pipelines today. "
-        "0: that of the HSC-SSP releases, which names these tracts differently and leaves the "
-        "first tract of the northernmost ring out.",
+        description="Numbering of the tracts at ra_start. 1: current Rubin pipelines. 0: HSC-SSP "
+        "releases, which number these tracts differently and omit the first tract of the "
+        "northernmost ring.",
     )
 
 
 class TangentSettings(Section):
-    """One tract on one tangent plane; what is null is fitted to the exposures."""
+    """One tract on one tangent plane; null values are fitted to the exposures."""
 
-    ra: float | None = Field(
-        None, ge=0.0, lt=360.0, description="RA of the centre, degrees; null: fitted."
-    )
+    ra: float | None = Field(None, ge=0.0, lt=360.0, description="RA of the centre, degrees.")
     dec: float | None = Field(
-        None, ge=-90.0, le=90.0, description="Declination of the centre, degrees; null: fitted."
+        None, ge=-90.0, le=90.0, description="Declination of the centre, degrees."
     )
     width: float | None = Field(
-        None, gt=0.0, le=40.0, description="Extent from east to west, degrees; null: fitted."
+        None, gt=0.0, le=40.0, description="Extent from east to west, degrees."
     )
     height: float | None = Field(
-        None, gt=0.0, le=40.0, description="Extent from south to north, degrees; null: fitted."
+        None, gt=0.0, le=40.0, description="Extent from south to north, degrees."
     )
 
     @model_validator(mode="after")
@@ -60,15 +61,15 @@ class TangentSettings(Section):
 
 
 class SkymapSettings(Section):
-    """How the sky is cut into tracts and patches, the images that coadds are made of."""
+    """Division of the sky into tracts and patches, the images of coadds."""
 
     kind: Literal["rings", "tangent"] = Field(
         "rings",
-        description="rings: the all-sky scheme of HSC and Rubin. tangent: one tract, for a small "
-        "survey.",
+        description="`rings`: the all-sky scheme of HSC and Rubin; `tangent`: one tract, for a "
+        "small survey.",
     )
     pixel_scale: float = Field(
-        0.168, gt=0.0, le=60.0, description="Arcseconds per pixel of warps and coadds."
+        0.168, gt=0.0, le=60.0, description="Pixel scale of warps and coadds, arcsec."
     )
     patch_inner_size: int = Field(
         4000,
@@ -78,11 +79,14 @@ class SkymapSettings(Section):
         "into equal patches of at most this size.",
     )
     patch_border: int = Field(
-        100, ge=0, le=4000, description="Overlap of a patch into its neighbours, pixels."
+        100,
+        ge=0,
+        le=4000,
+        description="Width by which a patch extends into its neighbours, pixels.",
     )
-    rings: RingsSettings = Field(default_factory=RingsSettings, description="For kind: rings.")
+    rings: RingsSettings = Field(default_factory=RingsSettings, description="For `kind: rings`.")
     tangent: TangentSettings = Field(
-        default_factory=TangentSettings, description="For kind: tangent."
+        default_factory=TangentSettings, description="For `kind: tangent`."
     )
 
     @model_validator(mode="after")

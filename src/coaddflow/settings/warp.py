@@ -8,19 +8,19 @@ from coaddflow.settings.base import Section
 
 
 class WarpSettings(Section):
-    """How the pixels of a CCD are resampled onto the pixels of a tract."""
+    """Resampling of CCD pixels onto the pixels of a tract."""
 
     kernel: Literal["lanczos3", "lanczos5", "bilinear"] = Field(
         "lanczos3",
-        description="Interpolation. lanczos3 keeps the PSF and the noise best at its cost; "
-        "lanczos5 is sharper and rings farther; bilinear blurs.",
+        description="Interpolation kernel: `lanczos3` preserves PSF and noise best at its cost; "
+        "`lanczos5` is sharper but rings farther; `bilinear` blurs.",
     )
     grid_step: int = Field(
         32,
         ge=4,
         le=512,
-        description="The mapping between pixels is computed every so many pixels and interpolated "
-        "with cubics in between; halved where that misses grid_tolerance.",
+        description="Spacing of the grid on which the pixel mapping is computed, pixels; "
+        "interpolated with cubics, and halved where that exceeds `grid_tolerance`.",
     )
     grid_tolerance: float = Field(
         1e-3, gt=0.0, le=0.1, description="Largest error of the interpolated mapping, pixels."
@@ -29,13 +29,13 @@ class WarpSettings(Section):
         0.05,
         ge=0.0,
         lt=1.0,
-        description="A pixel takes the mask bits of those input pixels whose weight in it is "
-        "larger than this, in absolute value.",
+        description="A pixel takes the mask bits of input pixels with a larger absolute weight "
+        "than this.",
     )
     max_missing: float = Field(
         0.1,
         ge=0.0,
         lt=0.5,
-        description="Largest sum of the absolute weights of missing input pixels with which a "
-        "pixel is still computed (from the others, and flagged EDGE); beyond it is NO_DATA.",
+        description="Largest sum of absolute weights of missing input pixels: up to it a pixel is "
+        "computed from the others and flagged EDGE, beyond it is NO_DATA.",
     )
