@@ -25,6 +25,7 @@ try:
     from coaddflow.errors import InputError
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
+    from coaddflow.tables.manifest import ccds_failed_with, failed_fraction
 except ModuleNotFoundError as error:
     sys.exit(
         f"coaddflow: error: {error}. The package is not installed for {sys.executable}. Run "
@@ -380,7 +381,7 @@ def files_of_exposure_or_failure(exposure, files):
     for want of it, or the exposure has not been done.
     """
     manifest = f"results/summary/{exposure}.ecsv"
-    without = messages.ccds_failed_with(manifest, "missing_file")
+    without = ccds_failed_with(manifest, "missing_file")
     kept = [
         path
         for ccd, paths in files.items()
@@ -526,7 +527,7 @@ def verdict(wildcards):
     those that now have too many failures, and no others.
     """
     manifest = f"results/summary/{wildcards.exposure}.ecsv"
-    fraction = messages.failed_fraction(manifest)
+    fraction = failed_fraction(manifest)
     return "fails" if fraction > SETTINGS.calexp.max_failed_fraction else "passes"
 
 

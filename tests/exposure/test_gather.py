@@ -8,8 +8,13 @@ from coaddflow.errors import InputError
 from coaddflow.exposure.gather import make_manifest
 from coaddflow.instrument.camera import load_camera
 from coaddflow.tables.exposures import ExposureRow
-from coaddflow.tables.manifest import CcdRow, read_manifest, read_row, write_row
-from coaddflow.workflow.report import failed_fraction
+from coaddflow.tables.manifest import (
+    CcdRow,
+    failed_fraction,
+    read_manifest,
+    read_row,
+    write_row,
+)
 
 EXPOSURE = ExposureRow(
     exposure="7",

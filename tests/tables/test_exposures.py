@@ -1,7 +1,5 @@
 """The tables that a survey starts from."""
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -207,12 +205,6 @@ def test_the_images_of_an_exposure_are_of_one_band(tmp_path):
     rows = [image(ccd=1), image(ccd=2, band="r")]
     with pytest.raises(InputError, match="'a1' has images in g and in r"):
         write_images(tmp_path / "i.ecsv", rows)
-
-
-def test_the_snakefile_pays_neither_for_astropy_nor_for_numpy():
-    code = "import sys, coaddflow.tables.exposures; print({'astropy', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_five_thousand_exposures_are_read_in_about_a_second(tmp_path):

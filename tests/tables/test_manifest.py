@@ -3,7 +3,16 @@
 import pytest
 
 from coaddflow.errors import InputError
-from coaddflow.tables.manifest import CcdRow, read_manifest, read_row, write_manifest, write_row
+from coaddflow.tables.manifest import (
+    CcdRow,
+    ccd_states,
+    ccds_failed_with,
+    failed_fraction,
+    read_manifest,
+    read_row,
+    write_manifest,
+    write_row,
+)
 
 FACTS = {"band": "g", "mjd": 57000.123456789, "exposure_time": 30.0}
 
@@ -61,6 +70,20 @@ def test_a_ccd_stands_once_in_a_manifest(tmp_path, rows):
     with pytest.raises(ValueError, match="once"):
         write_manifest(tmp_path / "m.ecsv", [rows[0], rows[0]])
     assert not list(tmp_path.iterdir())
+
+
+def test_states_are_read_without_the_rest(tmp_path, rows):
+    path = tmp_path / "0123.ecsv"
+    assert (ccd_states(path), failed_fraction(path)) == (None, 0.0)
+    assert ccds_failed_with(path, "no_stars") is None
+    write_manifest(path, rows)
+    message = 'raw/0123.fits: no "stars", none'
+    assert ccd_states(path) == {0: ("failed", "no_stars", message), 1: ("done", "", "")}
+    assert failed_fraction(path) == 0.5
+    assert ccds_failed_with(path, "no_stars") == {0}
+    assert ccds_failed_with(path, "missing_file") == set()
+    path.write_text("damaged\n1 2\n")
+    assert ccd_states(path) == {}
 
 
 def test_nan_is_not_a_quality(rows):

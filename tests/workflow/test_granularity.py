@@ -6,8 +6,7 @@ import pytest
 from astropy.table import Table
 from test_workflow import in_one_tract, in_two_tracts, plan_of, settings_without
 
-from coaddflow.tables.manifest import CcdRow, read_manifest, write_manifest
-from coaddflow.workflow import report as messages
+from coaddflow.tables.manifest import CcdRow, ccds_failed_with, read_manifest, write_manifest
 
 COARSE = {
     "parallel": {"calexp": "exposure", "coadd": "tract", "workers": 2},
@@ -133,8 +132,8 @@ def test_an_exposure_whose_raw_files_are_archived_stays_done(coarse_survey, plan
         reason="missing_file",
     )
     write_manifest(manifest, rows)
-    assert messages.ccds_failed_with(manifest, "missing_file") == {rows[0].ccd}
-    assert messages.ccds_failed_with(survey / "nothing.ecsv", "missing_file") is None
+    assert ccds_failed_with(manifest, "missing_file") == {rows[0].ccd}
+    assert ccds_failed_with(survey / "nothing.ecsv", "missing_file") is None
     for archived in plan.exposures:
         (survey / f"data/raw/{archived}.fits").unlink()
     planned = survey.plan()

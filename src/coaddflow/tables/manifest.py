@@ -8,14 +8,13 @@ names are whole.
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args, get_origin
 
-import numpy as np
-from astropy.table import Column, MaskedColumn, Table
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
+from coaddflow.tables import ecsv
 
 FOOTPRINT_POINTS_PER_EDGE = 8
 
@@ -100,36 +99,16 @@ def write_manifest(path: str | Path, rows: list[CcdRow]) -> None:
     rows = sorted(rows, key=lambda row: row.ccd)
     if len({row.exposure for row in rows}) != 1 or len({row.ccd for row in rows}) != len(rows):
         raise ValueError("a manifest has each CCD of one exposure once")
-    table = Table()
-    for name, field in CcdRow.model_fields.items():
-        values = [getattr(row, name) for row in rows]
-        if field.annotation == list[float]:
-            values = [json.dumps(value) for value in values]
-        if any(value is None for value in values) or type(None) in _types(field.annotation):
-            kind = int if int in _types(field.annotation) else float
-            missing = [value is None for value in values]
-            filled = [kind(0) if value is None else value for value in values]
-            table[name] = MaskedColumn(filled, mask=missing, dtype=kind)
-        else:
-            table[name] = Column(values)
-        table[name].description = field.description
-    with atomic_path(path) as temporary:
-        table.write(temporary, format="ascii.ecsv", overwrite=True)
+    names = list(CcdRow.model_fields)
+    values = ([getattr(row, name) for name in names] for row in rows)
+    ecsv.write_rows(path, [_column(name) for name in names], values)
 
 
 def read_manifest(path: str | Path) -> list[CcdRow]:
     """Read a manifest; raise InputError if it is missing or damaged."""
     try:
-        table = Table.read(path, format="ascii.ecsv")
-        columns = {name: _values(table[name]) for name in table.colnames}
-        for name in ("reason", "message", "path", "sha256"):
-            columns[name] = [value or "" for value in columns[name]]
-        for name in ("footprint_ra", "footprint_dec"):
-            columns[name] = [json.loads(value or "[]") for value in columns[name]]
-        lines = zip(*columns.values(), strict=True)
-        rows = [CcdRow.model_validate(dict(zip(columns, line, strict=True))) for line in lines]
-        return rows
-    except (OSError, ValueError, KeyError) as error:
+        return [CcdRow.model_validate(_values(cells)) for cells in ecsv.read_rows(path)]
+    except (OSError, ValueError) as error:
         raise InputError(
             f"is not a manifest of coaddflow ({error})",
             path=path,
@@ -137,14 +116,69 @@ def read_manifest(path: str | Path) -> list[CcdRow]:
         ) from error
 
 
-def _types(annotation: object) -> tuple:
-    return getattr(annotation, "__args__", (annotation,))
+class CcdState(NamedTuple):
+    """What became of a CCD, as a manifest says it."""
+
+    state: Literal["done", "failed"]
+    reason: str
+    message: str
 
 
-def _values(column: Column) -> list:
-    """Return the values of a column as plain Python ones, None where there is none."""
-    masked = (
-        np.ma.getmaskarray(column).tolist() if hasattr(column, "mask") else [False] * len(column)
-    )
-    values = np.asarray(column).tolist()
-    return [None if hidden else value for value, hidden in zip(values, masked, strict=True)]
+def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
+    """Read what became of the CCDs of an exposure, without a look at anything else.
+
+    Planning asks this of every exposure: the cells stay the text that they are.
+
+    Parameters
+    ----------
+    manifest : str or Path
+        The manifest, or the table of an exposure that was refused.
+
+    Returns
+    -------
+    dict of int to CcdState, or None
+        By CCD; empty if the manifest is damaged, None if there is none.
+    """
+    try:
+        return {
+            int(row["ccd"]): CcdState(
+                "done" if row["state"] == "done" else "failed", row["reason"], row["message"]
+            )
+            for row in ecsv.read_rows(manifest)
+        }
+    except OSError:
+        return None
+    except (ValueError, KeyError):
+        return {}
+
+
+def failed_fraction(manifest: str | Path) -> float:
+    """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet."""
+    ccds = (ccd_states(manifest) or {}).values()
+    return sum(ccd.state == "failed" for ccd in ccds) / len(ccds) if ccds else 0.0
+
+
+def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:
+    """Return the CCDs of an exposure that failed for a reason; None without a manifest."""
+    ccds = ccd_states(manifest)
+    return {ccd for ccd, found in ccds.items() if found.reason == reason} if ccds else None
+
+
+def _column(name: str) -> ecsv.Column:
+    field = CcdRow.model_fields[name]
+    if get_origin(field.annotation) is list:
+        # of any length: JSON, which astropy leaves as a string
+        kind = str
+    else:
+        kinds = get_args(field.annotation) or (field.annotation,)
+        kind = next((kind for kind in (int, float) if kind in kinds), str)
+    return ecsv.Column(name, kind, description=field.description or "")
+
+
+def _values(cells: dict[str, str]) -> dict[str, object]:
+    """Return the values of a row: empty cells are absent ones, lists are JSON."""
+    values: dict[str, object] = {name: cell for name, cell in cells.items() if cell}
+    for name in ("footprint_ra", "footprint_dec"):
+        if name in values:
+            values[name] = json.loads(cells[name])
+    return values

@@ -4,13 +4,13 @@ Everything is read from small files (manifests as text, databases are not opened
 Snakefile calls this in the process that schedules the jobs.
 """
 
-import csv
-import io
 from collections import Counter
 from pathlib import Path
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime import log as joblog
+from coaddflow.tables import paths
+from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import CALIB_KINDS, Plan
 
 
@@ -109,46 +109,14 @@ def _went_well(job: ClusterJob) -> bool:
     return job.outcome == "done" or (job.outcome == "unknown" and not Path(job.log).exists())
 
 
-def failed_fraction(manifest: str | Path) -> float:
-    """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet.
-
-    Planning asks this of every exposure, so the file is read as the text that it is.
-    """
-    states = [state for state, _ in _states(manifest)]
-    return states.count("failed") / len(states) if states else 0.0
-
-
-def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:
-    """Return the CCDs of an exposure that failed for a reason; None without a manifest."""
-    rows = _manifest_rows(manifest)
-    if not rows:
-        return None
-    return {int(row["ccd"]) for row in rows if row.get("reason") == reason}
-
-
-def _states(manifest: str | Path) -> list[tuple[str, str]]:
-    """Return state and reason of each CCD in a manifest."""
-    return [(row.get("state") or "", row.get("reason") or "") for row in _manifest_rows(manifest)]
-
-
-def _manifest_rows(manifest: str | Path) -> list[dict[str, str]]:
-    """Return the rows of a manifest as texts; none if it is not there."""
-    try:
-        text = Path(manifest).read_text(encoding="utf-8")
-    except OSError:
-        return []
-    body = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return list(csv.DictReader(io.StringIO("\n".join(body)), delimiter=" "))
-
-
 def _ccd_summary(plan: Plan) -> str:
     """Return how many CCDs are done, and why the others are not."""
     reasons: Counter[str] = Counter()
     n_done = 0
     for exposure in plan.exposures:
-        for state, reason in _states(f"results/summary/{exposure}.ecsv"):
-            n_done += state == "done"
-            reasons.update([reason] if state == "failed" else [])
+        for ccd in (ccd_states(paths.MANIFEST.format(exposure=exposure)) or {}).values():
+            n_done += ccd.state == "done"
+            reasons.update([ccd.reason] if ccd.state == "failed" else [])
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     failed = f"; {reasons.total()} failed ({why})" if reasons else ""
     return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}"

@@ -5,8 +5,6 @@ where the manifest is not written yet, the last words of job logs, and what the 
 its jobs. All are read as the small texts that they are; no image is opened.
 """
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from typing import Literal
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LAST_WORD, NO_WORD, FailedJob, cluster_job_of, failed_jobs
+from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import CALIB_KINDS, Plan
 
 State = Literal["done", "failed", "missing"]
@@ -267,7 +266,7 @@ def _exposure_status(
     plan: Plan, exposure: str, results: Path, logs: Path, note: str, job: ClusterJob | None
 ) -> ExposureStatus:
     folder = results / "calexp" / exposure
-    rows = _manifest_rows(results / "summary" / f"{exposure}.ecsv")
+    rows = ccd_states(results / "summary" / f"{exposure}.ecsv")
     written = rows is not None
     if rows is None:
         rows = _rows_without_manifest(results, exposure, refused=bool(note))
@@ -324,25 +323,11 @@ def _rows_without_manifest(
     says why is left.
     """
     rows = _single_rows(results / "calexp" / exposure)
-    kept = _manifest_rows(results / "summary" / f"{exposure}.failed.ecsv") if refused else None
+    kept = ccd_states(results / "summary" / f"{exposure}.failed.ecsv") if refused else None
     gone = "it was calibrated, and taken away when its exposure was refused"
     for ccd, (state, reason, message) in (kept or {}).items():
         told = (state, reason, message) if state == "failed" else ("missing", "refused", gone)
         rows.setdefault(ccd, told)
-    return rows
-
-
-def _manifest_rows(path: Path) -> dict[int, tuple[State, str, str]] | None:
-    """Return state, reason and message of the CCDs of a manifest; None if it is not there."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return None
-    body = "\n".join(line for line in text.splitlines() if line and not line.startswith("#"))
-    rows: dict[int, tuple[State, str, str]] = {}
-    for row in csv.DictReader(io.StringIO(body), delimiter=" "):
-        state = "done" if row.get("state") == "done" else "failed"
-        rows[int(row["ccd"])] = (state, row.get("reason") or "", row.get("message") or "")
     return rows
 
 

@@ -1,0 +1,174 @@
+"""ECSV, the text tables that link the stages: one light reader and one writer.
+
+ECSV (Astropy Proposal for Enhancement 6, version 1.0) is CSV below a YAML comment that says the
+type, unit and meaning of each column. `astropy.table.Table.read` understands what is written
+here. Planning reads the manifest of every exposure; hence this module imports only `csv`, and
+YAML where a header is written or asked for.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coaddflow.files import atomic_path
+
+_DATATYPES = {int: "int64", float: "float64", str: "string"}
+
+_HEADER_WIDTH = 130  # where astropy breaks the lines of a header
+
+
+@dataclass(frozen=True)
+class Column:
+    """What the header of a table says about a column.
+
+    Attributes
+    ----------
+    name : str
+        Its name, without blanks.
+    kind : type
+        ``int``, ``float`` or ``str``.
+    length : int, optional
+        Number of floats in each cell, which are written as a JSON list.
+    unit : str
+        Unit in the FITS convention; empty if there is none.
+    description : str
+        Its meaning; empty if the header need not say it.
+    """
+
+    name: str
+    kind: type
+    length: int | None = None
+    unit: str = ""
+    description: str = ""
+
+
+def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
+    """Read the rows of a table as text, by the names of the columns.
+
+    Parameters
+    ----------
+    path : str or Path
+        The table. Its header is not looked at.
+    delimiter : str
+        What separates the cells.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not text, or a row has more or fewer cells than there are columns.
+    """
+    lines = [line for _, line in numbered_lines(path)]
+    names, *rows = csv.reader(lines, delimiter=delimiter) if lines else [[]]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
+    """Return the lines that are neither comments nor empty, with their numbers from 1."""
+    lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
+    return [(n, line) for n, line in lines if line.strip() and not line.startswith("#")]
+
+
+def write_rows(
+    path: str | Path,
+    columns: Sequence[Column],
+    rows: Iterable[Iterable[object]],
+    meta: Mapping[str, str | int] | None = None,
+) -> None:
+    """Write a table whose cells are separated by blanks, byte for byte as astropy would.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, which is whole or not there.
+    columns : sequence of Column
+        The columns.
+    rows : iterable of iterable
+        A value for each column; see `row_line`.
+    meta : mapping, optional
+        What the header says about the whole table.
+    """
+    lines = [*header_lines(columns, meta), *map(row_line, rows)]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def header_lines(
+    columns: Sequence[Column], meta: Mapping[str, str | int] | None = None, delimiter: str = " "
+) -> list[str]:
+    """Return everything above the first row: the YAML comment and the names of the columns.
+
+    Tables with commas are also edited by hand: each column has a line of the comment to itself.
+    """
+    lines = ["%ECSV 1.0", "---"]
+    if delimiter == ",":
+        # JSON is YAML too
+        cards = [f"- {json.dumps(_card(column))}" for column in columns]
+        lines += [f"delimiter: '{delimiter}'", "datatype:", *cards]
+    else:
+        lines += _yaml_lines({"datatype": [_card(column) for column in columns]})
+    if meta:
+        lines += ["meta: !!omap", *_yaml_lines([{key: meta[key]} for key in meta])]
+    lines.append("schema: astropy-2.0")
+    names = delimiter.join(column.name for column in columns)
+    return [*(f"# {line}" for line in lines), names]
+
+
+def row_line(values: Iterable[object], delimiter: str = " ") -> str:
+    """Return a row as a line: None as an empty cell, lists of numbers as JSON."""
+    return delimiter.join(_quoted(_cell(value), delimiter) for value in values)
+
+
+def read_meta(path: str | Path) -> dict[str, str | int]:
+    """Return what the header of a table says about the whole table.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If the header is damaged, or says nothing about the whole table.
+    """
+    import yaml
+
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    header = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    try:
+        start = header.index("meta: !!omap")
+        return dict(yaml.safe_load("\n".join(header[start:]))["meta"])
+    except yaml.YAMLError as error:
+        raise ValueError(f"its header is damaged: {error}") from error
+
+
+def _card(column: Column) -> dict[str, str]:
+    """Return the header's entry for a column."""
+    card = {"name": column.name, "datatype": _DATATYPES[column.kind]}
+    if column.length:
+        card |= {"datatype": "string", "subtype": f"float64[{column.length}]"}
+    texts = {"unit": column.unit, "description": column.description}
+    return card | {key: text for key, text in texts.items() if text}
+
+
+def _yaml_lines(content: object) -> list[str]:
+    import yaml
+
+    # mappings in braces, lists line by line
+    style = {"default_flow_style": None, "sort_keys": False, "width": _HEADER_WIDTH}
+    return yaml.safe_dump(content, **style).splitlines()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, list | tuple) else str(value)
+
+
+def _quoted(cell: str, delimiter: str) -> str:
+    """Return a cell in quotes if it needs them; among blanks, an empty cell does."""
+    is_plain = cell or delimiter != " "
+    if is_plain and not any(character in cell for character in (delimiter, '"', "\r", "\n")):
+        return cell
+    return '"' + cell.replace('"', '""') + '"'
