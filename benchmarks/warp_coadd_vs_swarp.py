@@ -40,8 +40,9 @@ from coaddflow.image.masked_image import (
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract
+from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp.ccds import CcdImage, warp_patches
-from coaddflow.warp.files import WarpFile, read_warp_table
+from coaddflow.warp.files import WarpFile
 from coaddflow.warp.job import warp_exposure
 
 RA, DEC, PIXEL_SCALE = 150.0, 2.2, 0.2
@@ -136,7 +137,7 @@ def run_coaddflow(folder: Path, side: int, mode: str, threads: int) -> None:
             return dict(warp_patches(*arguments))["0_0"]
         table_path = output / "0" / f"{exposure}.ecsv"
         warp_exposure(table_path, exposure, *arguments)
-        return WarpFile(table_path.parent / read_warp_table(table_path)["path"][0])
+        return WarpFile(table_path.parent / read_warp_table(table_path).warps[0].path)
 
     with ThreadPoolExecutor(threads) as pool:
         readers = list(pool.map(warp, EXPOSURES))

@@ -7,8 +7,9 @@ from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale
 from coaddflow.settings.warp import WarpSettings
+from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp.ccds import CcdImage, order_patches, warp_ccd, warp_patches
-from coaddflow.warp.files import Warp, WarpFile, read_warp_table, write_warp
+from coaddflow.warp.files import Warp, WarpFile, write_warp
 from coaddflow.warp.job import warp_exposure
 from coaddflow.warp.resample import covariance_factor, kernel_weights
 
@@ -334,18 +335,18 @@ def test_exposure_on_disk(tmp_path):
     patch_ccds = {"0_0": (4, 9), "1_0": (4, 9), "1_1": (4, 9)}
     warp_exposure(path, "e1", tract, patch_ccds, ccds.__getitem__, SETTINGS)
     assert not stale.exists()
-    table = read_warp_table(path)
-    assert list(table["patch"]) == ["0_0", "1_0", "1_1"]
-    assert sorted(p.name for p in stale.parent.iterdir()) == [f"{p}.fits" for p in table["patch"]]
+    rows = read_warp_table(path).warps
+    assert [row.patch for row in rows] == ["0_0", "1_0", "1_1"]
+    assert sorted(p.name for p in stale.parent.iterdir()) == [f"{r.patch}.fits" for r in rows]
     warps = dict(warp_patches(tract, patch_ccds, ccds.__getitem__, SETTINGS))
-    for row in table:
-        warp, name = warps[row["patch"]], tmp_path / "7" / row["path"]
+    for row in rows:
+        warp, name = warps[row.patch], tmp_path / "7" / row.path
         reader = WarpFile(name)
-        assert reader.box == warp.box == tuple(int(row[c]) for c in ("x0", "y0", "x1", "y1"))
+        assert reader.box == warp.box == (row.x0, row.y0, row.x1, row.y1)
         region = (warp.box[0] + 2, warp.box[1] + 3, warp.box[2] - 1, warp.box[3] - 5)
         for one, other in zip(read(reader, region), read(warp, region), strict=True):
             np.testing.assert_array_equal(one, other)
-        assert row["n_covered"] == warp.n_covered
+        assert row.n_covered == warp.n_covered
         assert warp.n_covered == np.sum(~warp.masked_image.has_any(MaskPlane.NO_DATA))
         with fits.open(name) as hdus:
             wcs = WCS(hdus["IMAGE"].header)
@@ -358,7 +359,8 @@ def test_exposure_on_disk(tmp_path):
 def test_exposure_beside_the_tract_gives_an_empty_table(tmp_path):
     tract = make_tract()
     warp_exposure(tmp_path / "e2.ecsv", "e2", tract, {}, None, SETTINGS)
-    assert len(read_warp_table(tmp_path / "e2.ecsv")) == 0
+    table = read_warp_table(tmp_path / "e2.ecsv")
+    assert (table.exposure, table.tract, table.warps) == ("e2", tract.id, ())
 
 
 @pytest.mark.parametrize("compression", ["none", "lossless", "quantized"])

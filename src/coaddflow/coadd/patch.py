@@ -29,7 +29,8 @@ from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import coadd_files, coadd_table_path
 from coaddflow.tables.manifest import CcdRow
-from coaddflow.warp.files import WarpFile, WarpReader, read_warp_table
+from coaddflow.tables.warps import read_warp_table
+from coaddflow.warp.files import WarpFile, WarpReader
 from coaddflow.warp.resample import covariance_factor
 
 _LOG = logging.getLogger(__name__)
@@ -83,8 +84,9 @@ def _warps_of_patch(tables: Sequence[str | Path], patch: str) -> dict[str, Path]
     files = {}
     for path in map(Path, tables):
         table = read_warp_table(path)
-        for row in table[table["patch"] == patch]:
-            files[str(table.meta["exposure"])] = path.parent / str(row["path"])
+        for row in table.warps:
+            if row.patch == patch:
+                files[table.exposure] = path.parent / row.path
     return files
 
 

@@ -4,13 +4,10 @@ It is written last: where it stands, all coadds that it names are whole, and of 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from astropy.table import Table
-
-from coaddflow.errors import InputError
-from coaddflow.files import atomic_path
+from coaddflow.tables import ecsv
 
 
 @dataclass(frozen=True)
@@ -41,32 +38,12 @@ def coadd_table_path(coadd: str | Path) -> Path:
 
 def write_coadd_table(path: str | Path, rows: Iterable[CoaddRow], band: str, tract: int) -> None:
     """Write the list, in the order of the rows."""
-    rows = list(rows)
-    kinds = {field.name: field.type for field in fields(CoaddRow)}
-    table = Table(
-        [[getattr(row, name) for row in rows] for name in kinds],
-        names=list(kinds),
-        dtype=list(kinds.values()),
-        meta={"band": band, "tract": tract},
-    )
-    with atomic_path(path) as temporary:
-        table.write(temporary, format="ascii.ecsv", overwrite=True)
+    ecsv.write_records(path, CoaddRow, rows, {"band": band, "tract": tract})
 
 
 def read_coadd_table(path: str | Path) -> list[CoaddRow]:
     """Read the list; raise InputError if it is missing or damaged."""
-    try:
-        table = Table.read(path, format="ascii.ecsv")
-        return [
-            CoaddRow(**{field.name: field.type(row[field.name]) for field in fields(CoaddRow)})
-            for row in table
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"is not a list of coadds ({error})",
-            path=path,
-            remedy="remove it and run the workflow again",
-        ) from error
+    return ecsv.read_records(path, CoaddRow, "a list of coadds")
 
 
 def coadd_files(paths: Iterable[str | Path]) -> Iterator[Path]:

@@ -9,10 +9,14 @@ YAML where a header is written or asked for.
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
+from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
+
+Record = TypeVar("Record")
 
 _DATATYPES = {int: "int64", float: "float64", str: "string"}
 
@@ -94,6 +98,46 @@ def write_rows(
     lines = [*header_lines(columns, meta), *map(row_line, rows)]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_records(path: str | Path, record: type[Record], what: str) -> list[Record]:
+    """Read a table whose columns are the fields of a dataclass.
+
+    Parameters
+    ----------
+    path : str or Path
+        A table written by `write_records`.
+    record : type
+        The dataclass; its fields are texts, integers and floats.
+    what : str
+        What the table is, with its article, for the message.
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged.
+    """
+    kinds = {field.name: field.type for field in fields(record)}
+    try:
+        rows = read_rows(path)
+        return [record(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(path, what, error) from error
+
+
+def write_records(
+    path: str | Path, record: type[Record], rows: Iterable[Record], meta: Mapping[str, str | int]
+) -> None:
+    """Write a table whose columns are the fields of a dataclass; see `write_rows`."""
+    columns = [Column(field.name, field.type) for field in fields(record)]
+    write_rows(path, columns, map(astuple, rows), meta)
+
+
+def damaged(path: str | Path, what: str, error: Exception) -> InputError:
+    """Return the error for a table of the workflow that cannot be read."""
+    return InputError(
+        f"is not {what} ({error})", path=path, remedy="remove it and run the workflow again"
+    )
 
 
 def header_lines(

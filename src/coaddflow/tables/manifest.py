@@ -109,11 +109,7 @@ def read_manifest(path: str | Path) -> list[CcdRow]:
     try:
         return [CcdRow.model_validate(_values(cells)) for cells in ecsv.read_rows(path)]
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"is not a manifest of coaddflow ({error})",
-            path=path,
-            remedy="remove it and run the workflow again",
-        ) from error
+        raise ecsv.damaged(path, "a manifest of coaddflow", error) from error
 
 
 class CcdState(NamedTuple):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Table
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
@@ -26,13 +25,14 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from coaddflow.files import atomic_path, check_id, sha256_of
+from coaddflow.files import check_id, sha256_of
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import (
     AB_ZERO_POINT,
     masked_image_hdus,
     write_fits,
 )
+from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
 
 if TYPE_CHECKING:
     from coaddflow.skymap.tract import Tract
@@ -84,7 +84,7 @@ def write_warps(
     settings: WarpSettings,
     cards: fits.Header | None = None,
     compression: Compression = "none",
-) -> Table:
+) -> WarpTable:
     """Write the warps of an exposure on the patches of a tract, and their table last.
 
     Parameters
@@ -110,10 +110,10 @@ def write_warps(
         write_warp(path, warp, tract, header, compression)
         ccds = ",".join(map(str, warp.ccds))
         name = path.relative_to(table_path.parent).as_posix()
-        rows.append((patch, name, *warp.box, ccds, warp.n_covered, sha256_of(path)))
-    table = _make_table(rows, exposure, tract.id)
-    with atomic_path(table_path) as temporary:
-        table.write(temporary, format="ascii.ecsv", overwrite=True)
+        rows.append(WarpRow(patch, name, *warp.box, ccds, warp.n_covered, sha256_of(path)))
+    rows.sort(key=lambda row: patch_position(row.patch))
+    table = WarpTable(exposure, tract.id, tuple(rows))
+    write_warp_table(table_path, table)
     return table
 
 
@@ -135,42 +135,6 @@ def remove_warps(folder: str | Path) -> None:
         stale.unlink()
     with contextlib.suppress(OSError):  # not there, or something else is in it
         folder.rmdir()
-
-
-def _make_table(rows: list[tuple], exposure: str, tract: int) -> Table:
-    """Return the table of an exposure's warps, ordered by patch."""
-    columns = {
-        "patch": str,
-        "path": str,
-        **dict.fromkeys(("x0", "y0", "x1", "y1"), np.int64),
-        "ccds": str,
-        "n_covered": np.int64,
-        "sha256": str,
-    }
-    rows = sorted(rows, key=lambda row: patch_position(row[0]))
-    values = zip(*rows, strict=True) if rows else [[] for _ in columns]
-    table = Table(
-        [np.array(list(v), dtype=t) for v, t in zip(values, columns.values(), strict=True)],
-        names=list(columns),
-    )
-    table.meta = {"exposure": exposure, "tract": int(tract)}
-    return table
-
-
-def read_warp_table(path: str | Path) -> Table:
-    """Read the table written by `warp_exposure`; raise InputError if it is missing or damaged."""
-    try:
-        table = Table.read(path, format="ascii.ecsv")
-        for name in ("patch", "path", "ccds", "sha256"):
-            # a column of one CCD a patch is read as numbers
-            table[name] = table[name].astype(str)
-        return table
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"is not a table of warps ({error})",
-            path=path,
-            remedy="remove it and run the workflow again",
-        ) from error
 
 
 def part_header(tract: "Tract", box: Box) -> fits.Header:

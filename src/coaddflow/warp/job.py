@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astropy.io import fits
-from astropy.table import Table
 
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import (
@@ -25,12 +24,15 @@ from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow, read_manifest
+from coaddflow.tables.warps import WarpTable
 from coaddflow.warp.ccds import CcdImage, warp_patches
 
 _LOG = logging.getLogger(__name__)
 
 
-def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: Settings) -> Table:
+def make_warps(
+    table: str | Path, manifest: str | Path, tract: Tract, settings: Settings
+) -> WarpTable:
     """Warp the CCDs of an exposure to a tract: the whole job.
 
     All CCDs that are done are warped; whether they are good enough for the coadds is decided
@@ -49,8 +51,8 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
 
     Returns
     -------
-    astropy.table.Table
-        See `warp.warp_exposure`.
+    WarpTable
+        What was written.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
     patch_ccds: dict[str, list[int]] = {}
@@ -110,7 +112,7 @@ def warp_exposure(
     cards: fits.Header | None = None,
     compression: Compression = "none",
     threads: int = 1,
-) -> Table:
+) -> WarpTable:
     """Warp the CCDs of an exposure to a tract and write the patches and their table.
 
     The patches go into the folder beside the table that has the exposure's name. What stood
@@ -132,9 +134,8 @@ def warp_exposure(
 
     Returns
     -------
-    astropy.table.Table
-        The table: patch, path (relative to the table's folder), x0, y0, x1, y1 (tract pixels),
-        ccds (joined by commas), n_covered (pixels with data), sha256 (of the file).
+    WarpTable
+        What was written.
     """
     warps = warp_patches(tract, patch_ccds, load_calexp, settings, threads)
     return write_warps(table_path, exposure, tract, warps, settings, cards, compression)
