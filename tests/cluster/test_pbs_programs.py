@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
@@ -18,13 +17,13 @@ from pathlib import Path
 import fake_pbs
 import pytest
 
+import coaddflow
+from coaddflow.cluster.history import latest_jobs
+from coaddflow.cluster.pbs import records
+from coaddflow.cluster.pbs.job_script import job_name
+from coaddflow.cluster.pbs.server import parse_qstat
+
 PROGRAMS = Path(__file__).parents[2] / "profiles" / "pbs"
-sys.path.insert(0, str(PROGRAMS))
-
-import ledger  # noqa: E402 - from the folder of the profile
-import pbs  # noqa: E402 - from the folder of the profile
-
-from coaddflow.cluster.history import latest_jobs  # noqa: E402 - what it tells is of the ledger
 
 GROUP = {
     "type": "group",
@@ -47,6 +46,8 @@ def server(tmp_path, monkeypatch):
     """A survey's folder to work in, and a server whose commands are found first."""
     server = fake_pbs.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{server.folder}{os.pathsep}{os.environ['PATH']}")
+    # the programs find the package by themselves
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     for name, value in {"POLL": 0, "GRACE": 60, "PAUSE": 0.05, "PATIENCE": 5}.items():
         monkeypatch.setenv(f"COADDFLOW_PBS_{name}", str(value))
     survey = tmp_path / "my survey; touch x; 'y & z'"
@@ -109,7 +110,7 @@ def status(job_id):
 
 def let_pass(seconds):
     """Make the last answer of the server older."""
-    path = ledger.FOLDER / "answer.json"
+    path = records.FOLDER / "answer.json"
     answer = json.loads(path.read_text())
     answer["asked"] -= seconds
     answer["ended"] = {job_id: since - seconds for job_id, since in answer["ended"].items()}
@@ -118,14 +119,14 @@ def let_pass(seconds):
 
 def leave_exit_code(job_id, code):
     """Write the exit code of a job, as its script does when it ends."""
-    (ledger.FOLDER / "exit" / ledger.label_of(job_id)).write_text(f"{code}\n")
+    (records.FOLDER / "exit" / records.label_of(job_id)).write_text(f"{code}\n")
 
 
 def begin(job_id):
     """Let a job begin, as its script does."""
-    label = ledger.label_of(job_id)
-    (ledger.FOLDER / "tickets" / label).rename(ledger.FOLDER / "begun" / label)
-    (ledger.FOLDER / "begun" / label).write_text(f"{job_id}\n")
+    label = records.label_of(job_id)
+    (records.FOLDER / "tickets" / label).rename(records.FOLDER / "begun" / label)
+    (records.FOLDER / "begun" / label).write_text(f"{job_id}\n")
 
 
 def execute(script, body, job_id="1275.node1"):
@@ -141,13 +142,6 @@ def execute(script, body, job_id="1275.node1"):
         capture_output=True,
         check=False,
     ).returncode
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"pbs_{name}", PROGRAMS / f"{name}.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 # --- submission -------------------------------------------------------------------------------
@@ -198,7 +192,7 @@ def test_resource_that_pbs_cannot_take_is_named(server, resources, word):
     ],
 )
 def test_names_are_readable_and_what_pbs_accepts(properties, name):
-    assert module("jobscript").job_name({**GROUP, **properties}) == name
+    assert job_name({**GROUP, **properties}) == name
 
 
 def test_script_runs_in_the_survey_and_leaves_its_exit_code(server):
@@ -229,7 +223,7 @@ def test_job_that_pbs_starts_again_does_nothing(server):
     submitted()
     script = server.script(1)
     assert execute(script, "echo once >>done.txt; exit 0") == 0
-    assert execute(script, "echo twice >>done.txt; exit 0") == ledger.BEGUN_BEFORE
+    assert execute(script, "echo twice >>done.txt; exit 0") == records.BEGUN_BEFORE
     assert Path("done.txt").read_text() == "once\n"
 
 
@@ -285,7 +279,7 @@ def test_full_queue_is_waited_for_as_long_as_own_jobs_live(server, monkeypatch, 
     server.set(failures=[{"code": 38, "err": words}] * 3)
     assert submitted(**others(1002)) == "1276.node1"
     assert len(server.calls("qsub")) == 5
-    assert len(ledger.names("jobs")) == 2, "nothing is left of those that PBS did not take"
+    assert len(records.names("jobs")) == 2, "nothing is left of those that PBS did not take"
 
 
 def test_full_queue_without_own_jobs_is_a_failed_submission(server, monkeypatch):
@@ -302,7 +296,7 @@ def test_full_queue_without_own_jobs_is_a_failed_submission(server, monkeypatch)
     done = submit()
     assert done.returncode == 1
     assert "takes no job: qsub: Maximum number" in done.stderr
-    assert ledger.names("jobs") == ledger.names("tickets") == []
+    assert records.names("jobs") == records.names("tickets") == []
 
 
 def test_submission_waits_for_a_server_that_is_away(server):
@@ -406,7 +400,7 @@ def test_live_job_that_works_on_something_else_is_deleted_first(server, change):
     elif change == "more targets":
         targets = [*TARGETS, "calexp:exposure=1001,ccd=2"]
     else:
-        (ledger.FOLDER / "jobs" / f"{ledger.label_of(job_id)}.json").write_text("{")
+        (records.FOLDER / "jobs" / f"{records.label_of(job_id)}.json").write_text("{")
     done = submit(run="second", targets=targets)
     assert done.stdout.strip() == "1276.node1"
     assert "something else" in done.stderr
@@ -488,7 +482,7 @@ def test_kill_between_submission_and_note_of_a_job_that_has_begun(server):
 
 
 def test_kill_between_the_files_of_a_job_that_is_to_be_submitted(server, monkeypatch):
-    steps, replace = iter([1]), ledger.replace
+    steps, replace = iter([1]), records.replace
 
     def killed_the_second_time(path, text):
         next(steps)
@@ -496,18 +490,18 @@ def test_kill_between_the_files_of_a_job_that_is_to_be_submitted(server, monkeyp
 
     facts = {"targets": TARGETS, "settings": "", "files": ""}
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
-        patch.setattr(ledger, "replace", killed_the_second_time)
-        ledger.announce(ledger.new_label("exposure_1001", "00000000"), facts)
+        patch.setattr(records, "replace", killed_the_second_time)
+        records.announce(records.new_label("exposure_1001", "00000000"), facts)
     assert submitted() == "1275.node1", "there was no job, and nobody waits for it"
 
 
 def test_begun_job_is_not_withdrawn_where_the_folder_is_shown_as_it_was(server, monkeypatch):
     works, waits = submitted(), submitted(**others(1002))
     begin(works)
-    labels = [ledger.label_of(job_id) for job_id in (works, waits)]
-    monkeypatch.setattr(ledger, "names", lambda folder: [])
-    assert [ledger.withdraw(label) for label in labels] == [False, True]
-    assert [ledger.withdraw(label) for label in labels] == [False, True], "asked again"
+    labels = [records.label_of(job_id) for job_id in (works, waits)]
+    monkeypatch.setattr(records, "names", lambda folder: [])
+    assert [records.withdraw(label) for label in labels] == [False, True]
+    assert [records.withdraw(label) for label in labels] == [False, True], "asked again"
     assert execute(server.script(2), "touch done.txt") == 1
     assert not Path("done.txt").exists()
 
@@ -518,22 +512,22 @@ def test_kill_while_the_end_of_a_job_is_noted(server, monkeypatch, step):
     begin(job_id)
     leave_exit_code(job_id, 0)
     server.set(jobs={}, history=False)
-    steps = iter([ledger.remove] * step)
+    steps = iter([records.remove] * step)
 
     def remove(path):
         return next(steps)(path)  # StopIteration: killed here
 
     with monkeypatch.context() as patch, contextlib.suppress(StopIteration):
-        patch.setattr(ledger, "remove", remove)
-        ledger.end(ledger.label_of(job_id), job_id, "success", "")
+        patch.setattr(records, "remove", remove)
+        records.end(records.label_of(job_id), job_id, "success", "")
     assert status(job_id)[0] == "success"
     assert submitted(run="second") == "1276.node1"
-    assert len(ledger.names("ids")) == 1
+    assert len(records.names("ids")) == 1
 
 
 def test_lost_ledger_and_a_job_that_waits(server):
     submitted()
-    shutil.rmtree(ledger.FOLDER)
+    shutil.rmtree(records.FOLDER)
     assert submitted() == "1276.node1"
     assert execute(server.script(1), "touch done.txt") == 1
     assert not Path("done.txt").exists()
@@ -543,7 +537,7 @@ def test_lost_ledger_and_a_job_that_works(server):
     job_id = submitted()
     server.set_job(job_id, state="R")
     inside = (
-        f"rm -r {ledger.FOLDER}; "
+        f"rm -r {records.FOLDER}; "
         f"{sys.executable} -S '{PROGRAMS}/submit.py' {job_script('second')} >id.txt 2>err.txt"
     )
     execute(server.script(1), inside)
@@ -565,7 +559,7 @@ def test_full_disk_submits_nothing(server):
     assert done.stdout == ""
     assert "File too large" in done.stderr
     assert server.calls("qsub") == []
-    assert ledger.names("jobs") == ledger.names("tickets") == []
+    assert records.names("jobs") == records.names("tickets") == []
 
 
 def test_full_disk_does_not_hide_how_a_job_ended(server):
@@ -596,7 +590,15 @@ def test_submission_that_waits_for_the_server_holds_up_nobody(server, monkeypatc
         assert waits.wait() == 130, "Ctrl-C ends it"
 
 
-@pytest.mark.parametrize("path", sorted(PROGRAMS.glob("*.py")), ids=lambda path: path.name)
+PACKAGE = Path(coaddflow.__file__).parent
+READ_BY_PROGRAMS = [
+    *sorted(PROGRAMS.glob("*.py")),
+    *(PACKAGE / name for name in ("__init__.py", "cluster/__init__.py")),
+    *sorted(PACKAGE.glob("cluster/pbs/*.py")),
+]
+
+
+@pytest.mark.parametrize("path", READ_BY_PROGRAMS, ids=lambda path: path.name)
 def test_programs_are_of_python_3_6(path):
     ast.parse(path.read_text(), feature_version=(3, 6))
 
@@ -720,8 +722,8 @@ def test_old_answer_says_nothing_while_somebody_else_asks(server, age, word):
     job_id = submitted()
     asked = time.time() - age
     answer = {"asked": asked, "jobs": {job_id: None}, "ended": {job_id: asked - 60}}
-    (ledger.FOLDER / "answer.json").write_text(json.dumps(answer))
-    with ledger.locked("asking"):
+    (records.FOLDER / "answer.json").write_text(json.dumps(answer))
+    with records.locked("asking"):
         assert status(job_id)[0] == word
     assert server.calls("qstat") == []
 
@@ -751,12 +753,12 @@ def test_job_that_can_never_run_fails_and_is_removed(server):
 
 def test_job_of_a_lost_ledger_that_can_never_run_takes_no_ticket_of_others(server):
     submitted()
-    tickets = ledger.names("tickets")
+    tickets = records.names("tickets")
     server.set_job("77.node1", state="Q", comment="Can Never Run: Insufficient amount: ncpus")
     status("77.node1")
     let_pass(60)
     assert status("77.node1")[0] == "failed"
-    assert ledger.names("tickets") == tickets
+    assert records.names("tickets") == tickets
 
 
 def test_job_that_could_not_be_started_fails_and_is_removed(server):
@@ -804,11 +806,11 @@ def test_one_question_serves_all_jobs(server, monkeypatch):
 def test_unknown_job_and_damaged_answer_are_running(server):
     server.set_job("77.node1", state="R")
     assert status("77.node1")[0] == "running"
-    (ledger.FOLDER / "answer.json").write_text("[{")
+    (records.FOLDER / "answer.json").write_text("[{")
     assert status("77.node1")[0] == "running"
 
 
-def test_programs_find_each_other_where_python_does_not_look_beside_them(server, monkeypatch):
+def test_programs_find_the_package_where_python_does_not_look_beside_them(server, monkeypatch):
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     job_id = submitted()
     leave_exit_code(job_id, 0)
@@ -846,7 +848,7 @@ def test_odd_environment_does_not_change_what_is_read(value):
     comment = "Job run at Sun Nov 22 at 17:53 on (node1:ncpus=1:mem=102400kb) and terminated"
     job = {"state": "R", "exit_status": 271, "comment": comment, "environment": {"ODD": value}}
     text = fake_pbs.block("12.node1", job) + "\n" + fake_pbs.block("13.node1", {"state": "Q"})
-    jobs = pbs.parse_qstat(text)
+    jobs = parse_qstat(text)
     assert jobs["12.node1"].state == "R"
     assert jobs["12.node1"].exit_status == 271
     assert jobs["12.node1"].comment == comment
@@ -871,7 +873,7 @@ RECORDED = {
 def test_recorded_answers_of_a_real_server(server, monkeypatch, name):
     text = (Path(__file__).parent / "openpbs" / f"{name}.txt").read_text()
     state, exit_status, word, reason = RECORDED[name]
-    ((job_id, job),) = pbs.parse_qstat(text).items()
+    ((job_id, job),) = parse_qstat(text).items()
     assert (job.state, job.exit_status) == (state, exit_status)
     (server.folder / "answer.txt").write_text(text)
     answers = f"#!/bin/sh\ncat '{server.folder}/answer.txt'\n"
@@ -911,7 +913,7 @@ def test_cancelled_job_that_vanished_has_been_cancelled(server, monkeypatch):
     word, why = status(job_id)
     assert word == "failed"
     assert "interrupted" in why
-    assert ledger.names("cancelled") == []
+    assert records.names("cancelled") == []
 
 
 def test_cancel_without_ids_cancels_all_jobs_of_the_survey(server):
@@ -923,7 +925,7 @@ def test_cancel_without_ids_cancels_all_jobs_of_the_survey(server):
         [ids[1], "exposure_1002:"],
     ]
     assert server.calls("qdel") == [["qdel", *ids]]
-    assert ledger.names("tickets") == []
+    assert records.names("tickets") == []
 
 
 def test_interrupt_does_not_end_a_look(server):
@@ -1020,7 +1022,7 @@ def test_status_says_when_pbs_does_not_answer(server):
     job_id = submitted()
     status(job_id)
     server.set(away=1000)
-    asked = json.loads((ledger.FOLDER / "answer.json").read_text())["asked"]
+    asked = json.loads((records.FOLDER / "answer.json").read_text())["asked"]
     job = latest_jobs(".")["exposure_1001"]
     assert job.outcome == "live"
     assert time.strftime("%Y-%m-%d %H:%M", time.localtime(asked)) in job.explanation

@@ -24,7 +24,7 @@ BACKENDS = [
 
 
 def run(parallel, folder, **spec):
-    return run_job("scatter_work", spec, parallel, workers=2, folder=folder)
+    return run_job("launch_work", spec, parallel, workers=2, folder=folder)
 
 
 @pytest.mark.filterwarnings("ignore:the master is odd")
@@ -60,7 +60,7 @@ def test_the_ranks_end_with_the_process_that_started_them(tmp_path):
         "from coaddflow.settings.survey import ParallelSettings\n"
         f"parallel = ParallelSettings(backend='mpi', mpi_command={MPI})\n"
         "spec = {'numbers': ['sleep', 'sleep']}\n"
-        "run_job('scatter_work', spec, parallel, workers=2, folder=sys.argv[1])\n"
+        "run_job('launch_work', spec, parallel, workers=2, folder=sys.argv[1])\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), *sys.path])
     wait_for(lambda: len(ranks(tmp_path)) >= 4)  # mpirun and three ranks

@@ -72,9 +72,9 @@ class Submission(NamedTuple):
     script: bytes
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], wrapper: Path) -> int:
     """Submit a job; print what sbatch prints, and return its exit code."""
-    environ = environment()
+    environ = environment(wrapper)
     real = shutil.which("sbatch", path=environ.get("PATH", ""))
     if real is None:
         print("sbatch: command not found", file=sys.stderr)
@@ -85,15 +85,17 @@ def main(arguments: list[str]) -> int:
     # read once, given to every try
     script = sys.stdin.buffer.read() if "/dev/stdin" in arguments else b""
     clusters = option(arguments, "--clusters") or option(arguments, "-M")
-    return submit(Submission([real, *arguments], environ, run, comment, clusters, script))
+    try:
+        return submit(Submission([real, *arguments], environ, run, comment, clusters, script))
+    except KeyboardInterrupt:
+        return 130
 
 
-def environment() -> dict[str, str]:
+def environment(wrapper: Path) -> dict[str, str]:
     """Return the environment without what leads here: jobs inherit it."""
     environ = {name: value for name, value in os.environ.items() if name != "COADDFLOW_PYTHON"}
-    here = Path(__file__).resolve().parent / "bin"
     folders = environ.get("PATH", "").split(os.pathsep)
-    environ["PATH"] = os.pathsep.join(f for f in folders if Path(f or ".").resolve() != here)
+    environ["PATH"] = os.pathsep.join(f for f in folders if Path(f or ".").resolve() != wrapper)
     return environ
 
 
@@ -216,10 +218,3 @@ def hand_on(done: "subprocess.CompletedProcess[bytes]") -> int:
     sys.stdout.buffer.write(done.stdout)
     sys.stderr.buffer.write(done.stderr)
     return done.returncode
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -8,7 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
-import ledger
+from coaddflow.cluster.pbs import records
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
 """Variables of the environment that a job gets. They stand in the script: the list that qsub -v
@@ -176,7 +176,7 @@ def write_script(label, script):
     Parameters
     ----------
     label : str
-        Label of the job in the ledger.
+        Label of the job in the records.
     script : JobScript
         What Snakemake wants to be run.
 
@@ -188,22 +188,22 @@ def write_script(label, script):
     here = Path.cwd()
     # below the folder in which the job works, which may be moved meanwhile
     files = {
-        "ticket": ledger.FOLDER / "tickets" / label,
-        "begun": ledger.FOLDER / "begun" / label,
-        "exit_file": ledger.FOLDER / "exit" / label,
-        "exit_new": ledger.FOLDER / "exit" / f".{label}",
+        "ticket": records.FOLDER / "tickets" / label,
+        "begun": records.FOLDER / "begun" / label,
+        "exit_file": records.FOLDER / "exit" / label,
+        "exit_new": records.FOLDER / "exit" / f".{label}",
     }
     passed_on = [(key, os.environ[key]) for key in PASSED_ON if key in os.environ]
-    path = ledger.FOLDER / "scripts" / f"{label}.sh"
-    ledger.replace(
+    path = records.FOLDER / "scripts" / f"{label}.sh"
+    records.replace(
         path,
         TEMPLATE.format(
             name=script.name,
             umask=current_umask(),
-            log=shlex.quote(str(here / ledger.log_of(label))),
+            log=shlex.quote(str(here / records.log_of(label))),
             folder=shlex.quote(str(here)),
-            survey=ledger.survey(),
-            begun_before=ledger.BEGUN_BEFORE,
+            survey=records.survey(),
+            begun_before=records.BEGUN_BEFORE,
             exports="\n".join(f"export {key}={shlex.quote(value)}" for key, value in passed_on),
             body=limit_cores(script.text, script.threads),
             **{name: shlex.quote(str(path)) for name, path in files.items()},

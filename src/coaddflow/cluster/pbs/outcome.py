@@ -2,8 +2,7 @@
 
 import contextlib
 
-import ledger
-import pbs
+from coaddflow.cluster.pbs import records, server
 
 GONE = "PBS does not know the job any more, and it left no exit code"
 NO_CODE = "ended without an exit code"
@@ -14,7 +13,7 @@ EXIT_STATUS = {
     **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
     -20: "its node was lost",
     265: "killed",
-    ledger.BEGUN_BEFORE: "PBS started it a second time, and its first start left no exit code",
+    records.BEGUN_BEFORE: "PBS started it a second time, and its first start left no exit code",
 }
 """Exit statuses of OpenPBS that it does not put into words."""
 
@@ -40,19 +39,19 @@ def settle(job_id, max_age):
     reason : str
         Why it failed.
     """
-    label = ledger.label_of(job_id)
+    label = records.label_of(job_id)
     if not label:
-        outcome = ledger.outcome_of_ended(job_id)
+        outcome = records.outcome_of_ended(job_id)
         if outcome:
             return outcome, ""
-        if job_id not in ledger.names("ids"):
-            ledger.enter("", job_id)  # of a ledger that was lost: the server is asked from now on
-    code = ledger.exit_code(label)
-    answer = {"jobs": None} if code is not None else ledger.answer(max_age)
+        if job_id not in records.names("ids"):
+            records.enter("", job_id)  # of a ledger that was lost: the server is asked from now on
+    code = records.exit_code(label)
+    answer = {"jobs": None} if code is not None else records.answer(max_age)
     word, reason = judge(job_id, label, answer)
     if word in ("success", "failed"):
         with contextlib.suppress(OSError):  # a full disk: the next look finds the same
-            ledger.end(label, job_id, word, reason)
+            records.end(label, job_id, word, reason)
     return word, reason
 
 
@@ -64,9 +63,9 @@ def judge(job_id, label, answer):
     job_id, label : str
         The job.
     answer : dict
-        The server's last answer, as `ledger.answer` returns it.
+        The server's last answer, as `records.answer` returns it.
     """
-    code = ledger.exit_code(label)
+    code = records.exit_code(label)
     if code == 0:
         return "success", ""
     if code is not None:
@@ -74,20 +73,20 @@ def judge(job_id, label, answer):
     known = answer["jobs"]
     if known is None or job_id not in known:
         return DOUBTFUL, ""
-    final = seems_final(pbs.ServerJob(*known[job_id]) if known[job_id] else None)
+    final = seems_final(server.ServerJob(*known[job_id]) if known[job_id] else None)
     if final is None:
         return RUNNING, ""
     word, reason, at_once = final
-    if reason in (GONE, NO_CODE) and ledger.is_cancelled(job_id):
+    if reason in (GONE, NO_CODE) and records.is_cancelled(job_id):
         reason, at_once = CANCELLED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
     for_how_long = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
-    if not at_once and for_how_long < pbs.setting("GRACE", 120):
+    if not at_once and for_how_long < server.setting("GRACE", 120):
         return DOUBTFUL, ""
-    if known[job_id] and pbs.never_runs(pbs.ServerJob(*known[job_id])):
-        ledger.withdraw(label)
-        with contextlib.suppress(pbs.ServerAwayError):
-            pbs.run("qdel", job_id)
+    if known[job_id] and server.never_runs(server.ServerJob(*known[job_id])):
+        records.withdraw(label)
+        with contextlib.suppress(server.ServerAwayError):
+            server.run("qdel", job_id)
     return word, with_log(label, reason) if word == "failed" else ""
 
 
@@ -96,14 +95,14 @@ def seems_final(seen):
 
     Parameters
     ----------
-    seen : pbs.ServerJob or None
+    seen : server.ServerJob or None
         What the server says; None: it does not know it.
     """
     if seen is None:
         return "failed", GONE, False
-    if pbs.never_runs(seen):
+    if server.never_runs(seen):
         return "failed", seen.comment, False
-    if seen.state not in pbs.FINISHED_STATES:
+    if seen.state not in server.FINISHED_STATES:
         return None
     if seen.exit_status == 0:
         return "success", "", True
@@ -111,27 +110,27 @@ def seems_final(seen):
         return "failed", seen.comment or NO_CODE, False
     words = [seen.comment or "failed", EXIT_STATUS.get(seen.exit_status, "")]
     reason = "; ".join(filter(None, words))
-    at_once = seen.exit_status != ledger.BEGUN_BEFORE
+    at_once = seen.exit_status != records.BEGUN_BEFORE
     return "failed", f"{reason} (exit status {seen.exit_status})", at_once
 
 
 def with_log(label, reason):
     """Add to a reason what PBS wrote about the job, and where its log is."""
-    said = ledger.read(ledger.FOLDER / "spool" / label).splitlines()[-2:] if label else []
+    said = records.read(records.FOLDER / "spool" / label).splitlines()[-2:] if label else []
     said = "".join(f"; {line.strip()}" for line in said if line.strip())
     if not said and reason in (GONE, NO_CODE):
         said = f": {LIKELY}"
-    name = ledger.name_of(label) or "job of an earlier run"
-    return f"{name}: {reason}{said} (log: {ledger.log_of(label) if label else 'unknown'})"
+    name = records.name_of(label) or "job of an earlier run"
+    return f"{name}: {reason}{said} (log: {records.log_of(label) if label else 'unknown'})"
 
 
 def tidy():
     """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
-    known = ledger.names("jobs")
-    for label in ledger.names("spool"):
+    known = records.names("jobs")
+    for label in records.names("spool"):
         if f"{label}.json" not in known:
-            ledger.remove(ledger.FOLDER / "spool" / label)
-    left = ledger.names("exit")
-    for job_id in ledger.names("ids") if left else []:
-        if ledger.label_of(job_id) in left:
+            records.remove(records.FOLDER / "spool" / label)
+    left = records.names("exit")
+    for job_id in records.names("ids") if left else []:
+        if records.label_of(job_id) in left:
             settle(job_id, 0)

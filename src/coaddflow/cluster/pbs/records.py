@@ -26,7 +26,7 @@ import os
 import time
 from pathlib import Path
 
-import pbs
+from coaddflow.cluster.pbs import server
 
 FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
@@ -306,7 +306,7 @@ def last_answer():
     Returns
     -------
     dict
-        "asked": when, seconds since the epoch; "way": how, the number of `pbs.WAYS`, and
+        "asked": when, seconds since the epoch; "way": how, the number of `server.WAYS`, and
         "since": since when; "jobs": what it said about each job that it was asked about (None: it
         does not know it), or None if it was away; "ended": since when all answers agree that a job
         looks as if it had ended.
@@ -339,11 +339,11 @@ def answer(max_age):
         if asked - since > BEST_WAY_AGAIN:
             way, since = 0, asked
         try:
-            jobs, way = pbs.ask(job_ids, way)
+            jobs, way = server.ask(job_ids, way)
             # qsub and qstat may name the server differently
             by_number = {number(name): list(job) for name, job in jobs.items()}
             known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
-        except pbs.ServerAwayError:
+        except server.ServerAwayError:
             known = None
         before = last["ended"] if asked - last["asked"] < LONG_AGO else {}
         ended = [job_id for job_id, job in (known or {}).items() if looks_ended(job)]
@@ -356,7 +356,7 @@ def answer(max_age):
 
 def looks_ended(job):
     """Return whether a job of an answer looks as if it had ended."""
-    return pbs.looks_ended(job and pbs.ServerJob(*job))
+    return server.looks_ended(job and server.ServerJob(*job))
 
 
 def number(job_id):

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Submit a job script of Snakemake to PBS and print the job's id: submit.py JOBSCRIPT.
 
 A job that still lives, because the Snakemake that submitted it was killed, is taken up when it
@@ -13,13 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-# also where Python is told not to look there (PYTHONSAFEPATH)
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import ledger
-import pbs
-import verdict
-from jobscript import JobScript, current_umask, qsub_arguments, write_script
+from coaddflow.cluster.pbs import outcome, records, server
+from coaddflow.cluster.pbs.job_script import JobScript, current_umask, qsub_arguments, write_script
 
 ALTERED_BY_A_SHELL = re.compile(r'[$`"\\\n]')
 """Snakemake gives the path of a job script to a shell, in double quotes."""
@@ -27,24 +21,24 @@ ALTERED_BY_A_SHELL = re.compile(r'[$`"\\\n]')
 
 def main(path):
     """Submit a job script, or take up the job that is already there; return the exit code."""
-    patience = pbs.setting("PATIENCE", 1800)
+    patience = server.setting("PATIENCE", 1800)
     deadline = time.monotonic() + patience
     try:
         refuse_odd_folder(Path.cwd())
         script = JobScript(Path(path))
         arguments = qsub_arguments(script)
-        with ledger.locked("submission", patience) as alone:
+        with records.locked("submission", patience) as alone:
             if not alone:
-                raise pbs.ServerAwayError("another submission waits for it")
-            ledger.recover()
-            verdict.tidy()
+                raise server.ServerAwayError("another submission waits for it")
+            records.recover()
+            outcome.tidy()
             job_id = live_job(script, deadline)
             if job_id:
                 print(f"PBS job {job_id} ({script.name}) still lives: taken up", file=sys.stderr)
             else:
                 job_id = submit(script, arguments, deadline)
-    except (pbs.ServerAwayError, pbs.QueueFullError) as error:
-        what = "server away" if isinstance(error, pbs.ServerAwayError) else "takes no job"
+    except (server.ServerAwayError, server.QueueFullError) as error:
+        what = "server away" if isinstance(error, server.ServerAwayError) else "takes no job"
         print(f"PBS {what}: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
@@ -79,20 +73,20 @@ def live_job(script, deadline):
 
     Raises
     ------
-    pbs.ServerAwayError
+    server.ServerAwayError
         If the server cannot be asked: a job could be there.
     """
-    for label in ledger.labels(script.name, script.run):
-        facts = ledger.facts_of(label)
-        same_name = ledger.name_of(label) == script.name
+    for label in records.labels(script.name, script.run):
+        facts = records.facts_of(label)
+        same_name = records.name_of(label) == script.name
         if not (set(facts["targets"]) & set(script.targets) if facts else same_name):
             continue
-        if not ledger.is_ours(label):
+        if not records.is_ours(label):
             continue
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue
-        if does_all(label, facts, script) and not ledger.is_cancelled(job_id):
+        if does_all(label, facts, script) and not records.is_cancelled(job_id):
             return job_id
         why = "was cancelled, or works on something else"
         print(f"PBS job {job_id} ({script.name}) {why}: deleted", file=sys.stderr)
@@ -107,8 +101,8 @@ def does_all(label, facts, script):
     if not set(script.targets) <= set(facts["targets"]):
         return False
     # a job that waits needs the files that the Snakemake which submitted it has left for it
-    ready = ledger.may_begin(label) and Path(facts["files"]).is_dir()
-    return ready or ledger.has_begun(label)
+    ready = records.may_begin(label) and Path(facts["files"]).is_dir()
+    return ready or records.has_begun(label)
 
 
 def known_id(label, deadline):
@@ -116,22 +110,22 @@ def known_id(label, deadline):
 
     None: it is nowhere, and will never begin.
     """
-    job_id = ledger.id_of(label) or patiently(lambda: pbs.with_output(label), deadline)
+    job_id = records.id_of(label) or patiently(lambda: server.with_output(label), deadline)
     if job_id is None:
-        if ledger.withdraw(label):
-            ledger.forget(label)
+        if records.withdraw(label):
+            records.forget(label)
             return None
         # it begins at this moment
         job_id = patiently(lambda: _id_from_itself(label), deadline)
-    ledger.enter(label, job_id)
+    records.enter(label, job_id)
     return job_id
 
 
 def _id_from_itself(label):
     """Return the id that a job has noted."""
-    job_id = ledger.id_of(label)
+    job_id = records.id_of(label)
     if job_id is None:
-        raise pbs.ServerAwayError(f"{label} has begun and has not told its id")
+        raise server.ServerAwayError(f"{label} has begun and has not told its id")
     return job_id
 
 
@@ -139,27 +133,27 @@ def is_alive(job_id, deadline):
     """Return whether a job has not ended; ask until it is sure."""
 
     def question():
-        word, _ = verdict.settle(job_id, 0)
-        if word == verdict.DOUBTFUL:
-            raise pbs.ServerAwayError(f"it does not say what has become of job {job_id}")
-        return word == verdict.RUNNING
+        word, _ = outcome.settle(job_id, 0)
+        if word == outcome.DOUBTFUL:
+            raise server.ServerAwayError(f"it does not say what has become of job {job_id}")
+        return word == outcome.RUNNING
 
     return patiently(question, deadline)
 
 
 def delete(label, job_id, deadline):
     """Delete a job and wait until it has ended."""
-    if ledger.withdraw(label):
-        pbs.run("qdel", job_id)
-        ledger.end(label, job_id, "failed", "deleted before it began: it worked on something else")
+    if records.withdraw(label):
+        server.run("qdel", job_id)
+        records.end(label, job_id, "failed", "deleted before it began: it worked on something else")
         return
 
     def ended():
-        code, _, _ = pbs.run("qdel", job_id)
+        code, _, _ = server.run("qdel", job_id)
         if code == 0:
-            ledger.cancel(job_id)
+            records.cancel(job_id)
         if is_alive(job_id, deadline):
-            raise pbs.ServerAwayError(f"job {job_id} is deleted and still lives")
+            raise server.ServerAwayError(f"job {job_id} is deleted and still lives")
 
     patiently(ended, deadline)
 
@@ -169,13 +163,13 @@ def patiently(question, deadline):
     while True:
         try:
             return question()
-        except pbs.ServerAwayError as error:
+        except server.ServerAwayError as error:
             pause(error, deadline)
 
 
 def pause(error, deadline, times=1):
     """Wait a little before the server is asked again; raise the error when it is too late."""
-    seconds = pbs.setting("PAUSE", 5) * times
+    seconds = server.setting("PAUSE", 5) * times
     if time.monotonic() + seconds > deadline:
         raise error
     time.sleep(seconds)
@@ -194,9 +188,9 @@ def submit(script, arguments, deadline):
 
     Raises
     ------
-    pbs.ServerAwayError
+    server.ServerAwayError
         If the server is away until the deadline.
-    pbs.QueueFullError
+    server.QueueFullError
         If the queue takes no job until the deadline, which begins anew as long as jobs of this
         survey are in the queue: they make room when they end.
     OSError
@@ -205,47 +199,47 @@ def submit(script, arguments, deadline):
     patience = deadline - time.monotonic()
     while True:
         label = announce(script)
-        path = ledger.FOLDER / "scripts" / f"{label}.sh"
+        path = records.FOLDER / "scripts" / f"{label}.sh"
         try:
             job_id = qsub([*output_arguments(label), *arguments, str(path)])
-        except pbs.QueueFullError as error:
-            ledger.forget(label)
+        except server.QueueFullError as error:
+            records.forget(label)
             if some_live():
                 deadline = time.monotonic() + patience
             pause(error, deadline, times=6)
             continue
-        except pbs.ServerAwayError as error:
+        except server.ServerAwayError as error:
             pause(error, deadline)
             job_id = known_id(label, deadline)
             if job_id is None:
                 continue
         if job_id is None:
-            ledger.forget(label)
+            records.forget(label)
             return None
         try:
-            ledger.enter(label, job_id)
+            records.enter(label, job_id)
         except OSError:
-            ledger.withdraw(label)
-            pbs.run("qdel", job_id)
+            records.withdraw(label)
+            server.run("qdel", job_id)
             raise
         return job_id
 
 
 def some_live():
     """Return whether the server knows a job of this survey that has not ended."""
-    answer = ledger.answer(pbs.setting("POLL", 10))
-    return any(not ledger.looks_ended(job) for job in (answer["jobs"] or {}).values())
+    answer = records.answer(server.setting("POLL", 10))
+    return any(not records.looks_ended(job) for job in (answer["jobs"] or {}).values())
 
 
 def announce(script):
     """Write what belongs to a job that is to be submitted; return its label."""
-    label = ledger.new_label(script.name, script.run)
+    label = records.new_label(script.name, script.run)
     facts = {"targets": script.targets, "settings": script.settings, "files": script.files}
     try:
-        ledger.announce(label, facts)
+        records.announce(label, facts)
         write_script(label, script)
     except OSError:
-        ledger.forget(label)
+        records.forget(label)
         raise
     return label
 
@@ -253,7 +247,7 @@ def announce(script):
 def output_arguments(label):
     """Return the arguments of qsub that say where output goes, and how PBS treats the job."""
     return [
-        *("-N", ledger.name_of(label), "-j", "oe", "-o", str(ledger.FOLDER / "spool" / label)),
+        *("-N", records.name_of(label), "-j", "oe", "-o", str(records.FOLDER / "spool" / label)),
         *("-r", "n", "-W", f"umask={current_umask()}"),
     ]
 
@@ -263,28 +257,24 @@ def qsub(arguments):
 
     Raises
     ------
-    pbs.ServerAwayError
+    server.ServerAwayError
         If it is not known whether there is a job now.
-    pbs.QueueFullError
+    server.QueueFullError
         If there is none, and there may be room later.
     """
     # Ctrl-C must not come between the job and its id
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        code, out, err = pbs.run("qsub", *arguments)
+        code, out, err = server.run("qsub", *arguments)
     finally:
         signal.signal(signal.SIGINT, before)
     lines = [line.strip() for line in out.splitlines() if line.strip()]
     if code == 0 and lines and lines[-1].split(".")[0].isdigit():
         return lines[-1]
     message = f"{err}\n{out}".strip()
-    if pbs.is_away(message):
-        raise pbs.ServerAwayError(message)
-    if pbs.is_full(message):
-        raise pbs.QueueFullError(message)
+    if server.is_away(message):
+        raise server.ServerAwayError(message)
+    if server.is_full(message):
+        raise server.QueueFullError(message)
     print(f"qsub refuses (exit code {code}): {message}", file=sys.stderr)
     return None
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
