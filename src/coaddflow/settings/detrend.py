@@ -96,7 +96,7 @@ class CosmicsSettings(Section):
         1,
         ge=1,
         le=8,
-        description="Iterations; each takes several seconds on a CCD of 8 megapixels.",
+        description="Number of iterations; each takes several seconds on a CCD of 8 megapixels.",
     )
     psf_sharpness: float = Field(
         0.8,
@@ -116,8 +116,8 @@ class CosmicsSettings(Section):
         0.05,
         gt=0,
         le=1,
-        description="If a larger fraction of the CCD is flagged the CCD fails: seeing or noise "
-        "model are wrong.",
+        description="If a larger fraction is flagged the CCD fails: the seeing or the noise model "
+        "is wrong.",
     )
 
 
