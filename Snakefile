@@ -19,9 +19,12 @@ localrules:
 
 
 rule all:
+    """Everything: calibration frames, calexps, corner databases, warps, coadds, pictures."""
     default_target: True
     input:
         all_products,
+    message:
+        "all: all products of the survey"
 
 
 include: "rules/calibs.smk"
@@ -34,7 +37,6 @@ include: "rules/coadds.smk"
 
 
 onstart:
-    lift_default_rate_limit()
     report_start()
 
 

@@ -2,27 +2,30 @@
 # from here on are treated alike: rows, manifest, corners, warps, coadds.
 
 
-if PLAN.images and not WHOLE_EXPOSURES:
+if is_planned("calibrated"):
 
     rule calibrated:
+        """Take in an image that was calibrated elsewhere: calexp and row."""
         input:
-            files=calibrated_inputs,
+            files=INPUTS.calibrated,
         output:
-            row="results/calexp/{exposure}/{ccd}.json",
+            row=paths.ROW,
         log:
             "logs/calibrated/{exposure}/{ccd}.log",
         benchmark:
             "results/benchmarks/calibrated/{exposure}/{ccd}.tsv"
         wildcard_constraints:
-            exposure=image_exposure_pattern(),
+            exposure=IMPORTED,
         group:
-            group_of("exposure_{exposure}")
+            group_of("calibrated")
         threads: 1
         resources:
             mem_mb=ccd_memory,
             runtime=ccd_runtime,
         params:
-            facts=ccd_facts,
-            settings=PLAN.calibrated_settings(),
+            table_row=PARAMS.table_row,
+            made_by=PARAMS.calibrated("calibrated"),
+        message:
+            "calibrated: exposure {wildcards.exposure}, CCD {wildcards.ccd}"
         script:
             "../scripts/calibrated.py"

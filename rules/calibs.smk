@@ -1,96 +1,81 @@
 # Master calibration frames, one of each kind a CCD (flats: a CCD and band). They are made from the
 # calibration exposures of the table, from dithered science exposures (`night_sky`), or given.
 #
-# Everything hangs on them: a frame added here makes the whole survey again. Name the exposures
+# Every calexp depends on them: a frame added here makes the whole survey again. Name the exposures
 # (calibs.flat.exposures and so on) once a survey is under way.
 
 
 if PLAN.science:
 
     rule master_bias:
+        """Combine the bias frames of a CCD."""
         input:
-            unpack(bias_inputs),
+            unpack(INPUTS.bias),
         output:
-            master="results/calibs/bias/{ccd}.fits",
+            master=paths.CALIB.replace("{kind}", "bias"),
         log:
             "logs/calibs/bias/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/bias/{ccd}.tsv"
         group:
-            group_of("calibs_{ccd}")
+            group_of("master_bias")
         threads: 1
         resources:
             mem_mb=calib_memory,
             runtime=calib_runtime,
         params:
-            settings=PLAN.calib_settings("bias"),
-            camera=ccd_fingerprint,
-            exposure_times=exposure_times,
+            made_by=PARAMS.master("master_bias"),
+            camera=PARAMS.camera_of_ccd,
+            exposure_times=PARAMS.exposure_times,
+        message:
+            "master_bias: CCD {wildcards.ccd}"
         script:
-            "../scripts/master_bias.py"
+            "../scripts/master.py"
 
-    rule master_dark:
+    use rule master_bias as master_dark with:
         input:
-            unpack(dark_inputs),
+            unpack(INPUTS.dark),
         output:
-            master="results/calibs/dark/{ccd}.fits",
+            master=paths.CALIB.replace("{kind}", "dark"),
         log:
             "logs/calibs/dark/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/dark/{ccd}.tsv"
-        group:
-            group_of("calibs_{ccd}")
-        threads: 1
-        resources:
-            mem_mb=calib_memory,
-            runtime=calib_runtime,
         params:
-            settings=PLAN.calib_settings("dark"),
-            camera=ccd_fingerprint,
-            exposure_times=exposure_times,
-        script:
-            "../scripts/master_dark.py"
+            made_by=PARAMS.master("master_dark"),
+            camera=PARAMS.camera_of_ccd,
+            exposure_times=PARAMS.exposure_times,
+        message:
+            "master_dark: CCD {wildcards.ccd}"
 
-    rule master_flat:
+    use rule master_bias as master_flat with:
         input:
-            unpack(flat_inputs),
+            unpack(INPUTS.flat),
         output:
-            master="results/calibs/flat/{band}/{ccd}.fits",
+            master=paths.FLAT,
         log:
             "logs/calibs/flat/{band}/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/flat/{band}/{ccd}.tsv"
-        group:
-            group_of("calibs_{ccd}")
-        threads: 1
-        resources:
-            mem_mb=calib_memory,
-            runtime=calib_runtime,
         params:
-            settings=PLAN.calib_settings("flat"),
-            camera=ccd_fingerprint,
-            exposure_times=exposure_times,
-        script:
-            "../scripts/master_flat.py"
+            made_by=PARAMS.master("master_flat"),
+            camera=PARAMS.camera_of_ccd,
+            exposure_times=PARAMS.exposure_times,
+        message:
+            "master_flat: band {wildcards.band}, CCD {wildcards.ccd}"
 
-    rule defects:
+    use rule master_bias as defects with:
         input:
-            unpack(defects_inputs),
+            unpack(INPUTS.defects),
         output:
-            master="results/calibs/defects/{ccd}.fits",
+            master=paths.CALIB.replace("{kind}", "defects"),
         log:
             "logs/calibs/defects/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/defects/{ccd}.tsv"
-        group:
-            group_of("calibs_{ccd}")
-        threads: 1
-        resources:
-            mem_mb=calib_memory,
-            runtime=calib_runtime,
         params:
-            settings=PLAN.calib_settings("defects"),
-            camera=ccd_fingerprint,
-            exposure_times=exposure_times,
-        script:
-            "../scripts/defects.py"
+            made_by=PARAMS.master("defects"),
+            camera=PARAMS.camera_of_ccd,
+            exposure_times=PARAMS.exposure_times,
+        message:
+            "defects: CCD {wildcards.ccd}"

@@ -2,47 +2,51 @@
 #
 # `parallel.coadd: patch` is the rule `coadd`, one job a patch and band, grouped by tract with the
 # tract's warps. `parallel.coadd: tract` is the rule `tract`, which warps and coadds a tract in one
-# job; it hangs on the corner database alone, which changes with each manifest of its exposures.
+# job; it depends on the corner database alone, which changes with each manifest of its exposures.
 
 
-if SETTINGS.parallel.coadd == "patch":
+if is_planned("coadd"):
 
     rule coadd:
+        """Coadd a patch in one band."""
         input:
-            database="results/corners/{band}/{tract}.sqlite",
-            warps=warps_of_patch,
+            database=paths.TRACT_CORNERS,
+            warps=INPUTS.coadd,
         output:
-            image="results/coadd/{band}/{tract}/{patch}.fits",
+            image=paths.COADD,
         log:
             "logs/coadd/{band}/{tract}/{patch}.log",
         benchmark:
             "results/benchmarks/coadd/{band}/{tract}/{patch}.tsv"
         group:
-            group_of("tract_{tract}")
+            group_of("coadd")
         threads: 1
         resources:
             mem_mb=coadd_memory,
             runtime=coadd_runtime,
         params:
-            skymap=PLAN.skymap_settings(),
-            settings=PLAN.triggers("coadd", "selection", "warp", "products"),
+            skymap=PARAMS.skymap(),
+            made_by=PARAMS.made_by("coadd"),
+        message:
+            "coadd: band {wildcards.band}, tract {wildcards.tract}, patch {wildcards.patch}"
         script:
             "../scripts/coadd.py"
 
 
-if SETTINGS.parallel.coadd == "tract":
+if is_planned("tract"):
 
     rule tract:
+        """Warp and coadd a band on a tract in one job."""
         input:
-            database="results/corners/{band}/{tract}.sqlite",
+            database=paths.TRACT_CORNERS,
         output:
-            table="results/coadd/{band}/{tract}.ecsv",
+            table=paths.COADD_TABLE,
         log:
             "logs/tract/{band}/{tract}.log",
         benchmark:
             "results/benchmarks/tract/{band}/{tract}.tsv"
         group:
-            TRACT_GROUP
+            group_of("tract")
         threads: tract_threads
         resources:
             mem_mb=tract_memory,
@@ -51,27 +55,33 @@ if SETTINGS.parallel.coadd == "tract":
             tasks=tract_tasks,
             mem_mb_per_cpu=tract_task_memory,
         params:
-            skymap=PLAN.skymap_settings(),
-            patches=patches_of_tract,
-            settings=PLAN.triggers("coadd", "selection", "warp", "products"),
+            skymap=PARAMS.skymap(),
+            patches=PARAMS.patches,
+            made_by=PARAMS.made_by("tract"),
+        message:
+            "tract: band {wildcards.band}, tract {wildcards.tract}"
         script:
             "../scripts/tract.py"
 
 
 rule picture:
+    """Make a colour picture of a tract from its coadds."""
     input:
-        coadds=coadds_of_tract,
+        coadds=INPUTS.coadds_of_tract,
     output:
-        picture="results/coadd/{tract}.png",
+        picture=paths.PICTURE,
     log:
         "logs/picture/{tract}.log",
     group:
-        group_of("tract_{tract}")
+        group_of("picture")
     threads: 1
     resources:
         mem_mb=picture_memory,
         runtime=growing(10),
     params:
-        skymap=PLAN.skymap_settings(),
+        skymap=PARAMS.skymap(),
+        made_by=PARAMS.made_by("picture"),
+    message:
+        "picture: tract {wildcards.tract}"
     script:
         "../scripts/picture.py"

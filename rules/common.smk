@@ -1,8 +1,8 @@
-# What all rules share: the settings, the plan, and the functions that answer "which files?",
-# "which settings?" and "how much memory?". The only file with functions.
+# What all rules share: the settings, the plan, and what answers "which files?", "which settings?"
+# and "how much memory?" of a job. The only file with functions.
 #
 # Snakemake reads this again in every job of a cluster, so nothing slow may happen here: the plan
-# comes from a cache (coaddflow.workflow.plan), and astropy is not imported.
+# comes from a cache (workflow/plan_cache.py), and astropy is not imported.
 
 import functools
 import math
@@ -10,38 +10,24 @@ import os
 import sys
 import time
 
-from snakemake import __version__ as snakemake_version
-from snakemake.dag import DAG
-from snakemake.jobs import GroupJob, Job
-
 RUN_STARTED = time.time()
 
 try:
     from coaddflow.cluster import slurm as cluster
-    from coaddflow.runtime import log as joblog
-    from coaddflow.workflow import report as messages
-    from coaddflow.workflow import plan as planning
-    from coaddflow.runtime import resources as needs
     from coaddflow.errors import InputError
+    from coaddflow.runtime import resources as needs
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
-    from coaddflow.tables.manifest import ccds_failed_with, failed_fraction
+    from coaddflow.tables import paths
+    from coaddflow.workflow import progress, report, snakemake_patches, stages
+    from coaddflow.workflow.inputs import Inputs
+    from coaddflow.workflow.params import Params
+    from coaddflow.workflow.plan import make_plan
 except ModuleNotFoundError as error:
     sys.exit(
         f"coaddflow: error: {error}. The package is not installed for {sys.executable}. Run "
         "`make demo`, or `pip install -e .` in the folder of the Snakefile"
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# Settings and plan
-# ---------------------------------------------------------------------------------------------
-
-
-DEMO_HINT = (
-    ". These are the settings of the demo: `make demo` makes its data and runs it; "
-    "--configfile FILE takes the settings of another survey"
-)
 
 
 def config_file():
@@ -57,26 +43,30 @@ if not workflow.overwrite_configfiles:
     configfile: config_file()
 
 
-def checked_plan():
-    """Return the plan of the run; a mistake of the user ends it with one line, no traceback."""
-    source = ", ".join(str(path) for path in workflow.configfiles) or None
+def exit_on_input_error(step, *arguments):
+    """Do a step of the run; a mistake of the user ends it with one line, no traceback."""
     try:
-        # jobs have been checked by the run that started them
-        for path in workflow.configfiles if workflow.is_main_process else ():
-            with open(path, encoding="utf-8") as stream:
-                check_keys(stream.read(), path)
-        plan = planning.make_plan(load_settings(config, source))
-        plan.check()
-        return plan
+        return step(*arguments)
     except InputError as error:
-        demo = os.path.realpath(os.path.join(workflow.basedir, "config.yaml"))
-        is_demo = [os.path.realpath(path) for path in workflow.configfiles] == [demo]
-        hint = DEMO_HINT if is_demo else ""
-        sys.exit(f"coaddflow: error: {error}{hint}")
+        sys.exit(f"coaddflow: error: {error}{report.demo_hint(workflow)}")
 
 
-PLAN = checked_plan()
+def checked_plan():
+    """Return the plan of the run."""
+    # jobs have been checked by the run that started them
+    for path in workflow.configfiles if workflow.is_main_process else ():
+        with open(path, encoding="utf-8") as stream:
+            check_keys(stream.read(), path)
+    source = ", ".join(str(path) for path in workflow.configfiles) or None
+    plan = make_plan(load_settings(config, source))
+    plan.check()
+    return plan
+
+
+PLAN = exit_on_input_error(checked_plan)
 SETTINGS = PLAN.settings
+INPUTS = Inputs(PLAN)
+PARAMS = Params(PLAN)
 
 
 wildcard_constraints:
@@ -87,9 +77,13 @@ wildcard_constraints:
     patch=r"\d+_\d+",
 
 
-# Whether the scheduler sees exposures, or their CCDs.
-WHOLE_EXPOSURES = SETTINGS.parallel.calexp == "exposure"
-
+# Exposures that were calibrated elsewhere, and all others, as patterns.
+IMPORTED = "|".join(PLAN.images)
+RAW = (
+    rf"(?!(?:{IMPORTED})[/.])[A-Za-z0-9][A-Za-z0-9_-]*"
+    if IMPORTED
+    else "[A-Za-z0-9_-]+"
+)
 
 # Whether jobs go to a cluster: `jobs` is given, or this is such a job. Then the jobs of an exposure,
 # those of a tract and the calibration frames of a CCD are one group each, which is one job of the
@@ -103,432 +97,33 @@ ON_CLUSTER = (
 # what Slurm said of the allocation: the executor takes that away from jobs of MPI.
 INSIDE_SLURM = not workflow.is_main_process and cluster.hand_down_allocation(os.environ)
 
-
-def replace_in_snakemake(owner, name, replacement):
-    """Put something in the place of a method of Snakemake's, and return the method."""
-    found = getattr(owner, name, None)
-    if found is None:
-        warn_of_snakemake(f"{owner.__name__}.{name}")
-    setattr(owner, name, replacement)
-    return found
+snakemake_patches.replace_internals(RUN_STARTED, workflow.is_main_process)
 
 
-def warn_of_snakemake(name):
-    """Say that this Snakemake lacks something that is replaced here."""
-    print(
-        f"coaddflow: warning: Snakemake {snakemake_version} has no {name}, which coaddflow "
-        "replaces (rules/common.smk tells why)",
-        file=sys.stderr,
-    )
-
-
-# Snakemake 9.27 looks for groups that depend on themselves twice. DAG.validate_group takes a time
-# that grows with the number of jobs; DAG._check_groups, which looks for the same afterwards, one
-# that grows with the square of a group's size times the number of all jobs before it: 75 s for 12
-# exposures of HSC, hours for a survey. It is left out (docs/workflow.md).
-replace_in_snakemake(DAG, "_check_groups", lambda self: None)
+def is_planned(name):
+    """Return whether a stage is part of the run."""
+    return stages.STAGES[name].is_planned(PLAN)
 
 
 def group_of(name):
-    """Return the group of a rule: a name with wildcards on a cluster, None elsewhere."""
-    return name if ON_CLUSTER else None
+    """Return the group of a stage's jobs on a cluster, None elsewhere.
 
-
-# The group of a tract. With MPI its bands are jobs of their own: Snakemake would add the CPUs of a
-# task to those of the other bands, and not only the tasks.
-BY_BAND = SETTINGS.parallel.backend == "mpi" and SETTINGS.parallel.coadd == "tract"
-TRACT_GROUP = group_of("tract_{tract}_{band}" if BY_BAND else "tract_{tract}")
-
-
-# A failure that another attempt cannot mend (too many failed CCDs, an unusable file) is not tried
-# again. Snakemake 9.27 has only `retries` of a rule, and a group is tried as often as that rule of
-# it that is tried most, so the answer is taken from the last words of the jobs' logs.
-def retries_left(job):
-    """Return how often a job or a group of jobs may be tried again."""
-    jobs = job.jobs if job.is_group() else [job]
-    if joblog.failed_for_good([log for one in jobs for log in one.log], RUN_STARTED):
-        return 0
-    return max(one.rule.restart_times for one in jobs)
-
-
-for kind_of_job in (Job, GroupJob):
-    replace_in_snakemake(kind_of_job, "restart_times", property(retries_left))
-
-
-def log_words_of_cluster(group, msg=None, **options):
-    """Log that a group of jobs has failed, and what the cluster says about it."""
-    if msg and workflow.is_main_process:
-        print(f"coaddflow: {group.name}: {msg.splitlines()[0]}", file=sys.stderr)
-    log_error_of_group(group, msg, **options)
-
-
-# Snakemake 9.27 drops the words with which a cluster refuses or ends a group of jobs.
-log_error_of_group = replace_in_snakemake(GroupJob, "log_error", log_words_of_cluster)
-
-
-def raw_exposure_pattern():
-    """Return a pattern of the exposures that are made from raw frames."""
-    others = "|".join(PLAN.images)
-    return (
-        rf"(?!(?:{others})[/.])[A-Za-z0-9][A-Za-z0-9_-]*"
-        if others
-        else "[A-Za-z0-9_-]+"
+    With MPI the bands of a tract are jobs of their own: Snakemake would add the CPUs of a task to
+    those of the other bands, and not only the tasks.
+    """
+    by_band = (
+        name in ("tract", "tract_corners")
+        and SETTINGS.parallel.backend == "mpi"
+        and SETTINGS.parallel.coadd == "tract"
     )
-
-
-def image_exposure_pattern():
-    """Return a pattern of the exposures that were calibrated elsewhere."""
-    return "|".join(PLAN.images)
-
-
-# ---------------------------------------------------------------------------------------------
-# Products
-# ---------------------------------------------------------------------------------------------
-
-
-def calibration_frames():
-    """Return the calibration frames that are made, for all CCDs."""
-    frames = {
-        PLAN.calib_product(kind, ccd, band)
-        for kind in planning.CALIB_KINDS
-        if PLAN.science and getattr(SETTINGS.calibs, kind).source != "given"
-        for ccd in PLAN.ccds
-        for band in PLAN.bands
-    }
-    return sorted(frames - {None})
-
-
-def coadds_of(tract):
-    """Return the coadds of a tract, of all bands: the files, or the lists that name them."""
-    if SETTINGS.parallel.coadd == "tract":
-        return [
-            f"results/coadd/{band}/{tract}.ecsv"
-            for band in PLAN.bands
-            if PLAN.patches_of(band, tract)
-        ]
-    return [
-        f"results/coadd/{band}/{tract}/{patch}.fits"
-        for band in PLAN.bands
-        for patch in PLAN.patches_of(band, tract)
-    ]
-
-
-def warps_of(exposure):
-    """Return the warp tables of an exposure, one a tract; none where a tract is one job."""
-    if SETTINGS.parallel.coadd == "tract":
-        return []
-    return [
-        f"results/warp/{tract}/{exposure}.ecsv" for tract in PLAN.overlaps[exposure]
-    ]
-
-
-def or_one_line(make_ready):
-    """Make the run ready; what hinders it ends it with one line, no traceback."""
-    try:
-        make_ready(workflow)
-    except InputError as error:
-        sys.exit(f"coaddflow: error: {error}")
+    group = stages.STAGES[name].group + ("_{band}" if by_band else "")
+    return group if ON_CLUSTER else None
 
 
 def all_products(wildcards):
-    """Return what a run makes. It is asked for when planning begins, after the executor is known.
-
-    Manifests, warp tables, databases and calibration frames are named here although coadds hang
-    on them: Snakemake does not miss an intermediate file that a failed job has taken away as long
-    as the older files made from it are there, and the next run would call them up to date.
-    """
-    or_one_line(cluster.prepare)
-    return [
-        *calibration_frames(),
-        *(f"results/summary/{exposure}.ecsv" for exposure in PLAN.exposures),
-        "results/corners.sqlite",
-        *(path for exposure in PLAN.exposures for path in warps_of(exposure)),
-        *(
-            f"results/corners/{band}/{tract}.sqlite"
-            for tract in PLAN.tracts
-            for band in PLAN.bands
-            if PLAN.patches_of(band, tract)
-        ),
-        *(path for tract in PLAN.tracts for path in coadds_of(tract)),
-        *(f"results/coadd/{tract}.png" for tract in PLAN.tracts),
-    ]
-
-
-# ---------------------------------------------------------------------------------------------
-# Which files a job needs
-# ---------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=None)
-def is_there(path):
-    return os.path.exists(path)
-
-
-@functools.lru_cache(maxsize=4096)
-def failed_for_want_of_file(row):
-    """Return whether a CCD's row says that its raw file was missing (or there is no row)."""
-    try:
-        with open(row, encoding="utf-8") as stream:
-            return '"missing_file"' in stream.read()
-    except FileNotFoundError:
-        return True
-
-
-def files_or_failure(files, row):
-    """Return the raw files of a CCD as inputs of its job.
-
-    A file that is not there would stop the whole plan, so it is left out: the job then runs, and
-    the CCD fails with its reason. When the file appears the set of inputs changes, and the CCD is
-    done again. Where the CCD has been done and its raw file has since been moved away (an
-    archive), the file stays an input and the CCD stays done.
-    """
-    if all(is_there(path) for path in files) or not failed_for_want_of_file(row):
-        return files
-    return [path for path in files if is_there(path)]
-
-
-@functools.lru_cache(maxsize=4096)
-def failed_for_want_of_frames(master):
-    """Return whether a calibration frame could not be made because raw frames were missing."""
-    with open(master, "rb") as stream:
-        return b"CFFAILED= 'missing_frames" in stream.read(2880)
-
-
-def frames_or_failure(kind, wildcards):
-    """Return the raw frames that a calibration frame of a CCD is made from.
-
-    As with `files_or_failure`: frames that are not there are left out, unless the calibration
-    frame has been made from them already.
-    """
-    ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
-    files = [PLAN.raw_file(exposure, ccd) for exposure in PLAN.calib_frames(kind, band)]
-    done = PLAN.calib_product(kind, ccd, band or PLAN.bands[0])
-    found = [path for path in files if is_there(path)]
-    if len(found) < len(files) and done and is_there(done):
-        return found if failed_for_want_of_frames(done) else files
-    return found
-
-
-def bias_inputs(wildcards):
-    """Return what the master bias of a CCD is made from."""
-    return {"raw": frames_or_failure("bias", wildcards)}
-
-
-def dark_inputs(wildcards):
-    """Return what the master dark of a CCD is made from."""
-    return {"raw": frames_or_failure("dark", wildcards)} | calibs_of_ccd(
-        wildcards, "bias"
-    )
-
-
-def flat_inputs(wildcards):
-    """Return what the flat of a CCD and band is made from."""
-    inputs = {"raw": frames_or_failure("flat", wildcards)}
-    return inputs | calibs_of_ccd(wildcards, "bias", "dark")
-
-
-def defects_inputs(wildcards):
-    """Return what the map of bad pixels of a CCD is made from."""
-    if SETTINGS.calibs.defects.source == "night_sky":
-        if PLAN.defects_from_dark:
-            return calibs_of_ccd(wildcards, "dark")
-        inputs = {"raw": frames_or_failure("defects", wildcards)}
-        return inputs | calibs_of_ccd(wildcards, "bias")
-    flats = PLAN.flats_of(int(wildcards.ccd))
-    return calibs_of_ccd(wildcards, "dark") | {"flats": flats}
-
-
-def calibs_of_ccd(wildcards, *kinds, band=None):
-    """Return the calibration frames of a CCD that there are, by kind."""
-    band = band or getattr(wildcards, "band", PLAN.bands[0])
-    products = {
-        kind: PLAN.calib_product(kind, int(wildcards.ccd), band) for kind in kinds
-    }
-    return {kind: path for kind, path in products.items() if path is not None}
-
-
-def calexp_inputs(wildcards):
-    """Return the raw file, calibration frames and reference catalogue of a CCD."""
-    exposure, ccd = wildcards.exposure, int(wildcards.ccd)
-    row = f"results/calexp/{exposure}/{ccd}.json"
-    return {
-        "raw": files_or_failure([PLAN.raw_file(exposure, ccd)], row),
-        **calibs_of_ccd(wildcards, *planning.CALIB_KINDS, band=PLAN.band_of(exposure)),
-        "refcat": PLAN.refcat_files,
-    }
-
-
-def exposure_inputs(wildcards):
-    """Return the raw files, calibration frames and reference catalogue of all CCDs."""
-    exposure, band = wildcards.exposure, PLAN.band_of(wildcards.exposure)
-    raw = {ccd: [PLAN.raw_file(exposure, ccd)] for ccd in PLAN.ccds}
-    calibs = [
-        PLAN.calib_product(kind, ccd, band)
-        for kind in planning.CALIB_KINDS
-        for ccd in PLAN.ccds
-    ]
-    return {
-        "raw": files_of_exposure_or_failure(exposure, raw),
-        "calibs": list(dict.fromkeys(path for path in calibs if path is not None)),
-        "refcat": PLAN.refcat_files,
-    }
-
-
-def files_of_exposure_or_failure(exposure, files):
-    """Return the raw files of an exposure, given by CCD, as inputs of its job.
-
-    As with `files_or_failure`: a file that is not there is left out only if its CCD has failed
-    for want of it, or the exposure has not been done.
-    """
-    manifest = f"results/summary/{exposure}.ecsv"
-    without = ccds_failed_with(manifest, "missing_file")
-    kept = [
-        path
-        for ccd, paths in files.items()
-        for path in paths
-        if is_there(path) or not (without is None or ccd in without)
-    ]
-    return list(dict.fromkeys(kept))
-
-
-def images_inputs(wildcards):
-    """Return the files of all images of an exposure that was calibrated elsewhere."""
-    exposure = wildcards.exposure
-    files = {ccd: PLAN.image_files(exposure, ccd) for ccd in PLAN.ccds_of(exposure)}
-    return files_of_exposure_or_failure(exposure, files)
-
-
-def calibrated_inputs(wildcards):
-    """Return the files of an image calibrated elsewhere: image, weight, mask."""
-    exposure, ccd = wildcards.exposure, int(wildcards.ccd)
-    row = f"results/calexp/{exposure}/{ccd}.json"
-    return files_or_failure(PLAN.image_files(exposure, ccd), row)
-
-
-def rows_of_exposure(wildcards):
-    """Return the rows of all CCDs of an exposure."""
-    exposure = wildcards.exposure
-    return [f"results/calexp/{exposure}/{ccd}.json" for ccd in PLAN.ccds_of(exposure)]
-
-
-def manifests_of_tract(wildcards):
-    """Return the manifests of the exposures of a band that can touch a tract."""
-    exposures = PLAN.exposures_of_tract(int(wildcards.tract), wildcards.band)
-    return [f"results/summary/{exposure}.ecsv" for exposure in exposures]
-
-
-def all_manifests(wildcards):
-    """Return the manifests of all exposures."""
-    return [f"results/summary/{exposure}.ecsv" for exposure in PLAN.exposures]
-
-
-def warps_of_patch(wildcards):
-    """Return the warp tables of the exposures of a band that can touch a patch."""
-    tract = int(wildcards.tract)
-    exposures = PLAN.exposures_of_patch(wildcards.band, tract, wildcards.patch)
-    return [f"results/warp/{tract}/{exposure}.ecsv" for exposure in exposures]
-
-
-def patches_of_tract(wildcards):
-    """Return the patches of a tract that exposures of a band can touch."""
-    return PLAN.patches_of(wildcards.band, int(wildcards.tract))
-
-
-def coadds_of_tract(wildcards):
-    """Return the coadds of a tract, of all bands."""
-    return coadds_of(int(wildcards.tract))
-
-
-# ---------------------------------------------------------------------------------------------
-# What a job does differently when the settings or the tables change (params)
-# ---------------------------------------------------------------------------------------------
-# A job is done again when its params change, so they carry the settings that it uses, and no
-# others; nothing absolute, random or temporal.
-
-
-def ccd_facts(wildcards):
-    """Return what the table says about an exposure or an image."""
-    return PLAN.facts(wildcards.exposure, int(wildcards.ccd))
-
-
-def exposure_facts(wildcards):
-    """Return what the table says about a raw exposure; None for images calibrated elsewhere."""
-    return (
-        PLAN.facts(wildcards.exposure) if wildcards.exposure in PLAN.science else None
-    )
-
-
-def ccds_of_exposure(wildcards):
-    """Return raw file and calibration frames of each CCD of an exposure."""
-    exposure, band = wildcards.exposure, PLAN.band_of(wildcards.exposure)
-    found = []
-    for ccd in PLAN.ccds_of(exposure):
-        calibs = {
-            kind: PLAN.calib_product(kind, ccd, band) for kind in planning.CALIB_KINDS
-        }
-        found.append(
-            {
-                "ccd": ccd,
-                "raw": PLAN.raw_file(exposure, ccd),
-                "calibs": {
-                    kind: path for kind, path in calibs.items() if path is not None
-                },
-            }
-        )
-    return found
-
-
-def images_of_exposure(wildcards):
-    """Return what the table says about the images of an exposure calibrated elsewhere."""
-    exposure = wildcards.exposure
-    return [PLAN.facts(exposure, ccd) for ccd in PLAN.ccds_of(exposure)]
-
-
-def exposure_times(wildcards, input):
-    """Return the exposure times of the frames of a calibration frame, by file."""
-    exposures = [*PLAN.calibration.values(), *PLAN.science.values()]
-    ccd = int(wildcards.ccd)
-    times = {PLAN.raw_file(row.exposure, ccd): row.exposure_time for row in exposures}
-    return {path: times[path] for path in input.get("raw", [])}
-
-
-def ccd_fingerprint(wildcards):
-    """Return a checksum of what the camera file says about a CCD."""
-    return PLAN.ccds[int(wildcards.ccd)].fingerprint
-
-
-@functools.lru_cache(maxsize=None)
-def calexp_settings_of_band(band):
-    """Return the settings that make a calexp of a band."""
-    return PLAN.calexp_settings(band)
-
-
-def calexp_settings(wildcards):
-    """Return the settings that make the calexps of an exposure."""
-    return calexp_settings_of_band(PLAN.band_of(wildcards.exposure))
-
-
-@functools.lru_cache(maxsize=None)
-def exposure_settings_of_band(band):
-    """Return the settings that make all calexps of an exposure of a band."""
-    return PLAN.exposure_settings(band)
-
-
-def exposure_settings(wildcards):
-    """Return the settings that make the calexps of an exposure in one job."""
-    return exposure_settings_of_band(PLAN.band_of(wildcards.exposure))
-
-
-def verdict(wildcards):
-    """Return whether an exposure that has passed would fail by the settings of today.
-
-    `calexp.max_failed_fraction` is not in the params of the gather job itself: raising it, to let
-    one exposure pass, must not redo all others with all that hangs on them. Lowering it must fail
-    those that now have too many failures, and no others.
-    """
-    manifest = f"results/summary/{wildcards.exposure}.ecsv"
-    fraction = failed_fraction(manifest)
-    return "fails" if fraction > SETTINGS.calexp.max_failed_fraction else "passes"
+    """Return what a run makes. It is asked for when planning begins, after the executor is known."""
+    exit_on_input_error(cluster.prepare, workflow)
+    return stages.targets(PLAN)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -783,31 +378,25 @@ if not ON_CLUSTER and not {"mem", "mem_mb"} & set(workflow.global_resources):
 # ---------------------------------------------------------------------------------------------
 
 
-def lift_default_rate_limit():
-    """Take away the limit on jobs a second, unless the user has set one.
-
-    Snakemake 9.27 enforces its default of 100 jobs a second by looking at all waiting jobs again
-    one second after every look; each job that ends adds a look to those of every second. After a
-    thousand jobs the scheduler does nothing else.
-    """
-    if not hasattr(workflow.scheduler, "job_rate_limiter"):
-        warn_of_snakemake("JobScheduler.job_rate_limiter")
-    limit = workflow.scheduling_settings.max_jobs_per_timespan
-    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
-        workflow.scheduler.job_rate_limiter = None
+PROGRESS = progress.Progress({}, progress.to_user)
 
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
-    or_one_line(cluster.begin)
-    print(messages.start_text(PLAN), file=sys.stderr)
+    exit_on_input_error(cluster.begin, workflow)
+    snakemake_patches.lift_default_rate_limit(workflow)
+    progress.follow(PROGRESS, workflow)
+    progress.to_user(report.start_text(PLAN))
 
 
 def report_success():
     """Say what there is now."""
-    print(messages.success_text(PLAN), file=sys.stderr)
+    progress.to_user(report.success_text(PLAN))
 
 
 def report_failure():
-    """Say what failed, why, and where its log is."""
-    print(messages.failure_text("logs", RUN_STARTED), file=sys.stderr)
+    """Say what failed, why, and where its log is; after Ctrl-C only how far the run is."""
+    if PROGRESS.interrupted:
+        progress.to_user(report.interrupted_text(PROGRESS.done, PROGRESS.total))
+        sys.exit(report.INTERRUPTED)
+    progress.to_user(report.failure_text(paths.LOGS, RUN_STARTED))

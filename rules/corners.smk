@@ -2,33 +2,38 @@
 #
 # A coadd asks the database of its band and tract, made from the manifests of the exposures that
 # can touch it, so that an added exposure redoes nothing elsewhere. The survey's database is for
-# people and for planning; nothing hangs on it. It is brought up to date rather than made anew.
+# people and for planning; nothing depends on it. It is brought up to date rather than made anew.
 
 
 rule tract_corners:
+    """Make the corner database of a band on a tract."""
     input:
-        manifests=manifests_of_tract,
+        manifests=INPUTS.tract_corners,
     output:
-        database="results/corners/{band}/{tract}.sqlite",
+        database=paths.TRACT_CORNERS,
     log:
         "logs/tract_corners/{band}/{tract}.log",
     group:
-        TRACT_GROUP
+        group_of("tract_corners")
     threads: 1
     resources:
         mem_mb=growing(needs.SMALL_STEP_MB),
         runtime=growing(10),
     params:
-        skymap=PLAN.skymap_settings(),
+        skymap=PARAMS.skymap(),
+        made_by=PARAMS.made_by("tract_corners"),
+    message:
+        "tract_corners: band {wildcards.band}, tract {wildcards.tract}"
     script:
         "../scripts/tract_corners.py"
 
 
 rule survey_corners:
+    """Bring the corner database of the survey up to date."""
     input:
-        manifests=all_manifests,
+        manifests=INPUTS.survey_corners,
     output:
-        database=update("results/corners.sqlite"),
+        database=update(paths.SURVEY_CORNERS),
     log:
         "logs/survey_corners.log",
     threads: 1
@@ -36,7 +41,9 @@ rule survey_corners:
         mem_mb=growing(2 * needs.SMALL_STEP_MB),
         runtime=growing(60),
     params:
-        skymap=PLAN.skymap_settings(),
-        prediction=PLAN.triggers("prediction"),
+        skymap=PARAMS.skymap(),
+        made_by=PARAMS.made_by("survey_corners"),
+    message:
+        "survey_corners: all exposures"
     script:
         "../scripts/survey_corners.py"

@@ -4,21 +4,22 @@
 # scheduler sees exposures.
 
 
-if PLAN.science and WHOLE_EXPOSURES:
+if is_planned("exposure"):
 
     rule exposure:
+        """Calibrate the CCDs of an exposure in one job, and gather its manifest."""
         input:
-            unpack(exposure_inputs),
+            unpack(INPUTS.exposure),
         output:
-            manifest="results/summary/{exposure}.ecsv",
+            manifest=paths.MANIFEST,
         log:
             "logs/exposure/{exposure}.log",
         benchmark:
             "results/benchmarks/exposure/{exposure}.tsv"
         wildcard_constraints:
-            exposure=raw_exposure_pattern(),
+            exposure=RAW,
         group:
-            group_of("exposure_{exposure}")
+            group_of("exposure")
         threads: exposure_threads
         resources:
             mem_mb=exposure_memory,
@@ -27,30 +28,33 @@ if PLAN.science and WHOLE_EXPOSURES:
             tasks=exposure_tasks,
             mem_mb_per_cpu=exposure_task_memory,
         params:
-            facts=exposure_facts,
-            ccds=ccds_of_exposure,
-            camera=PLAN.exposure_fingerprint(),
-            settings=exposure_settings,
-            verdict=verdict,
+            table_row=PARAMS.exposure_row,
+            ccds=PARAMS.ccd_files,
+            camera=PARAMS.camera_of_exposure(),
+            made_by=PARAMS.exposure,
+            verdict=PARAMS.verdict,
+        message:
+            "exposure: exposure {wildcards.exposure}"
         script:
             "../scripts/exposure.py"
 
 
-if PLAN.images and WHOLE_EXPOSURES:
+if is_planned("calibrated_exposure"):
 
     rule calibrated_exposure:
+        """Take in the images of an exposure in one job, and gather its manifest."""
         input:
-            files=images_inputs,
+            files=INPUTS.calibrated_exposure,
         output:
-            manifest="results/summary/{exposure}.ecsv",
+            manifest=paths.MANIFEST,
         log:
             "logs/exposure/{exposure}.log",
         benchmark:
             "results/benchmarks/exposure/{exposure}.tsv"
         wildcard_constraints:
-            exposure=image_exposure_pattern(),
+            exposure=IMPORTED,
         group:
-            group_of("exposure_{exposure}")
+            group_of("calibrated_exposure")
         threads: exposure_threads
         resources:
             mem_mb=exposure_memory,
@@ -59,8 +63,10 @@ if PLAN.images and WHOLE_EXPOSURES:
             tasks=exposure_tasks,
             mem_mb_per_cpu=exposure_task_memory,
         params:
-            images=images_of_exposure,
-            settings=PLAN.calibrated_settings(),
-            verdict=verdict,
+            images=PARAMS.image_rows,
+            made_by=PARAMS.calibrated("calibrated_exposure"),
+            verdict=PARAMS.verdict,
+        message:
+            "calibrated_exposure: exposure {wildcards.exposure}"
         script:
             "../scripts/exposure.py"

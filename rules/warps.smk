@@ -1,29 +1,32 @@
 # Warps: the CCDs of one exposure on the pixels of one tract.
 #
-# A warp hangs on the manifest of its own exposure and on nothing else: what other exposures do
+# A warp depends on the manifest of its own exposure and on nothing else: what other exposures do
 # never makes it again. Its table is what it promises Snakemake, and is written last. With
 # `parallel.coadd: tract` there are none: the job of the tract keeps them in memory.
 
 
-if SETTINGS.parallel.coadd == "patch":
+if is_planned("warp"):
 
     rule warp:
+        """Warp the CCDs of an exposure to a tract."""
         input:
-            manifest="results/summary/{exposure}.ecsv",
+            manifest=paths.MANIFEST,
         output:
-            table="results/warp/{tract}/{exposure}.ecsv",
+            table=paths.WARP_TABLE,
         log:
             "logs/warp/{tract}/{exposure}.log",
         benchmark:
             "results/benchmarks/warp/{tract}/{exposure}.tsv"
         group:
-            group_of("tract_{tract}")
+            group_of("warp")
         threads: 1
         resources:
             mem_mb=warp_memory,
             runtime=warp_runtime,
         params:
-            skymap=PLAN.skymap_settings(),
-            settings=PLAN.triggers("warp", "products"),
+            skymap=PARAMS.skymap(),
+            made_by=PARAMS.made_by("warp"),
+        message:
+            "warp: exposure {wildcards.exposure}, tract {wildcards.tract}"
         script:
             "../scripts/warp.py"

@@ -1,26 +1,13 @@
 """Calibrate one CCD: raw frame to calexp, sources and row."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-with job_log(snakemake.log[0], snakemake.threads):
+with stage(snakemake) as job:
     from coaddflow.calexp.job import CcdFiles, make_calexp
-    from coaddflow.instrument.camera import load_camera
-    from coaddflow.settings import load_settings
     from coaddflow.tables.exposures import ExposureRow
-    from coaddflow.workflow.plan import CALIB_KINDS
+    from coaddflow.tables.paths import MANIFEST
 
-    exposure = ExposureRow(**snakemake.params.facts)
-    make_calexp(
-        exposure,
-        int(snakemake.wildcards.ccd),
-        CcdFiles(
-            raw=exposure.path,
-            calibs={
-                kind: snakemake.input.get(kind) for kind in CALIB_KINDS if snakemake.input.get(kind)
-            },
-            row=snakemake.output.row,
-            manifest=f"results/summary/{exposure.exposure}.ecsv",
-        ),
-        load_camera(snakemake.config["camera"]),
-        load_settings(snakemake.config).only(*snakemake.params.settings),
-    )
+    exposure = ExposureRow(**job.params.table_row)
+    manifest = MANIFEST.format(exposure=exposure.exposure)
+    files = CcdFiles(exposure.path, job.calibs, job.output.row, manifest)
+    make_calexp(exposure, job.ccd, files, job.camera, job.settings())

@@ -1,20 +1,13 @@
 """Make a calexp and its row from an image that was calibrated elsewhere."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-with job_log(snakemake.log[0], snakemake.threads):
+with stage(snakemake) as job:
     from coaddflow.calexp.job import CcdFiles, make_calexp_from_image
-    from coaddflow.settings import load_settings
     from coaddflow.tables.exposures import ImageRow
+    from coaddflow.tables.paths import MANIFEST
 
-    image = ImageRow(**snakemake.params.facts)
-    make_calexp_from_image(
-        image,
-        CcdFiles(
-            raw=image.path,
-            calibs={},
-            row=snakemake.output.row,
-            manifest=f"results/summary/{image.exposure}.ecsv",
-        ),
-        load_settings(snakemake.config).only(*snakemake.params.settings),
-    )
+    image = ImageRow(**job.params.table_row)
+    manifest = MANIFEST.format(exposure=image.exposure)
+    files = CcdFiles(image.path, {}, job.output.row, manifest)
+    make_calexp_from_image(image, files, job.settings())

@@ -1,21 +1,20 @@
 """Make the calexps of an exposure and its manifest, scattered over workers."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-with job_log(snakemake.log[0]):
+with stage(snakemake) as job:
     from coaddflow.exposure.job import make_exposure
 
-    params = snakemake.params
-    images = params.get("images", [])
+    images = job.params.get("images", [])
     make_exposure(
         {
-            "manifest": snakemake.output.manifest,
-            "exposure": params.get("facts"),
+            "manifest": job.output.manifest,
+            "exposure": job.params.get("table_row"),
             "images": images,
-            "ccds": params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
-            "config": snakemake.config,
-            "sections": [*params.settings, "exposure"],
+            "ccds": job.params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
+            "config": job.config,
+            "sections": job.sections(),
         },
-        workers=snakemake.resources.get("tasks", snakemake.threads + 1) - 1,  # rank 0 gathers
-        memory_mb=snakemake.resources.mem_mb,
+        workers=job.workers,
+        memory_mb=job.memory_mb,
     )

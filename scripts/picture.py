@@ -1,15 +1,8 @@
 """Make the picture of a tract."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-with job_log(snakemake.log[0], snakemake.threads):
+with stage(snakemake) as job:
     from coaddflow.coadd.patch import make_picture
-    from coaddflow.settings.skymap import SkymapSettings
-    from coaddflow.skymap.maps import make_skymap
 
-    skymap = make_skymap(SkymapSettings.model_validate(snakemake.params.skymap))
-    make_picture(
-        snakemake.output.picture,
-        skymap.tract(int(snakemake.wildcards.tract)),
-        snakemake.input.coadds,
-    )
+    make_picture(job.output.picture, job.tract, job.input.coadds)

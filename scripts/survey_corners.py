@@ -1,17 +1,11 @@
 """Bring the corner database of the survey up to date."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-with job_log(snakemake.log[0], snakemake.threads):
+with stage(snakemake) as job:
     from coaddflow.corners.survey import make_survey_database
     from coaddflow.settings import load_settings
-    from coaddflow.skymap.maps import make_skymap
     from coaddflow.workflow.plan import make_plan
 
-    plan = make_plan(load_settings(snakemake.config))
-    make_survey_database(
-        snakemake.output.database,
-        snakemake.input.manifests,
-        make_skymap(plan.skymap),
-        plan.overlaps,
-    )
+    overlaps = make_plan(load_settings(job.config)).overlaps
+    make_survey_database(job.output.database, job.input.manifests, job.skymap, overlaps)

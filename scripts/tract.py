@@ -1,20 +1,18 @@
 """Warp and coadd a band on a tract."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-# one thread: the workers are what runs in parallel
-with job_log(snakemake.log[0]):
+with stage(snakemake) as job:
     from coaddflow.coadd.tract_job import make_tract_coadds
-    from coaddflow.settings import load_settings
 
     make_tract_coadds(
-        snakemake.output.table,
-        snakemake.input.database,
-        snakemake.params.skymap,
-        int(snakemake.wildcards.tract),
-        snakemake.wildcards.band,
-        snakemake.params.patches,
-        load_settings(snakemake.config).only(*snakemake.params.settings, "parallel"),
-        workers=snakemake.resources.get("tasks", snakemake.threads + 1) - 1,  # rank 0 gathers
-        memory_mb=snakemake.resources.mem_mb,
+        job.output.table,
+        job.input.database,
+        job.params.skymap,
+        int(job.wildcards.tract),
+        job.wildcards.band,
+        job.params.patches,
+        job.settings("parallel"),
+        workers=job.workers,
+        memory_mb=job.memory_mb,
     )

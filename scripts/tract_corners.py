@@ -1,15 +1,8 @@
 """Make the corner database of a band on a tract."""
 
-from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stage import stage
 
-with job_log(snakemake.log[0], snakemake.threads):
+with stage(snakemake) as job:
     from coaddflow.corners.build import build_tract_database
-    from coaddflow.settings.skymap import SkymapSettings
-    from coaddflow.skymap.maps import make_skymap
 
-    skymap = make_skymap(SkymapSettings.model_validate(snakemake.params.skymap))
-    build_tract_database(
-        snakemake.output.database,
-        snakemake.input.manifests,
-        skymap.tract(int(snakemake.wildcards.tract)),
-    )
+    build_tract_database(job.output.database, job.input.manifests, job.tract)

@@ -36,12 +36,6 @@ from coaddflow.settings.selection import SelectionSettings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.settings.warp import WarpSettings
 
-WITHOUT_EFFECT: Mapping[str, set[str]] = {
-    "calibs": {"memory"},
-    "coadd": {"memory_mb", "keep_warps", "spool_mb", "scratch"},
-}
-"""Settings without effect on products; nothing is redone when they change."""
-
 
 class Settings(Section):
     """The settings of a run; `config.yaml` shows every key with its default."""
@@ -91,37 +85,35 @@ class Settings(Section):
         return self
 
     def section(self, *names: str) -> dict[str, Any]:
-        """Return the settings of some sections that affect products, as plain values.
+        """Return what products depend on in some sections, as plain values."""
+        return self.changed_in(*names)
 
-        Of a part that is switched off only this fact is returned.
+    def changed_in(self, *names: str) -> dict[str, Any]:
+        """Return what products depend on in some sections and differs from its default.
+
+        Plain values by section, for provenance and for the ``params`` of rules; sections in
+        which nothing has been changed are left out.
         """
-        return {
-            name: _with_effect(
-                getattr(self, name).model_dump(mode="json", exclude=WITHOUT_EFFECT.get(name))
-            )
-            for name in names
-        }
+        found = {name: getattr(self, name).changed() for name in names}
+        return {name: values for name, values in found.items() if values}
 
     def only(self, *names: str) -> "Settings":
         """Return settings in which only some sections can be read.
 
-        A job gets its settings through this, with the sections in the ``params`` of its rule: a job
-        that uses a setting but would not be redone when it changes fails at once.
+        A job takes its settings through this, with the sections of its stage: one that uses a
+        setting without being done again when it changes fails at once.
         """
         restricted = self.model_copy()
         for name in set(Settings.model_fields) - set(names):
             del restricted.__dict__[name]
         return restricted
 
-
-def _with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section without the settings of parts that are not enabled."""
-    if values.get("enabled") is False:
-        return {"enabled": False}
-    return {
-        name: _with_effect(value) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-    }
+    def provenance(self) -> dict[str, Any]:
+        """Return `changed_in` all sections that can be read here (see `only`)."""
+        sections = (
+            name for name in sorted(self.__dict__) if isinstance(getattr(self, name), Section)
+        )
+        return self.changed_in(*sections)
 
 
 def load_settings(config: Mapping[str, Any], source: str | Path | None = None) -> Settings:

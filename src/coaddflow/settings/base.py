@@ -1,9 +1,52 @@
 """Base class of all sections of the settings."""
 
+from typing import Any, ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, and an unknown key is an error, never ignored."""
+    """A group of settings: immutable, and an unknown key is an error, never ignored.
+
+    Attributes
+    ----------
+    without_effect : frozenset of str
+        Settings of the section that products do not depend on (memory, scratch folders).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+
+    def changed(self) -> dict[str, Any]:
+        """Return what products depend on here and differs from its default, as plain values.
+
+        A key that is added with a neutral default changes nothing here. Of a part that is
+        switched off (``enabled: false``) nothing else counts.
+        """
+        return self._changed_from(None)
+
+    def _changed_from(self, default: "Section | None") -> dict[str, Any]:
+        """Return the same with the defaults that the section above has for this one."""
+        fields = type(self).model_fields
+        if default is None:
+            defaults = {
+                name: field.get_default(call_default_factory=True) for name, field in fields.items()
+            }
+        else:
+            defaults = {name: getattr(default, name) for name in fields}
+        if getattr(self, "enabled", True) is False:
+            fields = {"enabled": fields["enabled"]}
+        found: dict[str, Any] = {}
+        for name in fields.keys() - self.without_effect:
+            value, usual = getattr(self, name), defaults[name]
+            if value == usual:
+                continue
+            if isinstance(value, Section):
+                nested = value._changed_from(usual if isinstance(usual, Section) else None)
+                found |= {name: nested} if nested else {}
+            else:
+                plain = self.model_dump(mode="json", include={name}, exclude_defaults=True)
+                # a default of the section above that this class does not have
+                found |= plain or self.model_dump(mode="json", include={name})
+        return dict(sorted(found.items()))

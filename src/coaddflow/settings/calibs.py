@@ -1,6 +1,6 @@
 """Settings of the calibration frames."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -121,6 +121,8 @@ class NightSkySettings(Section):
 
 class CalibsSettings(Section):
     """Calibration frames: where they come from and how they are combined."""
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"memory"})
 
     bias: BiasSettings = Field(default_factory=BiasSettings, description="Master bias.")
     dark: DarkSettings = Field(default_factory=DarkSettings, description="Master dark.")

@@ -1,6 +1,6 @@
 """Settings of the coadds."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -86,6 +86,10 @@ class BackgroundMatchingSettings(Section):
 
 class CoaddSettings(Section):
     """Combination of the warps of a band."""
+
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {"memory_mb", "keep_warps", "spool_mb", "scratch"}
+    )
 
     bad_planes: tuple[str, ...] = Field(
         ("BAD", "SAT", "CR", "EDGE", "NO_DATA", "INTRP", "STREAK"),

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from coaddflow.runtime import resources as needs
 from coaddflow.workflow.measured import _RULES
-from coaddflow.workflow.plan import CALIB_KINDS, Plan
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import CALIB_KINDS
 
 START_CPU_SECONDS = 1.8
 """CPU time of Python and its libraries, for each step of a job and each worker."""

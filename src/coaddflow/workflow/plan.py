@@ -8,42 +8,26 @@ under a checksum of all that it was made from.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coaddflow.errors import InputError
-from coaddflow.settings import WITHOUT_EFFECT, Settings
+from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
+from coaddflow.tables import paths
 from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
 from coaddflow.workflow.plan_cache import PLAN_CACHE, cached
-
-CALIB_KINDS = ("bias", "dark", "flat", "defects")
-"""Calibration frames, in the order in which they are made."""
+from coaddflow.workflow.stages import CALIB_KINDS
 
 MAX_REFCAT_INPUTS = 16
 """A reference catalogue of more files than this is not declared file by file."""
 
-CALEXP_SECTIONS = (
-    "detrend",
-    "cosmics",
-    "interpolation",
-    "background",
-    "detection",
-    "psf",
-    "astrometry",
-    "photometry",
-    "products",
-)
-CALIBRATED_SECTIONS = ("background", "detection", "psf", "photometry", "products")
-
 
 @dataclasses.dataclass(frozen=True)
 class CcdPlan:
-    """What planning must know of a CCD of the camera.
+    """Planning data of a CCD of the camera.
 
     Attributes
     ----------
@@ -162,20 +146,6 @@ class Plan:
         names = [name for name in (row.path, row.weight_path, row.mask_path) if name]
         return [_as_given(name, table) for name in dict.fromkeys(names)]
 
-    def triggers(self, *sections: str) -> dict:
-        """Return sections of the settings as plain values, for the params of a rule."""
-        return self.settings.section(*sections)
-
-    def calib_settings(self, kind: str) -> dict:
-        """Return the settings that make a calibration frame, as plain values."""
-        others = {*CALIB_KINDS, *WITHOUT_EFFECT["calibs"]} - {kind}
-        calibs = self.settings.calibs.model_dump(mode="json", exclude=others)
-        # which exposures it is made from is in the inputs
-        del calibs[kind]["exposures"]
-        if self.settings.calibs.model_dump()[kind]["source"] != "night_sky":
-            del calibs["night_sky"]
-        return {"calibs": calibs, **self.triggers("detrend", "products")}
-
     def calib_frames(self, kind: str, band: str | None = None) -> list[str]:
         """Return the raw exposures that a calibration frame is made from, in order of time.
 
@@ -215,8 +185,13 @@ class Plan:
         if not made:
             return None
         if kind == "flat":
-            return f"results/calibs/flat/{band}/{ccd}.fits"
-        return f"results/calibs/{kind}/{ccd}.fits"
+            return paths.FLAT.format(band=band, ccd=ccd)
+        return paths.CALIB.format(kind=kind, ccd=ccd)
+
+    def calibs_of(self, ccd: int, band: str, *kinds: str) -> dict[str, str]:
+        """Return the calibration frames of a CCD that there are, by kind."""
+        products = {kind: self.calib_product(kind, ccd, band) for kind in kinds}
+        return {kind: path for kind, path in products.items() if path is not None}
 
     @property
     def defects_from_dark(self) -> bool:
@@ -233,7 +208,7 @@ class Plan:
         """Raise InputError for what would stop every CCD of a band, or every coadd."""
         self._check_scatter()
         for band in {row.band for row in self.science.values()}:
-            self.calexp_settings(band)
+            self.settings.refcat.magnitude_column(band)
             for kind in CALIB_KINDS:
                 self._check_given(kind, band)
 
@@ -272,65 +247,19 @@ class Plan:
         files = [str(path) for path in self.settings.refcat.files()] if self.science else []
         return files if len(files) <= MAX_REFCAT_INPUTS else []
 
-    def calexp_settings(self, band: str) -> dict:
-        """Return the settings that make a calexp of a band from raw frames, as plain values.
-
-        Of the reference catalogue only what this band uses; where its files are inputs of the
-        job, their names are left out.
-        """
-        sections = self.triggers(*CALEXP_SECTIONS)
-        refcat = self.settings.refcat.model_dump(mode="json", exclude={"bands", "fallback"})
-        magnitude = self.settings.refcat.magnitude_column(band)
-        refcat["bands"] = {band: magnitude.model_dump(mode="json")}
-        if self.refcat_files:
-            del refcat["path"]
-        return {**sections, "refcat": refcat}
-
-    def exposure_settings(self, band: str) -> dict:
-        """Return the settings that make all calexps of an exposure in one job, as plain values.
-
-        Of the section `exposure` the parts that are switched on.
-        """
-        return {**self.calexp_settings(band), "exposure": self.settings.exposure.parts()}
-
-    def exposure_fingerprint(self) -> str:
-        """Return a checksum of what the camera file says about the CCDs of an exposure."""
-        known = [[ccd, self.ccds[ccd].fingerprint] for ccd in sorted(self.ccds)]
-        if self.settings.exposure.crosstalk.enabled:
-            known.append(["crosstalk", self.crosstalk])
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-
-    def calibrated_settings(self) -> dict:
-        """Return the settings that make a calexp from an image calibrated elsewhere.
-
-        What ingest reads from headers and tables has become columns of the table of images.
-        """
-        used = {"weight", "mask", "unit", "subtract_sky"}
-        sections = self.triggers(*CALIBRATED_SECTIONS)
-        calibrated = self.settings.calibrated.model_dump(mode="json", include=used)
-        return {**sections, "calibrated": calibrated}
-
-    def skymap_settings(self) -> dict:
-        """Return the sky map's settings as plain values, without those of the other kind."""
-        unused = {"rings": "tangent", "tangent": "rings"}[self.skymap.kind]
-        return self.skymap.model_dump(mode="json", exclude={unused})
-
-    def facts(self, exposure: str, ccd: int | None = None) -> dict:
+    def table_row(self, exposure: str, ccd: int | None = None) -> dict:
         """Return what the table says, as plain values; files relative to the working folder.
 
-        Of a raw exposure the row of the table, for one CCD (with its raw file) or as a whole; of
-        an image calibrated elsewhere its row.
+        Of a raw exposure its row, for one CCD (with its raw file) or as a whole; of an image
+        calibrated elsewhere its row. Values that are the default of their column are left out.
         """
         if exposure in self.science:
-            facts = self.science[exposure].model_dump(exclude={"n_files"})
-            if ccd is not None:
-                facts["path"] = self.raw_file(exposure, ccd)
-            return facts
-        facts = self.images[exposure][ccd].model_dump(mode="json")
-        for name in ("path", "weight_path", "mask_path"):
-            if facts[name]:
-                facts[name] = _as_given(facts[name], self.settings.calibrated.table)
-        return facts
+            row = self.science[exposure].model_dump(exclude={"n_files"}, exclude_defaults=True)
+            return row if ccd is None else row | {"path": self.raw_file(exposure, ccd)}
+        row = self.images[exposure][ccd].model_dump(mode="json", exclude_defaults=True)
+        table = self.settings.calibrated.table
+        files = {name: row[name] for name in ("path", "weight_path", "mask_path") if name in row}
+        return row | {name: _as_given(path, table) for name, path in files.items()}
 
 
 def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan:

@@ -14,6 +14,22 @@ from coaddflow.tables.exposures import ExposureRow, ImageRow
 
 PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
 
+PACKAGE = Path(__file__).parents[1]
+
+PLAN_SOURCES = (
+    "errors.py",
+    "files.py",
+    "settings",
+    "geometry",
+    "tables",
+    "instrument",
+    "skymap",
+    "workflow/plan.py",
+    "workflow/plan_cache.py",
+    "workflow/stages.py",
+)
+"""Modules and packages that make the plan, below `PACKAGE`: other sources, other plans."""
+
 
 def cached(
     settings: Settings,
@@ -36,6 +52,16 @@ def cached(
     return worked_out
 
 
+def plan_sources() -> list[Path]:
+    """Return the source files that make the plan, in order."""
+    found = (PACKAGE / name for name in PLAN_SOURCES)
+    return [
+        source
+        for path in found
+        for source in (sorted(path.rglob("*.py")) if path.is_dir() else [path])
+    ]
+
+
 def _checksum(
     settings: Settings,
     science: Mapping[str, ExposureRow],
@@ -43,8 +69,8 @@ def _checksum(
 ) -> str:
     """Return a checksum of everything that decides what is worked out."""
     digest = hashlib.sha256(__version__.encode())
-    # another state of the sources may work out other things: a plan of before has them not
-    digest.update(Path(__file__).read_bytes())
+    for source in plan_sources():
+        digest.update(source.read_bytes())
     relevant = settings.model_dump_json(include={"skymap", "prediction", "exclude_ccds"})
     digest.update(relevant.encode())
     if settings.camera is not None:
@@ -95,22 +121,25 @@ def _crosstalk(camera) -> str:
     """Return a checksum of the crosstalk between CCDs; empty if there is none."""
     if not camera.crosstalk:
         return ""
-    links = json.dumps([link.model_dump(mode="json") for link in camera.crosstalk])
-    return hashlib.sha256(links.encode()).hexdigest()[:16]
+    return _fingerprint([link.changed() for link in camera.crosstalk])
+
+
+def _fingerprint(values: list) -> str:
+    """Return a checksum of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _ccds(camera, exclude: Sequence[int]) -> dict[int, dict]:
-    """Return what planning must know of each CCD, as plain values."""
+    """Return the planning data of each CCD, as plain values."""
     for ccd in exclude:
         camera.detector(ccd)
-    common = camera.model_dump_json(exclude={"detectors", "description", "header", "crosstalk"})
+    unrelated = ("detectors", "description", "header", "crosstalk")
+    common = {key: value for key, value in camera.changed().items() if key not in unrelated}
     return {
         detector.id: {
             "size": detector.size,
             "extension": str(detector.extension),
-            "fingerprint": hashlib.sha256(
-                (common + detector.model_dump_json()).encode()
-            ).hexdigest()[:16],
+            "fingerprint": _fingerprint([common, detector.changed()]),
         }
         for detector in camera.detectors
         if detector.id not in exclude

@@ -6,12 +6,17 @@ Snakefile calls this in the process that schedules the jobs.
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
-from coaddflow.workflow.plan import CALIB_KINDS, Plan
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import CALIB_KINDS
+
+INTERRUPTED = 130
+"""Exit code of a run that was ended with Ctrl-C, as shells have it."""
 
 
 def start_text(plan: Plan) -> str:
@@ -55,6 +60,22 @@ def notes(plan: Plan) -> list[str]:
     return found
 
 
+def demo_hint(workflow: Any) -> str:
+    """Return what to do where a run has the settings of the demo, which has no data yet."""
+    demo = Path(workflow.basedir, "config.yaml").resolve()
+    if [Path(path).resolve() for path in workflow.configfiles] != [demo]:
+        return ""
+    return (
+        ". These are the settings of the demo: `make demo` makes its data and runs it; "
+        "--configfile FILE takes the settings of another survey"
+    )
+
+
+def interrupted_text(done: int, total: int) -> str:
+    """Return what a run says that was ended with Ctrl-C."""
+    return f"coaddflow: interrupted; {done} of {total} jobs done; the same command goes on"
+
+
 def success_text(plan: Plan) -> str:
     """Return what there is after a run."""
     lines = [_ccd_summary(plan)]
@@ -95,7 +116,7 @@ def failure_text(logs: str | Path, since: float) -> str:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
     return "\n".join(
         [
-            f"coaddflow: {len(failed)} steps failed; all that does not hang on them was done:",
+            f"coaddflow: {len(failed)} steps failed; all independent steps finished:",
             *([joblog.failure_table(failed)] if failed else []),
             *(f"  {job.unit}  {job.explanation}" for job in killed),
             "coaddflow: `coaddflow status` shows every exposure; docs/workflow.md what to do; "

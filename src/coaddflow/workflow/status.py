@@ -15,7 +15,8 @@ from typing import Literal
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LAST_WORD, NO_WORD, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables.manifest import ccd_states
-from coaddflow.workflow.plan import CALIB_KINDS, Plan
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import CALIB_KINDS
 
 State = Literal["done", "failed", "missing"]
 

@@ -1,0 +1,182 @@
+"""Which files a job needs: the input functions of the rules.
+
+A raw file that is not there would stop the whole plan, so it is left out of a job's inputs: the
+job then runs, and its CCD fails with a reason. When the file appears the set of inputs changes, and
+the CCD is done again. Where a CCD has been done and its raw file has since been moved away (an
+archive), the file stays an input and the CCD stays done.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from coaddflow.errors import Reason
+from coaddflow.tables import paths
+from coaddflow.tables.manifest import ccds_failed_with
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import CALIB_KINDS
+
+
+class Inputs:
+    """The input functions of the rules of a plan; each takes the wildcards of a job."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    # calibration frames
+
+    def bias(self, wildcards: Any) -> dict[str, Any]:
+        """Return what the master bias of a CCD is made from."""
+        return {"raw": self._frames("bias", wildcards)}
+
+    def dark(self, wildcards: Any) -> dict[str, Any]:
+        """Return what the master dark of a CCD is made from."""
+        return {"raw": self._frames("dark", wildcards)} | self._calibs(wildcards, "bias")
+
+    def flat(self, wildcards: Any) -> dict[str, Any]:
+        """Return what the flat of a CCD and band is made from."""
+        return {"raw": self._frames("flat", wildcards)} | self._calibs(wildcards, "bias", "dark")
+
+    def defects(self, wildcards: Any) -> dict[str, Any]:
+        """Return what the map of bad pixels of a CCD is made from."""
+        if self.plan.settings.calibs.defects.source != "night_sky":
+            flats = self.plan.flats_of(int(wildcards.ccd))
+            return self._calibs(wildcards, "dark") | {"flats": flats}
+        if self.plan.defects_from_dark:
+            return self._calibs(wildcards, "dark")
+        return {"raw": self._frames("defects", wildcards)} | self._calibs(wildcards, "bias")
+
+    def _frames(self, kind: str, wildcards: Any) -> list[str]:
+        """Return the raw frames that a calibration frame of a CCD is made from."""
+        ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
+        frames = self.plan.calib_frames(kind, band)
+        files = [self.plan.raw_file(exposure, ccd) for exposure in frames]
+        found = [path for path in files if _is_there(path)]
+        done = self.plan.calib_product(kind, ccd, band or self.plan.bands[0])
+        if len(found) < len(files) and done and _is_there(done):
+            return found if _lacked_frames(done) else files
+        return found
+
+    def _calibs(self, wildcards: Any, *kinds: str) -> dict[str, str]:
+        band = getattr(wildcards, "band", self.plan.bands[0])
+        return self.plan.calibs_of(int(wildcards.ccd), band, *kinds)
+
+    # calexps
+
+    def calexp(self, wildcards: Any) -> dict[str, Any]:
+        """Return the raw file, calibration frames and reference catalogue of a CCD."""
+        exposure, ccd = wildcards.exposure, int(wildcards.ccd)
+        return {
+            "raw": _files_or_failure([self.plan.raw_file(exposure, ccd)], _row_of(wildcards)),
+            **self.plan.calibs_of(ccd, self.plan.band_of(exposure), *CALIB_KINDS),
+            "refcat": self.plan.refcat_files,
+        }
+
+    def calibrated(self, wildcards: Any) -> list[str]:
+        """Return the files of an image calibrated elsewhere: image, weight, mask."""
+        files = self.plan.image_files(wildcards.exposure, int(wildcards.ccd))
+        return _files_or_failure(files, _row_of(wildcards))
+
+    def exposure(self, wildcards: Any) -> dict[str, Any]:
+        """Return the raw files, calibration frames and reference catalogue of all CCDs."""
+        exposure, band = wildcards.exposure, self.plan.band_of(wildcards.exposure)
+        raw = {ccd: [self.plan.raw_file(exposure, ccd)] for ccd in self.plan.ccds}
+        return {
+            "raw": _files_of_exposure_or_failure(exposure, raw),
+            "calibs": self._calibs_of_all_ccds(band),
+            "refcat": self.plan.refcat_files,
+        }
+
+    @functools.cache  # noqa: B019 - one object a run
+    def _calibs_of_all_ccds(self, band: str) -> list[str]:
+        """Return the calibration frames of all CCDs in a band, each once, kind by kind."""
+        by_ccd = [self.plan.calibs_of(ccd, band, *CALIB_KINDS) for ccd in self.plan.ccds]
+        found = (calibs[kind] for kind in CALIB_KINDS for calibs in by_ccd if kind in calibs)
+        return list(dict.fromkeys(found))
+
+    def calibrated_exposure(self, wildcards: Any) -> list[str]:
+        """Return the files of all images of an exposure that was calibrated elsewhere."""
+        exposure = wildcards.exposure
+        ccds = self.plan.ccds_of(exposure)
+        files = {ccd: self.plan.image_files(exposure, ccd) for ccd in ccds}
+        return _files_of_exposure_or_failure(exposure, files)
+
+    def manifest(self, wildcards: Any) -> list[str]:
+        """Return the rows of all CCDs of an exposure."""
+        exposure = wildcards.exposure
+        ccds = self.plan.ccds_of(exposure)
+        return [paths.ROW.format(exposure=exposure, ccd=ccd) for ccd in ccds]
+
+    # tracts
+
+    def tract_corners(self, wildcards: Any) -> list[str]:
+        """Return the manifests of the exposures of a band that can touch a tract."""
+        exposures = self.plan.exposures_of_tract(int(wildcards.tract), wildcards.band)
+        return [paths.MANIFEST.format(exposure=exposure) for exposure in exposures]
+
+    def survey_corners(self, wildcards: Any) -> list[str]:
+        """Return the manifests of all exposures."""
+        return [paths.MANIFEST.format(exposure=exposure) for exposure in self.plan.exposures]
+
+    def coadd(self, wildcards: Any) -> list[str]:
+        """Return the tables of warps of the exposures of a band that can touch a patch."""
+        band, tract, patch = wildcards.band, int(wildcards.tract), wildcards.patch
+        exposures = self.plan.exposures_of_patch(band, tract, patch)
+        return [paths.WARP_TABLE.format(tract=tract, exposure=exposure) for exposure in exposures]
+
+    def coadds_of_tract(self, wildcards: Any) -> list[str]:
+        """Return the coadds of a tract in all bands: the files, or the tables that name them."""
+        tract, whole = int(wildcards.tract), self.plan.settings.parallel.coadd == "tract"
+        found = []
+        for band in self.plan.bands:
+            patches = self.plan.patches_of(band, tract)
+            if whole:
+                found += [paths.COADD_TABLE.format(band=band, tract=tract)] * bool(patches)
+            else:
+                found += [paths.COADD.format(band=band, tract=tract, patch=p) for p in patches]
+        return found
+
+
+def _row_of(wildcards: Any) -> str:
+    return paths.ROW.format(exposure=wildcards.exposure, ccd=wildcards.ccd)
+
+
+@functools.cache
+def _is_there(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _files_or_failure(files: list[str], row: str) -> list[str]:
+    """Return the raw files of a CCD; those that it lacks are left out unless it has been done."""
+    if all(_is_there(path) for path in files) or not _lacked_file(row):
+        return files
+    return [path for path in files if _is_there(path)]
+
+
+def _files_of_exposure_or_failure(exposure: str, files: Mapping[int, Iterable[str]]) -> list[str]:
+    """Return the raw files of an exposure, given by CCD, each once; as `_files_or_failure`."""
+    without = ccds_failed_with(paths.MANIFEST.format(exposure=exposure), Reason.MISSING_FILE)
+    kept = [
+        path
+        for ccd, of_ccd in files.items()
+        for path in of_ccd
+        if _is_there(path) or not (without is None or ccd in without)
+    ]
+    return list(dict.fromkeys(kept))
+
+
+@functools.lru_cache(maxsize=4096)
+def _lacked_file(row: str) -> bool:
+    """Return whether a CCD's row says that its raw file was missing (or there is no row)."""
+    try:
+        return f'"{Reason.MISSING_FILE}"' in Path(row).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _lacked_frames(master: str) -> bool:
+    """Return whether a calibration frame could not be made because raw frames were missing."""
+    with Path(master).open("rb") as stream:
+        return f"CFFAILED= '{Reason.MISSING_FRAMES}".encode() in stream.read(2880)

@@ -1,0 +1,147 @@
+"""What makes a job run again besides its input files: the ``params`` of the rules.
+
+A job runs again when its params change. They carry the versions of its stages, the settings that
+its stage uses and that differ from their defaults, and what the tables and the camera file say
+about what it works on; nothing random, temporal or absolute. So a setting that is added with a
+neutral default redoes nothing, and a stage whose version is raised redoes itself and its
+dependents.
+"""
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+from coaddflow.tables import paths
+from coaddflow.tables.manifest import failed_fraction
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import CALIB_KINDS, STAGES
+
+
+class Params:
+    """The params functions of the rules of a plan; most take the wildcards of a job."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def made_by(self, name: str) -> dict[str, Any]:
+        """Return versions and changed settings of a stage."""
+        stage = STAGES[name]
+        return {
+            "versions": stage.versions,
+            "settings": self.plan.settings.changed_in(*stage.sections),
+        }
+
+    def master(self, name: str) -> dict[str, Any]:
+        """Return `made_by` of a stage of calibration frames: only what makes this kind of them."""
+        made_by = self.made_by(name)
+        kind, calibs = name.removeprefix("master_"), made_by["settings"].get("calibs", {})
+        others = {*CALIB_KINDS} - {kind}
+        if getattr(self.plan.settings.calibs, kind).source != "night_sky":
+            others.add("night_sky")
+        kept = {key: value for key, value in calibs.items() if key not in others}
+        # which exposures it is made from is in the inputs
+        kept[kind] = {k: v for k, v in kept.get(kind, {}).items() if k != "exposures"}
+        made_by["settings"] = made_by["settings"] | {"calibs": kept}
+        return made_by
+
+    def calexp(self, wildcards: Any) -> dict[str, Any]:
+        """Return versions and settings that make the calexp of a CCD."""
+        return self._of_band("calexp", self.plan.band_of(wildcards.exposure))
+
+    def exposure(self, wildcards: Any) -> dict[str, Any]:
+        """Return versions and settings that make the calexps of an exposure in one job."""
+        return self._of_band("exposure", self.plan.band_of(wildcards.exposure))
+
+    @functools.cache  # noqa: B019 - one object a run
+    def _of_band(self, name: str, band: str) -> dict[str, Any]:
+        """Return `made_by`, with only what this band uses of the reference catalogue.
+
+        Where the files of the catalogue are inputs of the job their names are left out.
+        """
+        made_by = self.made_by(name)
+        changed = made_by["settings"].pop("refcat", {})
+        refcat = {key: value for key, value in changed.items() if key not in ("bands", "fallback")}
+        magnitude = self.plan.settings.refcat.magnitude_column(band)
+        refcat["magnitude"] = magnitude.model_dump(mode="json", exclude_defaults=True)
+        if self.plan.refcat_files:
+            refcat.pop("path", None)
+        made_by["settings"]["refcat"] = refcat
+        return made_by
+
+    @functools.cache  # noqa: B019
+    def calibrated(self, name: str) -> dict[str, Any]:
+        """Return `made_by` of a stage that takes in images calibrated elsewhere.
+
+        What ingest reads from headers and tables has become columns of the table of images.
+        """
+        made_by = self.made_by(name)
+        calibrated = made_by["settings"].pop("calibrated", {})
+        used = ("weight", "mask", "unit", "subtract_sky")
+        kept = {key: calibrated[key] for key in used if key in calibrated}
+        return {**made_by, "settings": made_by["settings"] | {"calibrated": kept}}
+
+    def skymap(self) -> dict[str, Any]:
+        """Return the settings of the sky map, with nothing left to be fitted."""
+        unused = {"rings": "tangent", "tangent": "rings"}[self.plan.skymap.kind]
+        return {k: v for k, v in self.plan.skymap.changed().items() if k != unused}
+
+    def table_row(self, wildcards: Any) -> dict[str, Any]:
+        """Return the row of the table of a CCD: of its raw exposure, or of its image."""
+        return self.plan.table_row(wildcards.exposure, int(wildcards.ccd))
+
+    def exposure_row(self, wildcards: Any) -> dict[str, Any] | None:
+        """Return the row of the table of a raw exposure; None for images calibrated elsewhere."""
+        is_raw = wildcards.exposure in self.plan.science
+        return self.plan.table_row(wildcards.exposure) if is_raw else None
+
+    def image_rows(self, wildcards: Any) -> list[dict[str, Any]]:
+        """Return the rows of the table of the images of an exposure calibrated elsewhere."""
+        exposure = wildcards.exposure
+        return [self.plan.table_row(exposure, ccd) for ccd in self.plan.ccds_of(exposure)]
+
+    def ccd_files(self, wildcards: Any) -> list[dict[str, Any]]:
+        """Return raw file and calibration frames of each CCD of an exposure."""
+        exposure, band = wildcards.exposure, self.plan.band_of(wildcards.exposure)
+        return [
+            {
+                "ccd": ccd,
+                "raw": self.plan.raw_file(exposure, ccd),
+                "calibs": self.plan.calibs_of(ccd, band, *CALIB_KINDS),
+            }
+            for ccd in self.plan.ccds_of(exposure)
+        ]
+
+    def exposure_times(self, wildcards: Any, input: Any) -> dict[str, float]:
+        """Return the exposure times of the frames of a calibration frame, by file."""
+        rows = (*self.plan.calibration.values(), *self.plan.science.values())
+        ccd = int(wildcards.ccd)
+        times = {self.plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
+        return {path: times[path] for path in input.get("raw", [])}
+
+    def camera_of_ccd(self, wildcards: Any) -> str:
+        """Return a checksum of what the camera file says about a CCD."""
+        return self.plan.ccds[int(wildcards.ccd)].fingerprint
+
+    @functools.cache  # noqa: B019
+    def camera_of_exposure(self) -> str:
+        """Return a checksum of what the camera file says about all CCDs of an exposure."""
+        known = [[ccd, self.plan.ccds[ccd].fingerprint] for ccd in sorted(self.plan.ccds)]
+        if self.plan.settings.exposure.crosstalk.enabled:
+            known.append(["crosstalk", self.plan.crosstalk])
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+    def patches(self, wildcards: Any) -> list[str]:
+        """Return the patches of a tract that exposures of a band can touch."""
+        return self.plan.patches_of(wildcards.band, int(wildcards.tract))
+
+    def verdict(self, wildcards: Any) -> str:
+        """Return whether an exposure that has passed would fail by the settings of today.
+
+        `calexp.max_failed_fraction` is not in the params of the gather job itself: raising it, to
+        let one exposure pass, must not redo all others with all their dependents. Lowering it
+        must fail those that now have too many failures, and no others.
+        """
+        manifest = paths.MANIFEST.format(exposure=wildcards.exposure)
+        limit = self.plan.settings.calexp.max_failed_fraction
+        return "fails" if failed_fraction(manifest) > limit else "passes"

@@ -1,0 +1,105 @@
+"""What a run says while it goes on: how far it is, how much time is left, and when interrupted.
+
+Snakemake writes its messages with Python's logging; a handler listens to them, and nothing of
+Snakemake's is replaced.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from snakemake_interface_logger_plugins.common import LogEvent
+
+_SECONDS_BETWEEN_LINES = 30.0
+_INTERRUPTED = "Terminating processes on user request"
+"""How Snakemake begins its message after Ctrl-C."""
+
+
+class Progress(logging.Handler):
+    """Prints how many jobs are done and about how long the others take.
+
+    Parameters
+    ----------
+    cost : mapping of str to float
+        Expected seconds of one job of each rule; a rule that is not there counts as the cheapest.
+    say : callable, optional
+        Takes a line for the user; None: nothing is printed.
+    clock : callable
+        Returns the time in seconds.
+
+    Attributes
+    ----------
+    done, total : int
+        Jobs that have ended well, and all.
+    interrupted : bool
+        Whether the user has pressed Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        cost: Mapping[str, float],
+        say: Callable[[str], None] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(logging.INFO)
+        self._cost, self._say, self._clock = cost, say, clock
+        self._least = min(cost.values(), default=1.0)
+        self._begun = self._said = clock()
+        self._work_done, self._work = 0.0, 0.0
+        self.done = self.total = 0
+        self.interrupted = False
+
+    def plan(self, jobs: Mapping[str, int]) -> None:
+        """Take the number of jobs of each rule that will run."""
+        self.total = sum(jobs.values())
+        self._work = sum(self._cost_of(rule) * number for rule, number in jobs.items())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a message of Snakemake."""
+        event, text = getattr(record, "event", None), record.getMessage()
+        if event == LogEvent.JOB_FINISHED:
+            self._finish(text.partition("(Rule: ")[2].rstrip(")"))
+        elif event is None and text.startswith(_INTERRUPTED):
+            self.interrupted = True
+
+    def _finish(self, rule: str) -> None:
+        self.done += 1
+        self._work_done += self._cost_of(rule)
+        now = self._clock()
+        if self._say is None or now - self._said < _SECONDS_BETWEEN_LINES:
+            return
+        self._said = now
+        self._say(f"coaddflow: {self.done} of {self.total} jobs done{self._time_left(now)}")
+
+    def _time_left(self, now: float) -> str:
+        left = self._work - self._work_done
+        if left <= 0 or self._work_done <= 0:
+            return ""
+        return f", about {duration((now - self._begun) * left / self._work_done)} left"
+
+    def _cost_of(self, rule: str) -> float:
+        return self._cost.get(rule, self._least)
+
+
+def follow(progress: Progress, workflow: object) -> None:
+    """Let `progress` hear the messages of a run; called when it begins."""
+    jobs: dict[str, int] = {}
+    for job in workflow.dag.needrun_jobs():
+        jobs[job.rule.name] = jobs.get(job.rule.name, 0) + 1
+    progress.plan(jobs)
+    logging.getLogger("snakemake.logging").addHandler(progress)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, such as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 90:
+        return f"{max(10 * round(seconds / 10), 10)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def to_user(line: str) -> None:
+    """Print a line for the user."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,103 @@
+"""What is replaced in Snakemake, each with the reason; tried with Snakemake 9.27.
+
+Each has a test (tests/workflow/test_snakemake_patches.py) that shows the trouble without it, and
+fails when a Snakemake no longer needs it. Where this Snakemake lacks what is replaced, a warning
+says so and the run goes on without.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from snakemake import __version__ as snakemake_version
+from snakemake.dag import DAG
+from snakemake.jobs import GroupJob, Job
+
+from coaddflow.runtime import log as joblog
+
+
+def replace_internals(since: float, is_main_process: bool) -> None:
+    """Replace what hinders a run; called once, when the Snakefile is read.
+
+    Parameters
+    ----------
+    since : float
+        When the run began, seconds since the epoch: older logs are of other runs.
+    is_main_process : bool
+        Whether this Snakemake was started by the user, and not inside a job of a cluster.
+    """
+    check_groups_once()
+    retry_only_what_may_succeed(since)
+    if is_main_process:
+        show_why_groups_fail()
+
+
+def check_groups_once() -> None:
+    """Leave out the second look for groups that depend on themselves.
+
+    `DAG.validate_group` finds them in a time that grows with the number of jobs.
+    `DAG._check_groups`, which looks for the same afterwards, takes a time that grows with the
+    square of a group's size times the number of all jobs before it: 75 s for 12 exposures of HSC,
+    hours for a survey.
+    """
+    _replace(DAG, "_check_groups", lambda self: None)
+
+
+def retry_only_what_may_succeed(since: float) -> None:
+    """Do not repeat a failure that another attempt cannot mend.
+
+    Too many failed CCDs and an unusable file are such. Snakemake has only `retries` of a rule, and
+    a group is tried as often as that rule of it that is tried most; here the result lines of the
+    jobs' logs decide.
+    """
+
+    def retries_left(job: Any) -> int:
+        jobs = job.jobs if job.is_group() else [job]
+        if joblog.failed_for_good([log for one in jobs for log in one.log], since):
+            return 0
+        return max(one.rule.restart_times for one in jobs)
+
+    for kind_of_job in (Job, GroupJob):
+        _replace(kind_of_job, "restart_times", property(retries_left))
+
+
+def show_why_groups_fail() -> None:
+    """Print why a cluster refuses or ends a group of jobs: Snakemake drops the message."""
+
+    def log_error(group: Any, msg: str | None = None, **options: Any) -> None:
+        if msg:
+            print(f"coaddflow: {group.name}: {msg.splitlines()[0]}", file=sys.stderr)
+        original(group, msg, **options)
+
+    original = _replace(GroupJob, "log_error", log_error)
+
+
+def lift_default_rate_limit(workflow: Any) -> None:
+    """Take away the limit on jobs a second, unless the user has set one; called when a run begins.
+
+    Snakemake enforces its default of 100 jobs a second by looking at all waiting jobs again one
+    second after every look; each job that ends adds a look to those of every second. After a
+    thousand jobs the scheduler does nothing else.
+    """
+    if not hasattr(workflow.scheduler, "job_rate_limiter"):
+        _warn("JobScheduler.job_rate_limiter")
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
+def _replace(owner: type, name: str, replacement: Any) -> Callable[..., Any]:
+    """Replace an attribute of a class of Snakemake's, and return what it was."""
+    found = getattr(owner, name, None)
+    if found is None:
+        _warn(f"{owner.__name__}.{name}")
+    setattr(owner, name, replacement)
+    return found
+
+
+def _warn(name: str) -> None:
+    print(
+        f"coaddflow: warning: Snakemake {snakemake_version} has no {name}, which coaddflow "
+        "replaces (workflow/snakemake_patches.py says why)",
+        file=sys.stderr,
+    )

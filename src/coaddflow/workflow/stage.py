@@ -1,0 +1,263 @@
+"""The context of a script: its log, its settings, and what it works on.
+
+A script is ``with stage(snakemake) as job:`` and one call. `stage.mock` gives the same job outside
+of Snakemake, so that one job of a survey can be stepped through in a debugger::
+
+    python -m pdb -m coaddflow.workflow.stage calexp exposure=1001 ccd=3
+
+Only the standard library is imported here: the number of threads of the numerical libraries must be
+set before they are loaded.
+"""
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from coaddflow.runtime.log import job_log
+from coaddflow.workflow.stages import CALIB_KINDS, STAGES, Stage
+
+if TYPE_CHECKING:
+    from coaddflow.instrument.camera import Camera
+    from coaddflow.settings import Settings
+    from coaddflow.skymap.base import SkyMap
+    from coaddflow.skymap.tract import Tract
+
+REPOSITORY = Path(__file__).parents[3]
+
+_SCATTERING = {"exposure", "calibrated_exposure", "tract"}
+"""Rules whose workers run in parallel: their own process has one thread."""
+
+
+class Job:
+    """What a script works on.
+
+    Attributes
+    ----------
+    input, output, params, wildcards : object
+        Those of the job, as Snakemake gives them to a script.
+    config : dict
+        The settings file of the run.
+    stage : Stage
+        The entry of the stage in the registry.
+    """
+
+    def __init__(self, snakemake: Any):
+        self.input, self.output = snakemake.input, snakemake.output
+        self.params, self.wildcards = snakemake.params, snakemake.wildcards
+        self.config: dict[str, Any] = snakemake.config
+        self.stage: Stage = STAGES[snakemake.rule]
+        self._snakemake = snakemake
+
+    def sections(self, *more: str) -> list[str]:
+        """Return the sections of the settings that the stage uses, and further ones."""
+        return list(dict.fromkeys((*self.stage.sections, *more)))
+
+    def settings(self, *more: str) -> "Settings":
+        """Return settings in which only the sections of the stage can be read, and further ones.
+
+        Parameters
+        ----------
+        *more : str
+            Sections that do not change the products of the stage.
+        """
+        from coaddflow.settings import load_settings
+
+        return load_settings(self.config).only(*self.sections(*more))
+
+    @functools.cached_property
+    def camera(self) -> "Camera":
+        """The camera of the survey."""
+        from coaddflow.instrument.camera import load_camera
+
+        return load_camera(self.config["camera"])
+
+    @property
+    def ccd(self) -> int:
+        """The CCD of the job."""
+        return int(self.wildcards.ccd)
+
+    @property
+    def calibs(self) -> dict[str, str]:
+        """Calibration frames among the inputs, by kind."""
+        return {kind: path for kind in CALIB_KINDS if (path := self.input.get(kind))}
+
+    @property
+    def skymap(self) -> "SkyMap":
+        """The sky map of the survey."""
+        from coaddflow.settings.skymap import SkymapSettings
+        from coaddflow.skymap.maps import make_skymap
+
+        return make_skymap(SkymapSettings.model_validate(self.params.skymap))
+
+    @property
+    def tract(self) -> "Tract":
+        """The tract of the job."""
+        return self.skymap.tract(int(self.wildcards.tract))
+
+    @property
+    def workers(self) -> int:
+        """How many workers the job may have besides the process that gathers."""
+        return self._snakemake.resources.get("tasks", self._snakemake.threads + 1) - 1
+
+    @property
+    def memory_mb(self) -> float:
+        """Memory of the job, MB."""
+        return self._snakemake.resources.mem_mb
+
+
+class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a statement in scripts
+    """Run a block as the job of a stage: with its log and its threads.
+
+    Parameters
+    ----------
+    snakemake : object
+        What Snakemake gives to a script, or what `stage.mock` returns.
+    """
+
+    def __init__(self, snakemake: Any):
+        threads = 1 if snakemake.rule in _SCATTERING else snakemake.threads
+        self._log = job_log(snakemake.log[0], threads) if snakemake.log else _log_on_terminal()
+        self._job = Job(snakemake)
+
+    def __enter__(self) -> Job:
+        self._log.__enter__()
+        return self._job
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._log.__exit__(*error)
+
+    @staticmethod
+    def mock(
+        rule: str,
+        *,
+        configfile: str | Path | None = None,
+        snakefile: str | Path = REPOSITORY / "Snakefile",
+        **wildcards: object,
+    ) -> Any:
+        """Return what Snakemake would give to the script of a rule, in this process.
+
+        It has no log file: messages go to the terminal, and errors are raised as they are.
+
+        Parameters
+        ----------
+        rule : str
+            Name of the rule.
+        configfile : path, optional
+            Settings of the survey; by default ``config.yaml`` of the working folder, which must be
+            that of the survey.
+        snakefile : path
+            The Snakefile.
+        **wildcards
+            The wildcards of the job, such as ``exposure="1001", ccd=3``.
+
+        Raises
+        ------
+        ValueError
+            If the run has no such rule, or the wildcards are not those of the rule.
+        """
+        from snakemake.dag import DAG
+        from snakemake.jobs import Job as SnakemakeJob
+
+        workflow = load_workflow(snakefile, configfile)
+        if rule not in {known.name for known in workflow.rules}:
+            names = ", ".join(sorted(known.name for known in workflow.rules))
+            raise ValueError(f"this run has no rule {rule!r}; it has {names}")
+        found = workflow.get_rule(rule)
+        if set(wildcards) != found.wildcard_names:
+            wanted = ", ".join(sorted(found.wildcard_names)) or "none"
+            raise ValueError(f"rule {rule!r} has the wildcards: {wanted}")
+        values = {name: str(value) for name, value in wildcards.items()}
+        job = SnakemakeJob(found, DAG(workflow, rules=[]), values)
+        return SimpleNamespace(
+            rule=rule,
+            input=job.input,
+            output=job.output,
+            params=job.params,
+            wildcards=job.wildcards,
+            threads=job.threads,
+            resources=job.resources,
+            log=[],
+            config=workflow.config,
+        )
+
+
+def load_workflow(snakefile: str | Path, configfile: str | Path | None = None) -> Any:
+    """Return the workflow that a Snakefile describes; nothing is planned and nothing runs.
+
+    Parameters
+    ----------
+    snakefile : path
+        The Snakefile.
+    configfile : path, optional
+        Settings of the survey; by default ``config.yaml`` of the working folder.
+    """
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        DeploymentSettings,
+        ExecutionSettings,
+        GroupSettings,
+        OutputSettings,
+        Quietness,
+        ResourceSettings,
+        SchedulingSettings,
+        StorageSettings,
+        WorkflowSettings,
+    )
+    from snakemake.workflow import Workflow
+
+    api = SnakemakeApi(OutputSettings(quiet={Quietness.ALL}))
+    workflow = Workflow(
+        ConfigSettings(configfiles=[Path(configfile)] if configfile else []),
+        ResourceSettings(cores=os.cpu_count()),
+        WorkflowSettings(),
+        api.logger_manager,
+        storage_settings=StorageSettings(),
+        dag_settings=DAGSettings(),
+        execution_settings=ExecutionSettings(),
+        deployment_settings=DeploymentSettings(),
+        scheduling_settings=SchedulingSettings(),
+        group_settings=GroupSettings(),
+        output_settings=api.output_settings,
+        storage_provider_settings={},
+    )
+    workflow.include(Path(snakefile))
+    return workflow
+
+
+@contextlib.contextmanager
+def _log_on_terminal() -> Iterator[None]:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    yield
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one job of a survey in this process, by the script of its rule."""
+    parser = argparse.ArgumentParser(
+        prog="python -m coaddflow.workflow.stage",
+        description="Run one job of a survey in this process; call it in the survey's folder.",
+    )
+    parser.add_argument("rule", help="name of the rule, such as calexp")
+    parser.add_argument("wildcards", nargs="*", help="such as exposure=1001 ccd=3")
+    parser.add_argument("--configfile", help="settings of the survey (default: config.yaml)")
+    parser.add_argument("--snakefile", default=REPOSITORY / "Snakefile", type=Path)
+    options = parser.parse_args(arguments)
+    wildcards = dict(text.split("=", 1) for text in options.wildcards)
+    given = {"configfile": options.configfile, "snakefile": options.snakefile}
+    mocked = stage.mock(options.rule, **given, **wildcards)
+    rule = load_workflow(options.snakefile, options.configfile).get_rule(options.rule)
+    script = options.snakefile.parent / "rules" / rule.script
+    runpy.run_path(str(script.resolve()), {"snakemake": mocked})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The registry of stages: everything about a stage that is not its method or its rule.
+
+What a run makes (`rule all`), what makes a job run again, what provenance names, what `coaddflow
+plan` counts, what `coaddflow status` looks for and how the jobs of a cluster are called follow
+from here. A new stage is an entry here, a rule, a script, and a package.
+
+Standard library only: every job of a cluster and every script imports this first.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from coaddflow.tables import paths
+
+if TYPE_CHECKING:
+    from coaddflow.workflow.plan import Plan
+
+Names = dict[str, str]
+"""Wildcards and their values: ``{"exposure": "1001", "ccd": "3"}``."""
+
+CALIB_KINDS = ("bias", "dark", "flat", "defects")
+"""Calibration frames, in the order in which they are made."""
+
+
+# Units: what one job, or one product, is about ---------------------------------------------------
+
+
+def _survey(plan: "Plan") -> Iterator[Names]:
+    yield {}
+
+
+def _exposures(plan: "Plan") -> Iterator[Names]:
+    for exposure in plan.exposures:
+        yield {"exposure": exposure}
+
+
+def _raw_exposures(plan: "Plan") -> Iterator[Names]:
+    for exposure in plan.science:
+        yield {"exposure": exposure}
+
+
+def _imported_exposures(plan: "Plan") -> Iterator[Names]:
+    for exposure in plan.images:
+        yield {"exposure": exposure}
+
+
+def _ccds(exposures: Callable[["Plan"], Iterator[Names]]) -> Callable[["Plan"], Iterator[Names]]:
+    """Return a function that lists the CCDs of some exposures of a plan."""
+
+    def ccds(plan: "Plan") -> Iterator[Names]:
+        for names in exposures(plan):
+            for ccd in plan.ccds_of(names["exposure"]):
+                yield names | {"ccd": str(ccd)}
+
+    return ccds
+
+
+def _exposures_on_tracts(plan: "Plan") -> Iterator[Names]:
+    for exposure in plan.exposures:
+        for tract in plan.overlaps[exposure]:
+            yield {"exposure": exposure, "tract": str(tract)}
+
+
+def _tracts(plan: "Plan") -> Iterator[Names]:
+    for tract in plan.tracts:
+        yield {"tract": str(tract)}
+
+
+def _bands_of_tracts(plan: "Plan") -> Iterator[Names]:
+    for tract in plan.tracts:
+        for band in plan.bands:
+            if plan.patches_of(band, tract):
+                yield {"band": band, "tract": str(tract)}
+
+
+def _patches(plan: "Plan") -> Iterator[Names]:
+    for tract in plan.tracts:
+        for band in plan.bands:
+            for patch in plan.patches_of(band, tract):
+                yield {"band": band, "tract": str(tract), "patch": patch}
+
+
+def _calibration_frames(kind: str) -> Callable[["Plan"], Iterator[Names]]:
+    """Return a function that lists the calibration frames of a kind that a plan makes."""
+
+    def frames(plan: "Plan") -> Iterator[Names]:
+        if not plan.science or getattr(plan.settings.calibs, kind).source == "given":
+            return
+        for band in plan.bands if kind == "flat" else plan.bands[:1]:
+            for ccd in plan.ccds:
+                if plan.calib_product(kind, ccd, band) is not None:
+                    yield {"ccd": str(ccd)} | ({"band": band} if kind == "flat" else {})
+
+    return frames
+
+
+# When a stage is part of a run -------------------------------------------------------------------
+
+
+def _always(plan: "Plan") -> bool:
+    return True
+
+
+def _from_raw(plan: "Plan") -> bool:
+    return bool(plan.science)
+
+
+def _ccd_by_ccd(plan: "Plan") -> bool:
+    return plan.settings.parallel.calexp == "ccd"
+
+
+def _patch_by_patch(plan: "Plan") -> bool:
+    return plan.settings.parallel.coadd == "patch"
+
+
+class Product(NamedTuple):
+    """A kind of file that a stage makes.
+
+    Attributes
+    ----------
+    path : str
+        Template, relative to the working folder.
+    units : callable
+        What there is one of, in a plan.
+    """
+
+    path: str
+    units: Callable[["Plan"], Iterable[Names]]
+
+    def files(self, plan: "Plan") -> list[str]:
+        """Return the files of this kind that a plan makes."""
+        return [self.path.format(**names) for names in self.units(plan)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the workflow.
+
+    Attributes
+    ----------
+    name : str
+        Name of its rule, and of its folder of logs.
+    products : tuple of Product
+        What it makes. The first is what its job promises Snakemake, and is written last.
+    sections : tuple of str
+        Sections of the settings that its products depend on.
+    version : int
+        Raised when its results change for the same settings and input: its jobs, and all that
+        depend on them, then run again.
+    includes : tuple of str
+        Stages whose work its job does as well.
+    group : str
+        Jobs that go to a cluster as one, with wildcards; empty: each by itself.
+    is_planned : callable
+        Whether the stage is part of a plan.
+    is_target : bool
+        Whether a run asks for its products by name. Those of single CCDs are asked for by their
+        exposure.
+    label : str
+        What its products are called, in plural, by ``coaddflow status``; empty: not listed there.
+    """
+
+    name: str
+    products: tuple[Product, ...]
+    sections: tuple[str, ...] = ()
+    version: int = 1
+    includes: tuple[str, ...] = ()
+    group: str = ""
+    is_planned: Callable[["Plan"], bool] = _always
+    is_target: bool = True
+    label: str = ""
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Versions of the stage and of those that it includes."""
+        return {self.name: self.version} | {name: STAGES[name].version for name in self.includes}
+
+    def files(self, plan: "Plan") -> list[str]:
+        """Return all files that the stage makes in a plan; none if it is not part of it."""
+        if not self.is_planned(plan):
+            return []
+        return [path for product in self.products for path in product.files(plan)]
+
+    def targets(self, plan: "Plan") -> list[str]:
+        """Return the files of the stage that a run asks for by name."""
+        if not (self.is_target and self.is_planned(plan)):
+            return []
+        return self.products[0].files(plan)
+
+
+_CALEXP_SECTIONS = (
+    "detrend",
+    "cosmics",
+    "interpolation",
+    "background",
+    "detection",
+    "psf",
+    "astrometry",
+    "photometry",
+    "refcat",
+    "products",
+)
+_IMPORT_SECTIONS = ("calibrated", "background", "detection", "psf", "photometry", "products")
+_CALIB_SECTIONS = ("calibs", "detrend", "products")
+
+_EXPOSURE = "exposure_{exposure}"
+_TRACT = "tract_{tract}"
+_CALIBS = "calibs_{ccd}"
+
+
+def _master(name: str, kind: str) -> Stage:
+    path = paths.FLAT if kind == "flat" else paths.CALIB.replace("{kind}", kind)
+    return Stage(
+        name,
+        (Product(path, _calibration_frames(kind)),),
+        _CALIB_SECTIONS,
+        group=_CALIBS,
+        is_planned=_from_raw,
+    )
+
+
+_ALL = (
+    _master("master_bias", "bias"),
+    _master("master_dark", "dark"),
+    _master("master_flat", "flat"),
+    _master("defects", "defects"),
+    Stage(
+        "calexp",
+        (
+            Product(paths.ROW, _ccds(_raw_exposures)),
+            Product(paths.CALEXP, _ccds(_raw_exposures)),
+            Product(paths.SOURCES, _ccds(_raw_exposures)),
+        ),
+        _CALEXP_SECTIONS,
+        group=_EXPOSURE,
+        is_planned=lambda plan: _from_raw(plan) and _ccd_by_ccd(plan),
+        is_target=False,
+    ),
+    Stage(
+        "calibrated",
+        (
+            Product(paths.ROW, _ccds(_imported_exposures)),
+            Product(paths.CALEXP, _ccds(_imported_exposures)),
+        ),
+        _IMPORT_SECTIONS,
+        group=_EXPOSURE,
+        is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
+        is_target=False,
+    ),
+    Stage(
+        "manifest",
+        (Product(paths.MANIFEST, _exposures),),
+        group=_EXPOSURE,
+        is_planned=_ccd_by_ccd,
+    ),
+    Stage(
+        "exposure",
+        (Product(paths.MANIFEST, _raw_exposures),),
+        (*_CALEXP_SECTIONS, "exposure"),
+        includes=("calexp", "manifest"),
+        group=_EXPOSURE,
+        is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
+    ),
+    Stage(
+        "calibrated_exposure",
+        (Product(paths.MANIFEST, _imported_exposures),),
+        (*_IMPORT_SECTIONS, "exposure"),
+        includes=("calibrated", "manifest"),
+        group=_EXPOSURE,
+        is_planned=lambda plan: bool(plan.images) and not _ccd_by_ccd(plan),
+    ),
+    Stage(
+        "tract_corners",
+        (Product(paths.TRACT_CORNERS, _bands_of_tracts),),
+        group=_TRACT,
+        label="corner databases",
+    ),
+    Stage(
+        "survey_corners",
+        (Product(paths.SURVEY_CORNERS, _survey),),
+        ("prediction",),
+        label="corner databases",
+    ),
+    Stage(
+        "warp",
+        (Product(paths.WARP_TABLE, _exposures_on_tracts),),
+        ("warp", "products"),
+        group=_TRACT,
+        is_planned=_patch_by_patch,
+    ),
+    Stage(
+        "coadd",
+        (Product(paths.COADD, _patches),),
+        ("coadd", "selection", "warp", "products"),
+        group=_TRACT,
+        is_planned=_patch_by_patch,
+        label="coadds",
+    ),
+    Stage(
+        "tract",
+        (Product(paths.COADD_TABLE, _bands_of_tracts), Product(paths.COADD, _patches)),
+        ("coadd", "selection", "warp", "products"),
+        includes=("warp", "coadd"),
+        group=_TRACT,
+        is_planned=lambda plan: not _patch_by_patch(plan),
+        label="coadds",
+    ),
+    Stage("picture", (Product(paths.PICTURE, _tracts),), group=_TRACT, label="pictures"),
+)
+
+STAGES = {stage.name: stage for stage in _ALL}
+"""All stages, in the order of the data."""
+
+
+def targets(plan: "Plan") -> list[str]:
+    """Return the files that a run of the whole plan asks for.
+
+    Manifests, tables of warps, databases and calibration frames are among them although coadds
+    depend on them: Snakemake does not miss an intermediate file that a failed job has taken away
+    as long as the older files made from it are there, and the next run would call them up to date.
+    """
+    files = (path for stage in STAGES.values() for path in stage.targets(plan))
+    return list(dict.fromkeys(files))
