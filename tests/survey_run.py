@@ -40,7 +40,7 @@ SETTINGS = {
 """Settings of the survey that the tests run."""
 
 Job = tuple[str, str]
-"""Rule, and wildcards such as "exposure=1001, ccd=0"."""
+"""Rule, and what its message names, such as "exposure 1001, CCD 0"."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,8 @@ class Run:
     @property
     def jobs(self) -> Counter[Job]:
         """The jobs that were begun, or planned; without the target rule."""
-        found: Counter[Job] = Counter()
-        rule = None
-        for line in self.text.splitlines():
-            if match := re.match(r"\s*(?:local)?rule (\w+):$", line):
-                rule = match[1]
-                if rule == "survey_corners":
-                    found[rule, ""] += 1
-            elif rule is not None and (match := re.match(r"\s+wildcards: (.*)$", line)):
-                found[rule, match[1]] += 1
-        return found
+        begun = re.findall(r"^\s*Job \d+: (\w+): (.*)$", self.text, re.MULTILINE)
+        return Counter((rule, what) for rule, what in begun if rule != "all")
 
     @property
     def rules(self) -> Counter[str]:

@@ -39,35 +39,35 @@ def plan(raw_survey):
 
 def jobs_of_ccds(plan, exposure):
     """Return the jobs that make the manifest of an exposure."""
-    jobs = Counter({("manifest", f"exposure={exposure}"): 1})
+    jobs = Counter({("manifest", f"exposure {exposure}"): 1})
     for ccd in plan.ccds:
-        jobs["calexp", f"exposure={exposure}, ccd={ccd}"] = 1
+        jobs["calexp", f"exposure {exposure}, CCD {ccd}"] = 1
     return jobs
 
 
 def jobs_of_warps(plan, exposure):
     """Return the jobs that warp an exposure."""
     return Counter(
-        {("warp", f"tract={t}, exposure={exposure}"): 1 for t in plan.overlaps[exposure]}
+        {("warp", f"exposure {exposure}, tract {t}"): 1 for t in plan.overlaps[exposure]}
     )
 
 
 def jobs_of_coadds(plan, tracts, bands):
     """Return the jobs that coadd the tracts in the bands, and make the pictures."""
-    jobs = Counter({("picture", f"tract={tract}"): 1 for tract in tracts})
+    jobs = Counter({("picture", f"tract {tract}"): 1 for tract in tracts})
     for tract in tracts:
         for band in bands:
             for patch in plan.patches_of(band, tract):
-                jobs["coadd", f"band={band}, tract={tract}, patch={patch}"] = 1
+                jobs["coadd", f"band {band}, tract {tract}, patch {patch}"] = 1
     return jobs
 
 
 def jobs_of_databases(tracts, bands):
     """Return the jobs that make the databases of tracts and bands, and that of the survey."""
-    jobs = Counter({("survey_corners", ""): 1})
+    jobs = Counter({("survey_corners", "all exposures"): 1})
     for tract in tracts:
         for band in bands:
-            jobs["tract_corners", f"band={band}, tract={tract}"] = 1
+            jobs["tract_corners", f"band {band}, tract {tract}"] = 1
     return jobs
 
 
@@ -225,7 +225,7 @@ def test_a_changed_setting_redoes_what_uses_it(survey, plan):
     survey.write_settings(refcat=refcat)
     redone = {job for job in survey.plan().jobs if job[0] == "calexp"}
     reds = [e for e in plan.exposures if plan.band_of(e) == "r"]
-    assert redone == {("calexp", f"exposure={e}, ccd={ccd}") for e in reds for ccd in plan.ccds}
+    assert redone == {("calexp", f"exposure {e}, CCD {ccd}") for e in reds for ccd in plan.ccds}
 
     survey.write_settings(selection={"max_seeing": 20.0})
     run = survey.run()
@@ -266,13 +266,13 @@ def test_failures_cost_only_what_hangs_on_them_and_are_not_forgotten(survey, pla
         assert f"log: logs/manifest/{exposure}.log" in run.text
     assert str(raw[three].relative_to(survey.folder)) in rows[0].message
     # what does not hang on them has been done
-    assert ("warp", f"tract={plan.tracts[0]}, exposure={one}") in run.jobs
-    assert not any("exposure=1005" in wildcards for _, wildcards in run.jobs)
+    assert ("warp", f"exposure {one}, tract {plan.tracts[0]}") in run.jobs
+    assert not any("exposure 1005" in what for _, what in run.jobs)
 
     # a second run tries again what failed, no CCD, and nothing that hangs on it
     again = survey.run()
     assert again.returncode != 0
-    assert again.jobs == Counter({("manifest", f"exposure={e}"): 1 for e in (two, three)})
+    assert again.jobs == Counter({("manifest", f"exposure {e}"): 1 for e in (two, three)})
 
     # an exposure that is left out holds nothing up
     survey.write_settings(exclude=[two, three])
@@ -312,7 +312,7 @@ def test_a_stricter_threshold_fails_the_exposures_that_pass_no_longer(survey, pl
     assert survey.plan().planned_nothing
     survey.write_settings(calexp={"max_failed_fraction": 0.2})
     planned = {job for job in survey.plan().jobs if job[0] == "manifest"}
-    assert planned == {("manifest", f"exposure={exposure}")}
+    assert planned == {("manifest", f"exposure {exposure}")}
 
 
 def test_a_full_disk_fails_with_one_clear_message_and_leaves_nothing_half_written(

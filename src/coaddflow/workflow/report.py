@@ -4,6 +4,7 @@ Everything is read from small files (manifests as text, databases are not opened
 Snakefile calls this in the process that schedules the jobs.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS
+from coaddflow.workflow.stages import CALIB_KINDS, files_by_label
 
 INTERRUPTED = 130
 """Exit code of a run that was ended with Ctrl-C, as shells have it."""
@@ -79,9 +80,10 @@ def interrupted_text(done: int, total: int) -> str:
 def success_text(plan: Plan) -> str:
     """Return what there is after a run."""
     lines = [_ccd_summary(plan)]
-    pictures = [Path(f"results/coadd/{tract}.png") for tract in plan.tracts]
-    lines += [f"coaddflow: picture {path}" for path in pictures if path.exists()][:10]
-    lines.append("coaddflow: coadds results/coadd/, corner database results/corners.sqlite")
+    pictures = [paths.PICTURE.format(tract=tract) for tract in plan.tracts]
+    lines += [f"coaddflow: picture {path}" for path in pictures if Path(path).exists()][:10]
+    coadds = Path(paths.COADD).parents[2]
+    lines.append(f"coaddflow: coadds {coadds}/, corner database {paths.SURVEY_CORNERS}")
     left_over = leftover_coadds(plan)
     if left_over:
         lines.append(
@@ -93,14 +95,9 @@ def success_text(plan: Plan) -> str:
 
 def leftover_coadds(plan: Plan) -> list[str]:
     """Return coadds that are there but not in the plan, such as those of dropped exposures."""
-    planned = {
-        f"results/coadd/{band}/{tract}/{patch}.fits"
-        for band in plan.bands
-        for tract in plan.tracts
-        for patch in plan.patches_of(band, tract)
-    }
+    planned = set(files_by_label(plan)["coadds"])
     # what a killed process was writing begins with a dot
-    found = {path.as_posix() for path in Path("results/coadd").glob("*/*/[!.]*.fits")}
+    found = {path.as_posix() for path in Path().glob(re.sub(r"\{\w+\}", "[!.]*", paths.COADD))}
     return sorted(found - planned)
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import snakemake.api  # noqa: F401 - first: the modules of Snakemake import each other
 from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job

@@ -163,10 +163,11 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
         ValueError
             If the run has no such rule, or the wildcards are not those of the rule.
         """
+        workflow = load_workflow(snakefile, configfile)
+
         from snakemake.dag import DAG
         from snakemake.jobs import Job as SnakemakeJob
 
-        workflow = load_workflow(snakefile, configfile)
         if rule not in {known.name for known in workflow.rules}:
             names = ", ".join(sorted(known.name for known in workflow.rules))
             raise ValueError(f"this run has no rule {rule!r}; it has {names}")

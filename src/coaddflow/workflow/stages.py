@@ -188,6 +188,17 @@ class Stage:
             return []
         return self.products[0].files(plan)
 
+    def files_by_job(self, plan: "Plan") -> Iterator[tuple[str, str]]:
+        """Yield each file that must be there in the end, with the job of a cluster that makes it.
+
+        The job is named by its group, such as ``tract_0``, or by the stage if it has none.
+        """
+        if not self.is_planned(plan) or not (self.label or self.is_target):
+            return
+        for product in self.products if self.label else self.products[:1]:
+            for names in product.units(plan):
+                yield product.path.format(**names), self.group.format(**names) or self.name
+
 
 _CALEXP_SECTIONS = (
     "detrend",
@@ -322,3 +333,21 @@ def targets(plan: "Plan") -> list[str]:
     """
     files = (path for stage in STAGES.values() for path in stage.targets(plan))
     return list(dict.fromkeys(files))
+
+
+def files_by_job(plan: "Plan") -> dict[str, list[str]]:
+    """Return what each job of a cluster makes, by the name of its group or stage."""
+    found: dict[str, list[str]] = {}
+    for stage in STAGES.values():
+        for path, job in stage.files_by_job(plan):
+            found.setdefault(job, []).append(path)
+    return found
+
+
+def files_by_label(plan: "Plan") -> dict[str, list[str]]:
+    """Return the products of tracts and survey by what they are called in plural."""
+    found: dict[str, list[str]] = {}
+    for stage in STAGES.values():
+        if stage.label:
+            found.setdefault(stage.label, []).extend(stage.files(plan))
+    return found

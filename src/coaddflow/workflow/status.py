@@ -14,9 +14,10 @@ from typing import Literal
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LAST_WORD, NO_WORD, FailedJob, cluster_job_of, failed_jobs
+from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS
+from coaddflow.workflow.stages import files_by_job, files_by_label
 
 State = Literal["done", "failed", "missing"]
 
@@ -100,8 +101,7 @@ class ProductStatus:
     Attributes
     ----------
     kind : str
-        "coadds" (with the lists of coadds, where a tract is one job), "corner databases",
-        "pictures".
+        What they are called: the label of their stage in the registry.
     planned : int
         How many there should be.
     missing : tuple of str
@@ -172,9 +172,13 @@ def survey_status(
     # the step that refuses an exposure, or the one that does all of it
     steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
     notes = {job.job: job.reason for job in steps if job.reason != NO_WORD}
-    products = _products(plan, results)
-    lost = {name for kind in products for name in kind.missing}
-    jobs = latest_jobs(folder, wanted=lambda unit: _is_in_want(plan, unit, results, lost))
+    folders = _Folders(results)
+    products = tuple(
+        ProductStatus(label, len(files), folders.missing(files))
+        for label, files in files_by_label(plan).items()
+    )
+    unfinished = {job for job, files in files_by_job(plan).items() if folders.missing(files)}
+    jobs = latest_jobs(folder, wanted=unfinished.__contains__)
     exposures = tuple(
         _exposure_status(
             plan, exposure, results, logs, notes.get(exposure, ""), jobs.get(f"exposure_{exposure}")
@@ -184,83 +188,27 @@ def survey_status(
     others = [
         job
         for job in jobs.values()
-        if not job.unit.startswith("exposure_")
-        and job.outcome != "done"
-        and _is_in_want(plan, job.unit, results, lost)
+        if not job.unit.startswith("exposure_") and job.outcome != "done" and job.unit in unfinished
     ]
     return SurveyStatus(exposures, products, tuple(others))
 
 
-def _products(plan: Plan, results: Path) -> tuple[ProductStatus, ...]:
-    """Return what there should be of tracts and survey, and what is not there."""
-    whole = plan.settings.parallel.coadd == "tract"
-    planned: dict[str, list[str]] = {
-        "coadds": [],
-        "corner databases": ["corners.sqlite"] if plan.exposures else [],
-        "pictures": [],
-    }
-    for tract in plan.tracts:
-        for names, more in zip(
-            planned.values(), _products_of_tract(plan, tract, whole), strict=True
-        ):
-            names.extend(more)
-    there: dict[Path, set[str]] = {}
-    for folder in {(results / name).parent for names in planned.values() for name in names}:
-        there[folder] = {path.name for path in folder.glob("*")}
-    return tuple(
-        ProductStatus(
-            kind,
-            len(names),
-            tuple(n for n in names if Path(n).name not in there[(results / n).parent]),
-        )
-        for kind, names in planned.items()
-    )
+class _Folders:
+    """What is in the folders of the products, each listed once."""
 
+    def __init__(self, results: Path):
+        self._results = results
+        self._listed: dict[Path, set[str]] = {}
 
-def _products_of_tract(
-    plan: Plan, tract: int, whole: bool
-) -> tuple[list[str], list[str], list[str]]:
-    """Return the coadds (and the lists that name them), corner databases and picture of a tract."""
-    patches = {band: plan.patches_of(band, tract) for band in plan.bands}
-    coadds = [
-        f"coadd/{band}/{tract}/{patch}.fits" for band, names in patches.items() for patch in names
-    ]
-    if whole:
-        coadds += [f"coadd/{band}/{tract}.ecsv" for band, names in patches.items() if names]
-    databases = [f"corners/{band}/{tract}.sqlite" for band, names in patches.items() if names]
-    return coadds, databases, [f"coadd/{tract}.png"]
+    def missing(self, files: Sequence[str]) -> tuple[str, ...]:
+        """Return those of some products that are not there, below the folder of the products."""
+        names = (Path(path).relative_to(paths.RESULTS) for path in files)
+        return tuple(str(name) for name in names if not self._has(self._results / name))
 
-
-def _is_in_want(plan: Plan, unit: str, results: Path, lost: set[str]) -> bool:
-    """Return whether something that a job of the cluster makes is not there.
-
-    Parameters
-    ----------
-    plan : Plan
-        What there should be.
-    unit : str
-        What the job is for, as in `ClusterJob.unit`.
-    results : Path
-        Folder of the products.
-    lost : set of str
-        Products of tracts and survey that are not there.
-    """
-    kind, _, name = unit.partition("_")
-    if kind == "exposure":
-        return not (results / "summary" / f"{name}.ecsv").exists()
-    if kind == "tract" and name.isdigit():
-        whole = plan.settings.parallel.coadd == "tract"
-        return not lost.isdisjoint(
-            product for some in _products_of_tract(plan, int(name), whole) for product in some
-        )
-    if kind == "calibs" and name.isdigit() and int(name) in plan.ccds:
-        products = {
-            plan.calib_product(kind, int(name), band) for kind in CALIB_KINDS for band in plan.bands
-        }
-        return not all(
-            (results / path.removeprefix("results/")).exists() for path in products if path
-        )
-    return "corners.sqlite" in lost
+    def _has(self, path: Path) -> bool:
+        if path.parent not in self._listed:
+            self._listed[path.parent] = {found.name for found in path.parent.glob("*")}
+        return path.name in self._listed[path.parent]
 
 
 def _exposure_status(
