@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from survey_run import REPOSITORY, Survey
+from survey_run import COARSE, REPOSITORY, Survey
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # as in the background of a shell; what the tests start would inherit it and be deaf to Ctrl-C
@@ -34,6 +34,17 @@ def finished_survey(raw_survey, tmp_path_factory):
     survey = raw_survey.copy_to(tmp_path_factory.mktemp("finished") / "survey")
     run = survey.run()
     assert run.returncode == 0, run.text
+    return survey
+
+
+@pytest.fixture(scope="session")
+def coarse_survey(raw_survey, tmp_path_factory):
+    """The survey, run with one job an exposure and a tract. Not to be changed."""
+    survey = raw_survey.copy_to(tmp_path_factory.mktemp("coarse") / "survey")
+    survey.write_settings(**COARSE)
+    run = survey.run()
+    assert run.returncode == 0, run.text
+    survey.first_run = run
     return survey
 
 

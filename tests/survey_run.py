@@ -39,6 +39,12 @@ SETTINGS = {
 }
 """Settings of the survey that the tests run."""
 
+COARSE = {
+    "parallel": {"calexp": "exposure", "coadd": "tract", "workers": 2},
+    "coadd": {"keep_warps": True},
+}
+"""Settings with which each exposure and each tract is one job."""
+
 Job = tuple[str, str]
 """Rule, and what its message names, such as "exposure 1001, CCD 0"."""
 

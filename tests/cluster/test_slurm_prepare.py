@@ -1,15 +1,11 @@
 """What a run on a cluster does before it submits anything."""
 
-import inspect
 import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import snakemake.api  # first: its modules import each other
-from snakemake.jobs import GroupJob, Job
-from snakemake.scheduling.job_scheduler import JobScheduler
 
 from coaddflow.cluster import slurm as cluster
 from coaddflow.errors import InputError
@@ -215,16 +211,6 @@ def test_a_folder_counts_by_what_it_is_not_by_its_name(squeue, tmp_path):
 def test_comments_of_others_may_have_line_breaks(squeue, tmp_path):
     squeue(f"11|x|RUNNING|a\nb|/home\n{line(tmp_path)}")
     assert [job.job_id for job in cluster.earlier_jobs(tmp_path)] == ["12"]
-
-
-def test_what_is_replaced_in_snakemake_is_there():
-    """rules/common.smk replaces these; another Snakemake may not have them, or not ask them."""
-    assert "self._check_groups()" in inspect.getsource(snakemake.workflow.DAG)
-    assert isinstance(Job.restart_times, property)
-    assert isinstance(GroupJob.restart_times, property)
-    assert "job.restart_times" in inspect.getsource(JobScheduler._handle_error)
-    assert {"msg"} <= set(inspect.signature(GroupJob.log_error).parameters)
-    assert "self.job_rate_limiter is None" in inspect.getsource(JobScheduler)
 
 
 def test_locked_folder_is_left_to_snakemake(squeue, tmp_path, monkeypatch):

@@ -4,25 +4,10 @@ from collections import Counter
 
 import pytest
 from astropy.table import Table
+from survey_run import COARSE
 from test_workflow import in_one_tract, in_two_tracts, plan_of, settings_without
 
 from coaddflow.tables.manifest import CcdRow, ccds_failed_with, read_manifest, write_manifest
-
-COARSE = {
-    "parallel": {"calexp": "exposure", "coadd": "tract", "workers": 2},
-    "coadd": {"keep_warps": True},
-}
-
-
-@pytest.fixture(scope="session")
-def coarse_survey(raw_survey, tmp_path_factory):
-    """The survey, run with one job an exposure and a tract. Not to be changed."""
-    survey = raw_survey.copy_to(tmp_path_factory.mktemp("coarse") / "survey")
-    survey.write_settings(**COARSE)
-    run = survey.run()
-    assert run.returncode == 0, run.text
-    survey.first_run = run
-    return survey
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
 """The plan follows from settings, tables and camera, and from nothing else."""
 
+import ast
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,10 @@ from coaddflow.errors import InputError
 from coaddflow.instrument.camera import camera_file
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
-from coaddflow.workflow.plan import CALIB_KINDS, make_plan
+from coaddflow.workflow import plan_cache
+from coaddflow.workflow.params import Params
+from coaddflow.workflow.plan import make_plan
+from coaddflow.workflow.stages import CALIB_KINDS
 
 SKYMAP = {
     "kind": "rings",
@@ -116,7 +123,7 @@ def test_files_are_relative_to_the_working_folder_unless_given_as_absolute():
     plan = plan_of(rows)
     assert plan.raw_file("a", 0) == "tables/raw/a.fits"
     assert plan.raw_file("b", 0) == "/archive/b.fits"
-    assert plan.facts("a", 0)["path"] == "tables/raw/a.fits"
+    assert plan.table_row("a", 0)["path"] == "tables/raw/a.fits"
     per_ccd = plan_of([science("a", path="raw/a_{ccd}.fits")])
     assert per_ccd.raw_file("a", 2) == "tables/raw/a_CCD2.fits"
 
@@ -139,9 +146,10 @@ def test_settings_of_a_calexp_are_those_of_its_band_and_hold_no_path():
     other = plan_of(
         [science("a")], refcat={"path": "./stars.csv", "bands": bands | {"g": {"magnitude": "u"}}}
     )
-    assert one.calexp_settings("r") == other.calexp_settings("r")
-    assert one.calexp_settings("g") != other.calexp_settings("g")
-    assert "stars.csv" not in json.dumps(one.calexp_settings("r"))
+    made_by = {band: [Params(p)._of_band("calexp", band) for p in (one, other)] for band in "gr"}
+    assert made_by["r"][0] == made_by["r"][1]
+    assert made_by["g"][0] != made_by["g"][1]
+    assert "stars.csv" not in json.dumps(made_by)
 
 
 def test_the_fingerprint_of_a_ccd_changes_with_what_the_camera_file_says_of_it():
@@ -163,7 +171,7 @@ def test_the_plan_is_kept_and_made_anew_when_what_it_rests_on_changes():
     again = plan_of([science("a"), science("b", mjd=60009.0)], cache)
     assert cache.stat().st_mtime_ns == written - 10**9
     assert again.overlaps == first.overlaps
-    assert again.facts("b", 0)["mjd"] == 60009.0
+    assert again.table_row("b", 0)["mjd"] == 60009.0
     moved = plan_of([science("a"), science("b", ra=150.2)], cache)
     assert moved.overlaps["b"] != first.overlaps["b"]
     cache.write_text("{")
@@ -181,12 +189,55 @@ def test_settings_of_a_job_hold_nothing_but_its_sections():
 
 def test_what_is_switched_off_has_no_part_in_settings_and_their_hash():
     off = {"background_matching": {"bin_size": 64}, "clip": {"enabled": False, "sigma": 6.0}}
-    plain = Settings(coadd={"clip": {"enabled": False}}).section("coadd", "cosmics")
-    assert Settings(coadd=off).section("coadd", "cosmics") == plain
-    assert Settings(coadd={"clip": {"sigma": 6.0}}).section("coadd")["coadd"]["clip"]["sigma"] == 6
+    plain = Settings(coadd={"clip": {"enabled": False}}).changed_in("coadd", "cosmics")
+    assert plain == {"coadd": {"clip": {"enabled": False}}}
+    assert Settings(coadd=off).changed_in("coadd", "cosmics") == plain
+    changed = Settings(coadd={"clip": {"sigma": 6.0}}).changed_in("coadd")
+    assert changed == {"coadd": {"clip": {"sigma": 6.0}}}
     no_cosmics = [Settings(cosmics={"enabled": False, "sigma": n}) for n in (5.0, 6.0)]
-    assert no_cosmics[0].section("cosmics") == no_cosmics[1].section("cosmics")
-    assert no_cosmics[0].section("cosmics") != Settings().section("cosmics")
+    assert no_cosmics[0].changed_in("cosmics") == no_cosmics[1].changed_in("cosmics")
+    assert no_cosmics[0].changed_in("cosmics") != Settings().changed_in("cosmics")
+
+
+def test_the_kept_plan_is_invalid_when_any_module_that_makes_it_has_changed(monkeypatch, tmp_path):
+    cache = Path("cache/plan.json")
+    plan_of([science("a")], cache)
+    package = tmp_path / "coaddflow"
+    shutil.copytree(plan_cache.PACKAGE, package)
+    monkeypatch.setattr(plan_cache, "PACKAGE", package)
+    kept = cache.read_text()
+    plan_of([science("a")], cache)
+    assert cache.read_text() == kept, "a copy of the same sources"
+    for name in ("skymap/coverage.py", "geometry/polygon.py", "instrument/camera.py"):
+        with (package / name).open("a") as stream:
+            stream.write("# changed\n")
+        plan_of([science("a")], cache)
+        assert cache.read_text() != kept, name
+        kept = cache.read_text()
+
+
+def test_the_modules_that_make_a_plan_are_those_it_is_kept_by():
+    """What Python loads to make one, in a process of its own."""
+    write_exposures("tables/exposures.ecsv", [science("a")])
+    write_images("images.csv", [image("old", 3)])
+    program = (
+        "import json, sys; from coaddflow.settings import load_settings; "
+        "from coaddflow.workflow.plan import make_plan; "
+        "make_plan(load_settings(json.loads(sys.argv[1])), None); "
+        "print([m.__file__ for n, m in sys.modules.items() if n.startswith('coaddflow.')])"
+    )
+    config = {
+        "camera": "mini",
+        "exposures": "tables/exposures.ecsv",
+        "refcat": {"path": "stars.csv"},
+        "skymap": SKYMAP,
+        "calibrated": {"table": "images.csv", "unit": "nanojansky"},
+    }
+    command = [sys.executable, "-c", program, json.dumps(config)]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    files = {Path(name) for name in ast.literal_eval(loaded) if not name.endswith("__init__.py")}
+    assert len(files) > 20
+    assert files <= set(plan_cache.plan_sources())
 
 
 def test_given_calibration_frames_that_are_not_there_are_named():
