@@ -5,7 +5,6 @@
 # comes from a cache (workflow/plan_cache.py), and astropy is not imported.
 
 import functools
-import math
 import os
 import sys
 import time
@@ -15,11 +14,11 @@ RUN_STARTED = time.time()
 try:
     from coaddflow.cluster import slurm as cluster
     from coaddflow.errors import InputError
-    from coaddflow.runtime import resources as needs
+    from coaddflow.runtime import resources
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
     from coaddflow.tables import paths
-    from coaddflow.workflow import progress, report, snakemake_patches, stages
+    from coaddflow.workflow import needs, progress, report, snakemake_patches, stages
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
     from coaddflow.workflow.plan import make_plan
@@ -131,75 +130,36 @@ def all_products(wildcards):
 # ---------------------------------------------------------------------------------------------
 
 
-def ccd_pixels(wildcards):
-    """Return the number of pixels of a CCD."""
-    exposure, ccd = getattr(wildcards, "exposure", None), int(wildcards.ccd)
-    if exposure in PLAN.images:
-        return PLAN.images[exposure][ccd].nx * PLAN.images[exposure][ccd].ny
-    nx, ny = PLAN.ccds[ccd].size
-    return nx * ny
-
-
-def pixels_of_ccds(exposure):
-    """Return the number of pixels of each CCD of an exposure."""
-    if exposure in PLAN.images:
-        return [image.nx * image.ny for image in PLAN.images[exposure].values()]
-    return [nx * ny for nx, ny in (ccd.size for ccd in PLAN.ccds.values())]
-
-
-def exposure_pixels(exposure):
-    """Return the largest number of pixels of a CCD of an exposure, and that of all together."""
-    counts = pixels_of_ccds(exposure)
-    return max(counts), sum(counts)
-
-
-def patch_pixels():
-    """Return the number of pixels of a patch with its border."""
-    return (SETTINGS.skymap.patch_inner_size + 2 * SETTINGS.skymap.patch_border) ** 2
-
-
-def snakemake_share(width):
-    """Return the part of a step in the memory of the Snakemakes in its job, MB.
-
-    Parameters
-    ----------
-    width : int
-        Steps of the job that can run side by side; Snakemake adds their memory.
-    """
-    if not ON_CLUSTER:
-        return 0
-    return math.ceil(
-        needs.SNAKEMAKE_MB
-        / max(min(width, workflow.resource_settings.cores or width), 1)
-    )
-
-
 def growing(amount):
     """Return a resource of a fixed amount, and that much more at each further attempt."""
     return lambda wildcards, attempt: attempt * amount
 
 
-def ccd_memory(wildcards, attempt):
-    share = snakemake_share(len(PLAN.ccds_of(wildcards.exposure)))
-    return attempt * (share + needs.ccd_memory(ccd_pixels(wildcards)))
+def memory_of(job, attempt):
+    """Return the memory that a job asks for, MB; in a job of a cluster there is Snakemake too."""
+    cores = workflow.resource_settings.cores
+    return attempt * (job.memory + (job.snakemake_share(cores) if ON_CLUSTER else 0))
 
 
-def ccd_runtime(wildcards, attempt):
-    return attempt * needs.ccd_runtime(ccd_pixels(wildcards))
+def asking_for(needs_of):
+    """Return the functions of a rule for memory and time limit, which grow with the attempt.
+
+    Parameters
+    ----------
+    needs_of : function
+        From wildcards and cores to what a job needs (`coaddflow.workflow.needs`).
+    """
+
+    def memory(wildcards, threads, attempt):
+        return memory_of(needs_of(wildcards, threads), attempt)
+
+    def runtime(wildcards, threads, attempt):
+        return attempt * needs_of(wildcards, threads).runtime
+
+    return memory, runtime
 
 
-def calib_memory(wildcards, input, attempt):
-    stack = needs.calib_memory(
-        ccd_pixels(wildcards), len(input), SETTINGS.calibs.memory
-    )
-    return attempt * (snakemake_share(1) + stack)
-
-
-def calib_runtime(wildcards, input, attempt):
-    return attempt * needs.calib_runtime(ccd_pixels(wildcards), len(input))
-
-
-def spreads_over_nodes():
+def scatters_over_tasks():
     """Return whether jobs scatter over tasks of Slurm, which may be on several nodes.
 
     Asked when a job is planned: Snakemake does not know its executor before.
@@ -212,154 +172,73 @@ def spreads_over_nodes():
 
 def mpi_allocation(wildcards):
     """Return the mark of jobs that start MPI by themselves; None: Slurm starts a single task."""
-    return 1 if spreads_over_nodes() else None
+    return 1 if scatters_over_tasks() else None
 
 
-def exposure_workers(wildcards):
-    """Return the workers of the job of an exposure: never more than it has CCDs."""
-    if SETTINGS.parallel.backend == "serial":
-        return 1
-    return min(SETTINGS.parallel.workers, len(PLAN.ccds_of(wildcards.exposure)))
+def scattering(needs_of):
+    """Return the functions of a rule that scatters for its cores, tasks, and memory of a task.
+
+    Parameters
+    ----------
+    needs_of : function
+        As of `asking_for`; without cores: of as many as the job wants.
+    """
+
+    def threads(wildcards):
+        return needs_of(wildcards, None).threads
+
+    def tasks(wildcards):
+        workers = needs_of(wildcards, None).workers
+        return workers + 1 if scatters_over_tasks() else None
+
+    def task_memory(wildcards, threads, attempt):
+        memory = needs_of(wildcards, threads).task_memory
+        return attempt * memory if scatters_over_tasks() else None
+
+    return threads, tasks, task_memory
 
 
-def works_elsewhere():
-    """Return whether the workers are not processes of the job, or of its node at least."""
-    parallel = SETTINGS.parallel
-    dask = parallel.backend == "dask" and parallel.dask_address is not None
-    return dask or spreads_over_nodes()
+@functools.lru_cache(maxsize=None)
+def needs_of_whole(needs_of, cores, *names):
+    """Return what an exposure or a tract needs that is one job; a job is asked several times."""
+    return needs_of(PLAN, *names, cores, scatters_over_tasks())
 
 
-def exposure_threads(wildcards):
-    """Return the cores of the job of an exposure, or of each of its tasks."""
-    return 1 if works_elsewhere() else exposure_workers(wildcards)
+def needs_of_exposure(wildcards, cores):
+    return needs_of_whole(needs.of_exposure, cores, wildcards.exposure)
 
 
-def exposure_tasks(wildcards):
-    """Return the tasks of the job of an exposure, that which gathers included; None: one."""
-    return exposure_workers(wildcards) + 1 if spreads_over_nodes() else None
-
-
-def exposure_needs(wildcards, threads):
-    """Return the memory that the workers of an exposure need together, MB, and their number."""
-    pixels = pixels_of_ccds(wildcards.exposure)
-    parts = SETTINGS.exposure.enabled if wildcards.exposure in PLAN.science else ()
-    crosstalk = "crosstalk" in parts and bool(PLAN.crosstalk)
-    workers = exposure_workers(wildcards) if spreads_over_nodes() else threads
-    return needs.exposure_memory(pixels, workers, bool(parts), crosstalk), workers
-
-
-def exposure_memory(wildcards, threads, attempt):
-    memory, _ = exposure_needs(wildcards, threads)
-    return attempt * (snakemake_share(1) + memory)
-
-
-def exposure_task_memory(wildcards, threads, attempt):
-    """Return the memory of each task of an exposure, MB; None: it is asked for by node."""
-    memory, workers = exposure_needs(wildcards, threads)
-    return (
-        attempt * needs.task_memory(memory, workers) if spreads_over_nodes() else None
-    )
-
-
-def exposure_runtime(wildcards, threads, attempt):
-    workers = exposure_workers(wildcards) if works_elsewhere() else threads
-    pixels = pixels_of_ccds(wildcards.exposure)
-    return attempt * needs.exposure_runtime(pixels, workers)
-
-
-def warp_memory(wildcards, attempt):
-    largest, _ = exposure_pixels(wildcards.exposure)
-    share = snakemake_share(len(PLAN.exposures_of_tract(int(wildcards.tract))))
-    return attempt * (share + needs.warp_memory(largest, patch_pixels()))
-
-
-def warp_runtime(wildcards, attempt):
-    _, together = exposure_pixels(wildcards.exposure)
-    return attempt * needs.warp_runtime(together)
-
-
-def coadd_memory(wildcards, input, attempt):
-    share = snakemake_share(len(PLAN.patches_of(wildcards.band, int(wildcards.tract))))
-    coadd = needs.coadd_memory(
-        patch_pixels(), len(input.warps), SETTINGS.coadd.memory_mb
-    )
-    return attempt * (share + coadd)
-
-
-def coadd_runtime(wildcards, input, attempt):
-    return attempt * needs.coadd_runtime(patch_pixels(), len(input.warps))
-
-
-def tract_inputs(wildcards):
-    """Return how many exposures can touch each patch of a tract, and the pixels of their CCDs."""
+def needs_of_tract(wildcards, cores):
     band, tract = wildcards.band, int(wildcards.tract)
-    patches = PLAN.patches_of(band, tract)
-    inputs = [len(PLAN.exposures_of_patch(band, tract, patch)) for patch in patches]
-    ccds = [exposure_pixels(e) for e in PLAN.exposures_of_tract(tract, band)]
-    return inputs, ccds
+    return needs_of_whole(needs.of_tract, cores, band, tract)
 
 
-def tract_workers():
-    """Return the workers of the job of a tract."""
-    return 1 if SETTINGS.parallel.backend == "serial" else SETTINGS.parallel.workers
-
-
-def tract_threads(wildcards):
-    """Return the cores of the job of a tract, or of each of its tasks."""
-    return 1 if works_elsewhere() else tract_workers()
-
-
-def tract_tasks(wildcards):
-    """Return the tasks of the job of a tract, that which gathers included; None: one."""
-    return tract_workers() + 1 if spreads_over_nodes() else None
-
-
-def tract_needs(wildcards, threads):
-    """Return the memory of a tract's workers together and of the gathering process, MB."""
-    inputs, ccds = tract_inputs(wildcards)
-    together = needs.tract_memory(
-        max(largest for largest, _ in ccds),
-        sum(together for _, together in ccds),
-        patch_pixels(),
-        max(inputs),
-        SETTINGS.coadd.memory_mb,
-        # workers on several nodes have no memory in common
-        0 if works_elsewhere() else SETTINGS.coadd.spool_mb,
-        tract_workers() if spreads_over_nodes() else threads,
+ccd_memory, ccd_runtime = asking_for(
+    lambda wildcards, _: needs.of_ccd(PLAN, wildcards.exposure, int(wildcards.ccd))
+)
+exposure_memory, exposure_runtime = asking_for(needs_of_exposure)
+exposure_threads, exposure_tasks, exposure_task_memory = scattering(needs_of_exposure)
+warp_memory, warp_runtime = asking_for(
+    lambda wildcards, _: needs.of_warp(PLAN, int(wildcards.tract), wildcards.exposure)
+)
+coadd_memory, coadd_runtime = asking_for(
+    lambda wildcards, _: needs.of_coadd(
+        PLAN, wildcards.band, int(wildcards.tract), wildcards.patch
     )
-    matching = SETTINGS.coadd.background_matching
-    gathering = 0
-    if matching.enabled:
-        gathering = needs.matching_memory(
-            len(ccds), patch_pixels(), len(inputs), matching.bin_size
-        )
-    return together, gathering
+)
+tract_memory, tract_runtime = asking_for(needs_of_tract)
+tract_threads, tract_tasks, tract_task_memory = scattering(needs_of_tract)
+picture_memory, picture_runtime = asking_for(
+    lambda wildcards, _: needs.of_picture(PLAN, int(wildcards.tract))
+)
 
 
-def tract_memory(wildcards, threads, attempt):
-    return attempt * (snakemake_share(1) + sum(tract_needs(wildcards, threads)))
+def calib_memory(wildcards, input, attempt):
+    return memory_of(needs.of_calib(PLAN, int(wildcards.ccd), len(input)), attempt)
 
 
-def tract_task_memory(wildcards, threads, attempt):
-    """Return the memory of each task of a tract, MB; None: it is asked for by node."""
-    if not spreads_over_nodes():
-        return None
-    together, gathering = tract_needs(wildcards, threads)
-    return attempt * needs.task_memory(together, tract_workers(), gathering)
-
-
-def tract_runtime(wildcards, threads, attempt):
-    inputs, ccds = tract_inputs(wildcards)
-    together = sum(pixels for _, pixels in ccds)
-    workers = tract_workers() if works_elsewhere() else threads
-    return attempt * needs.tract_runtime(together, patch_pixels(), inputs, workers)
-
-
-def picture_memory(wildcards, attempt):
-    tract = int(wildcards.tract)
-    coadds = sum(len(PLAN.patches_of(band, tract)) for band in PLAN.bands)
-    picture = needs.picture_memory(patch_pixels(), coadds)
-    return attempt * (snakemake_share(1) + picture)
+def calib_runtime(wildcards, input, attempt):
+    return attempt * needs.of_calib(PLAN, int(wildcards.ccd), len(input)).runtime
 
 
 # The Snakemake inside a job of a cluster works within what the job was given.
@@ -370,7 +249,7 @@ if not workflow.is_main_process:
 # On one machine the jobs that run side by side must fit into its memory. `--resources mem_mb=N`
 # or a profile says otherwise.
 if not ON_CLUSTER and not {"mem", "mem_mb"} & set(workflow.global_resources):
-    workflow.register_resource("mem_mb", needs.machine_memory())
+    workflow.register_resource("mem_mb", resources.machine_memory())
 
 
 # ---------------------------------------------------------------------------------------------

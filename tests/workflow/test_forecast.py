@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from coaddflow.runtime import resources as needs
+from coaddflow.runtime import resources
 from coaddflow.workflow.cost import asked_memory, forecast, widths
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
+from coaddflow.workflow.needs import SNAKEMAKE_MB
 
 MPIX = 1_000_000
 
@@ -37,6 +38,7 @@ def plan():
         ),
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
+        flats_of=lambda ccd: [f"flat/r/{ccd}"],
         exposures_of_tract=lambda tract, band=None: ["a", "b", "c"],
         exposures_of_patch=lambda band, tract, patch: ["a", "b"],
         patches_of=lambda band, tract: ["0_0", "1_0"],
@@ -59,7 +61,7 @@ def test_one_job_an_exposure_and_a_tract(plan):
 @pytest.mark.parametrize(("cores", "wide"), [(1, 1), (3, 3), (4, 4), (100, 4)])
 def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
     exposure = forecast(plan, cores)[1]
-    assert exposure.memory == wide * needs.ccd_memory(MPIX) + needs.SNAKEMAKE_MB
+    assert exposure.memory == wide * resources.ccd_memory(MPIX) + SNAKEMAKE_MB
 
 
 def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
@@ -79,9 +81,9 @@ def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
 
 def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
     asked = asked_memory(plan, cores=8)
-    assert asked["calexp"] == needs.ccd_memory(MPIX)
-    assert asked["coadd"] == needs.coadd_memory(MPIX, 2, 100)
-    assert asked["master_bias"] == needs.calib_memory(MPIX, 5, 1)
+    assert asked["calexp"] == resources.ccd_memory(MPIX)
+    assert asked["coadd"] == resources.coadd_memory(MPIX, 2, 100)
+    assert asked["master_bias"] == resources.calib_memory(MPIX, 5, 1)
     write(tmp_path, "calexp/1/0", 10, 500, 36)
     (step,) = measured(tmp_path / "benchmarks", asked)
     assert step.asked == asked["calexp"]
@@ -90,7 +92,7 @@ def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
 @pytest.mark.parametrize(("cores", "rounds"), [(1, 4), (3, 2), (8, 1)])
 def test_time_limit_adds_what_runs_in_turn(plan, cores, rounds):
     exposure = forecast(plan, cores)[1]
-    assert exposure.runtime == rounds * needs.ccd_runtime(MPIX) + 5
+    assert exposure.runtime == rounds * resources.time_limit(resources.ccd_seconds(MPIX)) + 5
 
 
 def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
@@ -98,15 +100,16 @@ def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
     names = [f"e{number}" for number in range(200)]
     plan.exposures_of_tract = lambda tract, band=None: names
     many = forecast(plan, 2)[2]
+    one_warp = resources.time_limit(resources.warp_seconds(4 * MPIX))
     # two at a time, beside the corner database; all others are as they were
-    assert many.runtime - few.runtime == (100 - 1) * needs.warp_runtime(4 * MPIX)
+    assert many.runtime - few.runtime == (100 - 1) * one_warp
 
 
 def test_bands_that_fit_side_by_side_into_the_cores_add_their_memory(plan):
     plan.settings.parallel.coadd = "tract"
     plan.bands = ["g", "r"]
     in_turn, beside = forecast(plan, 7)[2], forecast(plan, 8)[2]
-    share = needs.SNAKEMAKE_MB
+    share = SNAKEMAKE_MB
     assert beside.memory - share == 2 * (in_turn.memory - share)
     assert beside.runtime < in_turn.runtime
 
@@ -115,8 +118,8 @@ def test_background_matching_needs_memory(plan):
     plan.settings.parallel.coadd = "tract"
     without = forecast(plan, 4)[2].memory
     plan.settings.coadd.background_matching.enabled = True
-    assert forecast(plan, 4)[2].memory - without == needs.matching_memory(3, MPIX, 2, 10)
-    assert asked_memory(plan, 4)["tract"] == forecast(plan, 4)[2].memory - needs.SNAKEMAKE_MB
+    assert forecast(plan, 4)[2].memory - without == resources.matching_memory(3, MPIX, 2, 10)
+    assert asked_memory(plan, 4)["tract"] == forecast(plan, 4)[2].memory - SNAKEMAKE_MB
 
 
 def test_no_more_steps_share_a_job_than_it_has(plan):

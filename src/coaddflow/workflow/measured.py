@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coaddflow.runtime import resources as needs
+from coaddflow.workflow.needs import CALIB_RULES, SNAKEMAKE_MB
 
 ROOM = 1.3
 """Memory that is suggested over what was measured."""
@@ -50,9 +50,6 @@ _KINDS = {
 }
 
 
-_RULES = {"bias": "master_bias", "dark": "master_dark", "flat": "master_flat"}
-
-
 def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list[Measured]:
     """Read the benchmark files of a run.
 
@@ -74,7 +71,7 @@ def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list
         name = parts[1] if parts[0] == "calibs" else parts[0]
         with path.open(encoding="ascii", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
-                rows.setdefault(_RULES.get(name, name), []).append(
+                rows.setdefault(CALIB_RULES.get(name, name), []).append(
                     {key: _number(row.get(key)) for key in ("s", "max_rss", "cpu_time")}
                 )
     return [
@@ -114,7 +111,7 @@ def suggestion(
     words = []
     for step in steps:
         width = min(cores, (side_by_side or {}).get(step.rule, 1))
-        memory = max(math.ceil(ROOM * step.memory + needs.SNAKEMAKE_MB / width), 100)
+        memory = max(math.ceil(ROOM * step.memory + SNAKEMAKE_MB / width), 100)
         minutes = max(math.ceil(TIME_ROOM * step.seconds / 60), 3)
         words += [f"{step.rule}:mem_mb={memory}*attempt", f"{step.rule}:runtime={minutes}*attempt"]
     return words

@@ -1,0 +1,308 @@
+"""Memory, time limit and workers of each kind of job: said here once, for the first attempt.
+
+The rules ask the scheduler for them, times the attempt; `coaddflow plan` adds them up. The figures
+per pixel stand in `coaddflow.runtime.resources`. Everything follows from the plan alone, so that a
+file that is missing today changes nothing.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from coaddflow.runtime import resources
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import CALIB_KINDS
+
+SNAKEMAKE_MB = 300
+"""The two Snakemakes in each job of a cluster."""
+
+SMALL_STEP_MB = 450
+"""A step that reads and writes tables, with the Snakemakes of its job."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one step (a job of Snakemake) needs.
+
+    Attributes
+    ----------
+    memory : int
+        Memory of all of its processes together, MB.
+    runtime : int
+        Time limit, minutes.
+    seconds : float
+        CPU time, s.
+    workers : int
+        Processes over which it scatters its work, beside the one that gathers; 0: it has none.
+    threads : int
+        Cores of its machine that it keeps busy.
+    gathering : int
+        Part of `memory` that the process that gathers needs for what it solves, MB.
+    pixels : float
+        Pixels of the images that it writes.
+    width : int
+        Steps of this kind in a job of the cluster that do not wait for each other, and so share
+        the memory of its Snakemakes; 0: `memory` has them already.
+    """
+
+    memory: int
+    runtime: int
+    seconds: float = 0.0
+    workers: int = 0
+    threads: int = 1
+    gathering: int = 0
+    pixels: float = 0.0
+    width: int = 1
+
+    def side_by_side(self, cores: int | None) -> int:
+        """Return how many steps of this kind run at a time, with so many cores (None: enough)."""
+        return self.width if cores is None else min(self.width, max(cores // self.threads, 1))
+
+    def snakemake_share(self, cores: int | None) -> int:
+        """Return this step's part of the memory of the Snakemakes in a job of a cluster, MB.
+
+        Snakemake adds the memory of steps that run side by side.
+        """
+        return math.ceil(SNAKEMAKE_MB / self.side_by_side(cores)) if self.width else 0
+
+    @property
+    def task_memory(self) -> int:
+        """Memory of each task of a step that scatters over tasks of Slurm, MB.
+
+        The task that gathers may have a node for itself, on which the Snakemakes and the process
+        that started it are too.
+        """
+        gathers = SNAKEMAKE_MB + 2 * resources.INTERPRETER_MB + self.gathering
+        return max(math.ceil((self.memory - self.gathering) / self.workers), gathers)
+
+
+WARP_OVERLAP = 1.25
+"""Pixels of an exposure's warps over those of the exposure: patches overlap."""
+
+CALIB_RULES = {
+    "bias": "master_bias",
+    "dark": "master_dark",
+    "flat": "master_flat",
+    "defects": "defects",
+}
+"""The rules that make calibration frames, by kind."""
+
+MANIFEST = Needs(SMALL_STEP_MB, 5, width=0)
+TRACT_CORNERS = Needs(SMALL_STEP_MB, 10, width=0)
+SURVEY_CORNERS = Needs(2 * SMALL_STEP_MB, 60, width=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Calibration frames
+# ---------------------------------------------------------------------------------------------
+
+
+def calib_sources(plan: Plan, kind: str) -> tuple[str, ...]:
+    """Return the kinds of calibration frames that go into one of this kind."""
+    if kind == "defects" and plan.settings.calibs.defects.source == "night_sky":
+        return ("dark",) if plan.defects_from_dark else ("bias",)
+    return {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "defects": ("dark", "flat")}[
+        kind
+    ]
+
+
+def calib_frames_made(plan: Plan, ccd: int) -> Iterator[tuple[str, str | None]]:
+    """Yield kind and band (None: for all bands) of the calibration frames of a CCD to be made."""
+    for kind in CALIB_KINDS:
+        if plan.science and getattr(plan.settings.calibs, kind).source != "given":
+            for band in plan.bands if kind == "flat" else [None]:
+                if plan.calib_product(kind, ccd, band or plan.bands[0]):
+                    yield kind, band
+
+
+def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
+    """Return the number of files, raw or calibrated, that a calibration frame is made from."""
+    sources = calib_sources(plan, kind)
+    n_files = 0 if sources == ("dark",) else len(plan.calib_frames(kind, band))
+    for source in sources:
+        if source == "flat":
+            n_files += len(plan.flats_of(ccd))
+        else:
+            n_files += plan.calib_product(source, ccd, band or plan.bands[0]) is not None
+    return n_files
+
+
+def of_calib(plan: Plan, ccd: int, n_files: int) -> Needs:
+    """Return what a calibration frame of a CCD needs, from the number of files it is made from."""
+    nx, ny = plan.ccds[ccd].size
+    seconds = resources.calib_seconds(nx * ny, n_files)
+    memory = resources.calib_memory(nx * ny, n_files, plan.settings.calibs.memory)
+    return Needs(memory, resources.time_limit(seconds), seconds, pixels=nx * ny)
+
+
+# ---------------------------------------------------------------------------------------------
+# Exposures
+# ---------------------------------------------------------------------------------------------
+
+
+def ccd_pixels(plan: Plan, exposure: str, ccd: int) -> int:
+    """Return the number of pixels of a CCD of an exposure."""
+    if exposure in plan.images:
+        return plan.images[exposure][ccd].nx * plan.images[exposure][ccd].ny
+    nx, ny = plan.ccds[ccd].size
+    return nx * ny
+
+
+def exposure_pixels(plan: Plan, exposure: str) -> list[int]:
+    """Return the number of pixels of each CCD of an exposure."""
+    return [ccd_pixels(plan, exposure, ccd) for ccd in plan.images.get(exposure, plan.ccds)]
+
+
+def of_ccd(plan: Plan, exposure: str, ccd: int) -> Needs:
+    """Return what one CCD needs, from raw pixels or an image calibrated elsewhere to its calexp."""
+    pixels = ccd_pixels(plan, exposure, ccd)
+    seconds = resources.ccd_seconds(pixels)
+    width = len(plan.images.get(exposure, plan.ccds))
+    memory = resources.ccd_memory(pixels)
+    return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
+
+
+def exposure_workers(plan: Plan, exposure: str) -> int:
+    """Return the workers of the job of an exposure: never more than it has CCDs."""
+    return min(tract_workers(plan), len(plan.images.get(exposure, plan.ccds)))
+
+
+def works_elsewhere(plan: Plan, on_tasks: bool) -> bool:
+    """Return whether workers are not processes of the job, or not of its node at least.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    on_tasks : bool
+        Whether they are tasks of Slurm, which may be on several nodes.
+    """
+    parallel = plan.settings.parallel
+    return on_tasks or (parallel.backend == "dask" and parallel.dask_address is not None)
+
+
+def _at_a_time(plan: Plan, workers: int, cores: int | None, on_tasks: bool) -> tuple[int, int]:
+    """Return the workers that a job has, and how many of them count in its memory."""
+    if works_elsewhere(plan, on_tasks):
+        return workers, workers if on_tasks else 1
+    workers = workers if cores is None else min(workers, cores)
+    return workers, workers
+
+
+def of_exposure(
+    plan: Plan, exposure: str, cores: int | None = None, on_tasks: bool = False
+) -> Needs:
+    """Return what an exposure that is one job needs.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    exposure : str
+        The exposure.
+    cores : int, optional
+        Cores of the job, which it may not exceed with workers of its own.
+    on_tasks : bool
+        Whether its workers are tasks of Slurm, which may be on several nodes.
+    """
+    wanted = exposure_workers(plan, exposure)
+    workers, counted = _at_a_time(plan, wanted, cores, on_tasks)
+    pixels = exposure_pixels(plan, exposure)
+    parts = plan.settings.exposure.enabled if exposure in plan.science else ()
+    memory = resources.INTERPRETER_MB
+    memory += sum(map(resources.ccd_memory, sorted(pixels, reverse=True)[:counted]))
+    if parts:
+        # without coefficients in the camera file no signals of aggressors are kept
+        crosstalk = "crosstalk" in parts and bool(plan.crosstalk)
+        memory += resources.held_memory(pixels, crosstalk)
+    rounds = math.ceil(len(pixels) / workers)
+    runtime = resources.time_limit(rounds * resources.ccd_seconds(max(pixels)))
+    threads = 1 if works_elsewhere(plan, on_tasks) else workers
+    seconds = resources.ccd_seconds(sum(pixels))
+    return Needs(memory, runtime, seconds, workers, threads, pixels=sum(pixels))
+
+
+# ---------------------------------------------------------------------------------------------
+# Tracts
+# ---------------------------------------------------------------------------------------------
+
+
+def patch_pixels(plan: Plan) -> int:
+    """Return the number of pixels of a patch with its border."""
+    sky = plan.settings.skymap
+    return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
+
+
+def bands_of(plan: Plan, tract: int) -> list[str]:
+    """Return the bands in which a tract has coadds."""
+    return [band for band in plan.bands if plan.patches_of(band, tract)]
+
+
+def of_warp(plan: Plan, tract: int, exposure: str) -> Needs:
+    """Return what the warps of an exposure on a tract need."""
+    pixels = exposure_pixels(plan, exposure)
+    seconds = resources.warp_seconds(sum(pixels))
+    memory = resources.warp_memory(max(pixels), patch_pixels(plan))
+    return Needs(
+        memory,
+        resources.time_limit(seconds),
+        seconds,
+        pixels=WARP_OVERLAP * sum(pixels),
+        width=len(plan.exposures_of_tract(tract)),
+    )
+
+
+def of_coadd(plan: Plan, band: str, tract: int, patch: str) -> Needs:
+    """Return what the coadd of a patch needs."""
+    pixels, n_inputs = patch_pixels(plan), len(plan.exposures_of_patch(band, tract, patch))
+    seconds = resources.coadd_seconds(pixels, n_inputs)
+    memory = resources.coadd_memory(pixels, n_inputs, plan.settings.coadd.memory_mb)
+    width = len(plan.patches_of(band, tract))
+    return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
+
+
+def tract_workers(plan: Plan) -> int:
+    """Return the workers of the job of a tract."""
+    parallel = plan.settings.parallel
+    return 1 if parallel.backend == "serial" else parallel.workers
+
+
+def of_tract(
+    plan: Plan, band: str, tract: int, cores: int | None = None, on_tasks: bool = False
+) -> Needs:
+    """Return what a band of a tract that is one job needs; parameters as of `of_exposure`."""
+    patches = plan.patches_of(band, tract)
+    inputs = [len(plan.exposures_of_patch(band, tract, patch)) for patch in patches]
+    ccds = [exposure_pixels(plan, name) for name in plan.exposures_of_tract(tract, band)]
+    together, patch, settings = sum(map(sum, ccds)), patch_pixels(plan), plan.settings.coadd
+    workers, counted = _at_a_time(plan, tract_workers(plan), cores, on_tasks)
+    elsewhere = works_elsewhere(plan, on_tasks)
+    memory = resources.INTERPRETER_MB + counted * max(
+        resources.warped_ccd_memory(max(map(max, ccds))),
+        resources.coadd_memory(patch, max(inputs), settings.memory_mb),
+    )
+    if not elsewhere:  # workers on several nodes have no memory in common
+        memory += resources.spool_memory(together, settings.spool_mb)
+    matching, gathering = settings.background_matching, 0
+    if matching.enabled:
+        gathering = resources.matching_memory(len(ccds), patch, len(patches), matching.bin_size)
+    seconds = resources.warp_seconds(together)
+    seconds += sum(resources.coadd_seconds(patch, n) for n in inputs)
+    rounds = math.ceil(len(inputs) / workers) / len(inputs)
+    return Needs(
+        memory + gathering,
+        resources.time_limit(rounds * seconds),
+        seconds,
+        workers,
+        threads=1 if elsewhere else workers,
+        gathering=gathering,
+        pixels=patch * len(patches) + WARP_OVERLAP * together * settings.keep_warps,
+        # with MPI each band is a job of its own
+        width=1 if plan.settings.parallel.backend == "mpi" else len(bands_of(plan, tract)),
+    )
+
+
+def of_picture(plan: Plan, tract: int) -> Needs:
+    """Return what the picture of a tract needs."""
+    n_coadds = sum(len(plan.patches_of(band, tract)) for band in plan.bands)
+    return Needs(resources.picture_memory(patch_pixels(plan), n_coadds), 10)

@@ -1,0 +1,158 @@
+"""What the rules ask the scheduler for is what `coaddflow plan` says."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from survey_run import REPOSITORY
+
+from coaddflow.runtime import resources
+from coaddflow.settings import Settings
+from coaddflow.tables.exposures import ExposureRow, write_exposures
+from coaddflow.workflow import needs
+from coaddflow.workflow.cost import forecast, steps
+from coaddflow.workflow.plan import make_plan
+
+CORES = 6
+
+COARSE = {"parallel": {"calexp": "exposure", "coadd": "tract", "workers": 3}}
+
+ALL_PARTS = {part: {"enabled": True} for part in ("crosstalk", "astrometry", "sky", "photometry")}
+
+MATCHED = {"background_matching": {"enabled": True}}
+
+WITHOUT_CALIBS = {kind: {"source": "none"} for kind in ("bias", "dark", "flat", "defects")}
+
+SURVEYS = {
+    "hsc": {"camera": "hsc", "calibs": WITHOUT_CALIBS},
+    "hsc coarse": {"camera": "hsc", "calibs": WITHOUT_CALIBS, **COARSE},
+    "hsc all parts": {"camera": "hsc", "calibs": WITHOUT_CALIBS, "exposure": ALL_PARTS, **COARSE},
+    "decam": {"camera": "decam", "calibs": WITHOUT_CALIBS},
+    "decam all parts": {"camera": "decam", "exposure": ALL_PARTS, **COARSE},
+    "demo": {"camera": "demo"},
+    "demo night sky": {"camera": "demo", "calibs": {"dark": {"source": "night_sky"}}},
+    "demo matched": {"camera": "demo", "coadd": MATCHED | {"keep_warps": True}, **COARSE},
+    "demo serial": {"camera": "demo", "parallel": COARSE["parallel"] | {"backend": "serial"}},
+    **{
+        f"demo {part}": {"camera": "demo", "exposure": {part: {"enabled": True}}, **COARSE}
+        for part in ALL_PARTS
+    },
+}
+"""The settings in which surveys differ, by name."""
+
+
+def row(name, kind, band="", ra=None):
+    dec, rotation = (None, None) if ra is None else (2.2, 0.0)
+    return ExposureRow(
+        exposure=name,
+        kind=kind,
+        band=band,
+        ra=ra,
+        dec=dec,
+        rotation=rotation,
+        mjd=60000.0,
+        exposure_time=60.0,
+        path=f"raw/{name}.fits",
+    )
+
+
+ROWS = [
+    *(row(f"r{i}", "science", "r", 150.1 + 0.02 * i) for i in range(4)),
+    *(row(f"g{i}", "science", "g", 150.1) for i in range(3)),
+    *(row(f"bias{i}", "bias") for i in range(5)),
+    *(row(f"dark{i}", "dark") for i in range(4)),
+    *(row(f"flat{band}{i}", "flat", band) for band in "gr" for i in range(3)),
+]
+
+
+def make_survey(folder, changes):
+    """Write the settings, the table, and empty raw files of a survey."""
+    (folder / "raw").mkdir(parents=True)
+    write_exposures(folder / "exposures.ecsv", ROWS)
+    for one in ROWS:
+        (folder / one.path).touch()
+    (folder / "stars.csv").write_text("ra,dec,mag\n")
+    settings = {
+        "exposures": "exposures.ecsv",
+        "refcat": {"path": "stars.csv", "fallback": {"magnitude": "mag"}},
+        "skymap": {"kind": "tangent", "pixel_scale": 0.4, "patch_inner_size": 4000},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def surveys(tmp_path_factory):
+    """The folders of the surveys, each with what its jobs ask for on a cluster."""
+    folders = {name: tmp_path_factory.mktemp("needs") / name for name in SURVEYS}
+    for name, folder in folders.items():
+        make_survey(folder, SURVEYS[name])
+    program = [sys.executable, Path(__file__).with_name("planned_resources.py")]
+    subprocess.run(
+        [*program, REPOSITORY / "Snakefile", str(CORES), *folders.values()],
+        check=True,
+        capture_output=True,
+    )
+    return folders
+
+
+@pytest.fixture(params=SURVEYS)
+def survey(surveys, request, monkeypatch):
+    """A plan, and what the rules ask for."""
+    folder = surveys[request.param]
+    monkeypatch.chdir(folder)
+    settings = Settings(**yaml.safe_load(Path("config.yaml").read_text()))
+    return make_plan(settings), json.loads(Path("asked.json").read_text())
+
+
+def test_rules_ask_for_what_the_plan_says(survey):
+    plan, asked = survey
+    said = Counter(
+        (rule, step.memory + step.snakemake_share(CORES), step.runtime, step.threads)
+        for rule, step in steps(plan, CORES)
+    )
+    assert Counter(tuple(job) for job in asked["jobs"]) == said
+
+
+def test_largest_jobs_of_the_cluster_are_those_of_the_plan(survey):
+    plan, asked = survey
+    costs = {cost.name: cost for cost in forecast(plan, CORES)}
+    for kind, prefix in (("calibration", "calibs_"), ("exposure", "exposure_"), ("tract", "tract")):
+        groups = [group for group in asked["groups"] if group[0].startswith(prefix)]
+        assert len(groups) == costs[kind].n_jobs
+        if groups:
+            assert max(runtime for _, _, runtime, _ in groups) == costs[kind].runtime
+            # of steps with the same time limit the plan puts the largest side by side
+            largest = max(memory for _, memory, _, _ in groups)
+            assert 0.97 * costs[kind].memory <= largest <= costs[kind].memory
+
+
+def test_ccds_wait_in_memory_with_signals_of_aggressors_if_there_are_any(surveys, monkeypatch):
+    def memory(name):
+        monkeypatch.chdir(surveys[name])
+        plan = make_plan(Settings(**yaml.safe_load(Path("config.yaml").read_text())))
+        return needs.of_exposure(plan, "r0", CORES).memory
+
+    # the camera file of HSC knows of no crosstalk between CCDs
+    held = resources.held_memory([2048 * 4176] * 104, crosstalk=False)
+    assert memory("hsc all parts") - memory("hsc coarse") == held
+    with_signals = memory("demo crosstalk") - memory("demo matched")
+    assert with_signals > memory("demo sky") - memory("demo matched") > 0
+
+
+def test_tasks_of_slurm_have_their_share_and_the_gathering_one_its_own(surveys, monkeypatch):
+    monkeypatch.chdir(surveys["demo matched"])
+    settings = yaml.safe_load(Path("config.yaml").read_text())
+    settings["parallel"]["workers"] = 20
+    plan = make_plan(Settings(**settings))
+    (tract,) = plan.tracts
+    one, many = (needs.of_tract(plan, "r", tract, 1, on_tasks) for on_tasks in (False, True))
+    assert (one.workers, one.threads) == (1, 1)
+    assert (many.workers, many.threads) == (20, 1)
+    assert many.task_memory * 20 >= many.memory - many.gathering
+    huge = dataclasses.replace(many, gathering=10**6, memory=many.memory + 10**6)
+    assert huge.task_memory > 10**6
