@@ -11,10 +11,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args, get_origin
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
 Record = TypeVar("Record")
 
@@ -133,6 +137,15 @@ def write_records(
     write_rows(path, columns, map(astuple, rows), meta)
 
 
+def model_columns(model: "type[BaseModel]") -> list[Column]:
+    """Return the columns of a table whose rows are models of pydantic.
+
+    Units stand in ``json_schema_extra`` of a field. Tuples of floats are columns of lists; lists,
+    whose lengths may differ, are texts to astropy.
+    """
+    return [_model_column(name, field) for name, field in model.model_fields.items()]
+
+
 def damaged(path: str | Path, what: str, error: Exception) -> InputError:
     """Return the error for a table of the workflow that cannot be read."""
     return InputError(
@@ -187,6 +200,16 @@ def read_meta(path: str | Path) -> dict[str, str | int]:
         raise ValueError(f"its header is damaged: {error}") from error
 
 
+def _model_column(name: str, field: "FieldInfo") -> Column:
+    members = get_args(field.annotation) or (field.annotation,)
+    kind = next((kind for kind in (int, float) if kind in members), str)
+    kind = str if get_origin(field.annotation) is list else kind
+    length = len(members) if get_origin(field.annotation) is tuple else None
+    extra = field.json_schema_extra
+    unit = str(extra["unit"]) if isinstance(extra, dict) else ""
+    return Column(name, kind, length, unit, field.description or "")
+
+
 def _card(column: Column) -> dict[str, str]:
     """Return the header's entry for a column."""
     card = {"name": column.name, "datatype": _DATATYPES[column.kind]}
@@ -213,6 +236,6 @@ def _cell(value: object) -> str:
 def _quoted(cell: str, delimiter: str) -> str:
     """Return a cell in quotes if it needs them; among blanks, an empty cell does."""
     is_plain = cell or delimiter != " "
-    if is_plain and not any(character in cell for character in (delimiter, '"', "\r", "\n")):
+    if is_plain and not (delimiter in cell or '"' in cell or "\n" in cell or "\r" in cell):
         return cell
     return '"' + cell.replace('"', '""') + '"'

@@ -8,7 +8,6 @@ Paths in a table are relative to the table's folder, unless they are absolute.
 """
 
 import csv
-import io
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path, check_id
+from coaddflow.tables import ecsv
 
 Kind = Literal["science", "bias", "dark", "flat"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
@@ -299,9 +299,9 @@ def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row
 
 
 def _numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """Return the lines that are neither comments nor empty, with their numbers from 1."""
+    """Return what `ecsv.numbered_lines` does, or an error for people."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return ecsv.numbered_lines(path)
     except UnicodeDecodeError:
         raise InputError("is not a text table", path=path, remedy="give an ECSV table") from None
     except OSError as error:
@@ -310,8 +310,6 @@ def _numbered_lines(path: Path) -> list[tuple[int, str]]:
             path=path,
             remedy="make it with `coaddflow ingest`",
         ) from error
-    numbered = enumerate(text.splitlines(), start=1)
-    return [(n, line) for n, line in numbered if line.strip() and not line.startswith("#")]
 
 
 def _check_columns(names: Sequence[str], model: type[_Row], where: str) -> None:
@@ -378,45 +376,14 @@ def _write(path: str | Path, rows: Sequence[Row], model: type[Row]) -> bool:
     if path.is_file():
         old_names, old = _read(path, model)
         old_lines = dict(old) if old_names == names else {}
-    lines = [old_lines.get(row) or _line(row) for row in rows]
-    text = "\n".join([*_ecsv_header(model), ",".join(names), *lines]) + "\n"
+    lines = [
+        old_lines.get(row) or ecsv.row_line(row.model_dump().values(), delimiter=",")
+        for row in rows
+    ]
+    header = ecsv.header_lines(ecsv.model_columns(model), delimiter=",")
+    text = "\n".join([*header, *lines]) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return True
-
-
-def _line(row: _Row) -> str:
-    cells = []
-    for name in type(row).model_fields:
-        value = getattr(row, name)
-        if value is None:
-            cells.append("")
-        elif isinstance(value, tuple):
-            cells.append(json.dumps(value))
-        else:
-            cells.append(repr(value) if isinstance(value, float) else value)
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="").writerow(cells)
-    return stream.getvalue()
-
-
-def _ecsv_header(model: type[_Row]) -> list[str]:
-    """Return the lines that tell astropy types, units and meanings (ECSV 1.0)."""
-    lines = ["# %ECSV 1.0", "# ---", "# delimiter: ','", "# datatype:"]
-    for name, field in model.model_fields.items():
-        plain = [t for t in (int, float) if t in (field.annotation, *_options(field.annotation))]
-        card = {"name": name, "datatype": f"{plain[0].__name__}64" if plain else "string"}
-        if typing.get_origin(field.annotation) is tuple:
-            card |= {"datatype": "string", "subtype": f"float64[{len(_options(field.annotation))}]"}
-        if isinstance(field.json_schema_extra, dict):
-            card["unit"] = str(field.json_schema_extra["unit"])
-        card["description"] = field.description or ""
-        # JSON is YAML too
-        lines.append(f"# - {json.dumps(card)}")
-    return [*lines, "# schema: astropy-2.0"]
-
-
-def _options(annotation: object) -> tuple:
-    return typing.get_args(annotation)

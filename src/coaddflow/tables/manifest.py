@@ -8,7 +8,7 @@ names are whole.
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_origin
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -99,9 +99,8 @@ def write_manifest(path: str | Path, rows: list[CcdRow]) -> None:
     rows = sorted(rows, key=lambda row: row.ccd)
     if len({row.exposure for row in rows}) != 1 or len({row.ccd for row in rows}) != len(rows):
         raise ValueError("a manifest has each CCD of one exposure once")
-    names = list(CcdRow.model_fields)
-    values = ([getattr(row, name) for name in names] for row in rows)
-    ecsv.write_rows(path, [_column(name) for name in names], values)
+    columns = ecsv.model_columns(CcdRow)
+    ecsv.write_rows(path, columns, (row.model_dump().values() for row in rows))
 
 
 def read_manifest(path: str | Path) -> list[CcdRow]:
@@ -158,17 +157,6 @@ def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:
     """Return the CCDs of an exposure that failed for a reason; None without a manifest."""
     ccds = ccd_states(manifest)
     return {ccd for ccd, found in ccds.items() if found.reason == reason} if ccds else None
-
-
-def _column(name: str) -> ecsv.Column:
-    field = CcdRow.model_fields[name]
-    if get_origin(field.annotation) is list:
-        # of any length: JSON, which astropy leaves as a string
-        kind = str
-    else:
-        kinds = get_args(field.annotation) or (field.annotation,)
-        kind = next((kind for kind in (int, float) if kind in kinds), str)
-    return ecsv.Column(name, kind, description=field.description or "")
 
 
 def _values(cells: dict[str, str]) -> dict[str, object]:
