@@ -17,11 +17,11 @@ from coaddflow.ingest.raw_exposures import find_raw_files, ingest, repoint
 from coaddflow.instrument.camera import load_camera
 from coaddflow.instrument.file_layout import FileLayout, HeaderKey
 from coaddflow.instrument.header_values import (
-    Described,
-    FactError,
-    fact_mjd,
-    fact_number,
-    fact_text,
+    FileHeaders,
+    HeaderValueError,
+    header_mjd,
+    header_number,
+    header_text,
     read_headers,
 )
 from coaddflow.runtime.progress import progress
@@ -62,34 +62,34 @@ def raw_file(folder, name, file=None, n_ccds=1, **changes):
 
 
 def described(file="x.fits", **values):
-    return Described(Path(file), (fits.Header(values),))
+    return FileHeaders(Path(file), (fits.Header(values),))
 
 
 def skipped(report):
     return {Path(skip.file).name: (skip.reason, skip.message) for skip in report.skipped}
 
 
-# facts
+# values of headers
 
 
 def test_right_ascension_in_hours_and_in_degrees_is_the_same_place():
     hours = HeaderKey(keyword="RA", unit="hourangle")
     degrees = HeaderKey(keyword="RA", unit="degree")
-    assert fact_number(hours, "ra", described(RA="07:20:54.24")) == pytest.approx(110.226)
-    assert fact_number(hours, "ra", described(RA=7.3484)) == pytest.approx(110.226)
-    assert fact_number(degrees, "ra", described(RA=110.226)) == pytest.approx(110.226)
+    assert header_number(hours, "ra", described(RA="07:20:54.24")) == pytest.approx(110.226)
+    assert header_number(hours, "ra", described(RA=7.3484)) == pytest.approx(110.226)
+    assert header_number(degrees, "ra", described(RA=110.226)) == pytest.approx(110.226)
 
 
 def test_hours_where_the_map_says_degrees_are_noticed_and_the_other_way_round():
-    with pytest.raises(FactError, match="set its unit to hourangle"):
-        fact_number(HeaderKey(keyword="RA", unit="degree"), "ra", described(RA="07:20:54"))
-    with pytest.raises(FactError, match="set its unit to degree"):
-        fact_number(HeaderKey(keyword="RA", unit="hourangle"), "ra", described(RA=110.2))
+    with pytest.raises(HeaderValueError, match="set its unit to hourangle"):
+        header_number(HeaderKey(keyword="RA", unit="degree"), "ra", described(RA="07:20:54"))
+    with pytest.raises(HeaderValueError, match="set its unit to degree"):
+        header_number(HeaderKey(keyword="RA", unit="hourangle"), "ra", described(RA=110.2))
 
 
 def test_a_declination_just_south_of_the_equator_keeps_its_sign():
     key = HeaderKey(keyword="DEC", unit="degree")
-    assert fact_number(key, "dec", described(DEC="-00:30:00")) == -0.5
+    assert header_number(key, "dec", described(DEC="-00:30:00")) == -0.5
     assert parse_declination("-00 30 00") == -0.5
     assert parse_declination("-0d30m") == -0.5
 
@@ -124,30 +124,32 @@ def test_what_is_no_right_ascension_is_refused(text):
 )
 def test_every_way_to_write_a_moment_gives_the_same_tai(key, value):
     # 37 s between UTC and TAI since 2017 (IERS Bulletin C 52)
-    mjd = fact_mjd(HeaderKey(keyword="T", **key), "mjd", described(T=value))
+    mjd = header_mjd(HeaderKey(keyword="T", **key), "mjd", described(T=value))
     assert mjd == pytest.approx(58107.0 + 37 / 86400, abs=2e-9)
 
 
 def test_a_julian_date_in_the_place_of_an_mjd_is_noticed():
-    with pytest.raises(FactError, match="is not a time of 'mjd'"):
-        fact_mjd(HeaderKey(keyword="T", unit="mjd"), "mjd", described(T=2458107.5))
+    with pytest.raises(HeaderValueError, match="is not a time of 'mjd'"):
+        header_mjd(HeaderKey(keyword="T", unit="mjd"), "mjd", described(T=2458107.5))
 
 
 def test_a_part_of_a_value_its_replacement_and_its_default():
     key = HeaderKey(keyword="FILTER", pattern=r"^(\w+) DECam", values={"N964": "n"}, default="none")
-    assert fact_text(key, "band", described(FILTER="z DECam SDSS c0004 9260.0")) == "z"
-    assert fact_text(key, "band", described(FILTER="N964 DECam")) == "n"
-    assert fact_text(key, "band", described()) == "none"
-    assert fact_text(HeaderKey(pattern=r"_(\d+)\."), "exposure", described("a_0042.fits")) == "0042"
-    with pytest.raises(FactError, match="does not match the pattern"):
-        fact_text(key, "band", described(FILTER="open"))
+    assert header_text(key, "band", described(FILTER="z DECam SDSS c0004 9260.0")) == "z"
+    assert header_text(key, "band", described(FILTER="N964 DECam")) == "n"
+    assert header_text(key, "band", described()) == "none"
+    assert (
+        header_text(HeaderKey(pattern=r"_(\d+)\."), "exposure", described("a_0042.fits")) == "0042"
+    )
+    with pytest.raises(HeaderValueError, match="does not match the pattern"):
+        header_text(key, "band", described(FILTER="open"))
 
 
 def test_factor_and_offset_act_on_degrees_and_seconds():
     key = HeaderKey(keyword="PA", unit="radian", factor=-1.0, offset=90.0)
-    assert fact_number(key, "rotation", described(PA=np.pi / 2)) == pytest.approx(0.0)
+    assert header_number(key, "rotation", described(PA=np.pi / 2)) == pytest.approx(0.0)
     key = HeaderKey(keyword="MS", unit="second", factor=1e-3)
-    assert fact_number(key, "exposure_time", described(MS=1500)) == 1.5
+    assert header_number(key, "exposure_time", described(MS=1500)) == 1.5
 
 
 # folders
@@ -448,10 +450,14 @@ def test_headers_of_extensions_fall_back_on_the_primary_header(tmp_path):
     fits.HDUList(hdus).writeto(tmp_path / "x.fits")
     key = HeaderKey(keyword="RA")
     path = tmp_path / "x.fits"
-    found = [fact_text(key, "ra", Described(path, read_headers(path, hdu))) for hdu in range(4)]
+    found = [header_text(key, "ra", FileHeaders(path, read_headers(path, hdu))) for hdu in range(4)]
     assert found == ["1", "1", "2", "1"]
-    with pytest.raises(FactError, match="has no HDU 4"):
+    with pytest.raises(HeaderValueError, match="has no HDU 4"):
         read_headers(path, 4)
+    path.write_bytes(path.read_bytes()[:30000])
+    with pytest.raises(HeaderValueError, match="is cut off") as caught:
+        read_headers(path, 3)
+    assert caught.value.reason == "truncated"
 
 
 def test_progress_is_told_on_long_work_only(monkeypatch):

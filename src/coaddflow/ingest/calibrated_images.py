@@ -27,12 +27,12 @@ from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.ingest.raw_exposures import IngestReport, Skip, files_in, merge_rows, nothing_usable
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (
-    Described,
-    FactError,
-    fact_id,
-    fact_mjd,
-    fact_number,
-    fact_text,
+    FileHeaders,
+    HeaderValueError,
+    header_id,
+    header_mjd,
+    header_number,
+    header_text,
 )
 from coaddflow.runtime.progress import progress
 from coaddflow.settings.calibrated import (
@@ -90,7 +90,7 @@ def ingest_calibrated(
                     report.skipped.append(row)
                 else:
                     rows.append(row)
-        except FactError as error:
+        except HeaderValueError as error:
             report.skipped.append(Skip(str(file), error.reason, error.message))
     old = read_images(table) if Path(table).is_file() else []
     merged = merge_rows(old, rows, table, replace_rows, report)
@@ -145,26 +145,26 @@ class FactsTable:
             rows.setdefault(key, []).append(row)
         return cls(settings.path, settings.match, rows)
 
-    def row_of(self, image: Described) -> dict[str, object]:
+    def row_of(self, image: FileHeaders) -> dict[str, object]:
         """Return the row that belongs to an image.
 
         Raises
         ------
-        FactError
+        HeaderValueError
             ``not_in_table`` or ``ambiguous_in_table``.
         """
-        key = tuple(_key_text(fact_text(fact, name, image)) for name, fact in self.keys.items())
+        key = tuple(_key_text(header_text(fact, name, image)) for name, fact in self.keys.items())
         found = self.rows.get(key, [])
         if len(found) == 1:
             return found[0]
         said = ", ".join(f"{name} = {value}" for name, value in zip(self.keys, key, strict=True))
         if found:
-            raise FactError(
+            raise HeaderValueError(
                 "ambiguous_in_table",
                 f"{self.path} has {len(found)} rows with {said}: add a key column to "
                 "calibrated.facts.match",
             )
-        raise FactError("not_in_table", f"{self.path} has no row with {said}")
+        raise HeaderValueError("not_in_table", f"{self.path} has no row with {said}")
 
 
 def electrons_per(unit: PixelUnit, gain: float, exposure_time: float) -> float:
@@ -230,17 +230,17 @@ def _rows_of(
 
     Raises
     ------
-    FactError
+    HeaderValueError
         If the file as a whole is not usable.
     """
     hdus = _hdus_of(file)
     numbers = _image_hdus(hdus, settings)
     if not numbers:
-        raise FactError("no_image", "has no 2-d image: set calibrated.hdu")
+        raise HeaderValueError("no_image", "has no 2-d image: set calibrated.hdu")
     for number in numbers:
         try:
             yield _row_of(file, hdus, number, settings, facts, table)
-        except FactError as error:
+        except HeaderValueError as error:
             yield Skip(f"{file}[{number}]", error.reason, error.message)
 
 
@@ -272,7 +272,7 @@ def _hdus_of(file: Path) -> list[_Hdu]:
                 raise OSError(f"cut off or damaged behind HDU {len(found) - 1}")
             return found
     except (OSError, ValueError, EOFError, IndexError, VerifyError) as error:
-        raise FactError(
+        raise HeaderValueError(
             "not_readable", f"is not a readable FITS file ({error}): copy it again"
         ) from error
 
@@ -302,7 +302,7 @@ def _find_hdu(hdus: Sequence[_Hdu], which: int | str) -> int:
     for number, hdu in enumerate(hdus):
         if which == number or (isinstance(which, str) and hdu.name.upper() == which.upper()):
             return number
-    raise FactError("missing_hdu", f"has no HDU {which}")
+    raise HeaderValueError("missing_hdu", f"has no HDU {which}")
 
 
 def _companion_hdu(
@@ -327,26 +327,26 @@ def _companion(
     if companion.replace is not None:
         old, new = companion.replace
         if old not in file.name:
-            raise FactError(
+            raise HeaderValueError(
                 f"missing_{what}",
                 f"its name has no {old!r} to be replaced for the {what}: correct "
                 f"calibrated.{what}.replace",
             )
         path = file.with_name(file.name.replace(old, new))
         if not path.is_file():
-            raise FactError(f"missing_{what}", f"its {what} file {path} is not there")
+            raise HeaderValueError(f"missing_{what}", f"its {what} file {path} is not there")
         hdus_there = _hdus_of(path)
     else:
         hdus_there = list(hdus)
     found = _companion_hdu(hdus_there, companion, number)
     if (path, found) == (file, number):
-        raise FactError(
+        raise HeaderValueError(
             f"missing_{what}",
             f"its {what} would be the image itself: set calibrated.{what}.replace, hdu or "
             "hdu_offset",
         )
     if hdus_there[found].shape != hdus[number].shape:
-        raise FactError(
+        raise HeaderValueError(
             "other_shape",
             f"its {what} {path}[{found}] has shape {hdus_there[found].shape}, "
             f"not {hdus[number].shape}",
@@ -362,18 +362,18 @@ def _row_of(
     facts: FactsTable | None,
     table: str | Path,
 ) -> ImageRow:
-    """Make the row of one image; FactError if a fact is missing or impossible."""
+    """Make the row of one image; HeaderValueError if a fact is missing or impossible."""
     header = hdus[number].header
-    image = Described(file, (header, hdus[0].header))
+    image = FileHeaders(file, (header, hdus[0].header))
     if facts is not None:
-        image = Described(file, image.headers, facts.row_of(image))
-    exposure_time = fact_number(settings.exposure_time, "exposure_time", image)
+        image = FileHeaders(file, image.headers, facts.row_of(image))
+    exposure_time = header_number(settings.exposure_time, "exposure_time", image)
     ny, nx = hdus[number].shape
     values = {
-        "exposure": fact_id(settings.exposure, "exposure", image, _SETTING),
-        "ccd": _whole_number(fact_text(settings.ccd, "ccd", image)),
-        "band": fact_id(settings.band, "band", image, _SETTING),
-        "mjd": fact_mjd(settings.mjd, "mjd", image),
+        "exposure": header_id(settings.exposure, "exposure", image, _SETTING),
+        "ccd": _whole_number(header_text(settings.ccd, "ccd", image)),
+        "band": header_id(settings.band, "band", image, _SETTING),
+        "mjd": header_mjd(settings.mjd, "mjd", image),
         "exposure_time": exposure_time,
         "path": path_in_table(file, table),
         "hdu": number,
@@ -392,7 +392,9 @@ def _row_of(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise FactError("bad_value", f"{key}: {first['msg']}, not {first['input']!r}") from error
+        raise HeaderValueError(
+            "bad_value", f"{key}: {first['msg']}, not {first['input']!r}"
+        ) from error
 
 
 def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tuple], float]:
@@ -400,10 +402,10 @@ def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tupl
     try:
         wcs = read_wcs(header)
     except InputError as error:
-        raise FactError("no_wcs", f"{error.cause}: {error.remedy}") from error
+        raise HeaderValueError("no_wcs", f"{error.cause}: {error.remedy}") from error
     ra, dec = pixel_to_sky(wcs, *outline(size, 1))
     if not np.isfinite([ra, dec]).all():
-        raise FactError("no_wcs", "has a WCS that does not reach the sky at its corners")
+        raise HeaderValueError("no_wcs", "has a WCS that does not reach the sky at its corners")
     corners = {
         "footprint_ra": tuple(round(float(value), 9) for value in ra),
         "footprint_dec": tuple(round(float(value), 9) for value in dec),
@@ -412,30 +414,30 @@ def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tupl
 
 
 def _photometry(
-    settings: CalibratedSettings, image: Described, exposure_time: float, pixel_scale: float
+    settings: CalibratedSettings, image: FileHeaders, exposure_time: float, pixel_scale: float
 ) -> dict[str, float | None]:
     """Return scale, zero-point, seeing and sky in the units of the table."""
-    gain = fact_number(settings.gain, "gain", image)
+    gain = header_number(settings.gain, "gain", image)
 
     def electrons(unit: PixelUnit | None) -> float:
         return electrons_per(unit or settings.unit, gain, exposure_time)
 
     scale = electrons(settings.unit)
     if not scale > 0:
-        raise FactError(
+        raise HeaderValueError(
             "bad_value", f"gain {gain:g} and exposure time {exposure_time:g} s give no electrons"
         )
     if settings.zero_point is not None:
-        zero_point = fact_number(settings.zero_point, "zero_point", image)
+        zero_point = header_number(settings.zero_point, "zero_point", image)
         zero_point += 2.5 * math.log10(electrons(settings.zero_point_unit))
     elif settings.unit in FLUX_ZERO_POINTS:
         zero_point = FLUX_ZERO_POINTS[settings.unit] + 2.5 * math.log10(scale)
     else:
-        raise FactError("no_zero_point", "has no zero-point: set calibrated.zero_point")
+        raise HeaderValueError("no_zero_point", "has no zero-point: set calibrated.zero_point")
     seeing = _optional(settings.seeing, "seeing", image)
     sky = _optional(settings.sky, "sky", image)
     if sky is None and settings.subtract_sky == "given":
-        raise FactError("no_sky", "its sky is to be subtracted: set calibrated.sky")
+        raise HeaderValueError("no_sky", "its sky is to be subtracted: set calibrated.sky")
     return {
         "electrons_per_unit": _rounded(scale),
         "zero_point": round(zero_point, 6),
@@ -449,8 +451,8 @@ def _photometry(
     }
 
 
-def _optional(fact: Fact | None, what: str, image: Described) -> float | None:
-    return None if fact is None else fact_number(fact, what, image)
+def _optional(fact: Fact | None, what: str, image: FileHeaders) -> float | None:
+    return None if fact is None else header_number(fact, what, image)
 
 
 def _rounded(value: float | None) -> float | None:
@@ -462,7 +464,7 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise FactError(
+        raise HeaderValueError(
             "bad_value", f"its CCD {text!r} is no number: give numbers in calibrated.ccd.values"
         ) from None
 

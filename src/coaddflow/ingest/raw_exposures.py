@@ -17,12 +17,12 @@ from coaddflow.ingest.pointing import Pointing, fit_pointing
 from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.file_layout import file_template
 from coaddflow.instrument.header_values import (
-    Described,
-    FactError,
-    fact_id,
-    fact_mjd,
-    fact_number,
-    fact_text,
+    FileHeaders,
+    HeaderValueError,
+    header_id,
+    header_mjd,
+    header_number,
+    header_text,
     read_headers,
 )
 from coaddflow.runtime.progress import progress
@@ -126,7 +126,7 @@ def ingest(
     for group in progress(raw, "reading headers", len(raw)):
         try:
             rows.append(exposure_row(group, camera, table))
-        except FactError as error:
+        except HeaderValueError as error:
             report.skipped.append(Skip(str(group.template), error.reason, error.message))
     old = read_exposures(table) if Path(table).is_file() else []
     merged = merge_rows(old, rows, table, replace_rows, report)
@@ -159,7 +159,7 @@ def find_raw_files(
             continue
         try:
             groups.setdefault(_template(path, camera), []).append(path)
-        except FactError as error:
+        except HeaderValueError as error:
             skipped.append(Skip(str(path), error.reason, error.message))
     if not groups:
         raise InputError(
@@ -175,28 +175,28 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
 
     Raises
     ------
-    FactError
+    HeaderValueError
         If no header can be read, or a fact is missing or impossible.
     """
     image = _first_readable(raw.files, camera.layout.header_hdu)
     keys = camera.header
-    kind = fact_text(keys.kind, "kind", image)
+    kind = header_text(keys.kind, "kind", image)
     kind = kind.lower() if kind.lower() in KINDS else kind
     if kind not in KINDS:
-        raise FactError(
+        raise HeaderValueError(
             "other_kind",
             f"is of kind {kind!r}, not one of {', '.join(KINDS)}: if it is one of them, say so "
             "in `header.kind.values` of the camera",
         )
     pointed, banded = kind == "science", kind in ("science", "flat")
     values = {
-        "exposure": fact_id(keys.exposure, "exposure", image, _CAMERA_KEY),
+        "exposure": header_id(keys.exposure, "exposure", image, _CAMERA_KEY),
         "kind": kind,
-        "band": fact_id(keys.band, "band", image, _CAMERA_KEY) if banded else "",
-        "ra": fact_number(keys.ra, "ra", image) % 360.0 if pointed else None,
-        "dec": fact_number(keys.dec, "dec", image) if pointed else None,
-        "rotation": fact_number(keys.rotation, "rotation", image) % 360.0 if pointed else None,
-        "mjd": fact_mjd(keys.mjd, "mjd", image),
+        "band": header_id(keys.band, "band", image, _CAMERA_KEY) if banded else "",
+        "ra": header_number(keys.ra, "ra", image) % 360.0 if pointed else None,
+        "dec": header_number(keys.dec, "dec", image) if pointed else None,
+        "rotation": header_number(keys.rotation, "rotation", image) % 360.0 if pointed else None,
+        "mjd": header_mjd(keys.mjd, "mjd", image),
         "exposure_time": _exposure_time(camera, image, kind),
         "path": path_in_table(raw.template, table),
         "n_files": len(raw.files),
@@ -206,7 +206,9 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise FactError("bad_value", f"{key}: {first['msg']}, not {first['input']!r}") from error
+        raise HeaderValueError(
+            "bad_value", f"{key}: {first['msg']}, not {first['input']!r}"
+        ) from error
 
 
 def repoint(
@@ -348,27 +350,27 @@ def _template(path: Path, camera: Camera) -> Path:
     try:
         name, extension = file_template(path.name, camera.layout)
     except InputError as error:
-        raise FactError("no_ccd_in_name", error.cause) from error
+        raise HeaderValueError("no_ccd_in_name", error.cause) from error
     if extension not in {str(detector.extension) for detector in camera.detectors}:
-        raise FactError("other_ccd", f"camera {camera.name} has no CCD {extension!r}")
+        raise HeaderValueError("other_ccd", f"camera {camera.name} has no CCD {extension!r}")
     return path.with_name(name)
 
 
-def _first_readable(files: Sequence[Path], hdu: int) -> Described:
+def _first_readable(files: Sequence[Path], hdu: int) -> FileHeaders:
     """Return the first file whose header can be read; a damaged CCD does not lose its exposure."""
-    first_error: FactError | None = None
+    first_error: HeaderValueError | None = None
     for file in files:
         try:
-            return Described(file, read_headers(file, hdu))
-        except FactError as error:
+            return FileHeaders(file, read_headers(file, hdu))
+        except HeaderValueError as error:
             first_error = first_error or error
-    raise first_error or FactError("unreadable", "has no files")
+    raise first_error or HeaderValueError("unreadable", "has no files")
 
 
-def _exposure_time(camera: Camera, image: Described, kind: str) -> float:
+def _exposure_time(camera: Camera, image: FileHeaders, kind: str) -> float:
     try:
-        return fact_number(camera.header.exposure_time, "exposure_time", image)
-    except FactError as error:
+        return header_number(camera.header.exposure_time, "exposure_time", image)
+    except HeaderValueError as error:
         if kind == "bias" and error.reason == "missing_keyword":
             return 0.0
         raise

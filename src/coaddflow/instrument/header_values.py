@@ -1,35 +1,34 @@
-"""Facts about an exposure from headers, file names and tables, as a map of keys tells.
+"""Values that describe an exposure, from headers, file names and tables.
 
-The map is a camera's `HeaderMap` or the settings `calibrated`; nothing here knows an instrument.
+Where each stands is said by a map of keys: a camera's `HeaderMap`, or the settings `calibrated`.
+Nothing here knows an instrument.
 """
 
-import bz2
-import gzip
+import math
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyError, VerifyWarning
 from astropy.time import Time
-from astropy.utils.exceptions import AstropyUserWarning
 
 from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import check_id
 from coaddflow.geometry.angles import is_sexagesimal, sexagesimal
+from coaddflow.instrument.fits_hdus import HduHeader, NotFitsError, open_fits, walk_hdus
 
-_BLOCK = 2880
 # 1900 to 2173: a Julian Date or a year in the place of an MJD is noticed
 _MJD_RANGE = (15020.0, 115000.0)
 
 
-class FactError(CoaddflowError):
-    """A fact is not there, or cannot be right.
+class HeaderValueError(CoaddflowError):
+    """A value is missing, or cannot be right.
 
     Parameters
     ----------
@@ -48,8 +47,8 @@ class FactError(CoaddflowError):
         return self.message
 
 
-class FactKey(Protocol):
-    """Where a fact stands: `camera.HeaderKey` or `settings.calibrated.Fact`."""
+class ValueKey(Protocol):
+    """Where a value stands: `camera.HeaderKey` or an entry of the settings `calibrated`."""
 
     keyword: str | None
     pattern: str | None
@@ -62,22 +61,22 @@ class FactKey(Protocol):
 
 
 @dataclass(frozen=True)
-class Described:
-    """What is known about a file before its facts are told apart.
+class FileHeaders:
+    """Everything in which the values of a file are looked up.
 
     Attributes
     ----------
     file : Path
-        The file; its name may hold facts.
+        The file, for values in its name.
     headers : tuple of astropy.io.fits.Header
         Headers in the order in which keywords are looked up.
-    columns : mapping, optional
+    table_row : mapping, optional
         The row of a table that belongs to the file.
     """
 
     file: Path
     headers: tuple[fits.Header, ...]
-    columns: Mapping[str, object] | None = None
+    table_row: Mapping[str, object] | None = None
 
 
 def read_headers(path: Path, hdu: int) -> tuple[fits.Header, ...]:
@@ -100,95 +99,54 @@ def read_headers(path: Path, hdu: int) -> tuple[fits.Header, ...]:
 
     Raises
     ------
-    FactError
+    HeaderValueError
         ``unreadable``, ``empty_file``, ``not_fits``, ``truncated`` or ``missing_hdu``.
     """
     try:
-        with _open(path) as stream:
-            primary = _next_header(stream, path)
-            if hdu == 0:
-                packed = _packed_header(stream, primary) if path.suffix == ".fz" else None
-                return (packed or primary,)
-            header = primary
-            for number in range(1, hdu + 1):
-                header = _skip_to_next(stream, header)
-                if header is None:
-                    raise FactError("missing_hdu", f"has no HDU {number}")
-            return header, primary
-    except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise FactError("truncated", f"is cut off or damaged ({error}): copy it again") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise FactError("unreadable", f"cannot be read ({error.strerror})") from error
-        raise FactError(
-            "truncated", f"is cut off in its header ({error}): copy it again"
+        if path.stat().st_size == 0:
+            raise HeaderValueError("empty_file", "has no content: copy it again")
+        with open_fits(path) as stream:
+            return _headers_of(walk_hdus(stream), hdu, path.suffix == ".fz")
+    except NotFitsError as error:
+        raise HeaderValueError(
+            "not_fits", f"is not a FITS file ({error}): move it out, or rename {path.name}"
+        ) from error
+    except (EOFError, zlib.error, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise HeaderValueError("unreadable", f"cannot be read ({error.strerror})") from error
+        raise HeaderValueError(
+            "truncated", f"is cut off or damaged ({error}): copy it again"
         ) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as stream:
-        magic = stream.read(3)
-    if not magic:
-        raise FactError("empty_file", "has no content: copy it again")
-    if magic[:2] == b"\x1f\x8b":
-        return gzip.open(path)
-    return bz2.open(path) if magic == b"BZh" else path.open("rb")
+def _headers_of(hdus: Iterator[HduHeader], number: int, packed: bool) -> tuple[fits.Header, ...]:
+    """Return the header of an HDU of a file, and the primary header if that is another one."""
+    primary = next(hdus).header
+    if number > 0:
+        for hdu in hdus:
+            if hdu.index == number:
+                return hdu.header, primary
+        raise HeaderValueError("missing_hdu", f"has no HDU {number}")
+    first = next(hdus, None) if packed and primary["NAXIS"] == 0 else None
+    is_moved = first is not None and "ZSIMPLE" in first.header
+    return (first.header if is_moved else primary,)
 
 
-def _next_header(stream: BinaryIO, path: Path) -> fits.Header:
-    start = stream.read(9)
-    if start != b"SIMPLE  =":
-        raise FactError("not_fits", f"is not a FITS file: move it out, or rename {path.name}")
-    stream.seek(0)
-    return _header_here(stream)
-
-
-def _header_here(stream: BinaryIO) -> fits.Header:
-    with warnings.catch_warnings():
-        # headers of others are often not to the letter of the standard
-        warnings.simplefilter("ignore", AstropyUserWarning)
-        return fits.Header.fromfile(stream)
-
-
-def _skip_to_next(stream: BinaryIO, header: fits.Header) -> fits.Header | None:
-    """Return the header behind the data of this one; None at the end of the file."""
-    size = 0
-    if header.get("NAXIS", 0) > 0:
-        size = 1
-        for axis in range(1, header["NAXIS"] + 1):
-            size *= header[f"NAXIS{axis}"]
-        size = (size + header.get("PCOUNT", 0)) * header.get("GCOUNT", 1)
-        size *= abs(header["BITPIX"]) // 8
-    stream.seek(-(-size // _BLOCK) * _BLOCK, 1)
-    try:
-        return _header_here(stream)
-    except EOFError:
-        return None
-
-
-def _packed_header(stream: BinaryIO, primary: fits.Header) -> fits.Header | None:
-    """Return the header of an image that fpack moved out of the primary HDU."""
-    if primary.get("NAXIS", 0) != 0:
-        return None
-    header = _skip_to_next(stream, primary)
-    return header if header is not None and "ZSIMPLE" in header else None
-
-
-def fact_text(key: FactKey, what: str, image: Described) -> str:
-    """Return a fact as text.
+def header_text(key: ValueKey, what: str, image: FileHeaders) -> str:
+    """Return a value as text.
 
     Parameters
     ----------
-    key : FactKey
+    key : ValueKey
         Where it stands.
     what : str
         Its name in the map, for messages.
-    image : Described
-        Headers, name and table row of the file.
+    image : FileHeaders
+        Where to look it up.
 
     Raises
     ------
-    FactError
+    HeaderValueError
         ``missing_keyword``, ``missing_column`` or ``bad_value``.
     """
     raw = _raw_value(key, what, image)
@@ -196,35 +154,33 @@ def fact_text(key: FactKey, what: str, image: Described) -> str:
         if key.default is not None:
             return _as_text(key.default)
         source = f"has no keyword {key.keyword} ({what})" if key.keyword else f"no {what} is given"
-        raise FactError("missing_keyword", f"{source}: set a default or another keyword")
+        raise HeaderValueError("missing_keyword", f"{source}: set a default or another keyword")
     text = _as_text(raw)
     if key.pattern is not None:
         match = re.search(key.pattern, text)
         if match is None:
-            raise FactError(
+            raise HeaderValueError(
                 "bad_value", f"{what}: {text!r} does not match the pattern {key.pattern!r}"
             )
         text = match.group(1) if match.re.groups else match.group(0)
     return key.values.get(text, text).strip()
 
 
-def _raw_value(key: FactKey, what: str, image: Described) -> object | None:
+def _raw_value(key: ValueKey, what: str, image: FileHeaders) -> object | None:
     value = getattr(key, "value", None)
     column = getattr(key, "column", None)
     if value is not None:
         return value
     if column is not None:
-        if image.columns is None or column not in image.columns:
-            raise FactError("missing_column", f"the table of facts has no column {column} ({what})")
-        return image.columns[column]
+        if image.table_row is None or column not in image.table_row:
+            message = f"the table of facts has no column {column} ({what})"
+            raise HeaderValueError("missing_column", message)
+        return image.table_row[column]
     if key.keyword is None:
-        # a map that gives neither keyword nor pattern has only its default
+        # a key with neither keyword nor pattern has only its default
         return image.file.name if key.pattern is not None else None
-    for header in image.headers:
-        found = _card_value(header, key.keyword, what)
-        if found is not None:
-            return found
-    return None
+    found = (_card_value(header, key.keyword, what) for header in image.headers)
+    return next((value for value in found if value is not None), None)
 
 
 def _card_value(header: fits.Header, keyword: str, what: str) -> object | None:
@@ -233,7 +189,7 @@ def _card_value(header: fits.Header, keyword: str, what: str) -> object | None:
             warnings.simplefilter("ignore", VerifyWarning)
             value = header.get(keyword)
     except (VerifyError, ValueError) as error:
-        raise FactError("bad_value", f"keyword {keyword} ({what}) cannot be read") from error
+        raise HeaderValueError("bad_value", f"keyword {keyword} ({what}) cannot be read") from error
     absent = isinstance(value, fits.card.Undefined) or value is None
     return None if absent or (isinstance(value, str) and not value.strip()) else value
 
@@ -246,78 +202,76 @@ def _as_text(value: object) -> str:
     return str(value).strip()
 
 
-def fact_id(key: FactKey, kind: str, image: Described, setting: str) -> str:
-    """Return a fact that is an id: of an exposure or of a band.
+def header_id(key: ValueKey, kind: str, image: FileHeaders, setting: str) -> str:
+    """Return the id of an exposure or of a band.
 
     Parameters
     ----------
-    key : FactKey
-        Where it stands.
+    key, image
+        See `header_text`.
     kind : {"exposure", "band"}
         What it identifies.
-    image : Described
-        Headers, name and table row of the file.
     setting : str
         Where the map of keys is, for messages, such as ``setting calibrated.``.
 
     Raises
     ------
-    FactError
-        As `fact_text`; ``bad_id``, or ``unknown_filter`` for a band that the map does not list.
+    HeaderValueError
+        As `header_text`; ``bad_id``, or ``unknown_filter`` for a band that the map does not list.
     """
-    text = fact_text(key, kind, image)
+    text = header_text(key, kind, image)
     if kind == "band" and key.values and text not in (*key.values.values(), key.default):
-        raise FactError(
+        raise HeaderValueError(
             "unknown_filter", f"its filter {text!r} is not known: add it to {setting}band.values"
         )
     try:
         return check_id(text, kind)
     except InputError as error:
-        raise FactError(
+        raise HeaderValueError(
             "bad_id",
             f"{error.cause}: {error.remedy}; {setting}{kind} can take a part of it (pattern) or "
             "another word for it (values)",
         ) from None
 
 
-def fact_number(key: FactKey, what: str, image: Described) -> float:
-    """Return a fact as a number: angles in degrees, times in seconds.
+def header_number(key: ValueKey, what: str, image: FileHeaders) -> float:
+    """Return a value as a number: angles in degrees, times in seconds.
 
     Raises
     ------
-    FactError
-        As `fact_text`; ``bad_value`` if it is no number, or if a right ascension seems to be in
+    HeaderValueError
+        As `header_text`; ``bad_value`` if it is no number, or if a right ascension seems to be in
         the other of hours and degrees.
     """
-    text = fact_text(key, what, image)
+    text = header_text(key, what, image)
     try:
         number = sexagesimal(text) if is_sexagesimal(text) else float(text)
-    except ValueError as error:
-        raise FactError("bad_value", f"{what}: {text!r} is not a number") from error
-    if not abs(number) < float("inf"):
-        raise FactError("bad_value", f"{what}: {text!r} is not a number")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise HeaderValueError("bad_value", f"{what}: {text!r} is not a number")
     if key.unit == "hourangle":
         if what == "ra" and not 0 <= number <= 24:
-            raise FactError(
-                "bad_value", f"ra: {text!r} is no hour angle below 24: set its unit to degree"
-            )
+            message = f"ra: {text!r} is not between 0 and 24 hours: set its unit to degree"
+            raise HeaderValueError("bad_value", message)
         number *= 15.0
     elif key.unit == "radian":
         number *= 57.29577951308232
     elif what == "ra" and is_sexagesimal(text):
-        raise FactError("bad_value", f"ra: {text!r} looks like hours: set its unit to hourangle")
+        message = f"ra: {text!r} looks like hours: set its unit to hourangle"
+        raise HeaderValueError("bad_value", message)
     return round(number * key.factor + key.offset, 12)
 
 
-def fact_mjd(key: FactKey, what: str, image: Described) -> float:
+def header_mjd(key: ValueKey, what: str, image: FileHeaders) -> float:
     """Return a time as MJD TAI, rounded to 0.1 ms.
 
     Raises
     ------
-    FactError
-        As `fact_text`; ``bad_value`` if it is no time, or not in the years 1900 to 2173.
+    HeaderValueError
+        As `header_text`; ``bad_value`` if it is no time, or not in the years 1900 to 2173.
     """
-    text = fact_text(key, what, image)
+    text = header_text(key, what, image)
     try:
         if key.unit == "iso" or "-" in text[1:] or ":" in text:
             time = Time(_utc_datetime(text), scale=key.scale)
@@ -326,9 +280,9 @@ def fact_mjd(key: FactKey, what: str, image: Described) -> float:
             time = Time(number, format="mjd", scale=key.scale)
         mjd = float(time.mjd)
     except ValueError as error:
-        raise FactError("bad_value", f"{what}: {text!r} is not a time") from error
+        raise HeaderValueError("bad_value", f"{what}: {text!r} is not a time") from error
     if not _MJD_RANGE[0] < mjd < _MJD_RANGE[1]:
-        raise FactError("bad_value", f"{what}: {text!r} is not a time of {key.unit!r}")
+        raise HeaderValueError("bad_value", f"{what}: {text!r} is not a time of {key.unit!r}")
     return round(float(_to_tai(time).mjd) + key.offset, 9)
 
 

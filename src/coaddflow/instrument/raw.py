@@ -1,25 +1,18 @@
 """Raw pixels of one CCD, read once and checked.
 
-Only the extensions of one CCD are read, whatever else the file holds: the headers are walked
-block by block, the data between them are skipped. Since every byte that a CCD needs is asked for
-by number, a file that ends too early is known for certain, in plain, gzip and fpack files alike.
+Only the extensions of one CCD are read, whatever else the file holds.
 
 References
 ----------
-.. [1] Pence et al. 2010, A&A 524, A42 (FITS 3.0: blocks, BZERO, DATASUM).
+.. [1] Pence et al. 2010, A&A 524, A42 (FITS 3.0: BZERO, DATASUM).
 .. [2] White et al. 2012, "Tiled Image Convention for Storing Compressed Images in FITS".
 """
 
-import bz2
-import contextlib
-import gzip
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -28,9 +21,15 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.instrument.camera import Amplifier, Camera, Detector, ccd_file
+from coaddflow.instrument.fits_hdus import (
+    BLOCK,
+    HduHeader,
+    NotFitsError,
+    open_fits,
+    read_data,
+    walk_hdus,
+)
 
-_BLOCK = 2880
-_COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 _COPY_AGAIN = "Copy it again from the archive"
 
 
@@ -132,25 +131,20 @@ def _read_hdus(
     path: Path, wanted: set[str | int], header_hdu: int, check: bool
 ) -> dict[str | int, _Hdu]:
     """Return the wanted HDUs, and under `_HEADER` the header of the exposure."""
-    found: dict[str | int, _Hdu] = {}
-    n_hdus = 0
     try:
-        with _open(path) as stream:
-            for index, text, header in _walk(path, stream):
-                n_hdus = index + 1
-                if index == header_hdu:
-                    found[_HEADER] = _Hdu(header, None)
-                names = [n for n in wanted - found.keys() if _matches(n, index, header)]
-                if names:
-                    body = _read_body(stream, _data_size(header))
-                    if check:
-                        _check_bytes(path, index, header, body)
-                    hdu = _Hdu(header, _decode(path, index, text, body))
-                    found.update(dict.fromkeys(names, hdu))
-                if len(found) == len(wanted) + 1:
-                    return found
+        found, n_hdus = _find_hdus(path, wanted, header_hdu, check)
+    except NotFitsError as error:
+        raise CcdFailure(
+            Reason.NOT_FITS, f"{path} is not FITS: {error}. Replace it or drop the exposure"
+        ) from error
     except EOFError as error:
         raise CcdFailure(Reason.TRUNCATED_FILE, f"{path} ends too early. {_COPY_AGAIN}") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise CcdFailure(
+            Reason.MISSING_FILE,
+            f"{path} cannot be read ({error.strerror}). "
+            "Put it back or drop the exposure from the table",
+        ) from error
     except (zlib.error, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # trouble of the machine, not of the file
@@ -158,150 +152,81 @@ def _read_hdus(
             Reason.DAMAGED_FILE, f"{path} is damaged ({error}). {_COPY_AGAIN}"
         ) from error
     missing = [repr(name) for name in sorted(map(str, (wanted | {_HEADER}) - found.keys()))]
-    raise CcdFailure(
-        Reason.MISSING_EXTENSION,
-        f"{path} has {n_hdus} HDUs, none of them is {' or '.join(missing)}. "
-        "Compare the camera file with the file's extensions",
-    )
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, once, decompressed where its first bytes say so."""
-    try:
-        plain = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    if missing:
         raise CcdFailure(
-            Reason.MISSING_FILE,
-            f"{path} cannot be read ({error.strerror}). "
-            "Put it back or drop the exposure from the table",
-        ) from error
-    with plain:
-        magic = plain.peek(3)[:3]
-        if magic[:2] == b"\x1f\x8b":
-            with gzip.open(plain) as stream:
-                yield stream
-        elif magic == b"BZh":
-            with bz2.open(plain) as stream:
-                yield stream
-        else:
-            yield plain
+            Reason.MISSING_EXTENSION,
+            f"{path} has {n_hdus} HDUs, none of them is {' or '.join(missing)}. "
+            "Compare the camera file with the file's extensions",
+        )
+    return found
 
 
-def _walk(path: Path, stream: BinaryIO) -> Iterator[tuple[int, bytes, fits.Header]]:
-    """Yield number, header text and header of each HDU; the stream then stands at its data."""
-    position, index = 0, 0
-    while True:
-        # a seek in a compressed stream stops at its end, one in a plain file does not
-        if stream.seek(position) != position or position > _size(path, stream, position):
-            raise EOFError
-        block = stream.read(_BLOCK)
-        if index == 0 and not block.startswith(b"SIMPLE"):
-            if not block:
-                raise EOFError
-            raise CcdFailure(
-                Reason.NOT_FITS, f"{path} is not a FITS file. Replace it or drop the exposure"
-            )
-        if index > 0 and not block.startswith(b"XTENSION"):
-            if block and not block.strip(b"\0"):
-                raise EOFError  # a broken copy that was filled up
-            return  # the end, or special records, which may follow the last HDU [1]_
-        text = _read_header(stream, block)
-        begin = position + len(text)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", AstropyWarning)  # cards of odd style
-                header = fits.Header.fromstring(text)
-            size = _data_size(header)
-        except (KeyError, TypeError, ValueError, fits.VerifyError) as error:
-            raise CcdFailure(
-                Reason.NOT_FITS, f"{path}: the header of HDU {index} is not FITS ({error})"
-            ) from error
-        yield index, text, header
-        position = begin + -(-size // _BLOCK) * _BLOCK
-        index += 1
+def _find_hdus(
+    path: Path, wanted: set[str | int], header_hdu: int, check: bool
+) -> tuple[dict[str | int, _Hdu], int]:
+    """Return what of the wanted HDUs there is, and the number of HDUs up to the last of them."""
+    found: dict[str | int, _Hdu] = {}
+    n_hdus = 0
+    with open_fits(path) as stream:
+        for hdu in walk_hdus(stream):
+            n_hdus += 1
+            if hdu.index == header_hdu:
+                found[_HEADER] = _Hdu(hdu.header, None)
+            names = [name for name in wanted - found.keys() if _matches(name, hdu)]
+            if names:
+                body = read_data(stream, hdu)
+                if check:
+                    _check_bytes(path, hdu, body)
+                read = _Hdu(hdu.header, _decode(path, hdu, body))
+                found.update(dict.fromkeys(names, read))
+            if len(found) == len(wanted) + 1:
+                break
+    return found, n_hdus
 
 
-def _size(path: Path, stream: BinaryIO, position: int) -> int:
-    """Return the length of a plain file, and of others the part that has been read."""
-    return position if isinstance(stream, _COMPRESSED) else path.stat().st_size
-
-
-def _read_header(stream: BinaryIO, block: bytes) -> bytes:
-    """Return the header that begins with ``block``; EOFError if the file ends within it."""
-    blocks = []
-    while True:
-        if len(block) < _BLOCK:
-            raise EOFError
-        blocks.append(block)
-        if any(block[i : i + 8] == b"END     " for i in range(0, _BLOCK, 80)):
-            # some observatories write characters that FITS does not allow
-            return b"".join(blocks).decode("latin-1").encode("ascii", "replace")
-        block = stream.read(_BLOCK)
-
-
-def _read_body(stream: BinaryIO, size: int) -> bytes:
-    """Read ``size`` bytes of data with their padding; EOFError if the file ends before."""
-    body = stream.read(size)
-    if len(body) < size:
-        raise EOFError
-    if isinstance(stream, _COMPRESSED):
-        stream.read(-size % _BLOCK)
-        stream.peek(1)  # at the end of the file this verifies its checksum
-    return body
-
-
-def _data_size(header: fits.Header) -> int:
-    """Return the number of data bytes, without padding [1]_."""
-    axes = [header[f"NAXIS{i + 1}"] for i in range(header["NAXIS"])]
-    if not axes:
-        return 0
-    elements = header.get("GCOUNT", 1) * (header.get("PCOUNT", 0) + math.prod(axes))
-    return abs(header["BITPIX"]) // 8 * elements
-
-
-def _matches(name: str | int, index: int, header: fits.Header) -> bool:
+def _matches(name: str | int, hdu: HduHeader) -> bool:
     """Tell whether an HDU is the one that the camera file asks for."""
+    header = hdu.header
     compressed = bool(header.get("ZIMAGE", False))
     if name == _FIRST_IMAGE:
-        return compressed or (header.get("XTENSION", "IMAGE").strip() == "IMAGE" and _has(header))
+        is_image = header.get("XTENSION", "IMAGE").strip() == "IMAGE"
+        return compressed or (is_image and hdu.data_size > 0)
     if isinstance(name, int):
         # fpack moves an image from the primary HDU to the first extension
-        moved = name == 0 and index == 1 and compressed
-        return moved or (index == name and (index > 0 or _has(header)))
+        moved = name == 0 and hdu.index == 1 and compressed
+        return moved or (hdu.index == name and (name > 0 or hdu.data_size > 0))
     return str(header.get("EXTNAME", "")).strip().upper() == name.upper()
 
 
-def _has(header: fits.Header) -> bool:
-    return header["NAXIS"] > 0 and _data_size(header) > 0
-
-
-def _decode(path: Path, index: int, text: bytes, body: bytes) -> NDArray:
+def _decode(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
     """Turn the bytes of an HDU into pixels."""
-    primary = b"" if index == 0 else fits.PrimaryHDU().header.tostring().encode("ascii")
+    is_primary = hdu.index == 0
+    primary = b"" if is_primary else fits.PrimaryHDU().header.tostring().encode("ascii")
     try:
         with warnings.catch_warnings():
             # What astropy has to say about the style of a header does not matter here: the data
             # are complete, and the keywords that tell their format have been read.
             warnings.simplefilter("ignore", AstropyWarning)
-            whole = b"".join([primary, text, body, b"\0" * (-len(body) % _BLOCK)])
+            whole = b"".join([primary, hdu.text, body, b"\0" * (-len(body) % BLOCK)])
             with fits.HDUList.fromstring(whole) as hdus:
-                data = hdus[0 if index == 0 else 1].data
+                data = hdus[0 if is_primary else 1].data
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise CcdFailure(
-            Reason.DAMAGED_FILE, f"{path}: HDU {index} cannot be decoded ({error}). {_COPY_AGAIN}"
+            Reason.DAMAGED_FILE,
+            f"{path}: HDU {hdu.index} cannot be decoded ({error}). {_COPY_AGAIN}",
         ) from error
     if data is None or data.ndim != 2 or data.dtype.fields:
         raise CcdFailure(
             Reason.WRONG_SHAPE,
-            f"{path}: HDU {index} is not an image of two dimensions. "
+            f"{path}: HDU {hdu.index} is not an image of two dimensions. "
             "Compare the camera file with the file's extensions",
         )
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
-def _check_bytes(path: Path, index: int, header: fits.Header, body: bytes) -> None:
+def _check_bytes(path: Path, hdu: HduHeader, body: bytes) -> None:
     """Refuse data with a wrong DATASUM, or with zeros where a copy broke off."""
+    header = hdu.header
     words = np.frombuffer(body + b"\0" * (-len(body) % 4), dtype=">u4")
     stated = str(header.get("DATASUM", "")).strip()
     if stated.isdigit() and int(stated) > 0:
@@ -311,17 +236,17 @@ def _check_bytes(path: Path, index: int, header: fits.Header, body: bytes) -> No
         if total != int(stated):
             raise CcdFailure(
                 Reason.DAMAGED_FILE,
-                f"{path}: the data of HDU {index} differ from their DATASUM. {_COPY_AGAIN}, "
+                f"{path}: the data of HDU {hdu.index} differ from their DATASUM. {_COPY_AGAIN}, "
                 "or set detrend.check_raw to false if the archive's sums are known to be wrong",
             )
-    nonzero = len(words) - int(np.argmax(words[::-1] != 0)) if words.any() else 0
+    n_zeros = 4 * int(np.argmax(words[::-1] != 0)) if words.any() else 0
     row = abs(header["BITPIX"]) // 8 * header["NAXIS1"]
-    if nonzero and not header.get("ZIMAGE", False) and 4 * (len(words) - nonzero) >= row + 4:
+    if not header.get("ZIMAGE", False) and n_zeros >= row + 4:
         raise CcdFailure(
             Reason.TRUNCATED_FILE,
-            f"{path}: the data of HDU {index} end in {4 * (len(words) - nonzero)} zero bytes, as "
-            f"a broken copy leaves them. {_COPY_AGAIN}, or set detrend.check_raw to false if the "
-            "camera writes them",
+            f"{path}: the data of HDU {hdu.index} end in {n_zeros} zero bytes, as a broken copy "
+            f"leaves them. {_COPY_AGAIN}, or set detrend.check_raw to false if the camera writes "
+            "them",
         )
 
 

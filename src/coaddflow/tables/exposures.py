@@ -7,14 +7,15 @@ module knows only the `csv` module and pydantic. A plain CSV file made by hand i
 Paths in a table are relative to the table's folder, unless they are absolute.
 """
 
+import contextlib
 import csv
 import json
 import os
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -336,30 +337,29 @@ def _parse(line: str, names: Sequence[str], model: type[Row], where: str) -> Row
         raise InputError(
             f"{len(cells)} values for {len(names)} columns", path=where, remedy=_ROW_REMEDY
         )
-    values: dict[str, object] = {}
-    for name, cell in zip(names, cells, strict=True):
-        annotation = model.model_fields[name].annotation
-        if cell == "" and annotation is not str and name != "band":
-            values[name] = None
-        elif typing.get_origin(annotation) is tuple:
-            values[name] = _numbers(cell)
-        else:
-            values[name] = cell
+    values = {
+        name: _value(cell, model.model_fields[name].annotation)
+        for name, cell in zip(names, cells, strict=True)
+    }
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [explain(problem) for problem in error.errors()]
         raise InputError("; ".join(problems), path=where, remedy=_ROW_REMEDY) from error
 
 
-def _numbers(cell: str) -> object:
-    try:
-        return json.loads(cell)
-    except ValueError:
-        return cell
+def _value(cell: str, annotation: object) -> object:
+    """Return what a cell stands for: a text, None, or a list of numbers in JSON."""
+    if cell == "" and annotation is not str:
+        return None
+    if typing.get_origin(annotation) is tuple:
+        with contextlib.suppress(ValueError):
+            return json.loads(cell)
+    return cell
 
 
-def _explain(problem: dict) -> str:
+def explain(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong with a row in one sentence, from what pydantic says about it."""
     column = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
