@@ -114,22 +114,16 @@ def enclosing_outline(
     x, y : ndarray of float64, shape (..., OUTLINE_SIDES)
         Vertices, anticlockwise; the directions of the sides are spaced evenly.
     """
-    n_sides = OUTLINE_SIDES
-    angle = np.asarray(start)[..., None] + 2.0 * np.pi * np.arange(n_sides) / n_sides
+    angle = np.asarray(start)[..., None] + 2.0 * np.pi * np.arange(OUTLINE_SIDES) / OUTLINE_SIDES
     normal_x, normal_y = np.cos(angle), np.sin(angle)
-    reach = (
-        np.stack(
-            [
-                np.max(normal_x[..., k, None] * x + normal_y[..., k, None] * y, axis=-1)
-                for k in range(n_sides)
-            ],
-            axis=-1,
-        )
-        + np.asarray(margin)[..., None]
-    )
+    distances = [
+        np.max(normal_x[..., k, None] * x + normal_y[..., k, None] * y, axis=-1)
+        for k in range(OUTLINE_SIDES)
+    ]
+    reach = np.stack(distances, axis=-1) + np.asarray(margin)[..., None]
     next_x, next_y = np.roll(normal_x, -1, axis=-1), np.roll(normal_y, -1, axis=-1)
     next_reach = np.roll(reach, -1, axis=-1)
-    determinant = np.sin(2.0 * np.pi / n_sides)
+    determinant = np.sin(2.0 * np.pi / OUTLINE_SIDES)
     return (
         (reach * next_y - next_reach * normal_y) / determinant,
         (next_reach * normal_x - reach * next_x) / determinant,

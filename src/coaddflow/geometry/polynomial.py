@@ -14,7 +14,7 @@ def design_matrix(u: NDArray, v: NDArray, order: int) -> NDArray[np.float64]:
     return np.stack([u**p * v**q for p, q in term_powers(order)], axis=-1)
 
 
-def multiply(a: NDArray, b: NDArray) -> NDArray:
+def _multiply(a: NDArray, b: NDArray) -> NDArray:
     """Return the product of two polynomials."""
     product = np.zeros((a.shape[0] + b.shape[0] - 1, a.shape[1] + b.shape[1] - 1))
     for p, q in np.argwhere(a):
@@ -31,11 +31,11 @@ def substitute(coefficients: NDArray, matrix: NDArray, offset: ArrayLike = (0.0,
         form = np.array([[constant, row[1]], [row[0], 0.0]])
         series = [one]
         for _ in range(order):
-            series.append(multiply(series[-1], form))
+            series.append(_multiply(series[-1], form))
         powers.append(series)
     result = np.zeros((order + 1, order + 1))
     for p, q in np.argwhere(coefficients):
-        term = coefficients[p, q] * multiply(powers[0][p], powers[1][q])
+        term = coefficients[p, q] * _multiply(powers[0][p], powers[1][q])
         size = min(order + 1, term.shape[0])
         result[:size, :size] += term[:size, :size]
     return result
