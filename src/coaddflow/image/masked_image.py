@@ -122,17 +122,6 @@ def planes_from_names(names: list[str] | tuple[str, ...]) -> MaskPlane:
     return union
 
 
-def mask_header() -> fits.Header:
-    """Return the cards that tell which bit of a MASK extension has which name."""
-    header = fits.Header()
-    for plane in MaskPlane:
-        header[f"HIERARCH MP_{plane.name}" if len(plane.name) > 5 else f"MP_{plane.name}"] = (
-            int(plane).bit_length() - 1,
-            "bit number of this mask plane",
-        )
-    return header
-
-
 def image_hdu(
     name: str,
     pixels: NDArray,
@@ -158,21 +147,14 @@ def image_hdu(
         # in the byte order of FITS: astropy would swap the bytes four times to write and sum them
         stored = pixels.astype(pixels.dtype.newbyteorder(">"))
         return fits.ImageHDU(stored, header=header, name=name)
-    if pixels.dtype.kind == "f":
-        if compression == "lossless":
-            return fits.CompImageHDU(
-                pixels, header=header, name=name, compression_type="GZIP_2", quantize_level=0
-            )
-        return fits.CompImageHDU(
-            pixels,
-            header=header,
-            name=name,
-            compression_type="RICE_1",
-            quantize_level=16,
-            quantize_method=2,
-            dither_seed=1,
-        )
-    return fits.CompImageHDU(pixels, header=header, name=name, compression_type="RICE_1")
+    if pixels.dtype.kind != "f":
+        method = {"compression_type": "RICE_1"}
+    elif compression == "lossless":
+        method = {"compression_type": "GZIP_2", "quantize_level": 0}
+    else:
+        method = {"compression_type": "RICE_1", "quantize_level": 16}
+        method |= {"quantize_method": 2, "dither_seed": 1}
+    return fits.CompImageHDU(pixels, header=header, name=name, **method)
 
 
 def masked_image_hdus(
@@ -197,13 +179,24 @@ def masked_image_hdus(
     header = header if header is not None else fits.Header()
     image_header, mask_cards, variance_header = header.copy(), header.copy(), header.copy()
     image_header["BUNIT"] = unit
-    mask_cards.extend(mask_header())
+    mask_cards.extend(_mask_header())
     variance_header["BUNIT"] = f"{unit}**2" if unit else ""
     return [
         image_hdu("IMAGE", masked_image.image, image_header, compression),
         image_hdu("MASK", masked_image.mask, mask_cards, compression),
         image_hdu("VARIANCE", masked_image.variance, variance_header, compression),
     ]
+
+
+def _mask_header() -> fits.Header:
+    """Return the cards that say which bit of a MASK extension has which name."""
+    header = fits.Header()
+    for plane in MaskPlane:
+        header[f"HIERARCH MP_{plane.name}" if len(plane.name) > 5 else f"MP_{plane.name}"] = (
+            int(plane).bit_length() - 1,
+            "bit number of this mask plane",
+        )
+    return header
 
 
 def write_fits(path: str | Path, hdus: list) -> None:
