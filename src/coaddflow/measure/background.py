@@ -71,12 +71,12 @@ class Background:
     @property
     def y_edges(self) -> NDArray[np.int64]:
         """Rows where superpixels begin, and the number of rows, shape (my + 1,)."""
-        return superpixel_edges(self.shape[0], self.mean.shape[0])
+        return _superpixel_edges(self.shape[0], self.mean.shape[0])
 
     @property
     def x_edges(self) -> NDArray[np.int64]:
         """Columns where superpixels begin, and the number of columns, shape (mx + 1,)."""
-        return superpixel_edges(self.shape[1], self.mean.shape[1])
+        return _superpixel_edges(self.shape[1], self.mean.shape[1])
 
     @property
     def level(self) -> float:
@@ -165,11 +165,6 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
     settings : BackgroundSettings
         Mesh, clipping and masking.
 
-    Returns
-    -------
-    Background
-        The mesh, in the unit of the image.
-
     Raises
     ------
     CcdFailure
@@ -190,26 +185,25 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
     return background
 
 
-def superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
+def _superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
     """Return where ``n`` superpixels that tile ``size`` pixels begin, and ``size``."""
     return np.round(np.linspace(0, size, n + 1)).astype(np.int64)
 
 
 def _measure_mesh(image: NDArray, sky: NDArray[np.bool_], settings: BackgroundSettings):
-    """Return the Background with the clipped statistics of all superpixels."""
+    """Return a Background with the clipped statistics of all superpixels."""
     ny, nx = image.shape
     my, mx = (max(1, round(n / settings.mesh_size)) for n in (ny, nx))
-    y_edges, x_edges = superpixel_edges(ny, my), superpixel_edges(nx, mx)
+    y_edges, x_edges = _superpixel_edges(ny, my), _superpixel_edges(nx, mx)
     mean, variance = np.full((my, mx), np.nan), np.full((my, mx), np.nan)
     count = np.zeros((my, mx), dtype=np.int64)
-    for j in range(my):
-        for i in range(mx):
-            box = np.s_[y_edges[j] : y_edges[j + 1], x_edges[i] : x_edges[i + 1]]
-            pixels = image[box][sky[box]]
-            if pixels.size > 1:
-                mean[j, i], variance[j, i], count[j, i] = clipped_statistics(
-                    pixels, settings.clip_sigma
-                )
+    for j, i in np.ndindex(my, mx):
+        box = np.s_[y_edges[j] : y_edges[j + 1], x_edges[i] : x_edges[i + 1]]
+        pixels = image[box][sky[box]]
+        if pixels.size > 1:
+            mean[j, i], variance[j, i], count[j, i] = clipped_statistics(
+                pixels, settings.clip_sigma
+            )
     return Background((ny, nx), mean, variance, count, settings.min_fraction, settings.filter_size)
 
 
