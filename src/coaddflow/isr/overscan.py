@@ -16,7 +16,7 @@ from coaddflow.settings.detrend import DetrendSettings
 
 _CLIP = 4.0
 _ROUNDING = 0.5
-"Counts are whole numbers: no deviation smaller than this is an outlier."
+"""Counts are integers: no deviation smaller than this is an outlier."""
 
 
 def overscan_level(
