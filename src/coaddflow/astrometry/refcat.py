@@ -104,19 +104,12 @@ def ccd_cone(
 ) -> tuple[float, float, float]:
     """Return (ra, dec, radius) in degrees of the sky where the stars of a CCD may be.
 
-    Parameters
-    ----------
-    camera, detector : Camera, Detector
-        The camera and its CCD.
-    ra, dec, rotation : float
-        Pointing and rotation of the exposure, degrees.
-    margin : float
-        Largest error of the pointing, degrees.
+    ``ra``, ``dec`` and ``rotation`` are the pointing and rotation of the exposure, ``margin`` is
+    the largest error of the pointing, all in degrees.
     """
     nx, ny = detector.size
     centre = camera.pixel_to_sky(detector, (nx - 1) / 2, (ny - 1) / 2, ra, dec, rotation)
-    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
-    radius += margin
+    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0 + margin
     return float(centre[0]), float(centre[1]), float(radius)
 
 

@@ -48,15 +48,7 @@ def clip_half_space(points: FloatArray, distance: FloatArray) -> FloatArray:
 
 
 def clip_to_box(points: FloatArray, box: tuple[float, float, float, float]) -> FloatArray:
-    """Return the part of a polygon inside an upright rectangle [1]_.
-
-    Parameters
-    ----------
-    points : ndarray of float64, shape (n, 2)
-        Vertices (x, y) in order.
-    box : tuple of float
-        x0, y0, x1, y1.
-    """
+    """Return the part of a polygon, vertices (x, y), inside a rectangle (x0, y0, x1, y1) [1]_."""
     x0, y0, x1, y1 = box
     for axis, sign, edge in ((0, 1.0, x0), (0, -1.0, x1), (1, 1.0, y0), (1, -1.0, y1)):
         points = clip_half_space(points, sign * (points[:, axis] - edge))
@@ -133,17 +125,8 @@ def enclosing_outline(
 def bounding_cap(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return circles on the sky that hold sets of directions.
 
-    Parameters
-    ----------
-    vectors : ndarray of float64, shape (..., n, 3)
-        Unit vectors within one hemisphere.
-
-    Returns
-    -------
-    axis : ndarray of float64, shape (..., 3)
-        Centre (unit vector).
-    radius : ndarray of float64, shape (...)
-        Degrees.
+    The directions are unit vectors within one hemisphere, shape (..., n, 3). Returned are centres
+    (unit vectors), shape (..., 3), and radii in degrees, shape (...).
     """
     axis = vectors.mean(axis=-2)
     axis = axis / np.linalg.norm(axis, axis=-1, keepdims=True)

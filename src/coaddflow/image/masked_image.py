@@ -200,19 +200,10 @@ def _mask_header() -> fits.Header:
 
 
 def write_fits(path: str | Path, hdus: list) -> None:
-    """Write extensions behind a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
+    """Write extensions after a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
 
-    Parameters
-    ----------
-    path : str or Path
-        Final name of the file.
-    hdus : list of HDU
-        The first may be a `PrimaryHDU` (provenance); if it is not, an empty one is put before.
-
-    Notes
-    -----
-    The same pixels and cards give the same bytes, except for tiles that are compressed with gzip,
-    which hold the time.
+    If the first is no `PrimaryHDU` (provenance), an empty one is put before it. The same pixels and
+    cards give the same bytes, except for tiles that are compressed with gzip, which hold the time.
     """
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
@@ -227,7 +218,7 @@ def write_fits(path: str | Path, hdus: list) -> None:
 
 
 def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
-    """Return an HDU in the form in which it stands in the file: a table, if it is compressed."""
+    """Return an HDU in the form that it has in the file: a table, if it is compressed."""
     if not isinstance(hdu, fits.CompImageHDU):
         return hdu
     stream = io.BytesIO()
@@ -237,19 +228,7 @@ def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
 
 
 def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
-    """Read the IMAGE, MASK and VARIANCE extensions of a product.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file written by `write_fits` with `masked_image_hdus`.
-
-    Returns
-    -------
-    masked_image : MaskedImage
-        The pixels.
-    header : astropy.io.fits.Header
-        The header of the IMAGE extension.
+    """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
 
     Raises
     ------

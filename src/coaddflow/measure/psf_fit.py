@@ -22,7 +22,7 @@ from coaddflow.image.stamps import cut_stamps
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
-from coaddflow.measure.psf_model import PsfModel, adaptive_moments, kernels, render
+from coaddflow.measure.psf_model import PsfModel, adaptive_moments, ellipticities, kernels, render
 from coaddflow.settings.psf import PsfSettings
 
 _ROUNDS = 3
@@ -379,7 +379,7 @@ def _quality(stars: _Stars, model: PsfModel, shape: tuple[int, int]) -> PsfQuali
     of_star = adaptive_moments(expected + residual)
     of_model = adaptive_moments(image)
     size_star, size_model = of_star[:, :2].sum(axis=1), of_model[:, :2].sum(axis=1)
-    shape_difference = _ellipticity(of_star) - _ellipticity(of_model)
+    shape_difference = ellipticities(of_star) - ellipticities(of_model)
     mean_residual = residual.sum(axis=0) / stars.flux.sum()
     y, x = (shape[0] - 1) / 2.0, (shape[1] - 1) / 2.0
     e1, e2 = model.shape_at(x, y)
@@ -393,11 +393,6 @@ def _quality(stars: _Stars, model: PsfModel, shape: tuple[int, int]) -> PsfQuali
         residual=float(np.abs(mean_residual).max() / image.max()),
         chi2=float(chi2),
     )
-
-
-def _ellipticity(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    mxx, myy, mxy = moments.T
-    return np.stack([mxx - myy, 2.0 * mxy], axis=-1) / (mxx + myy)[:, None]
 
 
 def _robust_scatter(values: NDArray[np.float64]) -> float:

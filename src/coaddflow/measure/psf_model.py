@@ -101,8 +101,8 @@ class PsfModel:
 
         Distortions, (a^2 - b^2) / (a^2 + b^2), from adaptive moments [3]_.
         """
-        mxx, myy, mxy = adaptive_moments(self.samples_at(x, y))[0]
-        return float((mxx - myy) / (mxx + myy)), float(2.0 * mxy / (mxx + myy))
+        e1, e2 = ellipticities(adaptive_moments(self.samples_at(x, y)))[0]
+        return float(e1), float(e2)
 
 
 def psf_hdu(model: PsfModel) -> fits.ImageHDU:
@@ -143,16 +143,9 @@ def psf_from_hdu(hdu: fits.ImageHDU) -> PsfModel:
 def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
     """Return second moments under the elliptical Gaussian that matches each image [3]_.
 
-    Parameters
-    ----------
-    images : ndarray, shape (n, k, k)
-        Images with one source near their middle.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, 3)
-        Mxx, Myy, Mxy in pixels squared: for a Gaussian, those of the Gaussian itself. NaN where
-        the iteration leaves the image.
+    The images, shape (n, k, k), have one source near their middle. The moments, shape (n, 3), are
+    Mxx, Myy, Mxy in pixels squared: for a Gaussian, those of the Gaussian itself. They are NaN
+    where the iteration leaves the image.
     """
     images = np.asarray(images, dtype=float)
     n, size = images.shape[:2]
@@ -180,6 +173,12 @@ def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
         sane = (mxx > 0.01) & (myy > 0.01) & (mxx * myy - mxy**2 > 1e-4) & (mxx + myy < size**2)
         mxx, myy, mxy = (np.where(sane, m, np.nan) for m in (mxx, myy, mxy))
     return np.stack([mxx, myy, mxy], axis=-1)
+
+
+def ellipticities(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (e1, e2) of moments (Mxx, Myy, Mxy), shape (n, 2); see `PsfModel.shape_at`."""
+    mxx, myy, mxy = moments.T
+    return np.stack([mxx - myy, 2.0 * mxy], axis=-1) / (mxx + myy)[:, None]
 
 
 def kernels(model: PsfModel, offset: NDArray) -> NDArray[np.float64]:

@@ -92,16 +92,9 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
 
 
 def is_isolated(sources: Table, radius: float, fraction: float) -> NDArray[np.bool_]:
-    """Return which sources have no neighbour of note.
+    """Return which sources of a table from `detection.detect_sources` have no neighbour.
 
-    Parameters
-    ----------
-    sources : astropy.table.Table
-        From `detection.detect_sources`.
-    radius : float
-        Distance in pixels within which neighbours count.
-    fraction : float
-        Smallest flux of a neighbour that counts, relative to the source's own.
+    Neighbours count within ``radius`` pixels if they have this ``fraction`` of the source's flux.
     """
     xy = np.column_stack([sources["x"], sources["y"]])
     flux = np.asarray(sources["flux_isophotal"])
