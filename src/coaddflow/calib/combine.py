@@ -1,8 +1,8 @@
 """Many frames of one CCD into one: a clipped mean of every pixel, with its variance.
 
-Frames come one after the other and are needed all at once, pixel by pixel. The stack stands in
+Frames come one after the other and are needed all at once, pixel by pixel. The stack is held in
 memory if it fits the limit of the settings, otherwise in a scratch file, and is combined in
-blocks of rows; the result does not depend on where it stood.
+blocks of rows; the result does not depend on where it was held.
 
 References
 ----------

@@ -6,18 +6,18 @@ coefficient is the slope of the ghosts against the bright pixels. It is found as
 for every ordered pair of amplifiers, on counts above the bias level that are not corrected for
 crosstalk:
 
-- the sky of each amplifier is a mesh from which sources are masked (`background`), so that the
-  sky itself, which all amplifiers see, is no crosstalk;
+- the sky of each amplifier is a mesh from which sources are masked (`measure.background`), so that
+  the sky itself, which all amplifiers see, is not taken for crosstalk;
 - sources of the victim are left out: those that reach beyond the bright pixels, and pixels that
   are farther from the sky than noise and the largest conceivable coefficient allow;
-- bright pixels that stand together are taken together, as one group with one slope: a faint source
+- neighbouring bright pixels are taken together, as one group with one slope: a faint source
   of the victim spoils a group, not pixels that could be taken for independent;
 - the slope of all groups begins with their weighted median and is then their weighted mean without
   those that are more than four errors off; its error is that of the pixels' noise, or of the
   scatter of the groups, whichever is larger;
 - the same is done at eight places beside the ghosts, where nothing should be. Their mean is what
   the sources of the victim, which only add light, make of a slope of zero, and is subtracted.
-  Their scatter tells by how much the errors are too small: a star that meets the same faint star
+  Their scatter shows by how much the errors are too small: a star that meets the same faint star
   of the victim in all exposures is no independent measurement in each (this happens if they have
   the same field, and both amplifiers the same direction of readout).
 
@@ -243,7 +243,7 @@ def group_sums(
 def _is_own(victim: SkySubtracted, y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Return for each source of the victim whether most of it is not at the given pixels.
 
-    A ghost that stands out of the noise has all its pixels where the aggressor is bright.
+    A ghost above the noise has all its pixels where the aggressor is bright.
     """
     covered = np.bincount(victim.source[y, x], minlength=len(victim.n_pixels))
     own = covered < 0.5 * victim.n_pixels
@@ -412,7 +412,7 @@ def measure_crosstalk(
     Parameters
     ----------
     files : iterable of str or Path
-        Raw files, one an exposure (see `raw.read_raw_ccd`).
+        Raw files, one an exposure (see `instrument.raw.read_raw_ccd`).
     camera : Camera
         The camera; its coefficients of crosstalk are not used.
     ccds : sequence of int
@@ -422,7 +422,7 @@ def measure_crosstalk(
     settings : MeasurementSettings
         How crosstalk is measured.
     progress : callable, optional
-        Told each file when it is done.
+        Called with each file when it is done.
 
     Returns
     -------

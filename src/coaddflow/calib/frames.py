@@ -3,7 +3,7 @@
 All masters are clipped means with a variance for each pixel from the scatter of the frames that
 were used [1]_. A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
 response of the CCDs goes into their zero-points. Frames come one by one, each of shape (ny, nx);
-together they stand in memory or in a scratch file (`calib.combine.stacked`).
+they are stacked in memory or in a scratch file (`calib.combine.stacked`).
 
 References
 ----------
@@ -42,7 +42,7 @@ _UNITS = {"bias": "adu", "dark": "electron/s", "flat": "", "defects": ""}
 _UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
 
 _NEIGHBOURHOOD = 7
-"""Pixels along rows and columns that tell what a pixel should be like."""
+"""Pixels along rows and columns that a pixel is compared with."""
 
 _PIECE = 64
 """Rows of a piece of a column that is judged as a whole."""

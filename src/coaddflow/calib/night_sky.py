@@ -184,7 +184,7 @@ def _check_dithers(stack: NDArray[np.float32], settings: NightSkySettings) -> No
     if typical >= _ENOUGH_TO_JUDGE and persistent > settings.max_persistence * typical:
         raise InputError(
             f"{100 * persistent / typical:.0f} % of the pixels with sources have them in more "
-            f"than half of the {len(stack)} exposures: these are not dithered enough to tell "
+            f"than half of the {len(stack)} exposures: these are not dithered enough to separate "
             "the detector from the sky",
             remedy="choose dithered exposures (calibs.*.exposures), or use calibration exposures",
         )

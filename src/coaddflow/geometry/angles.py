@@ -67,7 +67,7 @@ def _parse_angle(text: str, hours: bool) -> float:
     """Return an angle in degrees: decimal, or sexagesimal such as 10h00m59s, 2d13m, -02:13:53.3.
 
     A sexagesimal angle is in hours, if ``hours``, unless it says otherwise (``d`` after its first
-    number). ValueError if the text is neither; one sentence for people.
+    number). ValueError if the text is neither; the message is one sentence.
     """
     text = text.strip()
     if _DECIMAL.fullmatch(text):

@@ -27,8 +27,8 @@ def fill_masked(masked_image: MaskedImage, planes: MaskPlane, max_gap: int = 5) 
     joined by a line, if they are not more than ``max_gap`` masked pixels apart. Where both
     directions have such a line, the mean weighted with the inverse cubes of the gaps is taken
     (the error of a line over a curved profile grows with the square of the gap, and the nearer
-    pixels of the shorter line tell more). Pixels with neither stay as they are: nothing is
-    invented in larger holes.
+    pixels of the shorter line are better known). Pixels with neither stay as they are: larger
+    holes are not filled.
 
     Parameters
     ----------
@@ -52,8 +52,7 @@ def fill_masked(masked_image: MaskedImage, planes: MaskPlane, max_gap: int = 5) 
     pixel would have scattered by), plus the square of the error of the line where the image is
     curved: the lines through the two pixels on either side, drawn on into the gap, miss the
     bridging line by about as much as the true profile does. It counts where it is larger than
-    three times its noise. The missing peak of a star is not brought back, but its variance
-    tells.
+    three times its noise. The missing peak of a star is not restored, but its variance is large.
     """
     return _fill(masked_image, planes, max_gap, along_columns=True)
 

@@ -1,4 +1,4 @@
-"""Pixels with their variance and mask, and how they stand in FITS files.
+"""Pixels with their variance and mask, and their form in FITS files.
 
 Mask planes are bits with names; every MASK extension says in its header which bit has which
 name (keywords ``MP_<name>``), so that no reader needs this module to understand a file.

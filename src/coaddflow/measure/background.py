@@ -1,7 +1,7 @@
 """The sky of one CCD: a mesh of superpixels from which sources are masked.
 
 The CCD is tiled by superpixels of about equal size. The sky in each is the mean of its pixels
-after clipping and without sources. Sources are found as blocks of pixels that stand out of the
+after clipping and without sources. Sources are found as blocks of pixels that are above the
 sky estimated so far, in small blocks (stars) and in large ones (halos), and the sky is then
 estimated again. The mesh keeps mean, variance and number of pixels of every superpixel, so that
 the meshes of all CCDs of an exposure can be put together to one sky over the focal plane.
@@ -32,10 +32,10 @@ NOT_MEASURED = (
     | MaskPlane.INTRP
     | MaskPlane.STREAK
 )
-"""Planes whose pixels are no measurement of the light that fell on them."""
+"""Planes whose pixels do not measure the light that fell on them."""
 
 _BLOCK_FRACTION = 0.25
-"""Blocks with a smaller part of usable pixels tell nothing."""
+"""Blocks with a smaller fraction of usable pixels are ignored."""
 
 _MESH_PLANES = ("mean", "variance", "count")
 
@@ -213,7 +213,7 @@ def _source_mask(
     rms: NDArray[np.float32],
     settings: BackgroundSettings,
 ) -> NDArray[np.bool_]:
-    """Return the pixels of blocks that stand out of the sky, and of the blocks beside them."""
+    """Return the pixels of blocks that are above the sky, and of the blocks beside them."""
     significance = np.where(usable, residual / rms, np.float32(0.0))
     mask = np.zeros(residual.shape, dtype=bool)
     for size in (settings.small_block, settings.large_block):

@@ -38,7 +38,7 @@ _FIRST_SUB_OBJECTS, _MOST_SUB_OBJECTS = 1024, 65536
 
 
 class SourceFlag(enum.IntFlag):
-    """What to know about a source before trusting it; bits of the column ``flags``."""
+    """Conditions that limit the use of a source; bits of the column ``flags``."""
 
     BLENDED = 1 << 0
     "Was deblended from a neighbour."
@@ -118,8 +118,8 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
     if len(sources) < 2:
         raise CcdFailure(
             Reason.NO_STARS,
-            f"only {len(sources)} sources stand {settings.seeing_threshold:g} sigma "
-            "out of the sky; the shutter, clouds or the guiding may have failed",
+            f"only {len(sources)} sources are {settings.seeing_threshold:g} sigma above the sky: "
+            "check shutter, clouds and guiding",
         )
     return fwhm
 
@@ -154,13 +154,13 @@ def detect_sources(
     ------
     CcdFailure
         ``no_stars`` if there is no source; ``detection_failed`` if the image is so crowded, or
-        so spoilt, that the extraction gives up.
+        so full of defects, that the extraction fails.
     """
     image, variance = _without_holes(masked_image, fwhm)
     found, segments = _extract(image, variance, _matched_filter(fwhm), settings)
     if len(found) == 0:
         raise CcdFailure(
-            Reason.NO_STARS, f"no source stands {settings.threshold:g} sigma out of the sky"
+            Reason.NO_STARS, f"no source is {settings.threshold:g} sigma above the sky"
         )
     order = np.argsort(-found["flux"], kind="stable")
     found = found[order]
@@ -226,7 +226,7 @@ def _without_holes(
     """Return image and variance with finite values everywhere.
 
     A pixel that sep is told to ignore has an infinite threshold, which the source that it is part
-    of inherits: neighbours would not be told apart. So holes are filled, from the good pixels
+    of inherits: neighbours would not be deblended. So holes are filled, from the good pixels
     within half a FWHM, and are empty sky farther inside.
     """
     image = np.array(masked_image.image, order="C")
@@ -288,7 +288,7 @@ def _extract(image, variance, kernel, settings):
             elif "deblending overflow" in str(error) and sub_objects < _MOST_SUB_OBJECTS:
                 sub_objects *= 4
             else:
-                reason = f"source extraction gave up: {error}"
+                reason = f"source extraction failed: {error}"
                 raise CcdFailure(Reason.DETECTION_FAILED, reason) from error
 
 

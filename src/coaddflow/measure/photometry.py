@@ -73,7 +73,7 @@ class ZeroPoint:
 
 
 class MatchedStars(NamedTuple):
-    """Stars of a CCD that stand in the reference catalogue.
+    """Stars of a CCD that are in the reference catalogue.
 
     Attributes
     ----------

@@ -279,10 +279,10 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
 
 
 def _weights(stars: _Stars, model: PsfModel, settings: PsfSettings, first: bool):
-    """Return the weights of pixels, shape (n, s, s), and which stars are no outliers.
+    """Return the weights of pixels, shape (n, s, s), and which stars are not outliers.
 
-    The first model does not vary over the CCD: it tells only coarse outliers, and no pixels. So
-    does the scatter of few stars.
+    The first model does not vary over the CCD: it can identify coarse outliers only, and no pixels.
+    So does the scatter of few stars.
     """
     expected = _expected_pixels(stars, model)
     light = np.maximum(expected, 0.0)

@@ -77,7 +77,7 @@ def _fit_wings(
 ) -> _WingFit | None:
     """Fit the PSF to what is not saturated of a star.
 
-    ``region`` is the box (rows, columns) around the saturated pixels, and ``inside`` tells them.
+    ``region`` is the box (rows, columns) around the saturated pixels, and ``inside`` marks them.
     None if the PSF's images are too small to show wings, or the fit makes no sense.
     """
     columns = np.nonzero(inside)[1]
