@@ -221,7 +221,8 @@ def fit_ccd(
     Stars are matched, the polynomial is fitted with clipping, and both are repeated with a
     smaller radius until nothing changes. The polynomial of order ``settings.sip_order``, or lower
     where stars are few or leave a corner empty, is added to the distortion of ``start_wcs``: at
-    order 1 only the linear part is fitted, and at order 0 only shift, rotation and scale. See `solve_ccd` for the parameters.
+    order 1 only the linear part is fitted, and at order 0 only shift, rotation and scale. See
+    `solve_ccd` for the parameters.
 
     Raises
     ------
