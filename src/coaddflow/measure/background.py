@@ -185,6 +185,47 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
     return background
 
 
+def background_hdu(background: Background) -> fits.ImageHDU:
+    """Return the BACKGROUND extension: a cube of the mesh.
+
+    Planes 1 to 3 are mean, variance and count. Keywords: ``IMNAXIS1``, ``IMNAXIS2`` (size of the
+    CCD), ``MINFRAC`` and ``MEDFILT`` (`Background.min_fraction` and `Background.filter_size`).
+    Superpixel i of m along an axis of n pixels begins at pixel round(i n / m).
+    """
+    planes = [np.asarray(getattr(background, name), dtype=np.float64) for name in _MESH_PLANES]
+    hdu = fits.ImageHDU(np.stack(planes), name="BACKGROUND")
+    hdu.header["IMNAXIS1"] = (background.shape[1], "columns of the CCD")
+    hdu.header["IMNAXIS2"] = (background.shape[0], "rows of the CCD")
+    hdu.header["MINFRAC"] = (background.min_fraction, "least fraction of sky in a superpixel")
+    hdu.header["MEDFILT"] = (background.filter_size, "median filter over superpixels")
+    for number, name in enumerate(_MESH_PLANES, start=1):
+        hdu.header[f"PLANE{number}"] = (name, "of the sky pixels of a superpixel")
+    return hdu
+
+
+def background_from_hdu(hdu: fits.ImageHDU) -> Background:
+    """Return the Background of an extension made by `background_hdu`.
+
+    Raises
+    ------
+    InputError
+        If the extension is not one.
+    """
+    header = hdu.header
+    try:
+        mean, variance, count = np.asarray(hdu.data, dtype=np.float64)
+        return Background(
+            (header["IMNAXIS2"], header["IMNAXIS1"]),
+            mean,
+            variance,
+            count.astype(np.int64),
+            header["MINFRAC"],
+            header["MEDFILT"],
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"BACKGROUND is not a mesh of coaddflow ({error})") from error
+
+
 def _superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
     """Return where ``n`` superpixels that tile ``size`` pixels begin, and ``size``."""
     return np.round(np.linspace(0, size, n + 1)).astype(np.int64)
@@ -248,44 +289,3 @@ def _interpolation_matrix(edges: NDArray[np.int64], degree: int) -> NDArray[np.f
     degree = min(degree, nodes.size - 1)
     spline = interpolate.make_interp_spline(nodes, np.eye(nodes.size), k=degree)
     return spline(np.arange(edges[-1]))
-
-
-def background_hdu(background: Background) -> fits.ImageHDU:
-    """Return the BACKGROUND extension: a cube of the mesh.
-
-    Planes 1 to 3 are mean, variance and count. Keywords: ``IMNAXIS1``, ``IMNAXIS2`` (size of the
-    CCD), ``MINFRAC`` and ``MEDFILT`` (`Background.min_fraction` and `Background.filter_size`).
-    Superpixel i of m along an axis of n pixels begins at pixel round(i n / m).
-    """
-    planes = [np.asarray(getattr(background, name), dtype=np.float64) for name in _MESH_PLANES]
-    hdu = fits.ImageHDU(np.stack(planes), name="BACKGROUND")
-    hdu.header["IMNAXIS1"] = (background.shape[1], "columns of the CCD")
-    hdu.header["IMNAXIS2"] = (background.shape[0], "rows of the CCD")
-    hdu.header["MINFRAC"] = (background.min_fraction, "least fraction of sky in a superpixel")
-    hdu.header["MEDFILT"] = (background.filter_size, "median filter over superpixels")
-    for number, name in enumerate(_MESH_PLANES, start=1):
-        hdu.header[f"PLANE{number}"] = (name, "of the sky pixels of a superpixel")
-    return hdu
-
-
-def background_from_hdu(hdu: fits.ImageHDU) -> Background:
-    """Return the Background of an extension made by `background_hdu`.
-
-    Raises
-    ------
-    InputError
-        If the extension is not one.
-    """
-    header = hdu.header
-    try:
-        mean, variance, count = np.asarray(hdu.data, dtype=np.float64)
-        return Background(
-            (header["IMNAXIS2"], header["IMNAXIS1"]),
-            mean,
-            variance,
-            count.astype(np.int64),
-            header["MINFRAC"],
-            header["MEDFILT"],
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"BACKGROUND is not a mesh of coaddflow ({error})") from error
