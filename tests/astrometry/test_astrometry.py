@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from coaddflow.astrometry.ccd import fit_ccd, match_ccd, search_cone, solve_ccd
+from coaddflow.astrometry.ccd import fit_ccd, match_ccd, solve_ccd
 from coaddflow.errors import CcdFailure
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import make_tan_sip, pixel_to_sky, sky_to_pixel
@@ -230,14 +230,6 @@ def test_match_alone_gives_a_start_for_another_fit():
     assert error_in_pixels(match.wcs, truth).max() < 1.0
     fit = fit_ccd(x, y, flux, refcat, match.wcs, SHAPE, SETTINGS)
     assert error_in_pixels(fit.wcs, truth).max() < 0.4
-
-
-def test_cone_holds_the_ccd_wherever_it_may_point():
-    truth = ccd_wcs(0.1, 80.0)
-    ra, dec, radius = search_cone(truth, SHAPE, SETTINGS)
-    assert (ra, dec) == (pytest.approx(0.1), pytest.approx(80.0))
-    corner = float(sphere.separation(*pixel_to_sky(truth, 0, 0), ra, dec))
-    assert corner + 10.0 / 60.0 < radius < 1.1 * corner + 10.0 / 60.0
 
 
 def test_failures_say_why():

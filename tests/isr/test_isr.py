@@ -328,7 +328,7 @@ def test_unfitting_frames_and_overscans_are_input_errors(rng):
     amplifier = detector.amplifiers[0].model_copy(update={"overscan": (4, 0, 104, 20)})
     short = detector.model_copy(update={"amplifiers": (amplifier, detector.amplifiers[1])})
     raw = RawCcd(short, raw.arrays, raw.header, raw.exposure_header, raw.path)
-    with pytest.raises(InputError, match="does not stand beside all rows"):
+    with pytest.raises(InputError, match="does not cover all rows"):
         detrend(raw, CcdCalibs(), 1.0, DetrendSettings())
 
 

@@ -7,11 +7,10 @@ the matches of all its CCDs.
 References
 ----------
 .. [1] Shupe et al. 2005, ADASS XIV, ASP Conf. 347, 491 (SIP).
-.. [2] Calabretta & Greisen 2002, A&A 395, 1077 (gnomonic projection).
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.table import Table
@@ -29,12 +28,12 @@ from coaddflow.settings.astrometry import AstrometrySettings
 
 log = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float64]
+
 _NEAR_SHIFT = 1.0 / 60.0  # degrees; the pointing of most telescopes is better than this
 _NEAR_ROTATION = 1.5
 _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -101,28 +100,6 @@ class AstrometrySolution:
     chance: float = 0.0
 
 
-def search_cone(
-    initial_wcs: WCS, shape: tuple[int, int], settings: AstrometrySettings
-) -> tuple[float, float, float]:
-    """Return (ra, dec, radius) in degrees of the sky from which reference stars are needed.
-
-    Parameters
-    ----------
-    initial_wcs : astropy.wcs.WCS
-        The prediction.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    settings : AstrometrySettings
-        Gives the largest pointing error.
-    """
-    ny, nx = shape
-    x = np.array([(nx - 1) / 2.0, -0.5, nx - 0.5, -0.5, nx - 0.5])
-    y = np.array([(ny - 1) / 2.0, -0.5, -0.5, ny - 0.5, ny - 0.5])
-    ra, dec = pixel_to_sky(initial_wcs, x, y)
-    radius = separation(ra[0], dec[0], ra[1:], dec[1:]).max() * (1.0 + settings.max_scale_error)
-    return float(ra[0]), float(dec[0]), float(radius + settings.max_pointing_error / 60.0)
-
-
 def solve_ccd(
     x: ArrayLike,
     y: ArrayLike,
@@ -143,7 +120,7 @@ def solve_ccd(
         Their fluxes, any unit; only the order matters.
     refcat : astropy.table.Table
         Columns ra, dec (ICRS degrees at the epoch of the exposure) and mag; should cover the
-        cone of `search_cone`.
+        CCD wherever it may point (see `refcat.ccd_cone`).
     initial_wcs : astropy.wcs.WCS
         The predicted WCS, with the approximate distortion.
     image_shape : tuple of int
@@ -167,16 +144,10 @@ def solve_ccd(
             f"{fit.rms_pixel:.2f} pixels, above astrometry.max_rms_pixels = "
             f"{settings.max_rms_pixels:g}",
         )
-    before, after = (_sky_of_centre(wcs, image_shape) for wcs in (initial_wcs, fit.wcs))
+    centre = (image_shape[1] - 1) / 2.0, (image_shape[0] - 1) / 2.0
+    before, after = (pixel_to_sky(wcs, *centre) for wcs in (initial_wcs, fit.wcs))
     pointing_error = float(separation(*before, *after)) * 60.0
-    return AstrometrySolution(
-        **{**vars(fit), "pointing_error": pointing_error, "chance": match.chance}
-    )
-
-
-def _sky_of_centre(wcs: WCS, shape: tuple[int, int]) -> tuple[float, float]:
-    ra, dec = pixel_to_sky(wcs, (shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0)
-    return float(ra), float(dec)
+    return replace(fit, pointing_error=pointing_error, chance=match.chance)
 
 
 def match_ccd(
@@ -199,7 +170,7 @@ def match_ccd(
     CcdFailure
         With the reason too_few_stars or no_astrometric_match.
     """
-    prior = _Prior.of(initial_wcs, image_shape)
+    prior = _TanSip.approximating(initial_wcs, image_shape)
     sources = brightest_first(x, y, flux, settings.max_sources)
     sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
     references = np.argsort(np.asarray(refcat["mag"], float), kind="stable")
@@ -210,12 +181,9 @@ def match_ccd(
             f"{settings.min_matches} of each are needed (astrometry.min_matches)",
         )
     expected = prior.undistort(np.asarray(x, float)[sources], np.asarray(y, float)[sources])
-    plane = np.stack(tan_project(*sky[:, references], *prior.crval))
-    catalogue = np.linalg.solve(prior.cd, plane)
-    references, catalogue = (
-        references[np.isfinite(plane[0])],
-        catalogue[:, np.isfinite(plane[0])],
-    )
+    catalogue = prior.project(sky[:, references])
+    in_front = np.isfinite(catalogue[0])
+    references, catalogue = references[in_front], catalogue[:, in_front]
     match = match_pattern(
         expected.T,
         catalogue.T,
@@ -238,79 +206,6 @@ def match_ccd(
     )
 
 
-def _tolerance(shape: tuple[int, int], settings: AstrometrySettings) -> float:
-    return max(settings.match_tolerance, 1e-3 * float(np.hypot(*shape)))
-
-
-def _windows(prior: "_Prior", settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
-    """Return the near and the wide search window, in pixels."""
-    pixel = np.sqrt(abs(np.linalg.det(prior.cd)))
-    wide = SearchWindow(
-        settings.max_pointing_error / 60.0 / pixel,
-        settings.max_rotation_error,
-        settings.max_scale_error,
-        settings.either_parity,
-    )
-    near = SearchWindow(
-        min(_NEAR_SHIFT / pixel, wide.shift),
-        min(_NEAR_ROTATION, wide.rotation),
-        min(_NEAR_SCALE, wide.scale),
-        False,
-    )
-    return near, wide
-
-
-def brightest_first(x: ArrayLike, y: ArrayLike, flux: ArrayLike, n_max: int) -> NDArray[np.intp]:
-    """Return the rows of the brightest sources with finite positions, brightest first."""
-    finite = np.isfinite(np.asarray(x, float)) & np.isfinite(np.asarray(y, float))
-    order = np.argsort(-np.asarray(flux, float), kind="stable")
-    return order[finite[order]][:n_max]
-
-
-@dataclass(frozen=True)
-class _Prior:
-    """The predicted WCS with its reference pixel at the centre of the CCD."""
-
-    crval: FloatArray
-    crpix: FloatArray
-    cd: FloatArray
-    a: FloatArray
-    b: FloatArray
-
-    @classmethod
-    def of(cls, wcs: WCS, shape: tuple[int, int]) -> "_Prior":
-        """Take it from a WCS of any kind, by a fit that is good to 1e-4 pixel."""
-        return cls.of_tan_sip(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
-
-    @classmethod
-    def of_tan_sip(cls, wcs: WCS) -> "_Prior":
-        """Take the numbers of a TAN-SIP WCS whose reference pixel is the centre of the CCD."""
-        zero = np.zeros((2, 2))
-        return cls(
-            np.array(wcs.wcs.crval),
-            np.array(wcs.wcs.crpix) - 1.0,
-            np.array(wcs.pixel_scale_matrix),
-            np.array(wcs.sip.a) if wcs.sip is not None else zero,
-            np.array(wcs.sip.b) if wcs.sip is not None else zero,
-        )
-
-    def undistort(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """Return undistorted pixels from the reference pixel, shape (2, n)."""
-        u, v = x - self.crpix[0], y - self.crpix[1]
-        return np.stack([u + evaluate(self.a, u, v), v + evaluate(self.b, u, v)])
-
-
-def _moved(prior: _Prior, match: PatternMatch, shape: tuple[int, int]) -> WCS:
-    """Return the prediction, moved to where the match says that the CCD points."""
-
-    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        expected = prior.undistort(x, y)
-        moved = match.similarity(expected[0] + 1j * expected[1])
-        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
-
-    return fit_tan_sip(to_sky, shape)
-
-
 def fit_ccd(
     x: ArrayLike,
     y: ArrayLike,
@@ -325,9 +220,9 @@ def fit_ccd(
 
     Stars are matched, the polynomial is fitted with clipping, and both are repeated with a
     smaller radius until nothing changes. The polynomial of order ``settings.sip_order``, or lower
-    where stars are few or leave a corner empty, stands on top of the distortion of
-    ``start_wcs``: at order 1 only the linear part is fitted, and at order 0 only shift, rotation
-    and scale. See `solve_ccd` for the parameters.
+    where stars are few or leave a corner empty, is added to the distortion of ``start_wcs``: at
+    order 1 only the linear part is fitted, and at order 0 only shift, rotation and scale. See
+    `solve_ccd` for the parameters.
 
     Raises
     ------
@@ -339,12 +234,11 @@ def fit_ccd(
     sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
     error = np.zeros(x.size) if centroid_error is None else np.asarray(centroid_error, float)
     error = np.hypot(np.where(np.isfinite(error), error, np.inf), settings.centroid_floor)
-    prior = _Prior.of(start_wcs, image_shape)
-    state = _FitState(prior.crval, prior.cd, prior.a, prior.b)
+    prior = state = _TanSip.approximating(start_wcs, image_shape)
     radius = 2.0 * _tolerance(image_shape, settings)
     previous: tuple = ()
     for _ in range(_MAX_ITERATIONS):
-        i, k = _match_near(state, prior.crpix, x[sources], y[sources], sky, radius)
+        i, k = _match_near(state, x[sources], y[sources], sky, radius)
         i = sources[i]
         order = _choose_order(x[i], y[i], image_shape, settings)
         if order is None:
@@ -362,55 +256,7 @@ def fit_ccd(
         if now == previous and radius <= limit:
             break
         radius, previous = min(radius, limit), now
-    return _solution(state, prior.crpix, i, k, residual, kept, order, image_shape, settings)
-
-
-@dataclass(frozen=True)
-class _FitState:
-    """A WCS in the making; SIP polynomials count from the centre of the CCD."""
-
-    crval: FloatArray
-    cd: FloatArray
-    a: FloatArray
-    b: FloatArray
-
-    def undistorted(self, sky: FloatArray) -> FloatArray:
-        """Return where positions (2, n) fall on the undistorted CCD, from its centre."""
-        return np.linalg.solve(self.cd, np.stack(tan_project(*sky, *self.crval)))
-
-    def expected(self, u: FloatArray, v: FloatArray) -> FloatArray:
-        """Return undistorted pixels (2, n) of measured ones, from the centre."""
-        return np.stack([u + evaluate(self.a, u, v), v + evaluate(self.b, u, v)])
-
-
-def _match_near(
-    state: _FitState,
-    crpix: FloatArray,
-    x: FloatArray,
-    y: FloatArray,
-    sky: FloatArray,
-    radius: float,
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Match sources with the nearest reference stars, each star once."""
-    catalogue = state.undistorted(sky)
-    usable = np.flatnonzero(np.isfinite(catalogue[0]))
-    measured = state.expected(x - crpix[0], y - crpix[1])
-    tree = cKDTree(catalogue[:, usable].T)
-    i, k, _ = match_nearest(tree, measured[0] + 1j * measured[1], radius)
-    return i, usable[k]
-
-
-def _choose_order(
-    x: FloatArray, y: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
-) -> int | None:
-    """Return the highest order that these stars support, 0 for a similarity, None for nothing."""
-    if x.size < settings.min_matches:
-        return None
-    scale = max(shape) / 2.0
-    ny, nx = shape
-    edge = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]).T / 2.0 / scale
-    u, v = (x - (nx - 1) / 2.0) / scale, (y - (ny - 1) / 2.0) / scale
-    return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
+    return _solution(state, i, k, residual, kept, order, image_shape, settings)
 
 
 def supported_order(
@@ -446,115 +292,6 @@ def supported_order(
     return 0
 
 
-def _fit_clipped(
-    state: _FitState,
-    prior: _Prior,
-    x: FloatArray,
-    y: FloatArray,
-    sky: FloatArray,
-    error: FloatArray,
-    order: int,
-    clip_sigma: float,
-) -> tuple[_FitState, FloatArray, NDArray[np.bool_]]:
-    """Fit, leave out outliers, fit again, until the same stars stay.
-
-    Returns
-    -------
-    state : _FitState
-        The fit.
-    residual : ndarray, shape (2, n)
-        Measured minus catalogue, pixels, of all stars.
-    kept : ndarray of bool, shape (n,)
-        Stars in the fit.
-    """
-    u, v = x - prior.crpix[0], y - prior.crpix[1]
-    kept = np.isfinite(error)
-    n_terms = len(term_powers(order)) if order else 2
-    for _ in range(10):
-        # twice, since the first fit moves the tangent point
-        for _ in range(2):
-            state = _fit_once(state, prior, u[kept], v[kept], sky[:, kept], error[kept], order)
-        residual = state.expected(u, v) - state.undistorted(sky)
-        distance = np.hypot(*residual) / error
-        freedom = max(1.0 - n_terms / kept.sum(), 0.1)
-        sigma = np.median(distance[kept]) / RAYLEIGH_MEDIAN / np.sqrt(freedom)
-        good = np.isfinite(error) & (distance <= clip_sigma * max(sigma, 1e-6))
-        if np.array_equal(good, kept) or good.sum() < n_terms + 2:
-            break
-        kept = good
-    return state, residual, kept
-
-
-def _fit_once(
-    state: _FitState,
-    prior: _Prior,
-    u: FloatArray,
-    v: FloatArray,
-    sky: FloatArray,
-    error: FloatArray,
-    order: int,
-) -> _FitState:
-    """Fit by weighted least squares on the tangent plane, in units of undistorted pixels."""
-    target = state.undistorted(sky)
-    expected = np.stack([u + evaluate(prior.a, u, v), v + evaluate(prior.b, u, v)])
-    size = max(order + 1, prior.a.shape[0], prior.b.shape[0], 2)
-    distortion = np.zeros((2, size, size))
-    if order == 0:
-        shift, linear = _weighted_similarity(expected, target, error)
-    else:
-        scale = max(np.abs(u).max(), np.abs(v).max())
-        design = design_matrix(u / scale, v / scale, order)
-        design[:, 1:3] = expected.T / scale
-        solution, *_ = np.linalg.lstsq(design / error[:, None], (target / error).T, rcond=None)
-        shift, linear = solution[0], solution[1:3].T / scale
-        for (p, q), value in zip(term_powers(order)[3:], solution[3:], strict=True):
-            distortion[:, p, q] = np.linalg.solve(linear, value) / scale ** (p + q)
-    for total, known in zip(distortion, (prior.a, prior.b), strict=True):
-        total[: known.shape[0], : known.shape[1]] += known
-    crval = np.array(tan_deproject(*(state.cd @ shift), *state.crval))
-    return _FitState(crval, state.cd @ linear, *distortion)
-
-
-def _weighted_similarity(
-    source: FloatArray, target: FloatArray, error: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return the shift and the matrix of the best shift, rotation and scale."""
-    weight = 1.0 / error**2
-    weight = weight / weight.sum()
-    z, w = source[0] + 1j * source[1], target[0] + 1j * target[1]
-    z_mean, w_mean = np.sum(weight * z), np.sum(weight * w)
-    z = z - z_mean
-    a = np.sum(weight * (w - w_mean) * np.conj(z)) / np.sum(weight * np.abs(z) ** 2)
-    b = w_mean - a * z_mean
-    return np.array([b.real, b.imag]), np.array([[a.real, -a.imag], [a.imag, a.real]])
-
-
-def _solution(
-    state: _FitState,
-    crpix: FloatArray,
-    i: NDArray[np.intp],
-    k: NDArray[np.intp],
-    residual: FloatArray,
-    kept: NDArray[np.bool_],
-    order: int,
-    shape: tuple[int, int],
-    settings: AstrometrySettings,
-) -> AstrometrySolution:
-    """Put the fit into its final form."""
-    if kept.sum() < settings.min_matches:
-        raise CcdFailure(
-            Reason.TOO_FEW_STARS,
-            f"only {kept.sum()} sources agree with a reference star: at least "
-            f"{settings.min_matches} are needed (astrometry.min_matches)",
-        )
-    plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
-    for row, polynomial in zip(state.cd, plane, strict=True):
-        polynomial[1, 0], polynomial[0, 1] = row
-    wcs = plane_to_tan_sip(state.crval, crpix, *plane, shape)
-    log.debug("%d stars, order %d", kept.sum(), order)
-    return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)
-
-
 def describe_solution(
     wcs: WCS,
     source_index: NDArray[np.intp],
@@ -566,18 +303,8 @@ def describe_solution(
 ) -> AstrometrySolution:
     """Return a solution with the figures that follow from its WCS and its residuals.
 
-    Parameters
-    ----------
-    wcs : astropy.wcs.WCS
-        TAN-SIP, tangent point at the centre of the CCD.
-    source_index, reference_index : ndarray of int, shape (n,)
-        Stars in the fit.
-    residual : ndarray, shape (2, n)
-        Measured minus catalogue position, pixels.
-    n_clipped, order : int
-        See `AstrometrySolution`.
-    **figures : float
-        ``pointing_error`` and ``chance``.
+    Residuals are measured minus catalogue positions in pixels, shape (2, n); all other parameters
+    are attributes of `AstrometrySolution`. The tangent point must be the centre of the CCD.
     """
     cd = np.array(wcs.pixel_scale_matrix)
     on_sky = cd @ residual * 3600.0
@@ -612,6 +339,211 @@ def residuals(wcs: WCS, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatA
     sky : ndarray, shape (2, n)
         ICRS positions of the stars in the catalogue, degrees.
     """
-    prior = _Prior.of_tan_sip(wcs)
-    catalogue = np.linalg.solve(prior.cd, np.stack(tan_project(*sky, *prior.crval)))
-    return prior.undistort(x, y) - catalogue
+    return _TanSip.of(wcs).residual(x, y, sky)
+
+
+def brightest_first(x: ArrayLike, y: ArrayLike, flux: ArrayLike, n_max: int) -> NDArray[np.intp]:
+    """Return the rows of the brightest sources with finite positions, brightest first."""
+    finite = np.isfinite(np.asarray(x, float)) & np.isfinite(np.asarray(y, float))
+    order = np.argsort(-np.asarray(flux, float), kind="stable")
+    return order[finite[order]][:n_max]
+
+
+@dataclass(frozen=True)
+class _TanSip:
+    """The numbers of a TAN-SIP WCS whose reference pixel is the centre of the CCD, 0-based."""
+
+    crval: FloatArray
+    crpix: FloatArray
+    cd: FloatArray
+    a: FloatArray
+    b: FloatArray
+
+    @classmethod
+    def approximating(cls, wcs: WCS, shape: tuple[int, int]) -> "_TanSip":
+        """Return that of a WCS of any kind, by a fit that is good to 1e-4 pixel."""
+        return cls.of(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
+
+    @classmethod
+    def of(cls, wcs: WCS) -> "_TanSip":
+        """Return that of a TAN-SIP WCS whose reference pixel is the centre of the CCD."""
+        zero = np.zeros((2, 2))
+        return cls(
+            np.array(wcs.wcs.crval),
+            np.array(wcs.wcs.crpix) - 1.0,
+            np.array(wcs.pixel_scale_matrix),
+            np.array(wcs.sip.a) if wcs.sip is not None else zero,
+            np.array(wcs.sip.b) if wcs.sip is not None else zero,
+        )
+
+    def undistort(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return undistorted pixels, counted from the reference pixel, shape (2, n)."""
+        u, v = x - self.crpix[0], y - self.crpix[1]
+        return np.stack([u + evaluate(self.a, u, v), v + evaluate(self.b, u, v)])
+
+    def project(self, sky: FloatArray) -> FloatArray:
+        """Return where positions (2, n) in degrees fall on the undistorted CCD, shape (2, n)."""
+        return np.linalg.solve(self.cd, np.stack(tan_project(*sky, *self.crval)))
+
+    def residual(self, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatArray:
+        """Return measured minus catalogue position in undistorted pixels, shape (2, n)."""
+        return self.undistort(x, y) - self.project(sky)
+
+
+def _tolerance(shape: tuple[int, int], settings: AstrometrySettings) -> float:
+    """Return the distance of matching stars from a prediction, pixels."""
+    return max(settings.match_tolerance, 1e-3 * float(np.hypot(*shape)))
+
+
+def _windows(prior: "_TanSip", settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
+    """Return the near and the wide search window, in pixels."""
+    pixel = np.sqrt(abs(np.linalg.det(prior.cd)))
+    wide = SearchWindow(
+        settings.max_pointing_error / 60.0 / pixel,
+        settings.max_rotation_error,
+        settings.max_scale_error,
+        settings.either_parity,
+    )
+    near = SearchWindow(
+        min(_NEAR_SHIFT / pixel, wide.shift),
+        min(_NEAR_ROTATION, wide.rotation),
+        min(_NEAR_SCALE, wide.scale),
+        False,
+    )
+    return near, wide
+
+
+def _moved(prior: _TanSip, match: PatternMatch, shape: tuple[int, int]) -> WCS:
+    """Return the prediction, moved to where the match says that the CCD points."""
+
+    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        expected = prior.undistort(x, y)
+        moved = match.similarity(expected[0] + 1j * expected[1])
+        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
+
+    return fit_tan_sip(to_sky, shape)
+
+
+def _match_near(
+    state: _TanSip, x: FloatArray, y: FloatArray, sky: FloatArray, radius: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Match sources with the nearest reference stars, each star once."""
+    catalogue = state.project(sky)
+    usable = np.flatnonzero(np.isfinite(catalogue[0]))
+    measured = state.undistort(x, y)
+    tree = cKDTree(catalogue[:, usable].T)
+    i, k, _ = match_nearest(tree, measured[0] + 1j * measured[1], radius)
+    return i, usable[k]
+
+
+def _choose_order(
+    x: FloatArray, y: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
+) -> int | None:
+    """Return the highest order that these stars support, 0 for a similarity, None for nothing."""
+    if x.size < settings.min_matches:
+        return None
+    scale = max(shape) / 2.0
+    ny, nx = shape
+    edge = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]).T / 2.0 / scale
+    u, v = (x - (nx - 1) / 2.0) / scale, (y - (ny - 1) / 2.0) / scale
+    return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
+
+
+def _fit_clipped(
+    state: _TanSip,
+    prior: _TanSip,
+    x: FloatArray,
+    y: FloatArray,
+    sky: FloatArray,
+    error: FloatArray,
+    order: int,
+    clip_sigma: float,
+) -> tuple[_TanSip, FloatArray, NDArray[np.bool_]]:
+    """Fit, leave out outliers, fit again, until the same stars stay.
+
+    Returned are the fit, the residuals of all stars, shape (2, n), and which stars are in the fit.
+    """
+    kept = np.isfinite(error)
+    n_terms = len(term_powers(order)) if order else 2
+    for _ in range(10):
+        # twice, since the first fit moves the tangent point
+        for _ in range(2):
+            state = _fit_once(state, prior, x[kept], y[kept], sky[:, kept], error[kept], order)
+        residual = state.residual(x, y, sky)
+        distance = np.hypot(*residual) / error
+        freedom = max(1.0 - n_terms / kept.sum(), 0.1)
+        sigma = np.median(distance[kept]) / RAYLEIGH_MEDIAN / np.sqrt(freedom)
+        good = np.isfinite(error) & (distance <= clip_sigma * max(sigma, 1e-6))
+        if np.array_equal(good, kept) or good.sum() < n_terms + 2:
+            break
+        kept = good
+    return state, residual, kept
+
+
+def _fit_once(
+    state: _TanSip,
+    prior: _TanSip,
+    x: FloatArray,
+    y: FloatArray,
+    sky: FloatArray,
+    error: FloatArray,
+    order: int,
+) -> _TanSip:
+    """Fit by weighted least squares on the tangent plane, in units of undistorted pixels."""
+    u, v = x - prior.crpix[0], y - prior.crpix[1]
+    target, expected = state.project(sky), prior.undistort(x, y)
+    size = max(order + 1, prior.a.shape[0], prior.b.shape[0], 2)
+    distortion = np.zeros((2, size, size))
+    if order == 0:
+        shift, linear = _weighted_similarity(expected, target, error)
+    else:
+        scale = max(np.abs(u).max(), np.abs(v).max())
+        design = design_matrix(u / scale, v / scale, order)
+        design[:, 1:3] = expected.T / scale
+        solution, *_ = np.linalg.lstsq(design / error[:, None], (target / error).T, rcond=None)
+        shift, linear = solution[0], solution[1:3].T / scale
+        for (p, q), value in zip(term_powers(order)[3:], solution[3:], strict=True):
+            distortion[:, p, q] = np.linalg.solve(linear, value) / scale ** (p + q)
+    for total, known in zip(distortion, (prior.a, prior.b), strict=True):
+        total[: known.shape[0], : known.shape[1]] += known
+    crval = np.array(tan_deproject(*(state.cd @ shift), *state.crval))
+    return _TanSip(crval, prior.crpix, state.cd @ linear, *distortion)
+
+
+def _weighted_similarity(
+    source: FloatArray, target: FloatArray, error: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the shift and the matrix of the best shift, rotation and scale."""
+    weight = 1.0 / error**2
+    weight = weight / weight.sum()
+    z, w = source[0] + 1j * source[1], target[0] + 1j * target[1]
+    z_mean, w_mean = np.sum(weight * z), np.sum(weight * w)
+    z = z - z_mean
+    a = np.sum(weight * (w - w_mean) * np.conj(z)) / np.sum(weight * np.abs(z) ** 2)
+    b = w_mean - a * z_mean
+    return np.array([b.real, b.imag]), np.array([[a.real, -a.imag], [a.imag, a.real]])
+
+
+def _solution(
+    state: _TanSip,
+    i: NDArray[np.intp],
+    k: NDArray[np.intp],
+    residual: FloatArray,
+    kept: NDArray[np.bool_],
+    order: int,
+    shape: tuple[int, int],
+    settings: AstrometrySettings,
+) -> AstrometrySolution:
+    """Put the fit into its final form."""
+    if kept.sum() < settings.min_matches:
+        raise CcdFailure(
+            Reason.TOO_FEW_STARS,
+            f"only {kept.sum()} sources agree with a reference star: at least "
+            f"{settings.min_matches} are needed (astrometry.min_matches)",
+        )
+    plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
+    for row, polynomial in zip(state.cd, plane, strict=True):
+        polynomial[1, 0], polynomial[0, 1] = row
+    wcs = plane_to_tan_sip(state.crval, state.crpix, *plane, shape)
+    log.debug("%d stars, order %d", kept.sum(), order)
+    return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)

@@ -66,7 +66,7 @@ class SearchWindow:
     either_parity: bool = True
 
     def contains(self, similarity: "Similarity", slack: float) -> bool:
-        """Tell whether a transformation is in the window, or out of it by a relative ``slack``."""
+        """Return whether a transformation is in the window, enlarged by a relative ``slack``."""
         if similarity.flipped and not self.either_parity:
             return False
         rotation_limit = 180.0 if similarity.flipped else self.rotation + math.degrees(slack)
@@ -176,26 +176,17 @@ def match_pattern(
     return None
 
 
-def _as_complex(positions: ArrayLike) -> ComplexArray:
-    positions = np.asarray(positions, float).reshape(-1, 2)
-    return positions[:, 0] + 1j * positions[:, 1]
-
-
 @dataclass(frozen=True)
 class _Votes:
     """Votes for transformations.
 
-    ``place`` has one row a vote, in units of the cells of a grid; ``pairs`` says which sources
+    ``place`` has one row per vote, in units of the cells of a grid; ``pairs`` says which sources
     and reference stars would correspond: shape (votes, correspondences, 2).
     """
 
     place: NDArray[np.float64]
     pairs: IndexArray
     flipped: bool
-
-    @property
-    def size(self) -> int:
-        return len(self.place)
 
     def candidates(self, z: ComplexArray, w: ComplexArray, tolerance: float) -> Iterator:
         """Yield the transformations of the most crowded places."""
@@ -261,14 +252,9 @@ def _similarity_of_votes(
 
 
 def fit_similarity(z: ComplexArray, w: ComplexArray, flipped: bool = False) -> Similarity:
-    """Return the similarity transformation from z to w by least squares.
+    """Return the similarity transformation from z to w, shape (n,), by least squares.
 
-    Parameters
-    ----------
-    z, w : ndarray of complex, shape (n,)
-        Corresponding positions, at least one; with one, only the shift is fitted.
-    flipped : bool
-        Fit a transformation with a reflection.
+    With one pair only the shift is fitted; ``flipped`` fits a transformation with a reflection.
     """
     source = np.conj(z) if flipped else z
     centre, target = source.mean(), w.mean()
@@ -312,7 +298,8 @@ def _pair_searches(
     half_size = np.abs(z).max()
     reach = window.shift + half_size * (1.0 + window.scale)
     reachable = np.flatnonzero(np.abs(w) <= reach)
-    area_ratio = max(1.0, np.pi * reach**2 / max(_box_area(z), 1e-30))
+    box_area = float(np.ptp(z.real) * np.ptp(z.imag))
+    area_ratio = max(1.0, np.pi * reach**2 / max(box_area, 1e-30))
     done = set()
     for n_sources, density in _PAIR_STEPS:
         n = min(n_sources, z.size)
@@ -326,12 +313,8 @@ def _pair_searches(
         for flipped in (False, True) if window.either_parity else (False,):
             if lengths.n_votes <= _MAX_VOTES:
                 votes = _pair_votes(lengths, window, tolerance, flipped)
-                yield _Votes(votes.place, _renumber(votes.pairs, reachable), flipped)
-
-
-def _renumber(pairs: IndexArray, references: IndexArray) -> IndexArray:
-    pairs[..., 1] = references[pairs[..., 1]]
-    return pairs
+                votes.pairs[..., 1] = reachable[votes.pairs[..., 1]]
+                yield votes
 
 
 class _PairLengths:
@@ -397,18 +380,12 @@ class _Verifier:
         self.n_hypotheses = 0
 
     def best(self, votes: _Votes, window: SearchWindow, stars_used: int) -> PatternMatch | None:
-        """Return the least improbable match among the candidates that votes give.
+        """Return the least improbable match within a window, of the candidates that votes give.
 
-        Parameters
-        ----------
-        votes : _Votes
-            Each is a hypothesis.
-        window : SearchWindow
-            Where a match must lie.
-        stars_used : int
-            Stars that define a hypothesis (and so prove nothing): 1 for a shift, 2 for a pair.
+        Each vote is a hypothesis; ``stars_used`` is the number of stars that define it (and so
+        prove nothing): 1 for a shift, 2 for a pair.
         """
-        self.n_hypotheses += votes.size
+        self.n_hypotheses += len(votes.place)
         slack = self.tolerance / float(np.abs(self.z).max())
         best = None
         for candidate in votes.candidates(self.z, self.w, self.tolerance):
@@ -464,21 +441,8 @@ def match_nearest(
 ) -> tuple[IndexArray, IndexArray, NDArray[np.float64]]:
     """Match each position with the nearest point of the tree, each point with one position.
 
-    Parameters
-    ----------
-    tree : cKDTree
-        Of points (x, y).
-    positions : ndarray of complex, shape (n,)
-        Positions to match.
-    radius : float
-        Largest distance.
-
-    Returns
-    -------
-    i, k : ndarray of int
-        Matched positions and points, in the order of the positions.
-    distance : ndarray of float64
-        Their distances.
+    Returned are the indices of matched positions and points, in the order of the positions, and
+    their distances, which are at most ``radius``.
     """
     distance, k = tree.query(_xy(positions), distance_upper_bound=radius)
     i = np.flatnonzero(np.isfinite(distance))
@@ -489,9 +453,10 @@ def match_nearest(
     return i, k[i], distance[i]
 
 
+def _as_complex(positions: ArrayLike) -> ComplexArray:
+    positions = np.asarray(positions, float).reshape(-1, 2)
+    return positions[:, 0] + 1j * positions[:, 1]
+
+
 def _xy(z: ComplexArray) -> NDArray[np.float64]:
     return np.stack([z.real, z.imag], axis=-1)
-
-
-def _box_area(z: ComplexArray) -> float:
-    return float(np.ptp(z.real) * np.ptp(z.imag))

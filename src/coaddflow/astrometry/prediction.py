@@ -15,14 +15,9 @@ from coaddflow.tables.exposures import ExposureRow
 def predicted_wcs(
     camera: Camera, detector: Detector, ra: float, dec: float, rotation: float
 ) -> WCS:
-    """Return the TAN-SIP WCS of a CCD that the camera's geometry predicts.
+    """Return the TAN-SIP WCS that the camera's geometry predicts for a CCD of an exposure.
 
-    Parameters
-    ----------
-    camera, detector : Camera, Detector
-        The camera and its CCD.
-    ra, dec, rotation : float
-        Pointing and rotation of the exposure, degrees.
+    ``ra``, ``dec`` and ``rotation`` are the pointing and rotation of the exposure, degrees.
     """
     return fit_tan_sip(
         lambda x, y: camera.pixel_to_sky(detector, x, y, ra, dec, rotation), detector.shape
@@ -32,7 +27,7 @@ def predicted_wcs(
 def reference_stars(
     exposure: ExposureRow, camera: Camera, detector: Detector, settings: Settings
 ) -> Table:
-    """Return the reference stars that may be on a CCD, whatever its pointing error."""
+    """Return the reference stars that may be on a CCD, within the largest pointing error."""
     cone = ccd_cone(camera, detector, *_pointing(exposure, settings))
     return load_refcat(settings.refcat, *cone, exposure.band, exposure.mjd)
 
@@ -42,8 +37,8 @@ def reference_stars_of_exposure(
 ) -> Table:
     """Return the reference stars that may be on any of these CCDs.
 
-    Those of one CCD among them are `refcat.stars_in_cone` of its `refcat.ccd_cone`: the same rows
-    in the same order as `reference_stars` reads for it.
+    Those of one CCD are `refcat.stars_in_cone` of its `refcat.ccd_cone`: the same rows in the same
+    order as `reference_stars` reads for it.
     """
     detectors = [camera.detector(ccd) for ccd in ccds]
     cone = exposure_cone(camera, detectors, *_pointing(exposure, settings))

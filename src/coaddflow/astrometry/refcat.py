@@ -30,8 +30,9 @@ FloatArray = NDArray[np.float64]
 _MJD_J2000 = 51544.5
 _DAYS_PER_YEAR = 365.25
 _RADIANS_PER_MAS = np.pi / 180.0 / 3.6e6
-# stars that proper motion can bring into the cone: Barnard's star moves 0.03 degrees in 10 years
 _MOTION_MARGIN = 0.1
+"""Degrees around the cone from which proper motion can bring stars into it: Barnard's star moves
+0.03 degrees in 10 years."""
 
 
 def load_refcat(
@@ -73,7 +74,7 @@ def load_refcat(
         for path in files
     ]
     stars = np.concatenate(parts)
-    stars = stars[_in_cone(stars[:, 0], stars[:, 1], centre, radius)]
+    stars = stars[_within(to_vector(stars[:, 0], stars[:, 1]), centre, radius)]
     stars = stars[np.unique(stars[:, :2], axis=0, return_index=True)[1]]
     if settings.faintest is not None:
         stars = stars[~(stars[:, 2] > settings.faintest)]
@@ -89,25 +90,13 @@ def load_refcat(
     return Table(stars[order], names=("ra", "dec", "mag", "mag_err"))
 
 
-def _in_cone(
-    ra: FloatArray, dec: FloatArray, centre: FloatArray, radius: float
-) -> NDArray[np.bool_]:
-    """Return which positions are within ``radius`` degrees of a unit vector."""
-    return _within(to_vector(ra, dec), centre, radius)
-
-
 def stars_in_cone(refcat: Table, ra: float, dec: float, radius: float) -> NDArray[np.intp]:
     """Return the rows of a larger field that `load_refcat` gives for this cone, in its order.
 
-    Parameters
-    ----------
-    refcat : astropy.table.Table
-        From `load_refcat`, for a cone that holds this one.
-    ra, dec, radius : float
-        The cone, degrees.
+    ``refcat`` is from `load_refcat`, for a cone that holds this one; all angles are in degrees.
     """
     position = (np.asarray(refcat[name], float) for name in ("ra", "dec"))
-    return np.flatnonzero(_in_cone(*position, to_vector(ra, dec), radius))
+    return np.flatnonzero(_within(to_vector(*position), to_vector(ra, dec), radius))
 
 
 def ccd_cone(
@@ -115,19 +104,12 @@ def ccd_cone(
 ) -> tuple[float, float, float]:
     """Return (ra, dec, radius) in degrees of the sky where the stars of a CCD may be.
 
-    Parameters
-    ----------
-    camera, detector : Camera, Detector
-        The camera and its CCD.
-    ra, dec, rotation : float
-        Pointing and rotation of the exposure, degrees.
-    margin : float
-        Largest error of the pointing, degrees.
+    ``ra``, ``dec`` and ``rotation`` are the pointing and rotation of the exposure, ``margin`` is
+    the largest error of the pointing, all in degrees.
     """
     nx, ny = detector.size
     centre = camera.pixel_to_sky(detector, (nx - 1) / 2, (ny - 1) / 2, ra, dec, rotation)
-    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0
-    radius += margin
+    radius = np.hypot(nx, ny) / 2 * camera.pixel_scale / 3600.0 + margin
     return float(centre[0]), float(centre[1]), float(radius)
 
 
@@ -143,13 +125,6 @@ def exposure_cone(
     cones = [ccd_cone(camera, detector, ra, dec, rotation, margin) for detector in detectors]
     radius = max(float(separation(ra, dec, *cone[:2])) + cone[2] for cone in cones)
     return ra, dec, radius * (1.0 + 1e-9)
-
-
-def _names(files: Sequence[Path]) -> str:
-    """Return the file's name, or the folder of many and their number."""
-    if len(files) == 1:
-        return str(files[0])
-    return f"{files[0].parent} ({len(files)} files)"
 
 
 class _Catalogue(NamedTuple):
@@ -175,7 +150,7 @@ def _stars_near(
     if settings.pm_ra is not None:
         epoch = columns[settings.epoch_column] if settings.epoch_column else settings.epoch
         years = 2000.0 + (mjd - _MJD_J2000) / _DAYS_PER_YEAR - epoch
-        vectors = move_stars(
+        vectors = _apply_proper_motion(
             vectors,
             columns[settings.ra],
             columns[settings.dec],
@@ -197,31 +172,19 @@ def _within(vectors: FloatArray, centre: FloatArray, radius: float) -> NDArray[n
     return np.linalg.norm(vectors - centre, axis=1) <= chord
 
 
-def move_stars(
+def _apply_proper_motion(
     vectors: FloatArray,
-    ra: ArrayLike,
-    dec: ArrayLike,
-    pm_ra: ArrayLike,
-    pm_dec: ArrayLike,
+    ra: FloatArray,
+    dec: FloatArray,
+    pm_ra: FloatArray,
+    pm_dec: FloatArray,
     years: ArrayLike,
 ) -> FloatArray:
-    """Apply proper motions to unit vectors, good at the poles as everywhere [1]_.
+    """Apply proper motions to unit vectors, shape (n, 3), good at the poles as everywhere [1]_.
 
-    Parameters
-    ----------
-    vectors : ndarray, shape (n, 3)
-        Directions at the catalogue's epoch.
-    ra, dec : array_like, shape (n,)
-        The same in degrees.
-    pm_ra, pm_dec : array_like, shape (n,)
-        Proper motions in mas/year, in right ascension times cos(dec); NaN counts as none.
-    years : float or array_like, shape (n,)
-        Julian years since the catalogue's epoch.
-
-    Returns
-    -------
-    ndarray, shape (n, 3)
-        Unit vectors.
+    The vectors are those of ``ra`` and ``dec`` (degrees) at the catalogue's epoch, which is
+    ``years`` (Julian) ago. Proper motions are in mas/year, that in right ascension times cos(dec);
+    NaN counts as none.
     """
     ra, dec = np.radians(ra), np.radians(dec)
     zero = np.zeros_like(ra)
@@ -253,8 +216,8 @@ def _read_catalogue(path: Path, settings: RefcatSettings, column: MagnitudeColum
     optional = (settings.pm_ra, settings.pm_dec, settings.epoch_column)
     names = {name for name in optional if name is not None} | set(column.columns)
     file_format = _format_of(path) if settings.format == "auto" else settings.format
-    stamp = path.stat().st_mtime_ns
-    return _read_file(path, stamp, file_format, settings.ra, settings.dec, tuple(sorted(names)))
+    changed = path.stat().st_mtime_ns
+    return _read_file(path, changed, file_format, settings.ra, settings.dec, tuple(sorted(names)))
 
 
 def _format_of(path: Path) -> str:
@@ -271,9 +234,9 @@ def _format_of(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _read_file(
-    path: Path, stamp: int, file_format: str, ra: str, dec: str, others: tuple[str, ...]
+    path: Path, changed: int, file_format: str, ra: str, dec: str, others: tuple[str, ...]
 ) -> _Catalogue:
-    """Read columns of one file; ``stamp`` (its time) keeps a changed file from being missed."""
+    """Read columns of one file; it is read again if it was ``changed`` (its time) since."""
     readers = {"fits": _read_fits, "csv": _read_text, "ecsv": _read_text}
     try:
         with warnings.catch_warnings():
@@ -283,8 +246,9 @@ def _read_file(
             warnings.simplefilter("ignore", UnitsWarning)
             columns = readers[file_format](path, {ra, dec, *others}, file_format)
     except (OSError, ValueError, KeyError, TypeError, IndexError, UserWarning) as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"is not a readable {file_format} catalogue ({_first_line(error)})",
+            f"is not a readable {file_format} catalogue ({cause})",
             path=path,
             remedy="check the file, refcat.path and refcat.format",
         ) from error
@@ -299,10 +263,6 @@ def _read_file(
     known = np.isfinite(columns[ra]) & np.isfinite(columns[dec])
     columns = {name: values[known] for name, values in columns.items()}
     return _Catalogue(path, columns, to_vector(columns[ra], columns[dec]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read_fits(path: Path, names: set[str], file_format: str) -> dict[str, FloatArray]:
@@ -365,3 +325,10 @@ def _numbers(path: Path, name: str, values: NDArray, unit: str | None) -> FloatA
             remedy="convert it to degrees",
         )
     return values.astype(np.float64)
+
+
+def _names(files: Sequence[Path]) -> str:
+    """Return the file's name, or the folder of many and their number."""
+    if len(files) == 1:
+        return str(files[0])
+    return f"{files[0].parent} ({len(files)} files)"

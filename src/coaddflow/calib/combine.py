@@ -1,8 +1,8 @@
 """Many frames of one CCD into one: a clipped mean of every pixel, with its variance.
 
-Frames come one after the other and are needed all at once, pixel by pixel. The stack stands in
+Frames come one after the other and are needed all at once, pixel by pixel. The stack is held in
 memory if it fits the limit of the settings, otherwise in a scratch file, and is combined in
-blocks of rows; the result does not depend on where it stood.
+blocks of rows; the result does not depend on where it was held.
 
 References
 ----------
@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO
 
 import numba
@@ -25,36 +24,24 @@ from coaddflow.errors import InputError
 from coaddflow.image.statistics import MAD_TO_SIGMA
 
 _SAMPLE_STEP = 7
-"Every so many pixels along x and y are looked at for the typical scatter of a pixel."
+"""Every so many pixels along x and y are looked at for the typical scatter of a pixel."""
 
 
 @contextmanager
 def stacked(
-    frames: Iterable[NDArray], n_frames: int, memory: float, scratch: str | Path | None = None
+    frames: Iterable[NDArray], n_frames: int, memory: float
 ) -> Iterator[NDArray[np.float32]]:
-    """Give the frames as one array, in memory or in a scratch file that vanishes afterwards.
+    """Stack frames, each of shape (ny, nx), in memory or in a scratch file that is removed.
 
-    Parameters
-    ----------
-    frames : iterable of ndarray, each of shape (ny, nx)
-        The frames; each is asked for once and may be forgotten by its maker.
-    n_frames : int
-        How many frames come.
-    memory : float
-        Largest stack that is held in memory, GB.
-    scratch : str or Path, optional
-        Folder for the scratch file; by default that of the system.
-
-    Yields
-    ------
-    ndarray of float32, shape (n_frames, ny, nx)
-        May be changed.
+    Each frame is asked for once and may be forgotten by its maker. ``memory`` is the largest
+    stack that is held in memory, GB. What is yielded has the shape (n_frames, ny, nx), and may be
+    changed.
     """
     frames = iter(frames)
     first = next(frames)
     shape = (n_frames, *first.shape)
     size = 4 * n_frames * first.size
-    with tempfile.TemporaryFile(dir=scratch) as file:
+    with tempfile.TemporaryFile() as file:
         if size <= memory * 1e9:
             stack = np.empty(shape, np.float32)
         else:
@@ -109,30 +96,32 @@ def clipped_mean(
     number : ndarray of int16, shape (ny, nx)
         Values used.
     """
-    n, ny, nx = stack.shape
+    n, *shape = stack.shape
     weights = np.ones(n) if weights is None else np.asarray(weights, float) / np.mean(weights)
-    limit = clip_sigma * typical_scatter(stack, weights)
-    mean = np.empty((ny, nx), np.float32)
-    variance = np.empty((ny, nx), np.float32)
-    number = np.empty((ny, nx), np.int16)
-    rows = max(1, int(2e6 / (n * nx)))
-    for y in range(0, ny, rows):
-        part = np.s_[y : y + rows]
-        block = np.ascontiguousarray(np.moveaxis(stack[:, part], 0, -1))
-        planes = mean[part], variance[part], number[part]
+    limit = clip_sigma * _typical_scatter(stack, weights)
+    mean, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    number = np.empty(shape, np.int16)
+    for rows, block in _blocks(stack):
+        planes = mean[rows], variance[rows], number[rows]
         _combine_block(block, weights, limit, clip_sigma, iterations, *planes)
     return mean, variance, number
 
 
 def median(stack: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the median over the first axis of an (n, ny, nx) stack, NaN where there is none."""
-    n, ny, nx = stack.shape
-    result = np.empty((ny, nx), np.float32)
-    rows = max(1, int(2e6 / (n * nx)))
-    for y in range(0, ny, rows):
-        part = np.s_[y : y + rows]
-        _median_block(np.ascontiguousarray(np.moveaxis(stack[:, part], 0, -1)), result[part])
+    result = np.empty(stack.shape[1:], np.float32)
+    for rows, block in _blocks(stack):
+        _median_block(block, result[rows])
     return result
+
+
+def _blocks(stack: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield rows of pixels and their values, of shape (rows, nx, n)."""
+    n, ny, nx = stack.shape
+    size = max(1, int(2e6 / (n * nx)))
+    for y in range(0, ny, size):
+        rows = slice(y, y + size)
+        yield rows, np.ascontiguousarray(np.moveaxis(stack[:, rows], 0, -1))
 
 
 @numba.njit(cache=True)
@@ -149,17 +138,11 @@ def _median_block(block, result):
             result[y, x] = np.median(values[:k]) if k > 0 else np.nan
 
 
-def typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -> float:
+def _typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -> float:
     """Return the median over pixels of the scatter of a frame of mean weight.
 
-    From the median of absolute deviations, whose bias in samples of n is n / (n - 0.8) [1]_.
-
-    Parameters
-    ----------
-    stack : ndarray of float32, shape (n, ny, nx)
-        Frames; values that are not finite are left out.
-    weights : ndarray of float64, shape (n,)
-        Inverse variances of the frames, of mean 1.
+    From the median of absolute deviations, whose bias in samples of n is n / (n - 0.8) [1]_;
+    parameters are those of `clipped_mean`, with weights of mean 1.
     """
     sample = np.array(stack[:, ::_SAMPLE_STEP, ::_SAMPLE_STEP], dtype=np.float64)
     sample = sample.reshape(len(stack), -1)

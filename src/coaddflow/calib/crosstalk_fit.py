@@ -1,22 +1,23 @@
 """Coefficients of crosstalk, measured on science exposures.
 
-Bright pixels of one amplifier are looked up in another one, at the same place in the order of
-readout: the ghost is there what stands above the local sky, and the coefficient is the slope of
-the ghosts against the bright pixels. It is found as in [1]_ and [2]_, for every ordered pair of
-amplifiers, on counts above the bias level that are not corrected for crosstalk:
+Bright pixels of one amplifier (the aggressor) are looked up in another one (the victim), at the
+same position in the order of readout: the ghost is what stands above the local sky there, and the
+coefficient is the slope of the ghosts against the bright pixels. It is found as in [1]_ and [2]_,
+for every ordered pair of amplifiers, on counts above the bias level that are not corrected for
+crosstalk:
 
-- the sky of each amplifier is a mesh from which sources are masked (`background`), so that the
-  sky itself, which all amplifiers see, is no crosstalk;
+- the sky of each amplifier is a mesh from which sources are masked (`measure.background`), so that
+  the sky itself, which all amplifiers see, is not taken for crosstalk;
 - sources of the victim are left out: those that reach beyond the bright pixels, and pixels that
   are farther from the sky than noise and the largest conceivable coefficient allow;
-- bright pixels that stand together are taken together, as one group with one slope: a faint source
+- neighbouring bright pixels are taken together, as one group with one slope: a faint source
   of the victim spoils a group, not pixels that could be taken for independent;
 - the slope of all groups begins with their weighted median and is then their weighted mean without
   those that are more than four errors off; its error is that of the pixels' noise, or of the
   scatter of the groups, whichever is larger;
 - the same is done at eight places beside the ghosts, where nothing should be. Their mean is what
   the sources of the victim, which only add light, make of a slope of zero, and is subtracted.
-  Their scatter tells by how much the errors are too small: a star that meets the same faint star
+  Their scatter shows by how much the errors are too small: a star that meets the same faint star
   of the victim in all exposures is no independent measurement in each (this happens if they have
   the same field, and both amplifiers the same direction of readout).
 
@@ -90,9 +91,9 @@ class MeasurementSettings:
     min_counts : float
         Counts above the sky from which a pixel is a bright one.
     max_coefficient : float
-        Largest coefficient, either sign, that is thought of.
+        Largest coefficient, of either sign, that is considered.
     max_groups : int
-        So many groups are kept for each aggressor, those with the brightest pixels: 108 bytes for
+        Groups that are kept for each aggressor, those with the brightest pixels: 108 bytes for
         each of its victims, twice while an exposure is added.
     within : bool
         Only amplifiers of the same CCD.
@@ -125,7 +126,7 @@ class MeasuredCrosstalk(NamedTuple):
     n_pixels: int
 
     def is_significant(self, sigma: float) -> bool:
-        """Tell whether the coefficient is more than ``sigma`` errors off zero."""
+        """Return whether the coefficient is more than ``sigma`` errors off zero."""
         return abs(self.coefficient) > sigma * self.error
 
 
@@ -138,10 +139,8 @@ class SkySubtracted(NamedTuple):
         Counts above the sky; NaN at and beside saturated pixels.
     noise : float
         Standard deviation of pixels without sources, counts.
-    source : ndarray of int32, shape (ny, nx)
-        Number of the source that a pixel belongs to; 0: none.
-    beside_source : ndarray of int32, shape (ny, nx)
-        Likewise, of sources grown by some pixels.
+    source, beside_source : ndarray of int32, shape (ny, nx)
+        Number of the source that a pixel belongs to, or 0; and the same with sources grown.
     n_pixels : ndarray of int
         Pixels of each source.
     """
@@ -154,18 +153,10 @@ class SkySubtracted(NamedTuple):
 
 
 class BrightPixels(NamedTuple):
-    """The bright pixels of an amplifier.
+    """The n bright pixels of an amplifier.
 
-    Attributes
-    ----------
-    y, x : ndarray of int, shape (n,)
-        Place in the order of readout.
-    counts : ndarray of float64, shape (n,)
-        Counts above the sky.
-    group : ndarray of int, shape (n,)
-        Number of the group, from 0.
-    n_groups : int
-        Number of groups.
+    Arrays, shape (n,), of the position in the order of readout, the counts above the sky, and the
+    number of the group, from 0 to n_groups - 1.
     """
 
     y: NDArray[np.intp]
@@ -201,16 +192,9 @@ def subtract_sky(signal: AmplifierSignal) -> SkySubtracted:
 def find_bright_pixels(
     amplifier: SkySubtracted, min_counts: float, max_groups: int | None = None
 ) -> BrightPixels:
-    """Return the pixels of an amplifier that are bright and not saturated.
+    """Return the pixels of an aggressor above ``min_counts`` that are not saturated.
 
-    Parameters
-    ----------
-    amplifier : SkySubtracted
-        The aggressor.
-    min_counts : float
-        Counts above the sky from which a pixel is bright.
-    max_groups : int, optional
-        Only so many groups, those with the largest sum of squares.
+    Of more than ``max_groups`` groups those with the largest sums of squares are taken.
     """
     y, x = np.nonzero(amplifier.counts > min_counts)  # NaN is not
     counts = amplifier.counts[y, x].astype(float)
@@ -232,16 +216,8 @@ def group_sums(
 ) -> NDArray[np.float32]:
     """Return the sums from which slopes of ghosts against bright pixels follow.
 
-    Parameters
-    ----------
-    bright : BrightPixels
-        Of the aggressor.
-    victim : SkySubtracted
-        The victim, which may have another size.
-    max_coefficient : float
-        See `MeasurementSettings`.
-    offset : tuple of int
-        Rows and columns by which the places are beside those of the ghosts.
+    The victim may have another size than the aggressor; ``offset`` is the number of rows and
+    columns by which the places are beside those of the ghosts.
 
     Returns
     -------
@@ -265,27 +241,18 @@ def group_sums(
 
 
 def _is_own(victim: SkySubtracted, y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Tell for each source of the victim whether most of it is not at the given pixels.
+    """Return for each source of the victim whether most of it is not at the given pixels.
 
-    A ghost that stands out of the noise has all its pixels where the aggressor is bright.
+    A ghost above the noise has all its pixels where the aggressor is bright.
     """
-    total = victim.n_pixels
-    covered = np.bincount(victim.source[y, x], minlength=len(total))
-    own = covered < 0.5 * total
+    covered = np.bincount(victim.source[y, x], minlength=len(victim.n_pixels))
+    own = covered < 0.5 * victim.n_pixels
     own[0] = False
     return own
 
 
 class Slope(NamedTuple):
-    """The slope that groups agree on; NaN with fewer than five groups.
-
-    Attributes
-    ----------
-    value, error : float
-        Slope and its error.
-    n_groups, n_pixels : int
-        What it rests on.
-    """
+    """The slope that groups agree on (NaN with fewer than five), and what it rests on."""
 
     value: float
     error: float
@@ -294,13 +261,7 @@ class Slope(NamedTuple):
 
 
 def fit_slope(sums: NDArray[np.float32]) -> Slope:
-    """Return the slope that groups agree on.
-
-    Parameters
-    ----------
-    sums : ndarray of float32, shape (3, n)
-        See `group_sums`.
-    """
+    """Return the slope that groups agree on, from their `group_sums`, shape (3, n)."""
     weight, product, n_pixels = sums[:, sums[0] > 0].astype(float)
     if len(weight) < _MIN_GROUPS:
         return Slope(np.nan, np.nan, len(weight), int(n_pixels.sum()))
@@ -322,15 +283,7 @@ def fit_slope(sums: NDArray[np.float32]) -> Slope:
 
 @dataclass
 class CrosstalkSums:
-    """What is gathered over the exposures, for all pairs of amplifiers.
-
-    Parameters
-    ----------
-    detectors : sequence of Detector
-        The CCDs whose amplifiers are looked at.
-    settings : MeasurementSettings
-        How.
-    """
+    """The sums over exposures, for all pairs of amplifiers of some CCDs."""
 
     detectors: Sequence[Detector]
     settings: MeasurementSettings
@@ -416,14 +369,10 @@ class CrosstalkSums:
 
 
 def _above_zero(slopes: Sequence[Slope]) -> tuple[Slope, NDArray[np.float64]]:
-    """Compare the slope of the ghosts with the slopes beside them.
+    """Return the slope of the ghosts above the mean of the slopes beside them.
 
-    Returns
-    -------
-    slope : Slope
-        That of the ghosts above the mean of the others.
-    deviations : ndarray of float64
-        Those of the others from their mean, in errors.
+    The first slope is that of the ghosts. Also returned are the deviations of the others from
+    their mean, in units of their errors.
     """
     ghost = slopes[0]
     beside = [slope for slope in slopes[1:] if np.isfinite(slope.value)]
@@ -463,7 +412,7 @@ def measure_crosstalk(
     Parameters
     ----------
     files : iterable of str or Path
-        Raw files, one an exposure (see `raw.read_raw_ccd`).
+        Raw files, one an exposure (see `instrument.raw.read_raw_ccd`).
     camera : Camera
         The camera; its coefficients of crosstalk are not used.
     ccds : sequence of int
@@ -473,7 +422,7 @@ def measure_crosstalk(
     settings : MeasurementSettings
         How crosstalk is measured.
     progress : callable, optional
-        Told each file when it is done.
+        Called with each file when it is done.
 
     Returns
     -------
@@ -502,17 +451,9 @@ def measure_crosstalk(
 def camera_keys(
     measured: Iterable[MeasuredCrosstalk], camera: Camera, sigma: float
 ) -> dict[str, object]:
-    """Return what the camera file says of crosstalk, for the coefficients that are significant.
+    """Return the entries of a camera file for the coefficients that are significant.
 
-    Parameters
-    ----------
-    measured : iterable of MeasuredCrosstalk
-        All pairs.
-    camera : Camera
-        The camera.
-    sigma : float
-        Coefficients of more than so many errors count; others are 0 in the matrices and not
-        in the list.
+    Coefficients of less than ``sigma`` errors are 0 in the matrices and not in the list.
 
     Returns
     -------

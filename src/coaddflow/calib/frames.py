@@ -2,7 +2,8 @@
 
 All masters are clipped means with a variance for each pixel from the scatter of the frames that
 were used [1]_. A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
-response of the CCDs goes into their zero-points.
+response of the CCDs goes into their zero-points. Frames come one by one, each of shape (ny, nx);
+they are stacked in memory or in a scratch file (`calib.combine.stacked`).
 
 References
 ----------
@@ -39,35 +40,27 @@ CalibKind = Literal["bias", "dark", "flat", "defects"]
 
 _UNITS = {"bias": "adu", "dark": "electron/s", "flat": "", "defects": ""}
 _UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
+
 _NEIGHBOURHOOD = 7
-"Pixels along rows and columns that tell what a pixel should be like."
+"""Pixels along rows and columns that a pixel is compared with."""
+
 _PIECE = 64
-"Rows of a piece of a column that is judged as a whole."
+"""Rows of a piece of a column that is judged as a whole."""
 
 
 def combine_bias(
-    frames: Iterable[MaskedImage],
-    n_frames: int,
-    settings: CalibsSettings,
-    scratch: str | Path | None = None,
+    frames: Iterable[MaskedImage], n_frames: int, settings: CalibsSettings
 ) -> MaskedImage:
-    """Return the master bias.
+    """Return the master bias in counts; pixels without a value are NO_DATA.
 
     Parameters
     ----------
-    frames : iterable of MaskedImage, each of shape (ny, nx)
-        Bias exposures in counts, detrended up to the step "assembly". Asked for one by one.
+    frames : iterable of MaskedImage
+        Bias exposures in counts, detrended up to assembly.
     n_frames : int
         How many there are.
     settings : CalibsSettings
         Clipping, memory and least number of frames.
-    scratch : str or Path, optional
-        Folder for the stack if it is larger than ``settings.memory``.
-
-    Returns
-    -------
-    MaskedImage
-        Counts; pixels without a value are NO_DATA.
 
     Raises
     ------
@@ -75,32 +68,25 @@ def combine_bias(
         If there are fewer frames than ``settings.bias.min_frames``.
     """
     check_number("master bias", "bias", n_frames, settings.bias.min_frames)
-    with stacked(map(usable_pixels, frames), n_frames, settings.memory, scratch) as stack:
+    with stacked(map(usable_pixels, frames), n_frames, settings.memory) as stack:
         return _mean(stack, None, settings)
 
 
 def combine_dark(
-    frames: Iterable[MaskedImage],
-    exposure_times: Sequence[float],
-    settings: CalibsSettings,
-    scratch: str | Path | None = None,
+    frames: Iterable[MaskedImage], exposure_times: Sequence[float], settings: CalibsSettings
 ) -> MaskedImage:
     """Return the master dark, in electrons per second.
 
+    Exposures are weighted by the square of their time, since read noise dominates a dark [2]_.
+
     Parameters
     ----------
-    frames : iterable of MaskedImage, each of shape (ny, nx)
-        Dark exposures in electrons, detrended up to the step "gain".
+    frames : iterable of MaskedImage
+        Dark exposures in electrons, detrended up to the gain.
     exposure_times : sequence of float
         Seconds, all above 0.
-    settings, scratch
+    settings : CalibsSettings
         See `combine_bias`.
-
-    Returns
-    -------
-    MaskedImage
-        Electrons per second. Exposures have the weight of the square of their time, since read
-        noise dominates a dark [2]_.
 
     Raises
     ------
@@ -115,24 +101,21 @@ def combine_dark(
             remedy="correct the exposure table, or name the good ones in calibs.dark.exposures",
         )
     rates = (usable_pixels(frame) / np.float32(t) for frame, t in zip(frames, times, strict=True))
-    with stacked(rates, len(times), settings.memory, scratch) as stack:
+    with stacked(rates, len(times), settings.memory) as stack:
         return _mean(stack, times**2, settings)
 
 
 def combine_flat(
-    frames: Iterable[MaskedImage],
-    n_frames: int,
-    settings: CalibsSettings,
-    scratch: str | Path | None = None,
+    frames: Iterable[MaskedImage], n_frames: int, settings: CalibsSettings
 ) -> MaskedImage:
     """Return the flat of one band; its median is 1.
 
     Parameters
     ----------
-    frames : iterable of MaskedImage, each of shape (ny, nx)
-        Flat exposures in electrons, detrended up to the step "dark". Each is divided by its
-        median over the CCD, and has the weight of this level: that of its photons.
-    n_frames, settings, scratch
+    frames : iterable of MaskedImage
+        Flat exposures in electrons, detrended up to the dark. Each is divided by its median over
+        the CCD, and weighted by this level, as its photons are.
+    n_frames, settings
         See `combine_bias`.
 
     Raises
@@ -148,7 +131,7 @@ def combine_flat(
     def normalised() -> Iterable[NDArray[np.float32]]:
         for frame in frames:
             pixels = usable_pixels(frame)
-            level = float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
+            level = median_level(pixels)
             if not level > 0:
                 raise CcdFailure(
                     Reason.DARK_FLAT,
@@ -158,14 +141,8 @@ def combine_flat(
             levels.append(level)
             yield pixels / np.float32(level)
 
-    with stacked(normalised(), n_frames, settings.memory, scratch) as stack:
+    with stacked(normalised(), n_frames, settings.memory) as stack:
         return unit_median(_mean(stack, np.array(levels), settings))
-
-
-def unit_median(flat: MaskedImage) -> MaskedImage:
-    """Return a flat divided by its median."""
-    scale = np.float32(np.nanmedian(flat.image))
-    return MaskedImage(flat.image / scale, flat.variance / scale**2, flat.mask)
 
 
 def find_defects(
@@ -179,20 +156,16 @@ def find_defects(
     Parameters
     ----------
     dark : MaskedImage, optional
-        Master dark, electrons per second, or additive pattern of the night sky.
+        Master dark, electrons per second, or additive pattern of the night sky. Hot pixels and
+        hot pieces of columns are bad.
     flats : sequence of MaskedImage
-        Flats of any bands.
+        Flats of any bands. Pixels that differ from their neighbourhood by more than
+        ``settings.response`` are bad, and so are pixels that are unknown in any frame.
     settings : DefectsSettings
         Limits.
     both_signs : bool
-        Pixels below their neighbourhood are bad as well: dead ones, in a pattern of the night
-        sky.
-
-    Returns
-    -------
-    ndarray of bool, shape (ny, nx)
-        True where the pixel is bad: hot or in a hot piece of a column according to the dark; or,
-        in some flat, off its neighbourhood by more than ``settings.response``; or unknown.
+        Pixels of the dark below their neighbourhood are bad as well: dead ones, in a pattern of
+        the night sky.
 
     Raises
     ------
@@ -209,8 +182,8 @@ def find_defects(
     for frame in frames:
         bad |= frame.has_any(_UNUSABLE) | ~np.isfinite(frame.image)
     if dark is not None:
-        bad |= hot_pixels(dark, settings, both_signs)
-        bad |= hot_columns(dark.image, settings.column_sigma)
+        bad |= _hot_pixels(dark, settings, both_signs)
+        bad |= _hot_columns(dark.image, settings.column_sigma)
     for flat in flats:
         image = np.where(np.isfinite(flat.image), flat.image, np.float32(0))
         typical = np.maximum(local_median(image), np.float32(1e-3))
@@ -218,7 +191,9 @@ def find_defects(
     return bad
 
 
-def hot_pixels(dark: MaskedImage, settings: DefectsSettings, both_signs: bool) -> NDArray[np.bool_]:
+def _hot_pixels(
+    dark: MaskedImage, settings: DefectsSettings, both_signs: bool
+) -> NDArray[np.bool_]:
     """Return where a dark differs from its neighbourhood by more than the settings allow."""
     image = np.where(np.isfinite(dark.image), dark.image, np.float32(np.nanmedian(dark.image)))
     excess = image - local_median(image)
@@ -231,11 +206,11 @@ def hot_pixels(dark: MaskedImage, settings: DefectsSettings, both_signs: bool) -
     return hot if settings.hot_rate is None else hot & (excess > settings.hot_rate)
 
 
-def hot_columns(dark: NDArray[np.float32], sigma: float) -> NDArray[np.bool_]:
+def _hot_columns(dark: NDArray[np.float32], sigma: float) -> NDArray[np.bool_]:
     """Return the pieces of columns that as a whole differ from the columns beside them.
 
     They must do so by ``sigma`` times the scatter of such pieces, and by more than the scatter of
-    single pixels: weaker ones are no trouble once the dark is subtracted.
+    single pixels: weaker ones do no harm once the dark is subtracted.
     """
     image = np.where(np.isfinite(dark), dark, np.float32(np.nanmedian(dark)))
     excess = image - ndimage.median_filter(image, size=(1, 2 * _NEIGHBOURHOOD + 1), mode="nearest")
@@ -264,7 +239,7 @@ def write_master(
     header: fits.Header | None = None,
     compression: Compression = "none",
 ) -> None:
-    """Write a calibration frame: IMAGE, MASK and VARIANCE behind the provenance.
+    """Write a calibration frame: IMAGE, MASK and VARIANCE after the primary header.
 
     Parameters
     ----------
@@ -273,7 +248,7 @@ def write_master(
     master : MaskedImage
         The frame.
     kind : {"bias", "dark", "flat", "defects"}
-        Gives the unit (BUNIT): adu, electron/s, none.
+        Gives the unit (BUNIT): adu, electron/s, none, none.
     n_frames : int
         Exposures it was made from (CFNFRAME).
     header : astropy.io.fits.Header, optional
@@ -289,7 +264,7 @@ def write_master(
 
 
 def write_failed_master(path: str | Path, kind: CalibKind, failure: CcdFailure) -> None:
-    """Write in the place of a calibration frame why there is none, for this CCD alone.
+    """Write instead of a calibration frame why there is none, for this CCD alone.
 
     The CCD then fails in every exposure, with this reason, and the other CCDs go on.
     """
@@ -301,20 +276,7 @@ def write_failed_master(path: str | Path, kind: CalibKind, failure: CcdFailure) 
 
 
 def read_calibs(paths: Mapping[str, str | Path]) -> CcdCalibs:
-    """Read the calibration frames of a CCD.
-
-    Parameters
-    ----------
-    paths : mapping of str to str or Path
-        Files of some of the kinds bias, dark, flat and defects.
-
-    Raises
-    ------
-    InputError
-        If a file is missing or is no image.
-    CcdFailure
-        ``no_calibration`` if a calibration frame could not be made for this CCD.
-    """
+    """Read the calibration frames of a CCD, files by kind; errors are those of `read_master`."""
     return CcdCalibs(**{kind: read_master(path, kind) for kind, path in paths.items()})
 
 
@@ -373,6 +335,17 @@ def check_number(what: str, section: str, n_frames: int, least: int) -> None:
 def usable_pixels(frame: MaskedImage) -> NDArray[np.float32]:
     """Return the values of a frame, NaN where they mean nothing."""
     return np.where(frame.has_any(_UNUSABLE), np.float32(np.nan), frame.image)
+
+
+def unit_median(flat: MaskedImage) -> MaskedImage:
+    """Return a flat divided by its median."""
+    scale = np.float32(np.nanmedian(flat.image))
+    return MaskedImage(flat.image / scale, flat.variance / scale**2, flat.mask)
+
+
+def median_level(pixels: NDArray[np.float32]) -> float:
+    """Return the median of a frame, NaN if none of its pixels is usable."""
+    return float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
 
 
 def _mean(

@@ -17,7 +17,6 @@ References
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import sep
@@ -29,6 +28,7 @@ from coaddflow.calib.frames import (
     check_number,
     find_defects,
     local_median,
+    median_level,
     unit_median,
     usable_pixels,
 )
@@ -38,39 +38,35 @@ from coaddflow.image.statistics import iqr_sigma
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings, NightSkySettings
 
 _SMOOTHING = 1.2
-"Sigma in pixels of the smoothing before sources are looked for."
+"""Sigma in pixels of the smoothing before sources are looked for."""
+
 _LEAST_AREA = 5
-"Pixels above the threshold that make a source."
+"""Pixels above the threshold that make a source."""
+
 _ENOUGH_TO_JUDGE = 50
-"With fewer pixels of sources on a frame it does not matter whether they move."
+"""With fewer pixels of sources on a frame it does not matter whether they move."""
 
 
 def night_sky_dark(
-    frames: Iterable[MaskedImage],
-    exposure_times: Sequence[float],
-    settings: CalibsSettings,
-    scratch: str | Path | None = None,
+    frames: Iterable[MaskedImage], exposure_times: Sequence[float], settings: CalibsSettings
 ) -> MaskedImage:
     """Return the additive pattern of a CCD from dithered science exposures.
 
     Parameters
     ----------
     frames : iterable of MaskedImage, each of shape (ny, nx)
-        Science exposures in electrons, detrended up to the step "gain". Asked for one by one.
+        Science exposures in electrons, detrended up to the gain. Asked for one by one.
     exposure_times : sequence of float
         Seconds, all above 0.
     settings : CalibsSettings
         Search for sources, clipping, memory and least number of frames.
-    scratch : str or Path, optional
-        Folder for the stack if it is larger than ``settings.memory``.
 
     Returns
     -------
     MaskedImage
-        Electrons per second, of median zero; stands in the place of a dark. Each exposure has
-        its median sky subtracted, is divided by its exposure time, and has the weight of its
-        noise. Pixels that were seen free of sources too rarely are filled from their neighbours
-        and flagged INTRP.
+        Electrons per second, of median zero; used as a dark. Each exposure has its median sky
+        subtracted, is divided by its exposure time, and is weighted by its noise. Pixels that
+        were seen free of sources too rarely are filled from their neighbours and flagged INTRP.
 
     Raises
     ------
@@ -85,7 +81,7 @@ def night_sky_dark(
         (pixels - np.float32(np.nanmedian(pixels))) / np.float32(t)
         for pixels, t in zip(map(usable_pixels, frames), times, strict=True)
     )
-    with stacked(rates, len(times), settings.memory, scratch) as stack:
+    with stacked(rates, len(times), settings.memory) as stack:
         first, noise = _mask_sources(stack, settings.night_sky)
         for i in range(len(stack)):
             stack[i] -= np.nanmedian(stack[i] - first)
@@ -93,27 +89,19 @@ def night_sky_dark(
 
 
 def night_sky_flat(
-    frames: Iterable[MaskedImage],
-    n_frames: int,
-    settings: CalibsSettings,
-    scratch: str | Path | None = None,
+    frames: Iterable[MaskedImage], n_frames: int, settings: CalibsSettings
 ) -> MaskedImage:
-    """Return the flat of a CCD from the sky of dithered science exposures of one band.
+    """Return the flat of a CCD, of median 1, from the sky of dithered exposures of one band.
 
     Parameters
     ----------
     frames : iterable of MaskedImage, each of shape (ny, nx)
-        Science exposures in electrons, detrended up to the step "dark": what is left of the bias
-        level is taken for sky.
+        Science exposures in electrons, detrended up to the dark: what is left of the bias level
+        is taken for sky.
     n_frames : int
         How many there are.
-    settings, scratch
+    settings : CalibsSettings
         See `night_sky_dark`; ``settings.flat.scales`` and ``smoothing`` choose the scales.
-
-    Returns
-    -------
-    MaskedImage
-        Relative response, of median 1.
 
     Raises
     ------
@@ -124,14 +112,14 @@ def night_sky_flat(
     """
     check_number("night-sky flat", "night_sky", n_frames, settings.night_sky.min_frames)
     normalised = (_over_sky(i, usable_pixels(f)) for i, f in enumerate(frames, start=1))
-    with stacked(normalised, n_frames, settings.memory, scratch) as stack:
+    with stacked(normalised, n_frames, settings.memory) as stack:
         first, noise = _mask_sources(stack, settings.night_sky)
         for i in range(len(stack)):
             stack[i] /= np.nanmedian(stack[i] / np.where(first > 0.1, first, np.float32(np.nan)))
         flat = unit_median(_combine(stack, noise, settings))
     if settings.flat.scales == "all":
         return flat
-    smooth = illumination(flat.image, settings.flat.smoothing)
+    smooth = _illumination(flat.image, settings.flat.smoothing)
     if settings.flat.scales == "large":
         return MaskedImage(smooth, np.zeros_like(smooth), flat.mask)
     return MaskedImage(flat.image / smooth, flat.variance / smooth**2, flat.mask)
@@ -140,59 +128,19 @@ def night_sky_flat(
 def hot_pixel_map(pattern: MaskedImage, settings: DefectsSettings) -> NDArray[np.bool_]:
     """Return the pixels that stay high (or low) while the stars move over the CCD.
 
-    Parameters
-    ----------
-    pattern : MaskedImage
-        From `night_sky_dark`.
-    settings : DefectsSettings
-        Limits.
-
-    Returns
-    -------
-    ndarray of bool, shape (ny, nx)
+    ``pattern`` is from `night_sky_dark`; the map has its shape, (ny, nx).
     """
     return find_defects(pattern, [], settings, both_signs=True)
 
 
-def source_mask(image: NDArray[np.float32], settings: NightSkySettings) -> NDArray[np.bool_]:
-    """Return where a frame has sources, without those that are a few pixels only.
-
-    Parameters
-    ----------
-    image : ndarray of float32, shape (ny, nx)
-        Any unit; pixels that are not finite are no sources.
-    settings : NightSkySettings
-        Mesh of the local sky, threshold and growth.
-    """
-    missing = ~np.isfinite(image)
-    filled = np.ascontiguousarray(np.where(missing, np.float32(0), image))
-    sky = sep.Background(filled, mask=missing, bw=settings.mesh, bh=settings.mesh)
-    smoothed = ndimage.gaussian_filter(np.where(missing, 0, filled - sky.back()), _SMOOTHING)
-    labels, _ = ndimage.label(smoothed > settings.threshold * iqr_sigma(smoothed))
-    large = np.bincount(labels.ravel()) >= _LEAST_AREA
-    large[0] = False
-    sources = large[labels]
-    if settings.growth:
-        sources = ndimage.binary_dilation(sources, iterations=settings.growth)
-    return sources
-
-
-def illumination(flat: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
-    """Return the smooth part of a flat: medians on a mesh, joined by a spline.
-
-    Parameters
-    ----------
-    flat : ndarray of float32, shape (ny, nx)
-        Relative response.
-    scale : int
-        Width of the mesh, pixels.
-    """
+def _illumination(flat: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+    """Return the smooth part of a flat: medians on a mesh of ``scale`` pixels, and a spline."""
     filled = np.ascontiguousarray(np.where(np.isfinite(flat), flat, np.float32(1)))
     return sep.Background(filled, bw=scale, bh=scale).back().astype(np.float32)
 
 
 def _over_sky(number: int, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    sky = float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
+    sky = median_level(pixels)
     if not sky > 0:
         raise CcdFailure(
             Reason.NO_SKY,
@@ -210,7 +158,7 @@ def _mask_sources(
     first = median(stack)
     noise = np.empty(len(stack))
     for i, frame in enumerate(stack):
-        frame[source_mask(frame - first, settings)] = np.nan
+        frame[_source_mask(frame - first, settings)] = np.nan
         clear = (frame - first)[np.isfinite(frame)]
         noise[i] = iqr_sigma(clear) if len(clear) else np.nan
     if not np.isfinite(noise).all() or not (noise > 0).all():
@@ -230,16 +178,31 @@ def _check_dithers(stack: NDArray[np.float32], settings: NightSkySettings) -> No
     times = np.zeros(stack.shape[1:], np.int32)
     for frame in stack:
         filled = np.where(np.isfinite(frame), frame, np.float32(np.nanmedian(frame)))
-        times += source_mask(ndimage.median_filter(filled, size=3), bright)
+        times += _source_mask(ndimage.median_filter(filled, size=3), bright)
     typical = times.sum() / len(stack)
     persistent = np.count_nonzero(times > len(stack) / 2)
     if typical >= _ENOUGH_TO_JUDGE and persistent > settings.max_persistence * typical:
         raise InputError(
             f"{100 * persistent / typical:.0f} % of the pixels with sources have them in more "
-            f"than half of the {len(stack)} exposures: these are not dithered enough to tell "
+            f"than half of the {len(stack)} exposures: these are not dithered enough to separate "
             "the detector from the sky",
             remedy="choose dithered exposures (calibs.*.exposures), or use calibration exposures",
         )
+
+
+def _source_mask(image: NDArray[np.float32], settings: NightSkySettings) -> NDArray[np.bool_]:
+    """Return where a frame has sources of more than a few pixels; none where it is not finite."""
+    missing = ~np.isfinite(image)
+    filled = np.ascontiguousarray(np.where(missing, np.float32(0), image))
+    sky = sep.Background(filled, mask=missing, bw=settings.mesh, bh=settings.mesh)
+    smoothed = ndimage.gaussian_filter(np.where(missing, 0, filled - sky.back()), _SMOOTHING)
+    labels, _ = ndimage.label(smoothed > settings.threshold * iqr_sigma(smoothed))
+    large = np.bincount(labels.ravel()) >= _LEAST_AREA
+    large[0] = False
+    sources = large[labels]
+    if settings.growth:
+        sources = ndimage.binary_dilation(sources, iterations=settings.growth)
+    return sources
 
 
 def _combine(

@@ -1,4 +1,4 @@
-"""Angles as people and headers write them."""
+"""Angles as people and headers write them, decimal or sexagesimal."""
 
 import math
 import re
@@ -9,28 +9,6 @@ _SEXAGESIMAL = re.compile(
     rf"(?P<sign>[+-]?)\s*{_FIELD}\s*(?P<unit>[hd°:\s])\s*{_FIELD}\s*[m':\s]?\s*(?:{_FIELD})?\s*"
     r"[s\"]?"
 )
-
-
-def parse_angle(text: str, hours: bool) -> float:
-    """Return an angle in degrees.
-
-    Parameters
-    ----------
-    text : str
-        A decimal number in degrees, or sexagesimal such as ``-02:13:53.3``, ``10h00m59s`` or
-        ``2d13m``.
-    hours : bool
-        A sexagesimal angle is in hours unless it says otherwise (``d`` after its first number).
-
-    Raises
-    ------
-    ValueError
-        If the text is neither; one sentence for people.
-    """
-    text = text.strip()
-    if _DECIMAL.fullmatch(text):
-        return float(text)
-    return sexagesimal(text) * (15.0 if _in_hours(text, hours) else 1.0)
 
 
 def is_sexagesimal(text: str) -> bool:
@@ -65,7 +43,7 @@ def parse_right_ascension(text: str) -> float:
     ValueError
         If the text is no angle, or outside 0 to 360 degrees.
     """
-    ra = parse_angle(text, hours=True)
+    ra = _parse_angle(text, hours=True)
     if not 0.0 <= ra <= 360.0:
         raise ValueError(f"right ascension {text!r} is not between 0 and 360 degrees")
     return ra % 360.0
@@ -79,13 +57,22 @@ def parse_declination(text: str) -> float:
     ValueError
         If the text is no angle, or outside -90 to 90 degrees.
     """
-    dec = parse_angle(text, hours=False)
+    dec = _parse_angle(text, hours=False)
     if not -90.0 <= dec <= 90.0:
         raise ValueError(f"declination {text!r} is not between -90 and 90 degrees")
     return dec
 
 
-def _in_hours(text: str, hours: bool) -> bool:
+def _parse_angle(text: str, hours: bool) -> float:
+    """Return an angle in degrees: decimal, or sexagesimal such as 10h00m59s, 2d13m, -02:13:53.3.
+
+    A sexagesimal angle is in hours, if ``hours``, unless it says otherwise (``d`` after its first
+    number). ValueError if the text is neither; the message is one sentence.
+    """
+    text = text.strip()
+    if _DECIMAL.fullmatch(text):
+        return float(text)
     match = _SEXAGESIMAL.fullmatch(text)
     unit = match["unit"] if match else ":"
-    return unit == "h" or (hours and unit not in "d°")
+    in_hours = unit == "h" or (hours and unit not in "d°")
+    return sexagesimal(text) * (15.0 if in_hours else 1.0)

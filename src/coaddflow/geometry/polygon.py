@@ -48,15 +48,7 @@ def clip_half_space(points: FloatArray, distance: FloatArray) -> FloatArray:
 
 
 def clip_to_box(points: FloatArray, box: tuple[float, float, float, float]) -> FloatArray:
-    """Return the part of a polygon inside an upright rectangle [1]_.
-
-    Parameters
-    ----------
-    points : ndarray of float64, shape (n, 2)
-        Vertices (x, y) in order.
-    box : tuple of float
-        x0, y0, x1, y1.
-    """
+    """Return the part of a polygon, vertices (x, y), inside a rectangle (x0, y0, x1, y1) [1]_."""
     x0, y0, x1, y1 = box
     for axis, sign, edge in ((0, 1.0, x0), (0, -1.0, x1), (1, 1.0, y0), (1, -1.0, y1)):
         points = clip_half_space(points, sign * (points[:, axis] - edge))
@@ -114,22 +106,16 @@ def enclosing_outline(
     x, y : ndarray of float64, shape (..., OUTLINE_SIDES)
         Vertices, anticlockwise; the directions of the sides are spaced evenly.
     """
-    n_sides = OUTLINE_SIDES
-    angle = np.asarray(start)[..., None] + 2.0 * np.pi * np.arange(n_sides) / n_sides
+    angle = np.asarray(start)[..., None] + 2.0 * np.pi * np.arange(OUTLINE_SIDES) / OUTLINE_SIDES
     normal_x, normal_y = np.cos(angle), np.sin(angle)
-    reach = (
-        np.stack(
-            [
-                np.max(normal_x[..., k, None] * x + normal_y[..., k, None] * y, axis=-1)
-                for k in range(n_sides)
-            ],
-            axis=-1,
-        )
-        + np.asarray(margin)[..., None]
-    )
+    distances = [
+        np.max(normal_x[..., k, None] * x + normal_y[..., k, None] * y, axis=-1)
+        for k in range(OUTLINE_SIDES)
+    ]
+    reach = np.stack(distances, axis=-1) + np.asarray(margin)[..., None]
     next_x, next_y = np.roll(normal_x, -1, axis=-1), np.roll(normal_y, -1, axis=-1)
     next_reach = np.roll(reach, -1, axis=-1)
-    determinant = np.sin(2.0 * np.pi / n_sides)
+    determinant = np.sin(2.0 * np.pi / OUTLINE_SIDES)
     return (
         (reach * next_y - next_reach * normal_y) / determinant,
         (next_reach * normal_x - reach * next_x) / determinant,
@@ -139,17 +125,8 @@ def enclosing_outline(
 def bounding_cap(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return circles on the sky that hold sets of directions.
 
-    Parameters
-    ----------
-    vectors : ndarray of float64, shape (..., n, 3)
-        Unit vectors within one hemisphere.
-
-    Returns
-    -------
-    axis : ndarray of float64, shape (..., 3)
-        Centre (unit vector).
-    radius : ndarray of float64, shape (...)
-        Degrees.
+    The directions are unit vectors within one hemisphere, shape (..., n, 3). Returned are centres
+    (unit vectors), shape (..., 3), and radii in degrees, shape (...).
     """
     axis = vectors.mean(axis=-2)
     axis = axis / np.linalg.norm(axis, axis=-1, keepdims=True)

@@ -14,7 +14,25 @@ def design_matrix(u: NDArray, v: NDArray, order: int) -> NDArray[np.float64]:
     return np.stack([u**p * v**q for p, q in term_powers(order)], axis=-1)
 
 
-def multiply(a: NDArray, b: NDArray) -> NDArray:
+def substitute(coefficients: NDArray, matrix: NDArray, offset: ArrayLike = (0.0, 0.0)) -> NDArray:
+    """Return c(matrix @ (s, t) + offset) as a polynomial of the same order in (s, t)."""
+    order = coefficients.shape[0] - 1
+    powers = []
+    for row, constant in zip(matrix, offset, strict=True):
+        form = np.array([[constant, row[1]], [row[0], 0.0]])
+        series = [np.ones((1, 1))]
+        for _ in range(order):
+            series.append(_multiply(series[-1], form))
+        powers.append(series)
+    result = np.zeros((order + 1, order + 1))
+    for p, q in np.argwhere(coefficients):
+        term = coefficients[p, q] * _multiply(powers[0][p], powers[1][q])
+        size = min(order + 1, term.shape[0])
+        result[:size, :size] += term[:size, :size]
+    return result
+
+
+def _multiply(a: NDArray, b: NDArray) -> NDArray:
     """Return the product of two polynomials."""
     product = np.zeros((a.shape[0] + b.shape[0] - 1, a.shape[1] + b.shape[1] - 1))
     for p, q in np.argwhere(a):
@@ -22,27 +40,8 @@ def multiply(a: NDArray, b: NDArray) -> NDArray:
     return product
 
 
-def substitute(coefficients: NDArray, matrix: NDArray, offset: ArrayLike = (0.0, 0.0)) -> NDArray:
-    """Return c(matrix @ (s, t) + offset) as a polynomial of the same order in (s, t)."""
-    order = coefficients.shape[0] - 1
-    one = np.ones((1, 1))
-    powers = []
-    for row, constant in zip(matrix, offset, strict=True):
-        form = np.array([[constant, row[1]], [row[0], 0.0]])
-        series = [one]
-        for _ in range(order):
-            series.append(multiply(series[-1], form))
-        powers.append(series)
-    result = np.zeros((order + 1, order + 1))
-    for p, q in np.argwhere(coefficients):
-        term = coefficients[p, q] * multiply(powers[0][p], powers[1][q])
-        size = min(order + 1, term.shape[0])
-        result[:size, :size] += term[:size, :size]
-    return result
-
-
 def evaluate(coefficients: NDArray, u: ArrayLike, v: ArrayLike) -> NDArray[np.float64]:
-    """Evaluate the polynomial sum of c[p, q] * u**p * v**q at points of any shape."""
+    """Evaluate the polynomial at points of any shape."""
     u, v = np.asarray(u, float), np.asarray(v, float)
     return np.polynomial.polynomial.polyval2d(u, v, coefficients)
 

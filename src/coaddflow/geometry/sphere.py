@@ -38,20 +38,10 @@ def separation(ra1: ArrayLike, dec1: ArrayLike, ra2: ArrayLike, dec2: ArrayLike)
 def tan_project(
     ra: ArrayLike, dec: ArrayLike, ra0: float, dec0: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Project onto the plane that touches the sphere at (ra0, dec0) [1]_.
+    """Project ICRS positions onto the plane that touches the sphere at (ra0, dec0) [1]_.
 
-    Parameters
-    ----------
-    ra, dec : array_like
-        ICRS positions in degrees.
-    ra0, dec0 : float
-        Tangent point in degrees.
-
-    Returns
-    -------
-    xi, eta : ndarray of float64
-        Plane coordinates in degrees, xi to the east and eta to the north; NaN for directions 90
-        degrees or more from the tangent point, which have no image.
+    All angles are in degrees. The plane coordinates are xi, to the east, and eta, to the north;
+    NaN for directions 90 degrees or more from the tangent point, which have no image.
     """
     ra, dec = np.radians(ra), np.radians(dec)
     ra0, dec0 = np.radians(ra0), np.radians(dec0)

@@ -1,16 +1,12 @@
 """World coordinates: making and fitting a WCS, and mapping between pixels and the sky.
 
-Inside coaddflow a fitted WCS is TAN-SIP; what files carry is in `geometry.wcs_header`.
+Inside coaddflow a fitted WCS is TAN-SIP [1]_; what files carry is in `geometry.wcs_header`.
 
 References
 ----------
 .. [1] Shupe et al. 2005, ADASS XIV, ASP Conf. 347, 491 (SIP).
-.. [2] Calabretta et al. 2004, draft of "Representations of distortions in FITS world coordinate
-   systems"; and the registered convention TPV, https://fits.gsfc.nasa.gov/registry/tpvwcs.html.
-.. [3] Calabretta & Greisen 2002, A&A 395, 1077.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -21,68 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from coaddflow.geometry.polynomial import evaluate, fit_polynomial
 from coaddflow.geometry.sphere import tan_deproject, tan_project
 
-log = logging.getLogger(__name__)
-
-_CONVERGED_PIXELS = 1e-7
 MAX_NEWTON_STEPS = 25
-
-
-def make_tan_sip(
-    crval: ArrayLike,
-    crpix: ArrayLike,
-    cd: ArrayLike,
-    a: NDArray,
-    b: NDArray,
-    shape: tuple[int, int],
-) -> WCS:
-    """Return a TAN-SIP WCS [1]_ with inverse polynomials that are good over the whole CCD.
-
-    Parameters
-    ----------
-    crval : array_like, shape (2,)
-        Tangent point: ICRS right ascension and declination in degrees.
-    crpix : array_like, shape (2,)
-        The pixel (x, y) that falls on it, 0-based.
-    cd : array_like, shape (2, 2)
-        Degrees per pixel.
-    a, b : ndarray, shape (order + 1, order + 1)
-        SIP polynomials of x and y; terms of order 0 and 1 must be zero.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    """
-    crpix = np.asarray(crpix, float) + 1.0
-    cards = WcsCards("TAN", np.asarray(crval, float), crpix, np.asarray(cd, float), shape=shape)
-    if not (np.any(a) or np.any(b)):
-        return build_wcs(cards)
-    wcs = build_wcs(replace(cards, sip=(np.asarray(a, float), np.asarray(b, float))))
-    wcs.sip = Sip(a, b, *inverse_sip(a, b, crpix - 1.0, shape), crpix)
-    return wcs
-
-
-def plane_to_tan_sip(
-    crval: ArrayLike, crpix: ArrayLike, xi: NDArray, eta: NDArray, shape: tuple[int, int]
-) -> WCS:
-    """Return the TAN-SIP form of polynomials from pixels to the tangent plane.
-
-    Parameters
-    ----------
-    crval : array_like, shape (2,)
-        Tangent point, degrees.
-    crpix : array_like, shape (2,)
-        Pixel (x, y), 0-based, from which the polynomials count.
-    xi, eta : ndarray, shape (order + 1, order + 1)
-        Polynomials c[p, q] in degrees. Their constant terms must be small: they are taken as a
-        shift of the tangent point.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    """
-    crval = tan_deproject(xi[0, 0], eta[0, 0], *crval)
-    cd = np.array([[c[1, 0], c[0, 1]] for c in (xi, eta)])
-    inverse = np.linalg.inv(cd)
-    a, b = (row[0] * xi + row[1] * eta for row in inverse)
-    for c in (a, b):
-        c[0, 0] = c[1, 0] = c[0, 1] = 0.0
-    return make_tan_sip(crval, crpix, cd, a, b, shape)
+_CONVERGED_PIXELS = 1e-7
 
 
 def fit_tan_sip(
@@ -122,24 +58,68 @@ def fit_tan_sip(
     return wcs
 
 
+def plane_to_tan_sip(
+    crval: ArrayLike, crpix: ArrayLike, xi: NDArray, eta: NDArray, shape: tuple[int, int]
+) -> WCS:
+    """Return the TAN-SIP form of polynomials from pixels to the tangent plane.
+
+    Parameters
+    ----------
+    crval : array_like, shape (2,)
+        Tangent point, degrees.
+    crpix : array_like, shape (2,)
+        Pixel (x, y), 0-based, from which the polynomials count.
+    xi, eta : ndarray, shape (order + 1, order + 1)
+        Polynomials c[p, q] in degrees. Their constant terms must be small: they are taken as a
+        shift of the tangent point.
+    shape : tuple of int
+        Shape (ny, nx) of the CCD.
+    """
+    crval = tan_deproject(xi[0, 0], eta[0, 0], *crval)
+    cd = np.array([[c[1, 0], c[0, 1]] for c in (xi, eta)])
+    inverse = np.linalg.inv(cd)
+    a, b = (row[0] * xi + row[1] * eta for row in inverse)
+    for c in (a, b):
+        c[0, 0] = c[1, 0] = c[0, 1] = 0.0
+    return make_tan_sip(crval, crpix, cd, a, b, shape)
+
+
+def make_tan_sip(
+    crval: ArrayLike,
+    crpix: ArrayLike,
+    cd: ArrayLike,
+    a: NDArray,
+    b: NDArray,
+    shape: tuple[int, int],
+) -> WCS:
+    """Return a TAN-SIP WCS with inverse polynomials that are good over the whole CCD.
+
+    Parameters
+    ----------
+    crval, crpix, shape
+        See `plane_to_tan_sip`.
+    cd : array_like, shape (2, 2)
+        Degrees per pixel.
+    a, b : ndarray, shape (order + 1, order + 1)
+        SIP polynomials of x and y; terms of order 0 and 1 must be zero.
+    """
+    crpix = np.asarray(crpix, float) + 1.0
+    cards = WcsCards("TAN", np.asarray(crval, float), crpix, np.asarray(cd, float), shape=shape)
+    if not (np.any(a) or np.any(b)):
+        return build_wcs(cards)
+    wcs = build_wcs(replace(cards, sip=(np.asarray(a, float), np.asarray(b, float))))
+    wcs.sip = Sip(a, b, *inverse_sip(a, b, crpix - 1.0, shape), crpix)
+    return wcs
+
+
 def inverse_sip(
     a: NDArray, b: NDArray, crpix: ArrayLike, shape: tuple[int, int], tolerance: float = 1e-4
 ) -> tuple[NDArray, NDArray]:
     """Return the SIP polynomials AP, BP from undistorted to measured pixels.
 
-    The lowest order whose error stays below ``tolerance`` pixels on a grid over the CCD is taken,
-    at most two above the order of the forward polynomials (and at most 9).
-
-    Parameters
-    ----------
-    a, b : ndarray, shape (order + 1, order + 1)
-        Forward polynomials.
-    crpix : array_like, shape (2,)
-        Reference pixel (x, y), 0-based.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    tolerance : float
-        Largest error in pixels at which the order is not raised further.
+    ``a`` and ``b`` are the forward polynomials, shape (order + 1, order + 1), and ``crpix`` is
+    0-based. The order is the lowest whose error stays below ``tolerance`` pixels on a grid over
+    the CCD, at most two above that of the forward polynomials, and at most 9.
     """
     ny, nx = shape
     x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, 31), np.linspace(-0.5, ny - 0.5, 31))
@@ -152,6 +132,44 @@ def inverse_sip(
         if np.abs(error).max() < tolerance:
             break
     return ap, bp
+
+
+@dataclass(frozen=True)
+class WcsCards:
+    """The numbers of a celestial WCS, in FITS conventions (CRPIX 1-based), lon before lat."""
+
+    projection: str
+    crval: NDArray[np.float64]
+    crpix: NDArray[np.float64]
+    cd: NDArray[np.float64]
+    pv: dict[tuple[int, int], float] = field(default_factory=dict)
+    sip: tuple[NDArray, NDArray] | None = None
+    pole: tuple[float | None, float | None] = (180.0, None)
+    shape: tuple[int, int] | None = None
+
+
+def build_wcs(cards: WcsCards) -> WCS:
+    """Return the astropy WCS of these numbers."""
+    wcs = WCS(naxis=2)
+    suffix = "-SIP" if cards.sip is not None else ""
+    wcs.wcs.ctype = [f"RA---{cards.projection}{suffix}", f"DEC--{cards.projection}{suffix}"]
+    wcs.wcs.cunit = ["deg", "deg"]
+    wcs.wcs.crval = cards.crval
+    wcs.wcs.crpix = cards.crpix
+    wcs.wcs.cd = cards.cd
+    wcs.wcs.radesys = "ICRS"
+    if cards.pv:
+        # from here on astropy calls TPV a TAN, and does not give its coefficients back
+        wcs.wcs.set_pv([(i, m, value) for (i, m), value in sorted(cards.pv.items())])
+    for name, value in zip(("lonpole", "latpole"), cards.pole, strict=True):
+        if value is not None:
+            setattr(wcs.wcs, name, value)
+    if cards.sip is not None:
+        wcs.sip = Sip(*cards.sip, None, None, cards.crpix)
+    if cards.shape is not None:
+        wcs.array_shape = cards.shape
+    wcs.wcs.set()
+    return wcs
 
 
 def pixel_to_sky(wcs: WCS, x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
@@ -257,44 +275,6 @@ def _limits(wcs: WCS, margin: float) -> tuple[NDArray, NDArray]:
 
 def _inside(xy: NDArray, limits: tuple[NDArray, NDArray]) -> NDArray[np.bool_]:
     return np.all((xy >= limits[0]) & (xy <= limits[1]), axis=0)
-
-
-@dataclass(frozen=True)
-class WcsCards:
-    """The numbers of a celestial WCS, in FITS conventions (CRPIX 1-based), lon before lat."""
-
-    projection: str
-    crval: NDArray[np.float64]
-    crpix: NDArray[np.float64]
-    cd: NDArray[np.float64]
-    pv: dict[tuple[int, int], float] = field(default_factory=dict)
-    sip: tuple[NDArray, NDArray] | None = None
-    pole: tuple[float | None, float | None] = (180.0, None)
-    shape: tuple[int, int] | None = None
-
-
-def build_wcs(cards: WcsCards) -> WCS:
-    """Return the astropy WCS of these numbers."""
-    wcs = WCS(naxis=2)
-    suffix = "-SIP" if cards.sip is not None else ""
-    wcs.wcs.ctype = [f"RA---{cards.projection}{suffix}", f"DEC--{cards.projection}{suffix}"]
-    wcs.wcs.cunit = ["deg", "deg"]
-    wcs.wcs.crval = cards.crval
-    wcs.wcs.crpix = cards.crpix
-    wcs.wcs.cd = cards.cd
-    wcs.wcs.radesys = "ICRS"
-    if cards.pv:
-        # from here on astropy calls TPV a TAN, and does not give its coefficients back
-        wcs.wcs.set_pv([(i, m, value) for (i, m), value in sorted(cards.pv.items())])
-    for name, value in zip(("lonpole", "latpole"), cards.pole, strict=True):
-        if value is not None:
-            setattr(wcs.wcs, name, value)
-    if cards.sip is not None:
-        wcs.sip = Sip(*cards.sip, None, None, cards.crpix)
-    if cards.shape is not None:
-        wcs.array_shape = cards.shape
-    wcs.wcs.set()
-    return wcs
 
 
 def centre_pixel(wcs: WCS) -> tuple[float, float]:

@@ -1,15 +1,14 @@
 """World coordinates in FITS headers, read and written.
 
-Inside coaddflow a fitted WCS is TAN-SIP. Files carry TPV, because SWarp and source-extractor read
-TPV and not SIP. Both are a polynomial from pixels to the tangent plane, so that each can be
+Inside coaddflow a fitted WCS is TAN-SIP. Files carry TPV [1]_, because SWarp and source-extractor
+read TPV and not SIP. Both are a polynomial from pixels to the tangent plane, so that each can be
 written as the other by algebra, without a fit.
 
 References
 ----------
-.. [1] Shupe et al. 2005, ADASS XIV, ASP Conf. 347, 491 (SIP).
-.. [2] Calabretta et al. 2004, draft of "Representations of distortions in FITS world coordinate
+.. [1] Calabretta et al. 2004, draft of "Representations of distortions in FITS world coordinate
    systems"; and the registered convention TPV, https://fits.gsfc.nasa.gov/registry/tpvwcs.html.
-.. [3] Calabretta & Greisen 2002, A&A 395, 1077.
+.. [2] Calabretta & Greisen 2002, A&A 395, 1077.
 """
 
 import logging
@@ -37,128 +36,16 @@ from coaddflow.geometry.wcs import (
 
 log = logging.getLogger(__name__)
 
-MAX_TPV_ORDER = 7
+_MAX_TPV_ORDER = 7
 _RADIAL_TERMS = (3, 11, 23, 39)
 _SIP_CARD = re.compile(r"([AB])_(\d)_(\d)")
 _PV_CARD = re.compile(r"PV([12])_(\d{1,2})")
 
 
-def _tpv_terms(axis: int) -> dict[int, tuple[int, int]]:
-    """Return the powers (of xi, of eta) of each PV index that is not a radial term [2]_."""
-    powers = term_powers(MAX_TPV_ORDER)
-    indices = [m for m in range(_RADIAL_TERMS[-1]) if m not in _RADIAL_TERMS]
-    return {m: (p, q) if axis == 1 else (q, p) for m, (p, q) in zip(indices, powers, strict=True)}
-
-
-def _tpv_polynomials(pv: dict[tuple[int, int], float]) -> list[NDArray]:
-    """Return the two polynomials of a TPV distortion.
-
-    Radial terms, which are not polynomials, are left out.
-    """
-    size = MAX_TPV_ORDER + 1
-    polynomials = []
-    for axis in (1, 2):
-        terms = _tpv_terms(axis)
-        values = {m: value for (i, m), value in pv.items() if i == axis}
-        values.setdefault(1, 1.0)
-        polynomial = np.zeros((size, size))
-        for m, value in values.items():
-            if m not in _RADIAL_TERMS:
-                polynomial[terms[m]] = value
-        polynomials.append(polynomial)
-    return trim(*polynomials)
-
-
-def _sip_to_tpv(cards: WcsCards) -> WcsCards:
-    """Write (1 + SIP in pixels, then CD) as (CD, then a polynomial in degrees): exact."""
-    a, b = (np.array(c) for c in cards.sip)
-    order = max(a.shape[0], b.shape[0]) - 1
-    if order > MAX_TPV_ORDER or cards.projection != "TAN":
-        raise ValueError(f"{cards.projection}-SIP of order {order} has no TPV form")
-    plane_to_pixel = np.linalg.inv(cards.cd)
-    shifts = [substitute(c, plane_to_pixel) for c in (a, b)]
-    size = max(order, 1) + 1
-    pv = {}
-    for axis in (1, 2):
-        row = cards.cd[axis - 1]
-        total = np.zeros((size, size))
-        for weight, shift in zip(row, shifts, strict=True):
-            total[: shift.shape[0], : shift.shape[1]] += weight * shift
-        total[(1, 0) if axis == 1 else (0, 1)] += 1.0
-        for m, powers in _tpv_terms(axis).items():
-            if sum(powers) <= order:
-                pv[axis, m] = float(total[powers])
-    # the three leading terms are always written: readers differ in their defaults
-    pv = {key: value for key, value in pv.items() if value != 0.0 or key[1] in (0, 1, 2)}
-    return replace(cards, projection="TPV", pv=pv, sip=None)
-
-
-def _tpv_to_sip(cards: WcsCards) -> WcsCards:
-    """Write (CD, then a polynomial) as (1 + SIP, then CD): exact.
-
-    SIP has no constant and no linear terms. Those of TPV go into CRPIX, which moves to the pixel
-    that falls on the tangent point, and into CD, which becomes the derivative there.
-    """
-    polynomials = _tpv_polynomials(cards.pv)
-    root = np.zeros(2)
-    for _ in range(MAX_NEWTON_STEPS):
-        local = [substitute(c, np.eye(2), root) for c in polynomials]
-        jacobian = np.array([[c[1, 0], c[0, 1]] for c in local])
-        step = np.linalg.solve(jacobian, [c[0, 0] for c in local])
-        root -= step
-        if np.all(np.abs(step) < 1e-15):
-            break
-    local = [substitute(c, np.eye(2), root) for c in polynomials]
-    jacobian = np.array([[c[1, 0], c[0, 1]] for c in local])
-    cd = jacobian @ cards.cd
-    in_pixels = [substitute(c, cards.cd) for c in local]
-    inverse = np.linalg.inv(cd)
-    sip = [row[0] * in_pixels[0] + row[1] * in_pixels[1] for row in inverse]
-    for c in sip:
-        c[0, 0] = c[1, 0] = c[0, 1] = 0.0
-    a, b = trim(*sip)
-    crpix = cards.crpix + np.linalg.solve(cards.cd, root)
-    if a.shape[0] < 3:
-        return replace(cards, projection="TAN", crpix=crpix, cd=cd, pv={}, sip=None)
-    return replace(cards, projection="TAN", crpix=crpix, cd=cd, pv={}, sip=(a, b))
-
-
-def _build_tpv(cards: WcsCards) -> WCS:
-    """Return a TPV WCS as TAN-SIP; ValueError if that cannot be done to 1e-3 pixel."""
-    if not any(m in _RADIAL_TERMS and value != 0.0 for (_, m), value in cards.pv.items()):
-        return build_wcs(_tpv_to_sip(cards))
-    if cards.shape is None:
-        raise ValueError("TPV with radial terms is only read from the header of an image")
-    tpv = build_wcs(cards)
-    wcs = fit_tan_sip(lambda x, y: pixel_to_sky(tpv, x, y), cards.shape, max_order=MAX_TPV_ORDER)
-    if _distance(wcs, tpv) > 1e-3:
-        raise ValueError("its radial TPV terms are too strong to be written as SIP")
-    return wcs
-
-
-def _cards_of(wcs: WCS) -> WcsCards:
-    """Return the numbers of an astropy WCS."""
-    if wcs.naxis != 2 or not wcs.has_celestial or wcs.wcs.lng != 0:
-        raise ValueError("not a WCS of right ascension and declination, in this order")
-    projection = wcs.wcs.ctype[0][5:8]
-    # the default of LONPOLE changes at the pole [3]_, so that it is always given
-    pole = (float(wcs.wcs.lonpole), None if wcs.wcs.theta0 == 90.0 else float(wcs.wcs.latpole))
-    return WcsCards(
-        projection=projection,
-        crval=np.array(wcs.wcs.crval),
-        crpix=np.array(wcs.wcs.crpix),
-        cd=np.array(wcs.pixel_scale_matrix),
-        pv={(i, m): value for i, m, value in wcs.wcs.get_pv()},
-        sip=None if wcs.sip is None else (np.array(wcs.sip.a), np.array(wcs.sip.b)),
-        pole=pole,
-        shape=wcs.array_shape,
-    )
-
-
 def wcs_to_header(wcs: WCS) -> fits.Header:
     """Return the cards of a WCS in a form that SWarp, source-extractor and ds9 read.
 
-    TAN-SIP becomes TPV [2]_, exactly; all other projections are written as they are. The numbers
+    TAN-SIP becomes TPV [1]_, exactly; all other projections are written as they are. The numbers
     are written with all the digits that a card can hold, and it is checked that reading them
     gives the same mapping within 1e-6 pixel.
 
@@ -200,6 +87,56 @@ def wcs_to_header(wcs: WCS) -> fits.Header:
     if _distance(wcs, build_wcs(_read_cards(header))) > 1e-6:
         raise ValueError("the distortion of this WCS does not survive in a header")
     return header
+
+
+def _cards_of(wcs: WCS) -> WcsCards:
+    """Return the numbers of an astropy WCS."""
+    if wcs.naxis != 2 or not wcs.has_celestial or wcs.wcs.lng != 0:
+        raise ValueError("not a WCS of right ascension and declination, in this order")
+    projection = wcs.wcs.ctype[0][5:8]
+    # the default of LONPOLE changes at the pole [2]_, so that it is always given
+    pole = (float(wcs.wcs.lonpole), None if wcs.wcs.theta0 == 90.0 else float(wcs.wcs.latpole))
+    return WcsCards(
+        projection=projection,
+        crval=np.array(wcs.wcs.crval),
+        crpix=np.array(wcs.wcs.crpix),
+        cd=np.array(wcs.pixel_scale_matrix),
+        pv={(i, m): value for i, m, value in wcs.wcs.get_pv()},
+        sip=None if wcs.sip is None else (np.array(wcs.sip.a), np.array(wcs.sip.b)),
+        pole=pole,
+        shape=wcs.array_shape,
+    )
+
+
+def _sip_to_tpv(cards: WcsCards) -> WcsCards:
+    """Write (1 + SIP in pixels, then CD) as (CD, then a polynomial in degrees): exact."""
+    a, b = (np.array(c) for c in cards.sip)
+    order = max(a.shape[0], b.shape[0]) - 1
+    if order > _MAX_TPV_ORDER or cards.projection != "TAN":
+        raise ValueError(f"{cards.projection}-SIP of order {order} has no TPV form")
+    plane_to_pixel = np.linalg.inv(cards.cd)
+    shifts = [substitute(c, plane_to_pixel) for c in (a, b)]
+    size = max(order, 1) + 1
+    pv = {}
+    for axis in (1, 2):
+        row = cards.cd[axis - 1]
+        total = np.zeros((size, size))
+        for weight, shift in zip(row, shifts, strict=True):
+            total[: shift.shape[0], : shift.shape[1]] += weight * shift
+        total[(1, 0) if axis == 1 else (0, 1)] += 1.0
+        for m, powers in _tpv_terms(axis).items():
+            if sum(powers) <= order:
+                pv[axis, m] = float(total[powers])
+    # the three leading terms are always written: readers differ in their defaults
+    pv = {key: value for key, value in pv.items() if value != 0.0 or key[1] in (0, 1, 2)}
+    return replace(cards, projection="TPV", pv=pv, sip=None)
+
+
+def _tpv_terms(axis: int) -> dict[int, tuple[int, int]]:
+    """Return the powers (of xi, of eta) of each PV index that is not a radial term [1]_."""
+    powers = term_powers(_MAX_TPV_ORDER)
+    indices = [m for m in range(_RADIAL_TERMS[-1]) if m not in _RADIAL_TERMS]
+    return {m: (p, q) if axis == 1 else (q, p) for m, (p, q) in zip(indices, powers, strict=True)}
 
 
 def _distance(wcs: WCS, other: WCS) -> float:
@@ -244,18 +181,13 @@ def read_wcs(header: fits.Header, path: str | Path | None = None) -> WCS:
             # units and defaults are settled above; what astropy still mends is of no concern
             warnings.simplefilter("ignore", FITSFixedWarning)
             wcs = build_wcs(cards) if cards.projection != "TPV" else _build_tpv(cards)
-            ra, dec = pixel_to_sky(wcs, *centre_pixel(wcs))
+            if not np.isfinite(pixel_to_sky(wcs, *centre_pixel(wcs))).all():
+                raise ValueError("it does not reach the sky at the image's centre")
     except (ValueError, KeyError, TypeError, np.linalg.LinAlgError) as error:
         cause = error.args[0] if error.args else error
         raise InputError(
             f"has no usable WCS: {cause}", path=path, remedy="solve the image's astrometry first"
         ) from error
-    if not np.isfinite([ra, dec]).all():
-        raise InputError(
-            "has a WCS that does not reach the sky at the image's centre",
-            path=path,
-            remedy="solve the image's astrometry first",
-        )
     return wcs
 
 
@@ -286,22 +218,6 @@ def _read_cards(header: fits.Header) -> WcsCards:
         pole=tuple(_number(header, key, None) for key in ("LONPOLE", "LATPOLE")),
         shape=_read_shape(header),
     )
-
-
-def _read_distortion(
-    header: fits.Header, code: str, order: list[int]
-) -> tuple[str, dict[tuple[int, int], float], tuple[NDArray, NDArray] | None]:
-    """Return the projection, its PV values, and SIP, where writers of headers disagree."""
-    projection, *extension = code.split("-")
-    if projection not in {*PRJ_CODES, "TPV"}:
-        raise ValueError(f"projection {projection!r} is not known")
-    pv, sip = _read_pv(header, order), _read_sip(header)
-    if "SIP" in extension and sip is None:
-        raise ValueError("CTYPE1 says SIP, but A_ORDER or B_ORDER is missing")
-    is_scamp = projection == "TAN" and any(axis == 2 or m > 4 for axis, m in pv)
-    if projection == "TPV" or (is_scamp and sip is None):
-        return "TPV", pv, None
-    return projection, {} if projection == "TAN" else pv, sip
 
 
 def _axis_order(ctypes: list[str]) -> list[int]:
@@ -335,7 +251,7 @@ def _number(header: fits.Header, key: str, default: float | None = np.nan) -> fl
 
 
 def _read_cd(header: fits.Header) -> NDArray[np.float64]:
-    """Return degrees per pixel from CDi_j, or PCi_j and CDELTi, or CDELTi and CROTA2 [3]_."""
+    """Return degrees per pixel from CDi_j, or PCi_j and CDELTi, or CDELTi and CROTA2 [2]_."""
     names = [[f"{i}_{j}" for j in (1, 2)] for i in (1, 2)]
     if any(f"CD{name}" in header for row in names for name in row):
         cd = np.array([[_number(header, f"CD{name}", 0.0) for name in row] for row in names])
@@ -351,6 +267,22 @@ def _read_cd(header: fits.Header) -> NDArray[np.float64]:
     if abs(np.linalg.det(cd)) < 1e-20:
         raise ValueError("its CD (or CDELT) matrix is singular")
     return cd
+
+
+def _read_distortion(
+    header: fits.Header, code: str, order: list[int]
+) -> tuple[str, dict[tuple[int, int], float], tuple[NDArray, NDArray] | None]:
+    """Return the projection, its PV values, and SIP, where writers of headers disagree."""
+    projection, *extension = code.split("-")
+    if projection not in {*PRJ_CODES, "TPV"}:
+        raise ValueError(f"projection {projection!r} is not known")
+    pv, sip = _read_pv(header, order), _read_sip(header)
+    if "SIP" in extension and sip is None:
+        raise ValueError("CTYPE1 says SIP, but A_ORDER or B_ORDER is missing")
+    is_scamp = projection == "TAN" and any(axis == 2 or m > 4 for axis, m in pv)
+    if projection == "TPV" or (is_scamp and sip is None):
+        return "TPV", pv, None
+    return projection, {} if projection == "TAN" else pv, sip
 
 
 def _read_pv(header: fits.Header, order: list[int]) -> dict[tuple[int, int], float]:
@@ -387,3 +319,59 @@ def _read_shape(header: fits.Header) -> tuple[int, int] | None:
         if all(isinstance(n, int) and n > 0 for n in size):
             return (size[0], size[1])
     return None
+
+
+def _build_tpv(cards: WcsCards) -> WCS:
+    """Return a TPV WCS as TAN-SIP; ValueError if that cannot be done to 1e-3 pixel."""
+    if not any(m in _RADIAL_TERMS and value != 0.0 for (_, m), value in cards.pv.items()):
+        return build_wcs(_tpv_to_sip(cards))
+    if cards.shape is None:
+        raise ValueError("TPV with radial terms is only read from the header of an image")
+    tpv = build_wcs(cards)
+    wcs = fit_tan_sip(lambda x, y: pixel_to_sky(tpv, x, y), cards.shape, max_order=_MAX_TPV_ORDER)
+    if _distance(wcs, tpv) > 1e-3:
+        raise ValueError("its radial TPV terms are too strong to be written as SIP")
+    return wcs
+
+
+def _tpv_to_sip(cards: WcsCards) -> WcsCards:
+    """Write (CD, then a polynomial) as (1 + SIP, then CD): exact.
+
+    SIP has no constant and no linear terms. Those of TPV go into CRPIX, which moves to the pixel
+    that falls on the tangent point, and into CD, which becomes the derivative there.
+    """
+    polynomials = _tpv_polynomials(cards.pv)
+    root = np.zeros(2)
+    for _ in range(MAX_NEWTON_STEPS):
+        local = [substitute(c, np.eye(2), root) for c in polynomials]
+        jacobian = np.array([[c[1, 0], c[0, 1]] for c in local])
+        step = np.linalg.solve(jacobian, [c[0, 0] for c in local])
+        root -= step
+        if np.all(np.abs(step) < 1e-15):
+            break
+    local = [substitute(c, np.eye(2), root) for c in polynomials]
+    jacobian = np.array([[c[1, 0], c[0, 1]] for c in local])
+    cd = jacobian @ cards.cd
+    in_pixels = [substitute(c, cards.cd) for c in local]
+    inverse = np.linalg.inv(cd)
+    distortion = [row[0] * in_pixels[0] + row[1] * in_pixels[1] for row in inverse]
+    for c in distortion:
+        c[0, 0] = c[1, 0] = c[0, 1] = 0.0
+    a, b = trim(*distortion)
+    crpix = cards.crpix + np.linalg.solve(cards.cd, root)
+    sip = (a, b) if a.shape[0] >= 3 else None
+    return replace(cards, projection="TAN", crpix=crpix, cd=cd, pv={}, sip=sip)
+
+
+def _tpv_polynomials(pv: dict[tuple[int, int], float]) -> list[NDArray]:
+    """Return the two polynomials of a TPV distortion, without its radial terms."""
+    polynomials = []
+    for axis in (1, 2):
+        terms = _tpv_terms(axis)
+        values = {1: 1.0} | {m: value for (i, m), value in pv.items() if i == axis}
+        polynomial = np.zeros((_MAX_TPV_ORDER + 1, _MAX_TPV_ORDER + 1))
+        for m, value in values.items():
+            if m not in _RADIAL_TERMS:
+                polynomial[terms[m]] = value
+        polynomials.append(polynomial)
+    return trim(*polynomials)

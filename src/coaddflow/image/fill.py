@@ -1,11 +1,10 @@
 """Small masked regions filled from the pixels around them.
 
 Filled pixels keep later convolutions and resampling kernels from spreading a defect or a cosmic
-ray; they hold no measurement, and say so by the plane INTRP and by their variance.
-
-Saturated pixels are bridged too, across the direction of bleeding [1]_: the edge of a plateau of
-full wells would ring in every resampling kernel, and bleeding, which runs down the columns, would
-shift a star from its place.
+ray; they hold no measurement, and say so by the plane INTRP and by their variance. Saturated
+pixels are bridged too, across the direction of bleeding [1]_: the edge of a plateau of full wells
+would ring in every resampling kernel, and bleeding, which runs down the columns, would shift a
+star from its place.
 
 References
 ----------
@@ -28,8 +27,8 @@ def fill_masked(masked_image: MaskedImage, planes: MaskPlane, max_gap: int = 5) 
     joined by a line, if they are not more than ``max_gap`` masked pixels apart. Where both
     directions have such a line, the mean weighted with the inverse cubes of the gaps is taken
     (the error of a line over a curved profile grows with the square of the gap, and the nearer
-    pixels of the shorter line tell more). Pixels with neither stay as they are: nothing is
-    invented in larger holes.
+    pixels of the shorter line are better known). Pixels with neither stay as they are: larger
+    holes are not filled.
 
     Parameters
     ----------
@@ -53,68 +52,38 @@ def fill_masked(masked_image: MaskedImage, planes: MaskPlane, max_gap: int = 5) 
     pixel would have scattered by), plus the square of the error of the line where the image is
     curved: the lines through the two pixels on either side, drawn on into the gap, miss the
     bridging line by about as much as the true profile does. It counts where it is larger than
-    three times its noise. The missing peak of a star is not brought back, but its variance
-    tells.
+    three times its noise. The missing peak of a star is not restored, but its variance is large.
     """
-    target = masked_image.has_any(planes)
+    return _fill(masked_image, planes, max_gap, along_columns=True)
+
+
+def fill_saturated(masked_image: MaskedImage, max_gap: int = 100) -> int:
+    """Fill saturated pixels by straight lines along their rows, in place; see `fill_masked`."""
+    return _fill(masked_image, MaskPlane.SAT, max_gap, along_columns=False)
+
+
+def _fill(masked_image: MaskedImage, planes: MaskPlane, max_gap: int, along_columns: bool) -> int:
+    image, variance = masked_image.image, masked_image.variance
     usable = ~masked_image.has_any(planes | _NEVER_USED)
-    usable &= np.isfinite(masked_image.image) & np.isfinite(masked_image.variance)
-    y, x = np.nonzero(target)
-    if not len(y):
-        return 0
-    values = np.empty(len(y), np.float32)
-    variances = np.empty(len(y), np.float32)
-    _fill(masked_image.image, masked_image.variance, usable, y, x, max_gap, values, variances)
-    return _put(masked_image, y, x, values, variances)
-
-
-def _put(masked_image, y, x, values, variances):
-    """Put the values that were found into the image; return their number."""
+    usable &= np.isfinite(image) & np.isfinite(variance)
+    y, x = np.nonzero(masked_image.has_any(planes))
+    values, variances = np.empty(len(y), np.float32), np.empty(len(y), np.float32)
+    _bridge(image, variance, usable, y, x, max_gap, along_columns, values, variances)
     done = np.isfinite(values)
     y, x = y[done], x[done]
-    masked_image.image[y, x] = values[done]
-    masked_image.variance[y, x] = variances[done]
+    image[y, x], variance[y, x] = values[done], variances[done]
     masked_image.mask[y, x] |= np.int32(MaskPlane.INTRP)
     return len(y)
 
 
-def fill_saturated(masked_image: MaskedImage, max_gap: int = 100) -> int:
-    """Fill saturated pixels by straight lines along their rows, in place.
-
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Changed in place: image, variance, and the plane INTRP beside SAT.
-    max_gap : int
-        Longest run of masked pixels that is bridged; longer ones stay as they are.
-
-    Returns
-    -------
-    int
-        Number of pixels filled.
-    """
-    target = masked_image.has_any(MaskPlane.SAT)
-    usable = ~masked_image.has_any(_NEVER_USED)
-    usable &= np.isfinite(masked_image.image) & np.isfinite(masked_image.variance)
-    y, x = np.nonzero(target)
-    values, variances = np.full(len(y), np.nan, np.float32), np.full(len(y), np.nan, np.float32)
-    _fill_rows(masked_image.image, masked_image.variance, usable, y, x, max_gap, values, variances)
-    return _put(masked_image, y, x, values, variances)
-
-
 @numba.njit(cache=True)
-def _fill_rows(image, variance, usable, y, x, max_gap, values, variances):
-    none = (np.nan, np.nan, np.nan, np.nan, 0.0)
+def _bridge(image, variance, usable, y, x, max_gap, along_columns, values, variances):
+    """Find values and variances at (y, x); NaN where no line reaches."""
     for i in range(len(y)):
         row = _line(image[y[i]], variance[y[i]], usable[y[i]], x[i], max_gap)
-        values[i], variances[i] = _join(row, none)
-
-
-@numba.njit(cache=True)
-def _fill(image, variance, usable, y, x, max_gap, values, variances):
-    for i in range(len(y)):
-        row = _line(image[y[i]], variance[y[i]], usable[y[i]], x[i], max_gap)
-        column = _line(image[:, x[i]], variance[:, x[i]], usable[:, x[i]], y[i], max_gap)
+        column = (np.nan, np.nan, np.nan, np.nan, 0.0)
+        if along_columns:
+            column = _line(image[:, x[i]], variance[:, x[i]], usable[:, x[i]], y[i], max_gap)
         values[i], variances[i] = _join(row, column)
 
 

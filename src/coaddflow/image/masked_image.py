@@ -1,4 +1,4 @@
-"""Pixels with their variance and mask, and how they stand in FITS files.
+"""Pixels with their variance and mask, and their form in FITS files.
 
 Mask planes are bits with names; every MASK extension says in its header which bit has which
 name (keywords ``MP_<name>``), so that no reader needs this module to understand a file.
@@ -122,17 +122,6 @@ def planes_from_names(names: list[str] | tuple[str, ...]) -> MaskPlane:
     return union
 
 
-def mask_header() -> fits.Header:
-    """Return the cards that tell which bit of a MASK extension has which name."""
-    header = fits.Header()
-    for plane in MaskPlane:
-        header[f"HIERARCH MP_{plane.name}" if len(plane.name) > 5 else f"MP_{plane.name}"] = (
-            int(plane).bit_length() - 1,
-            "bit number of this mask plane",
-        )
-    return header
-
-
 def image_hdu(
     name: str,
     pixels: NDArray,
@@ -158,21 +147,14 @@ def image_hdu(
         # in the byte order of FITS: astropy would swap the bytes four times to write and sum them
         stored = pixels.astype(pixels.dtype.newbyteorder(">"))
         return fits.ImageHDU(stored, header=header, name=name)
-    if pixels.dtype.kind == "f":
-        if compression == "lossless":
-            return fits.CompImageHDU(
-                pixels, header=header, name=name, compression_type="GZIP_2", quantize_level=0
-            )
-        return fits.CompImageHDU(
-            pixels,
-            header=header,
-            name=name,
-            compression_type="RICE_1",
-            quantize_level=16,
-            quantize_method=2,
-            dither_seed=1,
-        )
-    return fits.CompImageHDU(pixels, header=header, name=name, compression_type="RICE_1")
+    if pixels.dtype.kind != "f":
+        method = {"compression_type": "RICE_1"}
+    elif compression == "lossless":
+        method = {"compression_type": "GZIP_2", "quantize_level": 0}
+    else:
+        method = {"compression_type": "RICE_1", "quantize_level": 16}
+        method |= {"quantize_method": 2, "dither_seed": 1}
+    return fits.CompImageHDU(pixels, header=header, name=name, **method)
 
 
 def masked_image_hdus(
@@ -197,7 +179,7 @@ def masked_image_hdus(
     header = header if header is not None else fits.Header()
     image_header, mask_cards, variance_header = header.copy(), header.copy(), header.copy()
     image_header["BUNIT"] = unit
-    mask_cards.extend(mask_header())
+    mask_cards.extend(_mask_header())
     variance_header["BUNIT"] = f"{unit}**2" if unit else ""
     return [
         image_hdu("IMAGE", masked_image.image, image_header, compression),
@@ -206,20 +188,22 @@ def masked_image_hdus(
     ]
 
 
+def _mask_header() -> fits.Header:
+    """Return the cards that say which bit of a MASK extension has which name."""
+    header = fits.Header()
+    for plane in MaskPlane:
+        header[f"HIERARCH MP_{plane.name}" if len(plane.name) > 5 else f"MP_{plane.name}"] = (
+            int(plane).bit_length() - 1,
+            "bit number of this mask plane",
+        )
+    return header
+
+
 def write_fits(path: str | Path, hdus: list) -> None:
-    """Write extensions behind a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
+    """Write extensions after a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
 
-    Parameters
-    ----------
-    path : str or Path
-        Final name of the file.
-    hdus : list of HDU
-        The first may be a `PrimaryHDU` (provenance); if it is not, an empty one is put before.
-
-    Notes
-    -----
-    The same pixels and cards give the same bytes, except for tiles that are compressed with gzip,
-    which hold the time.
+    If the first is no `PrimaryHDU` (provenance), an empty one is put before it. The same pixels and
+    cards give the same bytes, except for tiles that are compressed with gzip, which hold the time.
     """
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
@@ -234,7 +218,7 @@ def write_fits(path: str | Path, hdus: list) -> None:
 
 
 def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
-    """Return an HDU in the form in which it stands in the file: a table, if it is compressed."""
+    """Return an HDU in the form that it has in the file: a table, if it is compressed."""
     if not isinstance(hdu, fits.CompImageHDU):
         return hdu
     stream = io.BytesIO()
@@ -244,19 +228,7 @@ def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
 
 
 def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
-    """Read the IMAGE, MASK and VARIANCE extensions of a product.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file written by `write_fits` with `masked_image_hdus`.
-
-    Returns
-    -------
-    masked_image : MaskedImage
-        The pixels.
-    header : astropy.io.fits.Header
-        The header of the IMAGE extension.
+    """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
 
     Raises
     ------

@@ -9,7 +9,7 @@ NINPUT    number of files that it was made from
 INPnnnnn  their names, as the job was given them
 ========  =====================================================================================
 
-Nothing temporal stands here: the same inputs and settings give the same bytes.
+Nothing here depends on the time: the same inputs and settings give the same bytes.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 
 
 def provenance_header(settings: Mapping[str, Any], inputs: Iterable[str | Path]) -> fits.Header:
-    """Return the cards that tell where a product comes from.
+    """Return the cards that say what a product was made from.
 
     Parameters
     ----------

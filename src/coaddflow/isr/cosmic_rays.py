@@ -28,15 +28,19 @@ from coaddflow.settings.detrend import CosmicsSettings
 _FWHM_PER_SIGMA = 2.354820045
 _IGNORED = MaskPlane.BAD | MaskPlane.NO_DATA | MaskPlane.SAT
 _NO_SATURATION = 1e30
+
 _DIRECTIONS = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])
-"Steps (dy, dx) along row, column and both diagonals."
+"""Steps (dy, dx) along row, column and both diagonals."""
+
 _MARGIN = 2.5
-"Sigma of the noise by which a pixel must be sharper than a star."
+"""Sigma of the noise by which a pixel must be sharper than a star."""
+
 _MIN_STARS = 10
 _BULK = (20.0, 0.65)
-"Sources sharper than this percentile, by this factor, are no stars."
+"""Sources sharper than this percentile, by this factor, are no stars."""
+
 _SHARPEST_STARS = 3.0
-"Percentile of the stars: those whose centre falls on the centre of a pixel."
+"""Percentile of the stars: those whose centre falls on the centre of a pixel."""
 
 
 def find_cosmic_rays(
@@ -58,7 +62,7 @@ def find_cosmic_rays(
     Returns
     -------
     ndarray of bool, shape (ny, nx)
-        Already grown by ``settings.growth``.
+        Grown by ``settings.growth`` pixels.
 
     Raises
     ------
@@ -123,24 +127,13 @@ def _without_holes(
 def star_sharpness(
     image: NDArray[np.float32], ignored: NDArray[np.bool_], seeing: float
 ) -> NDArray[np.float64]:
-    """Return how bright the neighbours of the centre of the sharpest stars are.
+    """Return how bright the neighbours of the centre of the sharpest stars are, shape (4,).
 
-    Parameters
-    ----------
-    image : ndarray of float32, shape (ny, nx)
-        Electrons, with sky.
-    ignored : ndarray of bool, shape (ny, nx)
-        Pixels that are not used.
-    seeing : float
-        FWHM of a Gaussian that is taken where there are fewer than ten stars, pixels.
-
-    Returns
-    -------
-    ndarray of float64, shape (4,)
-        Along row, column and both diagonals: the mean of the two neighbours over the central
-        pixel, all above the local sky. Measured on the sources that are left after running
-        medians of 3 pixels along rows and columns, which take away thin tracks and hot pixels;
-        trailed and astigmatic stars are so described as they are.
+    Along row, column and both diagonals: the mean of the two neighbours over the central pixel,
+    all above the local sky. It is measured on the sources of the image (electrons, with sky) that
+    are left after running medians of 3 pixels along rows and columns, which remove thin tracks and
+    hot pixels; trailed and astigmatic stars are described as they are. With fewer than ten stars
+    it is that of a Gaussian whose FWHM is ``seeing`` (pixels). ``ignored`` pixels are not used.
     """
     sky = sep.Background(image, mask=ignored, bw=64, bh=64)
     residual = np.where(ignored, np.float32(0), image - sky.back())
@@ -166,8 +159,8 @@ def star_sharpness(
 def _core_ratios(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float64]:
     """Return for each star and direction the least ratio of neighbours to pixel in its core.
 
-    The core are the pixels above half of the central one: a star on the corner of four pixels
-    is sharpest beside its brightest pixel.
+    The core is the pixels above half of the central one: a star on the corner of four pixels is
+    sharpest beside its brightest pixel.
     """
     level = _local_level(image, y, x)
     peak = image[y, x] - level
@@ -189,21 +182,6 @@ def _brightest_around(image: NDArray, y: NDArray, x: NDArray) -> tuple[NDArray, 
     return y + dy[best], x + dx[best]
 
 
-def _without_stars(
-    image: NDArray[np.float32],
-    variance: NDArray[np.float32],
-    candidates: NDArray[np.bool_],
-    ignored: NDArray[np.bool_],
-    limits: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """Keep candidates that are sharper than the centre of a star."""
-    y, x = np.nonzero(candidates)
-    level = _local_level(image, y, x)
-    sharp = np.zeros(candidates.shape, bool)
-    sharp[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
-    return sharp
-
-
 def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float32]:
     """Return a low quantile of the pixels around: the sky under star or cosmic ray."""
     reach = 5
@@ -217,6 +195,21 @@ def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[
     dy, dx = np.array(ring).T + reach
     around = padded[y[:, None] + dy, x[:, None] + dx]
     return np.percentile(around, 30, axis=1).astype(np.float32)
+
+
+def _without_stars(
+    image: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    candidates: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+    limits: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Keep candidates that are sharper than the centre of a star."""
+    y, x = np.nonzero(candidates)
+    level = _local_level(image, y, x)
+    sharp = np.zeros(candidates.shape, bool)
+    sharp[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
+    return sharp
 
 
 @numba.njit(cache=True)

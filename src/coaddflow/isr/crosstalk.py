@@ -1,17 +1,18 @@
-"""Crosstalk: what the electronics of one amplifier let shine into another.
+"""Crosstalk between the amplifiers of a camera.
 
-All amplifiers of a camera are read in step. While one of them reads a bright pixel, a small part
-of its signal gets into what the others read at the same moment, and stands there as a faint
-ghost, sometimes a negative one, mirrored where the readout runs the other way [1]_. So pixels
-belong together that have the same place in the order of readout, on one CCD or on two, and all
-arrays of this module are in that order, in counts above the bias level. The correction is the sum
-of the aggressors, each times its coefficient; signals are taken as they were measured, since
-ghosts of ghosts are of second order in the coefficients [2]_.
+All amplifiers are read out in step. While one of them (the aggressor) reads a bright pixel, a
+small fraction of its signal leaks into what the others (the victims) read at the same moment, and
+leaves a faint ghost there, sometimes a negative one, mirrored where the readout runs the other
+way [1]_. So pixels belong together that have the same position in the order of readout, on one CCD
+or on two, and all arrays of this module are in that order, in counts above the bias level. The
+correction is the sum of the aggressors, each times its coefficient; signals are taken as measured,
+since ghosts of ghosts are of second order in the coefficients [2]_.
 
-It happens before the converter: of a saturated pixel only the clipped signal is known, so the
-correction of its ghost is a lower limit. It is made all the same, and the ghost is flagged from a
-part of the noise on, not from the noise itself: a pixel holds no more than a few times what the
-converter can tell, so that what is left over is below the noise where there is no flag.
+Crosstalk arises before the analogue-to-digital converter: of a saturated pixel only the clipped
+signal is known, so the correction of its ghost is a lower limit. It is applied all the same, and
+the ghost is flagged where it exceeds a fraction of the noise instead of the noise itself: a pixel
+holds no more than a few times what the converter can register, so that unflagged residuals are
+below the noise.
 
 References
 ----------
@@ -35,7 +36,7 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class AmplifierSignal:
-    """What one amplifier measured.
+    """The signal that one amplifier measured.
 
     Attributes
     ----------
@@ -51,16 +52,16 @@ class AmplifierSignal:
 
 
 class Aggressor(NamedTuple):
-    """An amplifier of another CCD that shines into one of this CCD.
+    """An amplifier of another CCD whose signal leaks into one of this CCD.
 
     Attributes
     ----------
     victim : str
         Amplifier of this CCD.
     source : tuple of (int, str)
-        CCD and amplifier where the signal comes from.
+        CCD and amplifier of the aggressor.
     coefficient : float
-        Part of the aggressor's counts that arrives.
+        Fraction of the aggressor's counts.
     signal : AmplifierSignal or None
         None where the other CCD could not be read.
     """
@@ -72,15 +73,7 @@ class Aggressor(NamedTuple):
 
 
 class VictimNoise(NamedTuple):
-    """What the noise of an amplifier's pixels is made of.
-
-    Attributes
-    ----------
-    gain : float
-        Electrons per count.
-    read_noise : float
-        Electrons.
-    """
+    """The noise of an amplifier: gain in electrons per count, read noise in electrons."""
 
     gain: float
     read_noise: float
@@ -96,12 +89,8 @@ def collect_aggressors(
 ) -> tuple[Aggressor, ...]:
     """Return the aggressors of a CCD with their signals.
 
-    Parameters
-    ----------
-    links : sequence of Crosstalk
-        The links that end on the CCD (`Camera.crosstalk_into`).
-    signals : mapping of (CCD, amplifier) to AmplifierSignal
-        The signals of the exposure; CCDs that could not be read are not in it.
+    ``links`` are those that end on the CCD (`Camera.crosstalk_into`), ``signals`` those of the
+    exposure by CCD and amplifier; CCDs that could not be read are not among them.
     """
     return tuple(
         Aggressor(link.victim[1], link.aggressor, link.coefficient, signals.get(link.aggressor))
@@ -118,7 +107,7 @@ def subtract_ghosts(
 ) -> list[NDArray[np.bool_]]:
     """Subtract the ghosts of all aggressors from the amplifiers of a CCD, in place.
 
-    Amplifiers may differ in size: what has no partner in the order of readout gets no ghost.
+    Amplifiers may differ in size: a pixel without a partner in the order of readout gets no ghost.
 
     Parameters
     ----------
@@ -133,7 +122,7 @@ def subtract_ghosts(
     saturated : sequence of ndarray of int
         Positions of saturated pixels in the flattened ``counts`` of the amplifiers.
     saturated_part : float
-        Ghosts of saturated pixels are flagged from this part of the noise on.
+        Ghosts of saturated pixels are flagged above this fraction of the noise.
 
     Returns
     -------
@@ -145,10 +134,9 @@ def subtract_ghosts(
         _subtract_in_rows(slice(first, first + _ROWS), counts, sources, noise, strong)
     for victim, links in enumerate(sources):
         for coefficient, aggressor in links:
+            signal = aggressor
             if isinstance(aggressor, int):
                 signal = AmplifierSignal(counts[aggressor], saturated[aggressor])
-            else:
-                signal = aggressor
             y, x, ghost = _clipped_ghosts(coefficient, signal, counts[victim].shape)
             limit = saturated_part * noise[victim].of(counts[victim][y, x])
             strong[victim][y, x] |= np.abs(ghost) > limit
@@ -162,7 +150,7 @@ def _subtract_in_rows(
     noise: Sequence[VictimNoise],
     strong: Sequence[NDArray[np.bool_]],
 ) -> None:
-    """Subtract the ghosts in some rows, and tell where they are larger than the noise."""
+    """Subtract the ghosts in some rows, and mark where they are larger than the noise."""
     within = {one for links in sources for _, one in links if isinstance(one, int)}
     # as measured: victims are aggressors as well
     measured = {i: np.nan_to_num(counts[i][rows], nan=0.0) for i in within}

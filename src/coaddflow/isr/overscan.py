@@ -1,4 +1,4 @@
-"""The bias level of an amplifier, from pixels that are read after the last real one of a row.
+"""The bias level of an amplifier, from the overscan: pixels read after the last real one of a row.
 
 References
 ----------
@@ -16,7 +16,7 @@ from coaddflow.settings.detrend import DetrendSettings
 
 _CLIP = 4.0
 _ROUNDING = 0.5
-"Counts are whole numbers: no deviation smaller than this is an outlier."
+"""Counts are integers: no deviation smaller than this is an outlier."""
 
 
 def overscan_level(
@@ -27,7 +27,7 @@ def overscan_level(
     Parameters
     ----------
     array : ndarray, shape (ny, nx)
-        The raw array in which the overscan stands.
+        The raw array that contains the overscan.
     amplifier : Amplifier
         Its sections.
     settings : DetrendSettings
@@ -45,7 +45,7 @@ def overscan_level(
     Raises
     ------
     InputError
-        If levels of rows are asked for and the overscan does not stand beside all rows.
+        If levels of rows are asked for and the overscan does not cover all rows.
     """
     x0, y0, x1, y1 = _without_trail(amplifier, settings.overscan_skip)
     first, last = amplifier.data[1], amplifier.data[3]
@@ -55,8 +55,7 @@ def overscan_level(
         return np.full(last - first, level[0], np.float32), noise, noise / np.sqrt(pixels.size)
     if y0 > first or y1 < last:
         raise InputError(
-            f"the overscan of amplifier {amplifier.name} does not stand beside all rows of its "
-            "data",
+            f"the overscan of amplifier {amplifier.name} does not cover all rows of its data",
             remedy="set detrend.overscan to `constant`",
         )
     level, noise = _clipped_means(pixels[first - y0 : last - y0])

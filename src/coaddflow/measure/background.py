@@ -1,7 +1,7 @@
 """The sky of one CCD: a mesh of superpixels from which sources are masked.
 
 The CCD is tiled by superpixels of about equal size. The sky in each is the mean of its pixels
-after clipping and without sources. Sources are found as blocks of pixels that stand out of the
+after clipping and without sources. Sources are found as blocks of pixels that are above the
 sky estimated so far, in small blocks (stars) and in large ones (halos), and the sky is then
 estimated again. The mesh keeps mean, variance and number of pixels of every superpixel, so that
 the meshes of all CCDs of an exposure can be put together to one sky over the focal plane.
@@ -32,10 +32,10 @@ NOT_MEASURED = (
     | MaskPlane.INTRP
     | MaskPlane.STREAK
 )
-"""Planes whose pixels are no measurement of the light that fell on them."""
+"""Planes whose pixels do not measure the light that fell on them."""
 
 _BLOCK_FRACTION = 0.25
-"""Blocks with a smaller part of usable pixels tell nothing."""
+"""Blocks with a smaller fraction of usable pixels are ignored."""
 
 _MESH_PLANES = ("mean", "variance", "count")
 
@@ -71,12 +71,12 @@ class Background:
     @property
     def y_edges(self) -> NDArray[np.int64]:
         """Rows where superpixels begin, and the number of rows, shape (my + 1,)."""
-        return superpixel_edges(self.shape[0], self.mean.shape[0])
+        return _superpixel_edges(self.shape[0], self.mean.shape[0])
 
     @property
     def x_edges(self) -> NDArray[np.int64]:
         """Columns where superpixels begin, and the number of columns, shape (mx + 1,)."""
-        return superpixel_edges(self.shape[1], self.mean.shape[1])
+        return _superpixel_edges(self.shape[1], self.mean.shape[1])
 
     @property
     def level(self) -> float:
@@ -165,11 +165,6 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
     settings : BackgroundSettings
         Mesh, clipping and masking.
 
-    Returns
-    -------
-    Background
-        The mesh, in the unit of the image.
-
     Raises
     ------
     CcdFailure
@@ -188,72 +183,6 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
             break
         background = masked
     return background
-
-
-def superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
-    """Return where ``n`` superpixels that tile ``size`` pixels begin, and ``size``."""
-    return np.round(np.linspace(0, size, n + 1)).astype(np.int64)
-
-
-def _measure_mesh(image: NDArray, sky: NDArray[np.bool_], settings: BackgroundSettings):
-    """Return the Background with the clipped statistics of all superpixels."""
-    ny, nx = image.shape
-    my, mx = (max(1, round(n / settings.mesh_size)) for n in (ny, nx))
-    y_edges, x_edges = superpixel_edges(ny, my), superpixel_edges(nx, mx)
-    mean, variance = np.full((my, mx), np.nan), np.full((my, mx), np.nan)
-    count = np.zeros((my, mx), dtype=np.int64)
-    for j in range(my):
-        for i in range(mx):
-            box = np.s_[y_edges[j] : y_edges[j + 1], x_edges[i] : x_edges[i + 1]]
-            pixels = image[box][sky[box]]
-            if pixels.size > 1:
-                mean[j, i], variance[j, i], count[j, i] = clipped_statistics(
-                    pixels, settings.clip_sigma
-                )
-    return Background((ny, nx), mean, variance, count, settings.min_fraction, settings.filter_size)
-
-
-def _source_mask(
-    residual: NDArray[np.float32],
-    usable: NDArray[np.bool_],
-    rms: NDArray[np.float32],
-    settings: BackgroundSettings,
-) -> NDArray[np.bool_]:
-    """Return the pixels of blocks that stand out of the sky, and of the blocks beside them."""
-    significance = np.where(usable, residual / rms, np.float32(0.0))
-    mask = np.zeros(residual.shape, dtype=bool)
-    for size in (settings.small_block, settings.large_block):
-        # large blocks look only at what the small ones have left, or every star would fill one
-        left = usable & ~mask
-        total = _block_sum(np.where(left, significance, np.float32(0.0)), size)
-        count = _block_sum(left.astype(np.float32), size)
-        enough = count >= _BLOCK_FRACTION * size**2
-        if not enough.any():
-            continue
-        block = total / np.sqrt(np.maximum(count, 1.0))
-        # noise that is correlated, or the confusion of faint sources, widens the distribution
-        _, variance, _ = clipped_statistics(block[enough], 3.0)
-        found = enough & (block > settings.mask_sigma * max(1.0, np.sqrt(variance)))
-        found = ndimage.binary_dilation(found, np.ones((3, 3), dtype=bool))
-        blocks = np.repeat(np.repeat(found, size, axis=0), size, axis=1)
-        mask |= blocks[: mask.shape[0], : mask.shape[1]]
-    return mask
-
-
-def _block_sum(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Sum over blocks of size x size pixels; those at the far edges may be incomplete."""
-    starts = [np.arange(0, n, size) for n in image.shape]
-    return np.add.reduceat(np.add.reduceat(image, starts[1], axis=1), starts[0], axis=0)
-
-
-def _interpolation_matrix(edges: NDArray[np.int64], degree: int) -> NDArray[np.float64]:
-    """Return the matrix, shape (n pixels, m + 2), from padded superpixels to pixels (spline)."""
-    centres = 0.5 * (edges[:-1] + edges[1:] - 1.0)
-    first, last = edges[1] - edges[0], edges[-1] - edges[-2]
-    nodes = np.concatenate([[centres[0] - first], centres, [centres[-1] + last]])
-    degree = min(degree, nodes.size - 1)
-    spline = interpolate.make_interp_spline(nodes, np.eye(nodes.size), k=degree)
-    return spline(np.arange(edges[-1]))
 
 
 def background_hdu(background: Background) -> fits.ImageHDU:
@@ -295,3 +224,68 @@ def background_from_hdu(hdu: fits.ImageHDU) -> Background:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"BACKGROUND is not a mesh of coaddflow ({error})") from error
+
+
+def _superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
+    """Return where ``n`` superpixels that tile ``size`` pixels begin, and ``size``."""
+    return np.round(np.linspace(0, size, n + 1)).astype(np.int64)
+
+
+def _measure_mesh(image: NDArray, sky: NDArray[np.bool_], settings: BackgroundSettings):
+    """Return a Background with the clipped statistics of all superpixels."""
+    ny, nx = image.shape
+    my, mx = (max(1, round(n / settings.mesh_size)) for n in (ny, nx))
+    y_edges, x_edges = _superpixel_edges(ny, my), _superpixel_edges(nx, mx)
+    mean, variance = np.full((my, mx), np.nan), np.full((my, mx), np.nan)
+    count = np.zeros((my, mx), dtype=np.int64)
+    for j, i in np.ndindex(my, mx):
+        box = np.s_[y_edges[j] : y_edges[j + 1], x_edges[i] : x_edges[i + 1]]
+        pixels = image[box][sky[box]]
+        if pixels.size > 1:
+            mean[j, i], variance[j, i], count[j, i] = clipped_statistics(
+                pixels, settings.clip_sigma
+            )
+    return Background((ny, nx), mean, variance, count, settings.min_fraction, settings.filter_size)
+
+
+def _source_mask(
+    residual: NDArray[np.float32],
+    usable: NDArray[np.bool_],
+    rms: NDArray[np.float32],
+    settings: BackgroundSettings,
+) -> NDArray[np.bool_]:
+    """Return the pixels of blocks that are above the sky, and of the blocks beside them."""
+    significance = np.where(usable, residual / rms, np.float32(0.0))
+    mask = np.zeros(residual.shape, dtype=bool)
+    for size in (settings.small_block, settings.large_block):
+        # large blocks look only at what the small ones have left, or every star would fill one
+        left = usable & ~mask
+        total = _block_sum(np.where(left, significance, np.float32(0.0)), size)
+        count = _block_sum(left.astype(np.float32), size)
+        enough = count >= _BLOCK_FRACTION * size**2
+        if not enough.any():
+            continue
+        block = total / np.sqrt(np.maximum(count, 1.0))
+        # noise that is correlated, or the confusion of faint sources, widens the distribution
+        _, variance, _ = clipped_statistics(block[enough], 3.0)
+        found = enough & (block > settings.mask_sigma * max(1.0, np.sqrt(variance)))
+        found = ndimage.binary_dilation(found, np.ones((3, 3), dtype=bool))
+        blocks = np.repeat(np.repeat(found, size, axis=0), size, axis=1)
+        mask |= blocks[: mask.shape[0], : mask.shape[1]]
+    return mask
+
+
+def _block_sum(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Sum over blocks of size x size pixels; those at the far edges may be incomplete."""
+    starts = [np.arange(0, n, size) for n in image.shape]
+    return np.add.reduceat(np.add.reduceat(image, starts[1], axis=1), starts[0], axis=0)
+
+
+def _interpolation_matrix(edges: NDArray[np.int64], degree: int) -> NDArray[np.float64]:
+    """Return the matrix, shape (n pixels, m + 2), from padded superpixels to pixels (spline)."""
+    centres = 0.5 * (edges[:-1] + edges[1:] - 1.0)
+    first, last = edges[1] - edges[0], edges[-1] - edges[-2]
+    nodes = np.concatenate([[centres[0] - first], centres, [centres[-1] + last]])
+    degree = min(degree, nodes.size - 1)
+    spline = interpolate.make_interp_spline(nodes, np.eye(nodes.size), k=degree)
+    return spline(np.arange(edges[-1]))

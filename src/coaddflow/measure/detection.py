@@ -23,7 +23,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.settings.detection import DetectionSettings
 
-FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+_FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 _SHAPE_RADIUS = 2.5
 """Aperture that the half-light radius is of, in FWHM of the seeing."""
@@ -38,7 +38,7 @@ _FIRST_SUB_OBJECTS, _MOST_SUB_OBJECTS = 1024, 65536
 
 
 class SourceFlag(enum.IntFlag):
-    """What to know about a source before trusting it; bits of the column ``flags``."""
+    """Conditions that limit the use of a source; bits of the column ``flags``."""
 
     BLENDED = 1 << 0
     "Was deblended from a neighbour."
@@ -66,7 +66,6 @@ _FLAG_OF_PLANES = {
     | MaskPlane.STREAK,
 }
 
-
 _NO_GOOD_CENTROID = SourceFlag.SATURATED | SourceFlag.BAD_PIXELS | SourceFlag.NO_CENTROID
 _TORN_CENTROID = 0.02
 """Error of the position of a source that misses pixels, in FWHM."""
@@ -88,33 +87,11 @@ class Detection:
     segments: NDArray[np.int32]
 
 
-def unusable_pixels(masked_image: MaskedImage) -> NDArray[np.bool_]:
-    """Return the pixels that have no value at all, neither measured nor interpolated.
-
-    Saturated pixels count as measured: stars are to be found, if not measured, through them.
-    """
-    filled = masked_image.has_any(MaskPlane.INTRP)
-    holes = masked_image.has_any(MaskPlane.BAD | MaskPlane.CR) & ~filled
-    return (
-        holes
-        | masked_image.has_any(MaskPlane.NO_DATA)
-        | ~np.isfinite(masked_image.image)
-        | ~(masked_image.variance > 0)
-        | ~np.isfinite(masked_image.variance)
-    )
-
-
 def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> float:
-    """Return the FWHM of stars in pixels from a first look at the bright sources.
+    """Return the FWHM of stars in pixels, from a first look at an image without its sky.
 
-    The size at which bright, whole sources gather, see `common_size`.
-
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky.
-    settings : DetectionSettings
-        `initial_fwhm`, `seeing_threshold`.
+    It is the size at which bright, whole sources gather, see `common_size`. Of the settings,
+    `initial_fwhm` and `seeing_threshold` count.
 
     Raises
     ------
@@ -141,8 +118,8 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
     if len(sources) < 2:
         raise CcdFailure(
             Reason.NO_STARS,
-            f"only {len(sources)} sources stand {settings.seeing_threshold:g} sigma "
-            "out of the sky; the shutter, clouds or the guiding may have failed",
+            f"only {len(sources)} sources are {settings.seeing_threshold:g} sigma above the sky: "
+            "check shutter, clouds and guiding",
         )
     return fwhm
 
@@ -177,13 +154,13 @@ def detect_sources(
     ------
     CcdFailure
         ``no_stars`` if there is no source; ``detection_failed`` if the image is so crowded, or
-        so spoilt, that the extraction gives up.
+        so full of defects, that the extraction fails.
     """
     image, variance = _without_holes(masked_image, fwhm)
-    found, segments = _extract(image, variance, matched_filter(fwhm), settings)
+    found, segments = _extract(image, variance, _matched_filter(fwhm), settings)
     if len(found) == 0:
         raise CcdFailure(
-            Reason.NO_STARS, f"no source stands {settings.threshold:g} sigma out of the sky"
+            Reason.NO_STARS, f"no source is {settings.threshold:g} sigma above the sky"
         )
     order = np.argsort(-found["flux"], kind="stable")
     found = found[order]
@@ -199,18 +176,9 @@ def detect_sources(
 def set_detected(
     masked_image: MaskedImage, detection: Detection, fwhm: float, settings: DetectionSettings
 ) -> None:
-    """Set the DETECTED plane, in place, on the segments of all sources and around them.
+    """Set the DETECTED plane of an image, in place, on the segments of all sources and around them.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        The image that the sources were found in.
-    detection : Detection
-        The sources.
-    fwhm : float
-        FWHM of the PSF in pixels.
-    settings : DetectionSettings
-        `grow`: how far around a segment, in FWHM.
+    Segments grow by `settings.grow` times the FWHM (pixels).
     """
     reach = 2 * round(settings.grow * fwhm) + 1
     inside = ndimage.maximum_filter((detection.segments > 0).astype(np.uint8), size=reach) > 0
@@ -218,17 +186,20 @@ def set_detected(
     masked_image.mask[inside] |= np.int32(MaskPlane.DETECTED)
 
 
-def matched_filter(fwhm: float) -> NDArray[np.float64]:
-    """Return the Gaussian of this FWHM (pixels) on an odd square.
+def unusable_pixels(masked_image: MaskedImage) -> NDArray[np.bool_]:
+    """Return the pixels that have no value at all, neither measured nor interpolated.
 
-    The square reaches 1.7 sigma: what lies outside would add 2 % to the signal over noise at
-    several times the cost.
+    Saturated pixels count as measured: stars are to be found, if not measured, through them.
     """
-    sigma = fwhm / FWHM_PER_SIGMA
-    half = max(1, round(1.7 * sigma))
-    profile = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
-    kernel = np.outer(profile, profile)
-    return kernel / kernel.sum()
+    filled = masked_image.has_any(MaskPlane.INTRP)
+    holes = masked_image.has_any(MaskPlane.BAD | MaskPlane.CR) & ~filled
+    return (
+        holes
+        | masked_image.has_any(MaskPlane.NO_DATA)
+        | ~np.isfinite(masked_image.image)
+        | ~(masked_image.variance > 0)
+        | ~np.isfinite(masked_image.variance)
+    )
 
 
 def common_size(sizes: ArrayLike) -> float:
@@ -255,7 +226,7 @@ def _without_holes(
     """Return image and variance with finite values everywhere.
 
     A pixel that sep is told to ignore has an infinite threshold, which the source that it is part
-    of inherits: neighbours would not be told apart. So holes are filled, from the good pixels
+    of inherits: neighbours would not be deblended. So holes are filled, from the good pixels
     within half a FWHM, and are empty sky farther inside.
     """
     image = np.array(masked_image.image, order="C")
@@ -278,6 +249,19 @@ def _without_holes(
         mean = (values * weight).sum(axis=(1, 2)) / np.where(total > 0, total, 1.0)
         plane[y, x] = np.where(total > 0, mean, plane[y, x])
     return image, variance
+
+
+def _matched_filter(fwhm: float) -> NDArray[np.float64]:
+    """Return the Gaussian of this FWHM (pixels) on an odd square.
+
+    The square reaches 1.7 sigma: what lies outside would add 2 % to the signal over noise at
+    several times the cost.
+    """
+    sigma = fwhm / _FWHM_PER_SIGMA
+    half = max(1, round(1.7 * sigma))
+    profile = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    kernel = np.outer(profile, profile)
+    return kernel / kernel.sum()
 
 
 def _extract(image, variance, kernel, settings):
@@ -304,7 +288,7 @@ def _extract(image, variance, kernel, settings):
             elif "deblending overflow" in str(error) and sub_objects < _MOST_SUB_OBJECTS:
                 sub_objects *= 4
             else:
-                reason = f"source extraction gave up: {error}"
+                reason = f"source extraction failed: {error}"
                 raise CcdFailure(Reason.DETECTION_FAILED, reason) from error
 
 
@@ -362,7 +346,7 @@ def _add_windowed_positions(sources: Table, image: NDArray, fwhm: float) -> None
     """Replace isophotal by windowed positions where these converge [4]_."""
     x, y = np.asarray(sources["x"]), np.asarray(sources["y"])
     half = np.asarray(sources["half_light_radius"])
-    sigma = np.clip(2.0 * half, 0.7 * fwhm, 3.0 * fwhm) / FWHM_PER_SIGMA
+    sigma = np.clip(2.0 * half, 0.7 * fwhm, 3.0 * fwhm) / _FWHM_PER_SIGMA
     xw, yw, flag = sep.winpos(image, x, y, sigma, subpix=11)
     shift = np.hypot(xw - x, yw - y)
     converged = flag == 0

@@ -1,5 +1,7 @@
 """Fluxes, what they miss of the total light, and the zero-point of one CCD.
 
+Images are those without their sky; positions (x, y) are in pixels, 0-based, arrays of shape (n,).
+
 References
 ----------
 .. [1] Barbary 2016, JOSS 1, 58 (sep: exact overlap of circles and pixels).
@@ -71,7 +73,7 @@ class ZeroPoint:
 
 
 class MatchedStars(NamedTuple):
-    """Stars of a CCD that stand in the reference catalogue.
+    """Stars of a CCD that are in the reference catalogue.
 
     Attributes
     ----------
@@ -99,21 +101,8 @@ def aperture_fluxes(
 ) -> Fluxes:
     """Sum the pixels in circles, with exact overlaps [1]_.
 
-    Pixels without any value are replaced by the mean of the others in the circle.
-
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky.
-    x, y : array_like, shape (n,)
-        Centres, pixels, 0-based.
-    radii : sequence of float
-        Radii, pixels.
-
-    Returns
-    -------
-    Fluxes
-        Of shape (n, n radii).
+    Pixels without any value are replaced by the mean of the others in the circle. The fluxes have
+    the shape (n, n radii); radii are in pixels.
     """
     n, unusable = len(np.atleast_1d(x)), unusable_pixels(masked_image)
     grid = np.broadcast_arrays(np.reshape(x, (-1, 1)), np.reshape(y, (-1, 1)), radii)
@@ -138,23 +127,8 @@ def psf_fluxes(
 
     All pixels weigh as the sky does, which makes the flux linear in the pixels and its bias the
     same for faint and bright stars, whatever is wrong with the PSF. The error follows from the
-    variance plane, with the photon noise of the source. Neighbours are not fitted.
-
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky.
-    psf : PsfModel
-        Its PSF.
-    x, y : array_like, shape (n,)
-        Positions, pixels, 0-based.
-    block : int
-        Sources that are worked on at the same time, which bounds the memory.
-
-    Returns
-    -------
-    Fluxes
-        Of shape (n,).
+    variance plane, with the photon noise of the source. Neighbours are not fitted. So many sources
+    as ``block`` says are worked on at a time, which bounds the memory.
     """
     x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
     flux, error = np.full(x.size, np.nan), np.full(x.size, np.nan)
@@ -163,10 +137,10 @@ def psf_fluxes(
     for start in range(0, x.size, block):
         part = slice(start, start + block)
         model = psf.images_at(x[part], y[part]).astype(float)
-        pixels, inside = cut_stamps(masked_image.image, x[part], y[part], psf.half)
-        variance, _ = cut_stamps(masked_image.variance, x[part], y[part], psf.half)
-        bad, _ = cut_stamps(unusable, x[part], y[part], psf.half)
-        usable = inside & ~bad
+        place = x[part], y[part], psf.half
+        pixels, inside = cut_stamps(masked_image.image, *place)
+        variance, _ = cut_stamps(masked_image.variance, *place)
+        usable = inside & ~cut_stamps(unusable, *place)[0]
         weight = np.where(usable, model, 0.0)
         norm = (weight * model).sum(axis=(1, 2))
         enough = norm > 0.1 * (model**2).sum(axis=(1, 2))
@@ -185,16 +159,8 @@ def growth_curve(
 
     The ratio of the fluxes in each pair of successive apertures is the median over the stars,
     with weights: a neighbour or the noise of the sky in a large aperture of one star does not
-    spoil the inner ones, nor those of other stars.
-
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky.
-    x, y : array_like, shape (n,)
-        Positions of bright, isolated stars.
-    radii : sequence of float
-        Increasing radii, pixels.
+    spoil the inner ones, nor those of other stars. The stars should be bright and isolated; the
+    radii (pixels) increase.
 
     Raises
     ------
@@ -219,38 +185,21 @@ def growth_curve(
 
 
 def aperture_correction(
-    masked_image: MaskedImage,
-    x: ArrayLike,
-    y: ArrayLike,
-    radius: float,
-    total_radius: float,
+    masked_image: MaskedImage, x: ArrayLike, y: ArrayLike, radius: float, total_radius: float
 ) -> float:
-    """Return the total flux of a star over the flux in a circle.
+    """Return the total flux of a star over the flux in a circle, from bright, isolated stars.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky.
-    x, y : array_like, shape (n,)
-        Positions of bright, isolated stars.
-    radius : float
-        Radius of the circle, pixels.
-    total_radius : float
-        Radius, pixels, of the circle that by definition holds the total flux.
+    ``radius`` is that of the circle, ``total_radius`` that of the circle that by definition holds
+    the total flux, both in pixels. Errors are those of `growth_curve`.
     """
     radii = np.geomspace(radius, total_radius, _GROWTH_APERTURES)
     return float(1.0 / growth_curve(masked_image, x, y, radii)[0])
 
 
 def psf_correction(psf_flux: ArrayLike, psf_error: ArrayLike, total_flux: ArrayLike) -> float:
-    """Return total flux over PSF flux: the weighted median over bright stars.
+    """Return total flux over PSF flux: the weighted median over bright, isolated stars.
 
-    Parameters
-    ----------
-    psf_flux, psf_error : array_like, shape (n,)
-        PSF fluxes of bright, isolated stars.
-    total_flux : array_like, shape (n,)
-        Their aperture fluxes times the aperture correction.
+    Their total flux is the aperture flux times the aperture correction; arrays of shape (n,).
 
     Raises
     ------
@@ -327,23 +276,15 @@ def magnitude_offsets(
     magnitude_error: ArrayLike,
     error_floor: float,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    """Return what the zero-point would be by each star alone.
-
-    Parameters
-    ----------
-    flux, flux_error, magnitude, magnitude_error : array_like, shape (n,)
-        See `zero_point`.
-    error_floor : float
-        Added to the errors in quadrature, mag.
+    """Return the zero-point that each star alone gives; parameters are those of `zero_point`.
 
     Returns
     -------
     known : ndarray of bool, shape (n,)
         Stars that have a positive flux with an error, and a magnitude.
-    offset : ndarray of float64, shape (n,)
-        Magnitude + 2.5 log10(flux) of these; of no meaning for others.
-    variance : ndarray of float64, shape (n,)
-        Its variance, mag^2.
+    offset, variance : ndarray of float64, shape (n,)
+        Magnitude + 2.5 log10(flux) of these (of no meaning for others), and its variance, mag^2,
+        to which the square of ``error_floor`` is added.
     """
     flux, flux_error, magnitude, magnitude_error = (
         np.asarray(a, dtype=float) for a in (flux, flux_error, magnitude, magnitude_error)
@@ -357,6 +298,7 @@ def magnitude_offsets(
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Return the weighted median, interpolated between values."""
     order = np.argsort(values)
     cumulated = np.cumsum(weights[order])
     return float(np.interp(0.5 * cumulated[-1], cumulated - 0.5 * weights[order], values[order]))

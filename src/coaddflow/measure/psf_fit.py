@@ -1,4 +1,13 @@
-"""Fitting the PSF model to the stars of an image."""
+"""Fitting the PSF model to the stars of an image [1]_.
+
+All samples of all terms are fitted together to the pixels of all stars, each pixel with its own
+weight, as they stand: no star is resampled.
+
+References
+----------
+.. [1] Bertin 2011, ASP Conf. Ser. 442, 435 (PSFEx: pixel basis, super-resolution, variation).
+.. [2] Hestenes & Stiefel 1952, J. Res. NBS 49, 409 (conjugate gradients).
+"""
 
 from dataclasses import dataclass, replace
 
@@ -7,35 +16,34 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from coaddflow.errors import CcdFailure, Reason
+from coaddflow.geometry.polynomial import term_powers
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
-from coaddflow.measure.psf_model import PsfModel, adaptive_moments, kernels, render
+from coaddflow.measure.psf_model import PsfModel, adaptive_moments, ellipticities, kernels, render
 from coaddflow.settings.psf import PsfSettings
 
 _ROUNDS = 3
 """Rounds of fitting fluxes, centres and weights of the stars, then the model."""
 
-
 _FIRST_STARS = 50
 _ENOUGH_FOR_SCATTER = 5
-
 
 _GROW = 0.5
 """Growth of the pixels of neighbours, in FWHM."""
 
-
 _PIXEL_CLIP = 5.0
-
 
 _MISFIT_SCATTER = 0.15
 """Least scatter of the stars' misfits, relative to their median: they differ in brightness."""
 
+_CORE, _WHOLE = 0.02, 0.7
+"""The core of a star is where it is brighter than 2 % of its peak; 70 % of it must be usable."""
 
+_PRIOR_OF_MEAN, _PRIOR_OF_CHANGE, _PRIOR_FLOOR = 0.1, 1.0, 2e-3
 _MAX_ITERATIONS = 60
-
 
 _TOLERANCE = 1e-11
 """Conjugate gradients stop when the squared residual is this part of the right side."""
@@ -97,7 +105,7 @@ def fit_psf(
     is_star: NDArray[np.bool_],
     settings: PsfSettings,
 ) -> tuple[PsfModel, PsfQuality, NDArray[np.bool_]]:
-    """Fit the PSF of a CCD to its stars [1]_.
+    """Fit the PSF of a CCD to its stars.
 
     Parameters
     ----------
@@ -106,7 +114,7 @@ def fit_psf(
     detection : Detection
         Its sources, and the pixels that belong to them: those of neighbours have no weight.
     is_star : ndarray of bool, shape (n sources,)
-        From `stars.select_stars`.
+        From `measure.stars.select_stars`.
     settings : PsfSettings
         Size, sampling, order, clipping.
 
@@ -115,7 +123,7 @@ def fit_psf(
     model : PsfModel
         The PSF.
     quality : PsfQuality
-        How good it is.
+        Its figures.
     used : ndarray of bool, shape (n sources,)
         The stars of `is_star` that were not clipped.
 
@@ -138,8 +146,11 @@ def fit_psf(
                 Reason.NO_PSF_STARS,
                 f"{index.size} stars agree on a PSF, {settings.min_stars} are needed",
             )
-        prior = _with_order(prior, _allowed_order(index.size, settings))
-        model = _solve(stars, weight, _with_order(model, prior.order), prior)
+        order = settings.order
+        while order > 0 and len(term_powers(order)) * settings.stars_per_term > index.size:
+            order -= 1
+        prior = _with_order(prior, order)
+        model = _solve(stars, weight, _with_order(model, order), prior)
     _fit_fluxes_and_centres(stars, model)
     used = np.zeros(is_star.size, dtype=bool)
     used[index] = True
@@ -238,17 +249,10 @@ def _moffat(dx, dy, amplitude, alpha, beta, e1, e2):
 
 def _with_order(model: PsfModel, order: int) -> PsfModel:
     """Return the same PSF as a polynomial of another order (terms added are zero)."""
-    n = (order + 1) * (order + 2) // 2
+    n = len(term_powers(order))
     basis = np.zeros((n, *model.basis.shape[1:]))
     basis[: model.basis.shape[0]] = model.basis[:n]
     return replace(model, basis=basis, order=order)
-
-
-def _allowed_order(n_stars: int, settings: PsfSettings) -> int:
-    order = settings.order
-    while order > 0 and (order + 1) * (order + 2) / 2 * settings.stars_per_term > n_stars:
-        order -= 1
-    return order
 
 
 def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
@@ -260,13 +264,10 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
         norm = image.sum(axis=(1, 2), keepdims=True)
         right = render(model, samples, stars.dx + delta, stars.dy)
         up = render(model, samples, stars.dx, stars.dy + delta)
-        design = (
-            np.stack([image, (right - image) / delta, (up - image) / delta], axis=-1)
-            / norm[..., None]
-        )
-        weight = stars.usable / (
-            stars.sky_variance[:, None, None] + np.maximum(stars.flux[:, None, None] * image, 0.0)
-        )
+        design = np.stack([image, (right - image) / delta, (up - image) / delta], axis=-1)
+        design = design / norm[..., None]
+        light = np.maximum(stars.flux[:, None, None] * image, 0.0)
+        weight = stars.usable / (stars.sky_variance[:, None, None] + light)
         normal = np.einsum("nija,nij,nijb->nab", design, weight, design, optimize=True)
         right_side = np.einsum("nija,nij,nij->na", design, weight, stars.pixels, optimize=True)
         solution = np.linalg.solve(normal, right_side[..., None])[..., 0]
@@ -278,10 +279,10 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
 
 
 def _weights(stars: _Stars, model: PsfModel, settings: PsfSettings, first: bool):
-    """Return the weights of pixels, shape (n, s, s), and which stars are no outliers.
+    """Return the weights of pixels, shape (n, s, s), and which stars are not outliers.
 
-    The first model does not vary over the CCD: it tells only coarse outliers, and no pixels. So
-    does the scatter of few stars.
+    The first model does not vary over the CCD: it can identify coarse outliers only, and no pixels.
+    So does the scatter of few stars.
     """
     expected = _expected_pixels(stars, model)
     light = np.maximum(expected, 0.0)
@@ -306,7 +307,7 @@ def _expected_pixels(stars: _Stars, model: PsfModel) -> NDArray[np.float64]:
 
 
 def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> PsfModel:
-    """Solve for all samples of all terms by preconditioned conjugate gradients [4]_.
+    """Solve for all samples of all terms by preconditioned conjugate gradients [2]_.
 
     The equations are those of least squares, with a prior: samples keep near the first model
     where the stars say nothing about them.
@@ -378,7 +379,7 @@ def _quality(stars: _Stars, model: PsfModel, shape: tuple[int, int]) -> PsfQuali
     of_star = adaptive_moments(expected + residual)
     of_model = adaptive_moments(image)
     size_star, size_model = of_star[:, :2].sum(axis=1), of_model[:, :2].sum(axis=1)
-    shape_difference = _ellipticity(of_star) - _ellipticity(of_model)
+    shape_difference = ellipticities(of_star) - ellipticities(of_model)
     mean_residual = residual.sum(axis=0) / stars.flux.sum()
     y, x = (shape[0] - 1) / 2.0, (shape[1] - 1) / 2.0
     e1, e2 = model.shape_at(x, y)
@@ -394,20 +395,6 @@ def _quality(stars: _Stars, model: PsfModel, shape: tuple[int, int]) -> PsfQuali
     )
 
 
-def _ellipticity(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    mxx, myy, mxy = moments.T
-    return np.stack([mxx - myy, 2.0 * mxy], axis=-1) / (mxx + myy)[:, None]
-
-
 def _robust_scatter(values: NDArray[np.float64]) -> float:
     values = values[np.isfinite(values)]
-    if values.size == 0:
-        return 0.0
-    return mad_sigma(values)
-
-
-_CORE, _WHOLE = 0.02, 0.7
-"""The core of a star is where it is brighter than 2 % of its peak; 70 % of it must be usable."""
-
-
-_PRIOR_OF_MEAN, _PRIOR_OF_CHANGE, _PRIOR_FLOOR = 0.1, 1.0, 2e-3
+    return mad_sigma(values) if values.size else 0.0

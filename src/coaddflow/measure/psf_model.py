@@ -1,16 +1,14 @@
-"""The PSF of one CCD: a pixel basis whose coefficients are polynomials over the CCD.
+"""The PSF of one CCD: a pixel basis whose coefficients are polynomials over the CCD [1]_.
 
-The PSF at a place is an image sampled in steps of a part of its FWHM, whatever the pixels are;
-the value at any offset from its centre is interpolated with a Lanczos-4 kernel. Each sample is a
-polynomial in the position on the CCD. All samples of all terms are fitted together to the pixels
-of all stars, each pixel with its own weight, as they stand: no star is resampled.
+The PSF at a position is an image sampled in steps of a fraction of its FWHM, whatever the pixels
+are; values at any offset from its centre are interpolated with a Lanczos-4 kernel. Each sample is
+a polynomial in the position on the CCD.
 
 References
 ----------
 .. [1] Bertin 2011, ASP Conf. Ser. 442, 435 (PSFEx: pixel basis, super-resolution, variation).
 .. [2] Duchon 1979, J. Appl. Meteorol. 18, 1016 (Lanczos kernel).
 .. [3] Bernstein & Jarvis 2002, AJ 123, 583, section 3 (adaptive moments).
-.. [4] Hestenes & Stiefel 1952, J. Res. NBS 49, 409 (conjugate gradients).
 """
 
 from dataclasses import dataclass
@@ -22,10 +20,9 @@ from scipy import ndimage
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix
+from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 
-LANCZOS_ORDER = 4
-
-
+_KERNEL_ORDER = 4
 _MOMENT_ITERATIONS = 15
 
 
@@ -104,79 +101,8 @@ class PsfModel:
 
         Distortions, (a^2 - b^2) / (a^2 + b^2), from adaptive moments [3]_.
         """
-        mxx, myy, mxy = adaptive_moments(self.samples_at(x, y))[0]
-        return float((mxx - myy) / (mxx + myy)), float(2.0 * mxy / (mxx + myy))
-
-
-def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
-    """Return second moments under the elliptical Gaussian that matches each image [3]_.
-
-    Parameters
-    ----------
-    images : ndarray, shape (n, k, k)
-        Images with one source near their middle.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, 3)
-        Mxx, Myy, Mxy in pixels squared: for a Gaussian, those of the Gaussian itself. NaN where
-        the iteration leaves the image.
-    """
-    images = np.asarray(images, dtype=float)
-    n, size = images.shape[:2]
-    grid = np.arange(size) - size // 2
-    x, y = np.zeros(n), np.zeros(n)
-    half_light = np.sqrt(
-        np.count_nonzero(images > 0.5 * images.max(axis=(1, 2))[:, None, None], axis=(1, 2)) / np.pi
-    )
-    mxx = myy = np.maximum(half_light / 1.1774, 0.5) ** 2
-    mxy = np.zeros(n)
-    for _ in range(_MOMENT_ITERATIONS):
-        dx = grid[None, None, :] - x[:, None, None]
-        dy = grid[None, :, None] - y[:, None, None]
-        determinant = mxx * myy - mxy**2
-        a, b, c = ((m / determinant)[:, None, None] for m in (myy, mxx, mxy))
-        weight = images * np.exp(-0.5 * (a * dx**2 + b * dy**2 - 2.0 * c * dx * dy))
-        total = weight.sum(axis=(1, 2))
-        total = np.where(total > 0, total, np.nan)
-        shift_x, shift_y = ((weight * d).sum(axis=(1, 2)) / total for d in (dx, dy))
-        x, y = x + 2.0 * shift_x, y + 2.0 * shift_y
-        mxx, myy, mxy = (
-            2.0 * ((weight * p).sum(axis=(1, 2)) / total - q)
-            for p, q in ((dx * dx, shift_x**2), (dy * dy, shift_y**2), (dx * dy, shift_x * shift_y))
-        )
-        sane = (mxx > 0.01) & (myy > 0.01) & (mxx * myy - mxy**2 > 1e-4) & (mxx + myy < size**2)
-        mxx, myy, mxy = (np.where(sane, m, np.nan) for m in (mxx, myy, mxy))
-    return np.stack([mxx, myy, mxy], axis=-1)
-
-
-def kernels(model: PsfModel, offset: NDArray) -> NDArray[np.float64]:
-    """Return matrices, shape (n, 2 half + 1, k), from samples to pixels along one axis [2]_.
-
-    Parameters
-    ----------
-    model : PsfModel
-        Gives step and sizes.
-    offset : ndarray, shape (n,)
-        Place of the PSF's centre relative to that of the central pixel.
-    """
-    n_samples = model.basis.shape[-1]
-    pixel = np.arange(-model.half, model.half + 1) - offset[:, None]
-    place = pixel / model.step + n_samples // 2
-    taps = np.floor(place).astype(int)[..., None] + np.arange(1 - LANCZOS_ORDER, LANCZOS_ORDER + 1)
-    distance = place[..., None] - taps
-    weight = np.sinc(distance) * np.sinc(distance / LANCZOS_ORDER)
-    weight[(taps < 0) | (taps >= n_samples)] = 0.0
-    kernel = np.zeros((*place.shape, n_samples))
-    image, row = np.ogrid[: place.shape[0], : place.shape[1]]
-    # taps outside the samples have no weight, so it does not matter where they are added
-    np.add.at(kernel, (image[..., None], row[..., None], np.clip(taps, 0, n_samples - 1)), weight)
-    return kernel / kernel.sum(axis=2, keepdims=True)
-
-
-def render(model: PsfModel, samples: NDArray, dx: NDArray, dy: NDArray) -> NDArray[np.float64]:
-    """Return images, shape (n, s, s), of samples, shape (n, k, k), centred at (dx, dy)."""
-    return kernels(model, dy) @ samples @ kernels(model, dx).transpose(0, 2, 1)
+        e1, e2 = ellipticities(adaptive_moments(self.samples_at(x, y)))[0]
+        return float(e1), float(e2)
 
 
 def psf_hdu(model: PsfModel) -> fits.ImageHDU:
@@ -212,3 +138,68 @@ def psf_from_hdu(hdu: fits.ImageHDU) -> PsfModel:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"PSF is not a model of coaddflow ({error})") from error
+
+
+def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
+    """Return second moments under the elliptical Gaussian that matches each image [3]_.
+
+    The images, shape (n, k, k), have one source near their middle. The moments, shape (n, 3), are
+    Mxx, Myy, Mxy in pixels squared: for a Gaussian, those of the Gaussian itself. They are NaN
+    where the iteration leaves the image.
+    """
+    images = np.asarray(images, dtype=float)
+    n, size = images.shape[:2]
+    grid = np.arange(size) - size // 2
+    x, y = np.zeros(n), np.zeros(n)
+    half_light = np.sqrt(
+        np.count_nonzero(images > 0.5 * images.max(axis=(1, 2))[:, None, None], axis=(1, 2)) / np.pi
+    )
+    mxx = myy = np.maximum(half_light / RAYLEIGH_MEDIAN, 0.5) ** 2
+    mxy = np.zeros(n)
+    for _ in range(_MOMENT_ITERATIONS):
+        dx = grid[None, None, :] - x[:, None, None]
+        dy = grid[None, :, None] - y[:, None, None]
+        determinant = mxx * myy - mxy**2
+        a, b, c = ((m / determinant)[:, None, None] for m in (myy, mxx, mxy))
+        weight = images * np.exp(-0.5 * (a * dx**2 + b * dy**2 - 2.0 * c * dx * dy))
+        total = weight.sum(axis=(1, 2))
+        total = np.where(total > 0, total, np.nan)
+        shift_x, shift_y = ((weight * d).sum(axis=(1, 2)) / total for d in (dx, dy))
+        x, y = x + 2.0 * shift_x, y + 2.0 * shift_y
+        mxx, myy, mxy = (
+            2.0 * ((weight * p).sum(axis=(1, 2)) / total - q)
+            for p, q in ((dx * dx, shift_x**2), (dy * dy, shift_y**2), (dx * dy, shift_x * shift_y))
+        )
+        sane = (mxx > 0.01) & (myy > 0.01) & (mxx * myy - mxy**2 > 1e-4) & (mxx + myy < size**2)
+        mxx, myy, mxy = (np.where(sane, m, np.nan) for m in (mxx, myy, mxy))
+    return np.stack([mxx, myy, mxy], axis=-1)
+
+
+def ellipticities(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (e1, e2) of moments (Mxx, Myy, Mxy), shape (n, 2); see `PsfModel.shape_at`."""
+    mxx, myy, mxy = moments.T
+    return np.stack([mxx - myy, 2.0 * mxy], axis=-1) / (mxx + myy)[:, None]
+
+
+def kernels(model: PsfModel, offset: NDArray) -> NDArray[np.float64]:
+    """Return matrices, shape (n, 2 half + 1, k), from samples to pixels along one axis [2]_.
+
+    ``offset``, shape (n,), is the position of the PSF's centre relative to the central pixel.
+    """
+    n_samples = model.basis.shape[-1]
+    pixel = np.arange(-model.half, model.half + 1) - offset[:, None]
+    place = pixel / model.step + n_samples // 2
+    taps = np.floor(place).astype(int)[..., None] + np.arange(1 - _KERNEL_ORDER, _KERNEL_ORDER + 1)
+    distance = place[..., None] - taps
+    weight = np.sinc(distance) * np.sinc(distance / _KERNEL_ORDER)
+    weight[(taps < 0) | (taps >= n_samples)] = 0.0
+    kernel = np.zeros((*place.shape, n_samples))
+    image, row = np.ogrid[: place.shape[0], : place.shape[1]]
+    # taps outside the samples have no weight, so it does not matter where they are added
+    np.add.at(kernel, (image[..., None], row[..., None], np.clip(taps, 0, n_samples - 1)), weight)
+    return kernel / kernel.sum(axis=2, keepdims=True)
+
+
+def render(model: PsfModel, samples: NDArray, dx: NDArray, dy: NDArray) -> NDArray[np.float64]:
+    """Return images, shape (n, s, s), of samples, shape (n, k, k), centred at (dx, dy)."""
+    return kernels(model, dy) @ samples @ kernels(model, dx).transpose(0, 2, 1)

@@ -1,7 +1,7 @@
-"""Saturated stars: their cores put back from what is left of them.
+"""Saturated stars: their cores restored from their wings.
 
 A plateau of full wells rings in every resampling kernel, and bleeding, which runs down the columns,
-shifts a star from its place. The wings are whole, though: the PSF fitted to them tells where the
+shifts a star from its place. The wings are intact, though: the PSF fitted to them tells where the
 star is and what its core would look like [1]_. What the PSF does not reach (bleeding, the largest
 stars) is bridged along the rows, across the direction of bleeding [2]_. All these pixels stay
 flagged SAT, and get INTRP: they are for the eye and for the kernels, not for measurement.
@@ -34,16 +34,8 @@ _MIN_PIXELS = 12
 _NOT_WINGS = MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR | MaskPlane.NO_DATA
 
 
-class WingFit(NamedTuple):
-    """A saturated star as its wings tell it.
-
-    Attributes
-    ----------
-    x, y : float
-        Position, pixels.
-    flux : float
-        Total flux, in the unit of the image.
-    """
+class _WingFit(NamedTuple):
+    """Position (pixels) and total flux of a saturated star, from its wings."""
 
     x: float
     y: float
@@ -51,7 +43,7 @@ class WingFit(NamedTuple):
 
 
 def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 100) -> int:
-    """Put values into saturated pixels, in place.
+    """Fill saturated pixels from the wings of their stars, in place.
 
     Parameters
     ----------
@@ -70,7 +62,7 @@ def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 10
     saturated = masked_image.has_any(MaskPlane.SAT)
     labels, _ = ndimage.label(saturated, structure=np.ones((3, 3)))
     fits = [
-        fit_wings(masked_image, psf, region, labels[region] == number)
+        _fit_wings(masked_image, psf, region, labels[region] == number)
         for number, region in enumerate(ndimage.find_objects(labels), start=1)
     ]
     fill_saturated(masked_image, max_gap)
@@ -80,29 +72,13 @@ def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 10
     return len(stars)
 
 
-def fit_wings(
-    masked_image: MaskedImage,
-    psf: PsfModel,
-    region: tuple[slice, slice],
-    inside: NDArray[np.bool_],
-) -> WingFit | None:
+def _fit_wings(
+    masked_image: MaskedImage, psf: PsfModel, region: tuple[slice, slice], inside: NDArray[np.bool_]
+) -> _WingFit | None:
     """Fit the PSF to what is not saturated of a star.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky.
-    psf : PsfModel
-        Its PSF.
-    region : tuple of slice
-        Rows and columns of the box around the saturated pixels.
-    inside : ndarray of bool
-        Which pixels of the box are saturated.
-
-    Returns
-    -------
-    WingFit or None
-        None if the PSF's images are too small to show wings, or the fit makes no sense.
+    ``region`` is the box (rows, columns) around the saturated pixels, and ``inside`` marks them.
+    None if the PSF's images are too small to show wings, or the fit makes no sense.
     """
     columns = np.nonzero(inside)[1]
     x = region[1].start + float(np.median(columns))
@@ -127,11 +103,11 @@ def fit_wings(
     near_x = region[1].start - 1 <= x <= region[1].stop
     near_y = region[0].start - 1 <= y <= region[0].stop
     flux = _wing_flux(masked_image, psf, x, y)[0]
-    return WingFit(x, y, flux) if near_x and near_y and flux > 0 else None
+    return _WingFit(x, y, flux) if near_x and near_y and flux > 0 else None
 
 
 def _light_explained(masked_image: MaskedImage, psf: PsfModel, place: tuple[float, float]) -> float:
-    """Return how much of the wings a star at a place explains, in errors."""
+    """Return how much of the wings a star at a position explains, in units of their errors."""
     flux, model, pixels, error = _wing_flux(masked_image, psf, *place)
     if not flux > 0:
         return 0.0
@@ -159,7 +135,7 @@ def _wing_flux(
 
 
 def _draw(
-    masked_image: MaskedImage, psf: PsfModel, star: WingFit, saturated: NDArray[np.bool_]
+    masked_image: MaskedImage, psf: PsfModel, star: _WingFit, saturated: NDArray[np.bool_]
 ) -> None:
     """Replace the saturated pixels of a star by its PSF, as far as that reaches."""
     model = star.flux * psf.image_at(star.x, star.y, sub_pixel=True)

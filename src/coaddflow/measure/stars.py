@@ -18,7 +18,7 @@ from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.detection import SourceFlag, common_size
 from coaddflow.settings.psf import PsfSettings
 
-NOT_A_CLEAN_STAR = (
+_NOT_CLEAN = (
     SourceFlag.EDGE
     | SourceFlag.SATURATED
     | SourceFlag.BAD_PIXELS
@@ -44,7 +44,7 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     Parameters
     ----------
     sources : astropy.table.Table
-        From `detect.detect_sources`.
+        From `detection.detect_sources`.
     settings : PsfSettings
         Limits.
 
@@ -58,7 +58,7 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     CcdFailure
         ``no_psf_stars`` if fewer than ``settings.min_stars`` are found.
     """
-    clean = (np.asarray(sources["flags"]) & int(NOT_A_CLEAN_STAR)) == 0
+    clean = (np.asarray(sources["flags"]) & int(_NOT_CLEAN)) == 0
     clean &= np.asarray(sources["half_light_radius"]) > 0
     radius = _ISOLATION_RADIUS * float(np.median(sources["fwhm"]))
     isolated = clean & is_isolated(sources, radius, _NEIGHBOUR_FRACTION)
@@ -92,16 +92,9 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
 
 
 def is_isolated(sources: Table, radius: float, fraction: float) -> NDArray[np.bool_]:
-    """Return which sources have no neighbour of note.
+    """Return which sources of a table from `detection.detect_sources` have no neighbour.
 
-    Parameters
-    ----------
-    sources : astropy.table.Table
-        From `detect.detect_sources`.
-    radius : float
-        Distance in pixels within which neighbours count.
-    fraction : float
-        Smallest flux of a neighbour that counts, relative to the source's own.
+    Neighbours count within ``radius`` pixels if they have this ``fraction`` of the source's flux.
     """
     xy = np.column_stack([sources["x"], sources["y"]])
     flux = np.asarray(sources["flux_isophotal"])
@@ -115,7 +108,7 @@ def is_isolated(sources: Table, radius: float, fraction: float) -> NDArray[np.bo
 def _of_one_size(
     sources: Table, candidates: NDArray[np.bool_], settings: PsfSettings
 ) -> NDArray[np.bool_]:
-    """Return the candidates on the stellar locus, whose place may drift over the CCD."""
+    """Return the candidates on the stellar locus, which may drift over the CCD."""
     stars = np.zeros(len(sources), dtype=bool)
     index = np.flatnonzero(candidates)
     if index.size < 2:

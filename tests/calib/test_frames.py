@@ -1,5 +1,7 @@
 """Calibration frames hold the detector's truth, with honest errors, and nothing of the sky."""
 
+import tempfile
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -80,11 +82,12 @@ def test_missing_values_are_left_out(rng):
     assert np.isfinite(np.delete(mean.ravel(), 3 * SHAPE[1] + 4)).all()
 
 
-def test_a_stack_on_disk_gives_the_same_bits(rng, tmp_path):
+def test_a_stack_on_disk_gives_the_same_bits(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     frames = rng.normal(5, 1, (6, *SHAPE)).astype(np.float32)
     results = []
     for memory in (1.0, 1e-6):
-        with stacked(iter(frames), 6, memory, tmp_path) as stack:
+        with stacked(iter(frames), 6, memory) as stack:
             assert isinstance(stack, np.memmap) == (memory < 1)
             results.append(clipped_mean(stack, None, 4.0, 3))
     for a, b in zip(*results, strict=True):
