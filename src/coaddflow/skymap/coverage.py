@@ -34,14 +34,16 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 Overlaps = dict[str, dict[int, list[str]]]
-"""exposure id -> tract -> patches, in order."""
-
+"""Patches, in order, that each exposure can touch on each tract: by exposure id, then tract."""
 
 _EDGE_BOW = 0.01
 """How far the edge of an image may bend out between its corners, as a fraction of its size."""
 
-_FRONT = math.cos(math.radians(89.0))
+_MIN_COSINE = math.cos(math.radians(89.0))
+"""Cosine of the largest angle from the tangent point at which a polygon is compared."""
+
 _MAX_CELLS = 1_000_000
+"""Pairs of a side and a patch that are compared at a time, which limits the memory."""
 
 
 class ImageCorners(Protocol):
@@ -123,17 +125,8 @@ def predicted_overlaps_of_images(
 def _enlarged(vectors: FloatArray, margin: float) -> FloatArray:
     """Return convex outlines around polygons, at least the margin (degrees) away.
 
-    Parameters
-    ----------
-    vectors : ndarray of float64, shape (..., n, 3)
-        Vertices as unit vectors.
-    margin : float
-        Degrees.
-
-    Returns
-    -------
-    ndarray of float64, shape (..., n_sides, 3)
-        Vertices as unit vectors.
+    Vertices are unit vectors, shape (..., n, 3) of the polygons and (..., n_sides, 3) of the
+    outlines.
     """
     axis, radius = polygon.bounding_cap(vectors)
     ra, dec = sphere.from_vector(axis)
@@ -151,16 +144,10 @@ def _enlarged(vectors: FloatArray, margin: float) -> FloatArray:
 
 
 def _overlaps(names: Sequence[str], outlines: FloatArray, skymap: SkyMap) -> Overlaps:
-    """Return which patches the outlines of exposures touch.
+    """Return which patches the outlines of the named exposures touch.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Exposure ids.
-    outlines : ndarray of float64, shape (n_exposures, n_polygons, n_vertices, 3)
-        Convex polygons of each exposure, as unit vectors.
-    skymap : SkyMap
-        Tracts and patches.
+    ``outlines``, shape (n_exposures, n_polygons, n_vertices, 3), are convex polygons of each
+    exposure as unit vectors.
     """
     near: dict[int, list[int]] = defaultdict(list)
     axis, radius = polygon.bounding_cap(outlines.reshape(len(outlines), -1, 3))
@@ -196,22 +183,13 @@ def _touched_patches(
 def _boxes_touched(tract: Tract, homogeneous: FloatArray) -> NDArray[np.bool_]:
     """Return whether convex polygons overlap the outer boxes of a tract's patches [1]_.
 
-    Two convex shapes are apart if, and only if, a side of one of them separates them.
-
-    Parameters
-    ----------
-    tract : Tract
-        The tract.
-    homogeneous : ndarray of float64, shape (n, n_vertices, 3)
-        Vertices as homogeneous pixel positions.
-
-    Returns
-    -------
-    ndarray of bool, shape (n, ny, nx)
+    Two convex shapes are apart if, and only if, a side of one of them separates them. The
+    vertices are homogeneous pixel positions, shape (n, n_vertices, 3); the result has the shape
+    (n, ny, nx).
     """
     # a polygon that reaches behind the tangent plane is taken to touch everything: such a field
     # is larger than any camera's
-    behind = (homogeneous[..., 2] <= _FRONT).any(axis=-1)
+    behind = (homogeneous[..., 2] <= _MIN_COSINE).any(axis=-1)
     weight = np.where(behind[:, None], 1.0, homogeneous[..., 2])
     x, y = homogeneous[..., 0] / weight, homogeneous[..., 1] / weight
     (x0, x1), (y0, y1) = (tract.outer_spans(axis) - 0.5 for axis in (0, 1))

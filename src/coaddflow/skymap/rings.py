@@ -1,4 +1,21 @@
-"""The sky map of rings: tracts in rings of declination, numbered as by HSC and Rubin."""
+"""The sky map of rings: tracts in rings of declination over the whole sky.
+
+Each direction on the sky belongs to the inner region of exactly one tract. Tracts and patches have
+the numbers and places that the sky maps of the HSC survey and of the Rubin pipelines have for the
+same parameters [1]_. NumPy only: the Snakefile imports this.
+
+The rings are numbered from south to north, tract 0 is the southern polar cap, and within a ring
+the tracts are numbered eastwards from ``ra_start``. Version 0 of the published map counted the
+tract at ``ra_start`` as the last of its ring, not as the first (in all rings but the southernmost),
+named the first tract of the southernmost ring twice and had none for the first of the
+northernmost; positions that belong there get the number of the northern polar cap, which does not
+reach them.
+
+References
+----------
+.. [1] LSST Science Pipelines, package ``skymap``, ``RingsSkyMap`` and ``TractInfo``
+   (https://github.com/lsst/skymap); ticket DM-14809 for the two versions.
+"""
 
 import math
 
@@ -7,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.geometry import sphere
 from coaddflow.settings.skymap import RingsSettings, SkymapSettings
-from coaddflow.skymap.base import SkyMap, check_positions
+from coaddflow.skymap.base import SkyMap
 from coaddflow.skymap.tract import Tract
 
 
@@ -45,18 +62,13 @@ class RingsSkyMap(SkyMap):
             ring = np.maximum(ring, 0)
         return ring, (tract_id - self._first_of_ring[ring]) % self._ring_counts[ring]
 
-    def tract(self, tract_id: int | str) -> Tract:
-        """Return a tract by number; raise InputError if there is none."""
-        index = self._checked(tract_id)
-        if index not in self._tracts:
-            self._tracts[index] = Tract(
-                index, float(self._ra[index]), float(self._dec[index]), **self._layout
-            )
-        return self._tracts[index]
+    def _tract(self, number: int) -> Tract:
+        if number not in self._tracts:
+            ra, dec = float(self._ra[number]), float(self._dec[number])
+            self._tracts[number] = Tract(number, ra, dec, **self._layout)
+        return self._tracts[number]
 
-    def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
-        """Return the tract in whose inner region positions lie; see `SkyMap.find_tract`."""
-        check_positions(ra, dec)
+    def _number_at(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
         ra, dec = np.broadcast_arrays(np.radians(ra), np.radians(dec))
         south_edge = 0.5 * self._ring_size - 0.5 * np.pi
         n_rings = len(self._ring_counts)
@@ -69,8 +81,7 @@ class RingsSkyMap(SkyMap):
             ring = np.where((number == 0) & (ring > 0), ring + 1, ring)
         tract_id = self._first_of_ring[ring] + number
         tract_id = np.where(dec < south_edge, 0, tract_id)
-        tract_id = np.where(dec > -south_edge, self.n_tracts - 1, tract_id)
-        return int(tract_id) if tract_id.ndim == 0 else tract_id
+        return np.where(dec > -south_edge, self.n_tracts - 1, tract_id)
 
     def tracts_near(self, ra: float, dec: float, radius: float) -> list[int]:
         """Return, in order, all tracts that a circle of this radius (degrees) may touch."""
