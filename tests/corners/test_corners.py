@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coaddflow.corners import database as corners
+from coaddflow.corners import build
 from coaddflow.corners import schema as corner_schema
 from coaddflow.corners.build import (
     build_survey_database,
@@ -204,7 +204,7 @@ class TestTractDatabase:
         path = tmp_path / "9813.sqlite"
         build_tract_database(path, manifests, tract)
         with CornerDatabase(path) as database:
-            assert database.facts() == {"kind": "tract"}
+            assert database.meta() == {"kind": "tract"}
             assert database.tracts() == [9813]
             assert database.exposures() == {m.stem: sha256_of(m) for m in sorted(manifests)}
             found = database.query_patch(9813, "5_4")
@@ -330,7 +330,7 @@ class TestQueryPoint:
         for ra, dec in [(0.0, 90.0), (0.0, 0.0), (90.0, 0.0), (33.0, -45.0)]:
             vectors = sphere.to_vector(*outline(ra, dec, turn=20.0, half=0.5))
             _, radius = polygon.bounding_cap(vectors)
-            box = np.reshape(corners._vector_box(vectors, float(radius)), (3, 2))
+            box = np.reshape(build._vector_box(vectors, float(radius)), (3, 2))
             grid = np.linspace(-0.49, 0.49, 21)
             cos, sin = np.cos(np.radians(20.0)), np.sin(np.radians(20.0))
             x, y = np.meshgrid(grid, grid)
@@ -424,7 +424,7 @@ class TestSurveyDatabase:
         def fail(*_):
             raise sqlite3_full()
 
-        monkeypatch.setattr(corners, "_insert_exposure", fail)
+        monkeypatch.setattr(build, "_insert_exposure", fail)
         with pytest.raises(InputError, match="No space left on device"):
             update_survey_database(path, [*survey[1], new], skymap)
         assert path.read_bytes() == before
@@ -432,13 +432,13 @@ class TestSurveyDatabase:
 
 
 def spy(monkeypatch, name, note):
-    real = getattr(corners, name)
+    real = getattr(build, name)
 
     def noted(*args):
         note(*args)
         return real(*args)
 
-    monkeypatch.setattr(corners, name, noted)
+    monkeypatch.setattr(build, name, noted)
 
 
 def sqlite3_full():
@@ -508,7 +508,7 @@ class TestBadInput:
 
     def test_it_cannot_be_written_through_a_reader(self, survey):
         with CornerDatabase(survey[0]) as database, pytest.raises(InputError, match="readonly"):
-            database._rows("DELETE FROM ccds")
+            database.query("DELETE FROM ccds")
 
     def test_unknown_tract_and_patch(self, survey):
         with CornerDatabase(survey[0]) as database:
@@ -572,7 +572,7 @@ class TestSchema:
 
     def test_views_and_examples_run_in_the_database(self, survey):
         with CornerDatabase(survey[0]) as database:
-            rows = database._rows("SELECT * FROM v_ccd")
+            rows = database.query("SELECT * FROM v_ccd")
             assert len(rows) == 19
             by_key = {(c.exposure, c.ccd): c for c in database.ccds()}
             for row in rows:
@@ -580,16 +580,16 @@ class TestSchema:
                 for corner in range(4):
                     assert row[f"ra_{corner}"] == ccd.footprint_ra[8 * corner]
                     assert row[f"dec_{corner}"] == ccd.footprint_dec[8 * corner]
-            depth = database._rows(
+            depth = database.query(
                 "SELECT * FROM v_patch_depth WHERE tract = 9813 AND patch = '5_4' AND band = 'r'"
             )
             found = database.query_patch(9813, "5_4", "r")
             assert depth[0]["n_exposures"] == 1
             assert depth[0]["n_ccds"] == len(found)
             assert depth[0]["mean_exposures"] == pytest.approx(sum(o.patch_fraction for o in found))
-            assert len(database._rows("SELECT * FROM v_exposure")) == 5
-            assert [r["ccd"] for r in database._rows("SELECT * FROM v_failed")] == [2]
-            answers = [database._rows(query) for _, query in corner_schema.EXAMPLES]
+            assert len(database.query("SELECT * FROM v_exposure")) == 5
+            assert [r["ccd"] for r in database.query("SELECT * FROM v_failed")] == [2]
+            answers = [database.query(query) for _, query in corner_schema.EXAMPLES]
             assert {r["exposure"] for r in answers[2]} >= {"cosmos2"}
             assert all(answers)
 

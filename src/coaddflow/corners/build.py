@@ -1,4 +1,11 @@
-"""Writing corner databases: of a tract, of the whole survey, and bringing one up to date."""
+"""Writing corner databases: of a tract, and of the whole survey.
+
+They are made from the manifests of the exposures alone; no pixel file or header is opened to learn
+what overlaps. A tract's database is always made anew; the survey's database is updated: only rows
+of exposures whose manifest was added, changed or dropped are touched. Both are written under a
+temporary name and renamed, so that readers, who open the file without locks, always see a whole
+one. The same manifests give the same content.
+"""
 
 import contextlib
 import errno
@@ -39,7 +46,7 @@ _INSERT = {
 
 @dataclass(frozen=True)
 class SurveyUpdate:
-    """What an update of the survey's database did: exposure ids, each list in order."""
+    """What became of the exposures in the survey's database: exposure ids, each list in order."""
 
     added: list[str]
     redone: list[str]
@@ -78,19 +85,7 @@ def build_survey_database(
 ) -> SurveyUpdate:
     """Make the corner database of a survey from all its manifests, anew.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file; replaced as a whole.
-    manifests : iterable of str or Path
-        Manifests of all exposures.
-    skymap : SkyMap
-        Tracts and patches.
-
-    Raises
-    ------
-    InputError
-        As `build_tract_database`.
+    See `update_survey_database`.
     """
     exposures = _read_manifests(manifests)
     with _writing(path) as connection:
@@ -132,17 +127,9 @@ def update_survey_database(
     known = _known_manifests(path, skymap)
     if known is None:
         return build_survey_database(path, paths, skymap)
-    checksums = {manifest: _checksum(manifest) for manifest in paths}
-    unchanged = {
-        known[manifest].exposure
-        for manifest, checksum in checksums.items()
-        if manifest in known and known[manifest].sha256 == checksum
-    }
-    changed = _read_manifests(
-        manifest
-        for manifest in paths
-        if manifest not in known or known[manifest].sha256 != checksums[manifest]
-    )
+    same = {p for p in paths if _checksum(p) == (known[p].sha256 if p in known else None)}
+    unchanged = {known[manifest].exposure for manifest in same}
+    changed = _read_manifests(manifest for manifest in paths if manifest not in same)
     for exposure in unchanged & set(changed):
         raise _occurs_twice(exposure, changed[exposure].path)
     old = {manifest.exposure for manifest in known.values()}
@@ -163,7 +150,7 @@ def update_survey_database(
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A manifest; ``rows`` are not kept of those that did not change."""
+    """A manifest; without ``rows`` if it is known from the database only."""
 
     path: str
     sha256: str
@@ -217,12 +204,11 @@ def _known_manifests(path: str | Path, skymap: SkyMap) -> dict[str, _Manifest] |
     """Return the manifests of a survey's database by path; None if it is of no use."""
     try:
         with CornerDatabase(path) as database:
-            facts = database.facts()
-            whole = database._rows("PRAGMA quick_check(1)")[0][0] == "ok"
-            rows = database._rows("SELECT manifest, manifest_sha256, exposure FROM exposures")
+            whole = database.query("PRAGMA quick_check(1)")[0][0] == "ok"
+            if not whole or database.meta().get("skymap") != skymap.settings.model_dump_json():
+                return None
+            rows = database.query("SELECT manifest, manifest_sha256, exposure FROM exposures")
     except InputError:
-        return None
-    if not whole or facts.get("skymap") != skymap.settings.model_dump_json():
         return None
     return {row["manifest"]: _Manifest(*row) for row in rows}
 
@@ -252,12 +238,12 @@ def _writing(path: str | Path, copy_from: str | Path | None = None) -> Iterator[
             connection.close()
 
 
-def _create(connection: sqlite3.Connection, facts: dict[str, str]) -> None:
+def _create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
     for statement in STATEMENTS:
         connection.execute(statement)
-    connection.executemany(_INSERT["meta"], sorted(facts.items()))
+    connection.executemany(_INSERT["meta"], sorted(meta.items()))
 
 
 def _insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
@@ -300,7 +286,7 @@ def _insert_exposure(
     if done:
         vertices = [sphere.to_vector(row.footprint_ra, row.footprint_dec) for row in done]
         axis, radius = polygon.bounding_cap(np.concatenate(vertices))
-        centre = (*_sky(axis), float(radius))
+        centre = (*map(float, sphere.from_vector(axis)), float(radius))
     connection.execute(
         _INSERT["exposures"],
         (
@@ -330,7 +316,7 @@ def _insert_ccd(
         return
     vectors = sphere.to_vector(row.footprint_ra, row.footprint_dec)
     axis, radius = polygon.bounding_cap(vectors)
-    ra, dec = _sky(axis)
+    ra, dec = map(float, sphere.from_vector(axis))
     outline = json.dumps(list(zip(row.footprint_ra, row.footprint_dec, strict=True)))
     connection.execute(_INSERT["ccds"], (key, *copied, ra, dec, outline))
     connection.execute(_INSERT["ccd_boxes"], (key, *_vector_box(vectors, float(radius))))
@@ -370,8 +356,3 @@ def _vector_box(vectors: NDArray[np.float64], radius: float) -> list[float]:
     bulge = 1.0 - np.cos(np.radians(radius)) + 1e-12
     edges = np.stack([vectors.min(axis=0) - bulge, vectors.max(axis=0) + bulge], axis=1)
     return edges.ravel().tolist()
-
-
-def _sky(axis: NDArray[np.float64]) -> tuple[float, float]:
-    ra, dec = sphere.from_vector(axis)
-    return float(ra), float(dec)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from coaddflow.errors import InputError
 from coaddflow.tables.manifest import CcdRow
+from coaddflow.tables.paths import SURVEY_CORNERS, TRACT_CORNERS
 
 SCHEMA_VERSION = 1
 """Stands in the file as ``PRAGMA user_version``."""
@@ -307,8 +308,8 @@ def schema_markdown() -> str:
     lines = [
         "# The corner database",
         "",
-        "`results/corners/{band}/{tract}.sqlite` holds the exposures of one band that can touch a",
-        "tract and is used by its coadds; `results/corners.sqlite` holds the whole survey, for",
+        f"`{TRACT_CORNERS}` holds the exposures of one band that can touch a",
+        f"tract and is used by its coadds; `{SURVEY_CORNERS}` holds the whole survey, for",
         "queries and planning. Both have this schema, are replaced as a whole, and can be remade",
         "from the manifests at any time. Open them with `sqlite3 -readonly`.",
         "",

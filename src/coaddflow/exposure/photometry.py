@@ -34,7 +34,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.calexp.model import MeasuredCcd
 from coaddflow.exposure.group_scatter import group_scatter, prior_variance
+from coaddflow.geometry.polynomial import design_matrix, term_powers
 from coaddflow.image.masked_image import MaskedImage
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.measure.photometry import MatchedStars, ZeroPoint, magnitude_offsets
 from coaddflow.settings.exposure_photometry import ExposurePhotometrySettings
@@ -171,10 +173,9 @@ class ExposureZeroPoint:
         half = max(nx, ny) / 2.0
         x, y = u * half + (nx - 1) / 2.0, v * half + (ny - 1) / 2.0
         value = self.value(*camera.pixel_to_focal(detector, x, y))
-        design = np.stack([u**p * v**q for p, q in _powers(order)], axis=1)
-        found = np.linalg.lstsq(design, value, rcond=None)[0]
+        found = np.linalg.lstsq(design_matrix(u, v, order), value, rcond=None)[0]
         coefficients = np.zeros((order + 1, order + 1))
-        for (p, q), coefficient in zip(_powers(order), found, strict=True):
+        for (p, q), coefficient in zip(term_powers(order), found, strict=True):
             coefficients[q, p] = coefficient
         coefficients[0, 0] = 0.0
         return ZeroPointMap(detector.shape, coefficients)
@@ -182,7 +183,7 @@ class ExposureZeroPoint:
     def _terms(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
         u = (np.asarray(x_mm, float) - self.origin[0]) / self.radius
         v = (np.asarray(y_mm, float) - self.origin[1]) / self.radius
-        return np.stack([u**p * v**q for p, q in _powers(self.order)], axis=-1)
+        return design_matrix(u, v, self.order)
 
 
 def solve_zero_point(
@@ -220,12 +221,12 @@ def solve_zero_point(
         )
         return None
     order = settings.order
-    while order > 0 and n_known < settings.stars_per_term * len(_powers(order)):
+    while order > 0 and n_known < settings.stars_per_term * len(term_powers(order)):
         order -= 1
     fit = _fit(sample, order, settings)
     residual = sample.offset - fit.design @ fit.solution
     scatter, ccd_scatter = _scatter(residual, fit.used, sample)
-    n_terms = len(_powers(order))
+    n_terms = len(term_powers(order))
     constants = dict(zip(sample.ccds, fit.solution[n_terms:].tolist(), strict=False))
     _LOG.info(
         "zero-point of the exposure %.4f: order %d, %d of %d stars, scatter %.4f mag, constants "
@@ -288,7 +289,7 @@ def map_cards(zero_map: ZeroPointMap | None) -> fits.Header:
     header["ZPMX"] = ((nx + 1) / 2.0, "[pixel] u = (x - ZPMX) / ZPMHALF")
     header["ZPMY"] = ((ny + 1) / 2.0, "[pixel] v = (y - ZPMY) / ZPMHALF")
     header["ZPMHALF"] = (max(nx, ny) / 2.0, "[pixel] unit of u and v")
-    for p, q in _powers(len(zero_map.coefficients) - 1)[1:]:
+    for p, q in term_powers(len(zero_map.coefficients) - 1)[1:]:
         header[f"ZPM{p}{q}"] = (zero_map.coefficients[q, p], f"[mag] of u^{p} v^{q}")
     return header
 
@@ -337,26 +338,20 @@ def _sample(stars: Mapping[int, MatchedStars], camera: Camera, error_floor: floa
     return _Sample(*joined, ccds, tuple(origin.tolist()), radius)
 
 
-def _powers(order: int) -> list[tuple[int, int]]:
-    """Return the powers (p, q) of u^p v^q up to a total order, lower orders first."""
-    return [(n - q, q) for n in range(order + 1) for q in range(n + 1)]
-
-
 def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _Solution:
     """Fit polynomial and constants, outliers bounded first and left out then."""
-    powers = _powers(order)
     n_ccds = len(sample.ccds) if settings.ccd_sigma > 0 else 0
-    terms = np.stack([sample.u**p * sample.v**q for p, q in powers], axis=1)
+    terms = design_matrix(sample.u, sample.v, order)
     design = np.hstack([terms, (sample.index[:, None] == np.arange(n_ccds)).astype(float)])
     middle = float(np.median(sample.offset[sample.known]))
-    n_terms, width = len(powers), settings.ccd_sigma
+    n_terms, width = terms.shape[1], settings.ccd_sigma
     prior = np.full(design.shape[1], _MAP_SIGMA**2)
     # any zero-point is as good as another
     prior[0] = 1e6
     solution, used = np.zeros(prior.size), sample.known
     for step in range(_BOUNDED_FITS + _CLIPPED_FITS):
         deviation = np.abs(sample.offset - middle - design @ solution) / np.sqrt(sample.variance)
-        scatter = max(1.0, 1.4826 * float(np.median(deviation[used])))
+        scatter = max(1.0, mad_sigma(deviation[used], 0.0))
         if step < _BOUNDED_FITS:
             kept = sample.known
             part = np.minimum(1.0, _BOUND * scatter / np.maximum(deviation, 1e-9))

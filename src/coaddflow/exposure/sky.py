@@ -50,6 +50,7 @@ from scipy.spatial import cKDTree
 from coaddflow.calexp.model import MeasuredCcd
 from coaddflow.exposure.group_scatter import group_scatter, prior_variance
 from coaddflow.image.masked_image import MaskedImage
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.measure.background import Background
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
@@ -564,4 +565,4 @@ def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
 def _negative_sigma(z: NDArray[np.float64]) -> float:
     """Return the standard deviation from the negative values, at least 1: sources are positive."""
     negative = z[z < 0]
-    return max(1.0, 1.4826 * float(np.median(-negative))) if negative.size else 1.0
+    return max(1.0, mad_sigma(negative, 0.0)) if negative.size else 1.0

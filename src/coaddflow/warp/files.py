@@ -1,41 +1,30 @@
 """Warps on disk: one file for each patch, and the table that is written last."""
 
+import contextlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
-from coaddflow.geometry.box import Box, part_of
-from coaddflow.image.masked_image import (
-    Compression,
-    MaskedImage,
-)
-from coaddflow.settings.warp import WarpSettings
-from coaddflow.skymap.tract import patch_position
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
-
-import contextlib
-import sys
-from typing import TYPE_CHECKING, Protocol
-
 from coaddflow.files import check_id, sha256_of
+from coaddflow.geometry.box import Box, part_of
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import (
     AB_ZERO_POINT,
+    Compression,
+    MaskedImage,
     masked_image_hdus,
     write_fits,
 )
+from coaddflow.settings.warp import WarpSettings
+from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,6 @@ class Warp:
     box: Box
     masked_image: MaskedImage
     ccds: tuple[int, ...] = ()
-
     n_covered: int = 0
 
     def read_box(self, box: Box) -> MaskedImage:
@@ -79,20 +67,39 @@ class WarpReader(Protocol):
 def write_warps(
     table_path: str | Path,
     exposure: str,
-    tract: "Tract",
+    tract: Tract,
     warps: Iterable[tuple[str, Warp | None]],
     settings: WarpSettings,
     cards: fits.Header | None = None,
     compression: Compression = "none",
 ) -> WarpTable:
-    """Write the warps of an exposure on the patches of a tract, and their table last.
+    """Write the warps of an exposure on the patches of a tract, and their table.
+
+    The patches go into the folder beside the table that has the exposure's name. What stood
+    there from an earlier run is removed first, and the table is written last: where it stands,
+    all files that it names are whole.
 
     Parameters
     ----------
+    table_path : str or Path
+        ``.../{tract}/{exposure}.ecsv``.
+    exposure : str
+        Exposure id.
+    tract : Tract
+        The tract.
     warps : iterable of (str, Warp or None)
         Patch id and warp, as `warp_patches` yields them.
-    table_path, exposure, tract, settings, cards, compression
-        See `warp_exposure`, which also tells about the table.
+    settings : WarpSettings
+        What they were made with.
+    cards : astropy.io.fits.Header, optional
+        Further cards for the primary header of each file (provenance).
+    compression : {"none", "lossless", "quantized"}
+        See `coaddflow.image.masked_image.image_hdu`; instead of ``quantized`` it is ``lossless``.
+
+    Returns
+    -------
+    WarpTable
+        What was written; empty if the exposure touches no patch.
     """
     table_path = Path(table_path)
     folder = table_path.parent / check_id(exposure, "exposure")
@@ -117,27 +124,23 @@ def write_warps(
     return table
 
 
-def kept_table(folder: str | Path) -> Path:
-    """Return the table of the warps in a folder if the job of a tract has kept them.
+def write_warp(
+    path: str | Path,
+    warp: Warp,
+    tract: Tract,
+    cards: fits.Header,
+    compression: Compression = "none",
+) -> None:
+    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
 
-    It has a name of its own: that of the rule ``warp`` would promise Snakemake warps of which it
-    does not know the settings.
+    It is never quantised, since coadds are made from it: they would be rounded twice.
     """
-    return Path(folder).with_suffix(".kept.ecsv")
+    kept = "lossless" if compression == "quantized" else compression
+    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
+    write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
 
 
-def remove_warps(folder: str | Path) -> None:
-    """Remove the warps of an exposure on a tract, ``.../{tract}/{exposure}``, their table first."""
-    folder = Path(folder)
-    folder.with_suffix(".ecsv").unlink(missing_ok=True)
-    kept_table(folder).unlink(missing_ok=True)
-    for stale in folder.glob("*.fits"):
-        stale.unlink()
-    with contextlib.suppress(OSError):  # not there, or something else is in it
-        folder.rmdir()
-
-
-def part_header(tract: "Tract", box: Box) -> fits.Header:
+def part_header(tract: Tract, box: Box) -> fits.Header:
     """Return the WCS of a part of a tract, with LTV1/2 that tell where it begins.
 
     LTVn is the IRAF keyword: ds9 shows tract pixels (1-based) as physical coordinates.
@@ -151,20 +154,24 @@ def part_header(tract: "Tract", box: Box) -> fits.Header:
     return header
 
 
-def write_warp(
-    path: str | Path,
-    warp: Warp,
-    tract: "Tract",
-    cards: fits.Header,
-    compression: Compression = "none",
-) -> None:
-    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
+def remove_warps(folder: str | Path) -> None:
+    """Remove the warps of an exposure on a tract, ``.../{tract}/{exposure}``, their table first."""
+    folder = Path(folder)
+    folder.with_suffix(".ecsv").unlink(missing_ok=True)
+    kept_table(folder).unlink(missing_ok=True)
+    for stale in folder.glob("*.fits"):
+        stale.unlink()
+    with contextlib.suppress(OSError):  # not there, or something else is in it
+        folder.rmdir()
 
-    It is never quantised, since coadds are made from it: they would be rounded twice.
+
+def kept_table(folder: str | Path) -> Path:
+    """Return the table of the warps in a folder if the job of a tract has kept them.
+
+    It has a name of its own: that of the rule ``warp`` would promise Snakemake warps of which it
+    does not know the settings.
     """
-    kept = "lossless" if compression == "quantized" else compression
-    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
-    write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
+    return Path(folder).with_suffix(".kept.ecsv")
 
 
 class WarpFile:

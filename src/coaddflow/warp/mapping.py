@@ -19,6 +19,7 @@ from numpy.polynomial import polynomial
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -35,7 +36,7 @@ _MIN_STEP = 4
 
 
 class SkyGrid(Protocol):
-    """What is needed of a tract: `coaddflow.skymap.maps.Tract` has it."""
+    """What is needed of a tract (`coaddflow.skymap.tract.Tract`)."""
 
     def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray, NDArray]:
         """Return 0-based pixels for ICRS degrees."""
@@ -62,17 +63,6 @@ class PixelGrid(NamedTuple):
     x: NDArray[np.float64]
     y: NDArray[np.float64]
     area: NDArray[np.float64]
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Tract pixels between the outermost nodes, half-open (x0, y0, x1, y1)."""
-        rows, columns = self.x.shape
-        return (
-            self.x0,
-            self.y0,
-            self.x0 + (columns - 1) * self.step + 1,
-            self.y0 + (rows - 1) * self.step + 1,
-        )
 
 
 def map_ccd(
@@ -298,9 +288,7 @@ def _determinant(x: NDArray, y: NDArray, step: int) -> NDArray[np.float64]:
     return np.abs(slope(x, 1) * slope(y, 0) - slope(x, 0) * slope(y, 1))
 
 
-def footprint_box(
-    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid
-) -> tuple[int, int, int, int]:
+def footprint_box(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> Box:
     """Return the box of tract pixels (x0, y0, x1, y1) around a CCD, with two pixels to spare."""
     ny, nx = shape
     along_x, along_y = np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65)
