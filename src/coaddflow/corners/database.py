@@ -11,12 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coaddflow.corners.schema import (
-    APPLICATION_ID,
-    MANIFEST_COLUMNS,
-    SCHEMA_VERSION,
-    require_rtree,
-)
+from coaddflow.corners.schema import APPLICATION_ID, MANIFEST_COLUMNS, SCHEMA_VERSION, require_rtree
 from coaddflow.corners.selection import median_zero_point, reasons_against
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
@@ -134,15 +129,6 @@ class CornerDatabase:
     def meta(self) -> dict[str, str]:
         """Return the table ``meta``: what the database is of."""
         return {row["key"]: row["value"] for row in self.query("SELECT * FROM meta")}
-
-    def tracts(self) -> list[int]:
-        """Return the tracts of the database, in order."""
-        return [row["tract"] for row in self.query("SELECT tract FROM tracts ORDER BY tract")]
-
-    def exposures(self) -> dict[str, str]:
-        """Return the exposures, in order, with the checksums of their manifests."""
-        rows = self.query("SELECT exposure, manifest_sha256 FROM exposures ORDER BY exposure")
-        return {row["exposure"]: row["manifest_sha256"] for row in rows}
 
     def manifests(self) -> dict[str, str]:
         """Return the manifests of the exposures, in order of their ids."""

@@ -30,13 +30,7 @@ from coaddflow.astrometry.ccd import (
 )
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.exposure.field import CcdStars, ExposureField, FieldCcd
-from coaddflow.exposure.focal_plane import (
-    CcdPairs,
-    FieldFit,
-    FieldModel,
-    Priors,
-    fit_field_clipped,
-)
+from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel, Priors, fit_field
 from coaddflow.exposure.matching import (
     ExposureNotSolved,
     locate_exposure,
@@ -266,7 +260,7 @@ def _fit_agreeing(
         if len(pairs) < field.model_settings.min_ccds:
             raise ExposureNotSolved(f"only {len(pairs)} of its CCDs agree")
         chosen = _choose_order(pairs, field, order)
-        fit, pairs = fit_field_clipped(pairs, start, chosen, limits, clip_sigma, priors)
+        fit, pairs = fit_field(pairs, start, chosen, limits, clip_sigma, priors)
         start, priors = fit.model, fit.priors
         outcome = _Outcome(fit, pairs, chance, excluded)
         worst = _worst_ccd(outcome, field.model_settings)

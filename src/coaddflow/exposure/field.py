@@ -94,20 +94,12 @@ class ExposureField:
 
     Attributes
     ----------
-    camera : Camera
-        The camera.
-    ra, dec, rotation : float
-        Predicted pointing and rotation, degrees.
-    refcat : astropy.table.Table
-        The reference stars.
-    sky : ndarray of float64, shape (2, n)
-        Their positions, degrees.
-    by_magnitude : ndarray of int, shape (n,)
-        Their rows, the brightest first.
-    settings : AstrometrySettings
-        Limits of search, match and clipping.
-    model_settings : ExposureAstrometrySettings
-        The model of the focal plane.
+    camera, ra, dec, rotation
+        The camera; predicted pointing and rotation, degrees.
+    refcat, sky, by_magnitude
+        The reference stars; their positions (2, n), degrees; their rows, the brightest first.
+    settings, model_settings
+        Limits of search, match and clipping; the model of the focal plane.
     ccds : dict of int to FieldCcd
         The CCDs in order of their numbers.
     """

@@ -115,10 +115,7 @@ class Priors:
     def of(cls, settings: ExposureAstrometrySettings) -> "Priors":
         """Take the limits from the settings."""
         return cls(
-            settings.offset_sigma,
-            settings.rotation_sigma,
-            settings.shape_sigma,
-            settings.ccd_order,
+            settings.offset_sigma, settings.rotation_sigma, settings.shape_sigma, settings.ccd_order
         )
 
     @property
@@ -175,15 +172,10 @@ class FieldModel:
         place = self.matrix @ self.expected(ccd, ccd.field(np.asarray(x), np.asarray(y)))
         return tan_deproject(*place, *self.crval)
 
-    @property
-    def at_origin(self) -> tuple[FloatArray, FloatArray]:
-        """The place of the field's origin (2,), and field pixels per field pixel there (2, 2)."""
-        return self.common[:, 0], np.eye(2) + self.common[:, 1:3] / self.radius
-
     def recentred(self) -> "FieldModel":
         """Return the model without its polynomials, tangent to the sky where its origin is."""
-        origin, linear = self.at_origin
-        crval = np.array(tan_deproject(*(self.matrix @ origin), *self.crval))
+        crval = np.array(tan_deproject(*(self.matrix @ self.common[:, 0]), *self.crval))
+        linear = np.eye(2) + self.common[:, 1:3] / self.radius
         return FieldModel(crval, self.matrix @ linear, self.radius)
 
 
@@ -273,29 +265,71 @@ class FieldFit:
 
 
 def fit_field(
-    pairs: Mapping[int, CcdPairs],
+    pairs: dict[int, CcdPairs],
     start: FieldModel,
     order: int,
-    priors: Priors,
-    error_scale: float = 1.0,
-) -> FieldFit:
+    limits: Priors,
+    clip_sigma: float,
+    priors: Priors | None = None,
+) -> tuple[FieldFit, dict[int, CcdPairs]]:
     """Fit the common polynomial and the terms of all CCDs together.
 
-    The normal equations are solved CCD by CCD: its terms are eliminated, and found again once the
-    common polynomial is known.
+    Outliers are left out, errors and priors measured, and the fit is repeated until the same stars
+    stay.
 
     Parameters
     ----------
     pairs : mapping of int to CcdPairs
-        Matched stars of each CCD; those that are ``kept`` are used.
+        Matched stars of each CCD; the first fit uses those that are ``kept``.
     start : FieldModel
         Gives the tangent plane; the better its pointing, the better the linear equations.
     order : int
         Order of the common polynomial.
-    priors : Priors
-        Widths of the priors of the CCDs' terms.
-    error_scale : float
-        The errors of the stars are multiplied by it.
+    limits : Priors
+        The widest priors of the CCDs' terms.
+    clip_sigma : float
+        Limit for outliers in units of the scatter of all stars.
+    priors : Priors, optional
+        Those of an earlier fit.
+
+    Returns
+    -------
+    fit : FieldFit
+        The fit.
+    pairs : dict of int to CcdPairs
+        The stars, with ``kept`` set.
+    """
+    priors, scale, model = priors or limits, 1.0, start
+    for _ in range(12):
+        fit = _fit_kept(pairs, model, order, priors, scale)
+        model = fit.model
+        distance = {
+            number: np.hypot(*stars.residual(model)) / stars.error
+            for number, stars in pairs.items()
+        }
+        used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
+        freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
+        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
+        clipped = {
+            number: replace(stars, kept=distance[number] <= clip_sigma * scale)
+            for number, stars in pairs.items()
+        }
+        new_priors = _measured_priors(fit, limits)
+        same = all(np.array_equal(clipped[n].kept, pairs[n].kept) for n in pairs)
+        settled = np.allclose(new_priors.sigmas, priors.sigmas, rtol=0.03)
+        pairs, priors = clipped, new_priors
+        if same and settled and abs(scale / fit.error_scale - 1.0) < 0.01:
+            break
+    return fit, pairs
+
+
+def _fit_kept(
+    pairs: Mapping[int, CcdPairs], start: FieldModel, order: int, priors: Priors, error_scale: float
+) -> FieldFit:
+    """Fit the common polynomial and the terms of all CCDs to the stars that are kept.
+
+    The normal equations are solved CCD by CCD: its terms are eliminated, and found again once the
+    common polynomial is known.
     """
     frame = start.recentred()
     held = np.diag(1.0 / priors.sigmas**2)
@@ -325,50 +359,6 @@ def fit_field(
         ccd_order=priors.ccd_order,
     )
     return FieldFit(model, priors, error_scale, common_covariance, covariance, response)
-
-
-def fit_field_clipped(
-    pairs: dict[int, CcdPairs],
-    start: FieldModel,
-    order: int,
-    limits: Priors,
-    clip_sigma: float,
-    priors: Priors | None = None,
-) -> tuple[FieldFit, dict[int, CcdPairs]]:
-    """Fit, leave out outliers, measure errors and priors, fit again, until the same stars stay.
-
-    Parameters are those of `fit_field`; ``limits`` are the widest priors, ``clip_sigma`` is in
-    units of the scatter of all stars, ``priors`` are those of an earlier fit.
-
-    Returns
-    -------
-    fit : FieldFit
-        The fit.
-    pairs : dict of int to CcdPairs
-        The stars, with ``kept`` set.
-    """
-    priors, scale, model = priors or limits, 1.0, start
-    for _ in range(12):
-        fit = fit_field(pairs, model, order, priors, scale)
-        model = fit.model
-        distance = {
-            number: np.hypot(*stars.residual(model)) / stars.error
-            for number, stars in pairs.items()
-        }
-        used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
-        freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
-        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
-        clipped = {
-            number: replace(stars, kept=distance[number] <= clip_sigma * scale)
-            for number, stars in pairs.items()
-        }
-        new_priors = _measured_priors(fit, limits)
-        same = all(np.array_equal(clipped[n].kept, pairs[n].kept) for n in pairs)
-        settled = np.allclose(new_priors.sigmas, priors.sigmas, rtol=0.03)
-        pairs, priors = clipped, new_priors
-        if same and settled and abs(scale / fit.error_scale - 1.0) < 0.01:
-            break
-    return fit, pairs
 
 
 def _measured_priors(fit: FieldFit, limits: Priors) -> Priors:

@@ -17,6 +17,8 @@ References
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
+
 _FREEDOM = 4.0
 """Degrees of freedom of Student's distribution: constants below about 4.5 sigma are held."""
 
@@ -27,7 +29,7 @@ _LEAST_KNOWN = 0.1
 """Where the data say next to nothing, the width shrinks in steps, not at once."""
 
 
-def prior_variance(constants: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+def prior_variance(constants: FloatArray, sigma: float) -> FloatArray:
     """Return the variance of the normal prior that stands for Student's in the next fit.
 
     Parameters
@@ -41,10 +43,7 @@ def prior_variance(constants: NDArray[np.float64], sigma: float) -> NDArray[np.f
 
 
 def group_scatter(
-    constants: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    prior: NDArray[np.float64],
-    limits: tuple[float, float],
+    constants: FloatArray, variance: FloatArray, prior: FloatArray, limits: tuple[float, float]
 ) -> float:
     """Return a better estimate of the width of the prior of the constants.
 

@@ -50,23 +50,11 @@ class ExposureNotSolved(Exception):  # noqa: N818 - a result that travels as an 
 def locate_exposure(
     field: ExposureField,
 ) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs], float]:
-    """Find where an exposure points, and match the CCDs that agree on it.
+    """Find where an exposure points; raise ExposureNotSolved.
 
-    Returns
-    -------
-    field : ExposureField
-        The field with the reference stars near each CCD.
-    model : FieldModel
-        Pointing, rotation and scale.
-    pairs : dict of int to CcdPairs
-        The CCDs that are matched.
-    chance : float
-        Expected number of chance matches as good as the one that located the exposure.
-
-    Raises
-    ------
-    ExposureNotSolved
-        If it is not found, or too few CCDs agree.
+    Returned are the field with the reference stars near each CCD; a model of pointing, rotation
+    and scale; the stars of the CCDs that agree on it; and the expected number of chance matches as
+    good as the one that located the exposure.
     """
     tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field.ccds.values())
     shift = max(3.0 * field.model_settings.max_offset, _FIELD_SHIFT * field.radius)

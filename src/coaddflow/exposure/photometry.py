@@ -44,6 +44,9 @@ from coaddflow.settings.photometry import PhotometrySettings
 
 _LOG = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
 _MAP_SIGMA = 0.3
 """Expected size of the terms of the polynomial, mag: holds it where there are no stars."""
 
@@ -68,9 +71,9 @@ class ZeroPointMap:
     """
 
     shape: tuple[int, int]
-    coefficients: NDArray[np.float64]
+    coefficients: FloatArray
 
-    def magnitude(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    def magnitude(self, x: ArrayLike, y: ArrayLike) -> FloatArray:
         """Return the zero-point at pixels (0-based) minus that at the centre, mag."""
         ny, nx = self.shape
         u, v = (np.asarray(x, float) - (nx - 1) / 2.0), (np.asarray(y, float) - (ny - 1) / 2.0)
@@ -135,15 +138,15 @@ class ExposureZeroPoint:
     origin: tuple[float, float]
     radius: float
     order: int
-    coefficients: NDArray[np.float64]
+    coefficients: FloatArray
     constants: dict[int, float]
     ccd_sigma: float
-    covariance: NDArray[np.float64]
-    used: dict[int, NDArray[np.bool_]]
+    covariance: FloatArray
+    used: dict[int, BoolArray]
     scatter: float
     ccd_scatter: dict[int, float]
 
-    def value(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
+    def value(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
         """Return the zero-point at positions of the focal plane, without constants of CCDs."""
         return self._terms(x_mm, y_mm) @ self.coefficients
 
@@ -180,7 +183,7 @@ class ExposureZeroPoint:
         coefficients[0, 0] = 0.0
         return ZeroPointMap(detector.shape, coefficients)
 
-    def _terms(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
+    def _terms(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
         u = (np.asarray(x_mm, float) - self.origin[0]) / self.radius
         v = (np.asarray(y_mm, float) - self.origin[1]) / self.radius
         return design_matrix(u, v, self.order)
@@ -297,11 +300,11 @@ def map_cards(zero_map: ZeroPointMap | None) -> fits.Header:
 class _Sample(NamedTuple):
     """The stars of all CCDs."""
 
-    known: NDArray[np.bool_]
-    offset: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    u: NDArray[np.float64]
-    v: NDArray[np.float64]
+    known: BoolArray
+    offset: FloatArray
+    variance: FloatArray
+    u: FloatArray
+    v: FloatArray
     index: NDArray[np.intp]
     ccds: tuple[int, ...]
     origin: tuple[float, float]
@@ -309,10 +312,10 @@ class _Sample(NamedTuple):
 
 
 class _Solution(NamedTuple):
-    design: NDArray[np.float64]
-    solution: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    used: NDArray[np.bool_]
+    design: FloatArray
+    solution: FloatArray
+    covariance: FloatArray
+    used: BoolArray
     ccd_sigma: float
 
 
@@ -378,7 +381,7 @@ def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _
 
 
 def _scatter(
-    residual: NDArray[np.float64], used: NDArray[np.bool_], sample: _Sample
+    residual: FloatArray, used: BoolArray, sample: _Sample
 ) -> tuple[float, dict[int, float]]:
     """Return the standard deviation of the stars of the exposure, and of CCDs with two or more."""
     total = float(np.sqrt(np.mean(residual[used] ** 2)))

@@ -57,6 +57,9 @@ from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
 _LOG = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
 _DEGREE = 2
 _SUPERPIXELS_PER_KNOT = 8
 """Knots are never nearer to each other, whatever the scale: a galaxy of 2 superpixels must stay."""
@@ -111,14 +114,14 @@ class FocalPlaneSky:
         Standard deviation of their means around the sky, in the unit of the images.
     """
 
-    knots_x: NDArray[np.float64]
-    knots_y: NDArray[np.float64]
-    coefficients: NDArray[np.float64]
+    knots_x: FloatArray
+    knots_y: FloatArray
+    coefficients: FloatArray
     response: dict[int, float]
-    used: dict[int, NDArray[np.bool_]]
+    used: dict[int, BoolArray]
     scatter: float
 
-    def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
+    def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
         """Return S at positions of the focal plane, mm; of the shape of the positions."""
         x, y = np.broadcast_arrays(np.asarray(x_mm, float), np.asarray(y_mm, float))
         basis = _tensor_basis(x.ravel(), y.ravel(), self.knots_x, self.knots_y)
@@ -253,10 +256,10 @@ def sky_cards(sky: FocalPlaneSky | None, ccd: int) -> fits.Header:
 class _Superpixels(NamedTuple):
     """The n superpixels of sky of all CCDs: focal-plane position, mean, its error, index of CCD."""
 
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    error: NDArray[np.float64]
+    x: FloatArray
+    y: FloatArray
+    mean: FloatArray
+    error: FloatArray
     index: NDArray[np.intp]
     ccds: tuple[int, ...]
     place: NDArray[np.intp]
@@ -302,20 +305,20 @@ def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Supe
     return _Superpixels(x, y, mean, error, index, ccds, place, float(np.median(sizes)))
 
 
-def _fraction(background: Background) -> NDArray[np.float64]:
+def _fraction(background: Background) -> FloatArray:
     """Return the part of the pixels of each superpixel that are sky."""
     return background.count / np.outer(np.diff(background.y_edges), np.diff(background.x_edges))
 
 
-def _centres(background: Background) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _centres(background: Background) -> tuple[FloatArray, FloatArray]:
     """Return the pixel positions x, y of the centres of all superpixels, each (my, mx)."""
     x, y = (0.5 * (e[:-1] + e[1:] - 1.0) for e in (background.x_edges, background.y_edges))
     return tuple(np.meshgrid(x, y))
 
 
 def _used_by_ccd(
-    used: NDArray[np.bool_], pixels: _Superpixels, backgrounds: Mapping[int, Background]
-) -> dict[int, NDArray[np.bool_]]:
+    used: BoolArray, pixels: _Superpixels, backgrounds: Mapping[int, Background]
+) -> dict[int, BoolArray]:
     """Put flags of superpixels back onto the meshes of the CCDs."""
     meshes = {}
     for number, ccd in enumerate(pixels.ccds):
@@ -325,7 +328,7 @@ def _used_by_ccd(
     return meshes
 
 
-def _knots(positions: NDArray[np.float64], spacing: float, margin: float) -> NDArray[np.float64]:
+def _knots(positions: FloatArray, spacing: float, margin: float) -> FloatArray:
     """Return knots about as far apart as asked for, which reach a margin beyond all positions."""
     low, high = positions.min() - margin, positions.max() + margin
     n = max(1, round((high - low) / spacing))
@@ -334,10 +337,7 @@ def _knots(positions: NDArray[np.float64], spacing: float, margin: float) -> NDA
 
 
 def _tensor_basis(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    knots_x: NDArray[np.float64],
-    knots_y: NDArray[np.float64],
+    x: FloatArray, y: FloatArray, knots_x: FloatArray, knots_y: FloatArray
 ) -> sparse.csr_array:
     """Return the values of all products of B-splines at n positions, shape (n, ky kx)."""
     of_x, of_y = (
@@ -352,7 +352,7 @@ def _tensor_basis(
     return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(n, kx * ky))
 
 
-def _roughness(shape: tuple[int, int]) -> NDArray[np.float64]:
+def _roughness(shape: tuple[int, int]) -> FloatArray:
     """Return the matrix of the sum of squared second differences along rows and columns."""
     ky, kx = shape
     along_y, along_x = (np.diff(np.eye(n), 2, axis=0) for n in (ky, kx))
@@ -374,16 +374,12 @@ class _Fit:
     response_limit: float
     level: float
     bend: float
-    coefficients: NDArray[np.float64]
-    response: NDArray[np.float64]
+    coefficients: FloatArray
+    response: FloatArray
 
     @classmethod
     def of(
-        cls,
-        pixels: _Superpixels,
-        knots_x: NDArray[np.float64],
-        knots_y: NDArray[np.float64],
-        response_sigma: float,
+        cls, pixels: _Superpixels, knots_x: FloatArray, knots_y: FloatArray, response_sigma: float
     ) -> "_Fit":
         """Return the start: a constant sky, and CCDs that respond alike."""
         n, n_ccds = pixels.x.size, len(pixels.ccds)
@@ -405,18 +401,16 @@ class _Fit:
             response=np.zeros(n_ccds),
         )
 
-    def model(self) -> NDArray[np.float64]:
+    def model(self) -> FloatArray:
         """Return the sky at all superpixels."""
         smooth = self.level + self.basis @ self.coefficients
         return smooth * (1.0 + self.by_ccd @ self.response)
 
-    def solve(self, mean: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+    def solve(self, mean: FloatArray, weight: FloatArray) -> None:
         """Fit to the means of the superpixels, with their weights."""
         n, n_ccds = self.coefficients.size, self.response.size
-        gain, smooth = (
-            1.0 + self.by_ccd @ self.response,
-            self.level + self.basis @ self.coefficients,
-        )
+        gain = 1.0 + self.by_ccd @ self.response
+        smooth = self.level + self.basis @ self.coefficients
         matrix, data = self.basis * gain[:, None], mean - self.level * gain
         if self.response_sigma > 0:
             matrix = sparse.hstack([matrix, self.by_ccd * smooth[:, None]], format="csr")
@@ -442,15 +436,10 @@ class _Fit:
 
 def _fit_without_sources(
     fit: _Fit, pixels: _Superpixels, settings: SkyCorrectionSettings
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+) -> tuple[BoolArray, FloatArray]:
     """Fit until the superpixels that are left out stay the same.
 
-    Returns
-    -------
-    used : ndarray of bool, shape (n,)
-        Superpixels that the last fit rests on.
-    residual : ndarray of float64, shape (n,)
-        Their means minus the sky.
+    Returned are those that the last fit rests on, and means minus sky of all, both shape (n,).
     """
     weight = pixels.error**-2.0
     fit.solve(pixels.mean, weight)
@@ -480,13 +469,13 @@ def _fit_without_sources(
     return used, pixels.mean - fit.model()
 
 
-def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float64]:
+def _bounded(z: FloatArray, above: float = np.inf) -> FloatArray:
     """Return the part of its weight that a residual of z sigma has in a bounded loss [3]_."""
     bound = np.where(z > 0, above, _BOUND_BELOW)
     return np.minimum(1.0, bound / np.maximum(np.abs(z), 1e-9))
 
 
-def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]:
+def _levels(z: FloatArray, pixels: _Superpixels) -> FloatArray:
     """Return for all superpixels how far the first fit is off on their CCD, in sigma: the mode.
 
     However much of a CCD a galaxy covers, its superpixels differ by far more than the noise, and
@@ -505,8 +494,8 @@ def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]
 
 
 def _shows_sky(
-    z: NDArray[np.float64], near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
-) -> NDArray[np.bool_]:
+    z: FloatArray, near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
+) -> BoolArray:
     """Return the superpixels that are no sources, nor beside extended ones.
 
     A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
@@ -526,9 +515,7 @@ def _shows_sky(
     return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
 
 
-def _in_covered_ccds(
-    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
-) -> NDArray[np.bool_]:
+def _in_covered_ccds(z: FloatArray, kept: BoolArray, pixels: _Superpixels) -> BoolArray:
     """Return the superpixels of CCDs on which even what seems to be sky is no sky.
 
     Where a galaxy covers a CCD, its mean surface brightness passes for response, and its structure
@@ -540,14 +527,14 @@ def _in_covered_ccds(
     return (mean2 > _COVERED**2)[pixels.index]
 
 
-def _in_ccds_with_little(kept: NDArray[np.bool_], pixels: _Superpixels) -> NDArray[np.bool_]:
+def _in_ccds_with_little(kept: BoolArray, pixels: _Superpixels) -> BoolArray:
     """Return the superpixels of CCDs of which next to nothing is kept."""
     n = len(pixels.ccds)
     number, all_of_it = np.bincount(pixels.index, kept, n), np.bincount(pixels.index, None, n)
     return (number < _LOWEST * all_of_it)[pixels.index]
 
 
-def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
+def _lowest(z: FloatArray, pixels: _Superpixels) -> BoolArray:
     """Return the lowest superpixels of each CCD.
 
     Where a CCD is covered they are no sky, but nearest to it. If little is known of the responses,
@@ -562,7 +549,7 @@ def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
     return lowest
 
 
-def _negative_sigma(z: NDArray[np.float64]) -> float:
+def _negative_sigma(z: FloatArray) -> float:
     """Return the standard deviation from the negative values, at least 1: sources are positive."""
     negative = z[z < 0]
     return max(1.0, mad_sigma(negative, 0.0)) if negative.size else 1.0

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
-from coaddflow.geometry import polygon, sphere
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.tract import Tract
 
@@ -82,19 +81,3 @@ class SkyMap(ABC):
         Corners of tracts count as if the tracts were round, so a few too many may come back, but
         none is missed.
         """
-
-    def tracts_touching(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> list[int]:
-        """Return, in order, the tracts whose pixels overlap a region of the sky.
-
-        Parameters
-        ----------
-        ra_polygon, dec_polygon : array_like, shape (n,)
-            Vertices in order, ICRS degrees, joined by great circles; less than a hemisphere.
-        """
-        axis, radius = polygon.bounding_cap(sphere.to_vector(ra_polygon, dec_polygon))
-        ra, dec = sphere.from_vector(axis)
-        return [
-            tract_id
-            for tract_id in self.tracts_near(float(ra), float(dec), float(radius))
-            if self.tract(tract_id).touches(ra_polygon, dec_polygon)
-        ]

@@ -254,22 +254,6 @@ class Tract:
         last = math.floor((position.max() + 0.5 + self.patch_border) / size)
         return range(max(first, 0), min(last + 1, n))
 
-    def patches_touching(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> list[str]:
-        """Return the patches whose outer boxes overlap a region of the sky.
-
-        Parameters
-        ----------
-        ra_polygon, dec_polygon : array_like, shape (n,)
-            Vertices in order, ICRS degrees, joined by great circles; less than a hemisphere.
-        """
-        return list(self.patch_areas(self.footprint_pixels(ra_polygon, dec_polygon)))
-
-    def touches(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> bool:
-        """Return whether a region of the sky overlaps the tract's pixels."""
-        points = self.footprint_pixels(ra_polygon, dec_polygon)
-        box = (-0.5, -0.5, self.width - 0.5, self.height - 0.5)
-        return polygon.area(polygon.clip_to_box(points, box)) > _MIN_OVERLAP_AREA
-
 
 @lru_cache(maxsize=8)
 def _patch_ids(nx: int, ny: int) -> tuple[str, ...]:

@@ -66,11 +66,7 @@ class PixelGrid(NamedTuple):
 
 
 def map_ccd(
-    ccd_wcs: "WCS",
-    shape: tuple[int, int],
-    tract: SkyGrid,
-    step: int = 32,
-    tolerance: float = 1e-3,
+    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int = 32, tolerance: float = 1e-3
 ) -> PixelGrid:
     """Map the tract's pixels around a CCD to pixels of the CCD.
 
