@@ -68,8 +68,8 @@ class CornerDatabase:
     Parameters
     ----------
     path : str or Path
-        A tract's or the survey's database. It is read without locks: files are never changed
-        under their final name.
+        The database of a tract or of the survey. It is read without locks: files are never
+        changed under their final name.
 
     Raises
     ------
@@ -144,12 +144,12 @@ class CornerDatabase:
         return [_ccd_row(row) for row in rows]
 
     def query_point(self, ra: float, dec: float, band: str | None = None) -> list[CcdRow]:
-        """Return the CCDs whose footprint holds a position.
+        """Return the CCDs whose footprint contains a position.
 
         Parameters
         ----------
         ra, dec : float
-            ICRS degrees; any RA, also beyond 0 to 360.
+            ICRS degrees; RA may be outside 0 to 360.
         band : str, optional
             Only this band.
 
@@ -243,7 +243,7 @@ class CornerDatabase:
         return selection
 
     def _median_zero_point(self, band: str) -> float | None:
-        """Return that of all CCDs of a band; the file does not change while it is open."""
+        """Return the median of all CCDs of a band, computed once: the file does not change."""
         if band not in self._zero_points:
             rows = self.query("SELECT * FROM ccds WHERE band = ? AND state = 'done'", (band,))
             self._zero_points[band] = median_zero_point(map(_ccd_row, rows))
@@ -265,7 +265,7 @@ class CornerDatabase:
 
 
 def _ccd_row(row: sqlite3.Row) -> CcdRow:
-    """Return a CCD as its manifest had it (checked when the manifest was read)."""
+    """Return the row of a CCD in its manifest (validated when the manifest was read)."""
     outline = json.loads(row["footprint"] or "[]")
     return CcdRow.model_construct(
         **{name: row[name] for name in MANIFEST_COLUMNS},
@@ -275,6 +275,6 @@ def _ccd_row(row: sqlite3.Row) -> CcdRow:
 
 
 def _holds(ccd: CcdRow, ra: float, dec: float) -> bool:
-    """Return whether the footprint of a CCD holds a position near it."""
+    """Return whether the footprint of a CCD contains a position near it."""
     xi, eta = sphere.tan_project(ccd.footprint_ra, ccd.footprint_dec, ra, dec)
     return bool(polygon.contains(np.stack([xi, eta], axis=1), 0.0, 0.0))

@@ -1,4 +1,4 @@
-"""The survey as a whole: its corner database, and whether all that was covered was planned."""
+"""The corner database of the survey, and its comparison with the plan of the run."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ def make_survey_database(
     skymap: SkyMap,
     overlaps: Mapping[str, Mapping[int, Sequence[str]]],
 ) -> SurveyUpdate:
-    """Bring the survey's corner database up to date and compare it with the plan.
+    """Update the survey's corner database and compare it with the plan.
 
-    Every exposure was compared with the plan when it was gathered; here all are, by the margin of
-    today, so that a smaller margin leaves no hole either.
+    Each exposure was compared with the plan when it was gathered; here all are compared with the
+    current plan, so that reducing the margin leaves no hole.
 
     Parameters
     ----------

@@ -1,10 +1,9 @@
 """The astrometric solution of a whole exposure, from the stars of all its CCDs.
 
-The exposure is found on the sky by the pattern of the brightest stars of all CCDs, or of one CCD.
-That tells where each CCD is, so that its stars are matched near predicted places, and a few are
-enough. Then one model of the focal plane (`focal_plane.FieldModel`) is fitted to all stars. A CCD
-that does not fit in is solved by itself, as `astrometry.solve_ccd` does, and so are all if the
-exposure gives no solution.
+The exposure is located on the sky (`matching.locate_exposure`), the stars of each CCD are matched
+near their predicted positions, and one model of the focal plane (`focal_plane.FieldModel`) is
+fitted to all stars. A CCD that does not agree with it is solved by itself (`solve_ccd`), and so
+are all CCDs if the exposure has no solution.
 
 References
 ----------
@@ -47,23 +46,23 @@ from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 log = logging.getLogger(__name__)
 
 _FIRST_ORDER = 3
-"""Order of the common polynomial before the CCDs of few stars are matched."""
+"""Order of the common polynomial before CCDs with few stars are matched."""
 
 _MAX_ITERATIONS = 15
 
 
 @dataclass(frozen=True)
 class CcdTerms:
-    """How a CCD fits into the solution of its exposure.
+    """Position and rotation of a CCD in the solution of its exposure.
 
     Attributes
     ----------
     offset : tuple of float
-        Where the CCD stands against the camera file, along its own x and y, pixels.
+        Offset of the CCD from its position in the camera file, along its own x and y, pixels.
     rotation : float
-        How it is turned against the camera file, degrees, from +x to +y of the focal plane.
+        Its rotation relative to the camera file, degrees, from +x to +y of the focal plane.
     formal_error : float
-        Largest error of its WCS at its edge that follows from the errors of the stars, pixels.
+        Largest formal error of its WCS along its edge, pixels.
     """
 
     offset: tuple[float, float]
@@ -73,23 +72,23 @@ class CcdTerms:
 
 @dataclass(frozen=True)
 class ExposureFit:
-    """The figures of the fit to a whole exposure.
+    """Results of the fit to a whole exposure.
 
     Attributes
     ----------
     rotation : float
         Rotation, degrees.
     pointing_error : float
-        Distance of the pointing (place of the focal plane's origin) from the predicted one,
+        Distance of the pointing (position of the focal plane's origin) from the predicted one,
         arcminutes.
     n_stars, n_clipped : int
-        Stars in the fit, and matched stars left out as outliers.
+        Stars in the fit, and matched stars rejected as outliers.
     rms_pixel : float
-        Root of the mean squared distance between stars and catalogue, both axes together.
+        Rms distance between stars and catalogue, both axes together.
     offset_sigma : float
-        What the exposure says about the setting of this name, pixels.
+        Measured value of the setting of this name, pixels.
     ccds : dict of int to CcdTerms
-        The CCDs that are solved by the fit.
+        The CCDs solved by the fit.
     """
 
     rotation: float
@@ -108,15 +107,15 @@ class ExposureAstrometry:
     Attributes
     ----------
     solutions : dict of int to AstrometrySolution
-        Solved CCDs. ``reference_index`` counts in the reference catalogue of the exposure, also
-        for CCDs that are solved by themselves. For the others ``n_matched`` are the stars of the
-        CCD in the fit of the exposure, ``order`` is that of the common polynomial.
+        Solved CCDs. ``reference_index`` refers to the reference catalogue of the exposure, also
+        for CCDs solved by themselves. For the others, ``n_matched`` counts the stars of the CCD in
+        the fit of the exposure, and ``order`` is that of the common polynomial.
     failures : dict of int to CcdFailure
         CCDs without a solution.
     fallbacks : dict of int to str
         Why a CCD is not solved with its exposure; it is in `solutions` or in `failures`.
     fit : ExposureFit or None
-        None if the exposure gives no solution.
+        None if the exposure has no solution.
     """
 
     solutions: dict[int, AstrometrySolution]
@@ -140,12 +139,11 @@ def solve_exposure(
     Parameters
     ----------
     stars : mapping of int to CcdStars
-        The measured CCDs by their number. CCDs that have failed before are not in it.
+        The measured CCDs by number, without those that failed before.
     camera : Camera
         The camera.
     ra, dec, rotation : float
-        Pointing and rotation from the exposure table, degrees; they may be as wrong as
-        ``settings`` allow.
+        Pointing and rotation from the exposure table, degrees; ``settings`` limit their errors.
     refcat : astropy.table.Table
         Columns ra, dec (ICRS degrees at the epoch of the exposure) and mag; should cover
         `refcat.exposure_cone` of the CCDs.
@@ -157,9 +155,8 @@ def solve_exposure(
     Returns
     -------
     ExposureAstrometry
-        Each CCD is in ``solutions`` or in ``failures``. A CCD that is not solved with the
-        exposure gets the solution (or failure) that it would have by itself, with a warning in
-        the log.
+        Each CCD is in ``solutions`` or in ``failures``. A CCD not solved with the exposure has
+        the solution (or failure) that it would have by itself, with a warning in the log.
     """
     pointing = ra, dec, rotation
     field = ExposureField.of(stars, camera, pointing, refcat, settings, exposure_settings)
@@ -177,7 +174,7 @@ def solve_exposure(
             solutions[number] = _ccd_solution(field.ccds[number], outcome, field)
         fit = _figures(field, outcome)
         log.info(
-            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
+            "%d stars on %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
             "CCDs off by %.2f pixels rms",
             fit.n_stars,
             len(fit.ccds),
@@ -197,7 +194,7 @@ def solve_exposure(
 
 @dataclass
 class _Outcome:
-    """A fit in the making: matched CCDs, and those that do not fit in with the reason."""
+    """The state of the fit: the matched CCDs, and those excluded with the reason."""
 
     fit: FieldFit
     pairs: dict[int, CcdPairs]
@@ -206,18 +203,18 @@ class _Outcome:
 
     @property
     def residual(self) -> NDArray[np.float64]:
-        """Measured minus catalogue place of all stars in the fit, field pixels, shape (2, n)."""
+        """Measured minus catalogue position of the stars in the fit, field pixels, (2, n)."""
         pairs = self.pairs.values()
         return np.concatenate([p.residual(self.fit.model)[:, p.kept] for p in pairs], axis=1)
 
     @property
     def rms(self) -> float:
-        """Root of their mean squared distance, both axes together, field pixels."""
+        """Rms distance of these stars from the catalogue, both axes together, field pixels."""
         return float(np.sqrt(np.mean(np.sum(self.residual**2, axis=0))))
 
 
 def _fit_exposure(field: ExposureField) -> _Outcome:
-    """Find the exposure on the sky and fit its model; raise ExposureNotSolved."""
+    """Locate the exposure and fit its model; raise ExposureNotSolved."""
     limits = field.model_settings
     if len(field.ccds) < limits.min_ccds:
         raise ExposureNotSolved(f"it has only {len(field.ccds)} CCDs with sources")
@@ -229,7 +226,7 @@ def _fit_exposure(field: ExposureField) -> _Outcome:
         found = match_sparse_ccd(ccd, outcome.fit, field)
         if found is None:
             outcome.excluded[number] = (
-                f"its {ccd.sources.size} sources are not where the exposure says"
+                f"its {ccd.sources.size} sources do not match the solution of the exposure"
             )
         else:
             outcome.pairs[number] = found
@@ -253,7 +250,7 @@ def _fit_agreeing(
     order: int,
     priors: Priors | None = None,
 ) -> _Outcome:
-    """Fit, leave out the CCD that fits in worst, and fit again, until all fit in."""
+    """Fit, exclude the CCD that agrees least, and fit again, until all agree."""
     excluded: dict[int, str] = {}
     limits, clip_sigma = Priors.of(field.model_settings), field.settings.clip_sigma
     while True:
@@ -281,7 +278,7 @@ def _choose_order(pairs: dict[int, CcdPairs], field: ExposureField, highest: int
 
 
 def _worst_ccd(outcome: _Outcome, limits: ExposureAstrometrySettings) -> tuple[int, str] | None:
-    """Return the CCD that fits in worst, with the reason, or None if all are good."""
+    """Return the CCD that agrees least and the reason, or None if all agree."""
     fit = outcome.fit
     worst, most = None, 1.0
     for number, stars in outcome.pairs.items():
@@ -292,7 +289,7 @@ def _worst_ccd(outcome: _Outcome, limits: ExposureAstrometrySettings) -> tuple[i
         for excess, reason in (
             (
                 offset / limits.max_offset,
-                f"it stands {offset:.1f} pixels from where the camera file says, more than "
+                f"it is {offset:.1f} pixels from its position in the camera file, more than "
                 f"exposure.astrometry.max_offset = {limits.max_offset:g}",
             ),
             (
@@ -306,7 +303,7 @@ def _worst_ccd(outcome: _Outcome, limits: ExposureAstrometrySettings) -> tuple[i
 
 
 def _iterate(field: ExposureField, outcome: _Outcome) -> _Outcome:
-    """Fit at full order and match again within smaller radii, until the same stars stay."""
+    """Fit at full order and match again within smaller radii, until the matches are stable."""
     settings, order = field.settings, field.model_settings.order
     radius = 2.0 * settings.match_tolerance
     previous: list = []
@@ -328,7 +325,7 @@ def _iterate(field: ExposureField, outcome: _Outcome) -> _Outcome:
         for number in outcome.pairs:
             again = match_nearest_stars(field.ccds[number], outcome.fit.model, field, radius)
             if again is None:
-                excluded[number] = "none of its sources is where the exposure says"
+                excluded[number] = "none of its sources matches the solution of the exposure"
             else:
                 pairs[number] = again
     # a CCD may lose its last stars when the iterations end
@@ -337,19 +334,19 @@ def _iterate(field: ExposureField, outcome: _Outcome) -> _Outcome:
 
 
 def _exclude_uncertain(outcome: _Outcome, max_formal_error: float) -> None:
-    """Take out the CCDs that the fit does not tell well enough."""
+    """Exclude CCDs whose formal error is too large."""
     for number, stars in list(outcome.pairs.items()):
         n_stars, error = int(stars.kept.sum()), outcome.fit.formal_error(stars.ccd)
         if error > max_formal_error or n_stars == 0:
             outcome.excluded[number] = (
-                f"{n_stars} stars tell its place to {error:.2f} pixels only "
+                f"{n_stars} stars constrain its position only to {error:.2f} pixels "
                 f"(exposure.astrometry.max_formal_error = {max_formal_error:g})"
             )
             del outcome.pairs[number]
 
 
 def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> AstrometrySolution:
-    """Write the model of a CCD as its own TAN-SIP WCS."""
+    """Convert the model of a CCD to its own TAN-SIP WCS."""
     stars, model, where = outcome.pairs[ccd.number], outcome.fit.model, ccd.where
     wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), ccd.stars.shape)
     nx, ny = where.detector.size
@@ -371,7 +368,6 @@ def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> Ast
 
 
 def _figures(field: ExposureField, outcome: _Outcome) -> ExposureFit:
-    """Return what the fit says about the exposure."""
     at_origin, offset = outcome.fit.model.recentred(), field.camera.rotation_offset
     # where +y of the focal plane points
     angle = np.radians(field.rotation + offset)
@@ -389,11 +385,11 @@ def _figures(field: ExposureField, outcome: _Outcome) -> ExposureFit:
 
 
 def _terms(number: int, outcome: _Outcome) -> CcdTerms:
-    """Return how a CCD fits in, in its own pixels."""
+    """Return the terms of a CCD in its own pixels."""
     stars, terms = outcome.pairs[number], outcome.fit.model.ccd_terms[number]
     jacobian = stars.ccd.jacobian
     offset = np.linalg.solve(jacobian, terms[:2])
-    # the field may be a mirror image of the focal plane, of which CCDs are none
+    # the field may be a mirror image of the focal plane, but a CCD is not
     turn = np.sign(np.linalg.det(jacobian)) * terms[2] / stars.ccd.half
     return CcdTerms(
         offset=(float(offset[0]), float(offset[1])),

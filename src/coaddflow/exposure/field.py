@@ -1,4 +1,4 @@
-"""The field of an exposure: the stars of all CCDs, and the reference stars, before any match."""
+"""The field of an exposure: the stars of all its CCDs and the reference stars, for matching."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,14 +22,14 @@ IndexArray = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class CcdStars:
-    """The sources of a CCD, as far as astrometry needs them.
+    """What astrometry needs of the sources of a CCD.
 
     Attributes
     ----------
     x, y : ndarray of float64, shape (n,)
         Positions, 0-based pixels.
     flux : ndarray of float64, shape (n,)
-        Fluxes, any unit that is the same for all CCDs; only the order matters.
+        Fluxes in any unit common to all CCDs; only the order matters.
     centroid_error : ndarray of float64, shape (n,)
         Errors of the positions, one axis, pixels.
     shape : tuple of int
@@ -44,8 +44,8 @@ class CcdStars:
 
     @classmethod
     def of(cls, sources: Table, shape: tuple[int, int]) -> "CcdStars":
-        """Take them from the sources of a measured CCD."""
-        # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
+        """Take the columns from the sources of a measured CCD."""
+        # saturated stars, the best ones to match, may have no PSF flux
         names = ("x", "y", "flux_isophotal", "x_error")
         return cls(*(np.array(sources[name], dtype=float) for name in names), shape)
 
@@ -61,16 +61,16 @@ class FieldCcd:
     stars : CcdStars
         All its sources.
     where : CcdPlace
-        Where the camera file puts it.
+        Its position in the camera file.
     sources : ndarray of int, shape (n,)
-        Rows of the sources to be matched, the brightest first.
+        Rows of the sources to be matched, brightest first.
     place, error : ndarray of float64, shapes (2, n), (n,)
-        Their places in the field and the errors of these, field pixels.
+        Their positions and position errors, field pixels.
     cone : tuple of float
-        Cone (ra, dec, radius) with all reference stars that the CCD may see, degrees.
+        Cone (ra, dec, radius) with all reference stars that may be on the CCD, degrees.
     near : ndarray of int, shape (m,)
-        Rows of the reference stars near it, the brightest first; none before it is known where
-        the exposure points (`ExposureField.pointed`).
+        Rows of the reference stars near it, brightest first; empty until the exposure is located
+        (`ExposureField.pointed`).
     """
 
     number: int
@@ -97,7 +97,7 @@ class ExposureField:
     camera, ra, dec, rotation
         The camera; predicted pointing and rotation, degrees.
     refcat, sky, by_magnitude
-        The reference stars; their positions (2, n), degrees; their rows, the brightest first.
+        The reference stars; their positions (2, n), degrees; their rows, brightest first.
     settings, model_settings
         Limits of search, match and clipping; the model of the focal plane.
     ccds : dict of int to FieldCcd
@@ -125,7 +125,7 @@ class ExposureField:
         settings: AstrometrySettings,
         model_settings: ExposureAstrometrySettings,
     ) -> "ExposureField":
-        """Put the stars into the field; ``pointing`` is (ra, dec, rotation), degrees."""
+        """Make the field of measured stars; ``pointing`` is (ra, dec, rotation), degrees."""
         sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
         magnitude = np.asarray(np.ma.filled(refcat["mag"], np.nan), float)
         by_magnitude = np.argsort(magnitude, kind="stable")
@@ -143,21 +143,21 @@ class ExposureField:
         ccds = {}
         for number, ccd in self.ccds.items():
             centre = model.expected(ccd.where, ccd.where.centre)
-            # compared this way round, NaN is left out
+            # NaN compares as false
             near = np.hypot(*(catalogue - centre)) <= 1.1 * ccd.reach + margin
             ccds[number] = replace(ccd, near=self.by_magnitude[near])
         return replace(self, ccds=ccds)
 
     def predicted_wcs(self, ccd: FieldCcd) -> WCS:
-        """Return the WCS that a CCD would have if the pointing were right."""
+        """Return the WCS of a CCD for the predicted pointing."""
         return predicted_wcs(self.camera, ccd.where.detector, self.ra, self.dec, self.rotation)
 
     def references_of(self, ccd: FieldCcd) -> IndexArray:
-        """Return the rows of the reference stars that a CCD may see."""
+        """Return the rows of the reference stars that may be on a CCD."""
         return stars_in_cone(self.refcat, *ccd.cone)
 
     def pairs(self, ccd: FieldCcd, i: IndexArray, references: IndexArray) -> CcdPairs:
-        """Return pairs of the sources to be matched, by index, and rows of reference stars."""
+        """Pair elements ``i`` of the sources to be matched with rows of the reference stars."""
         return CcdPairs(
             ccd.where,
             ccd.place[:, i],

@@ -1,7 +1,7 @@
 """Matching the stars of all CCDs of an exposure with the reference catalogue.
 
-First the exposure is located: by the pattern of the brightest stars of all CCDs, or of one CCD.
-Then each CCD is matched near its predicted place, where a few stars are enough.
+First the exposure is located from the pattern of the brightest stars of all CCDs, or of one CCD.
+Then each CCD is matched near its predicted position, for which a few stars suffice.
 """
 
 import logging
@@ -25,26 +25,26 @@ log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 
 _MAX_ANCHORS = 5
-"""CCDs that are tried as the first to be found on the sky."""
+"""Number of CCDs from which it is tried to locate the exposure."""
 
 _AGREEING = 0.3
-"""Part of the CCDs that must be where the first one says."""
+"""Fraction of the CCDs that must agree on the pointing."""
 
 _FIELD_SHIFT = 0.01
-"""How far, in units of the field's radius, the distortion may move a CCD at first."""
+"""Largest shift of a CCD by unknown distortion, in units of the field's radius."""
 
 _NEAR_ROTATION, _NEAR_SCALE = 0.5, 0.005
-"""How far the distortion may turn (degrees) and stretch a CCD."""
+"""Largest rotation (degrees) and change of scale of a CCD by unknown distortion."""
 
 _FEWEST_AT_FIRST, _FEWEST = 3, 2
-"""Fewest stars that can match a CCD before and after the others tell the distortion."""
+"""Fewest matched stars of a CCD, before and after the distortion is known."""
 
 _FEW_STARS_CHANCE = 1e-2
-"""Chance matches that are allowed for the few stars of a CCD whose place is known."""
+"""Expected chance matches that are allowed for the few stars of a CCD of known position."""
 
 
 class ExposureNotSolved(Exception):  # noqa: N818 - a result that travels as an exception
-    """The CCDs of an exposure do not give a common solution; the text says why."""
+    """The CCDs of an exposure have no common solution; the text says why."""
 
 
 def locate_exposure(
@@ -52,9 +52,9 @@ def locate_exposure(
 ) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs], float]:
     """Find where an exposure points; raise ExposureNotSolved.
 
-    Returned are the field with the reference stars near each CCD; a model of pointing, rotation
-    and scale; the stars of the CCDs that agree on it; and the expected number of chance matches as
-    good as the one that located the exposure.
+    Returns the field with the reference stars near each CCD; a model of pointing, rotation and
+    scale; the matched stars of the CCDs that agree with it; and the expected number of chance
+    matches as good as the one that located the exposure.
     """
     tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field.ccds.values())
     shift = max(3.0 * field.model_settings.max_offset, _FIELD_SHIFT * field.radius)
@@ -76,7 +76,7 @@ def locate_exposure(
 
 
 def _candidates(field: ExposureField) -> Iterator[tuple[FieldModel, float]]:
-    """Yield where the exposure may be, with the chance: from all stars, then from one CCD."""
+    """Yield possible pointings and their chance: from all CCDs together, then from single CCDs."""
     together = _match_all_together(field)
     if together is not None:
         yield together
@@ -87,13 +87,13 @@ def _candidates(field: ExposureField) -> Iterator[tuple[FieldModel, float]]:
         try:
             match = match_ccd(*position, references, predicted, stars.shape, field.settings)
         except CcdFailure as failure:
-            log.debug("CCD %d does not tell where the exposure is: %s", ccd.number, failure)
+            log.debug("CCD %d does not locate the exposure: %s", ccd.number, failure)
         else:
             yield _model_from_ccd(ccd, match, field), match.chance
 
 
 def _match_all_together(field: ExposureField) -> tuple[FieldModel, float] | None:
-    """Find the pattern of the brightest stars of all CCDs: no CCD needs to have many."""
+    """Match the pattern of the brightest stars of all CCDs: no single CCD needs many."""
     settings = field.settings
     place = np.concatenate([ccd.place for ccd in field.ccds.values()], axis=1)
     flux = np.concatenate([ccd.stars.flux[ccd.sources] for ccd in field.ccds.values()])
@@ -130,7 +130,7 @@ def _match_all_together(field: ExposureField) -> tuple[FieldModel, float] | None
 
 
 def _model_from_ccd(ccd: FieldCcd, match: CcdMatch, field: ExposureField) -> FieldModel:
-    """Return the pointing, rotation and scale that put a CCD where its match says."""
+    """Return the pointing, rotation and scale that follow from the match of a CCD."""
     ny, nx = ccd.stars.shape
     y, x = (grid.ravel() for grid in np.mgrid[0 : ny - 1 : 5j, 0 : nx - 1 : 5j])
     matched, predicted = match.wcs.pixel_scale_matrix, ccd.where.jacobian
@@ -142,7 +142,7 @@ def _model_from_ccd(ccd: FieldCcd, match: CcdMatch, field: ExposureField) -> Fie
 def _rigid_model(
     place: FloatArray, sky: FloatArray, flipped: bool, field: ExposureField
 ) -> FieldModel:
-    """Return the model of shift, rotation and scale that puts places (2, n) to the sky (2, n)."""
+    """Return the shift, rotation and scale that take positions (2, n) to the sky (2, n)."""
     crval = np.array([field.ra, field.dec])
     z = place[0] + 1j * place[1]
     for _ in range(8):
@@ -159,7 +159,7 @@ def _rigid_model(
 def _match_undistorted(
     ccd: FieldCcd, model: FieldModel, field: ExposureField, shift: float
 ) -> CcdPairs | None:
-    """Match a CCD with a model that is exact to the distortion that nobody knows."""
+    """Match a CCD with a model that lacks only the unknown part of the distortion."""
     window = SearchWindow(shift, _NEAR_ROTATION, _NEAR_SCALE, False)
     tolerance = max(field.settings.match_tolerance, 2e-3 * ccd.reach)
     chance = field.settings.max_chance
@@ -167,7 +167,7 @@ def _match_undistorted(
 
 
 def match_sparse_ccd(ccd: FieldCcd, fit: FieldFit, field: ExposureField) -> CcdPairs | None:
-    """Match a CCD of few stars with a model of which only the CCD's own place is not known."""
+    """Match a CCD of few stars with a fitted model that lacks only the terms of the CCD."""
     tolerance = field.settings.match_tolerance
     rotation = float(np.degrees(4.0 * fit.priors.rotation / ccd.where.half))
     shift = 4.0 * fit.priors.offset + tolerance
@@ -184,7 +184,7 @@ def _match_window(
     max_chance: float,
     min_matches: int,
 ) -> CcdPairs | None:
-    """Match the pattern of a CCD's stars in a small window around its predicted place."""
+    """Match the pattern of a CCD's stars in a small window around its predicted position."""
     if min(ccd.near.size, ccd.sources.size) < min_matches:
         return None
     centre = model.expected(ccd.where, ccd.where.centre)

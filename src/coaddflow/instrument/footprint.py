@@ -1,7 +1,7 @@
-"""The field of a camera on the sky as the pointing of an exposure predicts it, with a margin.
+"""The predicted footprint of an exposure on the sky, with a margin.
 
-All CCDs are enclosed in one convex outline on the tangent plane at the pointing, moved outwards by
-the margin. NumPy only: the Snakefile imports this.
+One convex outline encloses all CCDs on the tangent plane at the pointing, moved outwards by the
+margin. NumPy only: the Snakefile imports this.
 """
 
 import math
@@ -25,7 +25,7 @@ _POINTS_PER_EDGE = 8
 
 
 class Pointing(Protocol):
-    """What is needed of a row of the exposure table; angles in degrees."""
+    """The needed columns of the exposure table; angles in degrees."""
 
     exposure: str
     ra: float
@@ -38,7 +38,7 @@ def predicted_footprints(
 ) -> list[tuple[FloatArray, FloatArray]]:
     """Return the outline (ra, dec) of each exposure, enlarged by the margin; all in degrees.
 
-    This is what a tangent sky map is fitted to.
+    A tangent sky map is fitted to these.
     """
     outlines = outline_vectors(list(exposures), camera, margin)
     return [sphere.from_vector(vectors) for vectors in outlines]
@@ -47,7 +47,7 @@ def predicted_footprints(
 def outline_vectors(exposures: Sequence[Pointing], camera: "Camera", margin: float) -> FloatArray:
     """Return the enlarged outlines of exposures as unit vectors, shape (n, n_sides, 3)."""
     points = _camera_points(camera)
-    # nowhere less than the margin on the sky
+    # nowhere smaller than the margin on the sky
     outline = polygon.enclosing_outline(*points, margin * _stretch(*points, margin))
     ra, dec, rotation = (
         np.array([getattr(exposure, name) for exposure in exposures], dtype=float)[:, None]
@@ -64,14 +64,14 @@ def check_footprint_within_prediction(
     dec: ArrayLike,
     ccd: int | None = None,
 ) -> None:
-    """Check that a fitted CCD lies where the plan of the run allowed for it.
+    """Check that a fitted CCD lies within the predicted footprint of its exposure.
 
     Parameters
     ----------
     exposure : Pointing
         Row of the exposure table, as the run was planned from it.
     camera : Camera
-        Where the CCDs stand.
+        Positions of the CCDs.
     margin : float
         The margin of the prediction, degrees.
     ra, dec : array_like, shape (n,)
@@ -82,8 +82,7 @@ def check_footprint_within_prediction(
     Raises
     ------
     InputError
-        If a part of the CCD is outside the enlarged outline of its exposure. It names the
-        exposure, by how much it is off, and the remedies.
+        If a part of the CCD is outside the enlarged outline of its exposure.
     """
     xi, eta = sphere.tan_project(ra, dec, exposure.ra, exposure.dec)
     xi, eta = _rotate(xi, eta, -exposure.rotation)
@@ -91,7 +90,7 @@ def check_footprint_within_prediction(
     distance, stretch = _distance_outside(xi, eta, *points), _stretch(*points, margin)
     if np.all(distance <= margin * stretch + 1e-9):
         return
-    # back from the stretched tangent plane to an angle; far behind it only "very far" is known
+    # back from the tangent plane to an angle
     excess = float(np.max(distance)) / stretch
     off = f"{excess:.3f} degrees" if np.isfinite(excess) else "more than 90 degrees"
     which = "the footprint" if ccd is None else f"CCD {ccd}"
@@ -114,7 +113,7 @@ def _camera_points(camera: "Camera") -> tuple[FloatArray, FloatArray]:
 
 
 def _stretch(xi: FloatArray, eta: FloatArray, margin: float) -> float:
-    """Return how much larger angles look on the tangent plane at the edge of the field."""
+    """Return the radial scale of the tangent plane at the edge of the enlarged field."""
     radius = math.atan(math.radians(float(np.hypot(xi, eta).max()))) + math.radians(margin)
     return 1.0 / math.cos(min(radius, math.radians(80.0))) ** 2
 
@@ -124,8 +123,8 @@ def _distance_outside(
 ) -> FloatArray:
     """Return how far positions are outside the outline of points (without margin); same unit.
 
-    The sides are those of `polygon.enclosing_outline`, so that what is allowed here is what was
-    planned for. NaN becomes infinite.
+    The sides are those of `polygon.enclosing_outline`, with which the run was planned. NaN becomes
+    infinite.
     """
     angle = 2.0 * np.pi * np.arange(polygon.OUTLINE_SIDES) / polygon.OUTLINE_SIDES
     normals = np.stack([np.cos(angle), np.sin(angle)], axis=1)

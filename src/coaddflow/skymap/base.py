@@ -16,7 +16,7 @@ class SkyMap(ABC):
     Attributes
     ----------
     settings : SkymapSettings
-        What it was made from, with nothing left to be fitted.
+        Its parameters, complete.
     n_tracts : int
         Tracts are numbered from 0 to ``n_tracts - 1``.
     """
@@ -78,6 +78,5 @@ class SkyMap(ABC):
     def tracts_near(self, ra: float, dec: float, radius: float) -> list[int]:
         """Return, in order, all tracts that a circle of this radius (degrees) may touch.
 
-        Corners of tracts count as if the tracts were round, so a few too many may come back, but
-        none is missed.
+        Tracts count as round, so a few too many may be returned, but none is missed.
         """

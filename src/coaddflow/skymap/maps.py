@@ -1,4 +1,4 @@
-"""The sky map that the settings describe: the pixel grids on which exposures meet."""
+"""Making the sky map that the settings describe."""
 
 from collections.abc import Iterable
 

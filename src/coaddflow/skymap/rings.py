@@ -1,15 +1,14 @@
 """The sky map of rings: tracts in rings of declination over the whole sky.
 
-Each direction on the sky belongs to the inner region of exactly one tract. Tracts and patches have
-the numbers and places that the sky maps of the HSC survey and of the Rubin pipelines have for the
+Each direction on the sky belongs to the inner region of exactly one tract. Numbers and positions
+of tracts and patches are those of the sky maps of the HSC survey and of the Rubin pipelines for the
 same parameters [1]_. NumPy only: the Snakefile imports this.
 
-The rings are numbered from south to north, tract 0 is the southern polar cap, and within a ring
-the tracts are numbered eastwards from ``ra_start``. Version 0 of the published map counted the
-tract at ``ra_start`` as the last of its ring, not as the first (in all rings but the southernmost),
-named the first tract of the southernmost ring twice and had none for the first of the
-northernmost; positions that belong there get the number of the northern polar cap, which does not
-reach them.
+Rings are numbered from south to north, tract 0 is the southern polar cap, and within a ring tracts
+are numbered eastwards from ``ra_start``. Version 0 of the published map counted the tract at
+``ra_start`` as the last of its ring, not as the first (in all rings but the southernmost), listed
+the first tract of the southernmost ring twice and omitted the first of the northernmost; positions
+there get the number of the northern polar cap, which does not reach them.
 
 References
 ----------
@@ -54,7 +53,7 @@ class RingsSkyMap(SkyMap):
         return np.concatenate([[0.0], ra, [0.0]]), np.concatenate([[-90.0], dec, [90.0]])
 
     def _ring_and_number(self, tract_id: NDArray) -> tuple[NDArray, NDArray]:
-        """Return the ring and the place in it, from ra_start eastwards, of tracts off the caps."""
+        """Return the ring and the number in it, from ra_start eastwards, of tracts off the caps."""
         if self.settings.rings.version == 1:
             ring = np.searchsorted(self._first_of_ring, tract_id, side="right") - 1
         else:
@@ -77,7 +76,7 @@ class RingsSkyMap(SkyMap):
         from_start = (ra - math.radians(self.settings.rings.ra_start)) % (2.0 * np.pi)
         number = (from_start / (2.0 * np.pi / count) + 0.5).astype(np.int64) % count
         if self.settings.rings.version == 0:
-            # the tract at ra_start stands where version 1 has the first of the next ring
+            # the tract at ra_start has the number that in version 1 begins the next ring
             ring = np.where((number == 0) & (ring > 0), ring + 1, ring)
         tract_id = self._first_of_ring[ring] + number
         tract_id = np.where(dec < south_edge, 0, tract_id)
@@ -91,16 +90,16 @@ class RingsSkyMap(SkyMap):
         cosine = self._vectors[first:last] @ sphere.to_vector(ra, dec)
         near = np.flatnonzero(cosine >= math.cos(math.radians(min(reach, 180.0)))) + first
         if self.settings.rings.version == 0:
-            near = near[near != self._first_of_ring[1]]  # the first tract over again
+            near = near[near != self._first_of_ring[1]]  # a duplicate of the first tract
         return near.tolist()
 
 
 def _tracts_per_ring(rings: RingsSettings) -> NDArray[np.int64]:
-    """Return how many tracts each ring has, from south to north [1]_.
+    """Return the number of tracts in each ring, from south to north [1]_.
 
     A ring is divided where it is widest, at its declination nearest to the equator. The order of
-    the operations is that of the published map: on the equator the quotient is a whole number,
-    and its last bit decides the count.
+    operations is that of the published map: on the equator the quotient is a whole number, and
+    its last bit decides the count.
     """
     size = math.pi / (rings.num_rings + 1)
     counts = []
@@ -114,7 +113,7 @@ def _tracts_per_ring(rings: RingsSettings) -> NDArray[np.int64]:
 def _published_layout(half_size: float, settings: SkymapSettings) -> dict:
     """Return the pixel layout of a tract of the published maps [1]_.
 
-    The square of half side ``half_size`` (degrees) is taken to whole pixels outwards, then grown
+    The square of half side ``half_size`` (degrees) is rounded outwards to whole pixels, then grown
     on both sides to a whole number of patches; an odd pixel goes to the upper side.
     """
     half = math.tan(math.radians(half_size)) / math.radians(settings.pixel_scale / 3600.0)

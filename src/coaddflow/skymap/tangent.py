@@ -19,7 +19,7 @@ Footprint = tuple[ArrayLike, ArrayLike]
 """Vertices (ra, dec) in order, degrees."""
 
 _MAX_TANGENT_RADIUS = 28.0
-"""Degrees from the centre to a corner beyond which one tangent plane is refused."""
+"""Largest distance from the centre to a corner, degrees."""
 
 
 class TangentSkyMap(SkyMap):
@@ -68,9 +68,9 @@ def fit_tangent(
 ) -> SkymapSettings:
     """Return the settings with the centre and size of the tangent tract filled in.
 
-    The tract is the smallest upright one that holds all footprints. Its centre is rounded to a
-    thousandth of a degree. As it follows the exposures, an added exposure can move it; a survey
-    that grows should have it fixed in its settings.
+    The tract is the smallest upright one that contains all footprints. Its centre is rounded to a
+    thousandth of a degree. An added exposure can move it; a survey that grows should have it fixed
+    in its settings.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ class Tract:
     ra, dec : float
         Tangent point, ICRS degrees.
     reference_pixel : tuple of float
-        Where the tangent point stands, 0-based pixels (x, y).
+        Position of the tangent point, 0-based pixels (x, y).
     n_patches : tuple of int
         Patches in x and y.
     patch_inner_size : tuple of int
@@ -217,14 +217,14 @@ class Tract:
     def footprint_pixels(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.float64]:
         """Return the outline of a region in pixels, shape (m, 2).
 
-        What lies farther than 89 degrees from the tangent point is cut off.
+        Parts farther than 89 degrees from the tangent point are cut off.
         """
         homogeneous = sphere.to_vector(ra, dec) @ self.vector_to_pixel.T
         homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - _MIN_COSINE)
         return homogeneous[:, :2] / homogeneous[:, 2:]
 
     def patch_areas(self, points: NDArray[np.float64]) -> dict[str, float]:
-        """Return how much of each patch's outer box a polygon covers.
+        """Return the area of each patch's outer box that a polygon covers.
 
         Parameters
         ----------
@@ -234,7 +234,7 @@ class Tract:
         Returns
         -------
         dict of str to float
-            Area in square pixels for the patches that are covered at all, x running fastest.
+            Square pixels, only for patches that are covered, x running fastest.
         """
         if len(points) < 3:
             return {}
@@ -248,7 +248,7 @@ class Tract:
         return areas
 
     def _indices_near(self, axis: int, position: NDArray[np.float64]) -> range:
-        """Return the patch indices along an axis whose outer boxes reach a range of pixels."""
+        """Return the patch indices along an axis whose outer boxes overlap a range of pixels."""
         size, n = self.patch_inner_size[axis], self.n_patches[axis]
         first = math.floor((position.min() + 0.5 - self.patch_border) / size)
         last = math.floor((position.max() + 0.5 + self.patch_border) / size)

@@ -1,8 +1,8 @@
 """Warps: the pixels of an exposure on the pixels of a tract.
 
-One warp per exposure and patch holds all CCDs of the exposure there, in nJy, with variance and
-mask, trimmed to the box that has data. The patches of a tract are warped in an order in which each
-calexp is read once and only few are in memory at a time.
+One warp per exposure and patch contains all CCDs of the exposure there, in nJy, with variance and
+mask, trimmed to the box with data. The order of the patches is such that each calexp is read once
+and few are in memory at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,14 +30,14 @@ _ROWS_PER_TASK = 128
 
 @dataclass(frozen=True)
 class CcdImage:
-    """A calibrated CCD, as `warp_patches` wants it.
+    """A calibrated CCD, the input of `warp_patches`.
 
     Attributes
     ----------
     masked_image : MaskedImage
         Pixels, sky subtracted.
     wcs : astropy.wcs.WCS
-        Any projection and distortion that astropy knows.
+        Any projection and distortion that astropy supports.
     scale : float
         nJy per unit of the pixels (`flux_scale`).
     """
@@ -67,11 +67,11 @@ def warp_patches(
     patch_ccds : mapping of str to sequence of int
         For each patch, the CCDs that overlap it.
     load_calexp : callable
-        Gives the `CcdImage` of a CCD; called once for each.
+        Returns the `CcdImage` of a CCD; called once for each.
     settings : WarpSettings
         Kernel and treatment of flags.
     threads : int
-        Rows are shared among so many threads; the result does not depend on it.
+        Number of threads that share the rows; the result does not depend on it.
 
     Yields
     ------
@@ -105,7 +105,7 @@ def warp_patches(
 def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
     """Order patches so that few CCDs need to be in memory at a time.
 
-    The next patch is the one that needs the fewest CCDs that are not there yet, and among these
+    The next patch is the one that needs the fewest CCDs that are not in memory, and among these
     the one that uses the most that are; remaining ties are broken by name.
     """
     remaining = {patch: set(ccds) for patch, ccds in patch_ccds.items()}
@@ -127,7 +127,7 @@ def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
 def warp_whole_ccd(
     number: int, ccd: CcdImage, tract: SkyGrid, outer: Box, settings: WarpSettings
 ) -> Warp | None:
-    """Warp one CCD to all pixels of a tract that it reaches.
+    """Warp one CCD to all pixels of a tract that it covers.
 
     Parameters
     ----------
@@ -138,14 +138,14 @@ def warp_whole_ccd(
     tract : Tract
         The tract.
     outer : tuple of int
-        Pixels beyond this box of the tract are of no interest.
+        Box of the tract beyond which pixels are not needed.
     settings : WarpSettings
         Kernel and treatment of flags.
 
     Returns
     -------
     Warp or None
-        The same pixels as `warp_patches` gives where no other CCD was before; None if there are
+        The same pixels as `warp_patches` gives where no other CCD comes first; None if there are
         none.
     """
     kernel = make_kernel(settings.kernel)
@@ -155,7 +155,7 @@ def warp_whole_ccd(
 
 @dataclass(frozen=True)
 class _PreparedCcd:
-    """A CCD that waits for the patches that need it."""
+    """A CCD in memory, for the patches that need it."""
 
     source: Source
     grid: PixelGrid
@@ -185,7 +185,7 @@ def _resample_ccds(
     settings: WarpSettings,
     threads: int,
 ) -> Warp | None:
-    """Return the warp of CCDs, the first before the others, in a box; None if it has no data."""
+    """Return the warp of CCDs in a box, where the first ones win; None if it has no data."""
     parts = [part for ccd in ccds.values() if (part := common_box(ccd.box, outer)) is not None]
     if not parts:
         return None
@@ -222,9 +222,9 @@ def _resample_into(
 
 
 def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
-    """Return the warp in a box, cut to the pixels with data; None if no CCD gave any.
+    """Return the warp in a box, trimmed to the pixels with data; None if there are none.
 
-    ``counts``: pixels that each CCD has given.
+    ``counts``: pixels from each CCD.
     """
     if not any(counts.values()):
         return None
@@ -239,7 +239,7 @@ def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | Non
 
 
 def _data_span(mask: NDArray[np.int32], axis: int) -> tuple[int, int]:
-    """Return the first and last-plus-one row (or column) with data, looking from both ends."""
+    """Return the first and last-plus-one row (or column) with data, searched from both ends."""
     lines = np.moveaxis(mask, axis, 0)
 
     def has_data(index: int) -> bool:

@@ -1,4 +1,4 @@
-"""Warps on disk: one file for each patch, and the table that is written last."""
+"""Warps on disk: one file per patch, and their table, written last."""
 
 import contextlib
 import sys
@@ -34,7 +34,7 @@ class Warp:
     Attributes
     ----------
     box : tuple of int
-        Where the pixels are on the tract.
+        Its pixels on the tract.
     masked_image : MaskedImage
         Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data.
     ccds : tuple of int
@@ -49,19 +49,19 @@ class Warp:
     n_covered: int = 0
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``, without a copy."""
+        """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
         part = part_of(self.box, box)
         planes = self.masked_image
         return MaskedImage(planes.image[part], planes.variance[part], planes.mask[part])
 
 
 class WarpReader(Protocol):
-    """Where a coadd takes the pixels of a warp from: `Warp` in memory, `WarpFile` on disk."""
+    """Pixels of a warp for a coadd: `Warp` in memory, `WarpFile` on disk."""
 
     box: Box
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        """Return the pixels of a box of the tract, which must be inside ``self.box``."""
 
 
 def write_warps(
@@ -75,9 +75,9 @@ def write_warps(
 ) -> WarpTable:
     """Write the warps of an exposure on the patches of a tract, and their table.
 
-    The patches go into the folder beside the table that has the exposure's name. What stood
-    there from an earlier run is removed first, and the table is written last: where it stands,
-    all files that it names are whole.
+    The patches go into the folder beside the table that has the exposure's name. Warps of an
+    earlier run are removed first, and the table is written last: if it exists, all files that it
+    names are complete.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def write_warp(
 ) -> None:
     """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
 
-    It is never quantised, since coadds are made from it: they would be rounded twice.
+    It is never quantised, because coadds are made from it and would be rounded twice.
     """
     kept = "lossless" if compression == "quantized" else compression
     hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
@@ -141,9 +141,9 @@ def write_warp(
 
 
 def part_header(tract: Tract, box: Box) -> fits.Header:
-    """Return the WCS of a part of a tract, with LTV1/2 that tell where it begins.
+    """Return the WCS of a part of a tract, with its first pixel in LTV1/2.
 
-    LTVn is the IRAF keyword: ds9 shows tract pixels (1-based) as physical coordinates.
+    LTVn are IRAF keywords: ds9 shows tract pixels (1-based) as physical coordinates.
     """
     header = wcs_to_header(tract.wcs())
     header["CRPIX1"] -= box[0]
@@ -166,10 +166,10 @@ def remove_warps(folder: str | Path) -> None:
 
 
 def kept_table(folder: str | Path) -> Path:
-    """Return the table of the warps in a folder if the job of a tract has kept them.
+    """Return the table of the warps in a folder, if the job of a tract keeps them.
 
-    It has a name of its own: that of the rule ``warp`` would promise Snakemake warps of which it
-    does not know the settings.
+    It has a name of its own: with the name of the rule ``warp``, Snakemake would take the warps for
+    those of the rule, whatever their settings.
     """
     return Path(folder).with_suffix(".kept.ecsv")
 
@@ -192,7 +192,7 @@ class WarpFile:
     Raises
     ------
     InputError
-        If it is missing, damaged or no warp; also when pixels are read.
+        If it is missing, damaged or not a warp; also when pixels are read.
     """
 
     def __init__(self, path: str | Path):
@@ -219,7 +219,7 @@ class WarpFile:
         )
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        """Return the pixels of a box of the tract, which must be inside ``self.box``."""
         part = part_of(self.box, box)
         try:
             if self._compressed:
@@ -252,6 +252,6 @@ class WarpFile:
         if pixels.size < shape[0] * width:
             raise ValueError("file ends early")
         if sys.byteorder == "little":
-            # in place, which spares the pass over memory that a conversion costs
+            # in place, which saves the pass over memory of a conversion
             pixels.byteswap(inplace=True)
         return pixels.reshape(shape)

@@ -25,8 +25,8 @@ def make_warps(
 ) -> WarpTable:
     """Warp the CCDs of an exposure to a tract: the whole job.
 
-    All CCDs that are done are warped; whether they are good enough for the coadds is decided
-    later, by the selection, so that a change of the selection makes no warp again.
+    All CCDs that are done are warped; the selection decides later which ones are good enough for
+    the coadds, so that changing it does not redo any warp.
 
     Parameters
     ----------
@@ -65,10 +65,10 @@ def make_warps(
 
 
 def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable[str]) -> None:
-    """Remove the coadds that depend on warps which are made anew.
+    """Remove the coadds that depend on warps which are redone.
 
-    They may be those of the job of the whole tract, with other settings. Where such warps have the
-    checksums that Snakemake knows from earlier, it would take coadds that are there for theirs.
+    They may be those of the job of the whole tract, with other settings. If the warps get the
+    checksums that Snakemake recorded earlier, it would accept these coadds as their products.
     """
     results = Path(table).parent.parent.parent
     for patch in patches:
