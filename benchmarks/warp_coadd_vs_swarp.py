@@ -42,8 +42,7 @@ from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp.ccds import CcdImage, warp_patches
-from coaddflow.warp.files import WarpFile
-from coaddflow.warp.job import warp_exposure
+from coaddflow.warp.files import WarpFile, write_warps
 
 RA, DEC, PIXEL_SCALE = 150.0, 2.2, 0.2
 SKY_NOISE = 20.0
@@ -132,11 +131,12 @@ def run_coaddflow(folder: Path, side: int, mode: str, threads: int) -> None:
         return CcdImage(masked_image, read_wcs(header), scale=1.0)
 
     def warp(exposure: str) -> object:
-        arguments = (tract, {"0_0": (0, 1)}, lambda ccd: load(exposure, ccd), WarpSettings())
+        settings = WarpSettings()
+        warps = warp_patches(tract, {"0_0": (0, 1)}, lambda ccd: load(exposure, ccd), settings)
         if mode == "memory":
-            return dict(warp_patches(*arguments))["0_0"]
+            return dict(warps)["0_0"]
         table_path = output / "0" / f"{exposure}.ecsv"
-        warp_exposure(table_path, exposure, *arguments)
+        write_warps(table_path, exposure, tract, warps, settings)
         return WarpFile(table_path.parent / read_warp_table(table_path).warps[0].path)
 
     with ThreadPoolExecutor(threads) as pool:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from regions import tracts_touching
 
-from coaddflow.corners import database as corners
+from coaddflow.corners import build
 from coaddflow.corners import schema as corner_schema
 from coaddflow.corners.build import (
     build_survey_database,
@@ -109,6 +110,16 @@ def content(path):
     return tables
 
 
+def tracts_of(database):
+    return [row["tract"] for row in database.query("SELECT tract FROM tracts ORDER BY tract")]
+
+
+def checksums_of(database):
+    """Return the checksums of the manifests, by exposure, in order."""
+    query = "SELECT exposure, manifest_sha256 FROM exposures ORDER BY exposure"
+    return dict(map(tuple, database.query(query)))
+
+
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory, skymap):
     """Return manifests of five exposures, across RA 0, at a pole and on a border of tracts."""
@@ -204,9 +215,9 @@ class TestTractDatabase:
         path = tmp_path / "9813.sqlite"
         build_tract_database(path, manifests, tract)
         with CornerDatabase(path) as database:
-            assert database.facts() == {"kind": "tract"}
-            assert database.tracts() == [9813]
-            assert database.exposures() == {m.stem: sha256_of(m) for m in sorted(manifests)}
+            assert database.meta() == {"kind": "tract"}
+            assert tracts_of(database) == [9813]
+            assert checksums_of(database) == {m.stem: sha256_of(m) for m in sorted(manifests)}
             found = database.query_patch(9813, "5_4")
             assert found == sorted(found, key=lambda o: (o.ccd.exposure, o.ccd.ccd))
             assert {o.ccd.exposure for o in found} == {"cosmos", "cosmos2"}
@@ -264,7 +275,7 @@ class TestTractDatabase:
         path = tmp_path / "t.sqlite"
         build_tract_database(path, [manifest(tmp_path, rows)], skymap.tract(0))
         with CornerDatabase(path) as database:
-            assert list(database.exposures()) == ["bad"]
+            assert list(checksums_of(database)) == ["bad"]
             assert database.ccds() == rows
 
 
@@ -330,7 +341,7 @@ class TestQueryPoint:
         for ra, dec in [(0.0, 90.0), (0.0, 0.0), (90.0, 0.0), (33.0, -45.0)]:
             vectors = sphere.to_vector(*outline(ra, dec, turn=20.0, half=0.5))
             _, radius = polygon.bounding_cap(vectors)
-            box = np.reshape(corners._vector_box(vectors, float(radius)), (3, 2))
+            box = np.reshape(build._vector_box(vectors, float(radius)), (3, 2))
             grid = np.linspace(-0.49, 0.49, 21)
             cos, sin = np.cos(np.radians(20.0)), np.sin(np.radians(20.0))
             x, y = np.meshgrid(grid, grid)
@@ -354,8 +365,8 @@ class TestSurveyDatabase:
             expected = set()
             for row in database.ccds():
                 if row.state == "done":
-                    expected |= set(skymap.tracts_touching(row.footprint_ra, row.footprint_dec))
-            assert database.tracts() == sorted(expected)
+                    expected |= set(tracts_touching(skymap, row.footprint_ra, row.footprint_dec))
+            assert tracts_of(database) == sorted(expected)
             assert {9813, 9814, skymap.n_tracts - 1} <= expected
             # an exposure on the border of two tracts stands in both
             for tract, patch in [(9813, "0_4"), (9814, "8_4")]:
@@ -392,7 +403,7 @@ class TestSurveyDatabase:
         with CornerDatabase(path) as database:
             assert database.query_point(150.05, 2.15)[0].seeing == 1.1
             assert database.query_point(0.0, 89.9) == []
-            assert skymap.n_tracts - 1 not in database.tracts()
+            assert skymap.n_tracts - 1 not in tracts_of(database)
 
     def test_nothing_changed(self, tmp_path, skymap, survey):
         path = tmp_path / "corners.sqlite"
@@ -424,7 +435,7 @@ class TestSurveyDatabase:
         def fail(*_):
             raise sqlite3_full()
 
-        monkeypatch.setattr(corners, "_insert_exposure", fail)
+        monkeypatch.setattr(build, "_insert_exposure", fail)
         with pytest.raises(InputError, match="No space left on device"):
             update_survey_database(path, [*survey[1], new], skymap)
         assert path.read_bytes() == before
@@ -432,13 +443,13 @@ class TestSurveyDatabase:
 
 
 def spy(monkeypatch, name, note):
-    real = getattr(corners, name)
+    real = getattr(build, name)
 
     def noted(*args):
         note(*args)
         return real(*args)
 
-    monkeypatch.setattr(corners, name, noted)
+    monkeypatch.setattr(build, name, noted)
 
 
 def sqlite3_full():
@@ -508,7 +519,7 @@ class TestBadInput:
 
     def test_it_cannot_be_written_through_a_reader(self, survey):
         with CornerDatabase(survey[0]) as database, pytest.raises(InputError, match="readonly"):
-            database._rows("DELETE FROM ccds")
+            database.query("DELETE FROM ccds")
 
     def test_unknown_tract_and_patch(self, survey):
         with CornerDatabase(survey[0]) as database:
@@ -572,7 +583,7 @@ class TestSchema:
 
     def test_views_and_examples_run_in_the_database(self, survey):
         with CornerDatabase(survey[0]) as database:
-            rows = database._rows("SELECT * FROM v_ccd")
+            rows = database.query("SELECT * FROM v_ccd")
             assert len(rows) == 19
             by_key = {(c.exposure, c.ccd): c for c in database.ccds()}
             for row in rows:
@@ -580,16 +591,16 @@ class TestSchema:
                 for corner in range(4):
                     assert row[f"ra_{corner}"] == ccd.footprint_ra[8 * corner]
                     assert row[f"dec_{corner}"] == ccd.footprint_dec[8 * corner]
-            depth = database._rows(
+            depth = database.query(
                 "SELECT * FROM v_patch_depth WHERE tract = 9813 AND patch = '5_4' AND band = 'r'"
             )
             found = database.query_patch(9813, "5_4", "r")
             assert depth[0]["n_exposures"] == 1
             assert depth[0]["n_ccds"] == len(found)
             assert depth[0]["mean_exposures"] == pytest.approx(sum(o.patch_fraction for o in found))
-            assert len(database._rows("SELECT * FROM v_exposure")) == 5
-            assert [r["ccd"] for r in database._rows("SELECT * FROM v_failed")] == [2]
-            answers = [database._rows(query) for _, query in corner_schema.EXAMPLES]
+            assert len(database.query("SELECT * FROM v_exposure")) == 5
+            assert [r["ccd"] for r in database.query("SELECT * FROM v_failed")] == [2]
+            answers = [database.query(query) for _, query in corner_schema.EXAMPLES]
             assert {r["exposure"] for r in answers[2]} >= {"cosmos2"}
             assert all(answers)
 

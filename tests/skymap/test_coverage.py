@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from regions import patches_touching, tracts_touching
 
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
@@ -123,8 +124,8 @@ def test_agrees_with_clipping_each_outline(camera, skymap):
     outlines = predicted_footprints(exposures, camera, MARGIN)
     for exposure, outline in zip(exposures, outlines, strict=True):
         expected = {
-            tract_id: skymap.tract(tract_id).patches_touching(*outline)
-            for tract_id in skymap.tracts_touching(*outline)
+            tract_id: patches_touching(skymap.tract(tract_id), *outline)
+            for tract_id in tracts_touching(skymap, *outline)
         }
         assert overlaps[exposure.exposure] == expected
 
@@ -175,8 +176,8 @@ def test_images_with_a_wcs(skymap):
         expected: dict[int, set[str]] = {}
         for i in members:
             corners = images[i].footprint_ra, images[i].footprint_dec
-            for tract_id in skymap.tracts_touching(*corners):
-                patches = skymap.tract(tract_id).patches_touching(*corners)
+            for tract_id in tracts_touching(skymap, *corners):
+                patches = patches_touching(skymap.tract(tract_id), *corners)
                 expected.setdefault(tract_id, set()).update(patches)
         assert {tract_id: set(patches) for tract_id, patches in overlaps[name].items()} == expected
     far = sphere.tan_deproject(0.0, 0.0, 151.5, 2.0)
@@ -239,8 +240,8 @@ class TestCheck:
             except InputError:
                 continue
             passed += 1
-            for tract_id in skymap.tracts_touching(*fitted):
-                touched = skymap.tract(tract_id).patches_touching(*fitted)
+            for tract_id in tracts_touching(skymap, *fitted):
+                touched = patches_touching(skymap.tract(tract_id), *fitted)
                 assert set(touched) <= set(overlaps[tract_id])
         assert 10 < passed < 55
 

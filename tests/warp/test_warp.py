@@ -5,20 +5,27 @@ from astropy.wcs import WCS
 from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import part_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.tables.warps import read_warp_table
-from coaddflow.warp.ccds import CcdImage, order_patches, warp_ccd, warp_patches
-from coaddflow.warp.files import Warp, WarpFile, write_warp
-from coaddflow.warp.job import warp_exposure
+from coaddflow.warp.ccds import CcdImage, order_patches, warp_patches
+from coaddflow.warp.files import Warp, WarpFile, write_warp, write_warps
 from coaddflow.warp.resample import covariance_factor, kernel_weights
 
 SHAPE = (240, 200)
 SETTINGS = WarpSettings()
 
 
-def whole(tract):
-    return (0, 0, tract.width, tract.height)
+def warp_ccd(ccd, wcs, tract, settings=SETTINGS, scale=1.0, threads=1):
+    """Warp one CCD to a tract of one patch; return the pixels of the whole tract."""
+    image = CcdImage(ccd, wcs, scale)
+    ((_, warp),) = warp_patches(tract, {"0_0": (1,)}, lambda _: image, settings, threads)
+    whole = MaskedImage.empty((tract.height, tract.width))
+    part = part_of((0, 0, tract.width, tract.height), warp.box)
+    for name in ("image", "variance", "mask"):
+        getattr(whole, name)[part] = getattr(warp.masked_image, name)
+    return whole
 
 
 @pytest.mark.parametrize("kernel", ["lanczos3", "lanczos5", "bilinear"])
@@ -27,8 +34,7 @@ def test_flux_of_a_star_is_conserved(kernel, pixel_scale, rotation):
     tract = make_tract(400, pixel_scale)
     wcs = make_wcs(SHAPE, 0.2, rotation, shift=(0.3, -0.2))
     ccd = make_ccd(draw_star(SHAPE, 110.3, 120.8, 1e6, fwhm=4.5))
-    box = whole(tract)
-    warp = warp_ccd(ccd, wcs, tract, box, WarpSettings(kernel=kernel), scale=2.5)
+    warp = warp_ccd(ccd, wcs, tract, WarpSettings(kernel=kernel), scale=2.5)
     x, y = tract.sky_to_pixel(*wcs.all_pix2world(110.3, 120.8, 0))
     flux, _, _ = measure_star(warp.image, x, y, radius=20)
     assert flux == pytest.approx(2.5e6, rel=5e-4 if kernel == "bilinear" else 2e-4)
@@ -42,7 +48,7 @@ def test_star_lands_where_the_wcs_says_for_any_phase_of_the_kernel(fwhm):
         # a pure shift: all pixels of the star have the same phase, the worst case
         wcs = make_wcs(SHAPE, 0.2, shift=(phase, 0.0))
         ccd = make_ccd(draw_star(SHAPE, 100.0, 120.0, 1e5, fwhm))
-        warp = warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS)
+        warp = warp_ccd(ccd, wcs, tract)
         x, y = tract.sky_to_pixel(*wcs.all_pix2world(100.0, 120.0, 0))
         _, x_found, y_found = measure_star(warp.image, x, y)
         errors.append(np.hypot(x_found - x, y_found - y))
@@ -55,7 +61,7 @@ def test_star_lands_where_a_distorted_wcs_says():
     wcs = make_wcs(SHAPE, 0.2, rotation=200.0, sip=sip)
     places = [(40.2, 30.9), (150.6, 40.1), (60.3, 200.7), (170.0, 210.4)]
     ccd = make_ccd(sum(draw_star(SHAPE, x, y, 1e5, 4.0) for x, y in places))
-    warp = warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS)
+    warp = warp_ccd(ccd, wcs, tract)
     for place in places:
         x, y = tract.sky_to_pixel(*wcs.all_pix2world(*place, 0))
         _, x_found, y_found = measure_star(warp.image, x, y)
@@ -68,9 +74,7 @@ def test_lanczos_is_sharper_than_bilinear():
     wcs = make_wcs(SHAPE, 0.2, shift=(0.5, 0.5))
     ccd = make_ccd(draw_star(SHAPE, 100.0, 120.0, 1e5, 3.0))
     peaks = {
-        kernel: np.nanmax(
-            warp_ccd(ccd, wcs, tract, whole(tract), WarpSettings(kernel=kernel)).image
-        )
+        kernel: np.nanmax(warp_ccd(ccd, wcs, tract, WarpSettings(kernel=kernel)).image)
         for kernel in ("lanczos3", "lanczos5", "bilinear")
     }
     # a star of the same flux centred between pixels
@@ -85,13 +89,13 @@ def test_constant_and_slope_are_reproduced():
     wcs = make_wcs(SHAPE, 0.2, rotation=20.0, shift=(0.1, 0.7))
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     ccd = make_ccd(500.0 + 2.0 * x - 3.0 * y)
-    warp = warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS)
+    warp = warp_ccd(ccd, wcs, tract)
     good = warp.mask == 0
     v, u = np.nonzero(good)
     i, j = wcs.all_world2pix(*tract.pixel_to_sky(u, v), 0)
     # a slope is shifted by no more than 0.01 pixel
     np.testing.assert_allclose(warp.image[good], 500.0 + 2.0 * i - 3.0 * j, atol=0.06)
-    flat = warp_ccd(make_ccd(np.full(SHAPE, 500.0)), wcs, tract, whole(tract), SETTINGS)
+    flat = warp_ccd(make_ccd(np.full(SHAPE, 500.0)), wcs, tract)
     np.testing.assert_allclose(flat.image[good], 500.0, rtol=2e-6)
 
 
@@ -103,7 +107,7 @@ def test_noise_is_what_the_variance_plane_and_the_covariance_factor_say(kernel):
     wcs = make_wcs(shape, 0.2, rotation=10.0)
     rng = np.random.default_rng(5)
     ccd = make_ccd(rng.normal(0.0, 10.0, shape), variance=100.0)
-    warp = warp_ccd(ccd, wcs, tract, whole(tract), WarpSettings(kernel=kernel), scale=3.0)
+    warp = warp_ccd(ccd, wcs, tract, WarpSettings(kernel=kernel), scale=3.0)
     good = warp.mask == 0
     chi = warp.image[good] / np.sqrt(warp.variance[good])
     assert np.std(chi) == pytest.approx(1.0, abs=0.02)
@@ -138,9 +142,10 @@ def test_identity_returns_the_pixels():
     wcs = tract.wcs()
     wcs.wcs.crpix -= [30.0, 50.0]
     wcs.wcs.set()
-    warp = warp_ccd(ccd, wcs, tract, (30, 50, 150, 150), SETTINGS)
-    np.testing.assert_allclose(warp.image[3:-3, 3:-3], ccd.image[3:-3, 3:-3], rtol=0, atol=2e-3)
-    np.testing.assert_array_equal(warp.mask[3:-3, 3:-3], ccd.mask[3:-3, 3:-3])
+    warp = warp_ccd(ccd, wcs, tract)
+    inner = warp.image[53:147, 33:147]
+    np.testing.assert_allclose(inner, ccd.image[3:-3, 3:-3], rtol=0, atol=2e-3)
+    np.testing.assert_array_equal(warp.mask[53:147, 33:147], ccd.mask[3:-3, 3:-3])
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "no_data", "zero_variance", "nan_variance"])
@@ -149,7 +154,7 @@ def test_unusable_pixel_never_spreads(kind):
     wcs = make_wcs((100, 100), 0.2, rotation=27.0, shift=(0.3, 0.4))
     _, x = np.mgrid[:100, :100]
     image = 100.0 + 0.5 * x
-    clean = warp_ccd(make_ccd(image), wcs, tract, whole(tract), SETTINGS)
+    clean = warp_ccd(make_ccd(image), wcs, tract)
     ccd = make_ccd(image)
     if kind in ("nan", "inf"):
         ccd.image[50, 50] = {"nan": np.nan, "inf": np.inf}[kind]
@@ -159,7 +164,7 @@ def test_unusable_pixel_never_spreads(kind):
     else:
         ccd.image[50, 50] = 1e9
         ccd.variance[50, 50] = 0.0 if kind == "zero_variance" else np.nan
-    warp = warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS)
+    warp = warp_ccd(ccd, wcs, tract)
     x0, y0 = tract.sky_to_pixel(*wcs.all_pix2world(50, 50, 0))
     hole = warp.has_any(MaskPlane.NO_DATA) & ~clean.has_any(MaskPlane.NO_DATA)
     v, u = np.nonzero(hole)
@@ -185,7 +190,7 @@ def test_mask_bits_go_where_the_pixel_has_weight_and_no_farther():
     ccd = make_ccd(np.full((100, 100), 50.0))
     ccd.mask[40, 60] = MaskPlane.CR | MaskPlane.INTRP
     ccd.mask[70:75, 20:25] |= MaskPlane.DETECTED
-    warp = warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS)
+    warp = warp_ccd(ccd, wcs, tract)
     x, y = tract.sky_to_pixel(*wcs.all_pix2world(60, 40, 0))
     v, u = np.nonzero(warp.has_any(MaskPlane.CR))
     # between four pixels: their four weights of 0.37, and eight of -0.08
@@ -201,7 +206,7 @@ def test_mask_bits_go_where_the_pixel_has_weight_and_no_farther():
 def test_edge_of_the_ccd_is_flagged_and_beyond_is_nothing():
     tract = make_tract(200)
     wcs = make_wcs((100, 100), 0.2, shift=(0.5, 0.5))
-    warp = warp_ccd(make_ccd(np.full((100, 100), 50.0)), wcs, tract, whole(tract), SETTINGS)
+    warp = warp_ccd(make_ccd(np.full((100, 100), 50.0)), wcs, tract)
     data = ~warp.has_any(MaskPlane.NO_DATA)
     edge = warp.has_any(MaskPlane.EDGE)
     columns, rows = np.flatnonzero(data.any(axis=0)), np.flatnonzero(data.any(axis=1))
@@ -218,7 +223,7 @@ def test_two_threads_give_the_same_bits_as_one():
     ccd = make_ccd(rng.normal(0.0, 10.0, shape))
     ccd.image[100:105, 100] = np.nan
     wcs = make_wcs(shape, 0.2, rotation=40.0)
-    one, two = (warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS, threads=n) for n in (1, 2))
+    one, two = (warp_ccd(ccd, wcs, tract, threads=n) for n in (1, 2))
     for name in ("image", "variance", "mask"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
@@ -286,7 +291,7 @@ def test_flags_do_not_change_values():
     image = np.random.default_rng(6).normal(0.0, 10.0, (100, 100))
     plain, flagged = make_ccd(image), make_ccd(image)
     flagged.mask[:] = MaskPlane.DETECTED
-    one, other = (warp_ccd(ccd, wcs, tract, whole(tract), SETTINGS) for ccd in (plain, flagged))
+    one, other = (warp_ccd(ccd, wcs, tract) for ccd in (plain, flagged))
     np.testing.assert_array_equal(one.image, other.image)
     np.testing.assert_array_equal(one.variance, other.variance)
     data = ~other.has_any(MaskPlane.NO_DATA)
@@ -333,7 +338,8 @@ def test_exposure_on_disk(tmp_path):
     stale.write_bytes(b"old")
     path = tmp_path / "7" / "e1.ecsv"
     patch_ccds = {"0_0": (4, 9), "1_0": (4, 9), "1_1": (4, 9)}
-    warp_exposure(path, "e1", tract, patch_ccds, ccds.__getitem__, SETTINGS)
+    warps = warp_patches(tract, patch_ccds, ccds.__getitem__, SETTINGS)
+    write_warps(path, "e1", tract, warps, SETTINGS)
     assert not stale.exists()
     rows = read_warp_table(path).warps
     assert [row.patch for row in rows] == ["0_0", "1_0", "1_1"]
@@ -358,7 +364,8 @@ def test_exposure_on_disk(tmp_path):
 
 def test_exposure_beside_the_tract_gives_an_empty_table(tmp_path):
     tract = make_tract()
-    warp_exposure(tmp_path / "e2.ecsv", "e2", tract, {}, None, SETTINGS)
+    warps = warp_patches(tract, {}, None, SETTINGS)
+    write_warps(tmp_path / "e2.ecsv", "e2", tract, warps, SETTINGS)
     table = read_warp_table(tmp_path / "e2.ecsv")
     assert (table.exposure, table.tract, table.warps) == ("e2", tract.id, ())
 

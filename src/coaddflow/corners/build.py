@@ -1,4 +1,11 @@
-"""Writing corner databases: of a tract, of the whole survey, and bringing one up to date."""
+"""Writing corner databases: of a tract, and of the whole survey.
+
+They are made only from the manifests of the exposures; no pixel file or header is opened. The
+database of a tract is always rebuilt; the database of the survey is updated: only rows of exposures
+whose manifest was added, changed or dropped are touched. Both are written under a temporary name
+and renamed, so that readers, which open the file without locks, always see a complete one. The same
+manifests give the same content.
+"""
 
 import contextlib
 import errno
@@ -39,7 +46,7 @@ _INSERT = {
 
 @dataclass(frozen=True)
 class SurveyUpdate:
-    """What an update of the survey's database did: exposure ids, each list in order."""
+    """Changes of the exposures in the survey's database: exposure ids, each list in order."""
 
     added: list[str]
     redone: list[str]
@@ -55,7 +62,7 @@ def build_tract_database(path: str | Path, manifests: Iterable[str | Path], trac
     path : str or Path
         The file; replaced as a whole.
     manifests : iterable of str or Path
-        Manifests of all exposures that can touch the tract. Their CCDs all stand in the table,
+        Manifests of all exposures that can touch the tract. The database lists all their CCDs,
         also those that failed or lie elsewhere.
     tract : Tract
         The tract.
@@ -76,22 +83,7 @@ def build_tract_database(path: str | Path, manifests: Iterable[str | Path], trac
 def build_survey_database(
     path: str | Path, manifests: Iterable[str | Path], skymap: SkyMap
 ) -> SurveyUpdate:
-    """Make the corner database of a survey from all its manifests, anew.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file; replaced as a whole.
-    manifests : iterable of str or Path
-        Manifests of all exposures.
-    skymap : SkyMap
-        Tracts and patches.
-
-    Raises
-    ------
-    InputError
-        As `build_tract_database`.
-    """
+    """Rebuild the corner database of a survey; see `update_survey_database`."""
     exposures = _read_manifests(manifests)
     with _writing(path) as connection:
         _create(connection, {"kind": "survey", "skymap": skymap.settings.model_dump_json()})
@@ -103,11 +95,11 @@ def build_survey_database(
 def update_survey_database(
     path: str | Path, manifests: Iterable[str | Path], skymap: SkyMap
 ) -> SurveyUpdate:
-    """Bring the corner database of a survey up to its manifests.
+    """Update the corner database of a survey from its manifests.
 
-    Only rows of exposures whose manifest is new, has another checksum or is no longer there are
-    touched; the content is that of a database made anew. Where the old file is missing, damaged,
-    of another schema version or of another sky map, everything is made anew.
+    Only rows of exposures whose manifest is new, has another checksum or no longer exists are
+    touched; the content is that of a rebuilt database. If the old file is missing, damaged, or of
+    another schema version or sky map, the database is rebuilt.
 
     Parameters
     ----------
@@ -121,7 +113,7 @@ def update_survey_database(
     Returns
     -------
     SurveyUpdate
-        What was done.
+        The changes.
 
     Raises
     ------
@@ -132,17 +124,9 @@ def update_survey_database(
     known = _known_manifests(path, skymap)
     if known is None:
         return build_survey_database(path, paths, skymap)
-    checksums = {manifest: _checksum(manifest) for manifest in paths}
-    unchanged = {
-        known[manifest].exposure
-        for manifest, checksum in checksums.items()
-        if manifest in known and known[manifest].sha256 == checksum
-    }
-    changed = _read_manifests(
-        manifest
-        for manifest in paths
-        if manifest not in known or known[manifest].sha256 != checksums[manifest]
-    )
+    same = {p for p in paths if _checksum(p) == (known[p].sha256 if p in known else None)}
+    unchanged = {known[manifest].exposure for manifest in same}
+    changed = _read_manifests(manifest for manifest in paths if manifest not in same)
     for exposure in unchanged & set(changed):
         raise _occurs_twice(exposure, changed[exposure].path)
     old = {manifest.exposure for manifest in known.values()}
@@ -163,7 +147,7 @@ def update_survey_database(
 
 @dataclass(frozen=True)
 class _Manifest:
-    """A manifest; ``rows`` are not kept of those that did not change."""
+    """A manifest; without ``rows`` if it is known only from the database."""
 
     path: str
     sha256: str
@@ -214,29 +198,28 @@ def _checksum(path: str | Path) -> str:
 
 
 def _known_manifests(path: str | Path, skymap: SkyMap) -> dict[str, _Manifest] | None:
-    """Return the manifests of a survey's database by path; None if it is of no use."""
+    """Return the manifests in a survey's database by path; None if it must be rebuilt."""
     try:
         with CornerDatabase(path) as database:
-            facts = database.facts()
-            whole = database._rows("PRAGMA quick_check(1)")[0][0] == "ok"
-            rows = database._rows("SELECT manifest, manifest_sha256, exposure FROM exposures")
+            whole = database.query("PRAGMA quick_check(1)")[0][0] == "ok"
+            if not whole or database.meta().get("skymap") != skymap.settings.model_dump_json():
+                return None
+            rows = database.query("SELECT manifest, manifest_sha256, exposure FROM exposures")
     except InputError:
-        return None
-    if not whole or facts.get("skymap") != skymap.settings.model_dump_json():
         return None
     return {row["manifest"]: _Manifest(*row) for row in rows}
 
 
 @contextlib.contextmanager
 def _writing(path: str | Path, copy_from: str | Path | None = None) -> Iterator[sqlite3.Connection]:
-    """Give a connection to a temporary database, which takes the name ``path`` at the end."""
+    """Yield a connection to a temporary database, which is renamed to ``path`` at the end."""
     require_rtree()
     with atomic_path(path) as temporary:
         if copy_from is not None:
             shutil.copyfile(copy_from, temporary)
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
-            # nobody else knows this file, and if it fails it is thrown away: no journal
+            # no other process uses this file, and it is discarded on failure: no journal
             connection.execute("PRAGMA journal_mode = OFF")
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("PRAGMA temp_store = MEMORY")
@@ -252,16 +235,16 @@ def _writing(path: str | Path, copy_from: str | Path | None = None) -> Iterator[
             connection.close()
 
 
-def _create(connection: sqlite3.Connection, facts: dict[str, str]) -> None:
+def _create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
     for statement in STATEMENTS:
         connection.execute(statement)
-    connection.executemany(_INSERT["meta"], sorted(facts.items()))
+    connection.executemany(_INSERT["meta"], sorted(meta.items()))
 
 
 def _insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
-    """Enter a tract and all its patches, if it is not there yet."""
+    """Insert a tract and all its patches, unless it is there."""
     if connection.execute("SELECT 1 FROM tracts WHERE tract = ?", (tract.id,)).fetchone():
         return
     connection.execute(
@@ -293,14 +276,14 @@ def _insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
 def _insert_exposure(
     connection: sqlite3.Connection, manifest: _Manifest, tracts: SkyMap | Sequence[Tract]
 ) -> None:
-    """Enter an exposure with its CCDs and their overlaps."""
+    """Insert an exposure with its CCDs and their overlaps."""
     rows, first = manifest.rows, manifest.rows[0]
     done = [row for row in rows if row.state == "done"]
     centre = (None, None, None)
     if done:
         vertices = [sphere.to_vector(row.footprint_ra, row.footprint_dec) for row in done]
         axis, radius = polygon.bounding_cap(np.concatenate(vertices))
-        centre = (*_sky(axis), float(radius))
+        centre = (*map(float, sphere.from_vector(axis)), float(radius))
     connection.execute(
         _INSERT["exposures"],
         (
@@ -330,7 +313,7 @@ def _insert_ccd(
         return
     vectors = sphere.to_vector(row.footprint_ra, row.footprint_dec)
     axis, radius = polygon.bounding_cap(vectors)
-    ra, dec = _sky(axis)
+    ra, dec = map(float, sphere.from_vector(axis))
     outline = json.dumps(list(zip(row.footprint_ra, row.footprint_dec, strict=True)))
     connection.execute(_INSERT["ccds"], (key, *copied, ra, dec, outline))
     connection.execute(_INSERT["ccd_boxes"], (key, *_vector_box(vectors, float(radius))))
@@ -351,27 +334,22 @@ def _delete_exposure(connection: sqlite3.Connection, exposure: str) -> None:
         "DELETE FROM ccd_boxes WHERE ccd_key IN (SELECT ccd_key FROM ccds WHERE exposure = ?)",
         (exposure,),
     )
-    # foreign keys take the CCDs and their overlaps along
+    # foreign keys delete the CCDs and their overlaps
     connection.execute("DELETE FROM exposures WHERE exposure = ?", (exposure,))
 
 
 def _ccd_key(exposure: str, ccd: int) -> int:
-    """Return a positive 63-bit number that depends on nothing but exposure and CCD."""
+    """Return a positive 63-bit number that depends only on exposure and CCD."""
     digest = hashlib.sha256(f"{exposure}/{ccd}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _vector_box(vectors: NDArray[np.float64], radius: float) -> list[float]:
-    """Return x_min, x_max, y_min, ... of a box that holds every direction of a footprint.
+    """Return x_min, x_max, y_min, ... of a box that contains every direction of a footprint.
 
-    The flat polygon between the vertices is inside their box, and the sphere bulges out from it
-    by at most 1 - cos(radius) of the circle around the footprint.
+    The flat polygon between the vertices is inside their box, and the sphere bulges out of it by
+    at most 1 - cos(radius), with the radius of the circle around the footprint.
     """
     bulge = 1.0 - np.cos(np.radians(radius)) + 1e-12
     edges = np.stack([vectors.min(axis=0) - bulge, vectors.max(axis=0) + bulge], axis=1)
     return edges.ravel().tolist()
-
-
-def _sky(axis: NDArray[np.float64]) -> tuple[float, float]:
-    ra, dec = sphere.from_vector(axis)
-    return float(ra), float(dec)

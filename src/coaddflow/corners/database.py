@@ -1,15 +1,6 @@
-"""The corner database: which CCD covers which patch, and how good it is.
+"""Reading a corner database: which CCDs cover a position or a patch, and which go into a coadd.
 
-It is made from the manifests of the exposures alone; no pixel file or header is opened to learn
-what overlaps. A tract's database is always made anew; the survey's database is updated: only rows
-of exposures whose manifest was added, changed or dropped are touched. Both are written under a
-temporary name and renamed, so that readers, who open the file without locks, always see a whole
-one. The same manifests give the same content. `corner_schema` documents tables and columns.
-
-References
-----------
-.. [1] Sutherland & Hodgman 1974, Commun. ACM 17, 32 (covered fractions by clipping).
-.. [2] Beckmann et al. 1990, Proc. SIGMOD '90, 322 (R*tree), here on unit vectors.
+`corners.build` makes it from the manifests; `corners.schema` documents its tables and columns.
 """
 
 import json
@@ -20,12 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coaddflow.corners.schema import (
-    APPLICATION_ID,
-    MANIFEST_COLUMNS,
-    SCHEMA_VERSION,
-    require_rtree,
-)
+from coaddflow.corners.schema import APPLICATION_ID, MANIFEST_COLUMNS, SCHEMA_VERSION, require_rtree
 from coaddflow.corners.selection import median_zero_point, reasons_against
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
@@ -82,8 +68,8 @@ class CornerDatabase:
     Parameters
     ----------
     path : str or Path
-        A tract's or the survey's database. It is read without locks: files are never changed
-        under their final name.
+        The database of a tract or of the survey. It is read without locks: files are never
+        changed under their final name.
 
     Raises
     ------
@@ -120,10 +106,9 @@ class CornerDatabase:
         self._connection.close()
 
     def _check_version(self) -> None:
-        application = self._rows("PRAGMA application_id")[0][0]
-        version = self._rows("PRAGMA user_version")[0][0]
-        if application != APPLICATION_ID:
+        if self.query("PRAGMA application_id")[0][0] != APPLICATION_ID:
             raise InputError("is not a corner database", path=self.path, remedy=_REBUILD)
+        version = self.query("PRAGMA user_version")[0][0]
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"has schema version {version}, but this version of coaddflow reads "
@@ -132,49 +117,39 @@ class CornerDatabase:
                 remedy=_REBUILD,
             )
 
-    def _rows(self, query: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
+        """Return the rows of any query; raise InputError if it fails."""
         try:
-            return self._connection.execute(query, parameters).fetchall()
+            return self._connection.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"is not a readable corner database ({error})", path=self.path, remedy=_REBUILD
             ) from error
 
-    def facts(self) -> dict[str, str]:
-        """Return the table ``meta``."""
-        return {row["key"]: row["value"] for row in self._rows("SELECT * FROM meta")}
-
-    def tracts(self) -> list[int]:
-        """Return the tracts of the database, in order."""
-        return [row["tract"] for row in self._rows("SELECT tract FROM tracts ORDER BY tract")]
-
-    def exposures(self) -> dict[str, str]:
-        """Return the exposures, in order, with the checksums of their manifests."""
-        rows = self._rows("SELECT exposure, manifest_sha256 FROM exposures ORDER BY exposure")
-        return {row["exposure"]: row["manifest_sha256"] for row in rows}
+    def meta(self) -> dict[str, str]:
+        """Return the table ``meta``: what the database is of."""
+        return {row["key"]: row["value"] for row in self.query("SELECT * FROM meta")}
 
     def manifests(self) -> dict[str, str]:
         """Return the manifests of the exposures, in order of their ids."""
-        rows = self._rows("SELECT exposure, manifest FROM exposures ORDER BY exposure")
+        rows = self.query("SELECT exposure, manifest FROM exposures ORDER BY exposure")
         return {row["exposure"]: row["manifest"] for row in rows}
 
     def ccds(self, exposure: str | None = None) -> list[CcdRow]:
         """Return all CCDs, or those of one exposure, failed ones too; by exposure and CCD."""
-        return [
-            _ccd_row(row)
-            for row in self._rows(
-                "SELECT * FROM ccds WHERE ? IS NULL OR exposure = ? ORDER BY exposure, ccd",
-                (exposure, exposure),
-            )
-        ]
+        rows = self.query(
+            "SELECT * FROM ccds WHERE ? IS NULL OR exposure = ? ORDER BY exposure, ccd",
+            (exposure, exposure),
+        )
+        return [_ccd_row(row) for row in rows]
 
     def query_point(self, ra: float, dec: float, band: str | None = None) -> list[CcdRow]:
-        """Return the CCDs whose footprint holds a position.
+        """Return the CCDs whose footprint contains a position.
 
         Parameters
         ----------
         ra, dec : float
-            ICRS degrees; any RA, also beyond 0 to 360.
+            ICRS degrees; RA may be outside 0 to 360.
         band : str, optional
             Only this band.
 
@@ -194,7 +169,7 @@ class CornerDatabase:
                 remedy="give both in degrees, Dec between -90 and 90",
             )
         x, y, z = sphere.to_vector(ra, dec).tolist()
-        rows = self._rows(
+        rows = self.query(
             "SELECT ccds.* FROM ccd_boxes JOIN ccds USING (ccd_key)"
             " WHERE x_min <= ? AND x_max >= ? AND y_min <= ? AND y_max >= ?"
             " AND z_min <= ? AND z_max >= ? AND (? IS NULL OR band = ?)"
@@ -224,7 +199,7 @@ class CornerDatabase:
             If the database has no such patch.
         """
         self._require_patch(tract, patch)
-        rows = self._rows(
+        rows = self.query(
             "SELECT * FROM ccd_patches JOIN ccds USING (ccd_key)"
             " WHERE tract = ? AND patch = ? AND (? IS NULL OR band = ?) ORDER BY exposure, ccd",
             (tract, patch, band, band),
@@ -268,20 +243,20 @@ class CornerDatabase:
         return selection
 
     def _median_zero_point(self, band: str) -> float | None:
-        """Return that of all CCDs of a band; the file does not change while it is open."""
+        """Return the median of all CCDs of a band, computed once: the file does not change."""
         if band not in self._zero_points:
-            rows = self._rows("SELECT * FROM ccds WHERE band = ? AND state = 'done'", (band,))
+            rows = self.query("SELECT * FROM ccds WHERE band = ? AND state = 'done'", (band,))
             self._zero_points[band] = median_zero_point(map(_ccd_row, rows))
         return self._zero_points[band]
 
     def _require_patch(self, tract: int, patch: str) -> None:
-        if not self._rows("SELECT 1 FROM tracts WHERE tract = ?", (tract,)):
+        if not self.query("SELECT 1 FROM tracts WHERE tract = ?", (tract,)):
             raise InputError(
                 f"has no tract {tract}: no CCD overlaps it",
                 path=self.path,
                 remedy="`coaddflow skymap find RA DEC` tells which tract a position is on",
             )
-        if not self._rows("SELECT 1 FROM patches WHERE tract = ? AND patch = ?", (tract, patch)):
+        if not self.query("SELECT 1 FROM patches WHERE tract = ? AND patch = ?", (tract, patch)):
             raise InputError(
                 f"tract {tract} has no patch {patch!r}",
                 path=self.path,
@@ -290,7 +265,7 @@ class CornerDatabase:
 
 
 def _ccd_row(row: sqlite3.Row) -> CcdRow:
-    """Return a CCD as its manifest had it (checked when the manifest was read)."""
+    """Return the row of a CCD in its manifest (validated when the manifest was read)."""
     outline = json.loads(row["footprint"] or "[]")
     return CcdRow.model_construct(
         **{name: row[name] for name in MANIFEST_COLUMNS},
@@ -300,6 +275,6 @@ def _ccd_row(row: sqlite3.Row) -> CcdRow:
 
 
 def _holds(ccd: CcdRow, ra: float, dec: float) -> bool:
-    """Return whether the footprint of a CCD holds a position near it."""
+    """Return whether the footprint of a CCD contains a position near it."""
     xi, eta = sphere.tan_project(ccd.footprint_ra, ccd.footprint_dec, ra, dec)
     return bool(polygon.contains(np.stack([xi, eta], axis=1), 0.0, 0.0))

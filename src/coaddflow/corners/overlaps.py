@@ -1,4 +1,9 @@
-"""Which patches a CCD covers, and how much of them."""
+"""Which patches a CCD covers, and how much of them.
+
+References
+----------
+.. [1] Sutherland & Hodgman 1974, Commun. ACM 17, 32 (covered fractions by clipping).
+"""
 
 from numpy.typing import ArrayLike
 

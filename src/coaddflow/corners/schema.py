@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from coaddflow.errors import InputError
 from coaddflow.tables.manifest import CcdRow
+from coaddflow.tables.paths import SURVEY_CORNERS, TRACT_CORNERS
 
 SCHEMA_VERSION = 1
 """Stands in the file as ``PRAGMA user_version``."""
@@ -160,11 +161,7 @@ TABLES = (
         (
             Column("ccd_key", "", "The CCD."),
             Column("x_min", "", "Bounds, 32-bit floats rounded outwards."),
-            Column("x_max", "", ""),
-            Column("y_min", "", ""),
-            Column("y_max", "", ""),
-            Column("z_min", "", ""),
-            Column("z_max", "", ""),
+            *(Column(name, "", "") for name in ("x_max", "y_min", "y_max", "z_min", "z_max")),
         ),
         virtual="rtree",
     ),
@@ -193,13 +190,9 @@ TABLES = (
             Column("ra", "REAL NOT NULL", "Centre of the inner box, ICRS degrees."),
             Column("dec", "REAL NOT NULL", "Likewise."),
             Column("inner_x0", "INTEGER NOT NULL", "Inner box, without the border."),
-            Column("inner_y0", "INTEGER NOT NULL", ""),
-            Column("inner_x1", "INTEGER NOT NULL", ""),
-            Column("inner_y1", "INTEGER NOT NULL", ""),
+            *(Column(f"inner_{edge}", "INTEGER NOT NULL", "") for edge in ("y0", "x1", "y1")),
             Column("outer_x0", "INTEGER NOT NULL", "Outer box, with the border."),
-            Column("outer_y0", "INTEGER NOT NULL", ""),
-            Column("outer_x1", "INTEGER NOT NULL", ""),
-            Column("outer_y1", "INTEGER NOT NULL", ""),
+            *(Column(f"outer_{edge}", "INTEGER NOT NULL", "") for edge in ("y0", "x1", "y1")),
         ),
         (
             "PRIMARY KEY (tract, patch)",
@@ -307,8 +300,8 @@ def schema_markdown() -> str:
     lines = [
         "# The corner database",
         "",
-        "`results/corners/{band}/{tract}.sqlite` holds the exposures of one band that can touch a",
-        "tract and is used by its coadds; `results/corners.sqlite` holds the whole survey, for",
+        f"`{TRACT_CORNERS}` holds the exposures of one band that can touch a",
+        f"tract and is used by its coadds; `{SURVEY_CORNERS}` holds the whole survey, for",
         "queries and planning. Both have this schema, are replaced as a whole, and can be remade",
         "from the manifests at any time. Open them with `sqlite3 -readonly`.",
         "",

@@ -1,7 +1,7 @@
 """Which CCDs are good enough for a coadd, and why the others are not.
 
-The cuts are settings (`SelectionSettings`); the figures are those of the manifest (`CcdRow`),
-brought to units that do not depend on exposure time and pixel scale.
+The cuts are settings (`SelectionSettings`) on values of the manifest (`CcdRow`), in units that do
+not depend on exposure time and pixel scale.
 """
 
 import math
@@ -16,7 +16,7 @@ from coaddflow.tables.manifest import CcdRow
 
 @dataclass(frozen=True)
 class _Cut:
-    """One limit: the setting, what it limits, and how a message writes it."""
+    """One limit: the setting, the value it limits, and its name and unit in messages."""
 
     setting: str
     figure: Callable[[CcdRow], float | None]

@@ -1,14 +1,14 @@
-"""The survey as a whole: its corner database, and whether all that was covered was planned."""
+"""The corner database of the survey, and its comparison with the plan of the run."""
 
 import logging
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 from coaddflow.corners.build import SurveyUpdate, update_survey_database
+from coaddflow.corners.database import CornerDatabase
 from coaddflow.errors import InputError
 from coaddflow.skymap.base import SkyMap
+from coaddflow.tables.paths import RESULTS
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,10 +19,10 @@ def make_survey_database(
     skymap: SkyMap,
     overlaps: Mapping[str, Mapping[int, Sequence[str]]],
 ) -> SurveyUpdate:
-    """Bring the survey's corner database up to date and compare it with the plan.
+    """Update the survey's corner database and compare it with the plan.
 
-    Every exposure was compared with the plan when it was gathered; here all are, by the margin of
-    today, so that a smaller margin leaves no hole either.
+    Each exposure was compared with the plan when it was gathered; here all are compared with the
+    current plan, so that reducing the margin leaves no hole.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def make_survey_database(
         "%d exposures added, %d redone, %d dropped, %d as before",
         *map(len, (update.added, update.redone, update.dropped, update.unchanged)),
     )
-    holes = unplanned_patches(path, overlaps)
+    holes = _unplanned_patches(path, overlaps)
     if holes:
         exposure, tract, patch = holes[0]
         raise InputError(
@@ -53,24 +53,24 @@ def make_survey_database(
             f"as patch {patch} of tract {tract} by exposure {exposure}",
             path=path,
             remedy="raise prediction.margin, or correct the pointings in the exposure table "
-            "(coaddflow ingest --fitted results)",
+            f"(coaddflow ingest --fitted {RESULTS})",
         )
     return update
 
 
-def unplanned_patches(
+def _unplanned_patches(
     database: str | Path, overlaps: Mapping[str, Mapping[int, Sequence[str]]]
 ) -> list[tuple[str, int, str]]:
     """Return (exposure, tract, patch) that are covered but were not planned, in order."""
-    query = """
-        SELECT DISTINCT exposure, tract, patch FROM ccd_patches JOIN ccds USING (ccd_key)
-        ORDER BY exposure, tract, patch
-    """
     planned = {
         (exposure, tract, patch)
         for exposure, tracts in overlaps.items()
         for tract, patches in tracts.items()
         for patch in patches
     }
-    with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True)) as db:
-        return [row for row in db.execute(query) if row not in planned]
+    with CornerDatabase(database) as corners:
+        covered = corners.query(
+            "SELECT DISTINCT exposure, tract, patch FROM ccd_patches JOIN ccds USING (ccd_key)"
+            " ORDER BY exposure, tract, patch"
+        )
+    return [row for row in map(tuple, covered) if row not in planned]

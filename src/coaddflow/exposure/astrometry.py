@@ -1,10 +1,9 @@
 """The astrometric solution of a whole exposure, from the stars of all its CCDs.
 
-The exposure is found on the sky by the pattern of the brightest stars of all CCDs, or of one CCD.
-That tells where each CCD is, so that its stars are matched near predicted places, and a few are
-enough. Then one model of the focal plane (`focal_plane.FieldModel`) is fitted to all stars. A CCD
-that does not fit in is solved by itself, as `astrometry.solve_ccd` does, and so are all if the
-exposure gives no solution.
+The exposure is located on the sky (`matching.locate_exposure`), the stars of each CCD are matched
+near their predicted positions, and one model of the focal plane (`focal_plane.FieldModel`) is
+fitted to all stars. A CCD that does not agree with it is solved by itself (`solve_ccd`), and so
+are all CCDs if the exposure has no solution.
 
 References
 ----------
@@ -15,7 +14,7 @@ References
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.table import Table
@@ -28,22 +27,14 @@ from coaddflow.astrometry.ccd import (
     solve_ccd,
     supported_order,
 )
-from coaddflow.astrometry.refcat import stars_in_cone
 from coaddflow.errors import CcdFailure, Reason
-from coaddflow.exposure.field import CcdData, CcdStars, Field
-from coaddflow.exposure.focal_plane import (
-    CcdPairs,
-    FieldFit,
-    FieldModel,
-    Priors,
-    fit_field_clipped,
-)
+from coaddflow.exposure.field import CcdStars, ExposureField, FieldCcd
+from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel, Priors, fit_field
 from coaddflow.exposure.matching import (
-    NoExposureFit,
-    find_exposure,
-    match_again,
-    match_placed,
-    predicted_ccd,
+    ExposureNotSolved,
+    locate_exposure,
+    match_nearest_stars,
+    match_sparse_ccd,
 )
 from coaddflow.geometry.sphere import separation
 from coaddflow.geometry.wcs import fit_tan_sip
@@ -54,83 +45,58 @@ from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 
 log = logging.getLogger(__name__)
 
-FloatArray = NDArray[np.float64]
-IndexArray = NDArray[np.intp]
-
-
 _FIRST_ORDER = 3
+"""Order of the common polynomial before CCDs with few stars are matched."""
 
 _MAX_ITERATIONS = 15
 
 
 @dataclass(frozen=True)
 class CcdTerms:
-    """How a CCD fits into the solution of its exposure.
+    """Position and rotation of a CCD in the solution of its exposure.
 
     Attributes
     ----------
     offset : tuple of float
-        Where the CCD stands against the camera file, along its own x and y, pixels.
+        Offset of the CCD from its position in the camera file, along its own x and y, pixels.
     rotation : float
-        How it is turned against the camera file, degrees, from +x to +y of the focal plane.
-    n_stars : int
-        Its stars in the fit.
-    rms_pixel : float
-        Root of their mean squared distance from the catalogue, both axes together.
+        Its rotation relative to the camera file, degrees, from +x to +y of the focal plane.
     formal_error : float
-        Largest error of its WCS at its edge that follows from the errors of the stars, pixels.
+        Largest formal error of its WCS along its edge, pixels.
     """
 
     offset: tuple[float, float]
     rotation: float
-    n_stars: int
-    rms_pixel: float
     formal_error: float
 
 
 @dataclass(frozen=True)
 class ExposureFit:
-    """The figures of the fit to a whole exposure.
+    """Results of the fit to a whole exposure.
 
     Attributes
     ----------
-    ra, dec, rotation : float
-        Pointing (place of the focal plane's origin) and rotation, degrees.
+    rotation : float
+        Rotation, degrees.
     pointing_error : float
-        Distance of the pointing from the predicted one, arcminutes.
-    scale : float
-        Scale over that of the camera file.
-    order : int
-        Order of the common polynomial.
+        Distance of the pointing (position of the focal plane's origin) from the predicted one,
+        arcminutes.
     n_stars, n_clipped : int
-        Stars in the fit, and matched stars left out as outliers.
-    rms_pixel, rms_arcsec : float
-        Root of the mean squared distance between stars and catalogue, both axes together.
-    error_scale : float
-        By how much residuals are larger than the errors of the stars say; at least 1.
-    offset_sigma, rotation_sigma, shape_sigma : float
-        What the exposure says about the settings of these names, pixels.
-    chance : float
-        Expected number of chance matches as good as that of the CCD that was found first.
+        Stars in the fit, and matched stars rejected as outliers.
+    rms_pixel : float
+        Rms distance between stars and catalogue, both axes together.
+    offset_sigma : float
+        Measured value of the setting of this name, pixels.
     ccds : dict of int to CcdTerms
-        The CCDs that are solved by the fit.
+        The CCDs solved by the fit.
     """
 
-    ra: float
-    dec: float
     rotation: float
     pointing_error: float
-    scale: float
-    order: int
     n_stars: int
     n_clipped: int
     rms_pixel: float
-    rms_arcsec: float
-    error_scale: float
     offset_sigma: float
-    rotation_sigma: float
-    shape_sigma: float
-    chance: float
     ccds: dict[int, CcdTerms]
 
 
@@ -141,15 +107,15 @@ class ExposureAstrometry:
     Attributes
     ----------
     solutions : dict of int to AstrometrySolution
-        Solved CCDs. ``reference_index`` counts in the reference catalogue of the exposure, also
-        for CCDs that are solved by themselves. For the others ``n_matched`` are the stars of the
-        CCD in the fit of the exposure, ``order`` is that of the common polynomial.
+        Solved CCDs. ``reference_index`` refers to the reference catalogue of the exposure, also
+        for CCDs solved by themselves. For the others, ``n_matched`` counts the stars of the CCD in
+        the fit of the exposure, and ``order`` is that of the common polynomial.
     failures : dict of int to CcdFailure
         CCDs without a solution.
     fallbacks : dict of int to str
         Why a CCD is not solved with its exposure; it is in `solutions` or in `failures`.
     fit : ExposureFit or None
-        None if the exposure gives no solution.
+        None if the exposure has no solution.
     """
 
     solutions: dict[int, AstrometrySolution]
@@ -173,12 +139,11 @@ def solve_exposure(
     Parameters
     ----------
     stars : mapping of int to CcdStars
-        The measured CCDs by their number. CCDs that have failed before are not in it.
+        The measured CCDs by number, without those that failed before.
     camera : Camera
         The camera.
     ra, dec, rotation : float
-        Pointing and rotation from the exposure table, degrees; they may be as wrong as
-        ``settings`` allow.
+        Pointing and rotation from the exposure table, degrees; ``settings`` limit their errors.
     refcat : astropy.table.Table
         Columns ra, dec (ICRS degrees at the epoch of the exposure) and mag; should cover
         `refcat.exposure_cone` of the CCDs.
@@ -190,26 +155,26 @@ def solve_exposure(
     Returns
     -------
     ExposureAstrometry
-        Each CCD is in ``solutions`` or in ``failures``. A CCD that is not solved with the
-        exposure gets the solution (or failure) that it would have by itself, with a warning in
-        the log.
+        Each CCD is in ``solutions`` or in ``failures``. A CCD not solved with the exposure has
+        the solution (or failure) that it would have by itself, with a warning in the log.
     """
-    field_stars = Field.of(stars, camera, ra, dec, rotation, refcat, settings)
+    pointing = ra, dec, rotation
+    field = ExposureField.of(stars, camera, pointing, refcat, settings, exposure_settings)
     solutions: dict[int, AstrometrySolution] = {}
     failures: dict[int, CcdFailure] = {}
     fit = None
     try:
-        outcome = _fit_exposure(field_stars, settings, exposure_settings)
-    except (NoExposureFit, np.linalg.LinAlgError) as reason:
+        outcome = _fit_exposure(field)
+    except (ExposureNotSolved, np.linalg.LinAlgError) as reason:
         log.warning("the exposure is not solved as a whole: %s; each CCD by itself", reason)
         fallbacks = dict.fromkeys(sorted(stars), str(reason))
     else:
         fallbacks = outcome.excluded
         for number in sorted(outcome.pairs):
-            solutions[number] = _ccd_solution(field_stars.ccds[number], outcome, field_stars)
-        fit = _figures(field_stars, outcome)
+            solutions[number] = _ccd_solution(field.ccds[number], outcome, field)
+        fit = _figures(field, outcome)
         log.info(
-            "%d stars of %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
+            "%d stars on %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
             "CCDs off by %.2f pixels rms",
             fit.n_stars,
             len(fit.ccds),
@@ -221,7 +186,7 @@ def solve_exposure(
             log.warning("CCD %d is solved by itself: %s", number, reason)
     for number in fallbacks:
         try:
-            solutions[number] = _solve_alone(field_stars.ccds[number], field_stars, settings)
+            solutions[number] = _solve_alone(field.ccds[number], field)
         except CcdFailure as failure:
             failures[number] = failure
     return ExposureAstrometry(dict(sorted(solutions.items())), failures, fallbacks, fit)
@@ -229,97 +194,73 @@ def solve_exposure(
 
 @dataclass
 class _Outcome:
-    """A fit in the making: matched CCDs, and those that do not fit in with the reason."""
+    """The state of the fit: the matched CCDs, and those excluded with the reason."""
 
     fit: FieldFit
     pairs: dict[int, CcdPairs]
     chance: float
-    excluded: dict[int, str] = field(default_factory=dict)
+    excluded: dict[int, str]
+
+    @property
+    def residual(self) -> NDArray[np.float64]:
+        """Measured minus catalogue position of the stars in the fit, field pixels, (2, n)."""
+        pairs = self.pairs.values()
+        return np.concatenate([p.residual(self.fit.model)[:, p.kept] for p in pairs], axis=1)
+
+    @property
+    def rms(self) -> float:
+        """Rms distance of these stars from the catalogue, both axes together, field pixels."""
+        return float(np.sqrt(np.mean(np.sum(self.residual**2, axis=0))))
 
 
-def _fit_exposure(
-    field_stars: Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> _Outcome:
-    """Find the exposure on the sky and fit its model; raise NoExposureFit."""
-    if len(field_stars.ccds) < exposure_settings.min_ccds:
-        raise NoExposureFit(f"it has only {len(field_stars.ccds)} CCDs with sources")
-    field_stars, start, pairs, chance = find_exposure(field_stars, settings, exposure_settings)
-    outcome = _fit_agreeing(
-        field_stars, start, pairs, chance, _FIRST_ORDER, settings, exposure_settings
-    )
-    for number, ccd in field_stars.ccds.items():
+def _fit_exposure(field: ExposureField) -> _Outcome:
+    """Locate the exposure and fit its model; raise ExposureNotSolved."""
+    limits = field.model_settings
+    if len(field.ccds) < limits.min_ccds:
+        raise ExposureNotSolved(f"it has only {len(field.ccds)} CCDs with sources")
+    field, start, pairs, chance = locate_exposure(field)
+    outcome = _fit_agreeing(field, start, pairs, chance, _FIRST_ORDER)
+    for number, ccd in field.ccds.items():
         if number in outcome.pairs or number in outcome.excluded:
             continue
-        found = match_placed(ccd, outcome.fit, field_stars, settings, exposure_settings)
+        found = match_sparse_ccd(ccd, outcome.fit, field)
         if found is None:
             outcome.excluded[number] = (
-                f"its {ccd.sources.size} sources are not where the exposure says"
+                f"its {ccd.sources.size} sources do not match the solution of the exposure"
             )
         else:
             outcome.pairs[number] = found
-    outcome = _iterate(field_stars, outcome, settings, exposure_settings)
-    _exclude_uncertain(outcome, exposure_settings)
-    _check_exposure(outcome, settings, exposure_settings)
+    outcome = _iterate(field, outcome)
+    _exclude_uncertain(outcome, limits.max_formal_error)
+    if len(outcome.pairs) < limits.min_ccds:
+        raise ExposureNotSolved(f"only {len(outcome.pairs)} of its CCDs agree")
+    if outcome.rms > field.settings.max_rms_pixels:
+        raise ExposureNotSolved(
+            f"the rms distance of its stars from the catalogue is {outcome.rms:.2f} pixels, above "
+            f"astrometry.max_rms_pixels = {field.settings.max_rms_pixels:g}"
+        )
     return replace(outcome, excluded=dict(sorted(outcome.excluded.items())))
 
 
-def _check_exposure(
-    outcome: _Outcome,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> None:
-    if len(outcome.pairs) < exposure_settings.min_ccds:
-        raise NoExposureFit(f"only {len(outcome.pairs)} of its CCDs agree")
-    rms = _rms(np.concatenate([_residual(outcome, n) for n in outcome.pairs], axis=1))
-    if rms > settings.max_rms_pixels:
-        raise NoExposureFit(
-            f"the rms distance of its stars from the catalogue is {rms:.2f} pixels, above "
-            f"astrometry.max_rms_pixels = {settings.max_rms_pixels:g}"
-        )
-
-
-def _residual(outcome: _Outcome, number: int) -> FloatArray:
-    """Return the residuals of the stars of a CCD that are in the fit, field pixels."""
-    stars = outcome.pairs[number]
-    return stars.residual(outcome.fit.model)[:, stars.kept]
-
-
-def _rms(residual: FloatArray) -> float:
-    return float(np.sqrt(np.mean(np.sum(residual**2, axis=0))))
-
-
-# Where the exposure is
-
-
-# Which stars are which, once it is known where the exposure is
-
-
-# The fit
-
-
 def _fit_agreeing(
-    field_stars: Field,
+    field: ExposureField,
     start: FieldModel,
     pairs: dict[int, CcdPairs],
     chance: float,
     order: int,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
     priors: Priors | None = None,
 ) -> _Outcome:
-    """Fit, leave out the CCD that fits in worst, and fit again, until all fit in."""
+    """Fit, exclude the CCD that agrees least, and fit again, until all agree."""
     excluded: dict[int, str] = {}
-    limits = Priors.of(exposure_settings)
+    limits, clip_sigma = Priors.of(field.model_settings), field.settings.clip_sigma
     while True:
-        if len(pairs) < exposure_settings.min_ccds:
-            raise NoExposureFit(f"only {len(pairs)} of its CCDs agree")
-        chosen = _choose_order(pairs, field_stars, order, settings)
-        fit, pairs = fit_field_clipped(pairs, start, chosen, limits, settings.clip_sigma, priors)
+        if len(pairs) < field.model_settings.min_ccds:
+            raise ExposureNotSolved(f"only {len(pairs)} of its CCDs agree")
+        chosen = _choose_order(pairs, field, order)
+        fit, pairs = fit_field(pairs, start, chosen, limits, clip_sigma, priors)
         start, priors = fit.model, fit.priors
         outcome = _Outcome(fit, pairs, chance, excluded)
-        worst = _worst_ccd(outcome, exposure_settings)
+        worst = _worst_ccd(outcome, field.model_settings)
         if worst is None:
             return outcome
         number, reason = worst
@@ -327,81 +268,64 @@ def _fit_agreeing(
         pairs = {n: stars for n, stars in pairs.items() if n != number}
 
 
-def _choose_order(
-    pairs: dict[int, CcdPairs], field_stars: Field, highest: int, settings: AstrometrySettings
-) -> int:
+def _choose_order(pairs: dict[int, CcdPairs], field: ExposureField, highest: int) -> int:
+    """Return the highest order of the common polynomial that the stars support, at least 1."""
     places = [stars.place[:, stars.kept] for stars in pairs.values()]
-    edges = [ccd.where.edge for ccd in field_stars.ccds.values() if ccd.sources.size]
-    radius = field_stars.radius
+    edges = [ccd.where.edge for ccd in field.ccds.values() if ccd.sources.size]
+    radius = field.radius
     stars, edge = (np.concatenate(parts, axis=1) / radius for parts in (places, edges))
-    return max(1, supported_order(stars, edge, highest, settings))
+    return max(1, supported_order(stars, edge, highest, field.settings))
 
 
-def _worst_ccd(
-    outcome: _Outcome, exposure_settings: ExposureAstrometrySettings
-) -> tuple[int, str] | None:
-    """Return the CCD that fits in worst, with the reason, or None if all are good."""
+def _worst_ccd(outcome: _Outcome, limits: ExposureAstrometrySettings) -> tuple[int, str] | None:
+    """Return the CCD that agrees least and the reason, or None if all agree."""
     fit = outcome.fit
-    worst, reason, most = None, "", 1.0
+    worst, most = None, 1.0
     for number, stars in outcome.pairs.items():
         offset = float(np.hypot(*fit.model.ccd_terms[number][:2]))
         # of all matched stars: clipping would hide that those of this CCD scatter
         distance = np.hypot(*stars.residual(fit.model)) / stars.error
         ratio = float(np.median(distance)) / RAYLEIGH_MEDIAN / fit.error_scale
-        for excess, text in (
+        for excess, reason in (
             (
-                offset / exposure_settings.max_offset,
-                f"it stands {offset:.1f} pixels from where the camera file says, more than "
-                f"exposure.astrometry.max_offset = {exposure_settings.max_offset:g}",
+                offset / limits.max_offset,
+                f"it is {offset:.1f} pixels from its position in the camera file, more than "
+                f"exposure.astrometry.max_offset = {limits.max_offset:g}",
             ),
             (
-                ratio / exposure_settings.max_rms_ratio,
+                ratio / limits.max_rms_ratio,
                 f"its residuals are {ratio:.1f} times those of the exposure",
             ),
         ):
             if excess > most:
-                worst, reason, most = number, text, excess
-    return None if worst is None else (worst, reason)
+                worst, most = (number, reason), excess
+    return worst
 
 
-def _iterate(
-    field_stars: Field,
-    outcome: _Outcome,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> _Outcome:
-    """Fit at full order and match again within smaller radii, until the same stars stay."""
+def _iterate(field: ExposureField, outcome: _Outcome) -> _Outcome:
+    """Fit at full order and match again within smaller radii, until the matches are stable."""
+    settings, order = field.settings, field.model_settings.order
     radius = 2.0 * settings.match_tolerance
     previous: list = []
-    excluded = dict(outcome.excluded)
-    pairs = outcome.pairs
+    excluded, pairs = dict(outcome.excluded), outcome.pairs
     for _ in range(_MAX_ITERATIONS):
-        outcome = _fit_agreeing(
-            field_stars,
-            outcome.fit.model,
-            pairs,
-            outcome.chance,
-            exposure_settings.order,
-            settings,
-            exposure_settings,
-            outcome.fit.priors,
-        )
+        model, priors = outcome.fit.model, outcome.fit.priors
+        outcome = _fit_agreeing(field, model, pairs, outcome.chance, order, priors)
         excluded |= outcome.excluded
         now = [
             (number, stars.source_index.tobytes(), stars.kept.tobytes())
             for number, stars in outcome.pairs.items()
         ]
-        distance = [np.hypot(*_residual(outcome, number)) for number in outcome.pairs]
-        sigma = float(np.median(np.concatenate(distance))) / RAYLEIGH_MEDIAN
+        sigma = float(np.median(np.hypot(*outcome.residual))) / RAYLEIGH_MEDIAN
         limit = max(1.5 * settings.clip_sigma * sigma, 0.25 * settings.match_tolerance)
         if now == previous and radius <= limit:
             break
         radius, previous = min(radius, limit), now
         pairs = {}
         for number in outcome.pairs:
-            again = match_again(field_stars.ccds[number], outcome.fit.model, field_stars, radius)
+            again = match_nearest_stars(field.ccds[number], outcome.fit.model, field, radius)
             if again is None:
-                excluded[number] = "none of its sources is where the exposure says"
+                excluded[number] = "none of its sources matches the solution of the exposure"
             else:
                 pairs[number] = again
     # a CCD may lose its last stars when the iterations end
@@ -409,30 +333,25 @@ def _iterate(
     return replace(outcome, pairs=pairs, excluded=excluded)
 
 
-def _exclude_uncertain(outcome: _Outcome, exposure_settings: ExposureAstrometrySettings) -> None:
-    """Take out the CCDs that the fit does not tell well enough."""
-    for number in list(outcome.pairs):
-        n_stars = int(outcome.pairs[number].kept.sum())
-        error = outcome.fit.formal_error(outcome.pairs[number].ccd)
-        if error > exposure_settings.max_formal_error or n_stars == 0:
+def _exclude_uncertain(outcome: _Outcome, max_formal_error: float) -> None:
+    """Exclude CCDs whose formal error is too large."""
+    for number, stars in list(outcome.pairs.items()):
+        n_stars, error = int(stars.kept.sum()), outcome.fit.formal_error(stars.ccd)
+        if error > max_formal_error or n_stars == 0:
             outcome.excluded[number] = (
-                f"{n_stars} stars tell its place to {error:.2f} pixels only "
-                f"(exposure.astrometry.max_formal_error = {exposure_settings.max_formal_error:g})"
+                f"{n_stars} stars constrain its position only to {error:.2f} pixels "
+                f"(exposure.astrometry.max_formal_error = {max_formal_error:g})"
             )
             del outcome.pairs[number]
 
 
-# What comes out
-
-
-def _ccd_solution(ccd: CcdData, outcome: _Outcome, field_stars: Field) -> AstrometrySolution:
-    """Write the model of a CCD as its own TAN-SIP WCS."""
-    stars, shape = outcome.pairs[ccd.number], ccd.stars.shape
-    model, where = outcome.fit.model, ccd.where
-    wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), shape)
-    centre = (ccd.where.detector.size[0] - 1) / 2.0, (ccd.where.detector.size[1] - 1) / 2.0
-    predicted = field_stars.camera.pixel_to_sky(
-        ccd.where.detector, *centre, field_stars.ra, field_stars.dec, field_stars.rotation
+def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> AstrometrySolution:
+    """Convert the model of a CCD to its own TAN-SIP WCS."""
+    stars, model, where = outcome.pairs[ccd.number], outcome.fit.model, ccd.where
+    wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), ccd.stars.shape)
+    nx, ny = where.detector.size
+    predicted = field.camera.pixel_to_sky(
+        where.detector, (nx - 1) / 2.0, (ny - 1) / 2.0, field.ra, field.dec, field.rotation
     )
     kept = stars.kept
     i, k = stars.source_index[kept], stars.reference_index[kept]
@@ -448,56 +367,40 @@ def _ccd_solution(ccd: CcdData, outcome: _Outcome, field_stars: Field) -> Astrom
     )
 
 
-def _figures(field_stars: Field, outcome: _Outcome) -> ExposureFit:
-    """Return what the fit says about the exposure."""
-    model, camera, priors = outcome.fit.model, field_stars.camera, outcome.fit.priors
-    at_origin = model.recentred()
+def _figures(field: ExposureField, outcome: _Outcome) -> ExposureFit:
+    at_origin, offset = outcome.fit.model.recentred(), field.camera.rotation_offset
     # where +y of the focal plane points
-    angle = np.radians(field_stars.rotation + camera.rotation_offset)
+    angle = np.radians(field.rotation + offset)
     xi, eta = at_origin.matrix @ [np.sin(angle), np.cos(angle)]
-    residual = np.concatenate([_residual(outcome, n) for n in outcome.pairs], axis=1)
-    scale = float(np.sqrt(abs(np.linalg.det(at_origin.matrix))))
-    ra, dec = (float(value) for value in at_origin.crval)
+    n_kept = [np.count_nonzero(stars.kept) for stars in outcome.pairs.values()]
     return ExposureFit(
-        ra=ra,
-        dec=dec,
-        rotation=float((np.degrees(np.arctan2(xi, eta)) - camera.rotation_offset) % 360.0),
-        pointing_error=float(separation(field_stars.ra, field_stars.dec, ra, dec)) * 60.0,
-        scale=scale / (camera.pixel_scale / 3600.0),
-        order=model.order,
-        n_stars=residual.shape[1],
-        n_clipped=sum(int(np.sum(~stars.kept)) for stars in outcome.pairs.values()),
-        rms_pixel=_rms(residual),
-        rms_arcsec=_rms(residual) * scale * 3600.0,
-        error_scale=outcome.fit.error_scale,
-        offset_sigma=priors.offset,
-        rotation_sigma=priors.rotation,
-        shape_sigma=priors.shape,
-        chance=outcome.chance,
+        rotation=float((np.degrees(np.arctan2(xi, eta)) - offset) % 360.0),
+        pointing_error=float(separation(field.ra, field.dec, *at_origin.crval)) * 60.0,
+        n_stars=sum(n_kept),
+        n_clipped=sum(stars.kept.size for stars in outcome.pairs.values()) - sum(n_kept),
+        rms_pixel=outcome.rms,
+        offset_sigma=outcome.fit.priors.offset,
         ccds={number: _terms(number, outcome) for number in sorted(outcome.pairs)},
     )
 
 
 def _terms(number: int, outcome: _Outcome) -> CcdTerms:
+    """Return the terms of a CCD in its own pixels."""
     stars, terms = outcome.pairs[number], outcome.fit.model.ccd_terms[number]
     jacobian = stars.ccd.jacobian
     offset = np.linalg.solve(jacobian, terms[:2])
-    # the field may be a mirror image of the focal plane, of which CCDs are none
+    # the field may be a mirror image of the focal plane, but a CCD is not
     turn = np.sign(np.linalg.det(jacobian)) * terms[2] / stars.ccd.half
     return CcdTerms(
         offset=(float(offset[0]), float(offset[1])),
         rotation=float(np.degrees(turn)),
-        n_stars=int(stars.kept.sum()),
-        rms_pixel=_rms(_residual(outcome, number)),
         formal_error=outcome.fit.formal_error(stars.ccd),
     )
 
 
-def _solve_alone(
-    ccd: CcdData, field_stars: Field, settings: AstrometrySettings
-) -> AstrometrySolution:
+def _solve_alone(ccd: FieldCcd, field: ExposureField) -> AstrometrySolution:
     """Solve a CCD by itself, with the stars of its own cone; raise CcdFailure."""
-    references = stars_in_cone(field_stars.refcat, *ccd.cone)
+    references = field.references_of(ccd)
     if references.size == 0:
         raise CcdFailure(Reason.REFCAT_MISSES_FIELD, "no star of the reference catalogue is near")
     stars = ccd.stars
@@ -505,10 +408,10 @@ def _solve_alone(
         stars.x,
         stars.y,
         stars.flux,
-        field_stars.refcat[references],
-        predicted_ccd(ccd, field_stars),
+        field.refcat[references],
+        field.predicted_wcs(ccd),
         stars.shape,
-        settings,
+        field.settings,
         centroid_error=stars.centroid_error,
     )
     return replace(solution, reference_index=references[solution.reference_index])

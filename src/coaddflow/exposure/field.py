@@ -1,22 +1,20 @@
-"""The CCDs and stars of an exposure, made ready for matching and fitting."""
+"""The field of an exposure: the stars of all its CCDs and the reference stars, for matching."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from astropy.table import Table
+from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import (
-    brightest_first,
-)
-from coaddflow.astrometry.refcat import ccd_cone
-from coaddflow.exposure.focal_plane import (
-    CcdPlace,
-    FieldModel,
-)
+from coaddflow.astrometry.ccd import brightest_first
+from coaddflow.astrometry.prediction import predicted_wcs
+from coaddflow.astrometry.refcat import ccd_cone, stars_in_cone
+from coaddflow.exposure.focal_plane import CcdPairs, CcdPlace, FieldModel
 from coaddflow.instrument.camera import Camera
 from coaddflow.settings.astrometry import AstrometrySettings
+from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.intp]
@@ -24,14 +22,14 @@ IndexArray = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class CcdStars:
-    """The sources of a CCD, as far as astrometry needs them.
+    """What astrometry needs of the sources of a CCD.
 
     Attributes
     ----------
     x, y : ndarray of float64, shape (n,)
         Positions, 0-based pixels.
     flux : ndarray of float64, shape (n,)
-        Fluxes, any unit that is the same for all CCDs; only the order matters.
+        Fluxes in any unit common to all CCDs; only the order matters.
     centroid_error : ndarray of float64, shape (n,)
         Errors of the positions, one axis, pixels.
     shape : tuple of int
@@ -46,20 +44,33 @@ class CcdStars:
 
     @classmethod
     def of(cls, sources: Table, shape: tuple[int, int]) -> "CcdStars":
-        """Take them from the sources of a measured CCD."""
-        # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
+        """Take the columns from the sources of a measured CCD."""
+        # saturated stars, the best ones to match, may have no PSF flux
         names = ("x", "y", "flux_isophotal", "x_error")
         return cls(*(np.array(sources[name], dtype=float) for name in names), shape)
 
 
 @dataclass(frozen=True)
-class CcdData:
-    """A CCD with what is known before any match.
+class FieldCcd:
+    """A CCD with its stars in the field.
 
-    ``sources`` are rows of the sources, the brightest first, ``place`` (2, n) and ``error`` (n,)
-    belong to them; ``cone`` (degrees) has all reference stars that the CCD may see. ``near`` are
-    the rows of those that are near it once it is known where the exposure points, the brightest
-    first.
+    Attributes
+    ----------
+    number : int
+        CCD number.
+    stars : CcdStars
+        All its sources.
+    where : CcdPlace
+        Its position in the camera file.
+    sources : ndarray of int, shape (n,)
+        Rows of the sources to be matched, brightest first.
+    place, error : ndarray of float64, shapes (2, n), (n,)
+        Their positions and position errors, field pixels.
+    cone : tuple of float
+        Cone (ra, dec, radius) with all reference stars that may be on the CCD, degrees.
+    near : ndarray of int, shape (m,)
+        Rows of the reference stars near it, brightest first; empty until the exposure is located
+        (`ExposureField.pointed`).
     """
 
     number: int
@@ -78,8 +89,20 @@ class CcdData:
 
 
 @dataclass(frozen=True)
-class Field:
-    """The CCDs of an exposure and its reference stars; ``by_magnitude`` orders their rows."""
+class ExposureField:
+    """The CCDs of an exposure and its reference stars.
+
+    Attributes
+    ----------
+    camera, ra, dec, rotation
+        The camera; predicted pointing and rotation, degrees.
+    refcat, sky, by_magnitude
+        The reference stars; their positions (2, n), degrees; their rows, brightest first.
+    settings, model_settings
+        Limits of search, match and clipping; the model of the focal plane.
+    ccds : dict of int to FieldCcd
+        The CCDs in order of their numbers.
+    """
 
     camera: Camera
     ra: float
@@ -88,59 +111,76 @@ class Field:
     refcat: Table
     sky: FloatArray
     by_magnitude: IndexArray
-    ccds: dict[int, CcdData]
+    settings: AstrometrySettings
+    model_settings: ExposureAstrometrySettings
+    ccds: dict[int, FieldCcd]
 
     @classmethod
     def of(
         cls,
         stars: Mapping[int, CcdStars],
         camera: Camera,
-        ra: float,
-        dec: float,
-        rotation: float,
+        pointing: tuple[float, float, float],
         refcat: Table,
         settings: AstrometrySettings,
-    ) -> "Field":
-        """Put the sources into the field and the reference stars to their CCDs."""
-        ccds = {}
-        for number in sorted(stars):
-            detector = camera.detector(number)
-            cone = ccd_cone(camera, detector, ra, dec, rotation, settings.max_pointing_error / 60.0)
-            ccds[number] = _prepare(
-                stars[number],
-                CcdPlace(camera, detector, rotation),
-                cone,
-                settings,
-            )
+        model_settings: ExposureAstrometrySettings,
+    ) -> "ExposureField":
+        """Make the field of measured stars; ``pointing`` is (ra, dec, rotation), degrees."""
         sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
         magnitude = np.asarray(np.ma.filled(refcat["mag"], np.nan), float)
-        return cls(
-            camera, ra, dec, rotation, refcat, sky, np.argsort(magnitude, kind="stable"), ccds
-        )
-
-    def pointed(self, model: FieldModel, margin: float) -> "Field":
-        """Return the field with the reference stars that are near its CCDs, in pixels."""
-        catalogue = model.catalogue(self.sky[:, self.by_magnitude])
-        ccds = {}
-        for number, ccd in self.ccds.items():
-            centre = model.expected(ccd.where, ccd.where.centre)
-            # compared this way round, NaN is left out
-            near = np.hypot(*(catalogue - centre)) <= 1.1 * ccd.reach + margin
-            ccds[number] = replace(ccd, near=self.by_magnitude[near])
-        return replace(self, ccds=ccds)
+        by_magnitude = np.argsort(magnitude, kind="stable")
+        ccds = {n: _field_ccd(stars[n], n, camera, pointing, settings) for n in sorted(stars)}
+        return cls(camera, *pointing, refcat, sky, by_magnitude, settings, model_settings, ccds)
 
     @property
     def radius(self) -> float:
         """Distance of the farthest corner from the origin, field pixels."""
         return max(float(np.hypot(*ccd.where.edge).max()) for ccd in self.ccds.values())
 
+    def pointed(self, model: FieldModel, margin: float) -> "ExposureField":
+        """Return the field with the reference stars within a margin of its CCDs, field pixels."""
+        catalogue = model.catalogue(self.sky[:, self.by_magnitude])
+        ccds = {}
+        for number, ccd in self.ccds.items():
+            centre = model.expected(ccd.where, ccd.where.centre)
+            # NaN compares as false
+            near = np.hypot(*(catalogue - centre)) <= 1.1 * ccd.reach + margin
+            ccds[number] = replace(ccd, near=self.by_magnitude[near])
+        return replace(self, ccds=ccds)
 
-def _prepare(
-    stars: CcdStars, where: CcdPlace, cone: tuple[float, float, float], settings: AstrometrySettings
-) -> CcdData:
+    def predicted_wcs(self, ccd: FieldCcd) -> WCS:
+        """Return the WCS of a CCD for the predicted pointing."""
+        return predicted_wcs(self.camera, ccd.where.detector, self.ra, self.dec, self.rotation)
+
+    def references_of(self, ccd: FieldCcd) -> IndexArray:
+        """Return the rows of the reference stars that may be on a CCD."""
+        return stars_in_cone(self.refcat, *ccd.cone)
+
+    def pairs(self, ccd: FieldCcd, i: IndexArray, references: IndexArray) -> CcdPairs:
+        """Pair elements ``i`` of the sources to be matched with rows of the reference stars."""
+        return CcdPairs(
+            ccd.where,
+            ccd.place[:, i],
+            self.sky[:, references],
+            ccd.error[i],
+            ccd.sources[i],
+            references,
+            np.ones(i.size, bool),
+        )
+
+
+def _field_ccd(
+    stars: CcdStars,
+    number: int,
+    camera: Camera,
+    pointing: tuple[float, float, float],
+    settings: AstrometrySettings,
+) -> FieldCcd:
+    detector = camera.detector(number)
+    where = CcdPlace(camera, detector, pointing[2])
+    cone = ccd_cone(camera, detector, *pointing, settings.max_pointing_error / 60.0)
     sources = brightest_first(stars.x, stars.y, stars.flux, settings.max_sources)
     error = np.hypot(stars.centroid_error, settings.centroid_floor)
     sources = sources[np.isfinite(error[sources])]
     place = where.field(stars.x[sources], stars.y[sources])
-    number = where.detector.id
-    return CcdData(number, stars, where, sources, place, error[sources], cone)
+    return FieldCcd(number, stars, where, sources, place, error[sources], cone)

@@ -1,14 +1,13 @@
 """A model of the whole focal plane on the sky, fitted by least squares to the stars of all CCDs.
 
-The camera file puts each pixel to a place in the field. The model adds one polynomial over the
-field (pointing, rotation, scale and distortion of the exposure), and to each CCD a small
-polynomial of its own (where it really stands, how it is turned and bent). The terms of the CCDs
-are held by Gaussian priors [1]_: a CCD with many stars takes what its stars say, one with few
-leans on the exposure. How wide the priors are is measured: they maximise the evidence of the
-exposure [2]_, up to the limits of the settings.
+The camera file gives each pixel a position in the field. The model adds one polynomial over the
+field (pointing, rotation, scale and distortion of the exposure) and a small polynomial for each
+CCD (its true position, rotation and shape). The terms of the CCDs have Gaussian priors [1]_: a CCD
+with many stars follows its stars, one with few follows the exposure. The widths of the priors
+maximise the evidence of the exposure [2]_, up to the limits of the settings.
 
-Places are in field pixels: the tangent plane of the camera file at the predicted rotation, in
-units of its pixel scale. So they are east and north, and a CCD's pixel is about one field pixel.
+Positions are in field pixels: the tangent plane of the camera file at the predicted rotation, in
+units of its pixel scale. Its axes point east and north, and a CCD pixel is about one field pixel.
 
 References
 ----------
@@ -31,15 +30,15 @@ from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 FloatArray = NDArray[np.float64]
 
 _NARROWEST_PRIOR = 0.01
-"""Priors are not made narrower than this part of their limits."""
+"""Smallest width of a prior, as a fraction of its limit."""
 
 _ENOUGH_CCDS = 5
-"""With fewer CCDs the widths of the priors are not measured."""
+"""With fewer CCDs the priors keep the widths of the settings."""
 
 
 @dataclass(frozen=True)
 class CcdPlace:
-    """Where the camera file puts a CCD.
+    """The position of a CCD in the camera file.
 
     Attributes
     ----------
@@ -54,14 +53,14 @@ class CcdPlace:
     rotation: float
 
     def field(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """Return places in field pixels, shape (2, n), of pixels (n,)."""
+        """Return the positions in field pixels, shape (2, n), of pixels (n,)."""
         focal = self.camera.pixel_to_focal(self.detector, x, y)
         plane = np.stack(self.camera.focal_to_tangent(*focal, self.rotation))
         return plane / (self.camera.pixel_scale / 3600.0)
 
     @property
     def centre(self) -> FloatArray:
-        """Place of the CCD's centre, field pixels, shape (2, 1)."""
+        """Position of the CCD's centre, field pixels, shape (2, 1)."""
         nx, ny = self.detector.size
         return self.field(np.array([(nx - 1) / 2.0]), np.array([(ny - 1) / 2.0]))
 
@@ -72,7 +71,7 @@ class CcdPlace:
 
     @property
     def edge(self) -> FloatArray:
-        """Places of the corners and of the middles of the sides, field pixels, shape (2, 8)."""
+        """Positions of the corners and of the middles of the sides, field pixels, shape (2, 8)."""
         nx, ny = self.detector.size
         x = np.array([0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]) * nx - 0.5
         y = np.array([0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 1.0, 0.5]) * ny - 0.5
@@ -88,7 +87,7 @@ class CcdPlace:
         return place[:, 1::2] - place[:, ::2]
 
     def basis(self, place: FloatArray, order: int) -> FloatArray:
-        """Return what each term of the CCD moves at places (2, n), shape (2, n, terms).
+        """Return the displacement by each term of the CCD at positions (2, n), (2, n, terms).
 
         The terms are: offset along both axes; rotation; scale; both shears; then, for the powers
         of second and higher order, one for each axis. Each is 1 at half of the longer side.
@@ -115,10 +114,7 @@ class Priors:
     def of(cls, settings: ExposureAstrometrySettings) -> "Priors":
         """Take the limits from the settings."""
         return cls(
-            settings.offset_sigma,
-            settings.rotation_sigma,
-            settings.shape_sigma,
-            settings.ccd_order,
+            settings.offset_sigma, settings.rotation_sigma, settings.shape_sigma, settings.ccd_order
         )
 
     @property
@@ -141,9 +137,9 @@ class FieldModel:
     radius : float
         Field pixels; polynomials over the field are in units of it.
     common : ndarray, shape (2, n terms)
-        Coefficients of the common polynomial, field pixels; its order follows from their number.
+        Coefficients of the common polynomial, field pixels.
     ccd_terms : dict of int to ndarray, shape (terms,)
-        Terms of the CCDs, field pixels; none for a CCD that is not known.
+        Terms of the CCDs in the fit, field pixels.
     ccd_order : int
         Their order.
     """
@@ -161,11 +157,11 @@ class FieldModel:
         return int(np.sqrt(2 * self.common.shape[1])) - 1
 
     def catalogue(self, sky: FloatArray) -> FloatArray:
-        """Return where positions (2, n) in degrees should be in the field, pixels, (2, n)."""
+        """Return the field pixels (2, n) of sky positions (2, n) in degrees."""
         return np.linalg.solve(self.matrix, np.stack(tan_project(*sky, *self.crval)))
 
     def expected(self, ccd: CcdPlace, place: FloatArray) -> FloatArray:
-        """Return where places (2, n) of a CCD really are in the field, pixels, (2, n)."""
+        """Return the true field pixels (2, n) of positions (2, n) on a CCD."""
         moved = place + self.common @ design_matrix(*place / self.radius, self.order).T
         terms = self.ccd_terms.get(ccd.detector.id)
         return moved if terms is None else moved + ccd.basis(place, self.ccd_order) @ terms
@@ -175,15 +171,10 @@ class FieldModel:
         place = self.matrix @ self.expected(ccd, ccd.field(np.asarray(x), np.asarray(y)))
         return tan_deproject(*place, *self.crval)
 
-    @property
-    def at_origin(self) -> tuple[FloatArray, FloatArray]:
-        """The place of the field's origin (2,), and field pixels per field pixel there (2, 2)."""
-        return self.common[:, 0], np.eye(2) + self.common[:, 1:3] / self.radius
-
     def recentred(self) -> "FieldModel":
         """Return the model without its polynomials, tangent to the sky where its origin is."""
-        origin, linear = self.at_origin
-        crval = np.array(tan_deproject(*(self.matrix @ origin), *self.crval))
+        crval = np.array(tan_deproject(*(self.matrix @ self.common[:, 0]), *self.crval))
+        linear = np.eye(2) + self.common[:, 1:3] / self.radius
         return FieldModel(crval, self.matrix @ linear, self.radius)
 
 
@@ -196,11 +187,11 @@ class CcdPairs:
     ccd : CcdPlace
         The CCD.
     place : ndarray, shape (2, n)
-        Measured places, field pixels.
+        Measured positions, field pixels.
     sky : ndarray, shape (2, n)
         Positions in the catalogue, degrees.
     error : ndarray, shape (n,)
-        Errors of the places, one axis, pixels.
+        Errors of these, one axis, pixels.
     source_index, reference_index : ndarray of int, shape (n,)
         Rows of the sources and of the reference catalogue.
     kept : ndarray of bool, shape (n,)
@@ -216,7 +207,7 @@ class CcdPairs:
     kept: NDArray[np.bool_]
 
     def residual(self, model: FieldModel) -> FloatArray:
-        """Return measured minus catalogue place, field pixels, shape (2, n)."""
+        """Return measured minus catalogue position, field pixels, shape (2, n)."""
         return model.expected(self.ccd, self.place) - model.catalogue(self.sky)
 
 
@@ -229,15 +220,15 @@ class FieldFit:
     model : FieldModel
         The model.
     priors : Priors
-        Widths of the priors that were used.
+        The priors that were used.
     error_scale : float
-        By how much the residuals are larger than the errors of the stars say; at least 1.
+        Ratio of the residuals to the errors of the stars; at least 1.
     common_covariance : ndarray, shape (2 T, 2 T)
-        Of the coefficients of the common polynomial.
+        Covariance of the coefficients of the common polynomial.
     ccd_covariance : dict of int to ndarray, shape (terms, terms)
-        Of the terms of a CCD for a given common polynomial.
+        Covariance of the terms of a CCD for a given common polynomial.
     response : dict of int to ndarray, shape (terms, 2 T)
-        Minus the change of the terms of a CCD with the coefficients of the common polynomial.
+        Minus the derivative of the terms of a CCD by the coefficients of the common polynomial.
     """
 
     model: FieldModel
@@ -248,7 +239,7 @@ class FieldFit:
     response: dict[int, FloatArray]
 
     def formal_error(self, ccd: CcdPlace) -> float:
-        """Return the largest error on the edge of a CCD, both axes together, pixels."""
+        """Return the largest formal error on the edge of a CCD, both axes together, pixels."""
         place, number = ccd.edge, ccd.detector.id
         design = design_matrix(*place / self.model.radius, self.model.order)
         own = ccd.basis(place, self.model.ccd_order)
@@ -266,36 +257,78 @@ class FieldFit:
         return np.diag(self.ccd_covariance[number]) + common
 
     def degrees_used(self) -> float:
-        """Return the number of parameters, those held by priors counted in part."""
+        """Return the effective number of parameters, which priors reduce."""
         held = 1.0 / self.priors.sigmas**2
         own = [held.size - np.sum(np.diag(c) * held) for c in self.ccd_covariance.values()]
         return self.model.common.size + float(np.sum(own))
 
 
 def fit_field(
-    pairs: Mapping[int, CcdPairs],
+    pairs: dict[int, CcdPairs],
     start: FieldModel,
     order: int,
-    priors: Priors,
-    error_scale: float = 1.0,
-) -> FieldFit:
+    limits: Priors,
+    clip_sigma: float,
+    priors: Priors | None = None,
+) -> tuple[FieldFit, dict[int, CcdPairs]]:
     """Fit the common polynomial and the terms of all CCDs together.
 
-    The normal equations are solved CCD by CCD: its terms are eliminated, and found again once the
-    common polynomial is known.
+    Outliers are rejected, the errors and priors are measured, and the fit is repeated until it
+    keeps the same stars.
 
     Parameters
     ----------
     pairs : mapping of int to CcdPairs
-        Matched stars of each CCD; those that are ``kept`` are used.
+        Matched stars of each CCD; the first fit uses those that are ``kept``.
     start : FieldModel
-        Gives the tangent plane; the better its pointing, the better the linear equations.
+        Gives the tangent plane; the equations are linear near its pointing.
     order : int
         Order of the common polynomial.
-    priors : Priors
-        Widths of the priors of the CCDs' terms.
-    error_scale : float
-        The errors of the stars are multiplied by it.
+    limits : Priors
+        The widest priors of the CCDs' terms.
+    clip_sigma : float
+        Limit of outliers in units of the scatter of all stars.
+    priors : Priors, optional
+        Those of an earlier fit.
+
+    Returns
+    -------
+    fit : FieldFit
+        The fit.
+    pairs : dict of int to CcdPairs
+        The stars, with ``kept`` set.
+    """
+    priors, scale, model = priors or limits, 1.0, start
+    for _ in range(12):
+        fit = _fit_kept(pairs, model, order, priors, scale)
+        model = fit.model
+        distance = {
+            number: np.hypot(*stars.residual(model)) / stars.error
+            for number, stars in pairs.items()
+        }
+        used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
+        freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
+        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
+        clipped = {
+            number: replace(stars, kept=distance[number] <= clip_sigma * scale)
+            for number, stars in pairs.items()
+        }
+        new_priors = _measured_priors(fit, limits)
+        same = all(np.array_equal(clipped[n].kept, pairs[n].kept) for n in pairs)
+        settled = np.allclose(new_priors.sigmas, priors.sigmas, rtol=0.03)
+        pairs, priors = clipped, new_priors
+        if same and settled and abs(scale / fit.error_scale - 1.0) < 0.01:
+            break
+    return fit, pairs
+
+
+def _fit_kept(
+    pairs: Mapping[int, CcdPairs], start: FieldModel, order: int, priors: Priors, error_scale: float
+) -> FieldFit:
+    """Fit to the stars that are kept.
+
+    The normal equations are solved CCD by CCD: its terms are eliminated, and follow once the
+    common polynomial is known.
     """
     frame = start.recentred()
     held = np.diag(1.0 / priors.sigmas**2)
@@ -327,55 +360,11 @@ def fit_field(
     return FieldFit(model, priors, error_scale, common_covariance, covariance, response)
 
 
-def fit_field_clipped(
-    pairs: dict[int, CcdPairs],
-    start: FieldModel,
-    order: int,
-    limits: Priors,
-    clip_sigma: float,
-    priors: Priors | None = None,
-) -> tuple[FieldFit, dict[int, CcdPairs]]:
-    """Fit, leave out outliers, measure errors and priors, fit again, until the same stars stay.
-
-    Parameters are those of `fit_field`; ``limits`` are the widest priors, ``clip_sigma`` is in
-    units of the scatter of all stars, ``priors`` are those of an earlier fit.
-
-    Returns
-    -------
-    fit : FieldFit
-        The fit.
-    pairs : dict of int to CcdPairs
-        The stars, with ``kept`` set.
-    """
-    priors, scale, model = priors or limits, 1.0, start
-    for _ in range(12):
-        fit = fit_field(pairs, model, order, priors, scale)
-        model = fit.model
-        distance = {
-            number: np.hypot(*stars.residual(model)) / stars.error
-            for number, stars in pairs.items()
-        }
-        used = np.concatenate([distance[number][stars.kept] for number, stars in pairs.items()])
-        freedom = max(1.0 - fit.degrees_used() / (2.0 * used.size), 0.1)
-        scale = max(1.0, float(np.median(used) / np.sqrt(freedom)) / RAYLEIGH_MEDIAN)
-        clipped = {
-            number: replace(stars, kept=distance[number] <= clip_sigma * scale)
-            for number, stars in pairs.items()
-        }
-        new_priors = _measured_priors(fit, limits)
-        same = all(np.array_equal(clipped[n].kept, pairs[n].kept) for n in pairs)
-        settled = np.allclose(new_priors.sigmas, priors.sigmas, rtol=0.03)
-        pairs, priors = clipped, new_priors
-        if same and settled and abs(scale / fit.error_scale - 1.0) < 0.01:
-            break
-    return fit, pairs
-
-
 def _measured_priors(fit: FieldFit, limits: Priors) -> Priors:
-    """Return the widths that the CCDs of this fit suggest.
+    """Return the widths that follow from this fit.
 
-    The sum of the squares of the terms of a kind, over the number of them that the stars, and not
-    the prior, determine [2]_.
+    The sum of squares of the terms of a kind is divided by the number of them that the stars, not
+    the priors, determine [2]_.
     """
     if len(fit.ccd_covariance) < _ENOUGH_CCDS:
         return limits

@@ -1,11 +1,11 @@
-"""How much the CCDs of a camera differ: learned from the CCDs themselves.
+"""The scatter of constants of CCDs, estimated from the CCDs themselves.
 
-Constants of single CCDs (the response to the sky, a zero-point) are fitted together with a surface
-over the focal plane, with a prior of mean zero. A prior that is too wide lets a galaxy or three
-bad stars decide the constant of a CCD, one that is too narrow leaves steps. So its width is
+Constants of single CCDs (response to the sky, zero-point) are fitted together with a surface over
+the focal plane, with a prior of mean zero. If the prior is too wide, a galaxy or three bad stars
+determine the constant of a CCD; if it is too narrow, steps remain. Its width is therefore
 estimated from the constants of all CCDs between two fits [1]_ [2]_, with a median, so that one odd
-CCD does not widen it for all. And its tails are those of Student's distribution: what a CCD says
-of itself with great significance is believed, however alike the others are [3]_.
+CCD does not widen it. Its tails are those of Student's distribution: a very significant constant
+is accepted however similar the other CCDs are [3]_.
 
 References
 ----------
@@ -17,18 +17,20 @@ References
 import numpy as np
 from numpy.typing import NDArray
 
+FloatArray = NDArray[np.float64]
+
 _FREEDOM = 4.0
-"""Degrees of freedom of Student's distribution: constants below about 4.5 sigma are held."""
+"""Degrees of freedom of Student's distribution: it holds constants below about 4.5 sigma."""
 
 _MEDIAN_CHI2 = 0.455
-"""Median of chi^2 of one degree of freedom."""
+"""Median of chi^2 with one degree of freedom."""
 
 _LEAST_KNOWN = 0.1
-"""Where the data say next to nothing, the width shrinks in steps, not at once."""
+"""Where the data hardly constrain the constants, the width shrinks in steps."""
 
 
-def prior_variance(constants: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Return the variance of the normal prior that stands for Student's in the next fit.
+def prior_variance(constants: FloatArray, sigma: float) -> FloatArray:
+    """Return the variance of the normal prior that replaces Student's in the next fit.
 
     Parameters
     ----------
@@ -41,21 +43,18 @@ def prior_variance(constants: NDArray[np.float64], sigma: float) -> NDArray[np.f
 
 
 def group_scatter(
-    constants: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    prior: NDArray[np.float64],
-    limits: tuple[float, float],
+    constants: FloatArray, variance: FloatArray, prior: FloatArray, limits: tuple[float, float]
 ) -> float:
-    """Return a better estimate of the width of the prior of the constants.
+    """Return an improved estimate of the width of the prior of the constants.
 
     Parameters
     ----------
     constants, variance : ndarray of float64, shape (n,)
         Constants of all CCDs in the last fit, and their variances.
     prior : ndarray of float64, shape (n,)
-        The `prior_variance` that this fit was made with.
+        The `prior_variance` of this fit.
     limits : tuple of float
-        Smallest and largest value that is returned.
+        Smallest and largest width.
     """
     known = np.clip(1.0 - variance / prior, 0.0, 1.0).mean()
     scatter2 = np.median(constants**2) / _MEDIAN_CHI2 / max(known, _LEAST_KNOWN)

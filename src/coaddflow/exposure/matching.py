@@ -1,159 +1,108 @@
-"""Matching the stars of all CCDs of an exposure with the reference catalogue."""
+"""Matching the stars of all CCDs of an exposure with the reference catalogue.
+
+First the exposure is located from the pattern of the brightest stars of all CCDs, or of one CCD.
+Then each CCD is matched near its predicted position, for which a few stars suffice.
+"""
 
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.astrometry.ccd import (
-    CcdMatch,
-    match_ccd,
-)
+from coaddflow.astrometry.ccd import CcdMatch, match_ccd
 from coaddflow.astrometry.matching import SearchWindow, fit_similarity, match_nearest, match_pattern
-from coaddflow.astrometry.prediction import predicted_wcs
-from coaddflow.astrometry.refcat import stars_in_cone
 from coaddflow.errors import CcdFailure
-from coaddflow.exposure.field import CcdData, Field
-from coaddflow.exposure.focal_plane import (
-    CcdPairs,
-    FieldFit,
-    FieldModel,
-)
+from coaddflow.exposure.field import ExposureField, FieldCcd
+from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel
 from coaddflow.geometry.sphere import tan_deproject, tan_project
 from coaddflow.geometry.wcs import pixel_to_sky
-from coaddflow.settings.astrometry import AstrometrySettings
-from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 
 log = logging.getLogger(__name__)
-FloatArray = NDArray[np.float64]
-IndexArray = NDArray[np.intp]
 
+FloatArray = NDArray[np.float64]
 
 _MAX_ANCHORS = 5
-"""CCDs that are tried as the first to be found on the sky."""
-
+"""Number of CCDs from which it is tried to locate the exposure."""
 
 _AGREEING = 0.3
-"""Part of the CCDs that must be where the first one says."""
-
+"""Fraction of the CCDs that must agree on the pointing."""
 
 _FIELD_SHIFT = 0.01
-"""How far, in units of the field's radius, the distortion may move a CCD at first."""
+"""Largest shift of a CCD by unknown distortion, in units of the field's radius."""
 
+_NEAR_ROTATION, _NEAR_SCALE = 0.5, 0.005
+"""Largest rotation (degrees) and change of scale of a CCD by unknown distortion."""
+
+_FEWEST_AT_FIRST, _FEWEST = 3, 2
+"""Fewest matched stars of a CCD, before and after the distortion is known."""
 
 _FEW_STARS_CHANCE = 1e-2
-"""Chance matches that are allowed for the few stars of a CCD whose place is known."""
+"""Expected chance matches that are allowed for the few stars of a CCD of known position."""
 
 
-class NoExposureFit(Exception):  # noqa: N818 - a result that travels as an exception
-    """The CCDs of an exposure do not give a common solution; the text says why."""
+class ExposureNotSolved(Exception):  # noqa: N818 - a result that travels as an exception
+    """The CCDs of an exposure have no common solution; the text says why."""
 
 
-def find_exposure(
-    field_stars: Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> tuple[Field, FieldModel, dict[int, CcdPairs], float]:
-    """Return the field where it points, a first model, the matched CCDs, and their chance."""
-    tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field_stars.ccds.values())
-    shift = max(3.0 * exposure_settings.max_offset, _FIELD_SHIFT * field_stars.radius)
+def locate_exposure(
+    field: ExposureField,
+) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs], float]:
+    """Find where an exposure points; raise ExposureNotSolved.
+
+    Returns the field with the reference stars near each CCD; a model of pointing, rotation and
+    scale; the matched stars of the CCDs that agree with it; and the expected number of chance
+    matches as good as the one that located the exposure.
+    """
+    tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field.ccds.values())
+    shift = max(3.0 * field.model_settings.max_offset, _FIELD_SHIFT * field.radius)
     most = None
-    for start, chance in _candidates(field_stars, settings, exposure_settings):
-        pointed, pairs = field_stars.pointed(start, 2.0 * shift), {}
+    for start, chance in _candidates(field):
+        pointed, pairs = field.pointed(start, 2.0 * shift), {}
         for number, ccd in pointed.ccds.items():
-            found = _match_near(ccd, start, pointed, shift, settings)
+            found = _match_undistorted(ccd, start, pointed, shift)
             if found is not None:
                 pairs[number] = found
-        if len(pairs) >= max(exposure_settings.min_ccds, _AGREEING * tried):
+        if len(pairs) >= max(field.model_settings.min_ccds, _AGREEING * tried):
             return pointed, start, pairs, chance
         most = max(most or 0, len(pairs))
-    raise NoExposureFit(
+    raise ExposureNotSolved(
         "it was not found on the sky"
         if most is None
         else f"only {most} of its CCDs agree on where it points"
     )
 
 
-def _candidates(
-    field_stars: Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> Iterator[tuple[FieldModel, float]]:
-    """Yield where the exposure may be, with the chance: from all stars, then from one CCD."""
-    together = _match_all_together(field_stars, settings, exposure_settings)
+def _candidates(field: ExposureField) -> Iterator[tuple[FieldModel, float]]:
+    """Yield possible pointings and their chance: from all CCDs together, then from single CCDs."""
+    together = _match_all_together(field)
     if together is not None:
         yield together
-    rich_first = sorted(field_stars.ccds.values(), key=lambda ccd: (-ccd.sources.size, ccd.number))
+    rich_first = sorted(field.ccds.values(), key=lambda ccd: (-ccd.sources.size, ccd.number))
     for ccd in rich_first[:_MAX_ANCHORS]:
+        stars, references = ccd.stars, field.refcat[field.references_of(ccd)]
+        position, predicted = (stars.x, stars.y, stars.flux), field.predicted_wcs(ccd)
         try:
-            match = _match_anchor(ccd, field_stars, settings)
+            match = match_ccd(*position, references, predicted, stars.shape, field.settings)
         except CcdFailure as failure:
-            log.debug("CCD %d does not tell where the exposure is: %s", ccd.number, failure)
+            log.debug("CCD %d does not locate the exposure: %s", ccd.number, failure)
         else:
-            yield _model_from_ccd(ccd, match, field_stars), match.chance
+            yield _model_from_ccd(ccd, match, field), match.chance
 
 
-def _match_anchor(ccd: CcdData, field_stars: Field, settings: AstrometrySettings) -> CcdMatch:
-    """Find a CCD by itself, wherever the exposure points; raise CcdFailure."""
-    stars = ccd.stars
-    return match_ccd(
-        stars.x,
-        stars.y,
-        stars.flux,
-        field_stars.refcat[stars_in_cone(field_stars.refcat, *ccd.cone)],
-        predicted_ccd(ccd, field_stars),
-        stars.shape,
-        settings,
-    )
-
-
-def _model_from_ccd(ccd: CcdData, match: CcdMatch, field_stars: Field) -> FieldModel:
-    """Return the pointing, rotation and scale that put a CCD where its match says."""
-    ny, nx = ccd.stars.shape
-    y, x = (grid.ravel() for grid in np.mgrid[0 : ny - 1 : 5j, 0 : nx - 1 : 5j])
-    matched, predicted = match.wcs.pixel_scale_matrix, ccd.where.jacobian
-    flipped = bool(np.linalg.det(matched) * np.linalg.det(predicted) < 0)
-    sky = np.stack(pixel_to_sky(match.wcs, x, y))
-    return _rigid_model(ccd.where.field(x, y), sky, flipped, field_stars)
-
-
-def _rigid_model(
-    place: FloatArray, sky: FloatArray, flipped: bool, field_stars: Field
-) -> FieldModel:
-    """Return the model of shift, rotation and scale that puts places (2, n) to the sky (2, n)."""
-    crval = np.array([field_stars.ra, field_stars.dec])
-    z = place[0] + 1j * place[1]
-    for _ in range(8):
-        xi, eta = tan_project(*sky, *crval)
-        similarity = fit_similarity(z, xi + 1j * eta, flipped)
-        crval = np.array(tan_deproject(similarity.b.real, similarity.b.imag, *crval))
-    a = similarity.a
-    matrix = np.array([[a.real, -a.imag], [a.imag, a.real]])
-    if flipped:
-        matrix = matrix @ np.diag([1.0, -1.0])
-    return FieldModel(crval, matrix, field_stars.radius)
-
-
-def _match_all_together(
-    field_stars: Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> tuple[FieldModel, float] | None:
-    """Find the pattern of the brightest stars of all CCDs: no CCD needs to have many."""
-    place = np.concatenate([ccd.place for ccd in field_stars.ccds.values()], axis=1)
-    flux = np.concatenate([ccd.stars.flux[ccd.sources] for ccd in field_stars.ccds.values()])
+def _match_all_together(field: ExposureField) -> tuple[FieldModel, float] | None:
+    """Match the pattern of the brightest stars of all CCDs: no single CCD needs many."""
+    settings = field.settings
+    place = np.concatenate([ccd.place for ccd in field.ccds.values()], axis=1)
+    flux = np.concatenate([ccd.stars.flux[ccd.sources] for ccd in field.ccds.values()])
     place = place[:, np.argsort(-flux, kind="stable")[: settings.max_sources]]
     if place.shape[1] < settings.min_matches:
         return None
-    pixel = field_stars.camera.pixel_scale / 3600.0
-    references = field_stars.by_magnitude
-    catalogue = np.stack(
-        tan_project(*field_stars.sky[:, references], field_stars.ra, field_stars.dec)
-    )
+    pixel = field.camera.pixel_scale / 3600.0
+    references = field.by_magnitude
+    catalogue = np.stack(tan_project(*field.sky[:, references], field.ra, field.dec))
     usable = np.isfinite(catalogue[0])
     references, catalogue = references[usable], catalogue[:, usable] / pixel
     wide = SearchWindow(
@@ -169,127 +118,93 @@ def _match_all_together(
         catalogue.T,
         near,
         wide,
-        settings.match_tolerance + exposure_settings.offset_sigma,
+        settings.match_tolerance + field.model_settings.offset_sigma,
         settings.max_chance,
         settings.min_matches,
     )
     if match is None:
         return None
-    sky = field_stars.sky[:, references[match.reference_index]]
+    sky = field.sky[:, references[match.reference_index]]
     place = place[:, match.source_index]
-    return _rigid_model(place, sky, match.similarity.flipped, field_stars), match.chance
+    return _rigid_model(place, sky, match.similarity.flipped, field), match.chance
+
+
+def _model_from_ccd(ccd: FieldCcd, match: CcdMatch, field: ExposureField) -> FieldModel:
+    """Return the pointing, rotation and scale that follow from the match of a CCD."""
+    ny, nx = ccd.stars.shape
+    y, x = (grid.ravel() for grid in np.mgrid[0 : ny - 1 : 5j, 0 : nx - 1 : 5j])
+    matched, predicted = match.wcs.pixel_scale_matrix, ccd.where.jacobian
+    flipped = bool(np.linalg.det(matched) * np.linalg.det(predicted) < 0)
+    sky = np.stack(pixel_to_sky(match.wcs, x, y))
+    return _rigid_model(ccd.where.field(x, y), sky, flipped, field)
+
+
+def _rigid_model(
+    place: FloatArray, sky: FloatArray, flipped: bool, field: ExposureField
+) -> FieldModel:
+    """Return the shift, rotation and scale that take positions (2, n) to the sky (2, n)."""
+    crval = np.array([field.ra, field.dec])
+    z = place[0] + 1j * place[1]
+    for _ in range(8):
+        xi, eta = tan_project(*sky, *crval)
+        similarity = fit_similarity(z, xi + 1j * eta, flipped)
+        crval = np.array(tan_deproject(similarity.b.real, similarity.b.imag, *crval))
+    a = similarity.a
+    matrix = np.array([[a.real, -a.imag], [a.imag, a.real]])
+    if flipped:
+        matrix = matrix @ np.diag([1.0, -1.0])
+    return FieldModel(crval, matrix, field.radius)
+
+
+def _match_undistorted(
+    ccd: FieldCcd, model: FieldModel, field: ExposureField, shift: float
+) -> CcdPairs | None:
+    """Match a CCD with a model that lacks only the unknown part of the distortion."""
+    window = SearchWindow(shift, _NEAR_ROTATION, _NEAR_SCALE, False)
+    tolerance = max(field.settings.match_tolerance, 2e-3 * ccd.reach)
+    chance = field.settings.max_chance
+    return _match_window(ccd, model, field, window, tolerance, chance, _FEWEST_AT_FIRST)
+
+
+def match_sparse_ccd(ccd: FieldCcd, fit: FieldFit, field: ExposureField) -> CcdPairs | None:
+    """Match a CCD of few stars with a fitted model that lacks only the terms of the CCD."""
+    tolerance = field.settings.match_tolerance
+    rotation = float(np.degrees(4.0 * fit.priors.rotation / ccd.where.half))
+    shift = 4.0 * fit.priors.offset + tolerance
+    window = SearchWindow(shift, rotation, _NEAR_SCALE / 2.0, False)
+    return _match_window(ccd, fit.model, field, window, tolerance, _FEW_STARS_CHANCE, _FEWEST)
 
 
 def _match_window(
-    ccd: CcdData,
+    ccd: FieldCcd,
     model: FieldModel,
-    field_stars: Field,
+    field: ExposureField,
     window: SearchWindow,
     tolerance: float,
     max_chance: float,
     min_matches: int,
 ) -> CcdPairs | None:
-    """Match the pattern of a CCD's stars in a small window around its predicted place."""
+    """Match the pattern of a CCD's stars in a small window around its predicted position."""
     if min(ccd.near.size, ccd.sources.size) < min_matches:
         return None
     centre = model.expected(ccd.where, ccd.where.centre)
-    catalogue = model.catalogue(field_stars.sky[:, ccd.near])
-    expected = model.expected(ccd.where, ccd.place)
+    catalogue = model.catalogue(field.sky[:, ccd.near]) - centre
+    expected = model.expected(ccd.where, ccd.place) - centre
     match = match_pattern(
-        (expected - centre).T,
-        (catalogue - centre).T,
-        window,
-        window,
-        tolerance,
-        max_chance,
-        min_matches,
+        expected.T, catalogue.T, window, window, tolerance, max_chance, min_matches
     )
     if match is None:
         return None
-    return _pairs(ccd, field_stars, match.source_index, ccd.near[match.reference_index])
+    return field.pairs(ccd, match.source_index, ccd.near[match.reference_index])
 
 
-def _pairs(ccd: CcdData, field_stars: Field, i: IndexArray, references: IndexArray) -> CcdPairs:
-    return CcdPairs(
-        ccd.where,
-        ccd.place[:, i],
-        field_stars.sky[:, references],
-        ccd.error[i],
-        ccd.sources[i],
-        references,
-        np.ones(i.size, bool),
-    )
-
-
-def _tolerance(ccd: CcdData, settings: AstrometrySettings) -> float:
-    return max(settings.match_tolerance, 2e-3 * ccd.reach)
-
-
-def _match_near(
-    ccd: CcdData,
-    model: FieldModel,
-    field_stars: Field,
-    shift: float,
-    settings: AstrometrySettings,
+def match_nearest_stars(
+    ccd: FieldCcd, model: FieldModel, field: ExposureField, radius: float
 ) -> CcdPairs | None:
-    """Match a CCD with a model that is exact to the distortion that nobody knows."""
-    return _match_window(
-        ccd,
-        model,
-        field_stars,
-        SearchWindow(shift, _NEAR_ROTATION, _NEAR_SCALE, False),
-        _tolerance(ccd, settings),
-        settings.max_chance,
-        _FEWEST_AT_FIRST,
-    )
-
-
-def match_placed(
-    ccd: CcdData,
-    fit: FieldFit,
-    field_stars: Field,
-    settings: AstrometrySettings,
-    exposure_settings: ExposureAstrometrySettings,
-) -> CcdPairs | None:
-    """Match a CCD of few stars with a model of which only the CCD's own place is not known."""
-    shift = 4.0 * fit.priors.offset + settings.match_tolerance
-    rotation = float(np.degrees(4.0 * fit.priors.rotation / ccd.where.half))
-    return _match_window(
-        ccd,
-        fit.model,
-        field_stars,
-        SearchWindow(shift, rotation, _NEAR_SCALE / 2.0, False),
-        settings.match_tolerance,
-        _FEW_STARS_CHANCE,
-        _FEWEST,
-    )
-
-
-def match_again(
-    ccd: CcdData, model: FieldModel, field_stars: Field, radius: float
-) -> CcdPairs | None:
-    """Match each star with the nearest one of the catalogue."""
+    """Match each star with the nearest reference star within a radius, field pixels."""
     if ccd.near.size == 0:
         return None
-    catalogue = model.catalogue(field_stars.sky[:, ccd.near])
+    catalogue = model.catalogue(field.sky[:, ccd.near])
     expected = model.expected(ccd.where, ccd.place)
     i, k, _ = match_nearest(cKDTree(catalogue.T), expected[0] + 1j * expected[1], radius)
-    return _pairs(ccd, field_stars, i, ccd.near[k]) if i.size else None
-
-
-def predicted_ccd(ccd: CcdData, field_stars: Field) -> WCS:
-    """Return the WCS that a CCD would have if the pointing were right."""
-    return predicted_wcs(
-        field_stars.camera,
-        ccd.where.detector,
-        field_stars.ra,
-        field_stars.dec,
-        field_stars.rotation,
-    )
-
-
-_NEAR_ROTATION, _NEAR_SCALE = 0.5, 0.005
-
-
-_FEWEST_AT_FIRST, _FEWEST = 3, 2
-"""Fewest stars that can match a CCD before and after the others tell the distortion."""
+    return field.pairs(ccd, i, ccd.near[k]) if i.size else None

@@ -1,19 +1,19 @@
-"""One zero-point for a whole exposure, with what is left of it over the focal plane.
+"""One zero-point for a whole exposure, with its variation over the focal plane.
 
-A CCD with few stars has a poor zero-point of its own, one without has none. The exposure has many:
+A CCD with few stars has a poor zero-point, one without stars has none. The exposure has many:
 
     magnitude + 2.5 log10(electrons) of a star = Z + P(x, y) + c_k
 
 Z is the zero-point of the exposure, P a polynomial over the focal plane (thin clouds, extinction
-over a wide field, light scattered in the flat field [1]_ [2]_), and c_k the constant of CCD k,
-which is there because flats are normalised on each CCD. The constants have a prior as wide as
-the CCDs differ (`exposure.group_scatter`): a CCD with many stars has its own constant, one
-with three stars has what they say in the measure of their errors, one without has zero, with an
-error that says so. Stars are weighted by their errors; outliers have little say in the first fits
-(loss of Huber [3]_) and are left out of the last ones.
+over a wide field, scattered light in the flat field [1]_ [2]_), and c_k a constant of CCD k, needed
+because each CCD has its own normalisation of the flat field. The prior of the constants is as wide
+as their scatter (`exposure.group_scatter`): a CCD with many stars has its own constant, one with
+three stars is weighted by their errors, one without stars has zero with the error of the scatter.
+Stars are weighted by their errors; outliers have little weight in the first fits (Huber's loss
+[3]_) and are excluded from the last ones.
 
-Within a CCD the polynomial can be taken off the pixels (`flatten`), so that the one zero-point in
-the header holds at every pixel, as everything that reads a calexp supposes.
+Within a CCD the polynomial can be removed from the pixels (`flatten`), so that the zero-point in
+the header holds for every pixel, as every reader of a calexp assumes.
 
 References
 ----------
@@ -34,7 +34,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.calexp.model import MeasuredCcd
 from coaddflow.exposure.group_scatter import group_scatter, prior_variance
+from coaddflow.geometry.polynomial import design_matrix, term_powers
 from coaddflow.image.masked_image import MaskedImage
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.measure.photometry import MatchedStars, ZeroPoint, magnitude_offsets
 from coaddflow.settings.exposure_photometry import ExposurePhotometrySettings
@@ -42,8 +44,11 @@ from coaddflow.settings.photometry import PhotometrySettings
 
 _LOG = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
 _MAP_SIGMA = 0.3
-"""Expected size of the terms of the polynomial, mag: holds it where there are no stars."""
+"""Expected size of the terms of the polynomial, mag: constrains it where there are no stars."""
 
 _LEAST_CCD_SIGMA = 1e-4
 _BOUND = 1.5
@@ -54,7 +59,7 @@ _FLUX_COLUMNS = ("flux_psf", "flux_aperture", "flux_isophotal")
 
 @dataclass(frozen=True)
 class ZeroPointMap:
-    """How the zero-point varies inside a CCD, relative to its centre.
+    """Variation of the zero-point within a CCD, relative to its centre.
 
     Attributes
     ----------
@@ -66,16 +71,16 @@ class ZeroPointMap:
     """
 
     shape: tuple[int, int]
-    coefficients: NDArray[np.float64]
+    coefficients: FloatArray
 
-    def magnitude(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    def magnitude(self, x: ArrayLike, y: ArrayLike) -> FloatArray:
         """Return the zero-point at pixels (0-based) minus that at the centre, mag."""
         ny, nx = self.shape
         u, v = (np.asarray(x, float) - (nx - 1) / 2.0), (np.asarray(y, float) - (ny - 1) / 2.0)
         return polynomial.polyval2d(v / self._half, u / self._half, self.coefficients)
 
     def flux_factor(self) -> NDArray[np.float32]:
-        """Return what brings every pixel to the zero-point of the centre, shape (ny, nx)."""
+        """Return the factor of every pixel to the zero-point of the centre, shape (ny, nx)."""
         ny, nx = self.shape
         u, v = ((np.arange(n) - (n - 1) / 2.0) / self._half for n in (nx, ny))
         magnitude = polynomial.polygrid2d(v, u, self.coefficients)
@@ -87,7 +92,7 @@ class ZeroPointMap:
 
 
 class CcdZeroPoint(NamedTuple):
-    """What an exposure's zero-point says about one CCD.
+    """The zero-point of one CCD, from that of its exposure.
 
     Attributes
     ----------
@@ -95,7 +100,7 @@ class CcdZeroPoint(NamedTuple):
         At the centre of the CCD. ``n_stars``, ``used`` (flags of its `MatchedStars`) and
         ``scatter`` are of its own stars; the scatter of fewer than two is that of the exposure.
     zero_map : ZeroPointMap
-        How it varies from there.
+        Its variation from there.
     """
 
     zero: ZeroPoint
@@ -109,7 +114,7 @@ class ExposureZeroPoint:
     Attributes
     ----------
     origin : tuple of float
-        Focal-plane position, mm, from which u and v are counted.
+        Focal-plane position, mm, where u and v are 0.
     radius : float
         Their unit, mm.
     order : int
@@ -117,32 +122,32 @@ class ExposureZeroPoint:
     coefficients : ndarray of float64, shape (n terms,)
         Of 1, u, v, u^2, u v, v^2 ..., mag.
     constants : dict of int to float
-        Constant of each CCD that was given, mag.
+        Constant of each CCD in the fit, mag.
     ccd_sigma : float
-        Their scatter as the CCDs tell it, mag: the error of a CCD without stars.
+        Scatter of the constants, mag: the error of a CCD without stars.
     covariance : ndarray of float64, shape (n terms + n CCDs, n terms + n CCDs)
-        Of coefficients and constants, mag^2.
+        Covariance of coefficients and constants, mag^2.
     used : dict of int to ndarray of bool, shape (n stars of the CCD,)
-        The stars that the fit rests on.
+        The stars used in the fit.
     scatter : float
         Standard deviation of these stars, mag.
     ccd_scatter : dict of int to float
-        The same for CCDs with at least two of them.
+        The same for each CCD with at least two of them.
     """
 
     origin: tuple[float, float]
     radius: float
     order: int
-    coefficients: NDArray[np.float64]
+    coefficients: FloatArray
     constants: dict[int, float]
     ccd_sigma: float
-    covariance: NDArray[np.float64]
-    used: dict[int, NDArray[np.bool_]]
+    covariance: FloatArray
+    used: dict[int, BoolArray]
     scatter: float
     ccd_scatter: dict[int, float]
 
-    def value(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
-        """Return the zero-point at positions of the focal plane, without constants of CCDs."""
+    def value(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
+        """Return the zero-point at focal-plane positions, without the constants of the CCDs."""
         return self._terms(x_mm, y_mm) @ self.coefficients
 
     def of_ccd(self, camera: Camera, detector: Detector) -> CcdZeroPoint:
@@ -164,25 +169,24 @@ class ExposureZeroPoint:
         return CcdZeroPoint(zero, self._map(camera, detector))
 
     def _map(self, camera: Camera, detector: Detector) -> ZeroPointMap:
-        """Rewrite the polynomial of the focal plane as one of the pixels: the same numbers."""
+        """Convert the polynomial of focal-plane positions to one of pixels, without loss."""
         order, (nx, ny) = self.order, detector.size
         nodes = np.cos(np.pi * (np.arange(order + 1) + 0.5) / (order + 1))
         u, v = (c.ravel() for c in np.meshgrid(nodes, nodes))
         half = max(nx, ny) / 2.0
         x, y = u * half + (nx - 1) / 2.0, v * half + (ny - 1) / 2.0
         value = self.value(*camera.pixel_to_focal(detector, x, y))
-        design = np.stack([u**p * v**q for p, q in _powers(order)], axis=1)
-        found = np.linalg.lstsq(design, value, rcond=None)[0]
+        found = np.linalg.lstsq(design_matrix(u, v, order), value, rcond=None)[0]
         coefficients = np.zeros((order + 1, order + 1))
-        for (p, q), coefficient in zip(_powers(order), found, strict=True):
+        for (p, q), coefficient in zip(term_powers(order), found, strict=True):
             coefficients[q, p] = coefficient
         coefficients[0, 0] = 0.0
         return ZeroPointMap(detector.shape, coefficients)
 
-    def _terms(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
+    def _terms(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
         u = (np.asarray(x_mm, float) - self.origin[0]) / self.radius
         v = (np.asarray(y_mm, float) - self.origin[1]) / self.radius
-        return np.stack([u**p * v**q for p, q in _powers(self.order)], axis=-1)
+        return design_matrix(u, v, self.order)
 
 
 def solve_zero_point(
@@ -196,7 +200,7 @@ def solve_zero_point(
     Parameters
     ----------
     stars : mapping of int to MatchedStars
-        The stars of each CCD (`calexp.matched_stars`), which may be none.
+        The stars of each CCD (`calexp.matched_stars`), possibly none.
     camera : Camera
         The camera.
     settings : ExposurePhotometrySettings
@@ -208,24 +212,24 @@ def solve_zero_point(
     -------
     ExposureZeroPoint or None
         None, with a warning in the log, if there are fewer than ``settings.min_stars`` stars:
-        each CCD then has to do with its own.
+        each CCD then has a zero-point of its own.
     """
     sample = _sample(stars, camera, photometry.error_floor)
     n_known = np.count_nonzero(sample.known)
     if n_known < settings.min_stars:
         _LOG.warning(
             "%d stars of the exposure have a flux and a reference magnitude, %d are needed; "
-            "each CCD has a zero-point by itself",
+            "each CCD has a zero-point of its own",
             *(n_known, settings.min_stars),
         )
         return None
     order = settings.order
-    while order > 0 and n_known < settings.stars_per_term * len(_powers(order)):
+    while order > 0 and n_known < settings.stars_per_term * len(term_powers(order)):
         order -= 1
     fit = _fit(sample, order, settings)
     residual = sample.offset - fit.design @ fit.solution
     scatter, ccd_scatter = _scatter(residual, fit.used, sample)
-    n_terms = len(_powers(order))
+    n_terms = len(term_powers(order))
     constants = dict(zip(sample.ccds, fit.solution[n_terms:].tolist(), strict=False))
     _LOG.info(
         "zero-point of the exposure %.4f: order %d, %d of %d stars, scatter %.4f mag, constants "
@@ -247,14 +251,14 @@ def solve_zero_point(
 
 
 def flatten(measured: MeasuredCcd, zero_map: ZeroPointMap) -> MeasuredCcd:
-    """Bring all pixels and fluxes of a CCD to the zero-point of its centre.
+    """Scale all pixels and fluxes of a CCD to the zero-point of its centre.
 
-    Image (without its sky) and fluxes are multiplied by 10^(-0.4 dm), the variance by the square
-    of it, where dm is `ZeroPointMap.magnitude`; so signal over noise stays, and the noise of the
-    sky varies over the CCD as the depth does. At the centre nothing changes: noise, depth and
+    The image (without its sky) and the fluxes are multiplied by 10^(-0.4 dm), the variance by the
+    square of it, where dm is `ZeroPointMap.magnitude`: signal to noise is kept, and the noise of
+    the sky varies over the CCD as the depth does. At the centre nothing changes: noise, depth and
     sky of the manifest, which are medians over the CCD, still hold, and so does the gain of 1 in
-    the header to the size of the map. The sky that was subtracted stays in electrons as they
-    were counted: image / factor + background.model() is the detrended image.
+    the header, to the size of the map. The subtracted sky remains in electrons as they were
+    counted: image / factor + background.model() is the detrended image.
 
     Parameters
     ----------
@@ -274,11 +278,10 @@ def flatten(measured: MeasuredCcd, zero_map: ZeroPointMap) -> MeasuredCcd:
 
 
 def map_cards(zero_map: ZeroPointMap | None) -> fits.Header:
-    """Return the cards that tell what `flatten` did; None: nothing.
+    """Return the cards that describe what `flatten` did; without a map, nothing.
 
-    ``ZPMAP`` says whether pixels were multiplied. They were by 10^(-0.4 dm) with dm = sum of
-    ``ZPMpq`` u^p v^q (mag), u = (x - ``ZPMX``) / ``ZPMHALF`` and v = (y - ``ZPMY``) / ``ZPMHALF``
-    in FITS pixels.
+    ``ZPMAP`` is true if pixels were multiplied: by 10^(-0.4 dm) with dm = sum of ``ZPMpq`` u^p v^q
+    (mag), u = (x - ``ZPMX``) / ``ZPMHALF`` and v = (y - ``ZPMY``) / ``ZPMHALF`` in FITS pixels.
     """
     header = fits.Header()
     header["ZPMAP"] = (zero_map is not None, "zero-point made flat over the CCD")
@@ -288,7 +291,7 @@ def map_cards(zero_map: ZeroPointMap | None) -> fits.Header:
     header["ZPMX"] = ((nx + 1) / 2.0, "[pixel] u = (x - ZPMX) / ZPMHALF")
     header["ZPMY"] = ((ny + 1) / 2.0, "[pixel] v = (y - ZPMY) / ZPMHALF")
     header["ZPMHALF"] = (max(nx, ny) / 2.0, "[pixel] unit of u and v")
-    for p, q in _powers(len(zero_map.coefficients) - 1)[1:]:
+    for p, q in term_powers(len(zero_map.coefficients) - 1)[1:]:
         header[f"ZPM{p}{q}"] = (zero_map.coefficients[q, p], f"[mag] of u^{p} v^{q}")
     return header
 
@@ -296,11 +299,11 @@ def map_cards(zero_map: ZeroPointMap | None) -> fits.Header:
 class _Sample(NamedTuple):
     """The stars of all CCDs."""
 
-    known: NDArray[np.bool_]
-    offset: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    u: NDArray[np.float64]
-    v: NDArray[np.float64]
+    known: BoolArray
+    offset: FloatArray
+    variance: FloatArray
+    u: FloatArray
+    v: FloatArray
     index: NDArray[np.intp]
     ccds: tuple[int, ...]
     origin: tuple[float, float]
@@ -308,15 +311,15 @@ class _Sample(NamedTuple):
 
 
 class _Solution(NamedTuple):
-    design: NDArray[np.float64]
-    solution: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    used: NDArray[np.bool_]
+    design: FloatArray
+    solution: FloatArray
+    covariance: FloatArray
+    used: BoolArray
     ccd_sigma: float
 
 
 def _sample(stars: Mapping[int, MatchedStars], camera: Camera, error_floor: float) -> _Sample:
-    """Put the stars of all CCDs together, in the order of the CCDs."""
+    """Join the stars of all CCDs, in the order of the CCDs."""
     centres = np.array([detector.center for detector in camera.detectors])
     origin = 0.5 * (centres.min(axis=0) + centres.max(axis=0))
     reach = [np.hypot(*d.size) / 2.0 * camera.pixel_size for d in camera.detectors]
@@ -337,26 +340,20 @@ def _sample(stars: Mapping[int, MatchedStars], camera: Camera, error_floor: floa
     return _Sample(*joined, ccds, tuple(origin.tolist()), radius)
 
 
-def _powers(order: int) -> list[tuple[int, int]]:
-    """Return the powers (p, q) of u^p v^q up to a total order, lower orders first."""
-    return [(n - q, q) for n in range(order + 1) for q in range(n + 1)]
-
-
 def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _Solution:
-    """Fit polynomial and constants, outliers bounded first and left out then."""
-    powers = _powers(order)
+    """Fit polynomial and constants; outliers are first given less weight, then excluded."""
     n_ccds = len(sample.ccds) if settings.ccd_sigma > 0 else 0
-    terms = np.stack([sample.u**p * sample.v**q for p, q in powers], axis=1)
+    terms = design_matrix(sample.u, sample.v, order)
     design = np.hstack([terms, (sample.index[:, None] == np.arange(n_ccds)).astype(float)])
     middle = float(np.median(sample.offset[sample.known]))
-    n_terms, width = len(powers), settings.ccd_sigma
+    n_terms, width = terms.shape[1], settings.ccd_sigma
     prior = np.full(design.shape[1], _MAP_SIGMA**2)
-    # any zero-point is as good as another
+    # the zero-point itself is free
     prior[0] = 1e6
     solution, used = np.zeros(prior.size), sample.known
     for step in range(_BOUNDED_FITS + _CLIPPED_FITS):
         deviation = np.abs(sample.offset - middle - design @ solution) / np.sqrt(sample.variance)
-        scatter = max(1.0, 1.4826 * float(np.median(deviation[used])))
+        scatter = max(1.0, mad_sigma(deviation[used], 0.0))
         if step < _BOUNDED_FITS:
             kept = sample.known
             part = np.minimum(1.0, _BOUND * scatter / np.maximum(deviation, 1e-9))
@@ -383,7 +380,7 @@ def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _
 
 
 def _scatter(
-    residual: NDArray[np.float64], used: NDArray[np.bool_], sample: _Sample
+    residual: FloatArray, used: BoolArray, sample: _Sample
 ) -> tuple[float, dict[int, float]]:
     """Return the standard deviation of the stars of the exposure, and of CCDs with two or more."""
     total = float(np.sqrt(np.mean(residual[used] ** 2)))

@@ -1,30 +1,29 @@
 """The sky of a whole exposure: one smooth surface over the focal plane.
 
-The mesh of a CCD (`measure.background`) follows everything that is larger than a superpixel or
-two: a galaxy of this size is taken for sky, and its outskirts are gone. Here the superpixels of all
-CCDs, which are means of pixels of sky with their variance and number, are put together, and the
-sky is a surface that bends only on scales much larger than galaxies:
+The mesh of a CCD (`measure.background`) follows everything larger than a superpixel or two: the
+outskirts of a galaxy of this size are subtracted as sky. Here the superpixels of all CCDs, which
+are means of sky pixels with their variance and number, are joined, and the sky is a surface that
+varies only on scales much larger than galaxies:
 
     sky of CCD k at (x, y) = (1 + r_k) S(x, y)
 
 S is a tensor product of quadratic B-splines on the focal plane [1]_ with knots every
-``settings.scale`` (or nothing but a quadratic surface on a field that is not larger), weakly
-held by second differences of its coefficients where no CCD has data [2]_. r_k is the response of a
-CCD relative to the mean of all: flats are normalised on each CCD, so that the sky in electrons has
-steps between CCDs. It multiplies the sky and follows nothing within a CCD; its prior is as wide as
-the CCDs differ (`coaddflow.exposure.group_scatter`).
+``settings.scale`` (a quadratic surface if the field is not larger), weakly constrained by second
+differences of its coefficients where no CCD has data [2]_. r_k is the response of a CCD relative to
+the mean of all: each CCD has its own normalisation of the flat field, so that the sky in electrons
+has steps between CCDs. It is one factor per CCD; its prior is as wide as the scatter of the CCDs
+(`coaddflow.exposure.group_scatter`).
 
-Superpixels that show more than the sky are left out, in two steps. The first fit has a loss that is
+Superpixels brighter than the sky are excluded in two steps. The first fit has a loss that is
 bounded on the side of sources (Huber's, with a much smaller constant for positive residuals
-[3]_), so that also a CCD of which most is covered by a galaxy gives the level of the rest. Then
-superpixels that stand out by themselves are left out, and where most of a neighbourhood does, or
-its mean, the whole is grown over the focal plane, also over gaps between CCDs. The fit is repeated
-until the set stays the same.
+[3]_), so that even a CCD mostly covered by a galaxy constrains the level by its remaining part.
+Then superpixels that are outliers by themselves are excluded, and regions where most of a
+neighbourhood, or its mean, is high; these are grown over the focal plane, also across gaps between
+CCDs. The fit is repeated until the set is stable.
 
-The plan (superpixels of the focal plane, a large scale first) is that of HSC and LSST [4]_ [5]_.
-Patterns that are the same in all exposures of a band (ghosts of the pupil, fringes) need templates
-from many exposures [6]_; these are not made here, and what of them is smaller than the scale
-stays on the image.
+The approach (superpixels of the focal plane, a large scale first) is that of HSC and LSST [4]_
+[5]_. Patterns common to all exposures of a band (pupil ghosts, fringes) need templates from many
+exposures [6]_, which are not made here; structure in them below the scale remains in the image.
 
 References
 ----------
@@ -50,41 +49,45 @@ from scipy.spatial import cKDTree
 from coaddflow.calexp.model import MeasuredCcd
 from coaddflow.exposure.group_scatter import group_scatter, prior_variance
 from coaddflow.image.masked_image import MaskedImage
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.measure.background import Background
 from coaddflow.settings.sky_correction import SkyCorrectionSettings
 
 _LOG = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
 _DEGREE = 2
 _SUPERPIXELS_PER_KNOT = 8
-"""Knots are never nearer to each other, whatever the scale: a galaxy of 2 superpixels must stay."""
+"""Smallest spacing of knots, whatever the scale: a galaxy of 2 superpixels must survive."""
 
 _BEND = 0.05
-"""Expected second difference of coefficients beside each other, as a part of the sky."""
+"""Expected second difference of neighbouring coefficients, as a fraction of the sky."""
 
 _FLATNESS = 2e-4
-"""Part of the sky by which superpixels differ beyond their noise: flat field, faint sources."""
+"""Scatter of superpixels beyond their noise, as a fraction of the sky: flats, faint sources."""
 
 _BOUND_ABOVE, _BOUND_BELOW = 1.0, 10.0
-"""Residuals in sigma from which the first fit takes a source, or a defect, no more for serious."""
+"""Residuals in sigma beyond which a source, or a defect, loses weight in the first fit."""
 
 _COVERED = 5.0
-"""Root of the mean square in sigma of what is left on a CCD, from which it is not sky."""
+"""Rms residual of a CCD in sigma above which it does not show sky."""
 
 _LOWEST = 0.1
-"""Part of the superpixels of a CCD that has a say in its response at the least."""
+"""Smallest fraction of the superpixels of a CCD that constrain its response."""
 
 _LEAST_RESPONSE = 1e-4
-"""Scatter of the responses that is always allowed."""
+"""Smallest scatter of the responses."""
 
 _MODE_WIDTH, _MODE_FRACTION = 3.0, 0.15
-"""Sigma within which superpixels of a CCD are alike, and the part of them that must be so."""
+"""Width of the mode of the superpixels of a CCD in sigma, and the fraction that must be in it."""
 
 _BOUNDED_FITS, _CLIPPED_FITS = 20, 12
 
 _CONVERGED = 0.02
-"""Largest change in sigma between two fits that does not matter."""
+"""Largest change between two fits, in sigma, at convergence."""
 
 _NEIGHBOURHOOD = 2.3
 """Radius in superpixels of the means that find faint halos: 21 superpixels."""
@@ -103,40 +106,40 @@ class FocalPlaneSky:
     coefficients : ndarray of float64, shape (ky, kx)
         Of the B-splines, in the unit of the images.
     response : dict of int to float
-        1 + r for each CCD of the fit; other CCDs have 1.
+        1 + r for each CCD of the fit; 1 for others.
     used : dict of int to ndarray of bool, shape (my, mx)
-        Superpixels of each CCD that the fit rests on: sky, not left out as sources.
+        Superpixels of each CCD used in the fit: sky, not excluded as sources.
     scatter : float
-        Standard deviation of their means around the sky, in the unit of the images.
+        Standard deviation of their means about the sky, in the unit of the images.
     """
 
-    knots_x: NDArray[np.float64]
-    knots_y: NDArray[np.float64]
-    coefficients: NDArray[np.float64]
+    knots_x: FloatArray
+    knots_y: FloatArray
+    coefficients: FloatArray
     response: dict[int, float]
-    used: dict[int, NDArray[np.bool_]]
+    used: dict[int, BoolArray]
     scatter: float
 
-    def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> NDArray[np.float64]:
-        """Return S at positions of the focal plane, mm; of the shape of the positions."""
+    def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
+        """Return S at focal-plane positions, mm, in the shape of the positions."""
         x, y = np.broadcast_arrays(np.asarray(x_mm, float), np.asarray(y_mm, float))
         basis = _tensor_basis(x.ravel(), y.ravel(), self.knots_x, self.knots_y)
         return (basis @ self.coefficients.ravel()).reshape(x.shape)
 
     def of_ccd(self, camera: Camera, detector: Detector, own: Background) -> Background:
-        """Return the sky of one CCD in the form in which a calexp has it.
+        """Return the sky of one CCD as the background of a calexp.
 
         Parameters
         ----------
         camera, detector : Camera, Detector
             Where the CCD is.
         own : Background
-            The CCD's own sky: its superpixels are kept, and so is their noise.
+            The CCD's own sky, of which superpixels and noise are kept.
 
         Returns
         -------
         Background
-            `Background.model` is the sky to be subtracted, `Background.level` its median, and
+            `Background.model` is the sky to subtract, `Background.level` its median, and
             `Background.noise` that of ``own``.
         """
         x, y = camera.pixel_to_focal(detector, *_centres(own))
@@ -151,7 +154,7 @@ def fit_focal_plane_sky(
     Parameters
     ----------
     backgrounds : mapping of int to Background
-        The own sky of each CCD that was measured. CCDs that failed are missing.
+        The own sky of each measured CCD.
     camera : Camera
         The camera.
     settings : SkyCorrectionSettings
@@ -160,7 +163,7 @@ def fit_focal_plane_sky(
     Returns
     -------
     FocalPlaneSky or None
-        None, with a warning in the log, if too few superpixels show sky: the CCDs then keep their
+        None, with a warning in the log, if too few superpixels show sky; the CCDs then keep their
         own.
     """
     pixels = _superpixels(backgrounds, camera)
@@ -201,11 +204,11 @@ def apply_focal_plane_sky(
 ) -> MeasuredCcd:
     """Replace the CCD's own sky by that of the focal plane.
 
-    The image becomes image + own sky - sky of the focal plane; its variance, which holds the
-    photons of the sky, its mask and the repair of saturated stars stay. Sources keep the fluxes
-    that were measured above the CCD's own sky: that of a star in the outskirts of a galaxy or in
-    the halo of a bright star is what stands out of its surroundings. The fluxes of empty places
-    differ by the area of an aperture times the error of a superpixel's mean.
+    The image becomes image + own sky - sky of the focal plane; its variance, which includes the
+    photons of the sky, its mask and the repair of saturated stars are kept. Sources keep the fluxes
+    measured above the CCD's own sky: the flux of a star in the outskirts of a galaxy or in the halo
+    of a bright star is its excess over its surroundings. Fluxes of empty positions differ by the
+    area of an aperture times the error of a superpixel's mean.
 
     Parameters
     ----------
@@ -236,10 +239,10 @@ def apply_focal_plane_sky(
 
 
 def sky_cards(sky: FocalPlaneSky | None, ccd: int) -> fits.Header:
-    """Return the cards that tell whose sky was subtracted from a calexp.
+    """Return the cards that describe the sky subtracted from a calexp.
 
-    ``SKYMODEL`` is ``focal plane`` or ``CCD``; ``SKYRESP`` the response of the CCD relative to the
-    others, and ``SKYSCAT`` `FocalPlaneSky.scatter`.
+    ``SKYMODEL`` is ``focal plane`` or ``CCD``, ``SKYRESP`` the response of the CCD relative to the
+    others, ``SKYSCAT`` `FocalPlaneSky.scatter`.
     """
     header = fits.Header()
     header["SKYMODEL"] = ("CCD" if sky is None else "focal plane", "whose sky was subtracted")
@@ -252,17 +255,17 @@ def sky_cards(sky: FocalPlaneSky | None, ccd: int) -> fits.Header:
 class _Superpixels(NamedTuple):
     """The n superpixels of sky of all CCDs: focal-plane position, mean, its error, index of CCD."""
 
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    error: NDArray[np.float64]
+    x: FloatArray
+    y: FloatArray
+    mean: FloatArray
+    error: FloatArray
     index: NDArray[np.intp]
     ccds: tuple[int, ...]
     place: NDArray[np.intp]
     size: float
 
     def near(self, radius: float) -> sparse.csr_array:
-        """Return the matrix that adds up over all superpixels within a radius in superpixels."""
+        """Return the matrix that sums over all superpixels within a radius in superpixels."""
         tree = cKDTree(np.column_stack([self.x, self.y]))
         pairs = tree.query_pairs(radius * self.size * (1.0 + _NEIGHBOUR_GAP), output_type="ndarray")
         own = np.arange(self.x.size)
@@ -272,10 +275,10 @@ class _Superpixels(NamedTuple):
 
 
 def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Superpixels | None:
-    """Put the superpixels of all CCDs together, in the order of the CCDs; None if there are none.
+    """Join the superpixels of all CCDs, in the order of the CCDs; None if there are none.
 
-    Those with less sky than a part of what is typical are left out: what is left of them lies
-    between the wings of sources.
+    Those with much less sky than is typical are left out: their remaining pixels lie between the
+    wings of sources.
     """
     ccds = tuple(sorted(backgrounds))
     parts, sizes = [], []
@@ -285,7 +288,7 @@ def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Supe
     typical = np.median(np.concatenate([f[f > 0] for f in fractions.values()]))
     for number, ccd in enumerate(ccds):
         own, fraction = backgrounds[ccd], fractions[ccd]
-        # of one pixel there is no variance
+        # a single pixel has no variance
         known = (own.count > 1) & (fraction >= own.min_fraction * typical)
         known &= np.isfinite(own.mean) & (own.variance >= 0)
         x, y = camera.pixel_to_focal(camera.detector(ccd), *_centres(own))
@@ -301,21 +304,21 @@ def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Supe
     return _Superpixels(x, y, mean, error, index, ccds, place, float(np.median(sizes)))
 
 
-def _fraction(background: Background) -> NDArray[np.float64]:
-    """Return the part of the pixels of each superpixel that are sky."""
+def _fraction(background: Background) -> FloatArray:
+    """Return the fraction of the pixels of each superpixel that are sky."""
     return background.count / np.outer(np.diff(background.y_edges), np.diff(background.x_edges))
 
 
-def _centres(background: Background) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _centres(background: Background) -> tuple[FloatArray, FloatArray]:
     """Return the pixel positions x, y of the centres of all superpixels, each (my, mx)."""
     x, y = (0.5 * (e[:-1] + e[1:] - 1.0) for e in (background.x_edges, background.y_edges))
     return tuple(np.meshgrid(x, y))
 
 
 def _used_by_ccd(
-    used: NDArray[np.bool_], pixels: _Superpixels, backgrounds: Mapping[int, Background]
-) -> dict[int, NDArray[np.bool_]]:
-    """Put flags of superpixels back onto the meshes of the CCDs."""
+    used: BoolArray, pixels: _Superpixels, backgrounds: Mapping[int, Background]
+) -> dict[int, BoolArray]:
+    """Return flags of superpixels on the meshes of the CCDs."""
     meshes = {}
     for number, ccd in enumerate(pixels.ccds):
         mesh = np.zeros(backgrounds[ccd].mean.shape, dtype=bool)
@@ -324,8 +327,8 @@ def _used_by_ccd(
     return meshes
 
 
-def _knots(positions: NDArray[np.float64], spacing: float, margin: float) -> NDArray[np.float64]:
-    """Return knots about as far apart as asked for, which reach a margin beyond all positions."""
+def _knots(positions: FloatArray, spacing: float, margin: float) -> FloatArray:
+    """Return knots with about the given spacing that reach a margin beyond all positions."""
     low, high = positions.min() - margin, positions.max() + margin
     n = max(1, round((high - low) / spacing))
     inner = np.linspace(low, high, n + 1)
@@ -333,10 +336,7 @@ def _knots(positions: NDArray[np.float64], spacing: float, margin: float) -> NDA
 
 
 def _tensor_basis(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    knots_x: NDArray[np.float64],
-    knots_y: NDArray[np.float64],
+    x: FloatArray, y: FloatArray, knots_x: FloatArray, knots_y: FloatArray
 ) -> sparse.csr_array:
     """Return the values of all products of B-splines at n positions, shape (n, ky kx)."""
     of_x, of_y = (
@@ -351,7 +351,7 @@ def _tensor_basis(
     return sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(n, kx * ky))
 
 
-def _roughness(shape: tuple[int, int]) -> NDArray[np.float64]:
+def _roughness(shape: tuple[int, int]) -> FloatArray:
     """Return the matrix of the sum of squared second differences along rows and columns."""
     ky, kx = shape
     along_y, along_x = (np.diff(np.eye(n), 2, axis=0) for n in (ky, kx))
@@ -362,8 +362,8 @@ def _roughness(shape: tuple[int, int]) -> NDArray[np.float64]:
 class _Fit:
     """Least squares for coefficients and responses, around the current surface.
 
-    The product (1 + r) S is linearised around the last S, which converges in a few steps that the
-    repeated clipping takes anyway.
+    The product (1 + r) S is linearised around the last S; this converges in a few steps, fewer
+    than the repeated clipping takes.
     """
 
     basis: sparse.csr_array
@@ -373,22 +373,18 @@ class _Fit:
     response_limit: float
     level: float
     bend: float
-    coefficients: NDArray[np.float64]
-    response: NDArray[np.float64]
+    coefficients: FloatArray
+    response: FloatArray
 
     @classmethod
     def of(
-        cls,
-        pixels: _Superpixels,
-        knots_x: NDArray[np.float64],
-        knots_y: NDArray[np.float64],
-        response_sigma: float,
+        cls, pixels: _Superpixels, knots_x: FloatArray, knots_y: FloatArray, response_sigma: float
     ) -> "_Fit":
-        """Return the start: a constant sky, and CCDs that respond alike."""
+        """Return the start: a constant sky and equal responses."""
         n, n_ccds = pixels.x.size, len(pixels.ccds)
         ones = (np.ones(n), (np.arange(n), pixels.index))
         shape = (knots_y.size - _DEGREE - 1, knots_x.size - _DEGREE - 1)
-        # one CCD alone has nothing to differ from
+        # the response of a single CCD is not defined
         fitted = response_sigma > 0 and n_ccds > 1
         level, error = float(np.median(pixels.mean)), float(np.median(pixels.error))
         return cls(
@@ -398,24 +394,22 @@ class _Fit:
             response_sigma=response_sigma if fitted else 0.0,
             response_limit=response_sigma,
             level=level,
-            # an image of which the sky is gone already has no level to compare with
+            # a sky that is already subtracted has no level to compare with
             bend=max(_BEND * abs(level), error),
             coefficients=np.zeros(shape[0] * shape[1]),
             response=np.zeros(n_ccds),
         )
 
-    def model(self) -> NDArray[np.float64]:
+    def model(self) -> FloatArray:
         """Return the sky at all superpixels."""
         smooth = self.level + self.basis @ self.coefficients
         return smooth * (1.0 + self.by_ccd @ self.response)
 
-    def solve(self, mean: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+    def solve(self, mean: FloatArray, weight: FloatArray) -> None:
         """Fit to the means of the superpixels, with their weights."""
         n, n_ccds = self.coefficients.size, self.response.size
-        gain, smooth = (
-            1.0 + self.by_ccd @ self.response,
-            self.level + self.basis @ self.coefficients,
-        )
+        gain = 1.0 + self.by_ccd @ self.response
+        smooth = self.level + self.basis @ self.coefficients
         matrix, data = self.basis * gain[:, None], mean - self.level * gain
         if self.response_sigma > 0:
             matrix = sparse.hstack([matrix, self.by_ccd * smooth[:, None]], format="csr")
@@ -425,7 +419,7 @@ class _Fit:
         normal[:n, :n] += self.bend**-2 * (_roughness(self.shape) + 1e-6 * np.eye(n))
         if self.response_sigma > 0:
             prior = prior_variance(self.response, self.response_sigma)
-            # what all CCDs have in common belongs to the surface
+            # the mean response of all CCDs belongs to the surface
             common = np.full((n_ccds, n_ccds), np.trace(normal[n:, n:]) / n_ccds)
             normal[n:, n:] += np.diag(1.0 / prior) + common
         covariance = np.linalg.inv(normal)
@@ -441,15 +435,10 @@ class _Fit:
 
 def _fit_without_sources(
     fit: _Fit, pixels: _Superpixels, settings: SkyCorrectionSettings
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Fit until the superpixels that are left out stay the same.
+) -> tuple[BoolArray, FloatArray]:
+    """Fit until the same superpixels are excluded.
 
-    Returns
-    -------
-    used : ndarray of bool, shape (n,)
-        Superpixels that the last fit rests on.
-    residual : ndarray of float64, shape (n,)
-        Their means minus the sky.
+    Returns the superpixels used in the last fit, and means minus sky of all, both shape (n,).
     """
     weight = pixels.error**-2.0
     fit.solve(pixels.mean, weight)
@@ -479,17 +468,17 @@ def _fit_without_sources(
     return used, pixels.mean - fit.model()
 
 
-def _bounded(z: NDArray[np.float64], above: float = np.inf) -> NDArray[np.float64]:
-    """Return the part of its weight that a residual of z sigma has in a bounded loss [3]_."""
+def _bounded(z: FloatArray, above: float = np.inf) -> FloatArray:
+    """Return the fraction of its weight that a residual of z sigma keeps in a bounded loss [3]_."""
     bound = np.where(z > 0, above, _BOUND_BELOW)
     return np.minimum(1.0, bound / np.maximum(np.abs(z), 1e-9))
 
 
-def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]:
-    """Return for all superpixels how far the first fit is off on their CCD, in sigma: the mode.
+def _levels(z: FloatArray, pixels: _Superpixels) -> FloatArray:
+    """Return, for all superpixels, the mode of the residuals of their CCD, in sigma.
 
-    However much of a CCD a galaxy covers, its superpixels differ by far more than the noise, and
-    those that show the sky do not. Where there is no such crowd, the fit stands.
+    However much of a CCD a galaxy covers, its superpixels differ by far more than the noise, while
+    those that show the sky do not. Without such a mode it is 0.
     """
     level, width = np.zeros(z.size), _MODE_WIDTH * _negative_sigma(z)
     for number in range(len(pixels.ccds)):
@@ -504,20 +493,20 @@ def _levels(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.float64]
 
 
 def _shows_sky(
-    z: NDArray[np.float64], near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
-) -> NDArray[np.bool_]:
-    """Return the superpixels that are no sources, nor beside extended ones.
+    z: FloatArray, near: sparse.csr_array, around: sparse.csr_array, clip_sigma: float
+) -> BoolArray:
+    """Return the superpixels without sources that are not next to extended ones.
 
-    A superpixel that is high by itself (a star, a small galaxy) is left out alone: where there are
-    many, nothing would be left if each were grown. Where most of a neighbourhood is high, or its
-    mean without these, there is something large, which is grown. What is far below the sky is no
-    source, wherever it stands, and says that the sky is too high.
+    A superpixel that is high by itself (a star, a small galaxy) is excluded alone: in a crowded
+    field nothing would remain if each were grown. Where most of a neighbourhood is high, or its
+    mean without these, there is an extended source, which is grown. A superpixel far below the
+    sky is never a source; it shows that the sky is too high.
     """
     z = z / _negative_sigma(z)
     peak = z > clip_sigma
     number, total = near @ (~peak).astype(float), near.sum(axis=1)
     mean = near @ np.where(peak, 0.0, z) / np.sqrt(np.maximum(number, 1.0))
-    # faint sources that are everywhere are part of what is normal
+    # faint sources are everywhere
     mean -= max(0.0, float(np.median(mean)))
     mean /= _negative_sigma(mean)
     crowded = number < 0.5 * total
@@ -525,13 +514,11 @@ def _shows_sky(
     return ~(peak | extended) | (np.minimum(z, mean) < -clip_sigma)
 
 
-def _in_covered_ccds(
-    z: NDArray[np.float64], kept: NDArray[np.bool_], pixels: _Superpixels
-) -> NDArray[np.bool_]:
-    """Return the superpixels of CCDs on which even what seems to be sky is no sky.
+def _in_covered_ccds(z: FloatArray, kept: BoolArray, pixels: _Superpixels) -> BoolArray:
+    """Return the superpixels of CCDs on which even the apparent sky is not sky.
 
-    Where a galaxy covers a CCD, its mean surface brightness passes for response, and its structure
-    is left: such a CCD must not tell its own response.
+    If a galaxy covers a CCD, its mean surface brightness is absorbed by the response, and its
+    structure remains: such a CCD must not determine its own response.
     """
     n = len(pixels.ccds)
     number = np.bincount(pixels.index, kept, n)
@@ -539,19 +526,18 @@ def _in_covered_ccds(
     return (mean2 > _COVERED**2)[pixels.index]
 
 
-def _in_ccds_with_little(kept: NDArray[np.bool_], pixels: _Superpixels) -> NDArray[np.bool_]:
-    """Return the superpixels of CCDs of which next to nothing is kept."""
+def _in_ccds_with_little(kept: BoolArray, pixels: _Superpixels) -> BoolArray:
+    """Return the superpixels of CCDs of which hardly any are kept."""
     n = len(pixels.ccds)
     number, all_of_it = np.bincount(pixels.index, kept, n), np.bincount(pixels.index, None, n)
     return (number < _LOWEST * all_of_it)[pixels.index]
 
 
-def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
+def _lowest(z: FloatArray, pixels: _Superpixels) -> BoolArray:
     """Return the lowest superpixels of each CCD.
 
-    Where a CCD is covered they are no sky, but nearest to it. If little is known of the responses,
-    they are better than nothing; if much is known, they have no weight against it, since their
-    loss is bounded.
+    On a covered CCD they are not sky, but closest to it. They help if the responses are poorly
+    known; otherwise they have little influence, since their loss is bounded.
     """
     lowest = np.zeros(z.size, dtype=bool)
     for number in range(len(pixels.ccds)):
@@ -561,7 +547,7 @@ def _lowest(z: NDArray[np.float64], pixels: _Superpixels) -> NDArray[np.bool_]:
     return lowest
 
 
-def _negative_sigma(z: NDArray[np.float64]) -> float:
+def _negative_sigma(z: FloatArray) -> float:
     """Return the standard deviation from the negative values, at least 1: sources are positive."""
     negative = z[z < 0]
-    return max(1.0, 1.4826 * float(np.median(-negative))) if negative.size else 1.0
+    return max(1.0, mad_sigma(negative, 0.0)) if negative.size else 1.0

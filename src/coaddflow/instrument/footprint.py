@@ -1,4 +1,8 @@
-"""The field of a camera on the sky, predicted from a pointing; enlarged by a margin."""
+"""The predicted footprint of an exposure on the sky, with a margin.
+
+One convex outline encloses all CCDs on the tangent plane at the pointing, moved outwards by the
+margin. NumPy only: the Snakefile imports this.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,13 +20,12 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-
-POINTS_PER_EDGE = 8
+_POINTS_PER_EDGE = 8
 """Points on each edge of a CCD from which its outline is predicted."""
 
 
 class Pointing(Protocol):
-    """What is needed of a row of the exposure table; angles in degrees."""
+    """The needed columns of the exposure table; angles in degrees."""
 
     exposure: str
     ra: float
@@ -35,13 +38,22 @@ def predicted_footprints(
 ) -> list[tuple[FloatArray, FloatArray]]:
     """Return the outline (ra, dec) of each exposure, enlarged by the margin; all in degrees.
 
-    This is what a tangent sky map is fitted to.
+    A tangent sky map is fitted to these.
     """
-    exposures = list(exposures)
-    if not exposures:
-        return []
-    outlines = outline_vectors(exposures, camera, margin)
+    outlines = outline_vectors(list(exposures), camera, margin)
     return [sphere.from_vector(vectors) for vectors in outlines]
+
+
+def outline_vectors(exposures: Sequence[Pointing], camera: "Camera", margin: float) -> FloatArray:
+    """Return the enlarged outlines of exposures as unit vectors, shape (n, n_sides, 3)."""
+    points = _camera_points(camera)
+    # nowhere smaller than the margin on the sky
+    outline = polygon.enclosing_outline(*points, margin * _stretch(*points, margin))
+    ra, dec, rotation = (
+        np.array([getattr(exposure, name) for exposure in exposures], dtype=float)[:, None]
+        for name in ("ra", "dec", "rotation")
+    )
+    return sphere.to_vector(*sphere.tan_deproject(*_rotate(*outline, rotation), ra, dec))
 
 
 def check_footprint_within_prediction(
@@ -52,14 +64,14 @@ def check_footprint_within_prediction(
     dec: ArrayLike,
     ccd: int | None = None,
 ) -> None:
-    """Check that a fitted CCD lies where the plan of the run allowed for it.
+    """Check that a fitted CCD lies within the predicted footprint of its exposure.
 
     Parameters
     ----------
     exposure : Pointing
         Row of the exposure table, as the run was planned from it.
     camera : Camera
-        Where the CCDs stand.
+        Positions of the CCDs.
     margin : float
         The margin of the prediction, degrees.
     ra, dec : array_like, shape (n,)
@@ -70,16 +82,16 @@ def check_footprint_within_prediction(
     Raises
     ------
     InputError
-        If a part of the CCD is outside the enlarged outline of its exposure. It names the
-        exposure, by how much it is off, and the remedies.
+        If a part of the CCD is outside the enlarged outline of its exposure.
     """
     xi, eta = sphere.tan_project(ra, dec, exposure.ra, exposure.dec)
-    xi, eta = _turn(xi, eta, -exposure.rotation)
-    distance = _distance_outside(xi, eta, *_camera_points(camera))
-    if np.all(distance <= _plane_margin(camera, margin) + 1e-9):
+    xi, eta = _rotate(xi, eta, -exposure.rotation)
+    points = _camera_points(camera)
+    distance, stretch = _distance_outside(xi, eta, *points), _stretch(*points, margin)
+    if np.all(distance <= margin * stretch + 1e-9):
         return
-    # back from the stretched tangent plane to an angle; far behind it only "very far" is known
-    excess = float(np.max(distance)) / _stretch(camera, margin)
+    # back from the tangent plane to an angle
+    excess = float(np.max(distance)) / stretch
     off = f"{excess:.3f} degrees" if np.isfinite(excess) else "more than 90 degrees"
     which = "the footprint" if ccd is None else f"CCD {ccd}"
     raise InputError(
@@ -94,22 +106,16 @@ def check_footprint_within_prediction(
 def _camera_points(camera: "Camera") -> tuple[FloatArray, FloatArray]:
     """Return points on the edges of all CCDs on the tangent plane, at rotation 0, degrees."""
     outlines = [
-        camera.footprint(detector, 0.0, 0.0, 0.0, POINTS_PER_EDGE) for detector in camera.detectors
+        camera.footprint(detector, 0.0, 0.0, 0.0, _POINTS_PER_EDGE) for detector in camera.detectors
     ]
     ra, dec = np.concatenate(outlines, axis=1)
     return sphere.tan_project(ra, dec, 0.0, 0.0)
 
 
-def _stretch(camera: "Camera", margin: float) -> float:
-    """Return how much larger angles look on the tangent plane at the edge of the field."""
-    xi, eta = _camera_points(camera)
+def _stretch(xi: FloatArray, eta: FloatArray, margin: float) -> float:
+    """Return the radial scale of the tangent plane at the edge of the enlarged field."""
     radius = math.atan(math.radians(float(np.hypot(xi, eta).max()))) + math.radians(margin)
     return 1.0 / math.cos(min(radius, math.radians(80.0))) ** 2
-
-
-def _plane_margin(camera: "Camera", margin: float) -> float:
-    """Return a distance on the tangent plane that is nowhere less than the margin on the sky."""
-    return margin * _stretch(camera, margin)
 
 
 def _distance_outside(
@@ -117,8 +123,8 @@ def _distance_outside(
 ) -> FloatArray:
     """Return how far positions are outside the outline of points (without margin); same unit.
 
-    The sides are those of `polygon.enclosing_outline`, so that what is allowed here is what was
-    planned for. NaN becomes infinite.
+    The sides are those of `polygon.enclosing_outline`, with which the run was planned. NaN becomes
+    infinite.
     """
     angle = 2.0 * np.pi * np.arange(polygon.OUTLINE_SIDES) / polygon.OUTLINE_SIDES
     normals = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -127,17 +133,7 @@ def _distance_outside(
     return np.where(np.isnan(distance), np.inf, distance)
 
 
-def _turn(xi: FloatArray, eta: FloatArray, angle: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Turn positions on the tangent plane from north through east by an angle in degrees."""
+def _rotate(xi: FloatArray, eta: FloatArray, angle: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Rotate positions on the tangent plane from north through east by an angle in degrees."""
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     return cos * xi + sin * eta, -sin * xi + cos * eta
-
-
-def outline_vectors(exposures: Sequence[Pointing], camera: "Camera", margin: float) -> FloatArray:
-    """Return the enlarged outlines of exposures as unit vectors, shape (n, n_sides, 3)."""
-    outline = polygon.enclosing_outline(*_camera_points(camera), _plane_margin(camera, margin))
-    ra, dec, rotation = (
-        np.array([getattr(exposure, name) for exposure in exposures], dtype=float)[:, None]
-        for name in ("ra", "dec", "rotation")
-    )
-    return sphere.to_vector(*sphere.tan_deproject(*_turn(*outline, rotation), ra, dec))

@@ -1,21 +1,22 @@
 """What all sky maps have in common."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
-from coaddflow.geometry import polygon, sphere
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.tract import Tract
 
 
-class SkyMap:
+class SkyMap(ABC):
     """A set of tracts. Made by `make_skymap`.
 
     Attributes
     ----------
     settings : SkymapSettings
-        What it was made from, with nothing left to be fitted.
+        Its parameters, complete.
     n_tracts : int
         Tracts are numbered from 0 to ``n_tracts - 1``.
     """
@@ -24,8 +25,24 @@ class SkyMap:
     n_tracts: int
 
     def tract(self, tract_id: int | str) -> Tract:
-        """Return a tract by number; raise InputError if there is none."""
-        raise NotImplementedError
+        """Return a tract by its number or the decimal text of it.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        text = str(tract_id)
+        if not (text.isascii() and text.isdigit() and int(text) < self.n_tracts):
+            raise InputError(
+                f"the sky map has no tract {tract_id!r}",
+                remedy=f"tracts are numbered from 0 to {self.n_tracts - 1}",
+            )
+        return self._tract(int(text))
+
+    @abstractmethod
+    def _tract(self, number: int) -> Tract:
+        """Return a tract that exists."""
 
     def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
         """Return the tract in whose inner region positions lie; -1 off the map.
@@ -45,47 +62,21 @@ class SkyMap:
         InputError
             If a value is not finite, or a declination not between -90 and 90.
         """
-        raise NotImplementedError
+        if not (np.isfinite(ra).all() and (np.abs(dec) <= 90.0).all()):
+            raise InputError(
+                f"RA {ra}, Dec {dec} is not a position on the sky",
+                remedy="give both in degrees, Dec between -90 and 90",
+            )
+        number = self._number_at(ra, dec)
+        return int(number) if number.ndim == 0 else number
 
+    @abstractmethod
+    def _number_at(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
+        """Return the tract number at valid positions; see `find_tract`."""
+
+    @abstractmethod
     def tracts_near(self, ra: float, dec: float, radius: float) -> list[int]:
         """Return, in order, all tracts that a circle of this radius (degrees) may touch.
 
-        Corners of tracts count as if the tracts were round, so a few too many may come back, but
-        none is missed.
+        Tracts count as round, so a few too many may be returned, but none is missed.
         """
-        raise NotImplementedError
-
-    def tracts_touching(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> list[int]:
-        """Return, in order, the tracts whose pixels overlap a region of the sky.
-
-        Parameters
-        ----------
-        ra_polygon, dec_polygon : array_like, shape (n,)
-            Vertices in order, ICRS degrees, joined by great circles; less than a hemisphere.
-        """
-        axis, radius = polygon.bounding_cap(sphere.to_vector(ra_polygon, dec_polygon))
-        ra, dec = sphere.from_vector(axis)
-        return [
-            tract_id
-            for tract_id in self.tracts_near(float(ra), float(dec), float(radius))
-            if self.tract(tract_id).touches(ra_polygon, dec_polygon)
-        ]
-
-    def _checked(self, tract_id: int | str) -> int:
-        """Return a tract number (or its decimal text) as int; raise InputError if there is none."""
-        text = str(tract_id)
-        if not (text.isascii() and text.isdigit() and int(text) < self.n_tracts):
-            raise InputError(
-                f"the sky map has no tract {tract_id!r}",
-                remedy=f"tracts are numbered from 0 to {self.n_tracts - 1}",
-            )
-        return int(text)
-
-
-def check_positions(ra: ArrayLike, dec: ArrayLike) -> None:
-    """Raise InputError unless these are positions on the sky, in degrees."""
-    if not (np.isfinite(ra).all() and (np.abs(dec) <= 90.0).all()):
-        raise InputError(
-            f"RA {ra}, Dec {dec} is not a position on the sky",
-            remedy="give both in degrees, Dec between -90 and 90",
-        )

@@ -1,13 +1,12 @@
 """Which tracts and patches an exposure can touch, predicted before anything has run.
 
-The plan of a run is fixed from the table of exposures and the geometry of the camera (the
-workflow has no checkpoints), with a margin for what the headers get wrong. What was really
-covered is known after astrometry and stands in the corner database; a CCD that then lies outside
-the prediction is an error, never a silent hole in a coadd.
+The plan of a run follows from the exposure table and the geometry of the camera (the workflow has
+no checkpoints), with a margin for errors of the headers. The true coverage is known after
+astrometry and is in the corner database; a CCD outside the prediction is an error, never a silent
+hole in a coadd.
 
-All CCDs of an exposure are enclosed in one convex outline on the tangent plane at the pointing,
-moved outwards by the margin. The outlines of all exposures that come near a tract are compared
-with all its patches at once, by separating axes [1]_. NumPy only: the Snakefile imports this.
+The outlines of all exposures near a tract (`coaddflow.instrument.footprint`) are compared with all
+its patches at once, by separating axes [1]_. NumPy only: the Snakefile imports this.
 
 References
 ----------
@@ -34,18 +33,20 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 Overlaps = dict[str, dict[int, list[str]]]
-"""exposure id -> tract -> patches, in order."""
-
+"""Patches, in order, that exposures can touch, by exposure id and tract."""
 
 _EDGE_BOW = 0.01
-"""How far the edge of an image may bend out between its corners, as a fraction of its size."""
+"""Largest bow of the edge of an image between its corners, as a fraction of its size."""
 
-_FRONT = math.cos(math.radians(89.0))
+_MIN_COSINE = math.cos(math.radians(89.0))
+"""Cosine of the largest angle from the tangent point at which polygons are compared."""
+
 _MAX_CELLS = 1_000_000
+"""Pairs of sides and patches compared at a time, to limit the memory."""
 
 
 class ImageCorners(Protocol):
-    """What is needed of a row of the table of images calibrated elsewhere; degrees."""
+    """The needed columns of the table of images calibrated elsewhere; degrees."""
 
     exposure: str
     footprint_ra: Sequence[float]
@@ -62,18 +63,18 @@ def predicted_overlaps(
     exposures : iterable of Pointing
         Rows of the exposure table, each exposure once.
     camera : Camera
-        Where the CCDs stand.
+        Positions of the CCDs.
     skymap : SkyMap
         Tracts and patches.
     margin : float
-        How far a CCD may be from where it is predicted, degrees.
+        Largest distance of a CCD from its predicted position, degrees.
 
     Returns
     -------
     dict of str to dict of int to list of str
         ``{exposure: {tract: [patch, ...]}}`` in the order of the exposures, of the tract numbers
-        and of the patches (x running fastest); by their outer boxes. Exposures off the map have
-        an empty dict.
+        and of the patches (x running fastest); by the outer boxes. Exposures off the map have an
+        empty dict.
     """
     exposures = list(exposures)
     if not exposures:
@@ -90,12 +91,12 @@ def predicted_overlaps_of_images(
     Parameters
     ----------
     images : iterable of ImageCorners
-        Rows of the table of images; the images of an exposure need not stand together.
+        Rows of the table of images, in any order.
     skymap : SkyMap
         Tracts and patches.
     margin : float
-        How far an image may be from where its WCS puts it, degrees. As the table has only the
-        corners, one hundredth of the image's size is added for edges bent by distortion.
+        Largest error of the WCS, degrees. As the table has only the corners, one hundredth of the
+        image's size is added for edges bent by distortion.
 
     Returns
     -------
@@ -106,7 +107,7 @@ def predicted_overlaps_of_images(
     for image in images:
         corners[image.exposure].append(image)
     overlaps: Overlaps = {name: {} for name in corners}
-    # exposures with equally many images go through together
+    # exposures with the same number of images are computed together
     by_count = sorted(corners, key=lambda name: len(corners[name]))
     for _, names in groupby(by_count, key=lambda name: len(corners[name])):
         group = list(names)
@@ -121,19 +122,10 @@ def predicted_overlaps_of_images(
 
 
 def _enlarged(vectors: FloatArray, margin: float) -> FloatArray:
-    """Return convex outlines around polygons, at least the margin (degrees) away.
+    """Return convex outlines at least the margin (degrees) outside polygons.
 
-    Parameters
-    ----------
-    vectors : ndarray of float64, shape (..., n, 3)
-        Vertices as unit vectors.
-    margin : float
-        Degrees.
-
-    Returns
-    -------
-    ndarray of float64, shape (..., n_sides, 3)
-        Vertices as unit vectors.
+    Vertices are unit vectors, shape (..., n, 3) of the polygons and (..., n_sides, 3) of the
+    outlines.
     """
     axis, radius = polygon.bounding_cap(vectors)
     ra, dec = sphere.from_vector(axis)
@@ -151,16 +143,10 @@ def _enlarged(vectors: FloatArray, margin: float) -> FloatArray:
 
 
 def _overlaps(names: Sequence[str], outlines: FloatArray, skymap: SkyMap) -> Overlaps:
-    """Return which patches the outlines of exposures touch.
+    """Return which patches the outlines of the named exposures touch.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Exposure ids.
-    outlines : ndarray of float64, shape (n_exposures, n_polygons, n_vertices, 3)
-        Convex polygons of each exposure, as unit vectors.
-    skymap : SkyMap
-        Tracts and patches.
+    ``outlines``, shape (n_exposures, n_polygons, n_vertices, 3), are convex polygons of each
+    exposure as unit vectors.
     """
     near: dict[int, list[int]] = defaultdict(list)
     axis, radius = polygon.bounding_cap(outlines.reshape(len(outlines), -1, 3))
@@ -196,22 +182,13 @@ def _touched_patches(
 def _boxes_touched(tract: Tract, homogeneous: FloatArray) -> NDArray[np.bool_]:
     """Return whether convex polygons overlap the outer boxes of a tract's patches [1]_.
 
-    Two convex shapes are apart if, and only if, a side of one of them separates them.
-
-    Parameters
-    ----------
-    tract : Tract
-        The tract.
-    homogeneous : ndarray of float64, shape (n, n_vertices, 3)
-        Vertices as homogeneous pixel positions.
-
-    Returns
-    -------
-    ndarray of bool, shape (n, ny, nx)
+    Two convex shapes are apart if, and only if, a side of one of them separates them. The
+    vertices are homogeneous pixel positions, shape (n, n_vertices, 3); the result has the shape
+    (n, ny, nx).
     """
-    # a polygon that reaches behind the tangent plane is taken to touch everything: such a field
-    # is larger than any camera's
-    behind = (homogeneous[..., 2] <= _FRONT).any(axis=-1)
+    # a polygon that reaches behind the tangent plane, larger than the field of any camera, counts
+    # as touching everything
+    behind = (homogeneous[..., 2] <= _MIN_COSINE).any(axis=-1)
     weight = np.where(behind[:, None], 1.0, homogeneous[..., 2])
     x, y = homogeneous[..., 0] / weight, homogeneous[..., 1] / weight
     (x0, x1), (y0, y1) = (tract.outer_spans(axis) - 0.5 for axis in (0, 1))
@@ -221,7 +198,7 @@ def _boxes_touched(tract: Tract, homogeneous: FloatArray) -> NDArray[np.bool_]:
     side_x, side_y = np.roll(x, -1, axis=1) - x, np.roll(y, -1, axis=1) - y
     sense = np.sign(np.sum(x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1), axis=1))
     inward_x, inward_y = -sense[:, None] * side_y, sense[:, None] * side_x
-    # per side, how far the box reaches inwards is the sum of a part from x and a part from y
+    # the reach of a box along the inward normal of a side is the sum of a part in x and one in y
     reach_x = np.maximum(inward_x[..., None] * x0, inward_x[..., None] * x1)
     reach_y = np.maximum(inward_y[..., None] * y0, inward_y[..., None] * y1)
     edge = inward_x * x + inward_y * y

@@ -1,4 +1,20 @@
-"""The sky map of rings: tracts in rings of declination, numbered as by HSC and Rubin."""
+"""The sky map of rings: tracts in rings of declination over the whole sky.
+
+Each direction on the sky belongs to the inner region of exactly one tract. Numbers and positions
+of tracts and patches are those of the sky maps of the HSC survey and of the Rubin pipelines for the
+same parameters [1]_. NumPy only: the Snakefile imports this.
+
+Rings are numbered from south to north, tract 0 is the southern polar cap, and within a ring tracts
+are numbered eastwards from ``ra_start``. Version 0 of the published map counted the tract at
+``ra_start`` as the last of its ring, not as the first (in all rings but the southernmost), listed
+the first tract of the southernmost ring twice and omitted the first of the northernmost; positions
+there get the number of the northern polar cap, which does not reach them.
+
+References
+----------
+.. [1] LSST Science Pipelines, package ``skymap``, ``RingsSkyMap`` and ``TractInfo``
+   (https://github.com/lsst/skymap); ticket DM-14809 for the two versions.
+"""
 
 import math
 
@@ -7,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.geometry import sphere
 from coaddflow.settings.skymap import RingsSettings, SkymapSettings
-from coaddflow.skymap.base import SkyMap, check_positions
+from coaddflow.skymap.base import SkyMap
 from coaddflow.skymap.tract import Tract
 
 
@@ -37,7 +53,7 @@ class RingsSkyMap(SkyMap):
         return np.concatenate([[0.0], ra, [0.0]]), np.concatenate([[-90.0], dec, [90.0]])
 
     def _ring_and_number(self, tract_id: NDArray) -> tuple[NDArray, NDArray]:
-        """Return the ring and the place in it, from ra_start eastwards, of tracts off the caps."""
+        """Return the ring and the number in it, from ra_start eastwards, of tracts off the caps."""
         if self.settings.rings.version == 1:
             ring = np.searchsorted(self._first_of_ring, tract_id, side="right") - 1
         else:
@@ -45,18 +61,13 @@ class RingsSkyMap(SkyMap):
             ring = np.maximum(ring, 0)
         return ring, (tract_id - self._first_of_ring[ring]) % self._ring_counts[ring]
 
-    def tract(self, tract_id: int | str) -> Tract:
-        """Return a tract by number; raise InputError if there is none."""
-        index = self._checked(tract_id)
-        if index not in self._tracts:
-            self._tracts[index] = Tract(
-                index, float(self._ra[index]), float(self._dec[index]), **self._layout
-            )
-        return self._tracts[index]
+    def _tract(self, number: int) -> Tract:
+        if number not in self._tracts:
+            ra, dec = float(self._ra[number]), float(self._dec[number])
+            self._tracts[number] = Tract(number, ra, dec, **self._layout)
+        return self._tracts[number]
 
-    def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
-        """Return the tract in whose inner region positions lie; see `SkyMap.find_tract`."""
-        check_positions(ra, dec)
+    def _number_at(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
         ra, dec = np.broadcast_arrays(np.radians(ra), np.radians(dec))
         south_edge = 0.5 * self._ring_size - 0.5 * np.pi
         n_rings = len(self._ring_counts)
@@ -65,12 +76,11 @@ class RingsSkyMap(SkyMap):
         from_start = (ra - math.radians(self.settings.rings.ra_start)) % (2.0 * np.pi)
         number = (from_start / (2.0 * np.pi / count) + 0.5).astype(np.int64) % count
         if self.settings.rings.version == 0:
-            # the tract at ra_start stands where version 1 has the first of the next ring
+            # the tract at ra_start has the number that in version 1 begins the next ring
             ring = np.where((number == 0) & (ring > 0), ring + 1, ring)
         tract_id = self._first_of_ring[ring] + number
         tract_id = np.where(dec < south_edge, 0, tract_id)
-        tract_id = np.where(dec > -south_edge, self.n_tracts - 1, tract_id)
-        return int(tract_id) if tract_id.ndim == 0 else tract_id
+        return np.where(dec > -south_edge, self.n_tracts - 1, tract_id)
 
     def tracts_near(self, ra: float, dec: float, radius: float) -> list[int]:
         """Return, in order, all tracts that a circle of this radius (degrees) may touch."""
@@ -80,16 +90,16 @@ class RingsSkyMap(SkyMap):
         cosine = self._vectors[first:last] @ sphere.to_vector(ra, dec)
         near = np.flatnonzero(cosine >= math.cos(math.radians(min(reach, 180.0)))) + first
         if self.settings.rings.version == 0:
-            near = near[near != self._first_of_ring[1]]  # the first tract over again
+            near = near[near != self._first_of_ring[1]]  # a duplicate of the first tract
         return near.tolist()
 
 
 def _tracts_per_ring(rings: RingsSettings) -> NDArray[np.int64]:
-    """Return how many tracts each ring has, from south to north [1]_.
+    """Return the number of tracts in each ring, from south to north [1]_.
 
     A ring is divided where it is widest, at its declination nearest to the equator. The order of
-    the operations is that of the published map: on the equator the quotient is a whole number,
-    and its last bit decides the count.
+    operations is that of the published map: on the equator the quotient is a whole number, and
+    its last bit decides the count.
     """
     size = math.pi / (rings.num_rings + 1)
     counts = []
@@ -103,7 +113,7 @@ def _tracts_per_ring(rings: RingsSettings) -> NDArray[np.int64]:
 def _published_layout(half_size: float, settings: SkymapSettings) -> dict:
     """Return the pixel layout of a tract of the published maps [1]_.
 
-    The square of half side ``half_size`` (degrees) is taken to whole pixels outwards, then grown
+    The square of half side ``half_size`` (degrees) is rounded outwards to whole pixels, then grown
     on both sides to a whole number of patches; an odd pixel goes to the upper side.
     """
     half = math.tan(math.radians(half_size)) / math.radians(settings.pixel_scale / 3600.0)

@@ -1,4 +1,7 @@
-"""The sky map of one tract, fitted to the data or given."""
+"""The sky map of a single tract, given or fitted to the data.
+
+NumPy only: the Snakefile imports this.
+"""
 
 import math
 from collections.abc import Iterable
@@ -9,15 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
 from coaddflow.settings.skymap import SkymapSettings, TangentSettings
-from coaddflow.skymap.base import SkyMap, check_positions
+from coaddflow.skymap.base import SkyMap
 from coaddflow.skymap.tract import Tract
 
 Footprint = tuple[ArrayLike, ArrayLike]
 """Vertices (ra, dec) in order, degrees."""
 
-
 _MAX_TANGENT_RADIUS = 28.0
-"""Degrees from the centre to a corner beyond which one tangent plane is refused."""
+"""Largest distance from the centre to a corner, degrees."""
 
 
 class TangentSkyMap(SkyMap):
@@ -37,7 +39,7 @@ class TangentSkyMap(SkyMap):
             counts.append(-(-pixels // settings.patch_inner_size))
             sizes.append(-(-pixels // counts[-1]))
         middle = tuple((size * count - 1) / 2.0 for size, count in zip(sizes, counts, strict=True))
-        self._tract = Tract(
+        self._only_tract = Tract(
             0,
             tangent.ra,
             tangent.dec,
@@ -48,20 +50,15 @@ class TangentSkyMap(SkyMap):
             pixel_scale=settings.pixel_scale,
         )
 
-    def tract(self, tract_id: int | str) -> Tract:
-        """Return tract 0; raise InputError for any other."""
-        self._checked(tract_id)
-        return self._tract
+    def _tract(self, number: int) -> Tract:
+        return self._only_tract
 
-    def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
-        """Return 0 for positions on the tract, -1 elsewhere; see `SkyMap.find_tract`."""
-        check_positions(ra, dec)
-        tract_id = np.where(self._tract.contains(ra, dec), 0, -1)
-        return int(tract_id) if tract_id.ndim == 0 else tract_id
+    def _number_at(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64]:
+        return np.where(self._only_tract.contains(ra, dec), 0, -1)
 
     def tracts_near(self, ra: float, dec: float, radius: float) -> list[int]:
         """Return [0] if a circle of this radius (degrees) may touch the tract, else []."""
-        tract = self._tract
+        tract = self._only_tract
         distance = sphere.separation(ra, dec, tract.ra, tract.dec)
         return [0] if distance <= radius + tract.radius + 1e-6 else []
 
@@ -71,9 +68,9 @@ def fit_tangent(
 ) -> SkymapSettings:
     """Return the settings with the centre and size of the tangent tract filled in.
 
-    The tract is the smallest upright one that holds all footprints. Its centre is rounded to a
-    thousandth of a degree. As it follows the exposures, an added exposure can move it; a survey
-    that grows should have it fixed in its settings.
+    The tract is the smallest upright one that contains all footprints. Its centre is rounded to a
+    thousandth of a degree. An added exposure can move it; a survey that grows should have it fixed
+    in its settings.
 
     Parameters
     ----------

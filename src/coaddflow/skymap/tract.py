@@ -1,46 +1,42 @@
-"""Tracts and their patches: planes of pixels that tile the sky."""
+"""Tracts and their patches: grids of pixels on the sky.
 
+A tract is an image in the tangent (TAN) projection about its centre, +x to the west and +y to the
+north; it is cut into patches named ``"x_y"``. The inner boxes of the patches tile the tract; the
+outer boxes reach ``patch_border`` pixels into the neighbours but not beyond the tract. NumPy only:
+the Snakefile imports this.
+
+References
+----------
+.. [1] Calabretta & Greisen 2002, A&A 395, 1077 (TAN; sections 2.2-2.4 for LONPOLE).
+"""
+
+import itertools
+import math
+import re
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry import polygon, sphere
 from coaddflow.geometry.box import Box
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-    from coaddflow.skymap.tract import Tract
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
-
-import math
-import re
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
-
-from numpy.typing import ArrayLike
-
-from coaddflow.geometry import polygon, sphere
-
-if TYPE_CHECKING:
-    from astropy.wcs import WCS
-
-
-MIN_OVERLAP_AREA = 1e-6
+_MIN_OVERLAP_AREA = 1e-6
 """Square pixels below which two regions merely touch."""
 
-
-_FRONT = math.cos(math.radians(89.0))
+_MIN_COSINE = math.cos(math.radians(89.0))
+"""Cosine of the largest angle from the tangent point; beyond it regions are cut off."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One image of a tract.
+    """A part of a tract that is coadded as one image.
 
     Attributes
     ----------
@@ -68,7 +64,7 @@ class Tract:
     ra, dec : float
         Tangent point, ICRS degrees.
     reference_pixel : tuple of float
-        Where the tangent point stands, 0-based pixels (x, y).
+        Position of the tangent point, 0-based pixels (x, y).
     n_patches : tuple of int
         Patches in x and y.
     patch_inner_size : tuple of int
@@ -90,12 +86,12 @@ class Tract:
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Pixels along x."""
         return self.n_patches[0] * self.patch_inner_size[0]
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Pixels along y."""
         return self.n_patches[1] * self.patch_inner_size[1]
 
     @cached_property
@@ -143,18 +139,13 @@ class Tract:
         centre = sphere.to_vector(self.ra, self.dec)
         pixels_per_radian = 1.0 / self._radians_per_pixel
         x0, y0 = self.reference_pixel
-        return np.stack(
-            [
-                x0 * centre - pixels_per_radian * east,
-                y0 * centre + pixels_per_radian * north,
-                centre,
-            ]
-        )
+        x, y = x0 * centre - pixels_per_radian * east, y0 * centre + pixels_per_radian * north
+        return np.stack([x, y, centre])
 
     def wcs(self) -> "WCS":
         """Return the astropy WCS of the whole tract.
 
-        LONPOLE is always given, as its default changes at the pole [2]_. For the WCS of a patch
+        LONPOLE is always given, as its default changes at the pole [1]_. For the WCS of a patch
         subtract the lower corner of its outer box from CRPIX.
         """
         from astropy.wcs import WCS
@@ -181,29 +172,25 @@ class Tract:
                 f"tract {self.id} has no patch {patch_id!r}",
                 remedy=f"patches are named 'x_y', from '0_0' to '{nx - 1}_{ny - 1}'",
             )
-        ix, iy = int(match[1]), int(match[2])
-        (x0, x1), (y0, y1) = self._span(0, ix, 0), self._span(1, iy, 0)
-        (outer_x0, outer_x1), (outer_y0, outer_y1) = (
-            self._span(0, ix, self.patch_border),
-            self._span(1, iy, self.patch_border),
-        )
-        return Patch(patch_id, (x0, y0, x1, y1), (outer_x0, outer_y0, outer_x1, outer_y1))
+        index = int(match[1]), int(match[2])
+        return Patch(patch_id, self._box(*index, 0), self._box(*index, self.patch_border))
 
-    def _span(self, axis: int, index: int, border: int) -> tuple[int, int]:
-        """Return the first and the last-plus-one pixel of a patch along an axis."""
-        size, n = self.patch_inner_size[axis], self.n_patches[axis]
-        return max(index * size - border, 0), min((index + 1) * size + border, n * size)
+    def _box(self, ix: int, iy: int, border: int) -> Box:
+        """Return the inner box of a patch with a border around it, cut at the tract's edge."""
+        (nx, ny), (width, height) = self.n_patches, self.patch_inner_size
+        return (
+            max(ix * width - border, 0),
+            max(iy * height - border, 0),
+            min((ix + 1) * width + border, nx * width),
+            min((iy + 1) * height + border, ny * height),
+        )
 
     def outer_spans(self, axis: int) -> NDArray[np.int64]:
         """Return the outer boxes of all patches along x (axis 0) or y (1), shape (2, n)."""
         size, n = self.patch_inner_size[axis], self.n_patches[axis]
         first = np.arange(n) * size
-        return np.stack(
-            [
-                np.maximum(first - self.patch_border, 0),
-                np.minimum(first + size + self.patch_border, n * size),
-            ]
-        )
+        end = np.minimum(first + size + self.patch_border, n * size)
+        return np.stack([np.maximum(first - self.patch_border, 0), end])
 
     def patch_ids(self) -> tuple[str, ...]:
         """Return the names of all patches, x running fastest."""
@@ -230,14 +217,14 @@ class Tract:
     def footprint_pixels(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.float64]:
         """Return the outline of a region in pixels, shape (m, 2).
 
-        What lies farther than 89 degrees from the tangent point is cut off.
+        Parts farther than 89 degrees from the tangent point are cut off.
         """
         homogeneous = sphere.to_vector(ra, dec) @ self.vector_to_pixel.T
-        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - _FRONT)
+        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - _MIN_COSINE)
         return homogeneous[:, :2] / homogeneous[:, 2:]
 
     def patch_areas(self, points: NDArray[np.float64]) -> dict[str, float]:
-        """Return how much of each patch's outer box a polygon covers.
+        """Return the area of each patch's outer box that a polygon covers.
 
         Parameters
         ----------
@@ -247,44 +234,25 @@ class Tract:
         Returns
         -------
         dict of str to float
-            Area in square pixels for the patches that are covered at all, x running fastest.
+            Square pixels, only for patches that are covered, x running fastest.
         """
         if len(points) < 3:
             return {}
-        ranges = [self._indices_near(axis, points[:, axis]) for axis in (0, 1)]
+        range_x, range_y = (self._indices_near(axis, points[:, axis]) for axis in (0, 1))
         areas = {}
-        for iy in ranges[1]:
-            y0, y1 = self._span(1, iy, self.patch_border)
-            for ix in ranges[0]:
-                x0, x1 = self._span(0, ix, self.patch_border)
-                box = (x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5)
-                covered = polygon.area(polygon.clip_to_box(points, box))
-                if covered > MIN_OVERLAP_AREA:
-                    areas[f"{ix}_{iy}"] = covered
+        for iy, ix in itertools.product(range_y, range_x):
+            box = self._box(ix, iy, self.patch_border)
+            covered = polygon.area(polygon.clip_to_box(points, tuple(edge - 0.5 for edge in box)))
+            if covered > _MIN_OVERLAP_AREA:
+                areas[f"{ix}_{iy}"] = covered
         return areas
 
     def _indices_near(self, axis: int, position: NDArray[np.float64]) -> range:
-        """Return the patch indices along an axis whose outer boxes reach a range of pixels."""
+        """Return the patch indices along an axis whose outer boxes overlap a range of pixels."""
         size, n = self.patch_inner_size[axis], self.n_patches[axis]
         first = math.floor((position.min() + 0.5 - self.patch_border) / size)
         last = math.floor((position.max() + 0.5 + self.patch_border) / size)
         return range(max(first, 0), min(last + 1, n))
-
-    def patches_touching(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> list[str]:
-        """Return the patches whose outer boxes overlap a region of the sky.
-
-        Parameters
-        ----------
-        ra_polygon, dec_polygon : array_like, shape (n,)
-            Vertices in order, ICRS degrees, joined by great circles; less than a hemisphere.
-        """
-        return list(self.patch_areas(self.footprint_pixels(ra_polygon, dec_polygon)))
-
-    def touches(self, ra_polygon: ArrayLike, dec_polygon: ArrayLike) -> bool:
-        """Return whether a region of the sky overlaps the tract's pixels."""
-        points = self.footprint_pixels(ra_polygon, dec_polygon)
-        box = (-0.5, -0.5, self.width - 0.5, self.height - 0.5)
-        return polygon.area(polygon.clip_to_box(points, box)) > MIN_OVERLAP_AREA
 
 
 @lru_cache(maxsize=8)

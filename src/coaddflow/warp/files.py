@@ -1,41 +1,30 @@
-"""Warps on disk: one file for each patch, and the table that is written last."""
+"""Warps on disk: one file per patch, and their table, written last."""
 
+import contextlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
-from coaddflow.geometry.box import Box, part_of
-from coaddflow.image.masked_image import (
-    Compression,
-    MaskedImage,
-)
-from coaddflow.settings.warp import WarpSettings
-from coaddflow.skymap.tract import patch_position
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
-
-import contextlib
-import sys
-from typing import TYPE_CHECKING, Protocol
-
 from coaddflow.files import check_id, sha256_of
+from coaddflow.geometry.box import Box, part_of
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import (
     AB_ZERO_POINT,
+    Compression,
+    MaskedImage,
     masked_image_hdus,
     write_fits,
 )
+from coaddflow.settings.warp import WarpSettings
+from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Warp:
     Attributes
     ----------
     box : tuple of int
-        Where the pixels are on the tract.
+        Its pixels on the tract.
     masked_image : MaskedImage
         Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data.
     ccds : tuple of int
@@ -57,42 +46,60 @@ class Warp:
     box: Box
     masked_image: MaskedImage
     ccds: tuple[int, ...] = ()
-
     n_covered: int = 0
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``, without a copy."""
+        """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
         part = part_of(self.box, box)
         planes = self.masked_image
         return MaskedImage(planes.image[part], planes.variance[part], planes.mask[part])
 
 
 class WarpReader(Protocol):
-    """Where a coadd takes the pixels of a warp from: `Warp` in memory, `WarpFile` on disk."""
+    """Pixels of a warp for a coadd: `Warp` in memory, `WarpFile` on disk."""
 
     box: Box
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        """Return the pixels of a box of the tract, which must be inside ``self.box``."""
 
 
 def write_warps(
     table_path: str | Path,
     exposure: str,
-    tract: "Tract",
+    tract: Tract,
     warps: Iterable[tuple[str, Warp | None]],
     settings: WarpSettings,
     cards: fits.Header | None = None,
     compression: Compression = "none",
 ) -> WarpTable:
-    """Write the warps of an exposure on the patches of a tract, and their table last.
+    """Write the warps of an exposure on the patches of a tract, and their table.
+
+    The patches go into the folder beside the table that has the exposure's name. Warps of an
+    earlier run are removed first, and the table is written last: if it exists, all files that it
+    names are complete.
 
     Parameters
     ----------
+    table_path : str or Path
+        ``.../{tract}/{exposure}.ecsv``.
+    exposure : str
+        Exposure id.
+    tract : Tract
+        The tract.
     warps : iterable of (str, Warp or None)
         Patch id and warp, as `warp_patches` yields them.
-    table_path, exposure, tract, settings, cards, compression
-        See `warp_exposure`, which also tells about the table.
+    settings : WarpSettings
+        What they were made with.
+    cards : astropy.io.fits.Header, optional
+        Further cards for the primary header of each file (provenance).
+    compression : {"none", "lossless", "quantized"}
+        See `coaddflow.image.masked_image.image_hdu`; instead of ``quantized`` it is ``lossless``.
+
+    Returns
+    -------
+    WarpTable
+        What was written; empty if the exposure touches no patch.
     """
     table_path = Path(table_path)
     folder = table_path.parent / check_id(exposure, "exposure")
@@ -117,13 +124,34 @@ def write_warps(
     return table
 
 
-def kept_table(folder: str | Path) -> Path:
-    """Return the table of the warps in a folder if the job of a tract has kept them.
+def write_warp(
+    path: str | Path,
+    warp: Warp,
+    tract: Tract,
+    cards: fits.Header,
+    compression: Compression = "none",
+) -> None:
+    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
 
-    It has a name of its own: that of the rule ``warp`` would promise Snakemake warps of which it
-    does not know the settings.
+    It is never quantised, because coadds are made from it and would be rounded twice.
     """
-    return Path(folder).with_suffix(".kept.ecsv")
+    kept = "lossless" if compression == "quantized" else compression
+    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
+    write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
+
+
+def part_header(tract: Tract, box: Box) -> fits.Header:
+    """Return the WCS of a part of a tract, with its first pixel in LTV1/2.
+
+    LTVn are IRAF keywords: ds9 shows tract pixels (1-based) as physical coordinates.
+    """
+    header = wcs_to_header(tract.wcs())
+    header["CRPIX1"] -= box[0]
+    header["CRPIX2"] -= box[1]
+    header["LTV1"] = (float(-box[0]), "pixel here minus pixel of the tract")
+    header["LTV2"] = (float(-box[1]), "pixel here minus pixel of the tract")
+    header["PHOTZP"] = (AB_ZERO_POINT, "AB magnitude of one unit")
+    return header
 
 
 def remove_warps(folder: str | Path) -> None:
@@ -137,34 +165,13 @@ def remove_warps(folder: str | Path) -> None:
         folder.rmdir()
 
 
-def part_header(tract: "Tract", box: Box) -> fits.Header:
-    """Return the WCS of a part of a tract, with LTV1/2 that tell where it begins.
+def kept_table(folder: str | Path) -> Path:
+    """Return the table of the warps in a folder, if the job of a tract keeps them.
 
-    LTVn is the IRAF keyword: ds9 shows tract pixels (1-based) as physical coordinates.
+    It has a name of its own: with the name of the rule ``warp``, Snakemake would take the warps for
+    those of the rule, whatever their settings.
     """
-    header = wcs_to_header(tract.wcs())
-    header["CRPIX1"] -= box[0]
-    header["CRPIX2"] -= box[1]
-    header["LTV1"] = (float(-box[0]), "pixel here minus pixel of the tract")
-    header["LTV2"] = (float(-box[1]), "pixel here minus pixel of the tract")
-    header["PHOTZP"] = (AB_ZERO_POINT, "AB magnitude of one unit")
-    return header
-
-
-def write_warp(
-    path: str | Path,
-    warp: Warp,
-    tract: "Tract",
-    cards: fits.Header,
-    compression: Compression = "none",
-) -> None:
-    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
-
-    It is never quantised, since coadds are made from it: they would be rounded twice.
-    """
-    kept = "lossless" if compression == "quantized" else compression
-    hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
-    write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
+    return Path(folder).with_suffix(".kept.ecsv")
 
 
 class WarpFile:
@@ -185,7 +192,7 @@ class WarpFile:
     Raises
     ------
     InputError
-        If it is missing, damaged or no warp; also when pixels are read.
+        If it is missing, damaged or not a warp; also when pixels are read.
     """
 
     def __init__(self, path: str | Path):
@@ -212,7 +219,7 @@ class WarpFile:
         )
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
+        """Return the pixels of a box of the tract, which must be inside ``self.box``."""
         part = part_of(self.box, box)
         try:
             if self._compressed:
@@ -245,6 +252,6 @@ class WarpFile:
         if pixels.size < shape[0] * width:
             raise ValueError("file ends early")
         if sys.byteorder == "little":
-            # in place, which spares the pass over memory that a conversion costs
+            # in place, which saves the pass over memory of a conversion
             pixels.byteswap(inplace=True)
         return pixels.reshape(shape)

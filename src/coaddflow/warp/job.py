@@ -1,31 +1,21 @@
 """The job that warps an exposure to a tract."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from astropy.io import fits
-
-from coaddflow.errors import InputError
-from coaddflow.image.masked_image import (
-    Compression,
-)
-from coaddflow.settings.warp import WarpSettings
-from coaddflow.warp.files import write_warps
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
 from coaddflow.corners.overlaps import patch_overlaps
+from coaddflow.errors import InputError
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import flux_scale, read_masked_image
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow, read_manifest
+from coaddflow.tables.paths import COADD, MANIFEST, RESULTS
 from coaddflow.tables.warps import WarpTable
 from coaddflow.warp.ccds import CcdImage, warp_patches
+from coaddflow.warp.files import write_warps
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,8 +25,8 @@ def make_warps(
 ) -> WarpTable:
     """Warp the CCDs of an exposure to a tract: the whole job.
 
-    All CCDs that are done are warped; whether they are good enough for the coadds is decided
-    later, by the selection, so that a change of the selection makes no warp again.
+    All CCDs that are done are warped; the selection decides later which ones are good enough for
+    the coadds, so that changing it does not redo any warp.
 
     Parameters
     ----------
@@ -63,27 +53,27 @@ def make_warps(
     exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
     _remove_coadds(table, tract, band, patch_ccds)
     _LOG.info("tract %d: exposure %s covers %d patches", tract.id, exposure, len(patch_ccds))
-    return warp_exposure(
+    return write_warps(
         table,
         exposure,
         tract,
-        patch_ccds,
-        lambda ccd: read_ccd(rows[ccd]),
+        warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd]), settings.warp),
         settings.warp,
-        cards=provenance_header(settings.section("warp"), [manifest]),
-        compression=settings.products.compression,
+        provenance_header(settings.section("warp"), [manifest]),
+        settings.products.compression,
     )
 
 
 def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable[str]) -> None:
-    """Remove the coadds that hang on warps which are made anew.
+    """Remove the coadds that depend on warps which are redone.
 
-    They may be those of the job of the whole tract, with other settings. Where such warps have the
-    checksums that Snakemake knows from earlier, it would take coadds that are there for theirs.
+    They may be those of the job of the whole tract, with other settings. If the warps get the
+    checksums that Snakemake recorded earlier, it would accept these coadds as their products.
     """
-    folder = Path(table).parent.parent.parent / "coadd" / band / str(tract.id)
+    results = Path(table).parent.parent.parent
     for patch in patches:
-        (folder / f"{patch}.fits").unlink(missing_ok=True)
+        coadd = Path(COADD.format(band=band, tract=tract.id, patch=patch))
+        (results / coadd.relative_to(RESULTS)).unlink(missing_ok=True)
 
 
 def read_ccd(row: CcdRow) -> CcdImage:
@@ -93,49 +83,9 @@ def read_ccd(row: CcdRow) -> CcdImage:
         raise InputError(
             "the calexp is not there any more",
             path=row.path,
-            remedy=f"remove results/summary/{row.exposure}.ecsv and run the workflow again",
+            remedy=f"remove {MANIFEST.format(exposure=row.exposure)} and run the workflow again",
         )
     masked_image, header = read_masked_image(row.path)
     if row.zero_point is None:
         raise InputError("the calexp has no zero-point", path=row.path)
     return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))
-
-
-def warp_exposure(
-    table_path: str | Path,
-    exposure: str,
-    tract: "Tract",
-    patch_ccds: Mapping[str, Sequence[int]],
-    load_calexp: Callable[[int], CcdImage],
-    settings: WarpSettings,
-    *,
-    cards: fits.Header | None = None,
-    compression: Compression = "none",
-    threads: int = 1,
-) -> WarpTable:
-    """Warp the CCDs of an exposure to a tract and write the patches and their table.
-
-    The patches go into the folder beside the table that has the exposure's name. What stood
-    there from an earlier run is removed first, and the table is written last: where it stands,
-    all files that it names are whole.
-
-    Parameters
-    ----------
-    table_path : str or Path
-        ``.../{tract}/{exposure}.ecsv``.
-    exposure : str
-        Exposure id.
-    tract, patch_ccds, load_calexp, settings, threads
-        See `warp_patches`. An exposure that touches no patch gets an empty table.
-    cards : astropy.io.fits.Header, optional
-        Further cards for the primary header of each file (provenance).
-    compression : {"none", "lossless", "quantized"}
-        See `coaddflow.image.masked_image.image_hdu`; instead of ``quantized`` it is ``lossless``.
-
-    Returns
-    -------
-    WarpTable
-        What was written.
-    """
-    warps = warp_patches(tract, patch_ccds, load_calexp, settings, threads)
-    return write_warps(table_path, exposure, tract, warps, settings, cards, compression)

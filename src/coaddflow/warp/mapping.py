@@ -1,10 +1,10 @@
 """From the pixels of a tract to those of a CCD, on a coarse grid.
 
-A WCS costs far more per position than a resampling kernel costs per pixel, and is smooth. So the
-mapping is solved for every 32nd pixel or so and interpolated with cubics in between [1]_, which is
-exact to better than 1e-3 pixel for all but absurd distortions; `map_ccd` checks that and halves
-the step where it is not so. The grid belongs to a CCD and a tract, never to a patch: wherever a
-tract pixel is computed, it is computed from the same numbers.
+A WCS costs far more per position than a resampling kernel costs per pixel, and is smooth. The
+mapping is therefore solved for about every 32nd pixel and interpolated with cubics [1]_, which is
+accurate to 1e-3 pixel for all but extreme distortions; `map_ccd` checks this and halves the step
+otherwise. The grid depends on the CCD and the tract, not on the patch: a tract pixel is always
+computed from the same numbers.
 
 References
 ----------
@@ -19,6 +19,7 @@ from numpy.polynomial import polynomial
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -29,20 +30,20 @@ _MARGIN_STEPS = 5
 _INVERSE_ORDER = 5
 _MAX_ITERATIONS = 12
 _CONVERGED = 1e-6
-"""Pixels; the step after the last would be smaller still by orders."""
+"""Pixels; the step after the last would be smaller by orders of magnitude."""
 
 _MIN_STEP = 4
 
 
 class SkyGrid(Protocol):
-    """What is needed of a tract: `coaddflow.skymap.maps.Tract` has it."""
+    """The needed part of a tract (`coaddflow.skymap.tract.Tract`)."""
 
     def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray, NDArray]:
         """Return 0-based pixels for ICRS degrees."""
 
 
 class PixelGrid(NamedTuple):
-    """CCD pixels that belong to the pixels of a tract, on the nodes of a grid.
+    """CCD pixel positions of the pixels of a tract, on the nodes of a grid.
 
     Attributes
     ----------
@@ -51,9 +52,9 @@ class PixelGrid(NamedTuple):
     step : int
         Distance of the nodes in tract pixels.
     x, y : ndarray of float64, shape (rows, columns)
-        0-based pixel of the CCD; NaN far outside of it.
+        0-based pixel of the CCD; NaN far outside it.
     area : ndarray of float64, shape (rows, columns)
-        How many CCD pixels one tract pixel covers; NaN one or two nodes earlier.
+        Area of a tract pixel in CCD pixels; NaN one or two nodes earlier.
     """
 
     x0: int
@@ -63,29 +64,14 @@ class PixelGrid(NamedTuple):
     y: NDArray[np.float64]
     area: NDArray[np.float64]
 
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Tract pixels between the outermost nodes, half-open (x0, y0, x1, y1)."""
-        rows, columns = self.x.shape
-        return (
-            self.x0,
-            self.y0,
-            self.x0 + (columns - 1) * self.step + 1,
-            self.y0 + (rows - 1) * self.step + 1,
-        )
-
 
 def map_ccd(
-    ccd_wcs: "WCS",
-    shape: tuple[int, int],
-    tract: SkyGrid,
-    step: int = 32,
-    tolerance: float = 1e-3,
+    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int = 32, tolerance: float = 1e-3
 ) -> PixelGrid:
     """Map the tract's pixels around a CCD to pixels of the CCD.
 
-    Only the WCS's own direction, from pixels to sky, is evaluated, and only on the CCD and a
-    narrow margin: far outside of the CCD the polynomials of TPV and SIP fold back.
+    The WCS is evaluated only from pixels to sky, on the CCD and a narrow margin: far outside the
+    CCD the polynomials of TPV and SIP fold back.
 
     Parameters
     ----------
@@ -96,7 +82,7 @@ def map_ccd(
     tract : SkyGrid
         The tract.
     step : int
-        Distance of the nodes, tract pixels; less for small CCDs.
+        Spacing of the nodes, tract pixels; smaller for small CCDs.
     tolerance : float
         Largest error of the interpolated mapping, CCD pixels.
 
@@ -167,11 +153,11 @@ def mapping_error(
     Parameters
     ----------
     grid : PixelGrid
-        The grid that is checked.
+        The grid to check.
     ccd_wcs, shape, tract
-        What it was made from.
+        The input of `map_ccd`.
     n : int
-        The check is made at n x n places, which do not beat with the grid.
+        The check is made at n x n positions, incommensurate with the grid.
 
     Returns
     -------
@@ -211,7 +197,7 @@ def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: in
 
 
 def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
-    """Return the tract pixels of CCD pixels, all of which must have one."""
+    """Return the tract pixels of CCD pixels; raise InputError unless all have one."""
     positions = _to_tract(ccd_wcs, tract, x, y)
     if not np.all(np.isfinite(positions)):
         raise InputError(
@@ -222,7 +208,7 @@ def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[ND
 
 
 def _smallest_scale(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> float:
-    """Return the fewest tract pixels that a CCD pixel extends over, along rows or columns."""
+    """Return the smallest extent of a CCD pixel in tract pixels, along rows or columns."""
     x, y = np.meshgrid(np.linspace(0.0, shape[1], 17), np.linspace(0.0, shape[0], 17))
     u, v = (p.reshape(x.shape) for p in _lattice(ccd_wcs, tract, x.ravel(), y.ravel()))
     lengths = [
@@ -298,10 +284,8 @@ def _determinant(x: NDArray, y: NDArray, step: int) -> NDArray[np.float64]:
     return np.abs(slope(x, 1) * slope(y, 0) - slope(x, 0) * slope(y, 1))
 
 
-def footprint_box(
-    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid
-) -> tuple[int, int, int, int]:
-    """Return the box of tract pixels (x0, y0, x1, y1) around a CCD, with two pixels to spare."""
+def footprint_box(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> Box:
+    """Return the box of tract pixels around a CCD, with a margin of two pixels."""
     ny, nx = shape
     along_x, along_y = np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65)
     low, high = np.full(65, -0.5), np.full(65, 1.0)

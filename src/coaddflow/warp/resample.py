@@ -1,10 +1,9 @@
 """Resampling of an image, its variance and its mask in one pass: the hot loop of the warps.
 
-Separable kernels [1]_ stand in a table of 2048 phases, so that no sine is computed per pixel (the
-nearest phase is off by 1.4e-4 pixel rms). All taps of a row of the kernel are multiplied in one
-vector instruction (`_weigh_window`); everything else is plain compiled Python. Sums are made in a
-fixed order without "fast math", so the result is the same on every machine and for any number of
-threads.
+Separable kernels [1]_ are tabulated at 2048 phases, so that no sine is computed per pixel (the
+error of the nearest phase is 1.4e-4 pixel rms). All taps of a row of the kernel are multiplied in
+one vector instruction (`_weigh_window`); the rest is plain compiled Python. Sums have a fixed order
+without "fast math", so the result is the same on every machine and for any number of threads.
 
 References
 ----------
@@ -43,8 +42,8 @@ class Kernel(NamedTuple):
         Weights of the taps for each phase, which sum to 1; ``lanes`` is the number of taps
         rounded up to a power of two, and the weights beyond the taps are 0.
     taps : tuple of int
-        Place of each tap relative to the pixel at or before the position, such as (-2, ... 3).
-        (A tuple since its length is known to the compiler.)
+        Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
+        compiler knows the length of a tuple.)
     """
 
     table: NDArray[np.float32]
@@ -52,18 +51,17 @@ class Kernel(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Pixels of a CCD, made ready for resampling by `prepare_source`.
+    """Pixels of a CCD, prepared for resampling by `prepare_source`.
 
     Attributes
     ----------
     image, variance : ndarray of float32, shape (n,)
-        Rows of ``stride`` pixels with a margin on all sides, one after the other; 0 where a pixel
-        cannot be used.
+        Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels.
     mask : ndarray of int32, shape (n,)
-        Likewise; NO_DATA where a pixel cannot be used.
+        Likewise; NO_DATA for unusable pixels.
     state : ndarray of uint8, shape (n,)
-        For the window of the kernel that begins at each pixel: 0 if all its pixels can be used
-        and no bit is set, 1 if bits are set, 2 if some pixels cannot be used.
+        State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
+        and no bit is set, 1 if bits are set, 2 if some pixels are unusable.
     nx, ny, stride : int
         Columns and rows without margin; columns with margin.
     """
@@ -78,7 +76,7 @@ class Source(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What becomes of fluxes and flags.
+    """Treatment of fluxes and flags.
 
     Attributes
     ----------
@@ -107,11 +105,11 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
     -------
     ndarray of float64, shape (n, taps)
         Weights. Lanczos weights alone sum to 1 only within 1 %: without the normalisation a
-        constant would be rippled by the phase. Nor do they keep the centre of gravity: a slope is
-        shifted by up to 0.02 pixel, a star of 6 pixels FWHM by 0.013, one of 3 pixels by 0.003
-        the other way. Half of the first moment is therefore taken out, by weights in proportion
-        to the window of the kernel times the distance, which leaves less than 0.005 pixel for
-        stars of 2.5 to 6 pixels FWHM at any phase.
+        constant would ripple with the phase. Nor do they preserve centroids: a slope is shifted by
+        up to 0.02 pixel, a star of 6 pixels FWHM by 0.013, one of 3 pixels by 0.003 the other way.
+        Half of the first moment is therefore removed, by weights proportional to the window of the
+        kernel times the distance, which leaves less than 0.005 pixel for stars of 2.5 to 6 pixels
+        FWHM at any phase.
     """
     half = _TAPS[name] // 2
     distance = np.arange(1 - half, half + 1) - np.asarray(phase, float)[:, None]
@@ -182,12 +180,12 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
     masked_image : MaskedImage
         Pixels of the CCD, shape (ny, nx), in native byte order.
     kernel : Kernel
-        What it will be resampled with.
+        The kernel for resampling.
 
     Returns
     -------
     Source
-        A copy; the input is not needed any more.
+        A copy; the input is no longer needed.
     """
     ny, nx = masked_image.shape
     half, lanes = len(kernel.taps) // 2, _lanes(len(kernel.taps))
@@ -203,7 +201,7 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
 
 @numba.njit(cache=True, nogil=True)
 def _fill_source(planes, padded, half):
-    """Copy pixels inside the margin and class each: clean, flagged, or not to be used."""
+    """Copy pixels inside the margin and classify each: clean, flagged, or unusable."""
     image, variance, mask = planes
     to_image, to_variance, to_mask, to_state = padded
     ny, nx = image.shape
@@ -224,7 +222,7 @@ def _fill_source(planes, padded, half):
 
 @numba.njit(cache=True, nogil=True)
 def _spread_state(state, taps):
-    """Replace the class of each pixel by the worst in the window that begins there."""
+    """Replace the state of each pixel by the worst in the window that begins there."""
     ny, nx = state.shape
     for j in range(ny):
         row = state[j].copy()
@@ -258,17 +256,17 @@ def resample(
     source : Source
         The CCD.
     grid : PixelGrid
-        Where its pixels are on the tract.
+        Its pixels on the tract.
     kernel : Kernel
-        That with which ``source`` was made.
+        The kernel ``source`` was made for.
     target : MaskedImage
-        Changed in place, where its mask has NO_DATA. A pixel takes the bits of the input pixels
-        that matter (``rules.mask_threshold``). Where pixels that cannot be used have less weight
-        than ``rules.max_missing``, the others are used and EDGE is set.
+        Changed in place, where its mask has NO_DATA. A pixel takes the bits of input pixels with
+        enough weight (``rules.mask_threshold``). Where unusable pixels have less weight than
+        ``rules.max_missing``, the others are used and EDGE is set.
     origin : tuple of int
         Tract pixel (x0, y0) of the first pixel of ``target``.
     rows : tuple of int
-        First and last-plus-one row of ``target`` to work on. Other threads may work on others.
+        First and last-plus-one row of ``target`` to fill. Other threads may fill others.
     rules : Rules
         Scale and treatment of flags.
 
@@ -296,8 +294,8 @@ def _weigh_window(typing_context, image, variance, start, stride, table, row_x, 
     Arguments: flat float32 arrays ``image`` and ``variance``; index of the window's first pixel;
     length of a row; flat table of weights; indices in it of the weights along x and y; tuple
     whose length is the number of taps. Returns both sums as float32. Emits, for each row of the
-    window, one vector load, multiplication and addition per plane; the loop that says the same in
-    Python is compiled to scalar code, which takes more than twice as long.
+    window, one vector load, multiplication and addition per plane; the equivalent Python loop is
+    compiled to scalar code, which takes more than twice as long.
     """
     signature = types.UniTuple(types.float32, 2)(
         image, variance, start, stride, table, row_x, row_y, taps
@@ -357,7 +355,7 @@ def _sum_lanes(builder, values: ir.Value) -> ir.Value:
 
 @numba.njit(cache=True, nogil=True)
 def _gather_bits(source, start, table, row_x, row_y, taps, threshold):
-    """Return the union of the flags of the pixels of a window whose weight is not small."""
+    """Return the union of the flags of the pixels of a window with enough weight."""
     bits = np.int32(0)
     for j in range(len(taps)):
         pixel = start + j * source.stride
@@ -370,9 +368,9 @@ def _gather_bits(source, start, table, row_x, row_y, taps, threshold):
 
 @numba.njit(cache=True, nogil=True)
 def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
-    """Return (image, variance, mask) from a window in which some pixels cannot be used.
+    """Return (image, variance, mask) from a window with unusable pixels.
 
-    They are 0 in both planes; the sums are divided by the weight of the others.
+    These are 0 in both planes; the sums are divided by the weight of the others.
     """
     value, noise, total, missing = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for j in range(len(taps)):
@@ -459,7 +457,7 @@ def _four(line, i):
 def _place_pixels(cubic_x, cubic_y, source, lanes, places):
     """Find window and phases of the pixels between two nodes; window -1 is off the CCD.
 
-    Rows of ``places``: first pixel of the window, and places of the weights along x and y.
+    Rows of ``places``: first pixel of the window, and indices of the weights along x and y.
     """
     x0, x1, x2, x3 = cubic_x
     y0, y1, y2, y3 = cubic_y
@@ -469,7 +467,7 @@ def _place_pixels(cubic_x, cubic_y, source, lanes, places):
         t = i * scale
         x = x0 + t * (x1 + t * (x2 + t * x3))
         y = y0 + t * (y1 + t * (y2 + t * y3))
-        # NaN, far from the CCD, fails these comparisons as well
+        # NaN, far from the CCD, also fails these comparisons
         inside = (x >= -0.5) & (x <= x_end) & (y >= -0.5) & (y <= y_end)
         x = x if inside else 0.0
         y = y if inside else 0.0
@@ -483,7 +481,7 @@ def _place_pixels(cubic_x, cubic_y, source, lanes, places):
 
 @numba.njit(cache=True, nogil=True)
 def _scale_pixels(cubic_area, scale, factors):
-    """Find the factors of the fluxes between two nodes."""
+    """Compute the flux factors between two nodes."""
     a0, a1, a2, a3 = cubic_area
     for i in range(factors.size):
         t = i / factors.size
@@ -528,7 +526,7 @@ def _resample_cell(source, placed, table, taps, target, corner, rules):
 
 @numba.njit(cache=True, nogil=True)
 def _resample_incomplete(source, placed, table, taps, target, span, rules):
-    """Do what `_resample_cell` left: windows with flags or pixels that cannot be used."""
+    """Resample what `_resample_cell` skipped: windows with flags or unusable pixels."""
     places, factors = placed
     first, y_out, begin, end = span
     image, variance, mask = target
