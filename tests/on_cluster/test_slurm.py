@@ -171,7 +171,9 @@ def test_cancelled_by_hand(one, undisturbed, cluster):
     run = one.run_exposures("--retries", "0")
     job_id, _ = one.wait_for_job()
     cluster.slurm("scancel", job_id)
-    check_failed_and_said_so(one, run, f"Slurm job {job_id} was cancelled by hand", "run again")
+    check_failed_and_said_so(
+        one, run, f"Slurm job {job_id} was cancelled by hand", "run the same command again"
+    )
     one.run_exposures().check()
     assert states(cluster, run) == {"CANCELLED": 1, "COMPLETED": 1}
     check_as_undisturbed(one, undisturbed)
@@ -192,7 +194,7 @@ def test_cancelled_before_it_began(one, cluster):
 def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
     memory = ("--set-resources", "calexp:mem_mb=60*attempt**4")
     run = one.run_exposures("--retries", "0", *memory)
-    check_failed_and_said_so(one, run, "most likely for want of memory", "calexp:mem_mb=")
+    check_failed_and_said_so(one, run, "probably ran out of memory", "calexp:mem_mb=")
     one.run_exposures("--retries", "1", *memory).check()
     ended = states(cluster, run)
     assert ended["COMPLETED"] == 1
@@ -219,7 +221,7 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
     one.wait_for_step()
     cluster.kill_node(node)
     try:
-        check_failed_and_said_so(one, run, "was lost with its node")
+        check_failed_and_said_so(one, run, "was lost when its node failed")
         one.run_exposures().check()
     finally:
         cluster.start_node(node)

@@ -1,4 +1,4 @@
-"""No worker outlives its master: a thread waits for the end of a connection to the master."""
+"""No worker outlives its master: a thread waits until a connection to the master is closed."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ _SECONDS_TO_STOP = 3.0
 
 
 class Stopped(BaseException):
-    """SIGTERM: leave the item, but clean up after it."""
+    """SIGTERM was received: give up the item, but clean up after it."""
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM raise `Stopped`, so that files that are being written are removed."""
+    """Let SIGTERM raise `Stopped`, so that unfinished files are removed."""
     signal.signal(signal.SIGTERM, _raise_stopped)
 
 
@@ -23,12 +23,13 @@ def _raise_stopped(_number: int, _frame: object) -> None:
 
 
 def end_when(master_is_gone: Callable[[], bool]) -> None:
-    """End this process when a function that waits for the end of the master returns True.
+    """End this process when the master is gone.
 
     Parameters
     ----------
     master_is_gone : callable
-        Waits. Returns False if the connection ended because all work is done.
+        Waits for the end of the connection to the master, and returns False if it was closed
+        because all work is done.
     """
 
     def watch() -> None:
@@ -42,7 +43,7 @@ def end_when(master_is_gone: Callable[[], bool]) -> None:
 
 
 def pipe_has_ended(descriptor: int) -> Callable[[], bool]:
-    """Return a function that waits until the other end of a pipe is closed."""
+    """Return a function for `end_when` that waits until the other end of a pipe is closed."""
 
     def wait() -> bool:
         os.read(descriptor, 1)
