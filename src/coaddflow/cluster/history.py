@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from coaddflow.cluster.pbs import outcome as pbs_outcome
 from coaddflow.cluster.pbs import records
-from coaddflow.cluster.slurm import ask_slurm
+from coaddflow.cluster.slurm import output_of
 
 Outcome = Literal[
     "done",
@@ -159,7 +159,7 @@ def latest_jobs(
     folder : str or Path
         The working folder of the survey.
     since : float
-        Runs that ended before this time (seconds since the epoch) are left out.
+        Runs that ended before this time are left out; seconds since the epoch.
     wanted : callable, optional
         Whether Slurm is to be asked for the job of an exposure, tract or CCD; by default for all.
     """
@@ -241,7 +241,7 @@ def _slurm_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
 def _rows_of(command: list[str]) -> dict[str, tuple[str, str]]:
     """Return the lines ``ID|STATE|REASON`` of a command of Slurm; empty if it fails."""
     try:
-        text = ask_slurm(command, timeout=30)
+        text = output_of(command, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = (line.strip().split("|") for line in text.splitlines())
@@ -263,10 +263,7 @@ def _slurm_outcome(state: str, reason: str, log: Path) -> tuple[Outcome, str]:
 
 def _slurm_words(log: Path) -> str:
     """Return the most telling line that Slurm itself has written into the log of a job."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
+    lines = records.read(log).splitlines()
     said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
     telling = [line for line in said if _outcome_from_words(line) != "failed"]
     return next(iter([*telling, *said]), "").strip()
@@ -280,9 +277,10 @@ def _slurm_words(log: Path) -> str:
 def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
     """Return the jobs that the programs of profiles/pbs have recorded, live ones last."""
     found = []
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
     for line in records.read(folder / "ended.tsv").splitlines():
         when, job_id, name, outcome, reason, *rules = [*line.split("\t"), "", "", "", "", ""]
-        if _seconds(when) < since:
+        if when < begin:
             continue
         log = re.search(r"\(log: ([^)]*)\)", reason)
         words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
@@ -325,18 +323,11 @@ def _pbs_rules(folder: Path, label: str) -> list[str]:
 def _pbs_queue() -> set[str] | None:
     """Return the numbers of the user's jobs in the queue of PBS; None if it gives no answer."""
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-        done = subprocess.run(  # noqa: S603 - a list, no shell
-            ["qstat", "-u", user],  # noqa: S607 - of the user's PATH
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
+        text = output_of(["qstat", "-u", pwd.getpwuid(os.getuid()).pw_name], timeout=30)
     except (KeyError, OSError, subprocess.SubprocessError):
         return None
     # id, user, ..., state, time
-    rows = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
+    rows = [line.split() for line in text.splitlines() if line[:1].isdigit()]
     return {row[0].partition(".")[0] for row in rows if row[-2:-1] not in (["F"], ["C"], ["X"])}
 
 
@@ -344,19 +335,18 @@ def _pbs_outcome(
     folder: Path, job_id: str, label: str, queue: set[str] | None
 ) -> tuple[Outcome, str]:
     """Return what became of a job that has not been seen to end."""
-    try:
-        code = (folder / "exit" / label).read_text(encoding="ascii").strip()
-    except OSError:
-        if (folder / "cancelled" / job_id).exists():
-            return "cancelled", pbs_outcome.DELETED
-        if queue is None:
-            seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
-            return "live", f"at {seen}; PBS does not answer now: qstat {job_id}"
-        if job_id.partition(".")[0] in queue:
-            return "live", "PBS knows it"
-        words = f"{pbs_outcome.GONE}: {pbs_outcome.LIKELY}"
-        return _outcome_from_words(words), words
-    return ("done", "") if code == "0" else ("failed", f"exit code {code}")
+    code = records.read(folder / "exit" / label).strip()
+    if code:
+        return ("done", "") if code == "0" else ("failed", f"exit code {code}")
+    if (folder / "cancelled" / job_id).exists():
+        return "cancelled", pbs_outcome.DELETED
+    if queue is None:
+        seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
+        return "live", f"at {seen}; PBS does not answer now: qstat {job_id}"
+    if job_id.partition(".")[0] in queue:
+        return "live", "PBS knows it"
+    words = f"{pbs_outcome.GONE}: {pbs_outcome.LIKELY}"
+    return _outcome_from_words(words), words
 
 
 def _pbs_last_asked(folder: Path, job_id: str) -> float:
@@ -366,11 +356,3 @@ def _pbs_last_asked(folder: Path, job_id: str) -> float:
         answer = json.loads(records.read(folder / "answer.json"))
         return max(submitted, float(answer["asked"]))
     return submitted
-
-
-def _seconds(when: str) -> float:
-    """Return a local time in seconds since the epoch; 0 if it is none."""
-    try:
-        return time.mktime(time.strptime(when, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return 0.0

@@ -55,10 +55,8 @@ class Submission(NamedTuple):
 
     Attributes
     ----------
-    command : list of str
-        The real sbatch and its arguments.
-    environ : dict
-        Its environment, which becomes that of the job.
+    command, environ : list of str, dict
+        The real sbatch and its arguments; its environment, which becomes that of the job.
     run, comment : str
         Name of the run and of the job; no other live job has both.
     clusters : str
@@ -78,12 +76,7 @@ class Submission(NamedTuple):
 def main(arguments: list[str], wrapper: Path) -> int:
     """Submit a job; print what sbatch prints, and return its exit code.
 
-    Parameters
-    ----------
-    arguments : list of str
-        Arguments of sbatch.
-    wrapper : Path
-        The folder in ``PATH`` with the sbatch that calls this.
+    ``wrapper`` is the folder in ``PATH`` with the sbatch that calls this.
     """
     environ = environment_of_user(wrapper)
     real = shutil.which("sbatch", path=environ.get("PATH", ""))
@@ -111,10 +104,7 @@ def environment_of_user(wrapper: Path) -> dict[str, str]:
 
 
 def without_squeue_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the user's defaults for squeue.
-
-    They hide jobs, or change what squeue prints.
-    """
+    """Return an environment without defaults for squeue, which hide jobs or change its output."""
     return {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
 
 

@@ -63,11 +63,6 @@ def hand_down_allocation(environ: MutableMapping[str, str] = os.environ) -> bool
     MPI, where the executor removes Slurm's variables. Without these `mpirun` does not know the
     other nodes. The first Snakemake keeps them under another name, the second restores them.
 
-    Parameters
-    ----------
-    environ : mapping
-        Environment of this process; changed.
-
     Returns
     -------
     bool
@@ -84,12 +79,7 @@ def hand_down_allocation(environ: MutableMapping[str, str] = os.environ) -> bool
 
 
 def prepare(workflow: Any) -> None:
-    """Prepare a run for its executor, before anything is planned.
-
-    Parameters
-    ----------
-    workflow : snakemake.workflow.Workflow
-        The run. Nothing happens unless it is about to submit jobs.
+    """Prepare a run that will submit jobs (a `snakemake.workflow.Workflow`) before it is planned.
 
     Raises
     ------
@@ -108,11 +98,6 @@ def begin(workflow: Any) -> None:
     """Prepare a run that begins without `prepare`: one for single products.
 
     By then it is planned, and it is too late to wait for jobs of an earlier run.
-
-    Parameters
-    ----------
-    workflow : snakemake.workflow.Workflow
-        The run.
 
     Raises
     ------
@@ -133,13 +118,7 @@ def begin(workflow: Any) -> None:
 
 
 def prepare_cluster(workflow: Any) -> None:
-    """Do what does not depend on jobs of an earlier run; doing it twice is harmless.
-
-    Raises
-    ------
-    InputError
-        As `prepare`.
-    """
+    """Do what does not depend on jobs of an earlier run; doing it twice is harmless."""
     make_programs_absolute(workflow.executor_settings, workflow.basedir)
     refuse_shell_characters(
         {
@@ -156,17 +135,12 @@ def prepare_cluster(workflow: Any) -> None:
 
 
 def refuse_shell_characters(paths: Mapping[str, Any]) -> None:
-    """Refuse paths that a shell would change: the executors put them between double quotes.
+    """Raise InputError for paths that a shell would change: executors put them in double quotes.
 
     Parameters
     ----------
     paths : mapping of str to path or None
         What each path is, and the path.
-
-    Raises
-    ------
-    InputError
-        If one contains a dollar, backtick, quote, backslash, or newline.
     """
     for what, path in paths.items():
         found = _CHANGED_BY_SHELLS.search(str(path or ""))
@@ -180,13 +154,7 @@ def refuse_shell_characters(paths: Mapping[str, Any]) -> None:
 
 
 def use_patient_sbatch(basedir: str | Path) -> None:
-    """Put the sbatch of profiles/slurm before the real one in the PATH of this process.
-
-    Parameters
-    ----------
-    basedir : str or Path
-        Folder of the Snakefile.
-    """
+    """Put profiles/slurm/bin/sbatch (beside the Snakefile) before the real one in the PATH."""
     folder = Path(basedir).resolve() / "profiles" / "slurm" / "bin"
     if not os.access(folder / "sbatch", os.X_OK):
         _to_user(
@@ -201,17 +169,12 @@ def use_patient_sbatch(basedir: str | Path) -> None:
 
 
 def check_job_age() -> None:
-    """Refuse a Slurm whose squeue forgets ended jobs before the executor asks for them.
+    """Raise InputError if squeue forgets ended jobs sooner than `LEAST_JOB_AGE` (MinJobAge).
 
-    The executor asks at most every 3 minutes, and would wait forever for a job that it missed.
-
-    Raises
-    ------
-    InputError
-        If ``MinJobAge`` is below `LEAST_JOB_AGE`.
+    The executor would wait forever for a job that it missed.
     """
     try:
-        text = ask_slurm(["scontrol", "show", "config"])
+        text = output_of(["scontrol", "show", "config"])
     except (OSError, subprocess.SubprocessError):
         # the controller is away: `wait_for_earlier_jobs` waits for it
         return
@@ -228,15 +191,9 @@ def check_job_age() -> None:
 def make_programs_absolute(settings: Any, basedir: str | Path) -> None:
     """Make the programs of a cluster-generic profile absolute.
 
-    A profile's path is relative to the folder in which Snakemake was called, and with
-    ``--directory`` that is not the working folder.
-
-    Parameters
-    ----------
-    settings : object
-        Settings of the executor; those of other executors have none of the attributes.
-    basedir : str or Path
-        Folder of the Snakefile, tried after the folder in which Snakemake was called.
+    They are relative to the folder in which Snakemake was called, which is not the working folder
+    with ``--directory``, or else to that of the Snakefile, ``basedir``. Settings of other
+    executors have no programs.
     """
     folders = [Path(), Path(os.environ.get("PWD", "")), Path(basedir)]
     for name in ("submit_cmd", "status_cmd", "cancel_cmd"):
@@ -254,16 +211,10 @@ def is_locked(workflow: Any) -> bool:
 
 
 def earlier_jobs(folder: Path) -> list[EarlierJob]:
-    """Return the jobs of Snakemake in Slurm's queue that work in a folder, whoever owns them.
-
-    Raises
-    ------
-    OSError, subprocess.SubprocessError
-        If squeue fails.
-    """
+    """Return the jobs of Snakemake in Slurm's queue that work in a folder, whoever owns them."""
     squeue = ["squeue", "--noheader", "--states", LIVE_STATES, "--format", "%i|%j|%T|%k|%Z"]
     jobs = []
-    for line in ask_slurm(squeue).splitlines():
+    for line in output_of(squeue).splitlines():
         # comments of other jobs may contain line breaks
         job_id, run, state, comment, work_folder = [*line.split("|", 4), "", "", "", ""][:5]
         if comment.startswith("rule_") and _is_same_folder(work_folder, folder):
@@ -271,8 +222,8 @@ def earlier_jobs(folder: Path) -> list[EarlierJob]:
     return jobs
 
 
-def ask_slurm(command: list[str], timeout: float = 60.0) -> str:
-    """Return what a command of Slurm prints, whatever the user's defaults for squeue are.
+def output_of(command: list[str], timeout: float = 60.0) -> str:
+    """Return what a command of a queue system prints, whatever the user's defaults for squeue are.
 
     Raises
     ------
@@ -313,7 +264,7 @@ def wait_for_earlier_jobs(
     folder : Path
         The working folder of the run.
     say : callable
-        Takes a line for the user.
+        Prints a line for the user.
     answer_only : bool
         Wait only until Slurm answers.
 

@@ -21,15 +21,7 @@ Frame = bytes | memoryview | Shared
 
 
 class Channel:
-    """One end of a connection.
-
-    Parameters
-    ----------
-    connection : socket.socket
-        Unix stream socket.
-    traffic : Traffic, optional
-        Counts the messages.
-    """
+    """One end of a connection by a Unix stream socket; ``traffic`` counts the messages."""
 
     def __init__(self, connection: socket.socket, traffic: Traffic | None = None):
         self._socket = connection
@@ -44,13 +36,7 @@ class Channel:
         self._socket.close()
 
     def send(self, frames: Sequence[Frame]) -> None:
-        """Send a message.
-
-        Raises
-        ------
-        OSError
-            If the other end is gone.
-        """
+        """Send a message; raise OSError if the other end is gone."""
         shared: list[Shared] = []
         made_here: list[Shared] = []
         small: list[bytes | memoryview] = []

@@ -14,16 +14,10 @@ from coaddflow.pool.worker import WorkerLoop
 
 
 def main(worker: str, connection: str, lifeline: str) -> None:
-    """Work for a master.
+    """Work for a master, as the worker of this number.
 
-    Parameters
-    ----------
-    worker : str
-        Number of this worker.
-    connection : str
-        File descriptor of the socket to the master.
-    lifeline : str
-        File descriptor of a pipe that is closed when the master ends.
+    ``connection`` is the file descriptor of a socket to the master, ``lifeline`` that of a pipe
+    that is closed when the master ends.
     """
     sys.argv[1:] = []
     # Ctrl-C reaches all processes of the terminal; the master decides

@@ -31,12 +31,13 @@ from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied, availa
 from coaddflow.pool.failure import PoolError
 from coaddflow.pool.messages import Forget, Message, Run, from_frames, to_frames
 from coaddflow.pool.packing import LARGE
-from coaddflow.pool.processes import start_python, wait_for_end
+from coaddflow.pool.processes import start_python, terminate_then_kill
 from coaddflow.pool.worker import WorkerLoop
 
 _SECONDS_FOR_FILE = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_LOOKS_AT_START = 0.05
+"""While there are fewer workers than wanted."""
 _SECONDS_WITHOUT_WORKERS = 120.0
 _SECONDS_TO_STOP = 5.0
 _SECONDS_TO_FETCH = 10.0
@@ -91,11 +92,12 @@ _loops: dict[str, WorkerLoop] = {}
 _lock = threading.Lock()
 
 
-def _begin(pool: str, worker: int, paths: Sequence[str]) -> tuple[int, str]:
-    """Join a pool as a worker."""
+def _begin(
+    pool: str, numbers: dict[str, int], paths: Sequence[str], dask_worker: distributed.Worker
+) -> tuple[int, str]:
+    """Join a pool, as the worker of the number that belongs to this address."""
     sys.path += [path for path in paths if path not in sys.path]
-    with _lock:
-        _loops[pool] = WorkerLoop(worker, capture_log=True)
+    _loops[pool] = WorkerLoop(numbers[dask_worker.address], capture_log=True)
     return os.getpid(), platform.node()
 
 
@@ -113,23 +115,17 @@ def _handle(pool: str, worker: int, messages: Sequence[Frames]) -> Frames | None
 
 def _end(pool: str) -> None:
     """Leave a pool."""
-    with _lock:
-        _loops.pop(pool, None)
+    _loops.pop(pool, None)
 
 
 # what runs in the master -------------------------------------------------------------------
 
 
 class DaskBackend(Backend):
-    """Workers of a dask scheduler.
+    """Workers of the dask scheduler at an address or in a scheduler file, or of one started here.
 
-    Parameters
-    ----------
-    workers : int or None
-        How many to use; None for all that the scheduler has, or one per core if they are started
-        here.
-    address : str or None
-        Address of the scheduler, or its scheduler file; None to start a scheduler and workers.
+    ``workers`` is how many to use; None for all that the scheduler has, or for one per core if
+    they are started here.
     """
 
     def __init__(self, workers: int | None, address: str | None):
@@ -137,7 +133,6 @@ class DaskBackend(Backend):
         self._wanted = workers if address or workers else available_cores()
         self._address = address
         self._numbers = count()
-        self._joining: dict[str, tuple[int, distributed.Future]] = {}
         self._addresses: dict[int, str] = {}
         self._futures: dict[int, distributed.Future] = {}
         self._ahead: dict[int, list[Frames]] = {}
@@ -180,7 +175,12 @@ class DaskBackend(Backend):
         messages = [*self._ahead.pop(worker, []), frames]
         address = self._addresses[worker]
         arguments = [self._placed(one, address) for one in messages]
-        future = self._submit(address, _handle, self._pool, worker, arguments)
+        future = self._client.submit(
+            *(_handle, self._pool, worker, arguments),
+            workers=[address],
+            allow_other_workers=False,
+            pure=False,
+        )
         if isinstance(message.head, Run):
             self._futures[worker] = future
             future.add_done_callback(lambda done: self._done.put((worker, done)))
@@ -188,18 +188,16 @@ class DaskBackend(Backend):
             distributed.fire_and_forget(future)
 
     def wait(self) -> list[Event]:
-        """Wait for answers, and look which workers have joined or left.
+        """Wait for answers, and for workers that join or leave.
 
-        Raises
-        ------
-        PoolError
-            If there are no workers for two minutes, or they fail.
+        Raise PoolError if there are no workers for two minutes, or they fail.
         """
         events: list[Event] = []
         while not events:
             if time.monotonic() >= self._next_look:
                 events += self._joined_and_left()
-                pause = _SECONDS_BETWEEN_LOOKS_AT_START if self._joining else _SECONDS_BETWEEN_LOOKS
+                all_here = len(self._addresses) >= (self._wanted or 1)
+                pause = _SECONDS_BETWEEN_LOOKS if all_here else _SECONDS_BETWEEN_LOOKS_AT_START
                 self._next_look = time.monotonic() + pause
             with contextlib.suppress(queue.Empty):
                 pause = 0.0 if events else max(self._next_look - time.monotonic(), 0.001)
@@ -214,29 +212,18 @@ class DaskBackend(Backend):
                     future.cancel()
                 self._futures.clear()
                 if self._own is None:
-                    self._leave_workers()
+                    workers = list(self._addresses.values())
+                    self._client.run(_end, self._pool, workers=workers, on_error="ignore")
                 self._client.close(timeout=_SECONDS_TO_STOP)
         finally:
             if self._own is not None:
                 self._own.close()
-
-    def _leave_workers(self) -> None:
-        ends = [self._submit(address, _end, self._pool) for address in self._addresses.values()]
-        until = time.monotonic() + _SECONDS_TO_STOP
-        for end in ends:
-            with contextlib.suppress(Exception):  # a worker that is gone
-                end.result(timeout=max(until - time.monotonic(), 0.0))
 
     def _placed(self, frames: Frames, address: str) -> Any:
         """Send large frames to a worker directly: the scheduler passes on small tasks only."""
         if frames.nbytes < LARGE:
             return frames
         return self._client.scatter(frames, workers=[address], hash=False, direct=True)
-
-    def _submit(self, address: str, function: Any, *arguments: Any) -> distributed.Future:
-        return self._client.submit(
-            function, *arguments, workers=[address], allow_other_workers=False, pure=False
-        )
 
     def _answer(self, worker: int, future: distributed.Future) -> list[Event]:
         """Return the answer of a worker, unless it was given up."""
@@ -270,31 +257,29 @@ class DaskBackend(Backend):
         present = set(self._client.nthreads())
         gone = [number for number, address in self._addresses.items() if address not in present]
         events: list[Event] = [self._lost(number) for number in gone]
-        for address in [one for one in self._joining if one not in present]:
-            self._joining.pop(address)[1].cancel()
-        known = {*self._addresses.values(), *self._joining}
-        for address in sorted(present - known):
-            if self._wanted is None or len(self._addresses) + len(self._joining) < self._wanted:
-                number = next(self._numbers)
-                future = self._submit(address, _begin, self._pool, number, sys.path)
-                self._joining[address] = (number, future)
-        events += self._joined()
+        new = sorted(present - set(self._addresses.values()))
+        if self._wanted is not None:
+            new = new[: self._wanted - len(self._addresses)]
+        events += self._join(new) if new else []
         if self._addresses:
             self._last_seen = time.monotonic()
         elif time.monotonic() - self._last_seen > _SECONDS_WITHOUT_WORKERS:
             raise PoolError(f"the dask scheduler has no workers ({self._address or 'own'})")
         return events
 
-    def _joined(self) -> list[Event]:
-        """Return the workers that have reported that they are ready."""
-        ready = [address for address, (_, future) in self._joining.items() if future.done()]
+    def _join(self, new: list[str]) -> list[Event]:
+        """Let workers join the pool."""
+        numbers = {address: next(self._numbers) for address in new}
+        arguments = (self._pool, numbers, sys.path)
+        found = self._client.run(_begin, *arguments, workers=new, on_error="return")
         events: list[Event] = []
-        for address in ready:
-            number, future = self._joining.pop(address)
-            if future.status == "error":
-                raise PoolError(f"the dask worker {address} fails: {future.exception()}")
-            self._addresses[number] = address
-            events.append(Joined(number, *future.result()))
+        for address, answer in found.items():
+            if isinstance(answer, OSError):
+                continue  # it is gone again
+            if isinstance(answer, Exception):
+                raise PoolError(f"the dask worker {address} fails: {answer}")
+            self._addresses[numbers[address]] = address
+            events.append(Joined(numbers[address], *answer))
         return events
 
     def _lost(self, number: int) -> Event:
@@ -344,14 +329,9 @@ class _OwnWorkers:
     def close(self) -> None:
         """End them all."""
         try:
-            for process in self._processes:
-                process.terminate()
-            wait_for_end(self._processes, _SECONDS_TO_STOP)
+            terminate_then_kill(self._processes, _SECONDS_TO_STOP)
             self.cluster.close(timeout=_SECONDS_TO_STOP)
         finally:
-            for process in self._processes:
-                process.kill()
-                process.wait()
             for descriptor in self._lifeline:
                 os.close(descriptor)
             self._logger.setLevel(self._log_level)

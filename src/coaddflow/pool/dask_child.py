@@ -15,15 +15,7 @@ from coaddflow.pool.lifeline import end_when, pipe_has_ended
 
 
 def main(scheduler: str, lifeline: str) -> None:
-    """Run a dask worker with one thread.
-
-    Parameters
-    ----------
-    scheduler : str
-        Address of the scheduler.
-    lifeline : str
-        File descriptor of a pipe that is closed when the master ends.
-    """
+    """Run a dask worker with one thread; ``lifeline`` is as in `coaddflow.pool.child`."""
     sys.argv[1:] = []
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)

@@ -10,16 +10,7 @@ BACKENDS = ("serial", "processes", "mpi", "dask")
 
 
 def make_backend(name: str, workers: int | None, address: str | None) -> Backend:
-    """Return a backend, not started.
-
-    Parameters
-    ----------
-    name : {"serial", "processes", "mpi", "dask"}
-        Which backend.
-    workers : int or None
-        Number of workers; None for as many as there are.
-    address : str or None
-        Dask scheduler, or its scheduler file.
+    """Return a backend for the arguments of `Pool`, not started.
 
     Raises
     ------

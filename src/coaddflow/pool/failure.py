@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coaddflow.errors import CoaddflowError, is_lasting
 
@@ -71,10 +71,6 @@ class Failure:
         error = self.error or PoolError(str(self))
         error.add_note(f"{self}\n{self.traceback}".rstrip())
         raise error
-
-    def named(self, index: int, label: str) -> "Failure":
-        """Return this failure as that of another item."""
-        return replace(self, index=index, label=label)
 
 
 def failure_of(

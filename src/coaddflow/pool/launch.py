@@ -25,14 +25,14 @@ from typing import Any
 from coaddflow.errors import CoaddflowError, InputError, is_lasting
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
-from coaddflow.pool.lifeline import end_when
+from coaddflow.pool.lifeline import connect, end_when
+from coaddflow.pool.processes import terminate_then_kill
 from coaddflow.settings.parallel import ParallelSettings
 
 _LOG = logging.getLogger(__name__)
 
 _REQUEST, _RESULT = "request.json", "result.json"
 _SECONDS_TO_STOP = 10.0
-_SECONDS_TO_CONNECT = 60.0
 
 
 def run_job(
@@ -156,7 +156,8 @@ def _run_and_log(command: Sequence[str]) -> tuple[int, str]:
             output.log(line.rstrip())
         return process.wait(), output.last
     finally:
-        _stop(process)
+        terminate_then_kill([process], _SECONDS_TO_STOP)
+        process.stdout.close()
 
 
 class _LauncherOutput:
@@ -189,16 +190,6 @@ class _LauncherOutput:
         logging.getLogger(name).log(level, "%s", text)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a program that still runs: terminate, then kill."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_SECONDS_TO_STOP)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
 def _from_plain(error: Mapping[str, Any]) -> CoaddflowError:
     """Return the error of rank 0."""
     if "remedy" in error:
@@ -213,15 +204,11 @@ def _from_plain(error: Mapping[str, Any]) -> CoaddflowError:
 
 
 def _end_with(host: str, port: int) -> None:
-    """End this process when the one that started MPI ends, even if that one is killed.
+    """End this process when the one that started MPI ends.
 
-    The kernel then closes the connection, on which nothing is ever sent. Standard input would
-    not do: Open MPI does not pass on its end.
+    The end of standard input would not do: Open MPI does not pass it on.
     """
-    address = "127.0.0.1" if host == platform.node() else host
-    connection = socket.create_connection((address, port), _SECONDS_TO_CONNECT)
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection = connect(host, port)
 
     def wait() -> bool:
         with contextlib.suppress(ConnectionError):

@@ -17,12 +17,7 @@ _AT_ONCE = 1 << 30
 
 
 class Shared:
-    """A copy of some bytes in memory that can be passed to other processes.
-
-    Parameters
-    ----------
-    data : bytes-like
-        Contiguous bytes.
+    """A copy of contiguous bytes in memory that can be passed to other processes.
 
     Attributes
     ----------
@@ -51,11 +46,6 @@ def attach(descriptor: int, n_bytes: int) -> memoryview:
 
     The memory is writable, and unmapped when nothing refers to it any more. Unlike `mmap.mmap`,
     this keeps no file descriptor open per mapping; a process may have only 1024 of them.
-
-    Raises
-    ------
-    MemoryError
-        If it cannot be mapped.
     """
     library = _c_library()
     try:

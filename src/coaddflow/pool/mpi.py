@@ -27,7 +27,7 @@ from mpi4py import MPI
 from coaddflow.errors import InputError
 from coaddflow.pool.backend import Backend, Event, Joined, Replied
 from coaddflow.pool.failure import PoolError
-from coaddflow.pool.lifeline import Stopped, end_when, raise_on_sigterm
+from coaddflow.pool.lifeline import Stopped, connect, end_when, keep_alive, raise_on_sigterm
 from coaddflow.pool.messages import Begin, End, Message, Stop, from_frames, to_frames
 from coaddflow.pool.worker import WorkerLoop
 from coaddflow.runtime.threads import single_threaded
@@ -88,12 +88,7 @@ def _probe(comm: MPI.Comm, check: Callable[[], None]) -> MPI.Status:
 
 
 class World:
-    """The other ranks, as rank 0 knows them.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-        All ranks.
+    """The other ranks of a communicator, as rank 0 knows them.
 
     Attributes
     ----------
@@ -149,7 +144,7 @@ def _accept_lifelines(comm: MPI.Comm) -> dict[int, socket.socket]:
             if not secrets.compare_digest(said[:_TOKEN_BYTES], token):
                 connection.close()  # not one of the ranks
                 continue
-            _keep_alive(connection)
+            keep_alive(connection)
             connection.setblocking(False)
             lifelines[_RANK.unpack(said[_TOKEN_BYTES:])[0]] = connection
     return lifelines
@@ -158,29 +153,15 @@ def _accept_lifelines(comm: MPI.Comm) -> dict[int, socket.socket]:
 def _connect_lifeline(comm: MPI.Comm) -> socket.socket:
     """Connect to rank 0."""
     host, port, token = comm.bcast(None)
-    address = "127.0.0.1" if host == platform.node() else host
-    connection = socket.create_connection((address, port), _SECONDS_TO_CONNECT)
-    connection.settimeout(None)
-    _keep_alive(connection)
+    connection = connect(host, port)
     connection.sendall(token + _RANK.pack(comm.rank))
     return connection
-
-
-def _keep_alive(connection: socket.socket) -> None:
-    """Notice within a minute that the other node is down."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class MpiBackend(Backend):
     """The ranks of an MPI program that was started with ``python -m coaddflow.pool``.
 
-    Parameters
-    ----------
-    workers : int or None
-        Number of ranks to use; None for all but the first.
+    ``workers`` is how many to use; None for all but the first.
     """
 
     def __init__(self, workers: int | None):
@@ -216,13 +197,7 @@ class MpiBackend(Backend):
         self._send(worker, message)
 
     def wait(self) -> list[Event]:
-        """Wait for an answer.
-
-        Raises
-        ------
-        PoolError
-            If a rank is gone.
-        """
+        """Wait for an answer; raise PoolError if a rank is gone."""
         if not self._events:
             self._events.append(self._next_reply(self._world.check))
         events, self._events = self._events, []
@@ -263,15 +238,8 @@ class MpiBackend(Backend):
 def run(arguments: Sequence[str]) -> int:
     """Run a script on rank 0; the other ranks are the workers of the pools that it opens.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        Script and its arguments, or ``-m``, a module and its arguments.
-
-    Returns
-    -------
-    int
-        Exit code. If a rank is gone, this does not return: MPI ends the program.
+    The arguments are a script and its arguments, or ``-m``, a module and its arguments. Returns
+    the exit code, except when a rank is gone: then MPI ends the program.
     """
     global _world  # noqa: PLW0603 - there is one world per process, as in MPI
     comm = MPI.COMM_WORLD.Dup()

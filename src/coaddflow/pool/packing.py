@@ -6,7 +6,7 @@ subclasses of arrays (columns of tables, quantities), are copied into the pickle
 """
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -93,7 +93,9 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"a key of {name}", key) for key in value)
         yield from ((f"{name}[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, list | tuple | set | frozenset):
-        yield from _sequence_parts(value, name)
+        fields = getattr(value, "_fields", None)
+        for i, part in enumerate(value):
+            yield (f"{name}.{fields[i]}" if fields else f"{name}[{i}]"), part
     elif isinstance(value, partial):
         yield f"{name}.func", value.func
         yield from _parts(value.args, f"{name}.args")
@@ -104,12 +106,6 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         bound = getattr(value, "__self__", None)
         if bound is not None:
             yield f"{name}.__self__", bound
-
-
-def _sequence_parts(value: Iterable[Any], name: str) -> Iterator[tuple[str, Any]]:
-    fields = getattr(value, "_fields", None)
-    for position, part in enumerate(value):
-        yield (f"{name}.{fields[position]}" if fields else f"{name}[{position}]"), part
 
 
 def _can_pickle(value: Any) -> bool:

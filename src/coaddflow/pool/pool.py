@@ -6,8 +6,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
@@ -157,12 +156,7 @@ class Pool:
         self._one_thread = threadpool_limits(1)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         backend, self._backend = self._backend, None
         self._one_thread.restore_original_limits()
         backend.close(abort=kind is not None or bool(self._running))
@@ -486,7 +480,8 @@ class Pool:
             return
         batch.states.owners.pop(task.index, None)
         if not isinstance(reply, Done):
-            batch.finish(task, reply.failure.named(task.index, task.label))
+            failure = replace(reply.failure, index=task.index, label=task.label)
+            batch.finish(task, failure)
             return
         if reply.holds_state:
             batch.states.owners[task.index] = number

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from itertools import count
+from typing import Any
 
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied
 from coaddflow.pool.channel import Channel
@@ -48,13 +49,7 @@ class _Child:
 
 
 class ProcessBackend(Backend):
-    """Worker processes.
-
-    Parameters
-    ----------
-    workers : int
-        Number of workers.
-    """
+    """A number of worker processes."""
 
     def __init__(self, workers: int):
         super().__init__()
@@ -95,20 +90,16 @@ class ProcessBackend(Backend):
         return events
 
     def close(self, abort: bool) -> None:
-        """End all processes: terminate those that do not stop, then kill, and free everything."""
+        """End all processes, and free everything."""
         processes = [child.process for child in self._children.values()]
         try:
             if not abort:
                 for number in self._children:
                     self.send(number, Message(Stop()))
                 wait_for_end(processes, _SECONDS_TO_STOP)
-            for process in processes:
-                process.terminate()
-            wait_for_end(processes, _SECONDS_TO_STOP)
         finally:
+            terminate_then_kill(processes, _SECONDS_TO_STOP)
             for child in self._children.values():
-                child.process.kill()
-                child.process.wait()
                 child.channel.close()
             self._children.clear()
             self._selector.close()
@@ -162,14 +153,7 @@ def start_python(
 ) -> subprocess.Popen[bytes]:
     """Start the function ``main`` of a module in a fresh Python process with one thread.
 
-    Parameters
-    ----------
-    module : str
-        The module.
-    arguments : sequence of str
-        Arguments of ``main``.
-    descriptors : sequence of int
-        File descriptors that the process inherits.
+    It gets the arguments, and inherits the file descriptors.
     """
     return subprocess.Popen(  # noqa: S603 - this Python, with fixed arguments
         [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments],
@@ -179,7 +163,19 @@ def start_python(
     )
 
 
-def wait_for_end(processes: Iterable[subprocess.Popen[bytes]], seconds: float) -> None:
+def terminate_then_kill(processes: Sequence[subprocess.Popen[Any]], seconds: float) -> None:
+    """End processes, and kill those that are still there after so many seconds."""
+    try:
+        for process in processes:
+            process.terminate()
+        wait_for_end(processes, seconds)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_for_end(processes: Iterable[subprocess.Popen[Any]], seconds: float) -> None:
     """Wait until processes have ended, all together no longer than this."""
     until = time.monotonic() + seconds
     for process in processes:

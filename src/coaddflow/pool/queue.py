@@ -11,18 +11,10 @@ class Task:
 
     Attributes
     ----------
-    number : int
-        Unique in the pool.
-    index : int
-        Position of the item in its map.
-    item : object
-        The item.
-    label : str
-        Its name in messages.
-    cost : float
-        How long it takes, in any unit.
-    memory : int
-        Bytes it needs while it is processed.
+    number, index : int
+        Unique number in the pool, and position of the item in its map.
+    item, label, cost, memory
+        The item, and what `Pool.map` knows of it.
     owner : int or None
         The only worker that can do it, because it holds the state of the item.
     """

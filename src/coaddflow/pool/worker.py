@@ -37,14 +37,9 @@ class Worker:
 
 
 class WorkerLoop:
-    """Handles the messages to a worker, in whatever process that is.
+    """Handles the messages to the worker of a number, in whatever process that is.
 
-    Parameters
-    ----------
-    worker : int
-        Number of the worker.
-    capture_log : bool
-        Send log records with the answer, because the master is another process.
+    With ``capture_log``, log records are sent with the answer: the master is another process.
     """
 
     def __init__(self, worker: int, capture_log: bool):

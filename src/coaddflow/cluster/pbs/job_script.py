@@ -50,30 +50,23 @@ exit "$code"
 
 
 class JobScript:
-    """A job script of Snakemake.
+    """A job script of Snakemake; reading one that is none raises ValueError.
 
     Attributes
     ----------
-    text : str
-        The script.
-    name : str
-        A readable name that PBS accepts: exposure_1001, tract_0, master_bias_3.
-    threads : int
-        Cores.
-    resources : dict
-        Its resources.
+    text, name : str
+        The script, and a name of the job that PBS accepts.
+    threads, resources : int, dict
+        Its cores and other resources.
     targets : list of str
         The jobs of Snakemake in it: rule and wildcards.
     settings : str
         A checksum of the settings.
-    files : str
-        The folder in which the run of Snakemake keeps files for its jobs.
-    run : str
-        A short name of that run.
+    files, run : str
+        The folder in which the run of Snakemake keeps files for its jobs, and a short name for it.
     """
 
     def __init__(self, path):
-        """Read a script; raise ValueError if it is none."""
         self.text = path.read_text(encoding="utf-8")
         match = re.search(r"^# properties = (\{.*\})$", self.text, re.MULTILINE)
         if not match:
@@ -121,13 +114,7 @@ def job_name(properties):
 
 
 def qsub_arguments(script):
-    """Return the arguments of qsub for the resources of a job.
-
-    Raises
-    ------
-    ValueError
-        If PBS cannot take a resource.
-    """
+    """Return the arguments of qsub for a job; raise ValueError if PBS cannot take a resource."""
     resources = script.resources
     wanted = f"select=1:ncpus={script.threads}"
     if resources.get("mem_mb") is not None:
@@ -169,13 +156,6 @@ def write_script(label, script):
 
     PBS starts jobs in the home folder, with a umask of its own, copies their output when they end,
     and may forget how they ended.
-
-    Parameters
-    ----------
-    label : str
-        Label of the job.
-    script : JobScript
-        The script of Snakemake.
     """
     here = Path.cwd()
     # relative to the folder in which the job works: that folder may be moved meanwhile

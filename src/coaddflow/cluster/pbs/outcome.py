@@ -25,17 +25,10 @@ EXIT_STATUS = {
 def settle(job_id, max_age):
     """Find out what has become of a job, and note it if the job has ended.
 
-    Parameters
-    ----------
-    job_id : str
-        The job.
-    max_age : float
-        Seconds for which an answer of the server is used.
-
     Returns
     -------
     word : {"running", "doubtful", "success", "failed"}
-        State of the job.
+        State of the job, from an answer of the server that is at most ``max_age`` seconds old.
     reason : str
         Why it failed.
     """
@@ -62,15 +55,7 @@ def settle(job_id, max_age):
 
 
 def judge(job_id, label, answer):
-    """Return state and reason of a job without exit code, from the server's answer.
-
-    Parameters
-    ----------
-    job_id, label : str
-        The job.
-    answer : dict
-        As from `records.answer`.
-    """
+    """Return state and reason of a job without exit code, from the server's answer."""
     if answer["jobs"] is None or job_id not in answer["jobs"]:
         return DOUBTFUL, ""
     job = answer["jobs"][job_id]
@@ -93,10 +78,7 @@ def judge(job_id, label, answer):
 def end_of(job):
     """Return outcome and reason of a job that looks ended, and whether they are certain.
 
-    Parameters
-    ----------
-    job : server.ServerJob or None
-        What the server says; None if it does not know the job.
+    ``job`` is what the server says, None if it does not know the job.
     """
     if job is None:
         return "failed", GONE, False

@@ -125,10 +125,7 @@ def new_label(name, run):
 def announce(label, task):
     """Note a job that is about to be submitted, and permit it to begin.
 
-    Raises
-    ------
-    OSError
-        If that cannot be written (a full disk): the job must not be submitted.
+    If this raises OSError (a full disk), the job must not be submitted.
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     for folder in ("exit", "spool", "begun", "withdrawn"):
@@ -188,16 +185,6 @@ def id_of(label):
         if label_of(job_id) == label:
             return job_id
     return read(FOLDER / "begun" / label).strip() or None
-
-
-def has_begun(label):
-    """Return whether a job has begun its work."""
-    return label in names("begun")
-
-
-def may_begin(label):
-    """Return whether a job that has not begun still has the permission to."""
-    return label in names("tickets")
 
 
 def withdraw(label):
@@ -307,14 +294,10 @@ def last_answer():
 
 
 def answer(max_age):
-    """Return the server's answer about all jobs; ask anew if the last one is too old.
+    """Return the server's answer about all jobs, at most ``max_age`` seconds old.
 
-    Parameters
-    ----------
-    max_age : float
-        Seconds for which an answer is used, also the answer that the server is away. While
-        another process asks, the last answer is used until it is `STALE`; then it counts as if
-        the server were away.
+    That the server is away is an answer, too. While another process asks, the last answer is used
+    until it is `STALE`; then the server counts as away.
     """
     last = last_answer()
     if 0 <= time.time() - last["asked"] < max_age:

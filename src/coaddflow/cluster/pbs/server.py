@@ -55,10 +55,7 @@ def setting(name, default):
 def run(command, *arguments, timeout=30):
     """Run a command of PBS; return exit code, standard output and standard error.
 
-    Raises
-    ------
-    ServerAwayError
-        If it does not end in time.
+    Raise ServerAwayError if it does not end in time.
     """
     try:
         done = subprocess.run(  # noqa: S603, UP022 - a list, no shell; capture_output is of 3.7
@@ -86,28 +83,20 @@ def is_full(text):
 
 
 def ask(job_ids, way=0):
-    """Ask the server about jobs, all at once.
-
-    Parameters
-    ----------
-    job_ids : iterable of str
-        The jobs.
-    way : int
-        The first of `WAYS` to try; the next ones are tried if the server does not support it.
+    """Ask the server about a list of jobs, all at once, in the first of `WAYS` from ``way`` on.
 
     Returns
     -------
     jobs : dict of str to ServerJob
         The jobs that the server knows.
     way : int
-        The way that it supports.
+        The first way that it supports.
 
     Raises
     ------
     ServerAwayError
         If the answer says nothing about jobs, so that nothing may be concluded from it.
     """
-    job_ids = list(job_ids)
     if not job_ids:
         return {}, way
     for number in range(way, len(WAYS)):
@@ -123,12 +112,7 @@ def ask(job_ids, way=0):
 def with_output(word):
     """Return the id of the job whose output goes to a file of this name, or None.
 
-    Torque's dialect does not say where output goes.
-
-    Raises
-    ------
-    ServerAwayError
-        If the answer says nothing about jobs.
+    Torque's dialect does not say where output goes. Raise ServerAwayError as `ask`.
     """
     code, out, err = run("qstat", "-f")
     if code not in DEFINITE or is_away(err):

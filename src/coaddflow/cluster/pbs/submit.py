@@ -58,11 +58,6 @@ def live_job(script, deadline):
     """Return the id of a live job that does all of a script's work, or None.
 
     Live jobs that do a part of it, or with other settings, are deleted, and their end is awaited.
-
-    Raises
-    ------
-    server.ServerAwayError
-        If the server cannot be asked: there could be such a job.
     """
     for label in records.labels(script.name, script.run):
         task = records.task_of(label)
@@ -89,8 +84,8 @@ def does_all(label, task, script):
     if not set(script.targets) <= set(task["targets"]):
         return False
     # a waiting job needs the files that the Snakemake which submitted it has left for it
-    ready = records.may_begin(label) and Path(task["files"]).is_dir()
-    return ready or records.has_begun(label)
+    ready = label in records.names("tickets") and Path(task["files"]).is_dir()
+    return ready or label in records.names("begun")
 
 
 def known_id(label, deadline):
