@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from coaddflow.cluster.history import latest_jobs, unit_of
+from coaddflow.cluster.pbs.outcome import DELETED, GONE, LIKELY
 from coaddflow.workflow.report import failure_text
 
 
@@ -138,7 +139,7 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
     survey(5, f"group_{name}")
     survey.sacct("5|OUT_OF_MEMORY\n")
     told = latest_jobs(survey.folder)[unit_of(name)].explanation
-    assert told.startswith("Slurm job 5 was killed, most likely for want of memory")
+    assert told.startswith("Slurm job 5 probably ran out of memory")
     assert f"--set-resources {rule}:mem_mb=" in told
 
 
@@ -148,13 +149,15 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
         ("job killed: walltime 65 exceeded limit 60 (exit status 271)", "time limit"),
         ("Can Never Run: Insufficient amount of resource: mem", "never runs"),
         ("PBS does not know the job any more: killed, or its node was lost", "node failed"),
+        (f"{GONE}: {LIKELY}", "node failed"),
+        (DELETED, "cancelled"),
         ("terminated by user", "cancelled"),
         ("exceeded resource mem (exit status -27)", "out of memory"),
         ("=>> PBS: job killed: mem 406140kb exceeded limit 102400kb", "out of memory"),
         ("exit code 1", "failed"),
     ],
 )
-def test_the_ledger_of_pbs_says_how_a_job_ended(tmp_path, reason, outcome, monkeypatch):
+def test_the_records_of_pbs_say_how_a_job_ended(tmp_path, reason, outcome, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # no server that answers
     folder = tmp_path / ".snakemake/coaddflow/pbs"
     folder.mkdir(parents=True)

@@ -19,7 +19,7 @@ def squeue(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(cluster, "SLURM_PAUSE", 0.01)
+    monkeypatch.setattr(cluster, "PAUSE", 0.01)
 
     def answers(*texts):
         for i, text in enumerate(texts):
@@ -101,7 +101,7 @@ def test_controller_away_is_no_proof_that_no_job_lives(squeue, tmp_path):
 
 
 def test_controller_that_stays_away_stops_the_run(squeue, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "SLURM_PATIENCE", 0.1)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
     squeue("error: down\n")
     with pytest.raises(InputError, match="does not say"):
         cluster.wait_for_earlier_jobs(tmp_path, lambda text: None)
@@ -216,11 +216,11 @@ def test_comments_of_others_may_have_line_breaks(squeue, tmp_path):
 def test_locked_folder_is_left_to_snakemake(squeue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     workflow = SimpleNamespace(execution_settings=SimpleNamespace(lock=True))
-    assert not cluster.someone_else_works(workflow)
+    assert not cluster.is_locked(workflow)
     Path(".snakemake/locks").mkdir(parents=True)
-    assert not cluster.someone_else_works(workflow)
+    assert not cluster.is_locked(workflow)
     Path(".snakemake/locks/0.input.lock").touch()
-    assert cluster.someone_else_works(workflow)
+    assert cluster.is_locked(workflow)
 
 
 def test_programs_of_a_profile_are_found_from_any_folder(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_programs_of_a_profile_are_found_from_any_folder(tmp_path, monkeypatch):
     (tmp_path / "survey").mkdir()
     monkeypatch.chdir(tmp_path / "survey")
     settings = SimpleNamespace(submit_cmd="profiles/submit.py", status_cmd="qstatus", other=1)
-    cluster.programs_from_any_folder(settings, tmp_path / "code")
+    cluster.make_programs_absolute(settings, tmp_path / "code")
     assert settings.submit_cmd == str(tmp_path / "code" / "profiles" / "submit.py")
     assert settings.status_cmd == "qstatus"
 
@@ -241,5 +241,5 @@ def test_programs_of_a_profile_are_relative_to_where_snakemake_was_called(tmp_pa
     monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.chdir(tmp_path / "survey")
     settings = SimpleNamespace(submit_cmd="mine/submit.py")
-    cluster.programs_from_any_folder(settings, tmp_path / "code")
+    cluster.make_programs_absolute(settings, tmp_path / "code")
     assert settings.submit_cmd == str(tmp_path / "mine" / "submit.py")

@@ -207,7 +207,7 @@ def test_a_ccd_that_ends_two_workers_ends_the_job(
 ):
     endanger(monkeypatch, tmp_path / "deaths", 1, "calexp", deaths=2)
     with working_folder("survey") as folder:
-        with pytest.raises(PoolError, match=r"CCD 1 has ended two workers .*more memory"):
+        with pytest.raises(PoolError, match=r"CCD 1 has killed two workers .*more memory"):
             do(whole_spec(raw_survey), "processes")
         assert not list((folder / "results/summary").glob("*.ecsv"))
 

@@ -203,6 +203,31 @@ class Survey:
         run.wait()
         return run
 
+    def check_failed(self, run, *words):
+        """Check that a run failed, and that `coaddflow status` says why."""
+        assert run.wait() == 1, run.text()
+        code, text = self.status()
+        assert code == 3, text
+        for word in words:
+            assert word in text
+
+    def fail_once(self, program, words, folder):
+        """Put a program before the real one that fails once with some words."""
+        wrapper = folder / "bin" / program
+        wrapper.parent.mkdir()
+        wrapper.write_text(
+            f"#!/bin/sh\nmkdir {folder}/failed 2>/dev/null && {{ echo '{words}' >&2; exit 255; }}\n"
+            f'exec {shutil.which(program)} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        self.env["PATH"] = f"{wrapper.parent}{os.pathsep}{self.cluster.env['PATH']}"
+
+    def wait_for_end_of_jobs(self, timeout=600):
+        """Wait until no job of the survey is left in the queue."""
+        deadline = time.monotonic() + timeout
+        while self.live_jobs() and time.monotonic() < deadline:
+            time.sleep(1)
+
     def run_exposures(self, *arguments, **options):
         """Run what is to do of the exposures, without coadds."""
         return self.start(*self.targets, *arguments, **options)

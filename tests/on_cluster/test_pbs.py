@@ -6,7 +6,6 @@ after every fault is the same as in test_slurm.py; that no exposure is worked on
 once is shown by the logs of the jobs.
 """
 
-import os
 import shutil
 import time
 from collections import Counter
@@ -76,15 +75,6 @@ def check(survey, undisturbed):
             assert end <= begin, f"{name} was worked on by two jobs at once: {sorted(times)}"
 
 
-def check_failed_and_said_so(survey, run, *words):
-    """Check that a run failed, and that `coaddflow status` tells why."""
-    assert run.wait() == 1, run.text()
-    code, text = survey.status()
-    assert code == 3, text
-    for word in words:
-        assert word in text
-
-
 def test_one_submission_an_exposure_and_a_tract(one, undisturbed, cluster):
     run = one.run("--seconds-between-status-checks", "2")
     assert run.process.returncode == 0, run.text()
@@ -103,7 +93,7 @@ def test_cancelled_by_hand(one, undisturbed, cluster):
     run = start(one, "--retries", "0")
     job_id, _ = one.wait_for_job()
     cluster.slurm("qdel", job_id)
-    check_failed_and_said_so(one, run, f"PBS job {job_id} was cancelled by hand")
+    one.check_failed(run, f"PBS job {job_id} was cancelled by hand")
     start(one).check()
     assert names_of(cluster, run) == {"exposure_1001": 2}
     check(one, undisturbed)
@@ -136,7 +126,7 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
     one.wait_for_step()
     cluster.kill_node(node)
     try:
-        check_failed_and_said_so(one, run, "its node was lost")
+        one.check_failed(run, "its node was lost")
         start(one).check()
     finally:
         cluster.start_node(node)
@@ -166,9 +156,7 @@ def test_master_killed_and_resumed_after_its_jobs_have_ended(one, undisturbed, c
     run = start(one)
     one.wait_for_job()
     run.kill()
-    deadline = time.monotonic() + 600
-    while one.live_jobs() and time.monotonic() < deadline:
-        time.sleep(1)
+    one.wait_for_end_of_jobs()
     one.run("--unlock").check()
     start(one).check()
     assert names_of(cluster, run) == {"exposure_1001": 1}
@@ -187,15 +175,7 @@ def test_server_away_for_30_seconds(one, undisturbed, cluster):
 
 
 def test_submission_that_fails_once(one, undisturbed, cluster, tmp_path):
-    qsub = tmp_path / "bin" / "qsub"
-    qsub.parent.mkdir()
-    qsub.write_text(
-        f"#!/bin/sh\nmkdir {tmp_path}/failed 2>/dev/null && "
-        "{ echo 'qsub: cannot connect to server' >&2; exit 255; }\n"
-        f'exec {shutil.which("qsub")} "$@"\n'
-    )
-    qsub.chmod(0o755)
-    one.env["PATH"] = f"{qsub.parent}{os.pathsep}{cluster.env['PATH']}"
+    one.fail_once("qsub", "qsub: cannot connect to server", tmp_path)
     run = start(one)
     run.check()
     assert names_of(cluster, run) == {"exposure_1001": 1}

@@ -48,15 +48,6 @@ def check_one_at_a_time(cluster, run):
             assert end <= start, f"{name} was worked on by two jobs at once: {sorted(times)}"
 
 
-def check_failed_and_said_so(survey, run, *words):
-    """Check that a run failed, and that `coaddflow status` tells why."""
-    assert run.wait() == 1, run.text()
-    code, text = survey.status()
-    assert code == 3, text
-    for word in words:
-        assert word in text
-
-
 def check_as_undisturbed(survey, undisturbed):
     """Check that the products are those of a run that was left in peace, and status says so."""
     assert survey.products() == undisturbed.made
@@ -171,7 +162,8 @@ def test_cancelled_by_hand(one, undisturbed, cluster):
     run = one.run_exposures("--retries", "0")
     job_id, _ = one.wait_for_job()
     cluster.slurm("scancel", job_id)
-    check_failed_and_said_so(one, run, f"Slurm job {job_id} was cancelled by hand", "run again")
+    words = f"Slurm job {job_id} was cancelled by hand"
+    one.check_failed(run, words, "run the same command again")
     one.run_exposures().check()
     assert states(cluster, run) == {"CANCELLED": 1, "COMPLETED": 1}
     check_as_undisturbed(one, undisturbed)
@@ -183,7 +175,7 @@ def test_cancelled_before_it_began(one, cluster):
         run = one.run_exposures("--retries", "0")
         job_id, _ = one.wait_for_job("PENDING")
         cluster.slurm("scancel", job_id)
-        check_failed_and_said_so(one, run, f"Slurm job {job_id} was cancelled by hand")
+        one.check_failed(run, f"Slurm job {job_id} was cancelled by hand")
         assert "killed" not in one.status()[1]
     finally:
         cluster.slurm("scontrol", "update", "partition=main", "state=up")
@@ -192,7 +184,7 @@ def test_cancelled_before_it_began(one, cluster):
 def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
     memory = ("--set-resources", "calexp:mem_mb=60*attempt**4")
     run = one.run_exposures("--retries", "0", *memory)
-    check_failed_and_said_so(one, run, "most likely for want of memory", "calexp:mem_mb=")
+    one.check_failed(run, "probably ran out of memory", "calexp:mem_mb=")
     one.run_exposures("--retries", "1", *memory).check()
     ended = states(cluster, run)
     assert ended["COMPLETED"] == 1
@@ -206,7 +198,7 @@ def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
     one.wait_for_step()
     assert cluster.pause(job_id, node)
     cluster.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=1")
-    check_failed_and_said_so(one, run, f"{job_id} was killed at its time limit", "calexp:runtime=")
+    one.check_failed(run, f"{job_id} was killed at its time limit", "calexp:runtime=")
     one.run_exposures().check()
     assert states(cluster, run) == {"TIMEOUT": 1, "COMPLETED": 1}
     check_as_undisturbed(one, undisturbed)
@@ -219,7 +211,7 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
     one.wait_for_step()
     cluster.kill_node(node)
     try:
-        check_failed_and_said_so(one, run, "was lost with its node")
+        one.check_failed(run, "was lost when its node failed")
         one.run_exposures().check()
     finally:
         cluster.start_node(node)
@@ -235,7 +227,7 @@ def test_exposure_with_too_many_failed_ccds_is_refused_once_and_told(
     survey = copy_of_survey(to_do=(exposure,))
     survey.configure(calexp={"max_failed_fraction": 0.0})
     run = survey.run_exposures()
-    check_failed_and_said_so(survey, run, " of 6 CCDs failed", "no_astrometric_match", "exclude")
+    survey.check_failed(run, " of 6 CCDs failed", "no_astrometric_match", "exclude")
     assert len(submissions(cluster, run)) == 1, "another attempt would fail in the same way"
     survey.configure(calexp={"max_failed_fraction": 0.5})
     survey.run_exposures().check()
@@ -270,9 +262,7 @@ def test_master_killed_and_resumed_after_its_jobs_have_ended(one, undisturbed, c
     run = one.run_exposures()
     one.wait_for_job()
     run.kill()
-    deadline = time.monotonic() + 600
-    while one.live_jobs() and time.monotonic() < deadline:
-        time.sleep(1)
+    one.wait_for_end_of_jobs()
     one.run("--unlock").check()
     one.run_exposures().check()
     assert len(submissions(cluster, run)) == 1
@@ -292,14 +282,7 @@ def test_controller_away_for_30_seconds(one, undisturbed, cluster):
 
 
 def test_submission_that_fails_once(one, undisturbed, cluster, tmp_path):
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(
-        f"#!/bin/sh\nmkdir {tmp_path}/failed 2>/dev/null && {{ echo 'try later' >&2; exit 1; }}\n"
-        f'exec {shutil.which("sbatch")} "$@"\n'
-    )
-    sbatch.chmod(0o755)
-    one.env["PATH"] = f"{sbatch.parent}{os.pathsep}{cluster.env['PATH']}"
+    one.fail_once("sbatch", "try later", tmp_path)
     run = one.run_exposures()
     run.check()
     assert "try later" in run.text()

@@ -613,7 +613,7 @@ def test_all_of_this_holds_with_mpi():
 def test_a_lost_rank_ends_the_program():
     run = _run_with_mpi(work.__file__, "lose")
     assert run.returncode != 0
-    assert "is gone: killed (out of memory, time limit) or its node is lost" in run.stderr
+    assert "is gone: it was killed (out of memory, time limit) or its node was lost" in run.stderr
 
 
 @outside

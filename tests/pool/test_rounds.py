@@ -49,7 +49,7 @@ def test_items_of_a_dead_worker_are_begun_anew(processes, tmp_path, fatal_round,
         found = rounds.do(work.add_to_state, arguments)
     assert (tmp_path / "died").exists()
     assert found == numbers(111)
-    assert "begun anew, since their worker died: " in caplog.text
+    assert "restarted because their worker died: " in caplog.text
     assert "CCD c" in caplog.text
 
 
@@ -57,7 +57,7 @@ def test_work_on_an_item_ends_with_the_result_that_says_so(processes, tmp_path):
     rounds = Rounds(processes, KEYS, is_end=work.is_two)
     assert rounds.do(work.add_to_state, numbers(1)) == numbers(1)
     assert rounds.keys == ["a", "c", "d"]
-    # begun anew, "a" would come to 2 in the first step: the second one is not done any more
+    # restarted, "a" reaches 2 in the first step: the second one is not done
     with_death = {"a": (1, tmp_path / "died"), "c": 1, "d": 1}
     assert rounds.do(work.add_to_state, with_death) == {"a": 2, "c": 4, "d": 5}
     assert rounds.keys == ["c", "d"]
@@ -65,7 +65,7 @@ def test_work_on_an_item_ends_with_the_result_that_says_so(processes, tmp_path):
 
 def test_an_item_that_ends_two_workers_ends_the_work_with_its_name(processes):
     rounds = Rounds(processes, KEYS, label="CCD {}".format)
-    with pytest.raises(PoolError, match=r"CCD a has ended two workers .*more memory"):
+    with pytest.raises(PoolError, match=r"CCD a has killed two workers .*more memory"):
         rounds.do(work.end_worker, numbers(1))
 
 

@@ -1,8 +1,7 @@
-"""The jobs of a run in the queue of a cluster: which there were, and how they ended.
+"""The jobs of a survey in the queue of a cluster, and how they ended.
 
-Nothing extra is kept for it. On Slurm, Snakemake's own logs name what was submitted, and `sacct`,
-or where there is no accounting the log of the job, tells how it ended. On PBS it is the ledger of
-profiles/pbs. Standard library only.
+Nothing is recorded for this. On Slurm, the logs of Snakemake name what was submitted, and `sacct`,
+or without accounting the log of the job, says how it ended. On PBS, `cluster.pbs.records` know it.
 """
 
 import contextlib
@@ -15,6 +14,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from coaddflow.cluster.pbs import outcome as pbs_outcome
+from coaddflow.cluster.pbs import records
+from coaddflow.cluster.slurm import output_of
 
 Outcome = Literal[
     "done",
@@ -30,21 +33,24 @@ Outcome = Literal[
 ]
 
 EXPLANATIONS: dict[Outcome, str] = {
-    "live": "is still in the queue; wait for it",
-    "cancelled": "was cancelled by hand (scancel, qdel, Ctrl-C); run again",
-    "preempted": "had to make room for others' jobs; run again, or take a partition without that",
-    "out of memory": "was killed, most likely for want of memory; run again, with more if it has "
-    "been tried often enough: --set-resources {rule}:mem_mb=N",
-    "time limit": "was killed at its time limit; run again, with more if it has been tried often "
-    "enough: --set-resources {rule}:runtime=MINUTES",
-    "node failed": "was lost with its node; run again",
-    "never runs": "asks for more than any node has, or than the partition or your account allows; "
-    "cancel it, and give fewer --cores, less memory or less time: "
-    "--set-resources {rule}:runtime=MINUTES",
-    "failed": "failed; what its steps say comes first",
-    "unknown": "did not end well, and nothing tells why; look at its log, or run again",
+    "live": "is still in the queue or running: wait for it",
+    "cancelled": "was cancelled by hand (scancel, qdel or Ctrl-C): run the same command again",
+    "preempted": "was preempted by jobs of higher priority: run the same command again, or choose "
+    "a partition without preemption",
+    "out of memory": "probably ran out of memory: run the same command again; if it fails again "
+    "after all retries, add --set-resources {rule}:mem_mb=MEGABYTES with more memory",
+    "time limit": "was killed at its time limit: run the same command again; if it fails again "
+    "after all retries, add --set-resources {rule}:runtime=MINUTES with more time",
+    "node failed": "was lost when its node failed: run the same command again",
+    "never runs": "can never start, because it asks for more than a node has, or than the "
+    "partition or your account allows: cancel it, and run again with fewer --cores, less memory "
+    "(--set-resources {rule}:mem_mb=MEGABYTES) or less time "
+    "(--set-resources {rule}:runtime=MINUTES)",
+    "failed": "failed: the errors of its steps say why, or else its log",
+    "unknown": "is gone, and nothing says how it ended: look at its log, or run the same command "
+    "again",
 }
-"""What became of a job, and what to do about it. ``{rule}`` is the rule that needs most."""
+"""What became of a job and what to do, in one sentence. ``{rule}`` is the rule that needs most."""
 
 _HEAVIEST = (
     (r"^exposure_.*_calibrated_exposure(_|$)", "calibrated_exposure"),
@@ -55,7 +61,7 @@ _HEAVIEST = (
     (r"^tract_", "coadd"),
     (r"^calibs_", "master_flat"),
 )
-"""The rule that needs most in a job, by the name that Snakemake gives the job."""
+"""The rule that needs most in a job, by the name of the job in Snakemake."""
 
 _SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+) \(log: (.*)\)\.")
 
@@ -84,10 +90,10 @@ _NEVER_RUNS = re.compile(
     r"PartitionTimeLimit|PartitionNodeLimit|BadConstraints|QOSMax\w*Per(Job|Node)"
     r"|AssocMax\w*PerJob"
 )
-"""Why Slurm does not start a job, where waiting does not help."""
+"""Reasons of Slurm for which a job never starts."""
 
 _IDS_AT_ONCE = 500
-"""Jobs that sacct is asked for at a time: a line of arguments is not as long as one likes."""
+"""Jobs that sacct is asked for at a time, because command lines have a limited length."""
 
 _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("never runs", r"can never run"),
@@ -99,7 +105,7 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
-    # the kernel, or a Slurm without confinement, says no more
+    # the kernel, or Slurm without confinement, says only this
     ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
 )
 
@@ -110,17 +116,17 @@ class ClusterJob(NamedTuple):
     Attributes
     ----------
     system : {"Slurm", "PBS"}
-        Who ran it.
+        The queue system.
     job_id : str
         Its number there.
     name : str
-        How Snakemake calls it: the group with its rules, or the rule with its wildcards.
+        Its name in Snakemake: the group with its rules, or the rule with its wildcards.
     outcome : str
         How it ended, a key of `EXPLANATIONS` or "done".
     words : str
-        The same as the cluster says it.
+        How it ended, in the words of the cluster.
     log : str
-        What the job printed.
+        The log of the job.
     """
 
     system: Literal["Slurm", "PBS"]
@@ -132,7 +138,7 @@ class ClusterJob(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What it was for: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
+        """What it works on: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
         return unit_of(self.name)
 
     @property
@@ -153,12 +159,12 @@ def latest_jobs(
     folder : str or Path
         The working folder of the survey.
     since : float
-        Runs that ended before this time (seconds since the epoch) are left out.
+        Runs that ended before this time are left out; seconds since the epoch.
     wanted : callable, optional
-        Whether Slurm shall be asked for the job of an exposure, tract or CCD; by default for all.
+        Whether Slurm is to be asked for the job of an exposure, tract or CCD; by default for all.
     """
     folder = Path(folder)
-    latest = {job.unit: job for job in _pbs_jobs(folder / ".snakemake/coaddflow/pbs", since)}
+    latest = {job.unit: job for job in _pbs_jobs(folder / records.FOLDER, since)}
     submitted = {
         unit: job
         for unit, job in _slurm_submissions(folder / ".snakemake/log", since).items()
@@ -172,7 +178,7 @@ def latest_jobs(
 
 
 def unit_of(name: str) -> str:
-    """Return what a job is for, from the name that Snakemake gives it."""
+    """Return what a job works on, from its name in Snakemake."""
     match = _UNIT.fullmatch(name)
     return next(part for part in match.groups() if part) if match else name
 
@@ -205,7 +211,7 @@ def _slurm_submissions(logs: Path, since: float) -> dict[str, tuple[str, str]]:
 
 
 def _name_of_log(log: Path) -> str:
-    """Return how Snakemake calls a job, from its log ``.../group_NAME/[wildcards/]ID.log``."""
+    """Return the name of a job, from its log ``.../group_NAME/[wildcards/]ID.log``."""
     for part in reversed(log.parts[:-1]):
         kind, _, name = part.partition("_")
         if kind == "group" and name:
@@ -217,9 +223,9 @@ def _name_of_log(log: Path) -> str:
 
 
 def _slurm_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return state and reason of jobs as Slurm says them; empty if it says nothing.
+    """Return state and reason of jobs in Slurm's words; empty if it says nothing.
 
-    The accounting knows all jobs, but learns late; the controller knows the last ones at once.
+    The accounting knows all jobs, but learns late; the controller knows recent ones at once.
     """
     job_ids = list(job_ids)
     if not job_ids:
@@ -228,29 +234,26 @@ def _slurm_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     for first in range(0, len(job_ids), _IDS_AT_ONCE):
         some = ",".join(job_ids[first : first + _IDS_AT_ONCE])
         found |= _rows_of(["sacct", "-X", "-n", "-P", "-j", some, "--format", "JobIDRaw,State"])
-    # all of the user's: one that it does not know any more would be an error
+    # all jobs of the user: asked for single jobs, squeue fails if it has forgotten one
     return found | _rows_of(["squeue", "--me", "--states", "all", "--noheader", "-o", "%i|%T|%r"])
 
 
 def _rows_of(command: list[str]) -> dict[str, tuple[str, str]]:
     """Return the lines ``ID|STATE|REASON`` of a command of Slurm; empty if it fails."""
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        done = subprocess.run(  # noqa: S603 - a list, no shell
-            command, capture_output=True, text=True, check=True, timeout=30, env=environ
-        )
+        text = output_of(command, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = (line.strip().split("|") for line in done.stdout.splitlines())
+    rows = (line.strip().split("|") for line in text.splitlines())
     return {row[0]: (row[1], *row[2:], "")[:2] for row in rows if len(row) in (2, 3)}
 
 
 def _slurm_outcome(state: str, reason: str, log: Path) -> tuple[Outcome, str]:
-    """Return how a job ended, and in Slurm's words, from its state and what is in its log."""
+    """Return how a job ended, also in Slurm's words, from its state and its log."""
     if state == "PENDING" and _NEVER_RUNS.search(reason):
         return "never runs", f"{state}: {reason}"
     outcome = _SLURM_OUTCOMES.get(state.partition(" ")[0], "unknown")
-    # a step that is killed for its memory may count as failed, or as cancelled
+    # a step that is killed for its memory may be reported as failed or cancelled
     if outcome in ("failed", "unknown", "cancelled"):
         said = _slurm_words(log)
         if said:
@@ -259,11 +262,8 @@ def _slurm_outcome(state: str, reason: str, log: Path) -> tuple[Outcome, str]:
 
 
 def _slurm_words(log: Path) -> str:
-    """Return what Slurm itself has written into the log of a job."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
+    """Return the most telling line that Slurm itself has written into the log of a job."""
+    lines = records.read(log).splitlines()
     said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
     telling = [line for line in said if _outcome_from_words(line) != "failed"]
     return next(iter([*telling, *said]), "").strip()
@@ -275,100 +275,84 @@ def _slurm_words(log: Path) -> str:
 
 
 def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
-    """Return the jobs in the ledger of profiles/pbs, those that live last."""
+    """Return the jobs that the programs of profiles/pbs have recorded, live ones last."""
     found = []
-    with contextlib.suppress(OSError):
-        for line in (folder / "ended.tsv").read_text(encoding="utf-8").splitlines():
-            when, job_id, name, outcome, reason, *rules = [*line.split("\t"), "", "", "", "", ""]
-            if _seconds(when) < since:
-                continue
-            log = re.search(r"\(log: ([^)]*)\)", reason)
-            words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
-            how = "done" if outcome == "success" else _outcome_from_words(words)
-            name = _with_rules(name, rules)
-            found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+    for line in records.read(folder / "ended.tsv").splitlines():
+        when, job_id, name, outcome, reason, *rules = [*line.split("\t"), "", "", "", "", ""]
+        if when < begin:
+            continue
+        log = re.search(r"\(log: ([^)]*)\)", reason)
+        words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
+        how = "done" if outcome == "success" else _outcome_from_words(words)
+        name = _with_rules(name, rules)
+        found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
     return [*found, *_pbs_jobs_not_seen_to_end(folder)]
 
 
 def _pbs_jobs_not_seen_to_end(folder: Path) -> list[ClusterJob]:
-    """Return the jobs that no Snakemake has seen to end: they live, or none has looked since."""
+    """Return the jobs that are live, or ended since a Snakemake last looked."""
     found = []
     ids = sorted(folder.glob("ids/[!.]*"))
     queue = _pbs_queue() if ids else None
     for path in ids:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
-            name, log = label.rpartition(".")[0], f"logs/pbs/{label}.out"
             how, words = _pbs_outcome(folder, path.name, label, queue)
-            name = _with_rules(name, _pbs_rules(folder / "jobs" / f"{label}.json"))
+            name = _with_rules(records.name_of(label), _pbs_rules(folder, label))
+            log = str(records.log_of(label))
             found.append(ClusterJob("PBS", path.name, name, how, words, log))
     return found
 
 
 def _with_rules(name: str, rules: Iterable[str]) -> str:
-    """Return the name of a job of PBS as Snakemake has it elsewhere: with its rules."""
+    """Return the name of a PBS job with its rules, as Snakemake has it on Slurm."""
     with_rules = "_".join([name, *filter(None, rules)])
     return with_rules if unit_of(with_rules) == unit_of(name) else name
 
 
-def _pbs_rules(facts: Path) -> list[str]:
-    """Return the rules of a job from what the ledger says that it works on."""
+def _pbs_rules(folder: Path, label: str) -> list[str]:
+    """Return the rules of a job that has not been seen to end."""
     try:
-        targets = json.loads(facts.read_text(encoding="utf-8"))["targets"]
+        targets = json.loads(records.read(folder / "jobs" / f"{label}.json"))["targets"]
         return sorted({target.partition(":")[0] for target in targets})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return []
 
 
 def _pbs_queue() -> set[str] | None:
     """Return the numbers of the user's jobs in the queue of PBS; None if it gives no answer."""
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-        done = subprocess.run(  # noqa: S603 - a list, no shell
-            ["qstat", "-u", user],  # noqa: S607 - of the user's PATH
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
+        text = output_of(["qstat", "-u", pwd.getpwuid(os.getuid()).pw_name], timeout=30)
     except (KeyError, OSError, subprocess.SubprocessError):
         return None
     # id, user, ..., state, time
-    rows = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
+    rows = [line.split() for line in text.splitlines() if line[:1].isdigit()]
     return {row[0].partition(".")[0] for row in rows if row[-2:-1] not in (["F"], ["C"], ["X"])}
 
 
 def _pbs_outcome(
     folder: Path, job_id: str, label: str, queue: set[str] | None
 ) -> tuple[Outcome, str]:
-    """Return what became of a job that no Snakemake has seen to end."""
-    try:
-        code = (folder / "exit" / label).read_text(encoding="ascii").strip()
-    except OSError:
-        if (folder / "cancelled" / job_id).exists():
-            return "cancelled", "when Snakemake was interrupted, or by cancel.py"
-        if queue is None:
-            seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
-            return "live", f"at {seen}; PBS gives no answer now: qstat {job_id}"
-        if job_id.partition(".")[0] in queue:
-            return "live", "PBS has it"
-        words = "PBS does not know the job any more: killed, or its node was lost"
-        return _outcome_from_words(words), words
-    return ("done", "") if code == "0" else ("failed", f"exit code {code}")
+    """Return what became of a job that has not been seen to end."""
+    code = records.read(folder / "exit" / label).strip()
+    if code:
+        return ("done", "") if code == "0" else ("failed", f"exit code {code}")
+    if (folder / "cancelled" / job_id).exists():
+        return "cancelled", pbs_outcome.DELETED
+    if queue is None:
+        seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
+        return "live", f"at {seen}; PBS does not answer now: qstat {job_id}"
+    if job_id.partition(".")[0] in queue:
+        return "live", "PBS knows it"
+    words = f"{pbs_outcome.GONE}: {pbs_outcome.LIKELY}"
+    return _outcome_from_words(words), words
 
 
 def _pbs_last_asked(folder: Path, job_id: str) -> float:
-    """Return when PBS was last asked about its jobs, or when a job was submitted if not since."""
+    """Return when PBS was last asked about its jobs, or when a job was submitted, if later."""
     submitted = (folder / "ids" / job_id).stat().st_mtime
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        answer = json.loads(records.read(folder / "answer.json"))
         return max(submitted, float(answer["asked"]))
     return submitted
-
-
-def _seconds(when: str) -> float:
-    """Return a local time of the ledger in seconds since the epoch."""
-    try:
-        return time.mktime(time.strptime(when, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return 0.0

@@ -1,16 +1,16 @@
-"""Submit a job as sbatch does, and outlast a controller that is away or slow.
+"""An sbatch that waits for a controller which is away or slow, and never submits a job twice.
 
-The executor takes every failure of sbatch for a failure of the job: a controller that is away for
-a minute uses up all attempts of an exposure, and one that is slow ("Socket timed out on send/recv
-operation") may have taken the job all the same, so that two work on one exposure. A run therefore
-finds bin/sbatch before the real one (cluster.slurm). After a failure it first asks whether a
-job of this run with this name lives, and hands out its number if there is one; only if there is
-none, and the failure is one that passes, it submits again.
+Snakemake's executor takes a failure of sbatch for a failure of the job. A controller that is away
+for a minute would use up all attempts of an exposure, and one that is slow ("Socket timed out on
+send/recv operation") may have taken the job all the same, so that two jobs work on one exposure. A
+run therefore finds this sbatch before the real one (`cluster.slurm`). After a failure it asks
+whether a job of this run with this name is in the queue, and if so prints its number. Otherwise it
+submits again, if the failure is temporary.
 
-A submission that still waits in the controller when squeue has answered is not seen. It comes
-before the next one, so after that the queue is looked at again, and of two jobs one that has not
-begun is cancelled. When the run is killed meanwhile, nothing is submitted any more. Other calls of
-sbatch than the executor's are passed on as they are. Standard library only.
+A submission that the controller has not handled yet when squeue answers is not seen. The
+controller handles it before the next submission, so the queue is checked again after that, and of
+two jobs one that has not begun is cancelled. When the run has been killed, nothing more is
+submitted. Other calls of sbatch than the executor's are passed on. Standard library only.
 """
 
 import os
@@ -20,31 +20,34 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 PAUSE = float(os.environ.get("COADDFLOW_SLURM_PAUSE", "15"))
-"""Seconds from a failure to the question what became of it."""
+"""Seconds from a failure to the next question or try."""
 
 PATIENCE = float(os.environ.get("COADDFLOW_SLURM_PATIENCE", "10800"))
-"""Seconds after which a failure is told: as long as the profile waits for an answer of squeue."""
+"""Seconds after which a failure is reported: as long as the profile waits for squeue."""
 
 TIMEOUT = 300.0
 """Seconds that a command of Slurm may take."""
 
 IN_DOUBT = Path(".snakemake/coaddflow/slurm")
-"""Runs of which a job may be in the queue that the executor does not know; in the survey."""
+"""Names of runs that may have a job in the queue which the executor does not know."""
 
-PASSES = re.compile(
+TEMPORARY = re.compile(
     r"unable to contact|timed out|temporar|standby|zero bytes were transmitted"
     r"|connection (refused|reset)|communication|configuration source"
     # the site's limit of jobs in the queue
     r"|MaxSubmitJob",
     re.IGNORECASE,
 )
-"""What sbatch says about a failure that passes by itself."""
+"""What sbatch says about failures that pass."""
 
-LIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
+LIVE_STATES = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING"
+
+Completed = subprocess.CompletedProcess[bytes]
 
 
 class Submission(NamedTuple):
@@ -52,12 +55,10 @@ class Submission(NamedTuple):
 
     Attributes
     ----------
-    command : list of str
-        The real sbatch and its arguments.
-    environ : dict
-        Its environment, which becomes that of the job.
+    command, environ : list of str, dict
+        The real sbatch and its arguments; its environment, which becomes that of the job.
     run, comment : str
-        Number of the run and name of the job; together they are this job's alone while it lives.
+        Name of the run and of the job; no other live job has both.
     clusters : str
         Clusters that are asked for, if any.
     script : bytes
@@ -73,8 +74,11 @@ class Submission(NamedTuple):
 
 
 def main(arguments: list[str], wrapper: Path) -> int:
-    """Submit a job; print what sbatch prints, and return its exit code."""
-    environ = environment(wrapper)
+    """Submit a job; print what sbatch prints, and return its exit code.
+
+    ``wrapper`` is the folder in ``PATH`` with the sbatch that calls this.
+    """
+    environ = environment_of_user(wrapper)
     real = shutil.which("sbatch", path=environ.get("PATH", ""))
     if real is None:
         print("sbatch: command not found", file=sys.stderr)
@@ -91,12 +95,17 @@ def main(arguments: list[str], wrapper: Path) -> int:
         return 130
 
 
-def environment(wrapper: Path) -> dict[str, str]:
-    """Return the environment without what leads here: jobs inherit it."""
+def environment_of_user(wrapper: Path) -> dict[str, str]:
+    """Return the environment without what leads to this program: jobs inherit it."""
     environ = {name: value for name, value in os.environ.items() if name != "COADDFLOW_PYTHON"}
     folders = environ.get("PATH", "").split(os.pathsep)
     environ["PATH"] = os.pathsep.join(f for f in folders if Path(f or ".").resolve() != wrapper)
     return environ
+
+
+def without_squeue_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without defaults for squeue, which hide jobs or change its output."""
+    return {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
 
 
 def option(arguments: list[str], name: str) -> str:
@@ -110,67 +119,64 @@ def option(arguments: list[str], name: str) -> str:
 
 
 def submit(job: Submission) -> int:
-    """Submit a job, again and again while the failure is one that passes."""
-    failure: subprocess.CompletedProcess[bytes] | None = None
+    """Submit a job, again and again while failures are temporary."""
+    failure: Completed | None = None
     in_doubt = (IN_DOUBT / job.run).exists()
     end = time.monotonic() + PATIENCE
     while True:
         if in_doubt:
-            answer = jobs_in_queue(job)
-            if answer:
-                print(answer[0])
+            numbers = jobs_in_queue(job)
+            if numbers:
+                print(numbers[0])
                 return 0
-            in_doubt = answer is None
-        if failure and not in_doubt and not passes(failure):
+            in_doubt = numbers is None
+        if failure and not in_doubt and not is_temporary(failure):
             return hand_on(failure)
         if (failure or in_doubt) and time.monotonic() > end:
             return give_up(job, failure, in_doubt)
-        if not is_listened_to():
-            # the run has been killed, and the next one must not meet a job of this
+        if not has_reader():
+            # the run has been killed, and the next one must not meet a job of this one
             return 1
         if not in_doubt:
             done = call(job.command, job.environ, job.script)
             if done.returncode == 0:
                 return hand_on(done if failure is None else without_twin(job, done))
             failure, in_doubt = done, True
-            if not passes(failure):
-                # nothing to wait for, only to ask
+            if not is_temporary(failure):
+                # nothing to wait for before squeue is asked
                 continue
         time.sleep(PAUSE)
 
 
-def is_listened_to() -> bool:
-    """Return whether somebody still waits for the number of the job at the end of the pipe."""
+def has_reader() -> bool:
+    """Return whether the executor still waits for the number of the job."""
     stdout = select.poll()
     stdout.register(sys.stdout, 0)
     return not any(event & select.POLLERR for _, event in stdout.poll(0))
 
 
-def give_up(
-    job: Submission, failure: "subprocess.CompletedProcess[bytes] | None", in_doubt: bool
-) -> int:
-    """Tell that a job cannot be submitted; the next try must ask first if nobody knows."""
+def give_up(job: Submission, failure: Completed | None, in_doubt: bool) -> int:
+    """Report that a job cannot be submitted; if in doubt, let the next try ask squeue first."""
     if in_doubt:
         IN_DOUBT.mkdir(parents=True, exist_ok=True)
         (IN_DOUBT / job.run).touch()
-        print("squeue does not tell whether the job is in the queue", file=sys.stderr)
+        print("squeue does not say whether the job is in the queue", file=sys.stderr)
     return hand_on(failure) if failure else 1
 
 
-def passes(failure: subprocess.CompletedProcess[bytes]) -> bool:
+def is_temporary(failure: Completed) -> bool:
     """Return whether a failure of sbatch passes by itself."""
-    return PASSES.search(failure.stderr.decode(errors="replace")) is not None
+    return TEMPORARY.search(failure.stderr.decode(errors="replace")) is not None
 
 
 def jobs_in_queue(job: Submission) -> list[str] | None:
-    """Return the numbers of the jobs of this name that live, in order; None without an answer.
+    """Return the numbers of the live jobs of this name, in order; None without an answer.
 
-    Earlier attempts have the same name, but they have ended, or there would be no other.
+    Earlier attempts have the same name, but have ended before this one is submitted.
     """
-    # what a user has set for squeue hides jobs, or changes what it prints
-    environ = {name: text for name, text in job.environ.items() if not name.startswith("SQUEUE_")}
-    squeue = ["squeue", "--noheader", "--name", job.run, "--states", LIVE, "--format", "%i|%k"]
-    done = call([*squeue, *on_clusters(job)], environ)
+    squeue = ["squeue", "--noheader", "--name", job.run, "--states", LIVE_STATES]
+    command = [*squeue, "--format", "%i|%k", *on_clusters(job)]
+    done = call(command, without_squeue_settings(job.environ))
     if done.returncode:
         return None
     rows = [line.partition("|") for line in done.stdout.decode(errors="replace").splitlines()]
@@ -179,14 +185,12 @@ def jobs_in_queue(job: Submission) -> list[str] | None:
 
 
 def on_clusters(job: Submission) -> list[str]:
-    """Return the argument of Slurm's commands that names the clusters of a job."""
+    """Return the option of Slurm's commands that names the clusters of a job."""
     return ["--clusters", job.clusters] if job.clusters else []
 
 
-def without_twin(
-    job: Submission, done: "subprocess.CompletedProcess[bytes]"
-) -> "subprocess.CompletedProcess[bytes]":
-    """Return what sbatch has said about the one job that stays, if there are two.
+def without_twin(job: Submission, done: Completed) -> Completed:
+    """If there are two jobs, cancel one; return what sbatch prints for the one that stays.
 
     The later one is cancelled, or else the earlier one; neither if both have begun.
     """
@@ -201,10 +205,8 @@ def without_twin(
     return done
 
 
-def call(
-    command: list[str], environ: dict[str, str], script: bytes = b""
-) -> "subprocess.CompletedProcess[bytes]":
-    """Run a command of Slurm; one that does not come back has failed."""
+def call(command: list[str], environ: dict[str, str], script: bytes = b"") -> Completed:
+    """Run a command of Slurm; one that does not return in time has failed."""
     try:
         return subprocess.run(  # noqa: S603 - a list, no shell
             command, env=environ, input=script, capture_output=True, timeout=TIMEOUT, check=False
@@ -213,7 +215,7 @@ def call(
         return subprocess.CompletedProcess(command, 1, b"", f"{error}\n".encode())
 
 
-def hand_on(done: "subprocess.CompletedProcess[bytes]") -> int:
+def hand_on(done: Completed) -> int:
     """Print what a command has printed; return its exit code."""
     sys.stdout.buffer.write(done.stdout)
     sys.stderr.buffer.write(done.stderr)

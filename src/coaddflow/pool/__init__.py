@@ -1,11 +1,12 @@
 """Work scattered over processes inside a job, and gathered again (docs/pool.md).
 
-Modules: `pool` (map, map_again, broadcast, reduce), `rounds` (map and map_again of items that are
-begun anew when their worker dies), `worker` (what a function sees, and how it is
-run), `failure` (failures as values), `queue` (which item next), `messages` and `packing` (what is
-sent), `backend` and one module per backend: `serial`, `processes`, `mpi`, `dask`.
+Modules: `pool` (map, map_again, broadcast, reduce), `rounds` (several rounds on the same items,
+which are restarted when their worker dies), `worker` (what a function sees, and how it is run),
+`failure` (failures as values), `queue` (which item next), `messages` and `packing` (what is
+sent), `backend`, `engines` and one module per backend: `serial`, `processes`, `mpi`, `dask`;
+`launch` (the pool of a job of the workflow).
 
-Nothing here is ever pickled to disk or unpickled from it.
+Nothing is ever pickled to disk or unpickled from it.
 """
 
 from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied

@@ -3,7 +3,7 @@
 import sys
 
 from coaddflow.errors import InputError
-from coaddflow.pool.backend import load_mpi
+from coaddflow.pool.engines import load
 
 
 def main() -> int:
@@ -12,7 +12,7 @@ def main() -> int:
         print("usage: mpirun -n RANKS python -m coaddflow.pool (SCRIPT | -m MODULE) [ARGUMENT ...]")
         return 2
     try:
-        return load_mpi().run(sys.argv[1:])
+        return load("mpi").run(sys.argv[1:])
     except InputError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,16 +1,11 @@
 """What the pool needs of the processes it works with."""
 
-import importlib
 import os
 from abc import ABC, abstractmethod
-from types import ModuleType
 from typing import NamedTuple
 
-from coaddflow.errors import InputError
 from coaddflow.pool.messages import Message
 from coaddflow.pool.packing import Packed
-
-BACKENDS = ("serial", "processes", "mpi", "dask")
 
 
 class Joined(NamedTuple):
@@ -39,7 +34,7 @@ Event = Joined | Replied | Lost
 
 
 class Traffic:
-    """What has been sent and received by the master.
+    """What the master has sent and received.
 
     Attributes
     ----------
@@ -53,6 +48,12 @@ class Traffic:
 
     def __init__(self) -> None:
         self.messages = self.piped = self.shared = 0
+
+    def count(self, piped: int, shared: int = 0) -> None:
+        """Count one message."""
+        self.messages += 1
+        self.piped += piped
+        self.shared += shared
 
 
 class Backend(ABC):
@@ -73,12 +74,12 @@ class Backend(ABC):
         """Start the workers, without waiting until they are ready."""
 
     def prepare(self, packed: Packed) -> Packed:
-        """Return what will be sent to several workers in a form that is made only once."""
+        """Return what several workers will be sent, in a form that is made only once."""
         return packed
 
     @abstractmethod
     def send(self, worker: int, message: Message) -> None:
-        """Send a message to a worker that has nothing to do; if it is gone, `wait` will tell."""
+        """Send a message to an idle worker; if the worker is gone, `wait` will say so."""
 
     @abstractmethod
     def wait(self) -> list[Event]:
@@ -86,7 +87,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self, abort: bool) -> None:
-        """End the workers: at once if ``abort``, else as soon as they have done what they have."""
+        """End the workers: at once if ``abort``, else when they have finished their items."""
 
 
 def available_cores() -> int:
@@ -94,63 +95,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def make_backend(name: str, workers: int | None, address: str | None) -> Backend:
-    """Return a backend; its packages are imported now.
-
-    Parameters
-    ----------
-    name : {"serial", "processes", "mpi", "dask"}
-        Which.
-    workers : int or None
-        Number of workers; None for what there is.
-    address : str or None
-        Scheduler of dask, or its scheduler file.
-
-    Raises
-    ------
-    InputError
-        If there is no such backend, its packages are not installed, or it does not take these
-        arguments.
-    """
-    if name not in BACKENDS:
-        raise InputError(
-            f"there is no pool backend {name!r}", remedy=f"choose one of {', '.join(BACKENDS)}"
-        )
-    if workers is not None and workers < 1:
-        raise InputError(f"a pool cannot have {workers} workers", remedy="give 1 or more")
-    if address is not None and name != "dask":
-        raise InputError(f"the pool backend {name!r} takes no address", remedy="leave it out")
-    if name == "serial":
-        from coaddflow.pool.serial import SerialBackend
-
-        return SerialBackend()
-    if name == "processes":
-        from coaddflow.pool.processes import ProcessBackend
-
-        return ProcessBackend(workers or available_cores())
-    if name == "mpi":
-        return load_mpi().MpiBackend(workers)
-    return _load("dask").DaskBackend(workers, address)
-
-
-def load_mpi() -> ModuleType:
-    """Return the module of the MPI backend.
-
-    Raises
-    ------
-    InputError
-        If mpi4py or an MPI library is not installed.
-    """
-    return _load("mpi")
-
-
-def _load(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"coaddflow.pool.{name}")
-    except (ImportError, RuntimeError) as error:  # mpi4py without MPI library: RuntimeError
-        raise InputError(
-            f"the pool backend {name!r} cannot be loaded: {error}",
-            remedy=f"install what it needs: pip install 'coaddflow[{name}]'",
-        ) from error

@@ -1,8 +1,8 @@
 """Messages between two processes of one machine: small frames in a socket, large ones in memory.
 
-A message on the socket is: the number of frames; their sizes, with a sign that says how each
-travels; the small frames. The large ones are shared memory whose descriptors go with the first
-bytes (SCM_RIGHTS).
+A message on the socket is: the number of frames; their sizes, negative for frames in shared
+memory; the small frames. The descriptors of the shared memory are sent with the first bytes
+(SCM_RIGHTS).
 """
 
 import os
@@ -21,22 +21,14 @@ Frame = bytes | memoryview | Shared
 
 
 class Channel:
-    """One end of a connection.
-
-    Parameters
-    ----------
-    connection : socket.socket
-        Unix stream socket.
-    traffic : Traffic, optional
-        Where to count what passes.
-    """
+    """One end of a connection by a Unix stream socket; ``traffic`` counts the messages."""
 
     def __init__(self, connection: socket.socket, traffic: Traffic | None = None):
         self._socket = connection
         self._traffic = traffic if traffic is not None else Traffic()
 
     def fileno(self) -> int:
-        """Return the descriptor, to wait for messages."""
+        """Return the file descriptor, for `selectors`."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -44,15 +36,9 @@ class Channel:
         self._socket.close()
 
     def send(self, frames: Sequence[Frame]) -> None:
-        """Send a message.
-
-        Raises
-        ------
-        OSError
-            If the other end is gone.
-        """
+        """Send a message; raise OSError if the other end is gone."""
         shared: list[Shared] = []
-        own: list[Shared] = []
+        made_here: list[Shared] = []
         small: list[bytes | memoryview] = []
         sizes: list[int] = []
         try:
@@ -61,9 +47,9 @@ class Channel:
                     shared.append(frame)
                     sizes.append(-frame.nbytes)
                 elif memoryview(frame).nbytes >= LARGE:
-                    own.append(Shared(frame))
-                    shared.append(own[-1])
-                    sizes.append(-own[-1].nbytes)
+                    made_here.append(Shared(frame))
+                    shared.append(made_here[-1])
+                    sizes.append(-shared[-1].nbytes)
                 else:
                     small.append(frame)
                     sizes.append(memoryview(frame).nbytes)
@@ -72,11 +58,9 @@ class Channel:
             rest = b"".join([struct.pack(f"<{len(sizes)}q", *sizes), *small])
             self._socket.sendall(rest)
         finally:
-            for one in own:
+            for one in made_here:
                 one.close()
-        self._traffic.messages += 1
-        self._traffic.piped += len(head) + len(rest)
-        self._traffic.shared += sum(one.nbytes for one in shared)
+        self._traffic.count(len(head) + len(rest), sum(one.nbytes for one in shared))
 
     def receive(self) -> list[bytearray | memoryview]:
         """Wait for a message and return its frames, all writable.
@@ -108,9 +92,8 @@ class Channel:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        self._traffic.messages += 1
-        self._traffic.piped += len(head) + 8 * n_frames + sum(s for s in sizes if s > 0)
-        self._traffic.shared -= sum(size for size in sizes if size < 0)
+        small, shared = sum(s for s in sizes if s > 0), -sum(s for s in sizes if s < 0)
+        self._traffic.count(len(head) + 8 * n_frames + small, shared)
         return frames
 
     def _read(self, n_bytes: int) -> bytearray:

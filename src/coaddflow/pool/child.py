@@ -1,4 +1,4 @@
-"""What a worker process does: messages, until it is told to stop or the master is gone."""
+"""A worker process: it handles messages until it is told to stop or the master is gone."""
 
 import contextlib
 import os
@@ -10,20 +10,14 @@ import sys
 from coaddflow.pool.channel import Channel
 from coaddflow.pool.lifeline import Stopped, end_when, pipe_has_ended, raise_on_sigterm
 from coaddflow.pool.messages import Hello, Message, Stop, from_frames, to_frames
-from coaddflow.pool.worker import Servant
+from coaddflow.pool.worker import WorkerLoop
 
 
 def main(worker: str, connection: str, lifeline: str) -> None:
-    """Work for a master.
+    """Work for a master, as the worker of this number.
 
-    Parameters
-    ----------
-    worker : str
-        Number of this worker.
-    connection : str
-        Descriptor of the socket to the master.
-    lifeline : str
-        Descriptor of a pipe that ends with the master.
+    ``connection`` is the file descriptor of a socket to the master, ``lifeline`` that of a pipe
+    that is closed when the master ends.
     """
     sys.argv[1:] = []
     # Ctrl-C reaches all processes of the terminal; the master decides
@@ -38,7 +32,7 @@ def main(worker: str, connection: str, lifeline: str) -> None:
 
 
 def _serve(worker: int, channel: Channel) -> None:
-    servant = Servant(worker, capture_log=True)
+    loop = WorkerLoop(worker, capture_log=True)
     hello = Hello(worker, os.getpid(), platform.node())
     with contextlib.suppress(EOFError, ConnectionError):
         channel.send(to_frames(Message(hello)))
@@ -46,8 +40,8 @@ def _serve(worker: int, channel: Channel) -> None:
             message = from_frames(channel.receive())
             if isinstance(message.head, Stop):
                 return
-            reply = servant.handle(message)
-            del message  # with the item, which may be large
+            reply = loop.handle(message)
+            del message  # the item in it may be large
             if reply is not None:
                 channel.send(to_frames(reply))
             del reply

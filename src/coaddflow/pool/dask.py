@@ -1,10 +1,11 @@
-"""The backend of dask workers: those of a scheduler that runs, or some that are started here.
+"""The backend of dask workers: those of an existing scheduler, or some that are started here.
 
-Each message is a task that is bound to its worker. Nothing of the pool is spilled to disk by
-workers that are started here; for others that is a setting of theirs (docs/pool.md).
+Each message is a task that is bound to its worker. Workers that are started here spill nothing to
+disk; for others that is a setting of theirs (docs/pool.md).
 
-Workers that are started here are not those of `distributed.LocalCluster`: that one runs the
-script of the master again in each worker, and starts a worker anew only while the master lives.
+Messages are packed by the pool, not by dask, which does not align the arrays that it receives:
+their sums then have other bits. Workers that are started here are not those of
+`distributed.LocalCluster`, which runs the script of the master again in each worker.
 """
 
 import contextlib
@@ -26,23 +27,17 @@ from typing import Any
 
 import distributed
 
-from coaddflow.pool.backend import (
-    Backend,
-    Event,
-    Joined,
-    Lost,
-    Replied,
-    available_cores,
-)
+from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied, available_cores
 from coaddflow.pool.failure import PoolError
 from coaddflow.pool.messages import Forget, Message, Run, from_frames, to_frames
 from coaddflow.pool.packing import LARGE
-from coaddflow.pool.processes import start_python
-from coaddflow.pool.worker import Servant
+from coaddflow.pool.processes import start_python, terminate_then_kill
+from coaddflow.pool.worker import WorkerLoop
 
 _SECONDS_FOR_FILE = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_LOOKS_AT_START = 0.05
+"""While there are fewer workers than wanted."""
 _SECONDS_WITHOUT_WORKERS = 120.0
 _SECONDS_TO_STOP = 5.0
 _SECONDS_TO_FETCH = 10.0
@@ -54,86 +49,83 @@ WORKER_SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
 }
-"""No pixels are written to disk, or pickled there, because memory is short."""
+"""No pixels are written to disk when memory is short."""
 
 
 class Frames:
-    """Frames of a message; dask passes the large ones without a copy in its pickle."""
+    """The frames of a message: dask passes large ones without a copy in its pickle.
+
+    They arrive writable, and aligned as memory of NumPy is.
+    """
 
     def __init__(self, frames: Sequence[Any]):
         self.frames = list(frames)
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
-        """Give the large frames out of band."""
+        """Pickle large frames out of band."""
         frames = [
             PickleBuffer(frame) if memoryview(frame).nbytes >= LARGE else bytes(frame)
             for frame in self.frames
         ]
-        return Frames, (frames,)
+        return _received, (frames,)
 
     @property
     def nbytes(self) -> int:
-        """Size of all."""
+        """Size of all frames, bytes."""
         return sum(memoryview(frame).nbytes for frame in self.frames)
+
+
+def _received(frames: Sequence[Any]) -> Frames:
+    return Frames([frame if _is_aligned(frame) else bytearray(frame) for frame in frames])
+
+
+def _is_aligned(frame: Any) -> bool:
+    """Return whether a frame can be written to and is aligned as memory of NumPy is."""
+    if memoryview(frame).readonly:
+        return False
+    return ctypes.addressof(ctypes.c_char.from_buffer(frame)) % _ALIGNMENT == 0
 
 
 # what runs in a dask worker ----------------------------------------------------------------
 
-_servants: dict[str, Servant] = {}
+_loops: dict[str, WorkerLoop] = {}
 _lock = threading.Lock()
 
 
-def _begin(pool: str, worker: int, paths: Sequence[str]) -> tuple[int, str]:
-    """Be a worker of a pool."""
+def _begin(
+    pool: str, numbers: dict[str, int], paths: Sequence[str], dask_worker: distributed.Worker
+) -> tuple[int, str]:
+    """Join a pool, as the worker of the number that belongs to this address."""
     sys.path += [path for path in paths if path not in sys.path]
-    with _lock:
-        _servants[pool] = Servant(worker, capture_log=True)
+    _loops[pool] = WorkerLoop(numbers[dask_worker.address], capture_log=True)
     return os.getpid(), platform.node()
 
 
 def _handle(pool: str, worker: int, messages: Sequence[Frames]) -> Frames | None:
-    """Do what messages ask; None if this is not the process that they are for."""
+    """Do what messages ask; None if they are for another process."""
     reply = None
     with _lock:
-        servant = _servants.get(pool)
-        if servant is None or servant.id != worker:
+        loop = _loops.get(pool)
+        if loop is None or loop.id != worker:
             return None
         for message in messages:
-            frames = [_usable(frame) for frame in message.frames]
-            reply = servant.handle(from_frames(frames))
+            reply = loop.handle(from_frames(message.frames))
     return None if reply is None else Frames(to_frames(reply))
 
 
-def _usable(frame: Any) -> Any:
-    """Return a frame that can be written to and is aligned as memory of NumPy is.
-
-    Arrays in memory that is not aligned are summed in another order, which has other bits.
-    """
-    if memoryview(frame).readonly:
-        return bytearray(frame)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(frame))
-    return bytearray(frame) if address % _ALIGNMENT else frame
-
-
 def _end(pool: str) -> None:
-    """Drop all that a pool has here."""
-    with _lock:
-        _servants.pop(pool, None)
+    """Leave a pool."""
+    _loops.pop(pool, None)
 
 
 # what runs in the master -------------------------------------------------------------------
 
 
 class DaskBackend(Backend):
-    """Workers of a dask scheduler.
+    """Workers of the dask scheduler at an address or in a scheduler file, or of one started here.
 
-    Parameters
-    ----------
-    workers : int or None
-        How many are used; None for all that the scheduler has, or one per core if they are
-        started here.
-    address : str or None
-        Address of the scheduler, or its scheduler file; None to start scheduler and workers.
+    ``workers`` is how many to use; None for all that the scheduler has, or for one per core if
+    they are started here.
     """
 
     def __init__(self, workers: int | None, address: str | None):
@@ -141,7 +133,6 @@ class DaskBackend(Backend):
         self._wanted = workers if address or workers else available_cores()
         self._address = address
         self._numbers = count()
-        self._joining: dict[str, tuple[int, distributed.Future]] = {}
         self._addresses: dict[int, str] = {}
         self._futures: dict[int, distributed.Future] = {}
         self._ahead: dict[int, list[Frames]] = {}
@@ -175,17 +166,21 @@ class DaskBackend(Backend):
             raise
 
     def send(self, worker: int, message: Message) -> None:
-        """Send a message to a worker; one that is not answered travels with the next."""
+        """Send a message to a worker; one without an answer is sent along with the next."""
         frames = Frames(to_frames(message))
-        self.traffic.messages += 1
-        self.traffic.piped += frames.nbytes
+        self.traffic.count(frames.nbytes)
         if not isinstance(message.head, Run | Forget):
             self._ahead.setdefault(worker, []).append(frames)
             return
         messages = [*self._ahead.pop(worker, []), frames]
         address = self._addresses[worker]
         arguments = [self._placed(one, address) for one in messages]
-        future = self._submit(address, _handle, self._pool, worker, arguments)
+        future = self._client.submit(
+            *(_handle, self._pool, worker, arguments),
+            workers=[address],
+            allow_other_workers=False,
+            pure=False,
+        )
         if isinstance(message.head, Run):
             self._futures[worker] = future
             future.add_done_callback(lambda done: self._done.put((worker, done)))
@@ -193,18 +188,16 @@ class DaskBackend(Backend):
             distributed.fire_and_forget(future)
 
     def wait(self) -> list[Event]:
-        """Wait for answers, and look who came and went.
+        """Wait for answers, and for workers that join or leave.
 
-        Raises
-        ------
-        PoolError
-            If there are no workers for two minutes, or they cannot work.
+        Raise PoolError if there are no workers for two minutes, or they fail.
         """
         events: list[Event] = []
         while not events:
             if time.monotonic() >= self._next_look:
-                events += self._come_and_go()
-                pause = _SECONDS_BETWEEN_LOOKS_AT_START if self._joining else _SECONDS_BETWEEN_LOOKS
+                events += self._joined_and_left()
+                all_here = len(self._addresses) >= (self._wanted or 1)
+                pause = _SECONDS_BETWEEN_LOOKS if all_here else _SECONDS_BETWEEN_LOOKS_AT_START
                 self._next_look = time.monotonic() + pause
             with contextlib.suppress(queue.Empty):
                 pause = 0.0 if events else max(self._next_look - time.monotonic(), 0.001)
@@ -219,92 +212,77 @@ class DaskBackend(Backend):
                     future.cancel()
                 self._futures.clear()
                 if self._own is None:
-                    self._tell_end()
+                    workers = list(self._addresses.values())
+                    self._client.run(_end, self._pool, workers=workers, on_error="ignore")
                 self._client.close(timeout=_SECONDS_TO_STOP)
         finally:
             if self._own is not None:
                 self._own.close()
 
-    def _tell_end(self) -> None:
-        ends = [self._submit(address, _end, self._pool) for address in self._addresses.values()]
-        until = time.monotonic() + _SECONDS_TO_STOP
-        for end in ends:
-            with contextlib.suppress(Exception):  # a worker that is gone has nothing to drop
-                end.result(timeout=max(until - time.monotonic(), 0.0))
-
     def _placed(self, frames: Frames, address: str) -> Any:
-        """Bring large frames to a worker; a task itself should be small."""
+        """Send large frames to a worker directly: the scheduler passes on small tasks only."""
         if frames.nbytes < LARGE:
             return frames
         return self._client.scatter(frames, workers=[address], hash=False, direct=True)
 
-    def _submit(self, address: str, function: Any, *arguments: Any) -> distributed.Future:
-        return self._client.submit(
-            function, *arguments, workers=[address], allow_other_workers=False, pure=False
-        )
-
     def _answer(self, worker: int, future: distributed.Future) -> list[Event]:
-        """Return the answer of a worker, if it still counts."""
+        """Return the answer of a worker, unless it was given up."""
         if self._futures.get(worker) is not future:
             return []
         if future.status == "error" and not _is_loss(future.exception()):
-            raise PoolError(f"a dask worker cannot work: {future.exception()}")
+            raise PoolError(f"a dask worker fails: {future.exception()}")
         reply = self._fetched(worker, future)
         if reply is None:
-            return [self._gone(worker)]
+            return [self._lost(worker)]
         del self._futures[worker]
-        self.traffic.messages += 1
-        self.traffic.piped += reply.nbytes
-        frames = [_usable(frame) for frame in reply.frames]
-        return [Replied(worker, from_frames(frames))]
+        self.traffic.count(reply.nbytes)
+        return [Replied(worker, from_frames(reply.frames))]
 
     def _fetched(self, worker: int, future: distributed.Future) -> Frames | None:
-        """Return an answer that is ready; None if its worker is gone or is another process now."""
+        """Return an answer that is ready; None if its worker is gone or was restarted."""
         while True:
             try:
                 return future.result(timeout=_SECONDS_TO_FETCH)
             except TimeoutError:
-                # dask would wait for ever for a result that has died with its worker
+                # dask would wait forever for a result that was lost with its worker
                 if self._addresses[worker] not in self._client.nthreads():
                     return None
             except (OSError, CancelledError, distributed.KilledWorker):
                 return None
 
-    def _come_and_go(self) -> list[Event]:
+    def _joined_and_left(self) -> list[Event]:
         """Return which workers are gone and which are ready."""
         if self._own is not None:
             self._own.replace_dead()
         present = set(self._client.nthreads())
         gone = [number for number, address in self._addresses.items() if address not in present]
-        events: list[Event] = [self._gone(number) for number in gone]
-        for address in [one for one in self._joining if one not in present]:
-            self._joining.pop(address)[1].cancel()
-        known = {*self._addresses.values(), *self._joining}
-        for address in sorted(present - known):
-            if self._wanted is None or len(self._addresses) + len(self._joining) < self._wanted:
-                number = next(self._numbers)
-                future = self._submit(address, _begin, self._pool, number, sys.path)
-                self._joining[address] = (number, future)
-        events += self._joined()
+        events: list[Event] = [self._lost(number) for number in gone]
+        new = sorted(present - set(self._addresses.values()))
+        if self._wanted is not None:
+            new = new[: self._wanted - len(self._addresses)]
+        events += self._join(new) if new else []
         if self._addresses:
             self._last_seen = time.monotonic()
         elif time.monotonic() - self._last_seen > _SECONDS_WITHOUT_WORKERS:
             raise PoolError(f"the dask scheduler has no workers ({self._address or 'own'})")
         return events
 
-    def _joined(self) -> list[Event]:
-        """Return the workers that have answered that they are ready."""
-        ready = [address for address, (_, future) in self._joining.items() if future.done()]
+    def _join(self, new: list[str]) -> list[Event]:
+        """Let workers join the pool."""
+        numbers = {address: next(self._numbers) for address in new}
+        arguments = (self._pool, numbers, sys.path)
+        found = self._client.run(_begin, *arguments, workers=new, on_error="return")
         events: list[Event] = []
-        for address in ready:
-            number, future = self._joining.pop(address)
-            if future.status == "error":
-                raise PoolError(f"the dask worker {address} cannot work: {future.exception()}")
-            self._addresses[number] = address
-            events.append(Joined(number, *future.result()))
+        for address, answer in found.items():
+            if isinstance(answer, OSError):
+                continue  # it is gone again
+            if isinstance(answer, Exception):
+                raise PoolError(f"the dask worker {address} fails: {answer}")
+            self._addresses[numbers[address]] = address
+            events.append(Joined(numbers[address], *answer))
         return events
 
-    def _gone(self, number: int) -> Event:
+    def _lost(self, number: int) -> Event:
         address = self._addresses.pop(number)
         future = self._futures.pop(number, None)
         if future is not None:
@@ -328,20 +306,14 @@ def _wait_for_file(path: Path) -> None:
 
 
 class _OwnWorkers:
-    """A scheduler in this process, and worker processes that end with it.
-
-    Parameters
-    ----------
-    n_workers : int
-        How many.
-    """
+    """A scheduler in this process, and worker processes that end with it."""
 
     def __init__(self, n_workers: int):
         self._lifeline = os.pipe()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logger = logging.getLogger("distributed")
         self._log_level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)  # the pool says what matters
+        self._logger.setLevel(logging.CRITICAL)  # the pool reports what matters
         self.cluster = distributed.LocalCluster(
             n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=False
         )
@@ -349,25 +321,17 @@ class _OwnWorkers:
             self._processes.append(self._start())
 
     def replace_dead(self) -> None:
-        """Start a worker in the place of each that is gone."""
-        for place, process in enumerate(self._processes):
+        """Start a worker in place of each that is gone."""
+        for i, process in enumerate(self._processes):
             if process.poll() is not None:
-                self._processes[place] = self._start()
+                self._processes[i] = self._start()
 
     def close(self) -> None:
         """End them all."""
         try:
-            for process in self._processes:
-                process.terminate()
-            until = time.monotonic() + _SECONDS_TO_STOP
-            for process in self._processes:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(until - time.monotonic(), 0.0))
+            terminate_then_kill(self._processes, _SECONDS_TO_STOP)
             self.cluster.close(timeout=_SECONDS_TO_STOP)
         finally:
-            for process in self._processes:
-                process.kill()
-                process.wait()
             for descriptor in self._lifeline:
                 os.close(descriptor)
             self._logger.setLevel(self._log_level)

@@ -1,4 +1,4 @@
-"""A dask worker process that is a child of the master, and ends with it."""
+"""A dask worker process that is started by the master, and ends with it."""
 
 import asyncio
 import logging
@@ -15,15 +15,7 @@ from coaddflow.pool.lifeline import end_when, pipe_has_ended
 
 
 def main(scheduler: str, lifeline: str) -> None:
-    """Be a dask worker with one thread.
-
-    Parameters
-    ----------
-    scheduler : str
-        Address of the scheduler.
-    lifeline : str
-        Descriptor of a pipe that ends with the master.
-    """
+    """Run a dask worker with one thread; ``lifeline`` is as in `coaddflow.pool.child`."""
     sys.argv[1:] = []
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -32,12 +24,12 @@ def main(scheduler: str, lifeline: str) -> None:
         tempfile.TemporaryDirectory(prefix="coaddflow-dask-") as folder,
     ):
         asyncio.run(_work(scheduler, folder, int(lifeline)))
-    # an item that is being done cannot be interrupted: do not wait for its thread
+    # the item in progress cannot be interrupted: do not wait for its thread
     os._exit(0)
 
 
 async def _work(scheduler: str, folder: str, lifeline: int) -> None:
-    """Work until SIGTERM, or until the scheduler is gone."""
+    """Run a worker until SIGTERM, or until the scheduler is gone."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     end_when(pipe_has_ended(lifeline))

@@ -2,23 +2,23 @@
 
 import pickle
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from coaddflow.errors import CoaddflowError, is_lasting
 
 
 class PoolError(CoaddflowError):
-    """The pool cannot go on, or was used wrongly."""
+    """The pool cannot continue, or was used wrongly."""
 
     lasting = False
 
 
 class CannotPickle(PoolError):  # noqa: N818 - says what is wrong with an item
-    """Something cannot be sent between processes; the message names it."""
+    """Something cannot be pickled; the message names it."""
 
 
 class WorkerDied(PoolError):  # noqa: N818
-    """The worker ended while it had an item."""
+    """The worker died while it was processing an item."""
 
 
 class StateLost(PoolError):  # noqa: N818
@@ -27,25 +27,25 @@ class StateLost(PoolError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Failure:
-    """What is in the place of a result when an item failed.
+    """Takes the place of a result when an item has failed.
 
     Attributes
     ----------
     index : int
-        Place of the item among the items.
+        Position of the item among the items.
     label : str
-        Name of the item for people.
+        Name of the item in messages.
     type : str
         Name of the class of the exception; `WorkerDied` and `StateLost` if the item is not at
         fault.
     message : str
-        The exception in words.
+        Text of the exception.
     traceback : str
-        Where in the worker it happened; empty if no Python code could tell.
+        Where in the worker it happened; empty if no exception was raised there.
     worker : int or None
         Number of the worker; None if the item was not given to any.
     error : Exception or None
-        The exception itself, without its frames, if it can be sent between processes.
+        The exception itself, without its frames, if it can be pickled.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Failure:
         return f"{self.label}: {self.type}: {self.message}{where}"
 
     def raise_again(self) -> None:
-        """Raise the exception, for failures that shall end the job.
+        """Raise the exception, for failures that must end the job.
 
         Raises
         ------
@@ -72,15 +72,11 @@ class Failure:
         error.add_note(f"{self}\n{self.traceback}".rstrip())
         raise error
 
-    def named(self, index: int, label: str) -> "Failure":
-        """Return this failure as that of another item."""
-        return replace(self, index=index, label=label)
-
 
 def failure_of(
     error: BaseException, worker: int | None, index: int = 0, label: str = ""
 ) -> Failure:
-    """Return an exception as a value that can be sent between processes."""
+    """Return an exception as a value that can be pickled."""
     text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
     return Failure(
         index=index,
@@ -89,15 +85,15 @@ def failure_of(
         message=str(error),
         traceback=text,
         worker=worker,
-        error=_that_travels(error),
+        error=_pickled_and_back(error),
     )
 
 
-def _that_travels(error: BaseException) -> Exception | None:
-    """Return an exception without its frames, if it survives pickling: not all classes do."""
+def _pickled_and_back(error: BaseException) -> Exception | None:
+    """Return an exception without its frames; None if it does not survive pickling."""
     error.__traceback__ = None
     if isinstance(error, CoaddflowError):
-        # what it was raised from stays behind
+        # is_lasting looks at its cause, which is not pickled
         error.lasting = is_lasting(error)
     try:
         # what was pickled a moment ago in this process

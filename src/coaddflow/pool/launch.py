@@ -1,10 +1,9 @@
-"""A job that scatters its work: opens the pool that the settings want, whatever the backend.
+"""Run a job that scatters its work, on the pool backend of the settings.
 
-A module that does such a job has a function ``run(pool, spec)``: it scatters with the pool, and
-``spec`` are plain values (names of files, numbers, sections of the settings). What it returns are
-plain values too. `run_job` calls it: in this process, or on rank 0 of an MPI program that is
-started for it. Plain values travel as JSON in both cases, so that nothing works with one backend
-only.
+The module of such a job has a function ``run(pool, spec)``, where ``spec`` and the result are
+plain values (file names, numbers, sections of the settings). `run_job` calls it in this process,
+or on rank 0 of an MPI program that it starts. Plain values are converted to JSON and back in both
+cases, so that nothing works with one backend only.
 """
 
 import contextlib
@@ -26,14 +25,14 @@ from typing import Any
 from coaddflow.errors import CoaddflowError, InputError, is_lasting
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
-from coaddflow.pool.lifeline import end_when
+from coaddflow.pool.lifeline import connect, end_when
+from coaddflow.pool.processes import terminate_then_kill
 from coaddflow.settings.parallel import ParallelSettings
 
 _LOG = logging.getLogger(__name__)
 
 _REQUEST, _RESULT = "request.json", "result.json"
 _SECONDS_TO_STOP = 10.0
-_SECONDS_TO_CONNECT = 60.0
 
 
 def run_job(
@@ -45,28 +44,27 @@ def run_job(
     memory_mb: float | None = None,
     folder: str | Path = ".",
 ) -> Any:
-    """Run a job on the pool that the settings want.
+    """Run a job on the pool backend of the settings.
 
     Parameters
     ----------
     module : str
         Name of a module with a function ``run(pool, spec)``, such as ``coaddflow.coadd.tract_job``.
-        Raise `InputError` in it for what the user can mend; everything that it and its workers
-        log is in the log of this process.
+        It raises `InputError` for mistakes of the user; what it and its workers log goes to the
+        log of this process.
     spec : mapping
-        What the job is about, as plain values; the function gets a copy.
+        Argument of the function, as plain values.
     parallel : ParallelSettings
-        Backend, and how MPI or dask are reached.
+        Backend, and how to reach MPI or dask.
     workers : int
-        Workers at most (``threads`` of the rule). With `serial` there is one; a scheduler of
-        dask that is there already gives all that it has.
+        Largest number of workers (``threads`` of the rule). `serial` has one; an existing dask
+        scheduler gives all its workers.
     memory_mb : float, optional
-        Limit for the memory of the items in work together (`Pool.map`, ``memory``), MB. It
-        does not hold for workers of a scheduler of dask that is there already: they are not in
-        the memory of this job.
+        Limit for the memory of the items that are processed at the same time (`Pool.map`,
+        ``memory``), MB. It does not apply to the workers of an existing dask scheduler, which do
+        not use the memory of this job.
     folder : str or Path
-        Where the request to an MPI program stands for a moment. All nodes of the job must have
-        it: the working folder, as a rule.
+        Folder for the request to an MPI program, while it runs; all nodes of the job must see it.
 
     Returns
     -------
@@ -76,7 +74,7 @@ def run_job(
     Raises
     ------
     InputError
-        That of the function; or if the backend is not installed or cannot be started.
+        Raised by the function; or the backend is not installed or cannot be started.
     PoolError
         If the MPI program ended in another way: the message is the last line that it printed.
     """
@@ -106,7 +104,7 @@ def _run(request: Mapping[str, Any], backend: str, address: str | None = None) -
 
 
 def _run_with_mpi(request: dict[str, Any], command: Sequence[str], folder: Path) -> Any:
-    """Start the ranks, repeat what they log, and return what rank 0 left."""
+    """Start the ranks, repeat what they log, and return the result of rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".mpi.", dir=folder) as shared,
@@ -124,26 +122,26 @@ def _run_with_mpi(request: dict[str, Any], command: Sequence[str], folder: Path)
         except FileNotFoundError:
             raise PoolError(f"the MPI program ended with exit code {code}: {last}") from None
     if "error" in answer:
-        raise _error_of(answer["error"])
+        raise _from_plain(answer["error"])
     if code != 0:
         raise PoolError(f"the MPI program ended with exit code {code}: {last}")
     return answer["result"]
 
 
 def _find_program(name: str) -> str:
-    """Return the path of a program: as the shell finds it, else beside this Python."""
+    """Return the path of a program in ``PATH``, else beside this Python."""
     beside = str(Path(sys.executable).parent)
     path = shutil.which(name) or shutil.which(name, path=beside)
     if path is None:
         raise InputError(
-            f"there is no program {name!r}, which shall start the ranks of MPI",
-            remedy="load the MPI of the cluster, or correct parallel.mpi_command",
+            f"there is no program {name!r} to start the MPI ranks",
+            remedy="load the MPI module of the cluster, or correct parallel.mpi_command",
         )
     return path
 
 
 def _run_and_log(command: Sequence[str]) -> tuple[int, str]:
-    """Run a program and log its lines; return its exit code and last words."""
+    """Run a program and log what it prints; return its exit code and its last message."""
     process = subprocess.Popen(  # noqa: S603 - a program that the settings name, with its arguments
         command,
         stdin=subprocess.DEVNULL,
@@ -152,27 +150,28 @@ def _run_and_log(command: Sequence[str]) -> tuple[int, str]:
         text=True,
         errors="replace",
     )
-    words = _LastWords()
+    output = _LauncherOutput()
     try:
         for line in process.stdout:
-            words.hear(line.rstrip())
-        return process.wait(), words.text
+            output.log(line.rstrip())
+        return process.wait(), output.last
     finally:
-        _stop(process)
+        terminate_then_kill([process], _SECONDS_TO_STOP)
+        process.stdout.close()
 
 
-class _LastWords:
-    """Logs what an MPI program prints, and remembers the last of it.
+class _LauncherOutput:
+    """Logs what an MPI program prints, and keeps its last message.
 
-    Open MPI breaks what it has to say over lines, between two rules.
+    Open MPI prints a message over several lines, between two rules of dashes.
     """
 
     def __init__(self) -> None:
-        self.text = "it printed nothing"
+        self.last = "it printed nothing"
         self._framed: list[str] | None = None
 
-    def hear(self, line: str) -> None:
-        """Log a line: a record of rank 0, or whatever MPI says."""
+    def log(self, line: str) -> None:
+        """Log a line: a record of rank 0, or anything that MPI prints."""
         if line and set(line) == {"-"}:
             self._framed = [] if self._framed is None else None
         if not any(character.isalnum() for character in line):
@@ -180,52 +179,36 @@ class _LastWords:
         try:
             entry = json.loads(line)
             name, level, text = entry["name"], int(entry["level"]), str(entry["text"])
-            self.text = text.splitlines()[-1] if text else text
+            self.last = text.splitlines()[-1] if text else text
         except (ValueError, KeyError, TypeError):
             name, level, text = __name__, logging.WARNING, line
             if self._framed is None:
-                self.text = line.strip()
+                self.last = line.strip()
             else:
                 self._framed += line.split()
-                self.text = " ".join(self._framed)
+                self.last = " ".join(self._framed)
         logging.getLogger(name).log(level, "%s", text)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a program that still runs: at first by a word, then without mercy."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_SECONDS_TO_STOP)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    process.stdout.close()
-
-
-def _error_of(told: Mapping[str, Any]) -> CoaddflowError:
-    """Return an error that was told by rank 0."""
-    if told["type"] == "InputError":
-        error = InputError(told["cause"], told["path"], told["remedy"])
+def _from_plain(error: Mapping[str, Any]) -> CoaddflowError:
+    """Return the error of rank 0."""
+    if "remedy" in error:
+        found = InputError(error["cause"], error["path"], error["remedy"])
     else:
-        error = CoaddflowError(told["cause"]) if told["lasting"] else PoolError(told["cause"])
-    error.lasting = told["lasting"]
-    return error
+        found = CoaddflowError(error["cause"]) if error["lasting"] else PoolError(error["cause"])
+    found.lasting = error["lasting"]
+    return found
 
 
 # Rank 0 of the MPI program --------------------------------------------------------------------
 
 
-def _follow(host: str, port: int) -> None:
-    """End this process when the one that started MPI ends, also if it is killed.
+def _end_with(host: str, port: int) -> None:
+    """End this process when the one that started MPI ends.
 
-    The connection stands as long as that process has its end of it, which it never reads; the
-    input that `mpirun` passes on tells nothing, since Open MPI does not pass on its end.
+    The end of standard input would not do: Open MPI does not pass it on.
     """
-    address = "127.0.0.1" if host == platform.node() else host
-    connection = socket.create_connection((address, port), _SECONDS_TO_CONNECT)
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection = connect(host, port)
 
     def wait() -> bool:
         with contextlib.suppress(ConnectionError):
@@ -236,7 +219,7 @@ def _follow(host: str, port: int) -> None:
 
 
 class _LineHandler(logging.Handler):
-    """Prints log records as lines that the process that started MPI understands."""
+    """Prints log records as JSON lines for the process that started MPI."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -262,9 +245,9 @@ def _log_lines(level: int) -> Iterator[None]:
 
 
 def main(shared: str) -> int:
-    """Do what a request asks on rank 0, and leave the answer beside it."""
+    """Do a request on rank 0, and write the result beside it."""
     request = json.loads((Path(shared) / _REQUEST).read_text(encoding="utf-8"))
-    _follow(*request["lifeline"])
+    _end_with(*request["lifeline"])
     sys.path += [path for path in request["paths"] if path not in sys.path]
     with _log_lines(request["level"]):
         try:
@@ -273,26 +256,21 @@ def main(shared: str) -> int:
             if not isinstance(error, CoaddflowError):
                 text = "".join(traceback.format_exception(error))
                 logging.getLogger(__name__).error("Traceback:\n%s", text)
-            answer = {"error": _told(error)}
+            answer = {"error": _to_plain(error)}
     with atomic_path(Path(shared) / _RESULT) as temporary:
         temporary.write_text(json.dumps(answer), encoding="utf-8")
     return 1 if "error" in answer else 0
 
 
-def _told(error: Exception) -> dict[str, str | bool | None]:
+def _to_plain(error: Exception) -> dict[str, str | bool | None]:
     """Return an error as plain values."""
+    lasting = is_lasting(error)
     if isinstance(error, InputError):
         path = None if error.path is None else os.fspath(error.path)
-        return {
-            "type": "InputError",
-            "cause": error.cause,
-            "path": path,
-            "remedy": error.remedy,
-            "lasting": is_lasting(error),
-        }
+        return {"cause": error.cause, "path": path, "remedy": error.remedy, "lasting": lasting}
     known = isinstance(error, CoaddflowError)
     cause = str(error) if known else f"{type(error).__name__}: {error}"
-    return {"type": "other", "cause": cause, "lasting": is_lasting(error)}
+    return {"cause": cause, "lasting": lasting}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Memory that is shared between processes and has no name.
+"""Anonymous memory that is shared between processes.
 
-It is passed as a file descriptor. The kernel frees it when the last process that knows it has
+It is passed as a file descriptor. The kernel frees it when the last process that uses it has
 dropped it or has ended, however it ended: nothing can be left behind, and the size of /dev/shm
 (64 MB in many containers) is no limit.
 """
@@ -17,19 +17,14 @@ _AT_ONCE = 1 << 30
 
 
 class Shared:
-    """A copy of some bytes in memory that can be passed to other processes.
-
-    Parameters
-    ----------
-    data : bytes-like
-        Contiguous bytes.
+    """A copy of contiguous bytes in memory that can be passed to other processes.
 
     Attributes
     ----------
     descriptor : int
-        File descriptor; closed with `close` or when this object goes.
+        File descriptor; closed by `close` or with this object.
     nbytes : int
-        Size.
+        Size in bytes.
     """
 
     def __init__(self, data: bytes | memoryview):
@@ -42,20 +37,15 @@ class Shared:
             written += os.write(self.descriptor, view[written : written + _AT_ONCE])
 
     def close(self) -> None:
-        """Drop it here; processes that have received it keep it."""
+        """Release it here; processes that have received it keep it."""
         self._finalizer()
 
 
 def attach(descriptor: int, n_bytes: int) -> memoryview:
-    """Return memory that was passed by another process; its descriptor is closed.
+    """Return memory that another process has passed, and close its descriptor.
 
     The memory is writable, and unmapped when nothing refers to it any more. Unlike `mmap.mmap`,
-    this needs no file descriptor per mapping, of which a process may have 1024 only.
-
-    Raises
-    ------
-    MemoryError
-        If it cannot be mapped.
+    this keeps no file descriptor open per mapping; a process may have only 1024 of them.
     """
     library = _c_library()
     try:

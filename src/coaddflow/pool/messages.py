@@ -1,7 +1,7 @@
-"""What master and workers say to each other.
+"""The messages between master and workers.
 
-A message is a small head and, for some, a body that was packed before. On the wire it is a list
-of frames: the pickled head, the pickle of the body, and its buffers.
+A message is a small head and, for some, a body that was packed before. It is sent as a list of
+frames: the pickled head, the pickle of the body, and its buffers.
 """
 
 import pickle
@@ -13,20 +13,20 @@ from coaddflow.pool.packing import Packed
 
 
 class Begin(NamedTuple):
-    """To a rank: a pool is opened, in which it has this number. Not answered."""
+    """To an MPI rank: a pool is opened, in which it has this number. Not answered."""
 
     worker: int
     paths: tuple[str, ...]
 
 
 class Define(NamedTuple):
-    """To a worker: here is a constant or a function (body). Not answered."""
+    """To a worker: a constant or a function (body). Not answered."""
 
     name: str
 
 
 class Run(NamedTuple):
-    """To a worker: do an item (body). Answered by `Done` or `Failed`."""
+    """To a worker: an item to do (body). Answered by `Done` or `Failed`."""
 
     task: int
     function: str
@@ -47,7 +47,7 @@ class Stop(NamedTuple):
 
 
 class End(NamedTuple):
-    """To a rank: the program ends."""
+    """To an MPI rank: the program ends."""
 
 
 class Hello(NamedTuple):
@@ -59,7 +59,7 @@ class Hello(NamedTuple):
 
 
 class Done(NamedTuple):
-    """From a worker: the result of an item (body), and the time that the item took."""
+    """From a worker: the result of an item (body), and the time it took."""
 
     task: int
     seconds: float
@@ -68,7 +68,7 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """From a worker: an item failed, after this time."""
+    """From a worker: an item has failed, after this time."""
 
     task: int
     seconds: float
@@ -95,7 +95,7 @@ def to_frames(message: Message) -> list[bytes | memoryview]:
 
 
 def from_frames(frames: Sequence[Any]) -> Message:
-    """Return the message that some frames hold."""
+    """Return the message in some frames."""
     # comes from a process of this job through its memory or connection, never from a file
     head = pickle.loads(frames[0])  # noqa: S301
     if len(frames) == 1:

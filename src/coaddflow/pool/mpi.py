@@ -1,11 +1,11 @@
 """The backend of MPI ranks: rank 0 is the master, every other rank is a worker.
 
-``mpirun -n 9 python -m coaddflow.pool script.py`` runs the script on rank 0 and has eight ranks
-wait for the pools that it opens (`run`). All waiting is polling with pauses: MPI itself waits
-with a full core, and cannot be interrupted.
+``mpirun -n 9 python -m coaddflow.pool script.py`` runs the script on rank 0, and eight ranks wait
+for the pools that it opens (`run`). All waiting is polling with pauses: MPI's own waiting keeps a
+core busy and cannot be interrupted.
 
-MPI does not tell when a rank is gone: whoever waits for it waits for ever. So each worker keeps a
-TCP connection to the master on which nothing is said; the kernel closes it when either ends.
+MPI does not report that a rank is gone: whoever waits for it waits forever. Each worker therefore
+has a TCP connection to the master on which nothing is sent; the kernel closes it when either ends.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from typing import Any
 from mpi4py import MPI
 
 from coaddflow.errors import InputError
-from coaddflow.pool.backend import Backend, Event, Joined, Replied, Traffic
+from coaddflow.pool.backend import Backend, Event, Joined, Replied
 from coaddflow.pool.failure import PoolError
-from coaddflow.pool.lifeline import Stopped, end_when, raise_on_sigterm
+from coaddflow.pool.lifeline import Stopped, connect, end_when, keep_alive, raise_on_sigterm
 from coaddflow.pool.messages import Begin, End, Message, Stop, from_frames, to_frames
-from coaddflow.pool.worker import Servant
+from coaddflow.pool.worker import WorkerLoop
 from coaddflow.runtime.threads import single_threaded
 
 _SIZES, _FRAMES = 1, 2  # tags
@@ -42,7 +42,7 @@ _RANK = struct.Struct("<q")
 
 
 def send_frames(comm: MPI.Comm, rank: int, frames: Sequence[Any], check: Callable[[], None]) -> int:
-    """Send frames to a rank and return the number of bytes; `check` is called while waiting."""
+    """Send frames to a rank; return the number of bytes. `check` is called while waiting."""
     sizes = struct.pack(f"<{len(frames)}q", *(memoryview(frame).nbytes for frame in frames))
     requests = [comm.Isend([sizes, MPI.BYTE], rank, _SIZES)]
     for frame in frames:
@@ -54,7 +54,7 @@ def send_frames(comm: MPI.Comm, rank: int, frames: Sequence[Any], check: Callabl
 def receive_frames(
     comm: MPI.Comm, status: MPI.Status, check: Callable[[], None]
 ) -> list[bytearray]:
-    """Receive the frames of a message of which the first part was seen by a probe."""
+    """Receive the frames of a message that `_probe` has found."""
     rank, sizes = status.Get_source(), bytearray(status.Get_count(MPI.BYTE))
     comm.Recv([sizes, MPI.BYTE], rank, _SIZES)
     frames = [bytearray(size) for size in struct.unpack(f"<{len(sizes) // 8}q", sizes)]
@@ -66,7 +66,7 @@ def receive_frames(
 
 
 def _parts(frame: Any) -> list[memoryview]:
-    """Return a frame in parts that are not too long for MPI."""
+    """Split a frame into parts that are not too long for MPI."""
     view = memoryview(frame).cast("B")
     return [view[i : i + _MOST_BYTES] for i in range(0, view.nbytes, _MOST_BYTES)]
 
@@ -88,17 +88,12 @@ def _probe(comm: MPI.Comm, check: Callable[[], None]) -> MPI.Status:
 
 
 class World:
-    """What rank 0 knows of the other ranks.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-        All ranks.
+    """The other ranks of a communicator, as rank 0 knows them.
 
     Attributes
     ----------
     broken : bool
-        A rank is gone or cannot be stopped: the program can only be aborted.
+        A rank is gone or does not stop: the program can only be aborted.
     """
 
     def __init__(self, comm: MPI.Comm):
@@ -118,8 +113,8 @@ class World:
                     self.broken = True
                     process, host = self.hosts[rank]
                     raise PoolError(
-                        f"rank {rank} (process {process} on {host}) is gone: killed (out of "
-                        "memory, time limit) or its node is lost; the job ends, run it again"
+                        f"rank {rank} (process {process} on {host}) is gone: it was killed (out "
+                        "of memory, time limit) or its node was lost. Run the job again"
                     )
 
     def end(self) -> None:
@@ -147,9 +142,9 @@ def _accept_lifelines(comm: MPI.Comm) -> dict[int, socket.socket]:
             connection.settimeout(_SECONDS_TO_CONNECT)
             said = connection.recv(_TOKEN_BYTES + _RANK.size, socket.MSG_WAITALL)
             if not secrets.compare_digest(said[:_TOKEN_BYTES], token):
-                connection.close()  # somebody else
+                connection.close()  # not one of the ranks
                 continue
-            _keep_alive(connection)
+            keep_alive(connection)
             connection.setblocking(False)
             lifelines[_RANK.unpack(said[_TOKEN_BYTES:])[0]] = connection
     return lifelines
@@ -158,29 +153,15 @@ def _accept_lifelines(comm: MPI.Comm) -> dict[int, socket.socket]:
 def _connect_lifeline(comm: MPI.Comm) -> socket.socket:
     """Connect to rank 0."""
     host, port, token = comm.bcast(None)
-    address = "127.0.0.1" if host == platform.node() else host
-    connection = socket.create_connection((address, port), _SECONDS_TO_CONNECT)
-    connection.settimeout(None)
-    _keep_alive(connection)
+    connection = connect(host, port)
     connection.sendall(token + _RANK.pack(comm.rank))
     return connection
-
-
-def _keep_alive(connection: socket.socket) -> None:
-    """Notice within a minute that the other node has lost its power."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class MpiBackend(Backend):
     """The ranks of an MPI program that was started with ``python -m coaddflow.pool``.
 
-    Parameters
-    ----------
-    workers : int or None
-        Use this many ranks only.
+    ``workers`` is how many to use; None for all but the first.
     """
 
     def __init__(self, workers: int | None):
@@ -191,7 +172,7 @@ class MpiBackend(Backend):
                 remedy="start it with: mpirun -n RANKS python -m coaddflow.pool SCRIPT",
             )
         if _world.broken:
-            raise PoolError("a rank is gone or busy for ever: the program must be ended")
+            raise PoolError("a rank is gone or does not stop: the program must end")
         n_ranks = _world.comm.size - 1
         if n_ranks < (workers or 1):
             raise InputError(
@@ -204,7 +185,7 @@ class MpiBackend(Backend):
         self._events: list[Event] = []
 
     def start(self) -> None:
-        """Tell the ranks that there is a pool."""
+        """Open a pool on the ranks."""
         for rank in self._ranks:
             self._send(rank, Message(Begin(rank, tuple(sys.path))))
             self._events.append(Joined(rank, *self._world.hosts[rank]))
@@ -216,27 +197,21 @@ class MpiBackend(Backend):
         self._send(worker, message)
 
     def wait(self) -> list[Event]:
-        """Wait for an answer.
-
-        Raises
-        ------
-        PoolError
-            If a rank is gone.
-        """
+        """Wait for an answer; raise PoolError if a rank is gone."""
         if not self._events:
             self._events.append(self._next_reply(self._world.check))
         events, self._events = self._events, []
         return events
 
     def close(self, abort: bool) -> None:
-        """Let the ranks drop what they hold, and wait for the next pool."""
+        """Let the ranks drop the pool, and wait for the next one."""
         until = time.monotonic() + _SECONDS_TO_STOP
 
         def check() -> None:
             self._world.check()
             if time.monotonic() > until:
                 self._world.broken = True
-                raise PoolError("some ranks do not stop")
+                raise PoolError("some MPI ranks do not stop")
 
         try:
             while self._busy:
@@ -252,31 +227,19 @@ class MpiBackend(Backend):
         frames = receive_frames(self._world.comm, status, self._world.check)
         rank = status.Get_source()
         self._busy.discard(rank)
-        _count(self.traffic, sum(map(len, frames)))
+        self.traffic.count(sum(map(len, frames)))
         return Replied(rank, from_frames(frames))
 
     def _send(self, rank: int, message: Message) -> None:
         frames = to_frames(message)
-        _count(self.traffic, send_frames(self._world.comm, rank, frames, self._world.check))
-
-
-def _count(traffic: Traffic, n_bytes: int) -> None:
-    traffic.messages += 1
-    traffic.piped += n_bytes
+        self.traffic.count(send_frames(self._world.comm, rank, frames, self._world.check))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a script on rank 0 while the other ranks work for the pools that it opens.
+    """Run a script on rank 0; the other ranks are the workers of the pools that it opens.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        Script and its arguments, or ``-m``, module and its arguments.
-
-    Returns
-    -------
-    int
-        Exit code. If a rank is gone, this does not return: MPI ends the program.
+    The arguments are a script and its arguments, or ``-m``, a module and its arguments. Returns
+    the exit code, except when a rank is gone: then MPI ends the program.
     """
     global _world  # noqa: PLW0603 - there is one world per process, as in MPI
     comm = MPI.COMM_WORLD.Dup()
@@ -294,7 +257,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run_script(arguments: list[str]) -> int:
-    """Run a script or module as if it had been started alone, and return its exit code."""
+    """Run a script or module as Python would, and return its exit code."""
     try:
         if arguments[0] == "-m":
             sys.argv[:] = arguments[1:]
@@ -325,7 +288,7 @@ def _serve(comm: MPI.Comm) -> int:
     comm.gather((os.getpid(), platform.node()))
     lifeline = _connect_lifeline(comm)
     end_when(lambda: not lifeline.recv(1))
-    servant = None
+    loop = None
     try:
         while True:
             message = from_frames(receive_frames(comm, _probe(comm, _nothing), _nothing))
@@ -333,15 +296,15 @@ def _serve(comm: MPI.Comm) -> int:
                 return 0
             if isinstance(message.head, Begin):
                 sys.path += [path for path in message.head.paths if path not in sys.path]
-                servant = Servant(message.head.worker, capture_log=True)
+                loop = WorkerLoop(message.head.worker, capture_log=True)
             elif isinstance(message.head, Stop):
-                servant = None
-            elif (reply := servant.handle(message)) is not None:
+                loop = None
+            elif (reply := loop.handle(message)) is not None:
                 send_frames(comm, 0, to_frames(reply), _nothing)
             del message
             reply = None
     except Stopped:
-        # finalising MPI would wait for the others
+        # finalizing MPI would wait for the other ranks
         os._exit(128 + signal.SIGTERM)
 
 

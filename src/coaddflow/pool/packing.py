@@ -1,20 +1,19 @@
-"""Python objects to bytes and back, with large arrays left where they are.
+"""Python objects to bytes and back, without copies of large arrays.
 
-Pickle protocol 5 (PEP 574) gives the pixels of contiguous NumPy arrays out of band, as views of
-the memory they stand in. How these views cross to another process is the backend's business.
-Arrays that are not contiguous, and subclasses of arrays (columns of tables, quantities), are
-copied into the pickle.
+Pickle protocol 5 (PEP 574) hands out the pixels of contiguous NumPy arrays as views of their
+memory. How these reach another process is up to the backend. Arrays that are not contiguous, and
+subclasses of arrays (columns of tables, quantities), are copied into the pickle.
 """
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from coaddflow.pool.failure import CannotPickle
 
 LARGE = 1 << 16
-"""Bytes from which a buffer is worth the system calls of its own."""
+"""Bytes from which a buffer is sent separately: system calls of its own then pay off."""
 
 _MAX_BUFFERS = 200
 """Buffers per message; Linux sends at most 253 file descriptors at once."""
@@ -35,12 +34,12 @@ def pack(value: Any, name: str) -> Packed:
     value : object
         What to pickle. It must not change as long as the result is in use.
     name : str
-        What to call it in an error.
+        Its name in error messages.
 
     Raises
     ------
     CannotPickle
-        If something in it cannot be pickled; the message says what and where in it.
+        If something in it cannot be pickled; the message says what and where.
     """
     buffers: list[memoryview] = []
 
@@ -64,18 +63,18 @@ def pack(value: Any, name: str) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """Return the object; its large arrays stand in the buffers, and are writable if these are."""
+    """Return the object; its large arrays are views of the buffers, and writable if these are."""
     # comes from a process of this job through its memory or connection, never from a file
     return pickle.loads(packed.data, buffers=packed.buffers)  # noqa: S301
 
 
 def copied(packed: Packed) -> Packed:
-    """Return the same with buffers of its own, which are writable."""
+    """Return a copy with writable buffers of its own."""
     return Packed(packed.data, [memoryview(bytearray(buffer)) for buffer in packed.buffers])
 
 
 def read_only(packed: Packed) -> Packed:
-    """Return the same with buffers that nobody can write to."""
+    """Return the same with read-only buffers."""
     return Packed(packed.data, [buffer.toreadonly() for buffer in packed.buffers])
 
 
@@ -89,12 +88,14 @@ def _culprit(value: Any, name: str, seen: set[int]) -> tuple[str, Any]:
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield what an object is made of, with names."""
+    """Yield the parts of an object, each with its name."""
     if isinstance(value, dict):
         yield from ((f"a key of {name}", key) for key in value)
         yield from ((f"{name}[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, list | tuple | set | frozenset):
-        yield from _sequence_parts(value, name)
+        fields = getattr(value, "_fields", None)
+        for i, part in enumerate(value):
+            yield (f"{name}.{fields[i]}" if fields else f"{name}[{i}]"), part
     elif isinstance(value, partial):
         yield f"{name}.func", value.func
         yield from _parts(value.args, f"{name}.args")
@@ -105,12 +106,6 @@ def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         bound = getattr(value, "__self__", None)
         if bound is not None:
             yield f"{name}.__self__", bound
-
-
-def _sequence_parts(value: Iterable[Any], name: str) -> Iterator[tuple[str, Any]]:
-    fields = getattr(value, "_fields", None)
-    for position, part in enumerate(value):
-        yield (f"{name}.{fields[position]}" if fields else f"{name}[{position}]"), part
 
 
 def _can_pickle(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The pool: functions over items, scattered and gathered."""
+"""The pool: a function is called on many items by several workers."""
 
 import itertools
 import logging
@@ -6,15 +6,21 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
 
-from coaddflow.pool.backend import Backend, Event, Joined, Lost, Traffic, make_backend
-from coaddflow.pool.failure import CannotPickle, Failure, PoolError, StateLost, WorkerDied
-from coaddflow.pool.failure import failure_of as _failure_of
+from coaddflow.pool.backend import Backend, Event, Joined, Lost, Traffic
+from coaddflow.pool.engines import make_backend
+from coaddflow.pool.failure import (
+    CannotPickle,
+    Failure,
+    PoolError,
+    StateLost,
+    WorkerDied,
+    failure_of,
+)
 from coaddflow.pool.messages import Define, Done, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, unpack
 from coaddflow.pool.queue import Task, TaskQueue
@@ -35,7 +41,7 @@ class _States:
 
 
 class Results(list[Any]):
-    """Results in the order of the items; a `Failure` stands for an item that failed.
+    """Results in the order of the items, with a `Failure` for an item that has failed.
 
     The workers keep the states of the items as long as this list is in use.
 
@@ -58,7 +64,7 @@ class Results(list[Any]):
 
 @dataclass
 class _Batch:
-    """The tasks of one map, on their way."""
+    """A map that is being done."""
 
     function: str
     queue: TaskQueue
@@ -69,7 +75,7 @@ class _Batch:
     n_done: int = 0
 
     def finish(self, task: Task, result: Any) -> None:
-        """Take the result of a task."""
+        """Pass on the result of a task."""
         self.n_done += 1
         self.receive(task.index, result)
         if self.progress is not None:
@@ -78,7 +84,7 @@ class _Batch:
 
 @dataclass
 class _KnownWorker:
-    """What the master knows of a worker: its process, and what was sent to it."""
+    """A worker as the master knows it: its process, and what was sent to it."""
 
     process: int
     host: str
@@ -87,13 +93,13 @@ class _KnownWorker:
 
 
 class Pool:
-    """Workers that do items of work, and may keep something of an item for the next round.
+    """Workers that call functions on items, and may keep the state of an item for later.
 
     To be used in a ``with`` block. A function that is given to the pool takes an item and the
-    `Worker` it runs on, and is defined in a module. Items and results must be things that can be
-    pickled; large arrays in them are passed in shared memory where there is any. A function that
-    raises costs its item only: the exception comes back as a `Failure`. So does a worker that
-    dies, which is replaced (with MPI it ends the job: nothing can replace a rank).
+    `Worker` it runs on, and is defined in a module. Items and results are pickled; large arrays
+    in them are passed in shared memory where the backend has it. A function that raises fails
+    only its item: the exception comes back as a `Failure`. The same holds for a worker that dies,
+    which is replaced (MPI cannot replace a rank: there the job ends).
 
     Parameters
     ----------
@@ -103,16 +109,16 @@ class Pool:
         Number of workers. Default: the cores that this process may use; with MPI all ranks but
         the first; with a dask scheduler all that it has.
     memory_limit : float, optional
-        Items are in work together only if the sum of their memory is not above this; bytes. An
-        item that is larger runs alone.
+        Limit for the sum of the memory of the items that are processed at the same time, bytes.
+        A larger item is processed alone.
     address : str, optional
-        Scheduler of dask (``tcp://...``) or its scheduler file (``....json``). Without it, dask
+        Dask scheduler (``tcp://...``) or its scheduler file (``....json``). Without it, dask
         workers are started on this machine.
 
     Raises
     ------
     InputError
-        If the backend does not exist, is not installed, or was not started as it needs.
+        If the backend does not exist, is not installed, or needs a program started with MPI.
 
     Examples
     --------
@@ -146,16 +152,11 @@ class Pool:
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
         self._backend.start()
-        # sums have other bits with more threads; workers have one each
+        # more threads change the last bits of sums; workers have one thread each
         self._one_thread = threadpool_limits(1)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         backend, self._backend = self._backend, None
         self._one_thread.restore_original_limits()
         backend.close(abort=kind is not None or bool(self._running))
@@ -166,12 +167,12 @@ class Pool:
 
     @property
     def processes(self) -> dict[int, int]:
-        """Process ids of the workers that are ready, by number of the worker."""
+        """Process ids of the workers that are ready, by the number of the worker."""
         return {number: worker.process for number, worker in self._workers.items()}
 
     @property
     def traffic(self) -> Traffic:
-        """What this process has sent and received so far."""
+        """What the master has sent and received so far."""
         return self._open_backend().traffic
 
     @property
@@ -180,20 +181,20 @@ class Pool:
         return self._busy
 
     def broadcast(self, **constants: Any) -> None:
-        """Give constants to all workers, under their names; each is sent once to each worker.
+        """Send constants to all workers, once to each.
 
-        Functions find them in `Worker.constants`. Arrays in them are read-only, and stand in
-        memory once for all worker processes of a machine.
+        Functions find them by name in `Worker.constants`. Arrays in them are read-only, and are
+        in memory once for all worker processes of a machine.
 
         Parameters
         ----------
         **constants : object
-            The constants. One that was given before is replaced.
+            The constants. They replace earlier ones of the same names.
 
         Raises
         ------
         CannotPickle
-            If a constant cannot be sent.
+            If a constant cannot be pickled.
         """
         for name, value in constants.items():
             self._define(name, value)
@@ -208,22 +209,23 @@ class Pool:
         label: Callable[[Any], str] | None = None,
         progress: Progress | None = None,
     ) -> Results:
-        """Do all items, each on any worker.
+        """Call a function on all items, each on any worker.
 
         Parameters
         ----------
         function : callable
             ``function(item, worker)``.
         items : iterable
-            The items. One that is a `Failure` is not done but returned.
+            The items. A `Failure` among them is not processed but returned.
         cost : callable, optional
-            How long an item takes, in any unit: the longest are begun first.
+            How long an item takes, in any unit: the longest are done first.
         memory : callable, optional
-            Bytes that an item needs while it is in work.
+            Bytes that an item needs while it is processed.
         label : callable, optional
-            Name of an item for people.
+            Name of an item in messages.
         progress : callable, optional
-            Called with the number of items done, that of all, and the label of the last.
+            Called with the number of finished items, the number of items, and the label of the
+            last finished one.
 
         Returns
         -------
@@ -233,9 +235,9 @@ class Pool:
         Raises
         ------
         CannotPickle
-            If the function cannot be sent.
+            If the function cannot be pickled.
         PoolError
-            If there are no workers left.
+            If no workers are left.
         """
         items = list(items)
         labels = [label(item) if label else f"item {i}" for i, item in enumerate(items)]
@@ -253,11 +255,11 @@ class Pool:
         memory: Callable[[Any], float] | None = None,
         progress: Progress | None = None,
     ) -> Results:
-        """Come back to the items of an earlier map, each on the worker that holds its state.
+        """Return to the items of an earlier map, each on the worker that holds its state.
 
-        What the function of the earlier map has put into `Worker.state` for an item is there
-        again. An item that failed stays failed. One whose worker has died since fails with type
-        `StateLost`. One that left no state may run anywhere.
+        `Worker.state` contains what the function of the earlier map has put there for the item.
+        An item that failed stays failed. An item whose worker has died since then fails with type
+        `StateLost`. An item without a state may run on any worker.
 
         Parameters
         ----------
@@ -266,7 +268,7 @@ class Pool:
         function : callable
             ``function(item, worker)``.
         items : iterable, optional
-            New items, one for each of the earlier; default None for each.
+            New items, one for each earlier one; None for each by default.
         cost, memory, progress : callable, optional
             As in `map`.
 
@@ -302,9 +304,9 @@ class Pool:
         label: Callable[[Any], str] | None = None,
         progress: Progress | None = None,
     ) -> tuple[Any, list[Failure]]:
-        """Do all items and combine their results in the order of the items.
+        """Call a function on all items and combine the results in the order of the items.
 
-        The order is the same whichever item ends first, so that sums have the same bits. A
+        The order does not depend on which item ends first, so that sums have the same bits. A
         result is combined and dropped as soon as those before it have been.
 
         Parameters
@@ -319,31 +321,32 @@ class Pool:
         total : object
             None if no item succeeded.
         failures : list of Failure
-            Items that failed; they are left out of the total.
+            The items that failed, which are not in the total.
         """
         items = list(items)
         labels = [label(item) if label else f"item {i}" for i, item in enumerate(items)]
-        total, arrived, following = [], {}, itertools.count()
-        failures = {i: item for i, item in enumerate(items) if isinstance(item, Failure)}
-        wanted = (i for i in following if i not in failures)
-        expected = [next(wanted)]
+        arrived = {i: item for i, item in enumerate(items) if isinstance(item, Failure)}
+        total: list[Any] = []
+        failures: list[Failure] = []
+        following = 0
 
         def receive(index: int, result: Any) -> None:
+            nonlocal following
             arrived[index] = result
-            while expected[0] in arrived:
-                ready = arrived.pop(expected[0])
+            while following in arrived:
+                ready = arrived.pop(following)
+                following += 1
                 if isinstance(ready, Failure):
-                    failures[expected[0]] = ready
+                    failures.append(ready)
                 else:
                     total[:] = [combine(total[0], ready) if total else ready]
-                expected[0] = next(wanted)
 
         tasks = self._tasks(items, labels, cost, memory)
         self._work(function, tasks, self._new_states(), receive, progress)
-        return total[0] if total else None, [failures[i] for i in sorted(failures)]
+        return total[0] if total else None, [*failures, *arrived.values()]
 
     def forget(self, results: Results) -> None:
-        """Let the workers drop the states of a map; this also happens when its results go."""
+        """Let the workers drop the states of a map, as they do when its results are deleted."""
         self._dead_maps.append(results._states.number)
         results._states.owners.clear()
         self._send_forgotten()
@@ -357,8 +360,8 @@ class Pool:
         states: _States,
         progress: Progress | None,
     ) -> Results:
-        """Do tasks and put their results into the places of the items."""
-        results = Results(items, labels, states)  # what is not done stands for itself: a Failure
+        """Do tasks; return the items with their results in place."""
+        results = Results(items, labels, states)  # items without a task are failures, and stay
         self._work(function, tasks, states, results.__setitem__, progress)
         return results
 
@@ -375,7 +378,7 @@ class Pool:
         memory: Callable[[Any], float] | None,
         owners: dict[int, int] | None = None,
     ) -> list[Task]:
-        """Return the tasks of all items that have not failed before."""
+        """Return a task for each item that has not failed before."""
         return [
             Task(
                 number=next(self._numbers),
@@ -403,7 +406,7 @@ class Pool:
         receive: Callable[[int, Any], None],
         progress: Progress | None,
     ) -> None:
-        """Do tasks; their results are received in the order in which they end."""
+        """Do tasks; results are received in the order in which the tasks end."""
         self._open_backend()
         self._send_forgotten()
         name = f"function {next(self._numbers)}"
@@ -420,13 +423,13 @@ class Pool:
             del self._definitions[name]
 
     def _next_event(self) -> Event:
-        """Wait for what happens next; nothing is lost if `map` is left by an exception."""
+        """Wait for the next event; none is lost if `map` is left by an exception."""
         if not self._events:
             self._events.extend(self._backend.wait())
         return self._events.popleft()
 
     def _give_out(self, batch: _Batch) -> None:
-        """Give tasks to all workers that have none."""
+        """Give tasks to all idle workers."""
         for number in sorted(set(self._workers) - set(self._running)):
             while number not in self._running:
                 task = batch.queue.take(number, self._room())
@@ -435,18 +438,17 @@ class Pool:
                 self._give(number, task, batch)
 
     def _room(self) -> float:
-        """Return how much memory the next task may need, bytes."""
+        """Return the memory that is left for the next task, bytes."""
         if not self._running:
             return math.inf
         return self._memory_limit - sum(task.memory for _, task in self._running.values())
 
     def _give(self, number: int, task: Task, batch: _Batch) -> None:
-        """Give a task to a worker, with all constants that it does not have yet."""
+        """Send a task to a worker, with the constants that it does not have yet."""
         try:
             body = pack(task.item, task.label)
         except CannotPickle as error:
-            failure = _failure_of(error, None, task.index, task.label)
-            batch.finish(task, failure)
+            batch.finish(task, failure_of(error, None, task.index, task.label))
             return
         worker = self._workers[number]
         self._running[number] = (batch, task)
@@ -460,7 +462,7 @@ class Pool:
         self._backend.send(number, Message(run, body))
 
     def _take(self, event: Event, batch: _Batch) -> None:
-        """Take notice of what happened."""
+        """Handle an event."""
         if isinstance(event, Joined):
             self._workers[event.worker] = _KnownWorker(event.process, event.host)
         elif isinstance(event, Lost):
@@ -469,7 +471,7 @@ class Pool:
             self._receive(event.worker, event.message, batch)
 
     def _receive(self, number: int, message: Message, batch: _Batch) -> None:
-        """Take the answer of a worker; one to a map that was given up is dropped."""
+        """Take the answer of a worker; drop it if its map was abandoned."""
         asked, task = self._running.pop(number)
         reply = message.head
         self._busy += reply.seconds
@@ -478,36 +480,37 @@ class Pool:
             return
         batch.states.owners.pop(task.index, None)
         if not isinstance(reply, Done):
-            batch.finish(task, reply.failure.named(task.index, task.label))
+            failure = replace(reply.failure, index=task.index, label=task.label)
+            batch.finish(task, failure)
             return
         if reply.holds_state:
             batch.states.owners[task.index] = number
         try:
             result = unpack(message.body)
         except Exception as error:
-            result = _failure_of(error, number, task.index, task.label)
+            result = failure_of(error, number, task.index, task.label)
         batch.finish(task, result)
 
     def _lose(self, lost: Lost, batch: _Batch) -> None:
-        """Turn the tasks of a dead worker into failures."""
+        """Let the tasks of a dead worker fail."""
         worker = self._workers.pop(lost.worker)
         asked, task = self._running.pop(lost.worker, (None, None))
         what = f"worker {lost.worker} (process {worker.process} on {worker.host}) {lost.reason}"
         _LOG.warning("%s%s", what, f" at {task.label}" if task else "")
         if asked is batch:
             batch.states.owners.pop(task.index, None)
-            failure = _failure_of(WorkerDied(what), lost.worker, task.index, task.label)
-            batch.finish(task, failure)
+            error = WorkerDied(what)
+            batch.finish(task, failure_of(error, lost.worker, task.index, task.label))
         self._lose_states(batch, lost.worker)
 
     @staticmethod
     def _lose_states(batch: _Batch, worker: int) -> None:
         for task in batch.queue.take_all_of(worker):
             error = StateLost(f"worker {worker}, which held the state of {task.label}, is gone")
-            batch.finish(task, _failure_of(error, worker, task.index, task.label))
+            batch.finish(task, failure_of(error, worker, task.index, task.label))
 
     def _define(self, name: str, value: Any) -> None:
-        """Make a constant or function known; it is sent to a worker with its next item."""
+        """Register a constant or function; it is sent to each worker with its next item."""
         backend = self._open_backend()
         if callable(value) and not backend.in_this_process:
             _check_importable(value)
@@ -516,7 +519,7 @@ class Pool:
             worker.defined.discard(name)
 
     def _send_forgotten(self) -> None:
-        """Tell the workers what they need not keep; one that is busy, before a later map."""
+        """Tell idle workers what they can drop; busy ones are told before a later map."""
         while self._dead_maps:
             dead = self._dead_maps.pop()
             for worker in self._workers.values():
@@ -532,18 +535,18 @@ class Pool:
 
 
 def _check_importable(function: Callable[..., Any]) -> None:
-    """Raise CannotPickle if a function stands in the script: workers do not run the script."""
+    """Raise CannotPickle if a function is defined in the script, which workers do not run."""
     target = getattr(function, "func", function)
     if getattr(target, "__module__", None) == "__main__":
         name = getattr(target, "__qualname__", repr(target))
         raise CannotPickle(
-            f"the function {name!r} is defined in the script that is running, which workers do "
-            "not run again: define it in a module"
+            f"the function {name!r} is defined in the script itself, which workers do not run "
+            "again: define it in a module"
         )
 
 
 def _repeat_log(records: Iterable[dict[str, Any]], label: str) -> None:
-    """Log here what was logged in a worker."""
+    """Repeat here what was logged in a worker."""
     for entries in records:
         record = logging.makeLogRecord(entries)
         logger = logging.getLogger(record.name)

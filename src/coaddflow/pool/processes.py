@@ -4,8 +4,8 @@ Every worker is a fresh Python process: a fork of a process with threads may han
 reads the number of threads before it loads a numerical library. It does not run the script of
 the master again.
 
-No worker outlives the master: each waits, in a thread of its own, for the end of a pipe of which
-the master alone has the other end. The kernel closes that end even if the master is killed.
+No worker outlives the master: each waits, in a thread, for the end of a pipe whose other end only
+the master has. The kernel closes that end even if the master is killed.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
+from typing import Any
 
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied
 from coaddflow.pool.channel import Channel
@@ -35,7 +36,7 @@ _START = (
 )
 
 _SECONDS_TO_STOP = 5.0
-"""Time for a worker that was told to stop, and one that was sent SIGTERM."""
+"""Time for workers to end after `Stop`, and again after SIGTERM."""
 
 
 class _Child:
@@ -48,13 +49,7 @@ class _Child:
 
 
 class ProcessBackend(Backend):
-    """Worker processes.
-
-    Parameters
-    ----------
-    workers : int
-        How many.
-    """
+    """A number of worker processes."""
 
     def __init__(self, workers: int):
         super().__init__()
@@ -69,7 +64,7 @@ class ProcessBackend(Backend):
         self._lifeline = os.pipe()
         try:
             for _ in range(self._n_workers):
-                self._launch()
+                self._start_worker()
         except BaseException:
             self.close(abort=True)
             raise
@@ -83,7 +78,7 @@ class ProcessBackend(Backend):
 
     def send(self, worker: int, message: Message) -> None:
         """Send a message to a worker."""
-        with contextlib.suppress(ConnectionError):  # its end is seen by `wait`
+        with contextlib.suppress(ConnectionError):  # `wait` sees that the worker is gone
             self._children[worker].channel.send(to_frames(message))
 
     def wait(self) -> list[Event]:
@@ -91,75 +86,55 @@ class ProcessBackend(Backend):
         events: list[Event] = []
         while not events:
             for key, _ in self._selector.select():
-                events += self._hear(key.data)
+                events += self._receive(key.data)
         return events
 
     def close(self, abort: bool) -> None:
-        """End all processes."""
+        """End all processes, and free everything."""
+        processes = [child.process for child in self._children.values()]
         try:
             if not abort:
                 for number in self._children:
                     self.send(number, Message(Stop()))
-                self._await_end()
-            for child in self._children.values():
-                if child.process.poll() is None:
-                    child.process.terminate()
-            self._await_end()
+                wait_for_end(processes, _SECONDS_TO_STOP)
         finally:
-            self._end_without_mercy()
+            terminate_then_kill(processes, _SECONDS_TO_STOP)
+            for child in self._children.values():
+                child.channel.close()
+            self._children.clear()
+            self._selector.close()
+            for descriptor in self._lifeline or ():
+                os.close(descriptor)
+            self._lifeline = None
 
-    def _end_without_mercy(self) -> None:
-        """Kill what still runs, and free everything."""
-        for child in self._children.values():
-            if child.process.poll() is None:
-                child.process.kill()
-            child.process.wait()
-            child.channel.close()
-        self._children.clear()
-        self._selector.close()
-        for descriptor in self._lifeline or ():
-            os.close(descriptor)
-        self._lifeline = None
-
-    def _await_end(self) -> None:
-        """Give the processes some time to end."""
-        until = time.monotonic() + _SECONDS_TO_STOP
-        for child in self._children.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(until - time.monotonic(), 0.0))
-
-    def _launch(self) -> None:
-        """Start one worker process."""
+    def _start_worker(self) -> None:
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
         with theirs:
-            numbers = [str(number), str(theirs.fileno()), str(self._lifeline[0])]
-            process = start_python(
-                "coaddflow.pool.child", numbers, (theirs.fileno(), self._lifeline[0])
-            )
+            descriptors = (theirs.fileno(), self._lifeline[0])
+            arguments = [str(one) for one in (number, *descriptors)]
+            process = start_python("coaddflow.pool.child", arguments, descriptors)
         child = _Child(process, Channel(ours, self.traffic))
         self._children[number] = child
         self._selector.register(child.channel, selectors.EVENT_READ, number)
 
-    def _hear(self, number: int) -> list[Event]:
+    def _receive(self, number: int) -> list[Event]:
         """Receive from a worker that has sent something or has ended."""
         child = self._children[number]
         try:
             message = from_frames(child.channel.receive())
         except (EOFError, ConnectionError):
-            return self._bury(number)
+            return [self._replace(number)]
         if isinstance(message.head, Hello):
             child.ready = True
             return [Joined(number, message.head.process, message.head.host)]
         return [Replied(number, message)]
 
-    def _bury(self, number: int) -> list[Event]:
-        """Tell how a worker ended, and start one in its place."""
+    def _replace(self, number: int) -> Lost:
+        """Start a worker in place of one that has ended; return how that one ended."""
         child = self._children[number]
-        try:
-            child.process.wait(_SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
+        wait_for_end([child.process], _SECONDS_TO_STOP)
+        child.process.kill()
         code = child.process.wait()
         self._selector.unregister(child.channel)
         child.channel.close()
@@ -169,8 +144,8 @@ class ProcessBackend(Backend):
                 f"a worker process on {platform.node()} {_reason(code)} before it was ready; "
                 "its standard error says why"
             )
-        self._launch()
-        return [Lost(number, _reason(code))]
+        self._start_worker()
+        return Lost(number, _reason(code))
 
 
 def start_python(
@@ -178,14 +153,7 @@ def start_python(
 ) -> subprocess.Popen[bytes]:
     """Start the function ``main`` of a module in a fresh Python process with one thread.
 
-    Parameters
-    ----------
-    module : str
-        The module.
-    arguments : sequence of str
-        What its ``main`` is called with.
-    descriptors : sequence of int
-        File descriptors that the process shall have.
+    It gets the arguments, and inherits the file descriptors.
     """
     return subprocess.Popen(  # noqa: S603 - this Python, with fixed arguments
         [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments],
@@ -195,10 +163,29 @@ def start_python(
     )
 
 
+def terminate_then_kill(processes: Sequence[subprocess.Popen[Any]], seconds: float) -> None:
+    """End processes, and kill those that are still there after so many seconds."""
+    try:
+        for process in processes:
+            process.terminate()
+        wait_for_end(processes, seconds)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def wait_for_end(processes: Iterable[subprocess.Popen[Any]], seconds: float) -> None:
+    """Wait until processes have ended, all together no longer than this."""
+    until = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(until - time.monotonic(), 0.0))
+
+
 def _reason(code: int) -> str:
     """Return in words how a process ended."""
     if code >= 0:
         return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    hint = " (out of memory, or by hand)" if -code == signal.SIGKILL else ""
-    return f"was ended by {name}{hint}"
+    hint = "; it probably ran out of memory" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"

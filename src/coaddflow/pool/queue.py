@@ -1,4 +1,4 @@
-"""Which item a worker gets next: the longest that it may have and for which there is memory."""
+"""Which item a worker gets next: the longest one that it may do and for which there is memory."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,20 +11,12 @@ class Task:
 
     Attributes
     ----------
-    number : int
-        Unique in the pool.
-    index : int
-        Place of the item in its map.
-    item : object
-        The item.
-    label : str
-        Its name for people.
-    cost : float
-        How long it takes, in any unit.
-    memory : int
-        Bytes it needs while it is in work.
+    number, index : int
+        Unique number in the pool, and position of the item in its map.
+    item, label, cost, memory
+        The item, and what `Pool.map` knows of it.
     owner : int or None
-        The only worker that can do it, since it holds its state.
+        The only worker that can do it, because it holds the state of the item.
     """
 
     number: int
@@ -37,7 +29,7 @@ class Task:
 
 
 class TaskQueue:
-    """Tasks that wait, those with the highest cost first, equal ones in their order."""
+    """Waiting tasks, those of highest cost first, equal ones in their order."""
 
     def __init__(self, tasks: Iterable[Task]):
         self._waiting: dict[int | None, list[Task]] = {None: []}
@@ -48,10 +40,9 @@ class TaskQueue:
         return sum(map(len, self._waiting.values()))
 
     def take(self, worker: int, room: float) -> Task | None:
-        """Take out the first task that a worker may do in this much memory, if there is one.
+        """Remove and return the first task that a worker may do in this much memory, if any.
 
-        A task that does not fit is passed over, not waited for: it comes first again as soon as
-        something ends.
+        A task that does not fit is passed over, and is the first again when another one ends.
         """
         best = None
         for owner in (None, worker):
@@ -64,7 +55,7 @@ class TaskQueue:
         return best
 
     def take_all_of(self, worker: int) -> list[Task]:
-        """Take out all tasks that only this worker could do."""
+        """Remove and return all tasks that only this worker could do."""
         return self._waiting.pop(worker, [])
 
 

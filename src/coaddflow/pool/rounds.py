@@ -1,4 +1,4 @@
-"""Rounds of work on items whose state stays with the workers, as long as no worker dies."""
+"""Several rounds of work on the same items, whose state stays with the workers between rounds."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -6,24 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from coaddflow.pool.failure import Failure, PoolError, StateLost, WorkerDied, failure_of
-from coaddflow.pool.pool import Function, Pool, Progress, Results
+from coaddflow.pool.pool import Function, Pool, Results
 from coaddflow.pool.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 
-_NOT_AT_FAULT = {WorkerDied.__name__, StateLost.__name__}
+_LOST = {WorkerDied.__name__, StateLost.__name__}
 
 _LEFT_OUT = failure_of(PoolError("left out"), None)
-"""What is not done stands for itself in a map."""
+"""An item that is a failure is not done."""
 
-
-_ELSEWHERE = object()
-"""Stands in a group for an item that was begun anew in another one."""
+_MOVED = object()
+"""Takes the place of an item that was restarted in another group."""
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What to do with an item: one step, or all those that are to be done anew."""
+    """What to do with an item: the step of this round, or all steps so far to restart it."""
 
     key: Hashable
     steps: tuple[tuple[Function, Any], ...]
@@ -44,11 +43,11 @@ def _run_steps(item: _Steps, worker: Worker) -> Any:
 
 
 class Rounds:
-    """Items that are worked on in several rounds, each by the worker that holds its state.
+    """Items that are processed in several rounds, each by the worker that holds its state.
 
-    What a worker held that died is begun anew by another one: the functions of all rounds so far
-    are called again with the arguments that they had. So they must do the same again when they
-    are called twice. An item that ends a worker twice ends the work.
+    When a worker dies its items are restarted on another one: the functions of all rounds so far
+    are called again with their arguments, and must give the same results again. An item that
+    kills two workers ends the work.
 
     Parameters
     ----------
@@ -57,12 +56,13 @@ class Rounds:
     keys : iterable of hashable
         The items.
     cost, memory : callable, optional
-        Of a key: how long the item takes, in any unit, and bytes that it needs while it is in
-        work.
+        Functions of a key: how long the item takes, in any unit, and the bytes that it needs
+        while it is processed.
     label : callable, optional
-        Name of a key for people.
+        Name of a key in messages.
     is_end : callable, optional
-        Whether a result ends the work on its item; defined in a module. `do` then leaves the item.
+        Whether a result ends the work on its item; defined in a module. `do` then leaves out the
+        item.
     """
 
     def __init__(
@@ -89,19 +89,14 @@ class Rounds:
 
     @property
     def keys(self) -> list[Hashable]:
-        """The items that are still worked on, in order."""
+        """The items that are not left out, in order."""
         return [key for key in self._keys if key not in self._left]
 
     def leave(self, key: Hashable) -> None:
-        """Leave an item out of the rounds to come."""
+        """Leave out an item from now on."""
         self._left.add(key)
 
-    def do(
-        self,
-        function: Function,
-        arguments: Mapping[Hashable, Any],
-        progress: Progress | None = None,
-    ) -> dict[Hashable, Any]:
+    def do(self, function: Function, arguments: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Do one round.
 
         Parameters
@@ -110,8 +105,6 @@ class Rounds:
             ``function(argument, worker)``; defined in a module.
         arguments : mapping
             One for each of `keys`.
-        progress : callable, optional
-            As in `Pool.map`; counts each group of items by itself.
 
         Returns
         -------
@@ -121,9 +114,9 @@ class Rounds:
         Raises
         ------
         Exception
-            What a function has raised, when the others of the round have ended.
+            What a function has raised, after the rest of the round is done.
         PoolError
-            If an item has ended a worker twice.
+            If an item has killed two workers.
         """
         arguments = {key: arguments[key] for key in self.keys}
         found: dict[Hashable, Any] = {}
@@ -133,9 +126,9 @@ class Rounds:
                 self._steps(key, [(function, arguments[key])]) if key in arguments else _LEFT_OUT
                 for key in keys
             ]
-            self._take(keys, self._map(items, held, keys, progress), found)
+            self._collect(keys, self._map(items, held, keys), found)
         self._history.append((function, arguments))
-        self._begin_anew([key for key in self.keys if _is_lost(found[key])], found)
+        self._restart([key for key in self.keys if _is_lost(found[key])], found)
         for key in self.keys:
             if isinstance(found[key], Failure):
                 found[key].raise_again()
@@ -146,54 +139,47 @@ class Rounds:
     def _steps(self, key: Hashable, steps: Iterable[tuple[Function, Any]]) -> _Steps:
         return _Steps(key, tuple(steps), self._is_end)
 
-    def _map(
-        self,
-        items: list[Any],
-        held: Results | None,
-        keys: list[Hashable],
-        progress: Progress | None = None,
-    ) -> Results:
+    def _map(self, items: list[Any], held: Results | None, keys: list[Hashable]) -> Results:
         if held is not None:
-            return self._pool.map_again(held, _run_steps, items, progress=progress, **self._options)
+            return self._pool.map_again(held, _run_steps, items, **self._options)
         names = {key: self._label(key) for key in keys}
         return self._pool.map(
             _run_steps,
             items,
             label=lambda item: names.get(getattr(item, "key", None), ""),
-            progress=progress,
             **self._options,
         )
 
-    def _take(self, keys: list[Hashable], results: Results, found: dict[Hashable, Any]) -> None:
-        """Take the results of a group, which keeps its states but not its results."""
+    def _collect(self, keys: list[Hashable], results: Results, found: dict[Hashable, Any]) -> None:
+        """Collect the results of a group, which keeps its states but not its results."""
         mine = list(keys)
-        for place, key in enumerate(keys):
-            if key in self._left or key is _ELSEWHERE:
+        for i, key in enumerate(keys):
+            if key in self._left or key is _MOVED:
                 continue
-            found[key] = results[place]
-            if _is_lost(results[place]):
-                mine[place] = _ELSEWHERE
-            if not isinstance(results[place], Failure):
-                results[place] = None
+            found[key] = results[i]
+            if _is_lost(results[i]):
+                mine[i] = _MOVED
+            if not isinstance(results[i], Failure):
+                results[i] = None
         self._groups.append((mine, results))
 
-    def _begin_anew(self, lost: list[Hashable], found: dict[Hashable, Any]) -> None:
+    def _restart(self, lost: list[Hashable], found: dict[Hashable, Any]) -> None:
         """Do all rounds so far for items whose worker has died."""
         if not lost:
             return
-        _LOG.warning("begun anew, since their worker died: %s", ", ".join(map(self._label, lost)))
+        _LOG.warning("restarted because their worker died: %s", ", ".join(map(self._label, lost)))
         items = [
             self._steps(key, [(function, before[key]) for function, before in self._history])
             for key in lost
         ]
-        self._take(lost, self._map(items, None, lost), found)
+        self._collect(lost, self._map(items, None, lost), found)
         for key in lost:
             if _is_lost(found[key]):
                 raise PoolError(
-                    f"{self._label(key)} has ended two workers ({found[key].message}): out of "
-                    "memory, or killed. Run again with more memory"
+                    f"{self._label(key)} has killed two workers ({found[key].message}). "
+                    "Run again with more memory"
                 )
 
 
 def _is_lost(result: Any) -> bool:
-    return isinstance(result, Failure) and result.type in _NOT_AT_FAULT
+    return isinstance(result, Failure) and result.type in _LOST

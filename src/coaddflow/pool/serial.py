@@ -1,7 +1,7 @@
-"""The backend without processes: everything happens in the master, one item after the other.
+"""The backend without processes: the master does all items itself, one after the other.
 
-Items and results are packed and unpacked as for other processes, so that a function can no more
-change what belongs to the master here than there, and what cannot be sent is found here too.
+Items and results are packed and unpacked as for other processes: a function cannot change what
+belongs to the master, and what cannot be pickled is found here too.
 """
 
 import os
@@ -10,7 +10,7 @@ import platform
 from coaddflow.pool.backend import Backend, Event, Joined, Replied
 from coaddflow.pool.messages import Message
 from coaddflow.pool.packing import copied
-from coaddflow.pool.worker import Servant
+from coaddflow.pool.worker import WorkerLoop
 
 _WORKER = 0
 
@@ -22,19 +22,19 @@ class SerialBackend(Backend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._servant = Servant(_WORKER, capture_log=False)
+        self._loop = WorkerLoop(_WORKER, capture_log=False)
         self._events: list[Event] = []
 
     def start(self) -> None:
-        """Start: there is nothing to start."""
+        """Report that the worker is ready."""
         self._events.append(Joined(_WORKER, os.getpid(), platform.node()))
 
     def send(self, worker: int, message: Message) -> None:
         """Do what the message asks, now."""
-        self.traffic.messages += 1
+        self.traffic.count(0)
         if message.body is not None:
             message = message._replace(body=copied(message.body))
-        reply = self._servant.handle(message)
+        reply = self._loop.handle(message)
         if reply is not None:
             if reply.body is not None:
                 reply = reply._replace(body=copied(reply.body))
@@ -47,4 +47,4 @@ class SerialBackend(Backend):
 
     def close(self, abort: bool) -> None:
         """Drop all states."""
-        self._servant = Servant(_WORKER, capture_log=False)
+        self._loop = WorkerLoop(_WORKER, capture_log=False)

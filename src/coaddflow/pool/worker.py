@@ -1,4 +1,4 @@
-"""A worker: what functions see of it, and how it does what the master asks."""
+"""A worker: what functions see of it, and how it handles the messages of the master."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from coaddflow.pool.packing import Packed, pack, read_only, unpack
 
 @dataclass(frozen=True)
 class Worker:
-    """What a function that runs on the pool knows of the worker it runs on.
+    """What a function that runs on the pool sees of its worker.
 
     Attributes
     ----------
@@ -23,11 +23,11 @@ class Worker:
     constants : mapping of str to object
         What was broadcast; arrays in it are read-only.
     state : dict
-        What stays with the worker for this item: empty in `Pool.map`; what is put into it is
-        there again when `Pool.map_again` comes back with the same item.
+        Belongs to this item and stays with the worker: empty in `Pool.map`; `Pool.map_again`
+        finds in it what the function has put there for the same item.
     cache : dict
-        What stays with the worker for all items, as long as it lives. No result may depend on
-        it: which items a worker sees is a matter of time.
+        Belongs to the worker, as long as it lives. No result may depend on it: which items a
+        worker gets is a matter of timing.
     """
 
     id: int
@@ -36,15 +36,10 @@ class Worker:
     cache: dict[str, Any]
 
 
-class Servant:
-    """Does what messages ask, in whatever process it stands.
+class WorkerLoop:
+    """Handles the messages to the worker of a number, in whatever process that is.
 
-    Parameters
-    ----------
-    worker : int
-        Number of the worker.
-    capture_log : bool
-        Send log records along with the answer, because the master is another process.
+    With ``capture_log``, log records are sent with the answer: the master is another process.
     """
 
     def __init__(self, worker: int, capture_log: bool):
@@ -56,7 +51,7 @@ class Servant:
         self._cache: dict[str, Any] = {}
 
     def handle(self, message: Message) -> Message | None:
-        """Do what a message asks and return the answer, if it has one."""
+        """Do what a message asks; return the answer, if there is one."""
         head = message.head
         if isinstance(head, Run):
             return self._run(head, message.body)
@@ -73,7 +68,7 @@ class Servant:
         return None
 
     def _run(self, run: Run, body: Packed) -> Message:
-        """Run a function on an item; whatever it raises is the answer."""
+        """Run a function on an item; what it raises becomes the answer."""
         state = self._states.pop(run.state, {})
         begin = time.monotonic()
         with _records(run.log_level, self._capture_log) as log:
@@ -91,30 +86,30 @@ class Servant:
         return Message(Done(run.task, seconds, bool(state), tuple(log)), packed)
 
     def _value(self, name: str) -> Any:
-        """Return a constant or function; unpacked when first used, so that errors have an item."""
+        """Return a constant or function, unpacked at first use: an error then fails one item."""
         if name not in self._defined:
             self._defined[name] = unpack(self._packed[name])
         return self._defined[name]
 
 
 class _Constants(Mapping[str, Any]):
-    """The constants of a worker, unpacked when asked for."""
+    """The constants of a worker, unpacked at first use."""
 
-    def __init__(self, servant: Servant):
-        self._servant = servant
+    def __init__(self, loop: WorkerLoop):
+        self._loop = loop
 
     def __getitem__(self, name: str) -> Any:
-        return self._servant._value(name)
+        return self._loop._value(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._servant._packed if name.isidentifier())
+        return (name for name in self._loop._packed if name.isidentifier())
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
 class _Recorder(logging.Handler):
-    """Keeps log records in a form that can be sent."""
+    """Collects log records in a form that can be pickled."""
 
     def __init__(self, records: list[dict[str, Any]]):
         super().__init__()
@@ -124,13 +119,13 @@ class _Recorder(logging.Handler):
         entries = dict(record.__dict__, msg=record.getMessage(), args=None, exc_info=None)
         if record.exc_info and record.exc_info[0] is not None:
             entries["exc_text"] = logging.Formatter().formatException(record.exc_info)
-        known = logging.makeLogRecord({}).__dict__  # extras may be anything
+        known = logging.makeLogRecord({}).__dict__  # extra entries may be anything
         self._records.append({key: entries[key] for key in known if key in entries})
 
 
 @contextlib.contextmanager
 def _records(level: int, capture: bool) -> Iterator[list[dict[str, Any]]]:
-    """Record what is logged and warned in a block."""
+    """Collect what is logged and warned in a block."""
     records: list[dict[str, Any]] = []
     if not capture:
         yield records

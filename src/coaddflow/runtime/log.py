@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow.errors import CoaddflowError, is_lasting
-from coaddflow.runtime.parent import end_with_starter
+from coaddflow.runtime.parent import end_with_parent
 from coaddflow.runtime.threads import THREAD_VARIABLES
 
 FINISHED = "coaddflow: finished in "
@@ -64,7 +64,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     old_terminate = signal.signal(signal.SIGTERM, _raise_on_signal)
-    ended = end_with_starter()
+    ended = end_with_parent()
     _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
     try:
         yield logging.getLogger("coaddflow")

@@ -1,4 +1,4 @@
-"""Numerical libraries with one thread: the workers are what runs in parallel."""
+"""One thread for numerical libraries: the workers run in parallel."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,6 @@
-"""Cancel jobs. Called by Snakemake, which waits 2 s at most: cancel.py JOBID [JOBID ...].
+"""Cancel jobs: those that Snakemake names, or all jobs of the survey in this folder.
 
-A person calls it without ids, in the folder of the survey: then all its jobs are cancelled, and
-listed. Jobs that have not begun will do nothing, even if the server is away and cannot be told.
+Jobs that have not begun will do nothing, even if the server is away and cannot be told.
 """
 
 import contextlib
@@ -10,26 +9,27 @@ import subprocess
 from coaddflow.cluster.pbs import records
 
 PATIENCE = 1.2
+"""Seconds to wait for qdel: Snakemake ends this program after 2 s."""
 
 
 def main(job_ids):
-    """Start qdel for the jobs and leave it running when it takes long."""
+    """Cancel jobs, all if none are named; a qdel that takes long goes on by itself."""
     labels = [records.label_of(job_id) for job_id in job_ids]
     if not job_ids:
-        job_ids, labels = all_jobs()
+        job_ids, labels = list_all()
     qdel = start(["qdel", *job_ids]) if job_ids else None
     with contextlib.suppress(OSError):
         for label in filter(None, labels):
             records.withdraw(label)
         for job_id in job_ids:
-            records.cancel(job_id)
+            records.note_deletion(job_id)
     if qdel:
         with contextlib.suppress(subprocess.TimeoutExpired):
             qdel.wait(PATIENCE)
 
 
-def all_jobs():
-    """List the jobs of the survey; return their ids and the labels of those that may not begin."""
+def list_all():
+    """Print the jobs of the survey; return their ids and the labels of those that may not begin."""
     by_id = {job_id: records.label_of(job_id) for job_id in records.names("ids")}
     ours = {job_id: label for job_id, label in by_id.items() if records.is_ours(label)}
     tickets = [label for label in records.names("tickets") if records.is_ours(label)]
@@ -38,9 +38,9 @@ def all_jobs():
     for label in tickets:
         if label not in by_id.values():
             print(f"{records.name_of(label)}: will do nothing; its id is not known")
-    kept = len(by_id) - len(ours)
-    if kept:
-        print(f"{kept} jobs of the survey of which this is a copy: left alone")
+    others = len(by_id) - len(ours)
+    if others:
+        print(f"{others} jobs of the survey of which this is a copy: left alone")
     return list(ours), tickets
 
 

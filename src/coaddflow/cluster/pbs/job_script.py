@@ -11,8 +11,8 @@ from pathlib import Path
 from coaddflow.cluster.pbs import records
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
-"""Variables of the environment that a job gets. They stand in the script: the list that qsub -v
-takes breaks at commas and line ends."""
+"""Variables of the environment that a job gets. They are set in the script, because the list of
+qsub -v breaks at commas and line ends."""
 
 TEMPLATE = """\
 #!/bin/sh
@@ -27,7 +27,7 @@ does_nothing() {{
     exit "$2"
 }}
 # Whoever submitted this job may have taken back the permission to begin; on a network a file may
-# be seen late.
+# appear late.
 for pause in 0 1 2; do
     sleep $pause
     [ -e {begun} ] || mv {ticket} {begun} 2>/dev/null && break
@@ -50,40 +50,30 @@ exit "$code"
 
 
 class JobScript:
-    """What a job script of Snakemake says.
+    """A job script of Snakemake; reading one that is none raises ValueError.
 
     Attributes
     ----------
-    path : Path
-        The script.
-    text : str
-        All of it.
-    name : str
-        A name for people that PBS accepts: exposure_1001, tract_0, master_bias_3.
-    threads : int
-        Cores.
-    resources : dict
-        Its resources.
+    text, name : str
+        The script, and a name of the job that PBS accepts.
+    threads, resources : int, dict
+        Its cores and other resources.
     targets : list of str
         The jobs of Snakemake in it: rule and wildcards.
     settings : str
-        A checksum of the settings with which it is to work.
-    files : str
-        The folder of files that the run of Snakemake keeps for its jobs.
-    run : str
-        A short name of that run.
+        A checksum of the settings.
+    files, run : str
+        The folder in which the run of Snakemake keeps files for its jobs, and a short name for it.
     """
 
     def __init__(self, path):
-        """Read a script; raise ValueError if it is none."""
-        self.path = path
         self.text = path.read_text(encoding="utf-8")
         match = re.search(r"^# properties = (\{.*\})$", self.text, re.MULTILINE)
         if not match:
             raise ValueError("there is no line '# properties = ' in it")
         properties = json.loads(match.group(1))
         self.name = job_name(properties)
-        self.threads = whole(properties.get("threads", 1), "threads")
+        self.threads = positive_integer(properties.get("threads", 1), "threads")
         self.resources = properties["resources"]
         lines = [line for line in self.text.splitlines() if not line.startswith("#")]
         words = shlex.split("\n".join(lines))
@@ -105,7 +95,7 @@ def values_of(words, option):
 
 
 def settings_digest(words):
-    """Return a checksum of the settings of a command of Snakemake: files and --config."""
+    """Return a checksum of the settings in a command of Snakemake: files and --config."""
     digest = hashlib.sha256(json.dumps(values_of(words, "--config")).encode())
     for name in values_of(words, "--configfiles") or ["config.yaml"]:
         path = Path(name)
@@ -114,7 +104,7 @@ def settings_digest(words):
 
 
 def job_name(properties):
-    """Return a name for people that PBS accepts: exposure_1001, tract_0, master_bias_3."""
+    """Return a readable name that PBS accepts: exposure_1001, tract_0, master_bias_3."""
     if properties["type"] == "group":
         name = properties["groupid"]
     else:
@@ -124,69 +114,51 @@ def job_name(properties):
 
 
 def qsub_arguments(script):
-    """Return the arguments of qsub that follow from a job's resources.
-
-    Raises
-    ------
-    ValueError
-        If a resource cannot be what PBS takes.
-    """
+    """Return the arguments of qsub for a job; raise ValueError if PBS cannot take a resource."""
     resources = script.resources
     wanted = f"select=1:ncpus={script.threads}"
     if resources.get("mem_mb") is not None:
-        wanted += f":mem={whole(resources['mem_mb'], 'mem_mb')}mb"
+        wanted += f":mem={positive_integer(resources['mem_mb'], 'mem_mb')}mb"
     if resources.get("runtime") is not None:
-        hours, minutes = divmod(whole(resources["runtime"], "runtime"), 60)
+        hours, minutes = divmod(positive_integer(resources["runtime"], "runtime"), 60)
         wanted += f",walltime={hours}:{minutes:02d}:00"
-    # in one list: the qsub of slurm-wlm-torque knows the last one only
+    # in one list: the qsub of slurm-wlm-torque uses the last -l only
     arguments = ["-l", wanted]
     for option, name in (("-q", "pbs_queue"), ("-A", "pbs_account")):
         value = str(resources.get(name) or "")
         if value and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", value):
-            raise ValueError(f"{name} {value!r} is no name of PBS")
+            raise ValueError(f"{name} {value!r} is not a name that PBS accepts")
         arguments += [option, value] if value else []
     return arguments + shlex.split(str(resources.get("pbs_extra") or ""))
 
 
-def whole(value, name):
-    """Return a resource as an integer above 0, or raise ValueError with its name."""
+def positive_integer(value, name):
+    """Return a number, rounded up; raise ValueError with its name if it is not above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1:
         raise ValueError(f"{name} is {value!r}, must be a number above 0")
     return math.ceil(value)
 
 
 def limit_cores(body, threads):
-    """Let the Snakemake inside a job use the cores that were asked for, not the profile's."""
+    """Let the Snakemake inside a job use the cores of the job, not those of the profile."""
     return re.sub(r"(?<=\s)--cores\s+(?:'[^']*'|\S+)", f"--cores {threads}", body, count=1)
 
 
 def current_umask():
-    """Return the umask of this process as PBS wants it; there is no other way than to set it."""
+    """Return the umask of this process as PBS wants it; reading it needs setting it."""
     umask = os.umask(0o022)
     os.umask(umask)
     return f"{umask:04o}"
 
 
 def write_script(label, script):
-    """Write what PBS runs: the job script of Snakemake, and around it what PBS does not do.
+    """Write the script that PBS runs: the one of Snakemake, and what PBS does not do around it.
 
-    Jobs begin in the home folder, with their own umask and output that is copied when they end;
-    and PBS may forget how they ended.
-
-    Parameters
-    ----------
-    label : str
-        Label of the job in the records.
-    script : JobScript
-        What Snakemake wants to be run.
-
-    Returns
-    -------
-    Path
-        The script.
+    PBS starts jobs in the home folder, with a umask of its own, copies their output when they end,
+    and may forget how they ended.
     """
     here = Path.cwd()
-    # below the folder in which the job works, which may be moved meanwhile
+    # relative to the folder in which the job works: that folder may be moved meanwhile
     files = {
         "ticket": records.FOLDER / "tickets" / label,
         "begun": records.FOLDER / "begun" / label,
@@ -194,19 +166,15 @@ def write_script(label, script):
         "exit_new": records.FOLDER / "exit" / f".{label}",
     }
     passed_on = [(key, os.environ[key]) for key in PASSED_ON if key in os.environ]
-    path = records.FOLDER / "scripts" / f"{label}.sh"
-    records.replace(
-        path,
-        TEMPLATE.format(
-            name=script.name,
-            umask=current_umask(),
-            log=shlex.quote(str(here / records.log_of(label))),
-            folder=shlex.quote(str(here)),
-            survey=records.survey(),
-            begun_before=records.BEGUN_BEFORE,
-            exports="\n".join(f"export {key}={shlex.quote(value)}" for key, value in passed_on),
-            body=limit_cores(script.text, script.threads),
-            **{name: shlex.quote(str(path)) for name, path in files.items()},
-        ),
+    text = TEMPLATE.format(
+        name=script.name,
+        umask=current_umask(),
+        log=shlex.quote(str(here / records.log_of(label))),
+        folder=shlex.quote(str(here)),
+        survey=records.survey(),
+        begun_before=records.BEGUN_BEFORE,
+        exports="\n".join(f"export {key}={shlex.quote(value)}" for key, value in passed_on),
+        body=limit_cores(script.text, script.threads),
+        **{name: shlex.quote(str(path)) for name, path in files.items()},
     )
-    return path
+    records.write(records.FOLDER / "scripts" / f"{label}.sh", text)

@@ -4,10 +4,14 @@ import contextlib
 
 from coaddflow.cluster.pbs import records, server
 
-GONE = "PBS does not know the job any more, and it left no exit code"
+RUNNING = "running"
+DOUBTFUL = "doubtful"
+"""The server does not confirm that the job exists, nor is it certain that it has ended."""
+
+GONE = "PBS no longer knows the job, and it left no exit code"
 NO_CODE = "ended without an exit code"
-CANCELLED = "deleted when Snakemake was interrupted or had other work for it, or by cancel.py"
-LIKELY = "killed, or its node was lost"
+DELETED = "deleted because Snakemake was interrupted or needed the job replaced, or by cancel.py"
+LIKELY = "it was killed, or its node was lost"
 EXIT_STATUS = {
     **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
     **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
@@ -15,109 +19,84 @@ EXIT_STATUS = {
     265: "killed",
     records.BEGUN_BEFORE: "PBS started it a second time, and its first start left no exit code",
 }
-"""Exit statuses of OpenPBS that it does not put into words."""
-
-RUNNING = "running"
-DOUBTFUL = "doubtful"
-"""The server has not said that the job is there, nor is it sure that it has ended."""
+"""Exit statuses of OpenPBS that its comments do not explain."""
 
 
 def settle(job_id, max_age):
-    """Find out what has become of a job, and note it if it has ended.
-
-    Parameters
-    ----------
-    job_id : str
-        The job.
-    max_age : float
-        An answer of the server younger than this is good enough, seconds.
+    """Find out what has become of a job, and note it if the job has ended.
 
     Returns
     -------
     word : {"running", "doubtful", "success", "failed"}
-        What it does.
+        State of the job, from an answer of the server that is at most ``max_age`` seconds old.
     reason : str
         Why it failed.
     """
     label = records.label_of(job_id)
     if not label:
-        outcome = records.outcome_of_ended(job_id)
+        outcome = records.noted_outcome(job_id)
         if outcome:
             return outcome, ""
         if job_id not in records.names("ids"):
-            records.enter("", job_id)  # of a ledger that was lost: the server is asked from now on
+            records.note_id("", job_id)  # the records were lost: the server is asked from now on
     code = records.exit_code(label)
-    answer = {"jobs": None} if code is not None else records.answer(max_age)
-    word, reason = judge(job_id, label, answer)
+    if code is None:
+        answer = records.answer(max_age)
+        code = records.exit_code(label)  # the job may have ended meanwhile
+    if code is None:
+        word, reason = judge(job_id, label, answer)
+    else:
+        word, reason = "failed" if code else "success", f"exit code {code}" if code else ""
+    reason = with_log(label, reason) if reason else ""
     if word in ("success", "failed"):
-        with contextlib.suppress(OSError):  # a full disk: the next look finds the same
-            records.end(label, job_id, word, reason)
+        with contextlib.suppress(OSError):  # a full disk: the next call finds the same
+            records.note_end(label, job_id, word, reason)
     return word, reason
 
 
 def judge(job_id, label, answer):
-    """Return what a job does, and the reason of a failure, from all that is known.
-
-    Parameters
-    ----------
-    job_id, label : str
-        The job.
-    answer : dict
-        The server's last answer, as `records.answer` returns it.
-    """
-    code = records.exit_code(label)
-    if code == 0:
-        return "success", ""
-    if code is not None:
-        return "failed", with_log(label, f"exit code {code}")
-    known = answer["jobs"]
-    if known is None or job_id not in known:
+    """Return state and reason of a job without exit code, from the server's answer."""
+    if answer["jobs"] is None or job_id not in answer["jobs"]:
         return DOUBTFUL, ""
-    final = seems_final(server.ServerJob(*known[job_id]) if known[job_id] else None)
-    if final is None:
+    job = answer["jobs"][job_id]
+    if not server.looks_ended(job):
         return RUNNING, ""
-    word, reason, at_once = final
-    if reason in (GONE, NO_CODE) and records.is_cancelled(job_id):
-        reason, at_once = CANCELLED, True
+    word, reason, certain = end_of(job)
+    if reason in (GONE, NO_CODE) and records.is_deleted(job_id):
+        reason, certain = DELETED, True
     # the file with the exit code may arrive late, and a server that restarts may not know a job
-    for_how_long = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
-    if not at_once and for_how_long < server.setting("GRACE", 120):
+    seconds = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
+    if not certain and seconds < server.setting("GRACE", 120):
         return DOUBTFUL, ""
-    if known[job_id] and server.never_runs(server.ServerJob(*known[job_id])):
+    if job and server.never_runs(job):
         records.withdraw(label)
         with contextlib.suppress(server.ServerAwayError):
             server.run("qdel", job_id)
-    return word, with_log(label, reason) if word == "failed" else ""
+    return word, reason
 
 
-def seems_final(seen):
-    """Return outcome, reason and whether it is certain, if the server's word on a job is final.
+def end_of(job):
+    """Return outcome and reason of a job that looks ended, and whether they are certain.
 
-    Parameters
-    ----------
-    seen : server.ServerJob or None
-        What the server says; None: it does not know it.
+    ``job`` is what the server says, None if it does not know the job.
     """
-    if seen is None:
+    if job is None:
         return "failed", GONE, False
-    if server.never_runs(seen):
-        return "failed", seen.comment, False
-    if seen.state not in server.FINISHED_STATES:
-        return None
-    if seen.exit_status == 0:
+    if server.never_runs(job):
+        return "failed", job.comment, False
+    if job.exit_status == 0:
         return "success", "", True
-    if seen.exit_status is None:
-        return "failed", seen.comment or NO_CODE, False
-    words = [seen.comment or "failed", EXIT_STATUS.get(seen.exit_status, "")]
-    reason = "; ".join(filter(None, words))
-    at_once = seen.exit_status != records.BEGUN_BEFORE
-    return "failed", f"{reason} (exit status {seen.exit_status})", at_once
+    if job.exit_status is None:
+        return "failed", job.comment or NO_CODE, False
+    words = [job.comment or "failed", EXIT_STATUS.get(job.exit_status, "")]
+    reason = f"{'; '.join(filter(None, words))} (exit status {job.exit_status})"
+    return "failed", reason, job.exit_status != records.BEGUN_BEFORE
 
 
 def with_log(label, reason):
     """Add to a reason what PBS wrote about the job, and where its log is."""
-    said = records.read(records.FOLDER / "spool" / label).splitlines()[-2:] if label else []
-    said = "".join(f"; {line.strip()}" for line in said if line.strip())
+    lines = records.read(records.FOLDER / "spool" / label).splitlines()[-2:] if label else []
+    said = "".join(f"; {line.strip()}" for line in lines if line.strip())
     if not said and reason in (GONE, NO_CODE):
         said = f": {LIKELY}"
     name = records.name_of(label) or "job of an earlier run"
@@ -125,7 +104,7 @@ def with_log(label, reason):
 
 
 def tidy():
-    """Note the end of jobs that no Snakemake asks about any more, and remove what came late."""
+    """Note the end of jobs that no Snakemake asks about, and remove files that came late."""
     known = records.names("jobs")
     for label in records.names("spool"):
         if f"{label}.json" not in known:

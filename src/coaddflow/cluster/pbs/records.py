@@ -1,22 +1,22 @@
-"""What is known about the jobs of a survey, in files below `FOLDER` in the survey's folder.
+"""What is known about the jobs of a survey: files below `FOLDER` in the folder of the survey.
 
-A job has a label, NAME.TOKEN, from before it is submitted; the label is the name of its files:
+A job has a label, NAME.TOKEN, from before its submission. Its files are named after it:
 
-    jobs/LABEL.json   what it works on; from before its submission until it has been seen to end
+    jobs/LABEL.json   its task; from before its submission until its end has been seen
     tickets/LABEL     the permission to begin. The job moves it to begun/LABEL and writes its id
-                      there. Who moves it to withdrawn/LABEL first can be sure that the job,
-                      wherever it may be, does nothing
+                      there. Whoever moves it to withdrawn/LABEL first can be sure that the job
+                      does nothing, wherever it is
     ids/ID            the label, written after the submission
-    exit/LABEL        its exit code, written by the job itself
-    cancelled/ID      submit.py or cancel.py has deleted it
+    exit/LABEL        the exit code, written by the job itself
+    cancelled/ID      submit.py or cancel.py has deleted the job
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
     ended.tsv         how each other job ended: time, id, name, outcome, reason, rules
 
-Every file is written whole or not at all and belongs to one job, so nobody waits for anybody: only
-submissions wait for each other (two Snakemakes in one folder), and one question at a time is asked.
-A Snakemake that is killed between submission and the note of the id leaves a job without an id,
-which the next one finds (`begun/`) or stops (`tickets/`).
+Every file is written whole or not at all and belongs to one job, so that nothing is locked, except
+that submissions wait for each other (two Snakemakes in one folder) and that one process at a time
+asks the server. A Snakemake that is killed between submission and the note of the id leaves a job
+without an id, which the next one finds (`begun/`) or stops (`tickets/`).
 """
 
 import contextlib
@@ -32,14 +32,14 @@ FOLDER = Path(".snakemake") / "coaddflow" / "pbs"
 LOGS = Path("logs") / "pbs"
 BEGUN_BEFORE = 75
 """Exit code of a job that PBS started a second time: it did nothing, but its first start may still
-work."""
+be running."""
 BEST_WAY_AGAIN = 600.0
-"""Seconds after which a server is asked again in the best way: it may keep a history now."""
+"""Seconds after which the server is asked again in the best way: it may keep a history by then."""
 LONG_AGO = 600.0
-"""Seconds after which nothing follows from an answer and the next one together: between them much
-may have happened to the server."""
+"""Seconds after which an answer and the next one are not compared: the server may have been
+restarted in between."""
 STALE = 30.0
-"""Seconds after which an answer says nothing any more while somebody else asks for a new one."""
+"""Seconds after which an answer is no longer used while another process asks for a new one."""
 
 _OF_A_JOB = (
     *("jobs/{}.json", "scripts/{}.sh"),
@@ -52,7 +52,7 @@ _OF_A_JOB = (
 # ---------------------------------------------------------------------------------------------
 
 
-def replace(path, text):
+def write(path, text):
     """Write a small file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -73,17 +73,9 @@ def read(path):
 
 
 def remove(path):
-    """Remove a file; return whether it was there."""
-    try:
+    """Remove a file if it exists."""
+    with contextlib.suppress(FileNotFoundError):
         path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def survey():
-    """Return what tells the folder of this survey from a copy, by whatever path it is reached."""
-    return Path().stat().st_ino
 
 
 def names(folder):
@@ -96,7 +88,7 @@ def names(folder):
 
 @contextlib.contextmanager
 def locked(name, patience=0.0):
-    """Yield whether this process has a lock; wait for it as long as patience lasts, seconds."""
+    """Try for so many seconds to get a lock; yield whether this process has it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
     with (FOLDER / f"{name}.lock").open("a", encoding="ascii") as lock:
@@ -120,25 +112,9 @@ def locked(name, patience=0.0):
 # ---------------------------------------------------------------------------------------------
 
 
-def announce(label, facts):
-    """Note a job that is about to be submitted, and permit it to begin.
-
-    Raises
-    ------
-    OSError
-        If that cannot be written (a full disk): then the job must not be submitted.
-    """
-    LOGS.mkdir(parents=True, exist_ok=True)
-    for folder in ("exit", "spool", "begun", "withdrawn"):
-        (FOLDER / folder).mkdir(parents=True, exist_ok=True)
-    # a job that is in jobs/ and has no ticket counts as one that has begun
-    replace(FOLDER / "tickets" / label, "")
-    replace(FOLDER / "jobs" / f"{label}.json", json.dumps(dict(facts, survey=survey())))
-
-
-def enter(label, job_id):
-    """Note the id of a submitted job."""
-    replace(FOLDER / "ids" / job_id, label)
+def survey():
+    """Return the inode of the survey's folder, which tells it from a copy, whatever its path."""
+    return Path().stat().st_ino
 
 
 def new_label(name, run):
@@ -146,33 +122,56 @@ def new_label(name, run):
     return f"{name}.{time.strftime('%Y%m%d-%H%M%S')}-{run}-{os.urandom(3).hex()}"
 
 
+def announce(label, task):
+    """Note a job that is about to be submitted, and permit it to begin.
+
+    If this raises OSError (a full disk), the job must not be submitted.
+    """
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for folder in ("exit", "spool", "begun", "withdrawn"):
+        (FOLDER / folder).mkdir(parents=True, exist_ok=True)
+    # first the ticket: a job in jobs/ without one counts as begun
+    write(FOLDER / "tickets" / label, "")
+    write(FOLDER / "jobs" / f"{label}.json", json.dumps(dict(task, survey=survey())))
+
+
+def note_id(label, job_id):
+    """Note the id of a submitted job."""
+    write(FOLDER / "ids" / job_id, label)
+
+
 def labels(name, run):
     """Return the labels of jobs that may make what another job of a run is to make.
 
     Those of the same name, and all of other runs, which may have grouped their work differently.
-    The jobs of one run share nothing.
+    The jobs of one run have no work in common.
     """
     found = [file[: -len(".json")] for file in names("jobs") if file.endswith(".json")]
     return [label for label in found if name_of(label) == name or f"-{run}-" not in label]
 
 
 def name_of(label):
-    """Return the name of a job that people read in the queue."""
+    """Return the name of a job in the queue."""
     return label.rpartition(".")[0]
 
 
-def facts_of(label):
+def log_of(label):
+    """Return the path of the log to which a job prints."""
+    return LOGS / f"{label}.out"
+
+
+def task_of(label):
     """Return what a job works on; empty if its file is lost or damaged."""
     try:
-        facts = json.loads(read(FOLDER / "jobs" / f"{label}.json"))
-        return {name: facts[name] for name in ("targets", "settings", "files", "survey")}
+        task = json.loads(read(FOLDER / "jobs" / f"{label}.json"))
+        return {name: task[name] for name in ("targets", "settings", "files", "survey")}
     except (ValueError, TypeError, KeyError):
         return {}
 
 
 def is_ours(label):
-    """Return whether a job is of this survey, not of one of which this folder is a copy."""
-    return facts_of(label).get("survey", survey()) == survey()
+    """Return whether a job belongs to this survey, not to one of which this folder is a copy."""
+    return task_of(label).get("survey", survey()) == survey()
 
 
 def label_of(job_id):
@@ -188,20 +187,10 @@ def id_of(label):
     return read(FOLDER / "begun" / label).strip() or None
 
 
-def has_begun(label):
-    """Return whether a job has begun to work."""
-    return label in names("begun")
-
-
-def may_begin(label):
-    """Return whether a job that has not begun still has the permission to."""
-    return label in names("tickets")
-
-
 def withdraw(label):
-    """Take back the permission to begin; return whether the job will never do anything.
+    """Take back the permission to begin; return whether the job will certainly do nothing.
 
-    That a file is not seen proves nothing: on a network a folder may be shown as it was.
+    A file that is not seen proves nothing: on a network a folder may be shown as it was.
     """
     if not label:
         return False
@@ -224,39 +213,24 @@ def exit_code(label):
         return None
 
 
-def log_of(label):
-    """Return the path of the file with all that a job prints."""
-    return LOGS / f"{label}.out"
+def note_deletion(job_id):
+    """Note that a job was deleted: once the server does not know it any more, it has ended."""
+    write(FOLDER / "cancelled" / job_id, "")
 
 
-def cancel(job_id):
-    """Note that a job has been deleted: when the server does not know it any more it has ended."""
-    replace(FOLDER / "cancelled" / job_id, "")
-
-
-def is_cancelled(job_id):
-    """Return whether a job has been deleted."""
+def is_deleted(job_id):
+    """Return whether a job was deleted by submit.py or cancel.py."""
     return job_id in names("cancelled")
 
 
-def end(label, job_id, outcome, reason):
-    """Note how a job ended, and remove its files.
-
-    Parameters
-    ----------
-    label, job_id : str
-        The job.
-    outcome : {"success", "failed"}
-        How it ended.
-    reason : str
-        Why it failed; empty otherwise.
-    """
+def note_end(label, job_id, outcome, reason):
+    """Note how a job ended ("success" or "failed") and why it failed, and remove its files."""
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    rules = {target.partition(":")[0] for target in facts_of(label).get("targets", [])}
+    rules = {target.partition(":")[0] for target in task_of(label).get("targets", [])}
     words = [when, job_id, name_of(label), outcome, " ".join(reason.split()), *sorted(rules)]
     with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
         stream.write("\t".join(words) + "\n")
-    # whoever is killed here leaves a job that has ended, not one that has lost its exit code
+    # the id first: if this process is killed here, the job has ended, not lost its exit code
     remove(FOLDER / "ids" / job_id)
     remove(FOLDER / "cancelled" / job_id)
     if label:
@@ -264,25 +238,22 @@ def end(label, job_id, outcome, reason):
 
 
 def forget(label):
-    """Remove the files of a job that is not there any more."""
+    """Remove the files of a job that does not exist any more."""
     for pattern in _OF_A_JOB:
         remove(FOLDER / pattern.format(label))
 
 
-def outcome_of_ended(job_id):
-    """Return how a job that has been seen to end ended; None if it is not known."""
-    outcome = None
-    for line in read(FOLDER / "ended.tsv").splitlines():
-        words = line.split("\t")
-        if len(words) > 3 and words[1] == job_id:
-            outcome = words[3]
-    return outcome
+def noted_outcome(job_id):
+    """Return the outcome of a job whose end has been noted; None if it has not."""
+    rows = [line.split("\t") for line in read(FOLDER / "ended.tsv").splitlines()]
+    outcomes = [row[3] for row in rows if len(row) > 3 and row[1] == job_id]
+    return outcomes[-1] if outcomes else None
 
 
 def recover():
-    """Find the jobs that work although the ledger was lost, from the logs that they write.
+    """Find running jobs by their logs when these records were lost.
 
-    Those that wait in the queue have lost their permission to begin.
+    Jobs that wait in the queue have lost their permission to begin.
     """
     if (FOLDER / "jobs").is_dir() or not LOGS.is_dir():
         return
@@ -290,13 +261,13 @@ def recover():
         lines = [line for line in read(log).splitlines() if line.startswith("coaddflow: job ")]
         if lines and f" of survey {survey()} begins " in lines[-1]:
             label, job_id = log.name[: -len(".out")], lines[-1].split()[2]
-            replace(FOLDER / "jobs" / f"{label}.json", "{}")
-            replace(FOLDER / "begun" / label, job_id)
-            enter(label, job_id)
+            write(FOLDER / "jobs" / f"{label}.json", "{}")
+            write(FOLDER / "begun" / label, job_id)
+            note_id(label, job_id)
 
 
 # ---------------------------------------------------------------------------------------------
-# All jobs
+# The server's answer about all jobs
 # ---------------------------------------------------------------------------------------------
 
 
@@ -306,27 +277,27 @@ def last_answer():
     Returns
     -------
     dict
-        "asked": when, seconds since the epoch; "way": how, the number of `server.WAYS`, and
-        "since": since when; "jobs": what it said about each job that it was asked about (None: it
-        does not know it), or None if it was away; "ended": since when all answers agree that a job
-        looks as if it had ended.
+        "asked": when, seconds since the epoch; "way": how, an index of `server.WAYS`, and
+        "since": since when; "jobs": a `server.ServerJob` for each job that it was asked about,
+        None for those that it does not know, or None in all if it was away; "ended": since when
+        all answers agree that a job looks as if it had ended.
     """
     nothing = {"asked": 0.0, "way": 0, "since": 0.0, "jobs": None, "ended": {}}
     try:
-        return dict(nothing, **json.loads(read(FOLDER / "answer.json")))
+        last = dict(nothing, **json.loads(read(FOLDER / "answer.json")))
     except (ValueError, TypeError):
         return nothing
+    if last["jobs"]:
+        jobs = last["jobs"].items()
+        last["jobs"] = {job_id: job and server.ServerJob(*job) for job_id, job in jobs}
+    return last
 
 
 def answer(max_age):
-    """Return the server's answer about all jobs; ask anew if the last one is too old.
+    """Return the server's answer about all jobs, at most ``max_age`` seconds old.
 
-    Parameters
-    ----------
-    max_age : float
-        An answer younger than this is good enough, seconds; so is the news that the server is
-        away. While somebody else asks, the last answer is good enough, too, unless it is `STALE`:
-        then it is as if the server were away.
+    That the server is away is an answer, too. While another process asks, the last answer is used
+    until it is `STALE`; then the server counts as away.
     """
     last = last_answer()
     if 0 <= time.time() - last["asked"] < max_age:
@@ -334,31 +305,31 @@ def answer(max_age):
     with locked("asking") as alone:
         if not alone:
             return last if time.time() - last["asked"] < STALE else dict(last, jobs=None)
-        asked, job_ids = time.time(), names("ids")
-        way, since = last["way"], last["since"]
-        if asked - since > BEST_WAY_AGAIN:
-            way, since = 0, asked
-        try:
-            jobs, way = server.ask(job_ids, way)
-            # qsub and qstat may name the server differently
-            by_number = {number(name): list(job) for name, job in jobs.items()}
-            known = {job_id: by_number.get(number(job_id)) for job_id in job_ids}
-        except server.ServerAwayError:
-            known = None
-        before = last["ended"] if asked - last["asked"] < LONG_AGO else {}
-        ended = [job_id for job_id, job in (known or {}).items() if looks_ended(job)]
-        ended = {job_id: before.get(job_id, asked) for job_id in ended}
-        last = {"asked": asked, "way": way, "since": since, "jobs": known, "ended": ended}
-        with contextlib.suppress(OSError):  # a full disk: then the next one asks again
-            replace(FOLDER / "answer.json", json.dumps(last))
+        last = _ask_after(last)
+        with contextlib.suppress(OSError):  # a full disk: then the next process asks again
+            write(FOLDER / "answer.json", json.dumps(last))
     return last
 
 
-def looks_ended(job):
-    """Return whether a job of an answer looks as if it had ended."""
-    return server.looks_ended(job and server.ServerJob(*job))
+def _ask_after(last):
+    """Ask the server about all jobs; return its answer, continuing from the last one."""
+    asked, job_ids = time.time(), names("ids")
+    way, since = last["way"], last["since"]
+    if asked - since > BEST_WAY_AGAIN:
+        way, since = 0, asked
+    try:
+        jobs, way = server.ask(job_ids, way)
+        # qsub and qstat may name the server differently
+        by_number = {_number(name): job for name, job in jobs.items()}
+        jobs = {job_id: by_number.get(_number(job_id)) for job_id in job_ids}
+    except server.ServerAwayError:
+        jobs = None
+    before = last["ended"] if asked - last["asked"] < LONG_AGO else {}
+    ended = [job_id for job_id, job in (jobs or {}).items() if server.looks_ended(job)]
+    ended = {job_id: before.get(job_id, asked) for job_id in ended}
+    return {"asked": asked, "way": way, "since": since, "jobs": jobs, "ended": ended}
 
 
-def number(job_id):
+def _number(job_id):
     """Return an id without the name of the server."""
     return job_id.partition(".")[0]

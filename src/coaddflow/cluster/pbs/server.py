@@ -1,11 +1,11 @@
 """Questions to a PBS server, and what its answers mean.
 
-Snakemake starts submit.py, status.py and cancel.py once for every submission and every look at a
-job. They use the standard library only, and nothing of it that is younger than Python 3.6: the
-`python3` that a cluster finds may be its own.
+Snakemake starts a program of profiles/pbs for every submission and every look at a job. This
+package therefore uses the standard library only, and nothing in it that is newer than Python 3.6:
+the `python3` that is found on a cluster may be the system's own.
 
-The same programs serve OpenPBS, PBS Pro, and servers that speak Torque's dialect (no history, no
-exit status), such as the commands of Debian's slurm-wlm-torque in front of Slurm.
+The same programs serve OpenPBS, PBS Professional, and servers that speak Torque's dialect (no
+history, no exit status), such as the commands of Debian's slurm-wlm-torque in front of Slurm.
 """
 
 import os
@@ -27,21 +27,21 @@ _FULL = re.compile(r"would exceed|maximum number of jobs|not enabled", re.IGNORE
 _REFUSED = re.compile(r"job history|usage:|unknown option|invalid option", re.IGNORECASE)
 WAYS = (("-E", "-x", "-f"), ("-E", "-f"), ("-x", "-f"), ("-f",))
 """Ways to ask about many jobs, best first. -E: all in one connection; without it OpenPBS opens one
-for each job, each from a privileged port, and 200 jobs every 10 s use up those of the machine.
--x: finished jobs, too, if the server keeps a history."""
+connection per job, each from a privileged port, and 200 jobs every 10 s use up all ports of the
+machine. -x: finished jobs, too, if the server keeps a history."""
 
 DEFINITE = (0, 35, 153)  # qstat: all known; finished (asked without -x); some unknown
 
 ServerJob = namedtuple("ServerJob", "state exit_status comment output_path")
-"""What the server says about a job; fields that it does not tell are None."""
+"""What the server says about a job; None where it says nothing."""
 
 
 class ServerAwayError(Exception):
-    """The server gave no answer that says anything about jobs."""
+    """The server gave no answer, or none that says anything about jobs."""
 
 
 class QueueFullError(Exception):
-    """The queue takes no job at this moment: it is full, or closed."""
+    """The queue is full or closed at this moment."""
 
 
 def setting(name, default):
@@ -55,10 +55,7 @@ def setting(name, default):
 def run(command, *arguments, timeout=30):
     """Run a command of PBS; return exit code, standard output and standard error.
 
-    Raises
-    ------
-    ServerAwayError
-        If it does not come back in time.
+    Raise ServerAwayError if it does not end in time.
     """
     try:
         done = subprocess.run(  # noqa: S603, UP022 - a list, no shell; capture_output is of 3.7
@@ -76,38 +73,30 @@ def run(command, *arguments, timeout=30):
 
 
 def is_away(text):
-    """Return whether a message of a failed command means: try again later."""
+    """Return whether a failed command says that the server is away: try again later."""
     return bool(_AWAY.search(text))
 
 
 def is_full(text):
-    """Return whether a message of qsub means: not before other jobs have ended."""
+    """Return whether qsub says that other jobs must end first."""
     return bool(_FULL.search(text))
 
 
 def ask(job_ids, way=0):
-    """Ask the server about jobs, all at once.
-
-    Parameters
-    ----------
-    job_ids : iterable of str
-        The jobs. Those that the server does not know are missing in the answer.
-    way : int
-        The first of `WAYS` to try; the next ones are tried where the server does not know it.
+    """Ask the server about a list of jobs, all at once, in the first of `WAYS` from ``way`` on.
 
     Returns
     -------
     jobs : dict of str to ServerJob
-        What the server knows.
+        The jobs that the server knows.
     way : int
-        The way that it understood.
+        The first way that it supports.
 
     Raises
     ------
     ServerAwayError
-        If the answer says nothing about jobs: nothing may be concluded from it.
+        If the answer says nothing about jobs, so that nothing may be concluded from it.
     """
-    job_ids = list(job_ids)
     if not job_ids:
         return {}, way
     for number in range(way, len(WAYS)):
@@ -123,12 +112,7 @@ def ask(job_ids, way=0):
 def with_output(word):
     """Return the id of the job whose output goes to a file of this name, or None.
 
-    Torque's dialect does not tell where output goes.
-
-    Raises
-    ------
-    ServerAwayError
-        If the answer says nothing about jobs.
+    Torque's dialect does not say where output goes. Raise ServerAwayError as `ask`.
     """
     code, out, err = run("qstat", "-f")
     if code not in DEFINITE or is_away(err):
@@ -138,11 +122,12 @@ def with_output(word):
 
 
 def parse_qstat(text):
-    """Read the output of ``qstat -f``, long lines joined.
+    """Return a `ServerJob` by id from the output of ``qstat -f``.
 
-    A value of the environment may hold anything, also a line that looks like an attribute. What
-    PBS prints before the environment is therefore taken where it stands first, and what it
-    prints after it where it stands last, before the arguments of qsub, which may hold the same.
+    A variable of the environment may contain anything, even a line that looks like an attribute.
+    Attributes that PBS prints before the environment are therefore read where they occur first,
+    and those after it where they occur last, before the arguments of qsub, which may contain the
+    same text.
     """
     jobs = {}
     for block in re.split(r"^Job Id:", text, flags=re.MULTILINE)[1:]:
@@ -172,12 +157,12 @@ def parse_qstat(text):
 
 
 def looks_ended(job):
-    """Return whether a job looks as if it had ended, or would never run; None: it is not known."""
+    """Return whether a job looks as if it had ended or will never run; None: it is not known."""
     return job is None or job.state in FINISHED_STATES or never_runs(job)
 
 
 def never_runs(job):
-    """Return whether the server says that a job will not run, however long one waits."""
+    """Return whether the server says that waiting for a job is in vain."""
     comment = job.comment or ""
     return (job.state == "Q" and comment.startswith(NEVER_RUNS)) or (
         job.state == "H" and bool(FAILED_TO_START.search(comment))

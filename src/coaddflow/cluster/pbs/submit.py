@@ -1,12 +1,11 @@
-"""Submit a job script of Snakemake to PBS and print the job's id: submit.py JOBSCRIPT.
+"""Submit a job script of Snakemake, or take up a job that already does its work.
 
-A job that still lives, because the Snakemake that submitted it was killed, is taken up when it
-does all that is asked for: its id is printed and nothing is submitted. If it does something else
-(other settings, only a part), it is deleted, and submission waits until it has ended. So no
-exposure is ever worked on by two jobs. While the server is away, submission waits, too.
+A live job, left by a Snakemake that was killed, is taken up when it does all that is asked for:
+nothing is submitted. If it does something else (other settings, only a part), it is deleted, and
+submission waits for its end. So no exposure is ever worked on by two jobs. While the server is
+away, submission waits, too.
 """
 
-import re
 import signal
 import sys
 import time
@@ -15,16 +14,12 @@ from pathlib import Path
 from coaddflow.cluster.pbs import outcome, records, server
 from coaddflow.cluster.pbs.job_script import JobScript, current_umask, qsub_arguments, write_script
 
-ALTERED_BY_A_SHELL = re.compile(r'[$`"\\\n]')
-"""Snakemake gives the path of a job script to a shell, in double quotes."""
-
 
 def main(path):
     """Submit a job script, or take up the job that is already there; return the exit code."""
     patience = server.setting("PATIENCE", 1800)
     deadline = time.monotonic() + patience
     try:
-        refuse_odd_folder(Path.cwd())
         script = JobScript(Path(path))
         arguments = qsub_arguments(script)
         with records.locked("submission", patience) as alone:
@@ -37,9 +32,11 @@ def main(path):
                 print(f"PBS job {job_id} ({script.name}) still lives: taken up", file=sys.stderr)
             else:
                 job_id = submit(script, arguments, deadline)
-    except (server.ServerAwayError, server.QueueFullError) as error:
-        what = "server away" if isinstance(error, server.ServerAwayError) else "takes no job"
-        print(f"PBS {what}: {error}", file=sys.stderr)
+    except server.ServerAwayError as error:
+        print(f"PBS server away: {error}", file=sys.stderr)
+        return 1
+    except server.QueueFullError as error:
+        print(f"PBS takes no job: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"cannot submit {path}: {error}", file=sys.stderr)
@@ -52,15 +49,6 @@ def main(path):
     return 0
 
 
-def refuse_odd_folder(folder):
-    """Raise ValueError if the folder has a name that does not reach this program as it is."""
-    if ALTERED_BY_A_SHELL.search(str(folder)):
-        raise ValueError(
-            f'the folder is called {str(folder)!r}; rename it: $, `, ", \\ and line ends mean '
-            "something else to the shell through which Snakemake submits"
-        )
-
-
 # ---------------------------------------------------------------------------------------------
 # Jobs of an earlier run
 # ---------------------------------------------------------------------------------------------
@@ -69,24 +57,19 @@ def refuse_odd_folder(folder):
 def live_job(script, deadline):
     """Return the id of a live job that does all of a script's work, or None.
 
-    Live jobs that do a part of it, or with other settings, are deleted and have ended then.
-
-    Raises
-    ------
-    server.ServerAwayError
-        If the server cannot be asked: a job could be there.
+    Live jobs that do a part of it, or with other settings, are deleted, and their end is awaited.
     """
     for label in records.labels(script.name, script.run):
-        facts = records.facts_of(label)
+        task = records.task_of(label)
         same_name = records.name_of(label) == script.name
-        if not (set(facts["targets"]) & set(script.targets) if facts else same_name):
+        if not (set(task["targets"]) & set(script.targets) if task else same_name):
             continue
         if not records.is_ours(label):
             continue
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue
-        if does_all(label, facts, script) and not records.is_cancelled(job_id):
+        if does_all(label, task, script) and not records.is_deleted(job_id):
             return job_id
         why = "was cancelled, or works on something else"
         print(f"PBS job {job_id} ({script.name}) {why}: deleted", file=sys.stderr)
@@ -94,43 +77,43 @@ def live_job(script, deadline):
     return None
 
 
-def does_all(label, facts, script):
-    """Return whether a live job, left alone, makes all that a script makes."""
-    if not facts or facts["settings"] != script.settings:
+def does_all(label, task, script):
+    """Return whether a live job, left alone, does all of a script's work."""
+    if not task or task["settings"] != script.settings:
         return False
-    if not set(script.targets) <= set(facts["targets"]):
+    if not set(script.targets) <= set(task["targets"]):
         return False
-    # a job that waits needs the files that the Snakemake which submitted it has left for it
-    ready = records.may_begin(label) and Path(facts["files"]).is_dir()
-    return ready or records.has_begun(label)
+    # a waiting job needs the files that the Snakemake which submitted it has left for it
+    ready = label in records.names("tickets") and Path(task["files"]).is_dir()
+    return ready or label in records.names("begun")
 
 
 def known_id(label, deadline):
-    """Return the id of a job whose submission may have been cut short.
+    """Return the id of a job whose submission may have been interrupted.
 
-    None: it is nowhere, and will never begin.
+    None if there is no such job and it will never begin.
     """
-    job_id = records.id_of(label) or patiently(lambda: server.with_output(label), deadline)
+    job_id = records.id_of(label) or ask_patiently(lambda: server.with_output(label), deadline)
     if job_id is None:
         if records.withdraw(label):
             records.forget(label)
             return None
         # it begins at this moment
-        job_id = patiently(lambda: _id_from_itself(label), deadline)
-    records.enter(label, job_id)
+        job_id = ask_patiently(lambda: _id_from_itself(label), deadline)
+    records.note_id(label, job_id)
     return job_id
 
 
 def _id_from_itself(label):
-    """Return the id that a job has noted."""
+    """Return the id that a job itself has noted."""
     job_id = records.id_of(label)
     if job_id is None:
-        raise server.ServerAwayError(f"{label} has begun and has not told its id")
+        raise server.ServerAwayError(f"{label} has begun and has not noted its id")
     return job_id
 
 
 def is_alive(job_id, deadline):
-    """Return whether a job has not ended; ask until it is sure."""
+    """Return whether a job has not ended; ask until that is certain."""
 
     def question():
         word, _ = outcome.settle(job_id, 0)
@@ -138,27 +121,28 @@ def is_alive(job_id, deadline):
             raise server.ServerAwayError(f"it does not say what has become of job {job_id}")
         return word == outcome.RUNNING
 
-    return patiently(question, deadline)
+    return ask_patiently(question, deadline)
 
 
 def delete(label, job_id, deadline):
-    """Delete a job and wait until it has ended."""
+    """Delete a job and wait for its end."""
     if records.withdraw(label):
         server.run("qdel", job_id)
-        records.end(label, job_id, "failed", "deleted before it began: it worked on something else")
+        reason = "deleted before it began: it worked on something else"
+        records.note_end(label, job_id, "failed", reason)
         return
 
     def ended():
         code, _, _ = server.run("qdel", job_id)
         if code == 0:
-            records.cancel(job_id)
+            records.note_deletion(job_id)
         if is_alive(job_id, deadline):
             raise server.ServerAwayError(f"job {job_id} is deleted and still lives")
 
-    patiently(ended, deadline)
+    ask_patiently(ended, deadline)
 
 
-def patiently(question, deadline):
+def ask_patiently(question, deadline):
     """Return the answer to a question; while the server is away, ask again until the deadline."""
     while True:
         try:
@@ -168,7 +152,7 @@ def patiently(question, deadline):
 
 
 def pause(error, deadline, times=1):
-    """Wait a little before the server is asked again; raise the error when it is too late."""
+    """Wait before the server is asked again; raise the error when it is too late for that."""
     seconds = server.setting("PAUSE", 5) * times
     if time.monotonic() + seconds > deadline:
         raise error
@@ -181,17 +165,17 @@ def pause(error, deadline, times=1):
 
 
 def submit(script, arguments, deadline):
-    """Submit a job; return its id, or None if PBS does not take it.
+    """Submit a job; return its id, or None if PBS refuses it.
 
-    A qsub that ends with an error may have submitted the job all the same. Before it is tried
-    again the server must answer, and the first job is taken up, or can do nothing any more.
+    A qsub that fails may have submitted the job all the same. Before another try the server must
+    answer, and the first job is taken up or can do nothing any more.
 
     Raises
     ------
     server.ServerAwayError
         If the server is away until the deadline.
     server.QueueFullError
-        If the queue takes no job until the deadline, which begins anew as long as jobs of this
+        If the queue takes no job until the deadline, which is extended as long as jobs of this
         survey are in the queue: they make room when they end.
     OSError
         If a file cannot be written (a full disk). Then there is no job.
@@ -204,7 +188,7 @@ def submit(script, arguments, deadline):
             job_id = qsub([*output_arguments(label), *arguments, str(path)])
         except server.QueueFullError as error:
             records.forget(label)
-            if some_live():
+            if any_job_lives():
                 deadline = time.monotonic() + patience
             pause(error, deadline, times=6)
             continue
@@ -217,7 +201,7 @@ def submit(script, arguments, deadline):
             records.forget(label)
             return None
         try:
-            records.enter(label, job_id)
+            records.note_id(label, job_id)
         except OSError:
             records.withdraw(label)
             server.run("qdel", job_id)
@@ -225,18 +209,18 @@ def submit(script, arguments, deadline):
         return job_id
 
 
-def some_live():
+def any_job_lives():
     """Return whether the server knows a job of this survey that has not ended."""
     answer = records.answer(server.setting("POLL", 10))
-    return any(not records.looks_ended(job) for job in (answer["jobs"] or {}).values())
+    return any(not server.looks_ended(job) for job in (answer["jobs"] or {}).values())
 
 
 def announce(script):
-    """Write what belongs to a job that is to be submitted; return its label."""
+    """Write the files of a job that is about to be submitted; return its label."""
     label = records.new_label(script.name, script.run)
-    facts = {"targets": script.targets, "settings": script.settings, "files": script.files}
+    task = {"targets": script.targets, "settings": script.settings, "files": script.files}
     try:
-        records.announce(label, facts)
+        records.announce(label, task)
         write_script(label, script)
     except OSError:
         records.forget(label)
@@ -253,7 +237,7 @@ def output_arguments(label):
 
 
 def qsub(arguments):
-    """Return the id of the submitted job, or None if PBS refuses.
+    """Return the id of the submitted job, or None if PBS refuses it.
 
     Raises
     ------
