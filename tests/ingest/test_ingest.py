@@ -1,7 +1,9 @@
 """Raw folder to exposure table, by the header map of a camera."""
 
 import gzip
+import io
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +15,7 @@ from astropy.time import Time
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.angles import parse_declination, parse_right_ascension
-from coaddflow.ingest.raw_exposures import find_raw_files, ingest, repoint
+from coaddflow.ingest.raw_exposures import PROGRESS, find_raw_files, ingest, repoint
 from coaddflow.instrument.camera import load_camera
 from coaddflow.instrument.file_layout import FileLayout, HeaderKey
 from coaddflow.instrument.header_values import (
@@ -24,7 +26,6 @@ from coaddflow.instrument.header_values import (
     header_text,
     read_headers,
 )
-from coaddflow.runtime.progress import progress
 from coaddflow.tables.exposures import file_of, read_exposures
 from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_manifest, write_row
 
@@ -460,25 +461,22 @@ def test_headers_of_extensions_fall_back_on_the_primary_header(tmp_path):
     assert caught.value.reason == "truncated"
 
 
-def test_progress_is_told_on_long_work_only(monkeypatch):
-    class Terminal:
-        text = ""
-
+def test_progress_is_shown_on_a_terminal_and_on_long_work_only(tmp_path, camera, monkeypatch):
+    class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-        def write(self, text):
-            self.text += text
+    def said(stream):
+        monkeypatch.setattr(sys, "stderr", stream)
+        ingest([tmp_path / "raw"], camera, tmp_path / "e.ecsv")
+        return stream.getvalue()
 
-        def flush(self):
-            pass
-
-    quick, slow = Terminal(), Terminal()
-    assert list(progress(range(100), "quick", 100, quick)) == list(range(100))
-    assert quick.text == ""
-    monkeypatch.setattr("coaddflow.runtime.progress._FIRST_AFTER", 0.0)
-    assert list(progress(range(5), "reading", 5, slow)) == list(range(5))
-    assert "\rreading: 0 of 5" in slow.text and slow.text.endswith(" \r")
+    for number in range(5):
+        raw_file(tmp_path / "raw", f"e{number}")
+    assert said(Terminal()) == ""
+    monkeypatch.setitem(PROGRESS, "delay", 0)
+    assert "reading headers" in said(Terminal())
+    assert said(io.StringIO()) == ""
 
 
 def test_raw_files_may_be_links_into_an_archive(tmp_path, camera):

@@ -33,14 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from coaddflow.runtime.progress import ProgressLine
+    from tqdm import tqdm
+
     from coaddflow.simulate.settings import load_simulation_settings
     from coaddflow.simulate.survey import run_simulation
 
     settings = load_simulation_settings(arguments.settings)
-    line = ProgressLine("simulating")
-    made = run_simulation(settings, arguments.output, max(arguments.processes, 1), line.show)
-    line.close()
+    # without a terminal (disable=None) nothing is shown
+    with tqdm(desc="simulating", unit=" pieces", leave=False, disable=None) as bar:
+
+        def show(done: int, total: int, last: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(last, refresh=False)
+            bar.update(done - bar.n)
+
+        made = run_simulation(settings, arguments.output, max(arguments.processes, 1), show)
     what = f"{made.n_files} raw files written" if made.n_files else "was there already"
     print(f"{made.folder}: {len(made.observations)} exposures, {what}")
     return 0

@@ -19,12 +19,20 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs
-from coaddflow.ingest.raw_exposures import IngestReport, Skip, files_in, merge_rows, nothing_usable
+from coaddflow.ingest.raw_exposures import (
+    PROGRESS,
+    IngestReport,
+    Skip,
+    files_in,
+    merge_rows,
+    nothing_usable,
+)
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (
     FileHeaders,
@@ -34,7 +42,6 @@ from coaddflow.instrument.header_values import (
     header_number,
     header_text,
 )
-from coaddflow.runtime.progress import progress
 from coaddflow.settings.calibrated import (
     FLUX_ZERO_POINTS,
     CalibratedSettings,
@@ -83,7 +90,7 @@ def ingest_calibrated(
     report = IngestReport()
     files = _image_files(sources, settings, report)
     rows: list[ImageRow] = []
-    for file in progress(files, "reading headers", len(files)):
+    for file in tqdm(files, "reading headers", **PROGRESS):
         try:
             for row in _rows_of(file, settings, facts, table):
                 if isinstance(row, Skip):

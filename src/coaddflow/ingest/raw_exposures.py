@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from coaddflow.errors import InputError
 from coaddflow.ingest.pointing import Pointing, fit_pointing
@@ -25,7 +26,6 @@ from coaddflow.instrument.header_values import (
     header_text,
     read_headers,
 )
-from coaddflow.runtime.progress import progress
 from coaddflow.tables.exposures import (
     KINDS,
     ExposureRow,
@@ -36,6 +36,9 @@ from coaddflow.tables.exposures import (
     write_exposures,
 )
 from coaddflow.tables.manifest import CcdRow, read_manifest, read_row
+
+PROGRESS = {"delay": 0.5, "leave": False, "disable": None}
+"""Progress bars are shown on a terminal only, and only while there is something to wait for."""
 
 _CAMERA_KEY = "camera key header."
 
@@ -123,7 +126,7 @@ def ingest(
     raw, skipped = find_raw_files(sources, camera)
     report = IngestReport(skipped=skipped)
     rows: list[ExposureRow] = []
-    for group in progress(raw, "reading headers", len(raw)):
+    for group in tqdm(raw, "reading headers", **PROGRESS):
         try:
             rows.append(exposure_row(group, camera, table))
         except HeaderValueError as error:
@@ -248,7 +251,7 @@ def repoint(
     skipped: list[Skip] = []
     rows: list[ExposureRow] = []
     old = read_exposures(table)
-    for row in progress(old, "reading manifests", len(old)):
+    for row in tqdm(old, "reading manifests", **PROGRESS):
         rows.append(row)
         if row.kind != "science" or (
             not also_passed and _manifest_of(row.exposure, Path(results)).is_file()

@@ -9,10 +9,7 @@ truth/cosmic_rays/{id}.fits  pixels of cosmic rays, if asked for
 simulation.yaml              the settings; written last
 """
 
-import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
 from coaddflow.geometry import sphere
 from coaddflow.instrument.camera import Camera, load_camera
+from coaddflow.pool import Pool, Worker
 from coaddflow.simulate.drawing import load_galsim
 from coaddflow.simulate.frames import ExposedCcd, Exposing, expose_ccd, read_out
 from coaddflow.simulate.observations import Observation, exposure_table, plan_observations
@@ -42,6 +40,8 @@ from coaddflow.simulate.writer import Arrays, raw_name, write_ccd, write_exposur
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of pieces done, their total, and the name of the last."""
+
+_PIECES_AT_ONCE = 8  # for each worker
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ class Simulated:
 class _Piece:
     """What one process does at a time: CCDs of an exposure that belong together."""
 
-    settings: SimulationSettings
-    folder: Path
     observation: Observation
     ccds: tuple[int, ...]
 
@@ -109,15 +107,11 @@ def run_simulation(
         return Simulated(folder, observations, 0)
     load_galsim()
     pieces = [
-        _Piece(settings, folder, observation, ccds)
+        _Piece(observation, ccds)
         for observation in observations
         for ccds in _groups(settings, camera)
     ]
-    n_files = 0
-    for done, (piece, n_written) in enumerate(_work(pieces, processes), start=1):
-        n_files += n_written
-        if progress is not None:
-            progress(done, len(pieces), f"exposure {piece.observation.exposure}")
+    n_files = _simulate_all(settings, folder, pieces, processes, progress)
     _write_truth(settings, camera, folder, observations)
     with atomic_path(folder / "simulation.yaml") as temporary:
         temporary.write_text(_settings_text(settings), encoding="utf-8")
@@ -176,38 +170,44 @@ def _groups(settings: SimulationSettings, camera: Camera) -> list[tuple[int, ...
     return [ccds]
 
 
-def _work(pieces: list[_Piece], processes: int) -> Iterator[tuple[_Piece, int]]:
-    """Yield every piece with the number of its files when it is done."""
-    if processes <= 1:
-        for piece in pieces:
-            yield piece, _simulate(piece)
-        return
-    context = multiprocessing.get_context("spawn")
-    waiting = iter(pieces)
-    with ProcessPoolExecutor(min(processes, len(pieces)), mp_context=context) as pool:
-        running: dict[Future[int], _Piece] = {
-            pool.submit(_simulate, piece): piece
-            for piece in itertools.islice(waiting, 2 * processes)
-        }
-        try:
-            while running:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    piece = running.pop(future)
-                    yield piece, future.result()
-                    for following in itertools.islice(waiting, 1):
-                        running[pool.submit(_simulate, following)] = following
-        finally:
-            for future in running:
-                future.cancel()
+def _simulate_all(
+    settings: SimulationSettings,
+    folder: Path,
+    pieces: list[_Piece],
+    processes: int,
+    progress: Progress | None,
+) -> int:
+    """Simulate all pieces and return the number of raw files written."""
+    n_files = 0
+    workers = max(min(processes, len(pieces)), 1)
+    with Pool("processes" if workers > 1 else "serial", workers) as pool:
+        pool.broadcast(settings=settings, folder=folder)
+        # in parts: a full disk is noticed before the rest of a large survey is simulated
+        for start in range(0, len(pieces), _PIECES_AT_ONCE * workers):
+            results = pool.map(
+                _simulate,
+                pieces[start : start + _PIECES_AT_ONCE * workers],
+                label=lambda piece: f"exposure {piece.observation.exposure}",
+                progress=progress and _from(start, len(pieces), progress),
+            )
+            for failure in results.failures:
+                failure.raise_again()
+            n_files += sum(results)
+    return n_files
 
 
-def _simulate(piece: _Piece) -> int:
+def _from(start: int, total: int, progress: Progress) -> Progress:
+    """Return a progress of the pieces after the first ``start`` that counts all pieces."""
+    return lambda done, _, label: progress(start + done, total, label)
+
+
+def _simulate(piece: _Piece, worker: Worker) -> int:
     """Simulate some CCDs of an exposure, write their files, and return the number of these."""
-    settings, observation = piece.settings, piece.observation
+    settings, folder = worker.constants["settings"], worker.constants["folder"]
+    observation = piece.observation
     camera = load_camera(settings.camera)
     exposing = Exposing.prepare(settings, camera, observation)
-    raw = piece.folder / "raw"
+    raw = folder / "raw"
     name = raw_name(camera, observation, settings.compression)
     exposure: dict[int, Arrays] = {}
     hits: list[tuple[int, tuple[NDArray, ...]]] = []
@@ -218,7 +218,7 @@ def _simulate(piece: _Piece) -> int:
         else:
             exposure[exposed.detector.id] = arrays
     if settings.truth_pixels and observation.kind == "science":
-        _write_cosmic_rays(piece, hits)
+        _write_cosmic_rays(folder, piece, hits)
     if camera.layout.files == "ccd":
         return len(piece.ccds)
     in_order = {ccd: exposure[ccd] for ccd in piece.ccds}
@@ -294,7 +294,9 @@ def _write_table(table: Table, path: Path, name: str) -> None:
         fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(temporary, overwrite=True)
 
 
-def _write_cosmic_rays(piece: _Piece, hits: list[tuple[int, tuple[NDArray, ...]]]) -> None:
+def _write_cosmic_rays(
+    folder: Path, piece: _Piece, hits: list[tuple[int, tuple[NDArray, ...]]]
+) -> None:
     table = Table()
     table["ccd"] = np.concatenate([np.full(len(hit[0]), ccd, np.int32) for ccd, hit in hits])
     for column, name in enumerate(("x", "y", "electrons")):
@@ -303,4 +305,4 @@ def _write_cosmic_rays(piece: _Piece, hits: list[tuple[int, tuple[NDArray, ...]]
     name = piece.observation.exposure
     if len(piece.ccds) == 1:
         name = f"{name}-{piece.ccds[0]:03d}"
-    _write_table(table, piece.folder / "truth" / "cosmic_rays" / f"{name}.fits", "CRPIXELS")
+    _write_table(table, folder / "truth" / "cosmic_rays" / f"{name}.fits", "CRPIXELS")
