@@ -264,9 +264,10 @@ def _plan_ccds(
         rows = [row for row in corners.ccds() if row.state == "done"]
         wanted |= {(row.exposure, row.ccd): row for row in rows if _patches_of(row, job.tract)}
     works = []
-    for (exposure, ccd), row in sorted(wanted.items(), key=lambda item: item[0]):
-        box = _predicted_box(row, job.tract)
-        works.append(CcdWork(row, box, spool.reserve(_area(box), f"{exposure}-{ccd}")))
+    for exposure, ccd in sorted(wanted):
+        box = _predicted_box(wanted[exposure, ccd], job.tract)
+        slot = spool.reserve(_area(box), f"{exposure}-{ccd}")
+        works.append(CcdWork(wanted[exposure, ccd], box, slot))
     _LOG.info(
         "%d CCDs for %d patches; room for their warps: %d MB of memory, %d MB of scratch",
         len(works),
