@@ -3,6 +3,6 @@
 from coaddflow.workflow.stage import stage
 
 with stage(snakemake) as job:
-    from coaddflow.coadd.patch import make_picture
+    from coaddflow.coadd.picture import make_picture
 
     make_picture(job.output.picture, job.tract, job.input.coadds)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from coaddflow.coadd.background_matching import (
-    CorrectedWarp,
     SkyBins,
     SkyCorrection,
     bin_sky,
@@ -14,6 +13,7 @@ from coaddflow.coadd.background_matching import (
     merge_bins,
     overlap_groups,
 )
+from coaddflow.coadd.readers import CorrectedWarp
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.coadd import BackgroundMatchingSettings
 from coaddflow.warp.files import Warp

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from coaddflow.coadd.mean import CoaddInput, coadd_patch
-from coaddflow.coadd.spool import BYTES_PER_PIXEL, LayeredWarp, Place, Spool, write_warp
+from coaddflow.coadd.readers import LayeredWarp
+from coaddflow.coadd.spool import BYTES_PER_PIXEL, Spool, SpoolSlot, write_warp
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.coadd import CoaddSettings
@@ -47,11 +48,11 @@ def test_what_was_put_in_comes_back(one_machine, memory, tmp_path):
     rng = np.random.default_rng(1)
     scratch = tmp_path / "new" / "scratch"
     with Spool(memory, scratch, one_machine) as spool:
-        places = [spool.reserve(30 * 40 + 7, f"ccd{k}") for k in range(4)]
-        written = [pixels(rng) for _ in places]
+        slots = [spool.reserve(30 * 40 + 7, f"ccd{k}") for k in range(4)]
+        written = [pixels(rng) for _ in slots]
         warps = [
-            write_warp(place, (100, 50, 140, 80), one)
-            for place, one in zip(places, written, strict=True)
+            write_warp(slot, (100, 50, 140, 80), one)
+            for slot, one in zip(slots, written, strict=True)
         ]
         for warp, one in zip(warps, written, strict=True):
             assert_same(warp.read_box(warp.box), one)
@@ -129,7 +130,7 @@ def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path):
         ):
             spool.reserve(10, "a")
     with pytest.raises(InputError, match=r"/dev/full.*No space left.*coadd\.scratch"):
-        write_warp(Place("/dev/full", 0), (0, 0, 40, 30), pixels(np.random.default_rng(3)))
+        write_warp(SpoolSlot("/dev/full", 0), (0, 0, 40, 30), pixels(np.random.default_rng(3)))
 
 
 def test_ccds_are_laid_one_under_the_other():

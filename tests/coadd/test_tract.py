@@ -8,7 +8,8 @@ from astropy.io import fits
 from astropy.table import Table
 from skyscene import make_tract, write_done_ccd
 
-from coaddflow.coadd.patch import make_coadd, make_picture, reddest_first
+from coaddflow.coadd.patch import make_coadd
+from coaddflow.coadd.picture import make_picture, reddest_first
 from coaddflow.corners.build import build_tract_database
 from coaddflow.corners.survey import make_survey_database
 from coaddflow.errors import InputError

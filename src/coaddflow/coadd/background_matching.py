@@ -14,7 +14,7 @@ that covers all.
 
 Differences do not tell what is common to all exposures. Of all solutions the smallest in
 sum_e g_e c_e^2 is taken, g_e = sum_p w_ep: the weighted mean of the corrections is zero in every
-group of exposures that hang together by overlaps, so that the coadd keeps its mean level, and an
+group of exposures that overlaps link, so that the coadd keeps its mean level, and an
 exposure that overlaps no other is left as it is.
 
 References
@@ -32,9 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.geometry.box import Box
-from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
+from coaddflow.image.masked_image import MaskPlane, planes_from_names
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.settings.coadd import BackgroundMatchingSettings
-from coaddflow.warp.files import Warp, WarpReader
+from coaddflow.warp.files import Warp
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,45 +46,29 @@ _NOT_DETERMINED = 1e-9
 _HOLD_OF_SLOPES = 1e-3
 """Weight with which slopes are held to zero, relative to that of the data."""
 
-_MAD_TO_SIGMA = 1.4826
-
 
 @dataclass(frozen=True)
 class SkyBins:
-    """The sky in squares of the tract.
-
-    Attributes
-    ----------
-    index : ndarray of int64, shape (n, 2)
-        Number of the square along x and y, from the origin of the tract.
-    value : ndarray of float64, shape (n,)
-        Median of its pixels without sources or flaws, nJy per pixel.
-    weight : ndarray of float64, shape (n,)
-        Number of these pixels over their typical variance.
-    """
+    """The sky in squares of the tract."""
 
     index: NDArray[np.int64]
+    """Number of the square along x and y, from the origin of the tract, shape (n, 2)."""
     value: NDArray[np.float64]
+    """Median of its pixels without sources or flaws, nJy per pixel, shape (n,)."""
     weight: NDArray[np.float64]
+    """Number of these pixels over their typical variance, shape (n,)."""
 
 
 @dataclass(frozen=True)
 class SkyCorrection:
-    """What is subtracted from a warp: a constant or a plane.
-
-    Attributes
-    ----------
-    coefficients : tuple of float
-        nJy per pixel at the centre; and with planes the slopes along x and y, per ``size``.
-    centre : tuple of float
-        Middle of the exposure on the tract, pixels.
-    size : float
-        Half of the extent of the exposure, pixels.
-    """
+    """What is subtracted from a warp: a constant or a plane."""
 
     coefficients: tuple[float, ...]
+    """nJy per pixel at the centre; and with planes the slopes along x and y, per ``size``."""
     centre: tuple[float, float] = (0.0, 0.0)
+    """Middle of the exposure on the tract, pixels."""
     size: float = 1.0
+    """Half of the extent of the exposure, pixels."""
 
     def on_box(self, box: Box) -> NDArray[np.float32] | np.float32:
         """Return the correction on a box of tract pixels: an image, or one number."""
@@ -98,29 +83,6 @@ class SkyCorrection:
         """Return the correction at a pixel of the tract."""
         place = (1.0, (x - self.centre[0]) / self.size, (y - self.centre[1]) / self.size)
         return float(np.dot(self.coefficients, place[: len(self.coefficients)]))
-
-
-class CorrectedWarp:
-    """A warp with its background matched.
-
-    Parameters
-    ----------
-    reader : WarpReader
-        The warp.
-    correction : SkyCorrection
-        What is subtracted from its pixels.
-    """
-
-    def __init__(self, reader: WarpReader, correction: SkyCorrection):
-        self.box: Box = reader.box
-        self._reader = reader
-        self._correction = correction
-
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``."""
-        pixels = self._reader.read_box(box)
-        image = pixels.image - self._correction.on_box(box)
-        return MaskedImage(image, pixels.variance, pixels.mask)
 
 
 def bin_sky(warp: Warp, bad_planes: Sequence[str], settings: BackgroundMatchingSettings) -> SkyBins:
@@ -248,16 +210,20 @@ def _solve_robustly(
         coefficients = _solve(value, used, basis, hold)
         deviation = np.abs(_residuals(value, weight, used, basis, coefficients))
         deviation *= np.sqrt(weight)
-        # an exposure that is alone in a square agrees with itself
-        shared = (used > 0) & (np.count_nonzero(used, axis=0) > 1)
+        shared = _shared(used)
         if not shared.any():
             break
-        noise = _MAD_TO_SIGMA * np.median(deviation[shared])
+        noise = mad_sigma(deviation[shared], centre=0.0)
         kept = np.where(deviation <= sigma * noise, weight, 0.0) if noise > 0 else used
         if np.array_equal(kept, used):
             break
         used = kept
     return coefficients, used
+
+
+def _shared(used: NDArray) -> NDArray[np.bool_]:
+    """Return which values are compared: alone in a square, an exposure agrees with itself."""
+    return (used > 0) & (np.count_nonzero(used, axis=0) > 1)
 
 
 def _solve(value: NDArray, weight: NDArray, basis: NDArray, hold: NDArray) -> NDArray[np.float64]:
@@ -304,14 +270,10 @@ def _residuals(
 
 
 def _report(
-    exposures: Sequence[str],
-    value: NDArray,
-    used: NDArray,
-    basis: NDArray,
-    coefficients: NDArray,
+    exposures: Sequence[str], value: NDArray, used: NDArray, basis: NDArray, coefficients: NDArray
 ) -> None:
     """Log what the matching did, and which exposures it could not compare."""
-    shared = (used > 0) & (np.count_nonzero(used, axis=0) > 1)
+    shared = _shared(used)
     if shared.any():
         before = _residuals(value, used, used, basis, np.zeros_like(coefficients))[shared]
         after = _residuals(value, used, used, basis, coefficients)[shared]
@@ -334,7 +296,7 @@ def _report(
 
 
 def overlap_groups(weight: NDArray[np.float64]) -> list[list[int]]:
-    """Return the groups of exposures that hang together by common squares.
+    """Return the groups of exposures that are linked by common squares.
 
     Parameters
     ----------

@@ -55,27 +55,19 @@ _SMALLEST_FWHM = 3.0
 
 
 class Epochs(NamedTuple):
-    """What is expected of each exposure.
-
-    Attributes
-    ----------
-    sharpness : ndarray of float32, shape (n,)
-        FWHM^-2, in any unit: the peak of a star of given flux.
-    leeway : ndarray of float32, shape (n,)
-        Factor by which an exposure may be sharper than that (1 if its seeing is known).
-    below : float
-        Part of the median by which a value may fall below it.
-    wings : ndarray of float32, shape (reach + 1, reach + 1)
-        Part of the peak of a star by which the exposures may differ, so many bins away.
-    halo : int
-        Rows that the rule needs above and below, a multiple of `BIN`.
-    """
+    """What is expected of each exposure."""
 
     sharpness: NDArray[np.float32]
+    """FWHM^-2, in any unit: the peak of a star of given flux, shape (n,)."""
     leeway: NDArray[np.float32]
+    """Factor by which an exposure may be sharper than that (1 if its seeing is known), (n,)."""
     below: np.float32
+    """Part of the median by which a value may fall below it."""
     wings: NDArray[np.float32]
+    """Part of the peak of a star by which the exposures may differ, so many bins away along y and
+    x, shape (reach + 1, reach + 1)."""
     halo: int
+    """Rows that the rule needs above and below, a multiple of `BIN`."""
 
 
 class _Limits(NamedTuple):
@@ -135,12 +127,13 @@ def _wing_differences(fwhm: float, largest: float) -> NDArray[np.float32]:
     return np.minimum(_WING_PART * profile, largest).astype(np.float32)
 
 
-def max_outliers(n_epochs: int, max_fraction: float = 0.03) -> int:
+@numba.njit(cache=True, nogil=True)
+def max_outliers(n_epochs, max_fraction=0.03):
     """Return how many epochs of a pixel may be outliers before it counts as variable [2]_.
 
     min(0.4 n, 2 + ``max_fraction`` n), rounded down: none of 2 epochs, 1 of 3 or 4, 2 of 5.
     """
-    return _max_outliers(n_epochs, max_fraction)
+    return int(min(0.4 * n_epochs, 2.0 + max_fraction * n_epochs))
 
 
 def find_outliers(
@@ -190,11 +183,6 @@ def find_outliers(
         _mark_bins(state, flagged, ~np.isnan(means), limits.max_fraction, x_offset)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
     _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
-
-
-@numba.njit(cache=True, nogil=True)
-def _max_outliers(n_epochs, max_fraction):
-    return int(min(0.4 * n_epochs, 2.0 + max_fraction * n_epochs))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -361,7 +349,7 @@ def _find_crowded(flagged, known, max_fraction):
             for k in range(n):
                 found += flagged[k, y, x]
                 count += known[k, y, x]
-            crowded[y, x] = found > _max_outliers(count, max_fraction)
+            crowded[y, x] = found > max_outliers(count, max_fraction)
     return crowded
 
 
@@ -389,7 +377,7 @@ def _mark_if_allowed(state, k, y, x, max_fraction):
     for i in range(state.shape[0]):
         found += state[i, y, x] == OUTLIER
         count += state[i, y, x] >= USABLE
-    if state[k, y, x] == USABLE and found <= _max_outliers(count, max_fraction):
+    if state[k, y, x] == USABLE and found <= max_outliers(count, max_fraction):
         state[k, y, x] = OUTLIER
 
 
@@ -444,7 +432,7 @@ def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
                 ):
                     outliers[found] = k
                     found += 1
-            varies[y, x] = found > _max_outliers(count, limits.max_fraction)
+            varies[y, x] = found > max_outliers(count, limits.max_fraction)
             if not varies[y, x]:
                 for i in range(found):
                     state[outliers[i], y, x] = OUTLIER

@@ -29,80 +29,55 @@ from coaddflow.coadd.clipping import (
     find_outliers,
 )
 from coaddflow.errors import InputError
-from coaddflow.geometry.box import Box, common_box
-from coaddflow.image.masked_image import (
-    MaskedImage,
-    MaskPlane,
-    flux_scale,
-    planes_from_names,
-)
+from coaddflow.geometry.box import Box, common_box, part_of
+from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale, planes_from_names
+from coaddflow.runtime.resources import STACK_BYTES_PER_PIXEL, STACK_ROWS
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.warp.files import WarpReader
 from coaddflow.warp.resample import covariance_factor
 
-_MIN_ROWS = 32
-_MAX_ROWS = 384
+_MIN_ROWS, _MAX_ROWS = STACK_ROWS
 """Larger blocks save little and cost time: their memory is taken from the system anew each time."""
 
-_BYTES_PER_PIXEL = 13
 _NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
 
 
 @dataclass(frozen=True)
 class CoaddInput:
-    """One exposure that goes into a coadd.
-
-    Attributes
-    ----------
-    exposure : str
-        Exposure id; the order of summation.
-    reader : WarpReader
-        Its warp.
-    weight : float
-        Inverse sky variance in nJy^-2 (`exposure_weight`).
-    ccds : str
-        CCDs that contribute, joined by commas.
-    seeing : float
-        FWHM in arcsec; NaN if not known.
-    zero_point, mjd, exposure_time : float
-        Facts for the table of inputs; NaN if not known.
-    sky_offset : float, optional
-        What background matching subtracts at the middle of the patch, nJy per pixel.
-    """
+    """One exposure that goes into a coadd."""
 
     exposure: str
+    """Exposure id; the order of summation."""
     reader: WarpReader
+    """Its warp."""
     weight: float
+    """Inverse sky variance in nJy^-2 (`exposure_weight`)."""
     ccds: str = ""
+    """CCDs that contribute, joined by commas."""
     seeing: float = np.nan
+    """FWHM in arcsec; NaN if not known."""
     zero_point: float = np.nan
     mjd: float = np.nan
     exposure_time: float = np.nan
+    """These three for the table of inputs: magnitude, date, s; NaN if not known."""
     sky_offset: float | None = None
+    """What background matching subtracts at the middle of the patch, nJy per pixel."""
 
 
 @dataclass(frozen=True)
 class Coadd:
-    """The coadd of a patch.
-
-    Attributes
-    ----------
-    box : tuple of int
-        Its pixels on the tract.
-    masked_image : MaskedImage
-        nJy. Bits are the union of those of the values used; CLIPPED where an outlier was left
-        out; NaN, infinite variance and NO_DATA where there is nothing.
-    n_inputs : ndarray of int16, shape (ny, nx)
-        Number of values used.
-    inputs : astropy.table.Table
-        One row an exposure: exposure, ccds, mjd, exposure_time, seeing, zero_point, weight,
-        n_used and n_clipped (pixels); with background matching sky_offset.
-    """
+    """The coadd of a patch."""
 
     box: Box
+    """Its pixels on the tract."""
     masked_image: MaskedImage
+    """nJy. Bits are the union of those of the values used; CLIPPED where an outlier was left
+    out; NaN, infinite variance and NO_DATA where there is nothing."""
     n_inputs: NDArray[np.int16]
+    """Number of values used, shape (ny, nx)."""
     inputs: Table
+    """One row an exposure: exposure, ccds, mjd, exposure_time, seeing, zero_point, weight, n_used
+    and n_clipped (pixels); with background matching sky_offset."""
 
 
 def exposure_weight(sky_noise: ArrayLike, zero_point: ArrayLike) -> float:
@@ -215,20 +190,11 @@ def _check_inputs(inputs: Sequence[CoaddInput]) -> None:
 def _inputs_table(inputs: Sequence[CoaddInput]) -> Table:
     """Return the table of inputs, with the counts still 0."""
     table = Table()
-    for name, kind in (
-        ("exposure", str),
-        ("ccds", str),
-        ("mjd", float),
-        ("exposure_time", float),
-        ("seeing", float),
-        ("zero_point", float),
-        ("weight", float),
-    ):
+    for name in ("exposure", "ccds", "mjd", "exposure_time", "seeing", "zero_point", "weight"):
         values = [getattr(one, name) for one in inputs]
+        kind, empty = (str, "U1") if name in ("exposure", "ccds") else (float, float)
         # FITS has no strings of length 0
-        table[name] = (
-            np.array(values, dtype=kind) if values else np.zeros(0, "U1" if kind is str else kind)
-        )
+        table[name] = np.array(values, kind) if values else np.zeros(0, empty)
     table["n_used"] = np.zeros(len(inputs), np.int64)
     table["n_clipped"] = np.zeros(len(inputs), np.int64)
     if any(one.sky_offset is not None for one in inputs):
@@ -241,7 +207,7 @@ def _make_blocks(n_inputs: int, box: Box, halo: int, memory_mb: int, threads: in
 
     Whole rows, as long as some of them fit; else squares, around which the halo is smallest.
     """
-    pixels = memory_mb * 1e6 / (n_inputs * _BYTES_PER_PIXEL * threads)
+    pixels = memory_mb * 1e6 / (n_inputs * STACK_BYTES_PER_PIXEL * threads)
     columns = box[2] - box[0]
     rows = min(int(pixels / columns) - 2 * halo, _MAX_ROWS)
     if rows < _MIN_ROWS:
@@ -309,20 +275,19 @@ def _read_stack(
     readers: Sequence[WarpReader], region: Box, box: Box, settings: CoaddSettings
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Read a region of all warps and class their values; what is outside of ``box`` is missing."""
-    x0, y0, x1, y1 = region
-    shape = (len(readers), y1 - y0, x1 - x0)
+    shape = (len(readers), region[3] - region[1], region[2] - region[0])
     image, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
     mask, state = np.empty(shape, np.int32), np.full(shape, MISSING, np.uint8)
     bad = np.int32(planes_from_names(settings.bad_planes) | MaskPlane.NO_DATA)
     fill = np.int32(planes_from_names(settings.fill_planes))
     for k, reader in enumerate(readers):
-        left, first, right, last = part = common_box(reader.box, region, box)
-        rows, across = slice(first - y0, last - y0), slice(left - x0, right - x0)
+        part = common_box(reader.box, region, box)
         pixels = reader.read_box(part)
-        image[k, rows, across] = pixels.image
-        variance[k, rows, across] = pixels.variance
-        mask[k, rows, across] = pixels.mask
-        place = (rows.start, rows.stop, across.start, across.stop)
+        rows, columns = part_of(region, part)
+        image[k, rows, columns] = pixels.image
+        variance[k, rows, columns] = pixels.variance
+        mask[k, rows, columns] = pixels.mask
+        place = (rows.start, rows.stop, columns.start, columns.stop)
         _class_values(image[k], variance[k], mask[k], place, bad, fill, state[k])
     return image, variance, mask, state
 
@@ -391,6 +356,3 @@ def _combine(stack, weights, fill_error, origin, block, target, counts):
             variance[y_out, x_out] = noise
             mask[y_out, x_out] = bits
             n_inputs[y_out, x_out] = n
-
-
-# Files

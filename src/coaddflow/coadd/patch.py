@@ -1,13 +1,12 @@
-"""One tract: the warps of its exposures and the coadds of its patches.
+"""The coadd of a patch in one band: what goes in, and the job that makes it from warps on disk.
 
-This is where the corner database is asked what goes into what, and where files are read and
-written; `warp` and `coadd` do the work. The job of a whole tract (`tract_job`) uses the same
-pieces.
+Here the corner database is asked what goes into what. The job of a whole tract
+(`coaddflow.coadd.tract_job`) uses the same pieces.
 """
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,31 +14,22 @@ import numpy as np
 from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
-from coaddflow.coadd.background_matching import CorrectedWarp, SkyCorrection
+from coaddflow.coadd.background_matching import SkyCorrection
 from coaddflow.coadd.mean import Coadd, CoaddInput, coadd_patch, exposure_weight
-from coaddflow.coadd.picture import write_picture
 from coaddflow.coadd.product import write_coadd
+from coaddflow.coadd.readers import CorrectedWarp, LayeredWarp, WithoutCcds
 from coaddflow.corners.database import CornerDatabase, Rejection, Selection
 from coaddflow.files import remove_partial
-from coaddflow.geometry import polygon
-from coaddflow.geometry.box import Box
-from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
-from coaddflow.tables.coadds import coadd_files, coadd_table_path
+from coaddflow.tables.coadds import coadd_table_path
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp.files import WarpFile, WarpReader
 from coaddflow.warp.resample import covariance_factor
 
 _LOG = logging.getLogger(__name__)
-
-_WAVELENGTH_ORDER = "KHJYyzIiRrVgGBUu"
-"""Filters from red to blue."""
-
-_FOOTPRINT_GROWTH = 1.5
-"""Pixels by which the outline of a CCD is enlarged when the CCD is taken out of a warp."""
 
 
 def make_coadd(
@@ -69,9 +59,10 @@ def make_coadd(
     # the list of a tract's coadds says that all of them are of one job
     coadd_table_path(path).unlink(missing_ok=True)
     files = _warps_of_patch(warps, patch)
+    nothing = LayeredWarp([], tract.patch(patch).outer_box)
 
     def reader_of(exposure: str) -> WarpReader:
-        return WarpFile(files[exposure]) if exposure in files else NoWarp()
+        return WarpFile(files[exposure]) if exposure in files else nothing
 
     with CornerDatabase(database) as corners:
         inputs = TractInputs(corners, tract, band, settings)
@@ -92,24 +83,16 @@ def _warps_of_patch(tables: Sequence[str | Path], patch: str) -> dict[str, Path]
 
 @dataclass(frozen=True)
 class PatchWork:
-    """A coadd that is to be made.
-
-    Attributes
-    ----------
-    patch : str
-        Patch id.
-    inputs : tuple of CoaddInput
-        What goes in.
-    rejected : tuple of Rejection
-        CCDs that were left out, with the reasons.
-    manifests : tuple of str
-        Manifests of the exposures that go in.
-    """
+    """A coadd that is to be made."""
 
     patch: str
+    """Patch id."""
     inputs: tuple[CoaddInput, ...]
+    """What goes in."""
     rejected: tuple[Rejection, ...]
+    """CCDs that were left out, with the reasons."""
     manifests: tuple[str, ...]
+    """Manifests of the exposures that go in."""
 
 
 class TractInputs:
@@ -129,7 +112,7 @@ class TractInputs:
         self._corners = corners
         self._tract, self._band, self._cuts = tract, band, settings.selection
         self._manifests = corners.manifests()
-        self._figures: dict[str, tuple[float, float]] = {}
+        self._of_exposure: dict[str, tuple[float, float]] = {}
 
     def select(self, patch: str) -> Selection:
         """Return the CCDs that go into the coadd of a patch, and those that do not."""
@@ -142,7 +125,7 @@ class TractInputs:
         reader_of: Callable[[str], WarpReader],
         corrections: Mapping[str, SkyCorrection] | None = None,
     ) -> PatchWork:
-        """Return what is to be done for a patch.
+        """Return the coadd that is to be made of a patch.
 
         Parameters
         ----------
@@ -171,33 +154,30 @@ class TractInputs:
             if corrections is not None:
                 reader = CorrectedWarp(reader, corrections[exposure])
                 offset = corrections[exposure].at((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2)
-            inputs.append(self._input(exposure, reader, ccds, offset))
+            weight, seeing = self._weight_and_seeing(exposure)
+            inputs.append(
+                CoaddInput(
+                    exposure=exposure,
+                    reader=reader,
+                    weight=weight,
+                    ccds=",".join(str(ccd.ccd) for ccd in ccds),
+                    seeing=seeing,
+                    zero_point=_median(ccds, "zero_point"),
+                    mjd=ccds[0].mjd,
+                    exposure_time=ccds[0].exposure_time,
+                    sky_offset=offset,
+                )
+            )
         manifests = tuple(self._manifests[exposure] for exposure in selected)
         return PatchWork(patch, tuple(inputs), tuple(selection.rejected), manifests)
 
-    def _input(
-        self, exposure: str, reader: WarpReader, ccds: Sequence[CcdRow], offset: float | None
-    ) -> CoaddInput:
-        weight, seeing = self._figures_of(exposure)
-        return CoaddInput(
-            exposure=exposure,
-            reader=reader,
-            weight=weight,
-            ccds=",".join(str(ccd.ccd) for ccd in ccds),
-            seeing=seeing,
-            zero_point=_median(ccds, "zero_point"),
-            mjd=ccds[0].mjd,
-            exposure_time=ccds[0].exposure_time,
-            sky_offset=offset,
-        )
-
-    def _figures_of(self, exposure: str) -> tuple[float, float]:
-        """Return weight and seeing of a whole exposure, so that overlapping patches agree."""
-        if exposure not in self._figures:
+    def _weight_and_seeing(self, exposure: str) -> tuple[float, float]:
+        """Return figures of a whole exposure, so that overlapping patches agree."""
+        if exposure not in self._of_exposure:
             ccds = [row for row in self._corners.ccds(exposure) if row.state == "done"]
-            weight = exposure_weight(_figures(ccds, "sky_noise"), _figures(ccds, "zero_point"))
-            self._figures[exposure] = (weight, _median(ccds, "seeing"))
-        return self._figures[exposure]
+            weight = exposure_weight(_column(ccds, "sky_noise"), _column(ccds, "zero_point"))
+            self._of_exposure[exposure] = (weight, _median(ccds, "seeing"))
+        return self._of_exposure[exposure]
 
 
 def write_patch(
@@ -241,85 +221,6 @@ def write_patch(
     return coadd
 
 
-def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -> None:
-    """Make the picture of a tract from its coadds in all bands: the whole job.
-
-    Parameters
-    ----------
-    path : str or Path
-        The picture.
-    tract : Tract
-        The tract.
-    coadds : sequence of str or Path
-        ``.../{band}/{tract}/{patch}.fits``, or the list of a band's coadds
-        (``.../{band}/{tract}.ecsv``).
-    """
-    by_band: dict[str, dict[str, Path]] = {}
-    for coadd in coadd_files(coadds):
-        by_band.setdefault(coadd.parts[-3], {})[coadd.stem] = coadd
-    write_picture(path, tract, {band: by_band[band] for band in reddest_first(by_band)})
-
-
-def reddest_first(bands: Iterable[str]) -> list[str]:
-    """Return bands in the order of the wavelengths that their first letters stand for.
-
-    Bands with other names come last, in the order of their names.
-    """
-    return sorted(bands, key=lambda band: (_WAVELENGTH_ORDER.find(band[0]) % 100, band))
-
-
-class NoWarp:
-    """The warp of an exposure that has no pixel on a patch."""
-
-    box: Box = (0, 0, 0, 0)
-
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return nothing."""
-        return MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
-
-
-class WithoutCcds:
-    """A warp in which the pixels of some CCDs count as not measured.
-
-    Parameters
-    ----------
-    reader : WarpReader
-        The warp of an exposure.
-    ccds : sequence of CcdRow
-        CCDs to take out.
-    tract : Tract
-        The tract.
-    """
-
-    def __init__(self, reader: WarpReader, ccds: Sequence[CcdRow], tract: Tract):
-        self.box: Box = reader.box
-        self._reader = reader
-        self._outlines = [
-            _grown(tract.footprint_pixels(ccd.footprint_ra, ccd.footprint_dec)) for ccd in ccds
-        ]
-
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, which must be inside of ``self.box``."""
-        pixels = self._reader.read_box(box)
-        # a reader may hand out its own memory
-        pixels = MaskedImage(pixels.image.copy(), pixels.variance.copy(), pixels.mask.copy())
-        columns = np.arange(box[0], box[2])
-        for row, y in enumerate(range(box[1], box[3])):
-            for outline in self._outlines:
-                inside = polygon.contains(outline, columns, np.full(columns.size, y))
-                pixels.image[row, inside] = np.nan
-                pixels.variance[row, inside] = np.inf
-                pixels.mask[row, inside] |= np.int32(MaskPlane.NO_DATA)
-        return pixels
-
-
-def _grown(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Move the vertices of an outline away from its middle."""
-    offset = points - points.mean(axis=0)
-    distance = np.hypot(*offset.T)[:, None]
-    return points + offset / distance * _FOOTPRINT_GROWTH * np.sqrt(2.0)
-
-
 def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
     """Return a coadd's table of inputs with the CCDs that were left out, and the reasons.
 
@@ -338,8 +239,8 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
             "ccds": [str(ccd.ccd) for ccd in ccds],
             "mjd": [ccd.mjd for ccd in ccds],
             "exposure_time": [ccd.exposure_time for ccd in ccds],
-            "seeing": _figures(ccds, "seeing"),
-            "zero_point": _figures(ccds, "zero_point"),
+            "seeing": _column(ccds, "seeing"),
+            "zero_point": _column(ccds, "zero_point"),
             "weight": np.zeros(len(ccds)),
             "n_used": np.zeros(len(ccds), np.int64),
             "n_clipped": np.zeros(len(ccds), np.int64),
@@ -351,15 +252,13 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
     return vstack([inputs, left_out]) if len(inputs) else left_out
 
 
-def _figures(ccds: Sequence[CcdRow], name: str) -> NDArray[np.float64]:
-    return np.array([_or_nan(getattr(ccd, name)) for ccd in ccds])
+def _column(ccds: Sequence[CcdRow], name: str) -> NDArray[np.float64]:
+    """Return a column of the manifest; NaN where it has no value."""
+    # None becomes NaN
+    return np.array([getattr(ccd, name) for ccd in ccds], float)
 
 
 def _median(ccds: Sequence[CcdRow], name: str) -> float:
-    figures = _figures(ccds, name)
-    known = figures[np.isfinite(figures)]
+    values = _column(ccds, name)
+    known = values[np.isfinite(values)]
     return float(np.median(known)) if known.size else float("nan")
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)

@@ -9,9 +9,8 @@ References
 .. [1] Lupton et al. 2004, PASP 116, 133, equations 2-4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.io import fits
@@ -20,9 +19,10 @@ from PIL import Image
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
+from coaddflow.geometry.box import Box, enclosing_box, part_of
+from coaddflow.image.statistics import mad_sigma
+from coaddflow.skymap.tract import Tract
+from coaddflow.tables.coadds import coadd_files
 
 _SOFTENING = 8.0
 """Q of [1]_: linear up to about 1 / Q of white, logarithmic beyond."""
@@ -31,6 +31,36 @@ _NOISE_PER_WHITE = 20.0
 """Standard deviations of the sky to white, were the scale linear all the way."""
 
 _NO_DATA_COLOUR = (72, 72, 84)
+
+_WAVELENGTH_ORDER = "KHJYyzIiRrVgGBUu"
+"""Filters from red to blue."""
+
+
+def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -> None:
+    """Make the picture of a tract from its coadds in all bands: the whole job.
+
+    Parameters
+    ----------
+    path : str or Path
+        The picture.
+    tract : Tract
+        The tract.
+    coadds : sequence of str or Path
+        ``.../{band}/{tract}/{patch}.fits``, or the list of a band's coadds
+        (``.../{band}/{tract}.ecsv``).
+    """
+    by_band: dict[str, dict[str, Path]] = {}
+    for coadd in coadd_files(coadds):
+        by_band.setdefault(coadd.parts[-3], {})[coadd.stem] = coadd
+    write_picture(path, tract, {band: by_band[band] for band in reddest_first(by_band)})
+
+
+def reddest_first(bands: Iterable[str]) -> list[str]:
+    """Return bands in the order of the wavelengths that their first letters stand for.
+
+    Bands with other names come last, in the order of their names.
+    """
+    return sorted(bands, key=lambda band: (_WAVELENGTH_ORDER.find(band[0]) % 100, band))
 
 
 def bin_patch(
@@ -117,13 +147,13 @@ def _without_sky(channel: NDArray) -> NDArray:
 def _noise(values: NDArray) -> float:
     """Return the standard deviation of the sky from the scatter below the median."""
     middle = np.median(values)
-    below = middle - values[values < middle]
-    return 1.4826 * float(np.median(below)) if below.size else 1.0
+    below = values[values < middle]
+    return mad_sigma(below, middle) if below.size else 1.0
 
 
 def write_picture(
     path: str | Path,
-    tract: "Tract",
+    tract: Tract,
     coadds: Mapping[str, Mapping[str, str | Path]],
     max_size: int = 2000,
 ) -> None:
@@ -152,8 +182,7 @@ def write_picture(
     filled = [patch for band in bands for patch, file in coadds[band].items() if _has_data(file)]
     if not filled:
         filled = [patch for band in bands for patch in coadds[band]]
-    boxes = np.array([tract.patch(patch).inner_box for patch in filled])
-    box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+    box = enclosing_box(tract.patch(patch).inner_box for patch in filled)
     factor = max(-(-(box[2] - box[0]) // max_size), -(-(box[3] - box[1]) // max_size), 1)
     channels = [_bin_band(tract, coadds[band], set(filled), box, factor) for band in bands]
     picture = lupton_rgb(_crop(channels))
@@ -181,11 +210,7 @@ def _has_data(path: str | Path) -> bool:
 
 
 def _bin_band(
-    tract: "Tract",
-    files: Mapping[str, str | Path],
-    patches: set[str],
-    box: tuple[int, int, int, int],
-    factor: int,
+    tract: Tract, files: Mapping[str, str | Path], patches: set[str], box: Box, factor: int
 ) -> NDArray[np.float64]:
     """Return the mean of a band over bins of the box; NaN where nothing is."""
     first = (box[0] // factor, box[1] // factor)
@@ -203,14 +228,14 @@ def _bin_band(
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _read_inner(path: str | Path, inner: tuple[int, int, int, int]) -> NDArray[np.float32]:
+def _read_inner(path: str | Path, inner: Box) -> NDArray[np.float32]:
     """Read the inner box of a patch's coadd."""
     try:
         with fits.open(path, memmap=False) as hdus:
             header = hdus["IMAGE"].header
             x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
-            rows, columns = slice(inner[1] - y0, inner[3] - y0), slice(inner[0] - x0, inner[2] - x0)
-            image = np.asarray(hdus["IMAGE"].section[rows, columns], np.float32)
+            part = part_of((x0, y0, x0, y0), inner)
+            image = np.asarray(hdus["IMAGE"].section[part], np.float32)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
     if image.shape != (inner[3] - inner[1], inner[2] - inner[0]):

@@ -1,12 +1,12 @@
 """Coadds on disk."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from coaddflow.coadd.mean import Coadd
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import (
     Compression,
@@ -16,17 +16,14 @@ from coaddflow.image.masked_image import (
     read_masked_image,
     write_fits,
 )
+from coaddflow.skymap.tract import Tract
 from coaddflow.warp.files import part_header
-
-if TYPE_CHECKING:
-    from coaddflow.skymap.tract import Tract
-from coaddflow.coadd.mean import Coadd
 
 
 def write_coadd(
     path: str | Path,
     coadd: Coadd,
-    tract: "Tract",
+    tract: Tract,
     cards: fits.Header | None = None,
     compression: Compression = "none",
 ) -> None:
@@ -51,17 +48,10 @@ def write_coadd(
     primary.header["NEXP"] = (int(np.count_nonzero(coadd.inputs["n_used"])), "exposures used")
     table = fits.table_to_hdu(coadd.inputs)
     table.name = "INPUTS"
-    write_fits(
-        path,
-        [
-            primary,
-            *masked_image_hdus(
-                _storable(coadd.masked_image, compression), header, "nJy", compression
-            ),
-            image_hdu("NINPUTS", coadd.n_inputs, header, compression),
-            table,
-        ],
-    )
+    stored = _storable(coadd.masked_image, compression)
+    images = masked_image_hdus(stored, header, "nJy", compression)
+    counts = image_hdu("NINPUTS", coadd.n_inputs, header, compression)
+    write_fits(path, [primary, *images, counts, table])
 
 
 def _storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:

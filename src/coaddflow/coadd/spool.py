@@ -15,57 +15,40 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
-from coaddflow.geometry.box import Box, common_box, enclosing_box, part_of
-from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.warp.files import WarpReader
+from coaddflow.geometry.box import Box, part_of
+from coaddflow.image.masked_image import MaskedImage
 
 BYTES_PER_PIXEL = 12
 """Image, variance and mask."""
 
 _PLANES = (np.float32, np.float32, np.int32)
-_NO_DATA = np.int32(MaskPlane.NO_DATA)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Room for the pixels of one warp.
-
-    Attributes
-    ----------
-    path : str
-        File, as a worker opens it.
-    offset : int
-        Where the room begins, bytes.
-    """
+class SpoolSlot:
+    """Room for the pixels of one warp."""
 
     path: str
+    """File, as a worker opens it."""
     offset: int
+    """Where the slot begins, bytes."""
 
 
 @dataclass(frozen=True)
 class SpooledWarp:
-    """A warp in the spool; a `coaddflow.warp.ccds.WarpReader` that is sent to workers.
+    """A warp in the spool; a `coaddflow.warp.files.WarpReader` that is sent to workers."""
 
-    Attributes
-    ----------
-    place : Place
-        Where its pixels are: image, variance and mask, one after the other.
-    box : tuple of int
-        Its pixels on the tract.
-    """
-
-    place: Place
+    slot: SpoolSlot
+    """Where its pixels are: image, variance and mask, one after the other."""
     box: Box
+    """Its pixels on the tract."""
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return a copy of the pixels of a box of the tract, inside of ``self.box``."""
@@ -73,18 +56,18 @@ class SpooledWarp:
         part = part_of(self.box, box)
         planes = []
         for number, kind in enumerate(_PLANES):
-            offset = self.place.offset + 4 * number * shape[0] * shape[1]
-            plane = np.memmap(self.place.path, kind, "r", offset, shape)
+            offset = self.slot.offset + 4 * number * shape[0] * shape[1]
+            plane = np.memmap(self.slot.path, kind, "r", offset, shape)
             planes.append(np.array(plane[part]))
         return MaskedImage(*planes)
 
 
-def write_warp(place: Place, box: Box, pixels: MaskedImage) -> SpooledWarp:
-    """Put a warp into the room that it has in the spool.
+def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
+    """Put a warp into its slot of the spool.
 
     Parameters
     ----------
-    place : Place
+    slot : SpoolSlot
         Room for at least as many pixels (`Spool.reserve`).
     box : tuple of int
         Where the pixels are on the tract.
@@ -97,9 +80,9 @@ def write_warp(place: Place, box: Box, pixels: MaskedImage) -> SpooledWarp:
         If there is no room left on the disk.
     """
     try:
-        descriptor = os.open(place.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with contextlib.closing(os.fdopen(descriptor, "r+b", buffering=0)) as stream:
-            stream.seek(place.offset)
+            stream.seek(slot.offset)
             for plane in (pixels.image, pixels.variance, pixels.mask):
                 data = np.ascontiguousarray(plane).data.cast("B")
                 while data.nbytes:
@@ -107,10 +90,10 @@ def write_warp(place: Place, box: Box, pixels: MaskedImage) -> SpooledWarp:
     except OSError as error:
         raise InputError(
             f"the warps of the tract cannot be kept: {error.strerror}",
-            path=place.path,
+            path=slot.path,
             remedy="free some space, or name another folder in coadd.scratch",
         ) from error
-    return SpooledWarp(place, box)
+    return SpooledWarp(slot, box)
 
 
 class Spool:
@@ -125,13 +108,18 @@ class Spool:
     one_machine : bool
         Whether all workers are processes of this machine. If not, all warps stand in files of
         the folder, which all nodes must have.
+
+    Attributes
+    ----------
+    in_memory, on_disk : int
+        Bytes reserved so far in memory and in the scratch folder.
     """
 
     def __init__(self, memory: int, scratch: str | Path, one_machine: bool):
         self._scratch = Path(scratch)
         self._nameless = one_machine and Path("/proc/self/fd").is_dir()
         self._memory = memory if self._nameless and hasattr(os, "memfd_create") else 0
-        self._in_memory = self._on_disk = 0
+        self.in_memory = self.on_disk = 0
         self._cleanup = contextlib.ExitStack()
         self._descriptors: dict[str, int] = {}
         self._folder: Path | None = None
@@ -146,44 +134,34 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    @property
-    def in_memory(self) -> int:
-        """Bytes reserved in memory so far."""
-        return self._in_memory
-
-    @property
-    def on_disk(self) -> int:
-        """Bytes reserved in the scratch folder so far."""
-        return self._on_disk
-
-    def reserve(self, n_pixels: int, name: str) -> Place:
-        """Reserve room for a warp of so many pixels at most.
+    def reserve(self, n_pixels: int, name: str) -> SpoolSlot:
+        """Reserve room for a warp.
 
         Parameters
         ----------
         n_pixels : int
-            Pixels.
+            Most pixels that it may have.
         name : str
             A name for a file, no two alike.
         """
         n_bytes = BYTES_PER_PIXEL * n_pixels
-        if self._in_memory + n_bytes <= self._memory:
-            place = self._room("memory", self._in_memory, n_bytes)
-            self._in_memory += n_bytes
-            return place
-        self._on_disk += n_bytes
+        if self.in_memory + n_bytes <= self._memory:
+            slot = self._slot("memory", self.in_memory, n_bytes)
+            self.in_memory += n_bytes
+            return slot
+        self.on_disk += n_bytes
         if self._folder is not None:
-            return Place(str(self._folder / name), 0)
-        return self._room("disk", self._on_disk - n_bytes, n_bytes)
+            return SpoolSlot(str(self._folder / name), 0)
+        return self._slot("disk", self.on_disk - n_bytes, n_bytes)
 
-    def _room(self, kind: str, offset: int, n_bytes: int) -> Place:
+    def _slot(self, kind: str, offset: int, n_bytes: int) -> SpoolSlot:
         """Enlarge a nameless file; what is never written in it takes no room."""
         if kind not in self._descriptors:
             self._descriptors[kind] = self._open(kind)
             self._cleanup.callback(os.close, self._descriptors[kind])
         descriptor = self._descriptors[kind]
         os.ftruncate(descriptor, offset + n_bytes)
-        return Place(f"/proc/{os.getpid()}/fd/{descriptor}", offset)
+        return SpoolSlot(f"/proc/{os.getpid()}/fd/{descriptor}", offset)
 
     def _open(self, kind: str) -> int:
         if kind == "memory":
@@ -194,7 +172,7 @@ class Spool:
 
 @contextlib.contextmanager
 def _making(folder: Path):
-    """Make the scratch folder; say which setting names it if that is not possible."""
+    """Make the scratch folder; an error names the setting."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -210,7 +188,7 @@ def _making(folder: Path):
 def _shared_folder(scratch: Path):
     """Give a folder of its own to this job, and remove it and those of dead jobs of this machine.
 
-    A job that lives holds a lock in its folder, which the kernel takes away when it ends.
+    A running job holds a lock in its folder, which the kernel releases when the job ends.
     """
     prefix = f"coaddflow-{platform.node()}-"
     with _making(scratch):
@@ -229,7 +207,7 @@ def _shared_folder(scratch: Path):
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """Remove the folder of a job that does not live any more."""
+    """Remove the folder of a job that has ended."""
     with contextlib.suppress(OSError):
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -251,63 +229,3 @@ def _remove_locked(folder: Path, lock: int) -> None:
                 path.unlink(missing_ok=True)
     os.close(lock)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-class LayeredWarp:
-    """The warp of an exposure on a patch: its CCDs, one laid under the other.
-
-    Where CCDs overlap, the pixel is that of the first that has one, as in
-    `coaddflow.warp.ccds.warp_patches`.
-
-    Parameters
-    ----------
-    ccds : sequence of WarpReader
-        The warps of its CCDs, by CCD number.
-    outer : tuple of int
-        The patch's outer box.
-    """
-
-    def __init__(self, ccds: Sequence[WarpReader], outer: Box):
-        parts = [common_box(one.box, outer) for one in ccds]
-        reached = [part for part in parts if part is not None]
-        self._ccds = list(ccds)
-        self.box: Box = enclosing_box(reached) if reached else (0, 0, 0, 0)
-
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``."""
-        return self.lay(box)[0]
-
-    def lay(self, box: Box) -> tuple[MaskedImage, list[int]]:
-        """Return the pixels of a box of the tract, and how many of them each CCD has given."""
-        target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
-        counts = []
-        for ccd in self._ccds:
-            part = common_box(ccd.box, box)
-            counts.append(0 if part is None else _lay_under(target, box, ccd.read_box(part), part))
-        return target, counts
-
-
-def _lay_under(target: MaskedImage, box: Box, pixels: MaskedImage, part: Box) -> int:
-    """Fill the pixels of ``target`` that have no data; return how many were filled."""
-    corner = (part[1] - box[1], part[0] - box[0])
-    return _fill(_planes(target), _planes(pixels), corner)
-
-
-def _planes(pixels: MaskedImage) -> tuple[NDArray, NDArray, NDArray]:
-    return pixels.image, pixels.variance, pixels.mask
-
-
-@numba.njit(cache=True, nogil=True)
-def _fill(target, pixels, corner):
-    image, variance, mask = target
-    n_filled = 0
-    for y in range(pixels[2].shape[0]):
-        y_out = y + corner[0]
-        for x in range(pixels[2].shape[1]):
-            x_out = x + corner[1]
-            if (pixels[2][y, x] & _NO_DATA) == 0 and (mask[y_out, x_out] & _NO_DATA) != 0:
-                image[y_out, x_out] = pixels[0][y, x]
-                variance[y_out, x_out] = pixels[1][y, x]
-                mask[y_out, x_out] = pixels[2][y, x]
-                n_filled += 1
-    return n_filled

@@ -1,10 +1,11 @@
 """One tract in one band, as one job: every calexp is read once, the coadds are written once.
 
 Three rounds on the pool. (1) Each CCD is read, warped to all pixels of the tract that it reaches,
-and laid into the spool. (2) What the master gathers is small: where the warps are, and the sky in
-squares; from these it solves for what the skies of the exposures differ by, if that is wanted.
-(3) Each patch takes the pixels of its exposures from the spool, block by block, and is coadded and
-written. Without matched skies the pixels are those of the rules `warp` and `coadd`, to the bit.
+and put into the spool. (2) What the master gathers is small: where the warps are, and the sky in
+squares, from which it solves for the differences between the skies of the exposures, if they are
+to be matched. (3) Each patch takes the pixels of its exposures from the spool, block by block, and
+is coadded and written. Without matched skies the pixels are those of the rules `warp` and `coadd`,
+to the bit.
 """
 
 import logging
@@ -26,7 +27,8 @@ from coaddflow.coadd.background_matching import (
     merge_bins,
 )
 from coaddflow.coadd.patch import PatchWork, TractInputs, write_patch
-from coaddflow.coadd.spool import LayeredWarp, Place, Spool, SpooledWarp, write_warp
+from coaddflow.coadd.readers import LayeredWarp
+from coaddflow.coadd.spool import Spool, SpooledWarp, SpoolSlot, write_warp
 from coaddflow.corners.database import CornerDatabase, Selection
 from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import CoaddflowError, is_lasting
@@ -40,6 +42,7 @@ from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
 from coaddflow.skymap.tract import Tract
+from coaddflow.tables import paths
 from coaddflow.tables.coadds import CoaddRow, write_coadd_table
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.warp.ccds import trim, warp_whole_ccd
@@ -94,7 +97,7 @@ def make_tract_coadds(
     workers : int
         CCDs and patches that are in work at a time.
     memory_mb : float, optional
-        What the job has, MB. With less than `resources.tract_memory`, more warps wait in the
+        What the job has, MB. With less than `workflow.needs` asks for, more warps wait in the
         scratch folder, and then fewer CCDs and patches are in work at a time.
 
     Raises
@@ -126,7 +129,10 @@ def make_tract_coadds(
 def _divided_memory(
     memory_mb: float, spec: Mapping[str, Any], settings: Settings, workers: int
 ) -> tuple[float, float]:
-    """Return what the spool and the items in work have of the job's memory, MB."""
+    """Return what the spool and the items in work have of the job's memory, MB.
+
+    The workers come first: warps that find no room in memory wait in the scratch folder.
+    """
     tract = make_skymap(SkymapSettings.model_validate(spec["skymap"])).tract(spec["tract"])
     patch = _largest_patch(tract, spec["patches"])
     with CornerDatabase(spec["database"]) as corners:
@@ -137,12 +143,13 @@ def _divided_memory(
         resources.warped_ccd_memory(max(ccds, default=0)),
         resources.coadd_memory(patch, n_exposures, coadd.memory_mb),
     )
-    gather = 0
+    rest = memory_mb - resources.INTERPRETER_MB
     if matching.enabled:
-        gather = resources.matching_memory(
-            n_exposures, patch, len(spec["patches"]), matching.bin_size
-        )
-    return resources.divided_memory(memory_mb, gather, worker, coadd.spool_mb, workers)
+        n_patches = len(spec["patches"])
+        rest -= resources.matching_memory(n_exposures, patch, n_patches, matching.bin_size)
+    rest = max(rest, 0.0)
+    spool = min(max(rest - workers * worker, 0.0), coadd.spool_mb)
+    return spool, rest - spool
 
 
 def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -> None:
@@ -158,7 +165,7 @@ def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -
 
 @dataclass(frozen=True)
 class _Job:
-    """What all rounds of a job share; it is sent to the workers once."""
+    """What all rounds of a job share; sent to the workers once."""
 
     table: Path
     database: str
@@ -204,7 +211,7 @@ def _open_spool(settings: Settings, memory_mb: float) -> Spool:
     elsewhere = parallel.backend == "mpi" or (
         parallel.backend == "dask" and parallel.dask_address is not None
     )
-    scratch = "results/scratch" if elsewhere else tempfile.gettempdir()
+    scratch = f"{paths.RESULTS}/scratch" if elsewhere else tempfile.gettempdir()
     return Spool(int(1e6 * memory_mb), coadd.scratch or scratch, not elsewhere)
 
 
@@ -213,56 +220,54 @@ def _open_spool(settings: Settings, memory_mb: float) -> Spool:
 
 @dataclass(frozen=True)
 class CcdWork:
-    """A CCD that is to be warped: its row, the pixels of the tract, and room in the spool."""
+    """A CCD that is to be warped."""
 
     row: CcdRow
     box: Box
-    place: Place
+    """The pixels of the tract that it may reach."""
+    slot: SpoolSlot
 
     @property
     def name(self) -> str:
         """Name for people."""
         return f"exposure {self.row.exposure} CCD {self.row.ccd}"
 
-    @property
-    def n_pixels(self) -> int:
-        """Pixels of the tract."""
-        return _area(self.box)
-
 
 @dataclass(frozen=True)
 class WarpedCcd:
-    """What a worker tells of a CCD.
-
-    Attributes
-    ----------
-    warp : SpooledWarp or None
-        None if it has no pixel on the tract.
-    sky : SkyBins or None
-        If skies are matched.
-    """
+    """What a worker tells of a CCD."""
 
     warp: SpooledWarp | None
+    """None if it has no pixel on the tract."""
     sky: SkyBins | None
+    """If skies are matched."""
+
+
+Selections = Mapping[str, Selection]
+"""What goes into each patch."""
+
+Warped = Mapping[Ccd, WarpedCcd | Failure]
+
+
+def _wanted(selections: Selections) -> dict[Ccd, CcdRow]:
+    """Return the CCDs that some patch wants."""
+    ccds = [overlap.ccd for one in selections.values() for overlap in one.selected]
+    return {(row.exposure, row.ccd): row for row in ccds}
 
 
 def _plan_ccds(
-    job: _Job, corners: CornerDatabase, selections: Mapping[str, Selection], spool: Spool
+    job: _Job, corners: CornerDatabase, selections: Selections, spool: Spool
 ) -> list[CcdWork]:
     """Find the CCDs that some patch wants, and the pixels of the tract that they reach."""
-    wanted = {
-        (overlap.ccd.exposure, overlap.ccd.ccd): overlap.ccd
-        for selection in selections.values()
-        for overlap in selection.selected
-    }
+    wanted = _wanted(selections)
     if job.settings.coadd.keep_warps:
         rows = [row for row in corners.ccds() if row.state == "done"]
         wanted |= {(row.exposure, row.ccd): row for row in rows if _patches_of(row, job.tract)}
     works = []
     for exposure, ccd in sorted(wanted):
         box = _predicted_box(wanted[exposure, ccd], job.tract)
-        place = spool.reserve(_area(box), f"{exposure}-{ccd}")
-        works.append(CcdWork(wanted[exposure, ccd], box, place))
+        slot = spool.reserve(_area(box), f"{exposure}-{ccd}")
+        works.append(CcdWork(wanted[exposure, ccd], box, slot))
     _LOG.info(
         "%d CCDs for %d patches; room for their warps: %d MB of memory, %d MB of scratch",
         len(works),
@@ -286,20 +291,20 @@ def _predicted_box(row: CcdRow, tract: Tract) -> Box:
 
 
 def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
-    """Read and warp a CCD, and lay it into the spool."""
+    """Read and warp a CCD, and put it into the spool."""
     job: _Job = worker.constants["job"]
     ccd = read_ccd(work.row)
     warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
     spooled, sky = None, None
     if warp is not None:
-        spooled = write_warp(work.place, warp.box, warp.masked_image)
+        spooled = write_warp(work.slot, warp.box, warp.masked_image)
         coadd = job.settings.coadd
         if coadd.background_matching.enabled:
             sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching)
     return WarpedCcd(spooled, sky)
 
 
-def _warp(pool: Pool, works: Sequence[CcdWork]) -> dict[Ccd, WarpedCcd | Failure]:
+def _warp(pool: Pool, works: Sequence[CcdWork]) -> Warped:
     """Warp all CCDs, those with the most pixels first."""
     results = _timed(
         pool,
@@ -307,7 +312,7 @@ def _warp(pool: Pool, works: Sequence[CcdWork]) -> dict[Ccd, WarpedCcd | Failure
         lambda: pool.map(
             warp_one,
             works,
-            cost=lambda one: one.n_pixels,
+            cost=lambda one: _area(one.box),
             memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
             label=lambda one: one.name,
         ),
@@ -329,9 +334,7 @@ class ExposureWork:
     patch_ccds: dict[str, list[int]]
 
 
-def _write_all_warps(
-    pool: Pool, job: _Job, corners: CornerDatabase, warped: Mapping[Ccd, WarpedCcd | Failure]
-) -> None:
+def _write_all_warps(pool: Pool, job: _Job, corners: CornerDatabase, warped: Warped) -> None:
     """Write the warps of all exposures of which all CCDs are warped, if they are wanted."""
     if not job.settings.coadd.keep_warps:
         return
@@ -380,9 +383,7 @@ def _warps_of(work: ExposureWork, tract: Tract) -> Iterator[tuple[str, Warp | No
 # Round 2: skies are matched ---------------------------------------------------------------------
 
 
-def _match(
-    job: _Job, selections: Mapping[str, Selection], warped: Mapping[Ccd, WarpedCcd | Failure]
-) -> dict[str, SkyCorrection] | None:
+def _match(job: _Job, selections: Selections, warped: Warped) -> dict[str, SkyCorrection] | None:
     """Solve for the corrections of all exposures that some patch wants; None if not wanted."""
     settings = job.settings.coadd.background_matching
     if not settings.enabled:
@@ -390,13 +391,8 @@ def _match(
     failures = [one for one in warped.values() if isinstance(one, Failure)]
     # without all CCDs the solution would be another one
     _raise_if_any(failures, len(warped), "CCDs, which background matching needs,")
-    wanted = {
-        (overlap.ccd.exposure, overlap.ccd.ccd)
-        for selection in selections.values()
-        for overlap in selection.selected
-    }
     parts: dict[str, list[SkyBins]] = {}
-    for exposure, ccd in sorted(wanted):
+    for exposure, ccd in sorted(_wanted(selections)):
         sky = warped[exposure, ccd].sky
         parts.setdefault(exposure, []).extend([] if sky is None else [sky])
     skies = {e: merge_bins(ccds) for e, ccds in parts.items() if ccds}
@@ -411,8 +407,8 @@ def _coadd(
     pool: Pool,
     job: _Job,
     inputs: TractInputs,
-    selections: Mapping[str, Selection],
-    warped: Mapping[Ccd, WarpedCcd | Failure],
+    selections: Selections,
+    warped: Warped,
     corrections: Mapping[str, SkyCorrection] | None,
 ) -> list[CoaddRow]:
     """Coadd all patches whose CCDs have been warped, those with the most pixels first."""
@@ -427,19 +423,17 @@ def _coadd(
             coadd_one,
             works,
             cost=lambda work: sum(_area(one.reader.box) for one in work.inputs),
-            memory=lambda work: (
-                1e6
-                * resources.coadd_memory(
-                    _largest_patch(job.tract, [work.patch]),
-                    len(work.inputs),
-                    job.settings.coadd.memory_mb,
-                )
-            ),
+            memory=lambda work: 1e6 * _coadd_memory(job, work),
             label=lambda work: work.label if isinstance(work, Failure) else f"patch {work.patch}",
         ),
     )
     _raise_if_any(results.failures, len(results), "patches")
     return list(results)
+
+
+def _coadd_memory(job: _Job, work: PatchWork) -> int:
+    n_pixels = _largest_patch(job.tract, [work.patch])
+    return resources.coadd_memory(n_pixels, len(work.inputs), job.settings.coadd.memory_mb)
 
 
 def _patch_work(
@@ -448,7 +442,7 @@ def _patch_work(
     patch: str,
     number: int,
     selection: Selection,
-    warped: Mapping[Ccd, WarpedCcd | Failure],
+    warped: Warped,
     corrections: Mapping[str, SkyCorrection] | None,
 ) -> PatchWork | Failure:
     """Return what is to be done for a patch, or why it cannot be done."""

@@ -187,36 +187,6 @@ def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_siz
     return math.ceil(MATCHING_BYTES_PER_SQUARE * n_exposures * squares / 1e6)
 
 
-def divided_memory(
-    memory_mb: float, gather_mb: float, worker_mb: float, spool_mb: float, threads: int
-) -> tuple[float, float]:
-    """Divide the memory of the job of a tract, MB.
-
-    The workers come first: warps that find no room in memory wait in the scratch folder.
-
-    Parameters
-    ----------
-    memory_mb : float
-        What the job has, which may be less than it asks for.
-    gather_mb : float
-        What the process that gathers needs beside the interpreter.
-    worker_mb : float
-        What one worker needs at most.
-    spool_mb : float
-        Setting ``coadd.spool_mb``.
-    threads : int
-        Workers at most.
-
-    Returns
-    -------
-    spool, in_work : float
-        What the spool may have, and what all items that are in work at a time.
-    """
-    rest = max(memory_mb - INTERPRETER_MB - gather_mb, 0.0)
-    spool = min(max(rest - threads * worker_mb, 0.0), spool_mb)
-    return spool, rest - spool
-
-
 def time_limit(seconds: float) -> int:
     """Return the time limit of a step that takes so long when nothing hinders it, minutes."""
     return max(math.ceil((START_SECONDS + TIME_MARGIN * seconds) / 60.0), 5)
