@@ -76,7 +76,8 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
         if is_lasting(error):
             _last_line(handler, FOR_GOOD)
         _last_line(handler, FAILED + reason)
-        print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
+        if not isinstance(error, KeyboardInterrupt):
+            print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
         ended.set()

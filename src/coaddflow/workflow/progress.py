@@ -63,6 +63,10 @@ class Progress(logging.Handler):
         elif event is None and text.startswith(_INTERRUPTED):
             self.interrupted = True
 
+    def passes(self, record: logging.LogRecord) -> bool:
+        """Return whether a message is worth showing: not what Ctrl-C does to running jobs."""
+        return not (self.interrupted and record.levelno >= logging.ERROR)
+
     def _finish(self, rule: str) -> None:
         self.done += 1
         self._work_done += self._cost_of(rule)
@@ -88,7 +92,9 @@ def follow(progress: Progress, workflow: object) -> None:
     for job in workflow.dag.needrun_jobs():
         jobs[job.rule.name] = jobs.get(job.rule.name, 0) + 1
     progress.plan(jobs)
-    logging.getLogger("snakemake.logging").addHandler(progress)
+    logger = logging.getLogger("snakemake.logging")
+    logger.addHandler(progress)
+    logger.addFilter(progress.passes)
 
 
 def duration(seconds: float) -> str:

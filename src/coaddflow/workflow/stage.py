@@ -187,6 +187,7 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
             resources=job.resources,
             log=[],
             config=workflow.config,
+            script=(Path(snakefile).parent / "rules" / found.script).resolve(),
         )
 
 
@@ -252,12 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--configfile", help="settings of the survey (default: config.yaml)")
     parser.add_argument("--snakefile", default=REPOSITORY / "Snakefile", type=Path)
     options = parser.parse_args(arguments)
-    wildcards = dict(text.split("=", 1) for text in options.wildcards)
+    wildcards = dict(text.partition("=")[::2] for text in options.wildcards)
     given = {"configfile": options.configfile, "snakefile": options.snakefile}
-    mocked = stage.mock(options.rule, **given, **wildcards)
-    rule = load_workflow(options.snakefile, options.configfile).get_rule(options.rule)
-    script = options.snakefile.parent / "rules" / rule.script
-    runpy.run_path(str(script.resolve()), {"snakemake": mocked})
+    try:
+        mocked = stage.mock(options.rule, **given, **wildcards)
+    except ValueError as error:
+        parser.error(str(error))
+    runpy.run_path(str(mocked.script), {"snakemake": mocked})
 
 
 if __name__ == "__main__":
