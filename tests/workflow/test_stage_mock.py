@@ -1,0 +1,94 @@
+"""One job of a survey runs in a plain Python process, by the script of its rule."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+from survey_run import environment
+
+from coaddflow.workflow.stage import stage
+
+FINE = {
+    "master_bias": ("ccd=0", "results/calibs/bias/0.fits"),
+    "master_dark": ("ccd=0", "results/calibs/dark/0.fits"),
+    "master_flat": ("band=r ccd=0", "results/calibs/flat/r/0.fits"),
+    "defects": ("ccd=0", "results/calibs/defects/0.fits"),
+    "calexp": ("exposure={exposure} ccd=0", "results/calexp/{exposure}/0.fits"),
+    "manifest": ("exposure={exposure}", "results/summary/{exposure}.ecsv"),
+    "tract_corners": ("band={band} tract={tract}", "results/corners/{band}/{tract}.sqlite"),
+    "survey_corners": ("", "results/corners.sqlite"),
+    "warp": ("exposure={exposure} tract={tract}", "results/warp/{tract}/{exposure}.ecsv"),
+    "coadd": (
+        "band={band} tract={tract} patch={patch}",
+        "results/coadd/{band}/{tract}/{patch}.fits",
+    ),
+    "picture": ("tract={tract}", "results/coadd/{tract}.png"),
+}
+COARSE_JOBS = {
+    "exposure": ("exposure={exposure}", "results/summary/{exposure}.ecsv"),
+    "tract": ("band={band} tract={tract}", "results/coadd/{band}/{tract}.ecsv"),
+}
+"""Wildcards of a job of each rule, and what it makes."""
+
+
+def names_in(survey):
+    """Return an exposure, and a band, tract and patch that it touches."""
+    table = sorted(survey.folder.glob("results/summary/*.ecsv"))[0]
+    coadd = sorted(survey.folder.glob("results/coadd/*/*/*.fits"))[0]
+    band, tract, patch = coadd.relative_to(survey.folder / "results/coadd").with_suffix("").parts
+    return {"exposure": table.stem, "band": band, "tract": tract, "patch": patch}
+
+
+def run_job(survey, rule, wildcards):
+    """Run a job as a user does in a debugger; return what it said."""
+    command = [sys.executable, "-m", "coaddflow.workflow.stage", rule, *wildcards.split()]
+    return subprocess.run(
+        command, cwd=survey.folder, check=True, capture_output=True, text=True, env=environment()
+    )
+
+
+@pytest.mark.parametrize("rule", FINE)
+def test_each_script_makes_its_product_again(survey, rule):
+    check(survey, rule, *FINE[rule])
+
+
+@pytest.mark.parametrize("rule", COARSE_JOBS)
+def test_each_script_of_whole_exposures_and_tracts_makes_its_product_again(
+    coarse_survey, tmp_path, rule
+):
+    check(coarse_survey.copy_to(tmp_path / "survey"), rule, *COARSE_JOBS[rule])
+
+
+def check(survey, rule, wildcards, product):
+    names = names_in(survey)
+    path = survey / product.format(**names)
+    before, logs = path.read_bytes(), sorted((survey / "logs").rglob("*.log"))
+    times = [log.stat().st_mtime_ns for log in logs]
+    if rule != "survey_corners":  # it is brought up to date
+        path.unlink()
+    run_job(survey, rule, wildcards.format(**names))
+    if path.suffix != ".sqlite":
+        assert path.read_bytes() == before
+    assert path.exists()
+    assert [log.stat().st_mtime_ns for log in logs] == times, "the log of the run stays"
+
+
+def test_errors_are_raised_as_they_are(survey):
+    exposure = names_in(survey)["exposure"]
+    (survey / f"results/calexp/{exposure}/0.json").write_text("{")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        run_job(survey, "manifest", f"exposure={exposure}")
+    assert "is not a row of a CCD" in raised.value.stderr
+    assert "Traceback" in raised.value.stderr
+
+
+def test_a_job_that_is_not_in_the_run_is_named(finished_survey):
+    with contextlib.chdir(finished_survey.folder):
+        with pytest.raises(ValueError, match="no rule 'wrap'; it has all, calexp"):
+            stage.mock("wrap")
+        with pytest.raises(ValueError, match="'warp' has the wildcards: exposure, tract"):
+            stage.mock("warp", tract=1)
+        mocked = stage.mock("warp", tract=664004, exposure="1001")
+    assert mocked.input.manifest == "results/summary/1001.ecsv"
+    assert mocked.wildcards.exposure == "1001"
