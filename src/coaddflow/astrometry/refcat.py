@@ -146,24 +146,17 @@ def _stars_near(
     """Return rows of ra, dec, mag, mag_err at the epoch, shape (n, 4), also a bit outside."""
     near = _within(catalogue.vectors, centre, radius + _MOTION_MARGIN)
     columns = {name: values[near] for name, values in catalogue.columns.items()}
-    vectors = catalogue.vectors[near]
-    if settings.pm_ra is not None:
+    ra, dec = columns[settings.ra], columns[settings.dec]
+    if settings.pm_ra is None:
+        ra = ra % 360.0
+    else:
         epoch = columns[settings.epoch_column] if settings.epoch_column else settings.epoch
         years = 2000.0 + (mjd - _MJD_J2000) / _DAYS_PER_YEAR - epoch
-        vectors = _apply_proper_motion(
-            vectors,
-            columns[settings.ra],
-            columns[settings.dec],
-            columns[settings.pm_ra],
-            columns[settings.pm_dec],
-            years,
+        motion = columns[settings.pm_ra], columns[settings.pm_dec]
+        ra, dec = from_vector(
+            _apply_proper_motion(catalogue.vectors[near], ra, dec, *motion, years)
         )
-    magnitude, error = _magnitudes(columns, column)
-    if settings.pm_ra is None:
-        ra, dec = columns[settings.ra] % 360.0, columns[settings.dec]
-    else:
-        ra, dec = from_vector(vectors)
-    return np.stack([ra, dec, magnitude, error], axis=1)
+    return np.stack([ra, dec, *_magnitudes(columns, column)], axis=1)
 
 
 def _within(vectors: FloatArray, centre: FloatArray, radius: float) -> NDArray[np.bool_]:
@@ -237,14 +230,17 @@ def _read_file(
     path: Path, changed: int, file_format: str, ra: str, dec: str, others: tuple[str, ...]
 ) -> _Catalogue:
     """Read columns of one file; it is read again if it was ``changed`` (its time) since."""
-    readers = {"fits": _read_fits, "csv": _read_text, "ecsv": _read_text}
     try:
         with warnings.catch_warnings():
             # astropy only warns of a file that ends too early, and then gives what there is
             warnings.filterwarnings("error", message=".*truncated.*")
             # strange units of columns that nobody asked for
             warnings.simplefilter("ignore", UnitsWarning)
-            columns = readers[file_format](path, {ra, dec, *others}, file_format)
+            names = {ra, dec, *others}
+            if file_format == "fits":
+                columns = _read_fits(path, names)
+            else:
+                columns = _read_text(path, names, file_format)
     except (OSError, ValueError, KeyError, TypeError, IndexError, UserWarning) as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -265,7 +261,7 @@ def _read_file(
     return _Catalogue(path, columns, to_vector(columns[ra], columns[dec]))
 
 
-def _read_fits(path: Path, names: set[str], file_format: str) -> dict[str, FloatArray]:
+def _read_fits(path: Path, names: set[str]) -> dict[str, FloatArray]:
     """Return columns of the first table of a FITS file."""
     # opened here, since astropy leaves a broken file open
     with path.open("rb") as stream, fits.open(stream, memmap=False) as hdus:
@@ -289,13 +285,9 @@ def _read_text(path: Path, names: set[str], file_format: str) -> dict[str, Float
     columns = {}
     for name in names:
         values, unit = table[name], table[name].unit
-        if values.dtype.kind in "iu" and np.ma.isMaskedArray(values):
-            values = values.astype(float)
-        if np.ma.isMaskedArray(values) and values.dtype.kind == "f":
-            values = values.filled(np.nan)
-        columns[name] = _numbers(
-            path, name, np.asarray(values), None if unit is None else str(unit)
-        )
+        if values.dtype.kind in "iuf" and np.ma.isMaskedArray(values):
+            values = values.astype(float).filled(np.nan)
+        columns[name] = _numbers(path, name, np.asarray(values), unit and str(unit))
     return columns
 
 
@@ -329,6 +321,4 @@ def _numbers(path: Path, name: str, values: NDArray, unit: str | None) -> FloatA
 
 def _names(files: Sequence[Path]) -> str:
     """Return the file's name, or the folder of many and their number."""
-    if len(files) == 1:
-        return str(files[0])
-    return f"{files[0].parent} ({len(files)} files)"
+    return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
