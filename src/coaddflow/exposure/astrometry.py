@@ -372,7 +372,7 @@ def _figures(field: ExposureField, outcome: _Outcome) -> ExposureFit:
     # where +y of the focal plane points
     angle = np.radians(field.rotation + offset)
     xi, eta = at_origin.matrix @ [np.sin(angle), np.cos(angle)]
-    n_kept = [np.count_nonzero(stars.kept) for stars in outcome.pairs.values()]
+    n_kept = [int(stars.kept.sum()) for stars in outcome.pairs.values()]
     return ExposureFit(
         rotation=float((np.degrees(np.arctan2(xi, eta)) - offset) % 360.0),
         pointing_error=float(separation(field.ra, field.dec, *at_origin.crval)) * 60.0,
