@@ -43,7 +43,7 @@ from coaddflow.instrument.camera import Camera
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 _FIRST_ORDER = 3
 """Order of the common polynomial before CCDs with few stars are matched."""
@@ -166,14 +166,14 @@ def solve_exposure(
     try:
         outcome = _fit_exposure(field)
     except (ExposureNotSolved, np.linalg.LinAlgError) as reason:
-        log.warning("the exposure is not solved as a whole: %s; each CCD by itself", reason)
+        _LOG.warning("the exposure is not solved as a whole: %s; each CCD by itself", reason)
         fallbacks = dict.fromkeys(sorted(stars), str(reason))
     else:
         fallbacks = outcome.excluded
         for number in sorted(outcome.pairs):
             solutions[number] = _ccd_solution(field.ccds[number], outcome, field)
         fit = _figures(field, outcome)
-        log.info(
+        _LOG.info(
             "%d stars on %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
             "CCDs off by %.2f pixels rms",
             fit.n_stars,
@@ -183,7 +183,7 @@ def solve_exposure(
             np.sqrt(np.mean([np.square(terms.offset).mean() for terms in fit.ccds.values()])),
         )
         for number, reason in fallbacks.items():
-            log.warning("CCD %d is solved by itself: %s", number, reason)
+            _LOG.warning("CCD %d is solved by itself: %s", number, reason)
     for number in fallbacks:
         try:
             solutions[number] = _solve_alone(field.ccds[number], field)
@@ -372,7 +372,7 @@ def _figures(field: ExposureField, outcome: _Outcome) -> ExposureFit:
     # where +y of the focal plane points
     angle = np.radians(field.rotation + offset)
     xi, eta = at_origin.matrix @ [np.sin(angle), np.cos(angle)]
-    n_kept = [np.count_nonzero(stars.kept) for stars in outcome.pairs.values()]
+    n_kept = [int(stars.kept.sum()) for stars in outcome.pairs.values()]
     return ExposureFit(
         rotation=float((np.degrees(np.arctan2(xi, eta)) - offset) % 360.0),
         pointing_error=float(separation(field.ra, field.dec, *at_origin.crval)) * 60.0,

@@ -20,7 +20,7 @@ from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel
 from coaddflow.geometry.sphere import tan_deproject, tan_project
 from coaddflow.geometry.wcs import pixel_to_sky
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 
@@ -87,7 +87,7 @@ def _candidates(field: ExposureField) -> Iterator[tuple[FieldModel, float]]:
         try:
             match = match_ccd(*position, references, predicted, stars.shape, field.settings)
         except CcdFailure as failure:
-            log.debug("CCD %d does not locate the exposure: %s", ccd.number, failure)
+            _LOG.debug("CCD %d does not locate the exposure: %s", ccd.number, failure)
         else:
             yield _model_from_ccd(ccd, match, field), match.chance
 
