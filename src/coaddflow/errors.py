@@ -1,8 +1,10 @@
-"""The two kinds of failure that coaddflow tells apart.
+"""The kinds of failure that coaddflow tells apart.
 
 An `InputError` is a mistake in what the user gave (a file, a setting, an id): it ends the job
 with one line that says what, where and what to do. A `CcdFailure` is a result: this CCD cannot
-be processed for reasons of its own, and the exposure goes on without it.
+be processed for reasons of its own, and the exposure goes on without it. Anything else is a
+mistake in the program (or trouble of the machine): it ends the job with a traceback, and as an
+`UnexpectedError` names what was being worked on.
 """
 
 from enum import StrEnum
@@ -47,8 +49,7 @@ class Reason(StrEnum):
     NO_ASTROMETRIC_MATCH = "no_astrometric_match"
     ASTROMETRY_RMS = "astrometry_rms"
     NO_PHOTOMETRIC_MATCH = "no_photometric_match"
-
-    UNEXPECTED_ERROR = "unexpected_error"
+    NOT_FINITE = "not_finite"
 
 
 class CoaddflowError(Exception):
@@ -108,9 +109,32 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
         return f"{self.reason}: {self.message}"
 
 
+class UnexpectedError(Exception):
+    """A mistake in the program; its cause is what was raised.
+
+    Parameters
+    ----------
+    where : str
+        What was being worked on, such as "exposure 1001, CCD 3".
+    cause : str
+        Type and message of the exception.
+    """
+
+    lasting = True
+
+    def __init__(self, where: str, cause: str):
+        super().__init__(where, cause)
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
 def is_lasting(error: BaseException | None) -> bool:
-    """Return whether an error would come again: a mistake found in the data, no machine trouble."""
-    if not isinstance(error, CoaddflowError):
+    """Return whether another attempt would fail in the same way.
+
+    So it is with mistakes in the data and in the program, but not with trouble of the machine.
+    """
+    if not isinstance(error, CoaddflowError | UnexpectedError):
         return False
     while error is not None:
         if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):
