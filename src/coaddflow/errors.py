@@ -7,6 +7,8 @@ mistake in the program (or trouble of the machine): it ends the job with a trace
 `UnexpectedError` names what was being worked on.
 """
 
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -36,17 +38,21 @@ class Reason(StrEnum):
     NO_SKY = "no_sky"
 
     # its pixels and sources
+    BAD_OVERSCAN = "bad_overscan"
     NO_DATA = "no_data"
+    COSMIC_RAYS_FAILED = "cosmic_rays_failed"
     TOO_MANY_COSMIC_RAYS = "too_many_cosmic_rays"
     DETECTION_FAILED = "detection_failed"
     NO_STARS = "no_stars"
     NO_PSF_STARS = "no_psf_stars"
+    PSF_FIT_FAILED = "psf_fit_failed"
     NO_APERTURE_CORRECTION = "no_aperture_correction"
 
     # its place on the sky and its zero-point
     REFCAT_MISSES_FIELD = "refcat_misses_field"
     TOO_FEW_STARS = "too_few_stars"
     NO_ASTROMETRIC_MATCH = "no_astrometric_match"
+    ASTROMETRIC_FIT_FAILED = "astrometric_fit_failed"
     ASTROMETRY_RMS = "astrometry_rms"
     NO_PHOTOMETRIC_MATCH = "no_photometric_match"
     NOT_FINITE = "not_finite"
@@ -107,6 +113,26 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+@contextlib.contextmanager
+def failing_ccd(reason: Reason, *errors: type[Exception]) -> Iterator[None]:
+    """Let what a library raises on odd data fail the CCD.
+
+    Stands around the call of the library and nothing else, so that a mistake in the program does
+    not pass for odd data.
+
+    Parameters
+    ----------
+    reason : Reason
+        Why the CCD fails.
+    *errors : type of Exception
+        What the library raises on data that it cannot cope with.
+    """
+    try:
+        yield
+    except errors as error:
+        raise CcdFailure(reason, f"{type(error).__name__}: {error}") from error
 
 
 class UnexpectedError(Exception):

@@ -88,7 +88,7 @@ def detrend_ccd(
         If a calibration frame has another shape than the CCD, or the overscan does not suit
         the chosen method.
     CcdFailure
-        ``too_many_cosmic_rays``.
+        ``bad_overscan``, ``cosmic_rays_failed`` or ``too_many_cosmic_rays``.
     """
     ccd = begin_detrending(raw, settings)
     return finish_detrending(ccd, calibs, exposure_time, settings)
@@ -159,7 +159,7 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     Raises
     ------
     CcdFailure
-        ``no_data``, ``no_stars``, ``no_psf_stars``, ``detection_failed`` or
+        ``no_data``, ``no_stars``, ``detection_failed``, ``no_psf_stars``, ``psf_fit_failed`` or
         ``no_aperture_correction``.
     """
     background = estimate_background(masked_image, settings.background)
@@ -199,8 +199,8 @@ def calibrate_ccd(
     Raises
     ------
     CcdFailure
-        ``too_few_stars``, ``no_astrometric_match``, ``astrometry_rms`` or
-        ``no_photometric_match``.
+        ``too_few_stars``, ``no_astrometric_match``, ``astrometric_fit_failed``,
+        ``astrometry_rms``, ``no_photometric_match`` or ``not_finite``.
     """
     solution = solve_astrometry(measured, initial_wcs, refcat, settings.astrometry)
     photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)

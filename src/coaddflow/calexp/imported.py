@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import KEYWORDS, calexp_header
-from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.errors import CcdFailure, InputError, Reason, failing_ccd
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.ingest.calibrated_images import pixel_scale_of
@@ -211,7 +210,8 @@ def _translate(values: NDArray[np.integer], meaning: Callable[[int], int]) -> ND
 
 def _bit_names(header: fits.Header) -> dict[int, str]:
     """Return the names that cards MP_<name> give to the bits of a mask."""
-    names = {int(header[key]): key[3:] for key in header if key.startswith("MP_")}
+    with failing_ccd(Reason.DAMAGED_FILE, ValueError, TypeError):
+        names = {int(header[key]): key[3:] for key in header if key.startswith("MP_")}
     if not names:
         raise CcdFailure(Reason.DAMAGED_FILE, "the header of the mask names no bits (MP_<name>)")
     return names
@@ -241,9 +241,9 @@ def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray,
         raise CcdFailure(
             Reason.MISSING_FILE, f"{path}: the file is not there: ingest again"
         ) from None
-    except (OSError, ValueError, TypeError, IndexError, EOFError, VerifyError) as error:
+    except Exception as error:  # astropy raises anything, AttributeError too, on damaged cards
         # trouble of the machine (a disk, a network) is no fault of the file: the job fails
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             raise
         raise CcdFailure(
             Reason.DAMAGED_FILE, f"{path}: cannot be read ({error}): copy it"
