@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
+from coaddflow.calexp.ccd import begin_detrending, detrend_ccd, finish_detrending
 from coaddflow.calib.crosstalk_fit import (
     CrosstalkSums,
     MeasuredCrosstalk,
@@ -34,17 +35,18 @@ from coaddflow.image.masked_image import MaskPlane
 from coaddflow.instrument.camera import Camera, camera_file, load_camera
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import (
+    Aggressor,
     AmplifierSignal,
     VictimNoise,
     collect_aggressors,
     subtract_ghosts,
 )
-from coaddflow.isr.detrend import BegunCcd, CcdCalibs, begin_detrend, finish_detrend
-from coaddflow.settings.detrend import DetrendSettings
+from coaddflow.isr.detrend import CcdCalibs, PartlyDetrendedCcd, correct_crosstalk
+from coaddflow.settings import Settings
 
 COEFFICIENT = 1e-3
 EXPOSURE_TIME = 20.0
-SETTINGS = DetrendSettings()
+SETTINGS = Settings(cosmics={"enabled": False}, interpolation={"planes": []})
 SHOWN = 240
 """Side of the part of a CCD in the picture, pixels."""
 
@@ -101,22 +103,24 @@ def simulate(folder: Path, n_exposures: int) -> Camera:
     return load_camera(path)
 
 
-def begin(camera: Camera, path: Path) -> dict[int, BegunCcd]:
+def begin(camera: Camera, path: Path) -> dict[int, PartlyDetrendedCcd]:
     """Return all CCDs of an exposure as they are before the correction."""
     return {
-        one.id: begin_detrend(read_raw_ccd(path, camera, one), SETTINGS) for one in camera.detectors
+        one.id: begin_detrending(read_raw_ccd(path, camera, one), SETTINGS)
+        for one in camera.detectors
     }
 
 
-def give_aggressors(camera: Camera, begun: dict[int, BegunCcd]) -> None:
-    """Tell all CCDs of an exposure what shines into them."""
+def aggressors_of(
+    camera: Camera, begun: dict[int, PartlyDetrendedCcd]
+) -> dict[int, tuple[Aggressor, ...]]:
+    """Return the amplifiers of other CCDs that leave ghosts on each CCD of an exposure."""
     signals = {
         (ccd, name): signal
         for ccd, one in begun.items()
         for name, signal in one.signals(camera.crosstalk_aggressors(ccd)).items()
     }
-    for ccd, one in begun.items():
-        one.aggressors = collect_aggressors(camera.crosstalk_into(ccd), signals)
+    return {ccd: collect_aggressors(camera.crosstalk_into(ccd), signals) for ccd in begun}
 
 
 def measure(camera: Camera, files: list[Path], corrected: bool) -> list[MeasuredCrosstalk]:
@@ -125,9 +129,8 @@ def measure(camera: Camera, files: list[Path], corrected: bool) -> list[Measured
     for path in files:
         begun = begin(camera, path)
         if corrected:
-            give_aggressors(camera, begun)
-            for one in begun.values():
-                one.make_steps(["crosstalk"])
+            for ccd, aggressors in aggressors_of(camera, begun).items():
+                correct_crosstalk(begun[ccd], aggressors)
         sums.add_exposure(begun.__getitem__)
     return sums.results()
 
@@ -173,13 +176,16 @@ def report(camera: Camera, before: list[MeasuredCrosstalk], after: list[Measured
 
 def picture(camera: Camera, files: list[Path], path: Path) -> None:
     """Write the part of a CCD with most ghosts: before, after, and what was subtracted."""
-    uncorrected = SETTINGS.model_copy(update={"crosstalk": False})
+    detrend = SETTINGS.detrend.model_copy(update={"crosstalk": False})
+    uncorrected = SETTINGS.model_copy(update={"detrend": detrend})
     largest, panels = -1.0, []
     for file in files:
         begun = begin(camera, file)
-        give_aggressors(camera, begun)
+        aggressors = aggressors_of(camera, begun)
         for ccd, one in begun.items():
-            after = finish_detrend(one, CcdCalibs(), EXPOSURE_TIME, one.aggressors).masked_image
+            after = finish_detrending(
+                one, CcdCalibs(), EXPOSURE_TIME, SETTINGS, aggressors[ccd]
+            ).masked_image
             flagged = after.has_any(MaskPlane.CROSSTALK)
             area = ndimage.uniform_filter(flagged.astype(float), SHOWN, mode="constant")
             if area.max() <= largest:
@@ -192,7 +198,7 @@ def picture(camera: Camera, files: list[Path], path: Path) -> None:
             ]
             part = np.s_[corner[0] : corner[0] + SHOWN, corner[1] : corner[1] + SHOWN]
             raw = read_raw_ccd(file, camera, camera.detector(ccd))
-            before = finish_detrend(begin_detrend(raw, uncorrected), CcdCalibs(), EXPOSURE_TIME)
+            before = detrend_ccd(raw, CcdCalibs(), EXPOSURE_TIME, uncorrected)
             sky, noise = np.median(after.image), np.sqrt(np.median(after.variance))
             images = [before.masked_image.image, after.image]
             panels = [

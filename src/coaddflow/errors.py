@@ -1,10 +1,14 @@
-"""The two kinds of failure that coaddflow tells apart.
+"""The kinds of failure that coaddflow tells apart.
 
 An `InputError` is a mistake in what the user gave (a file, a setting, an id): it ends the job
 with one line that says what, where and what to do. A `CcdFailure` is a result: this CCD cannot
-be processed for reasons of its own, and the exposure goes on without it.
+be processed for reasons of its own, and the exposure goes on without it. Anything else is a
+mistake in the program (or trouble of the machine): it ends the job with a traceback, and as an
+`UnexpectedError` names what was being worked on.
 """
 
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -34,21 +38,24 @@ class Reason(StrEnum):
     NO_SKY = "no_sky"
 
     # its pixels and sources
+    BAD_OVERSCAN = "bad_overscan"
     NO_DATA = "no_data"
+    COSMIC_RAYS_FAILED = "cosmic_rays_failed"
     TOO_MANY_COSMIC_RAYS = "too_many_cosmic_rays"
     DETECTION_FAILED = "detection_failed"
     NO_STARS = "no_stars"
     NO_PSF_STARS = "no_psf_stars"
+    PSF_FIT_FAILED = "psf_fit_failed"
     NO_APERTURE_CORRECTION = "no_aperture_correction"
 
     # its place on the sky and its zero-point
     REFCAT_MISSES_FIELD = "refcat_misses_field"
     TOO_FEW_STARS = "too_few_stars"
     NO_ASTROMETRIC_MATCH = "no_astrometric_match"
+    ASTROMETRIC_FIT_FAILED = "astrometric_fit_failed"
     ASTROMETRY_RMS = "astrometry_rms"
     NO_PHOTOMETRIC_MATCH = "no_photometric_match"
-
-    UNEXPECTED_ERROR = "unexpected_error"
+    NOT_FINITE = "not_finite"
 
 
 class CoaddflowError(Exception):
@@ -108,9 +115,52 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
         return f"{self.reason}: {self.message}"
 
 
+@contextlib.contextmanager
+def failing_ccd(reason: Reason, *errors: type[Exception]) -> Iterator[None]:
+    """Let what a library raises on odd data fail the CCD.
+
+    Stands around the call of the library and nothing else, so that a mistake in the program does
+    not pass for odd data.
+
+    Parameters
+    ----------
+    reason : Reason
+        Why the CCD fails.
+    *errors : type of Exception
+        What the library raises on data that it cannot cope with.
+    """
+    try:
+        yield
+    except errors as error:
+        raise CcdFailure(reason, f"{type(error).__name__}: {error}") from error
+
+
+class UnexpectedError(Exception):
+    """A mistake in the program; its cause is what was raised.
+
+    Parameters
+    ----------
+    where : str
+        What was being worked on, such as "exposure 1001, CCD 3".
+    cause : str
+        Type and message of the exception.
+    """
+
+    lasting = True
+
+    def __init__(self, where: str, cause: str):
+        super().__init__(where, cause)
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
 def is_lasting(error: BaseException | None) -> bool:
-    """Return whether an error would come again: a mistake found in the data, no machine trouble."""
-    if not isinstance(error, CoaddflowError):
+    """Return whether another attempt would fail in the same way.
+
+    So it is with mistakes in the data and in the program, but not with trouble of the machine.
+    """
+    if not isinstance(error, CoaddflowError | UnexpectedError):
         return False
     while error is not None:
         if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):

@@ -6,23 +6,17 @@ from astropy.wcs import WCS
 from starfield import add_stars, observed, random_field
 
 from coaddflow.astrometry.ccd import solve_ccd
-from coaddflow.calexp import model as calexp_module
-from coaddflow.calexp.model import (
-    CcdFacts,
-    calibrate_ccd,
-    measure_ccd,
-    process_ccd,
-    read_calexp,
-    read_sources,
-    write_calexp,
-)
+from coaddflow.calexp import product
+from coaddflow.calexp.ccd import calibrate_ccd, measure_ccd
+from coaddflow.calexp.model import CcdId
+from coaddflow.calexp.product import read_calexp, read_sources, write_calexp
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings import Settings
 from coaddflow.tables.manifest import CcdRow
 
 SETTINGS = Settings()
-FACTS = CcdFacts("e1000", 7, "r", 60000.25, 30.0)
+CCD = CcdId("e1000", 7, "r", 60000.25, 30.0)
 SHAPE = (600, 700)
 SCALE, ZERO_POINT, SKY, FWHM = 0.2, 27.0, 500.0, 4.0
 
@@ -70,32 +64,37 @@ def scene():
     return Scene()
 
 
+def process(image, refcat, settings=SETTINGS):
+    """Make the calexp of a detrended CCD."""
+    return calibrate_ccd(measure_ccd(image, settings), CCD, predicted_wcs(), refcat, settings)
+
+
 @pytest.fixture(scope="module")
 def calexp(scene):
-    return process_ccd(scene.image, FACTS, predicted_wcs(), scene.refcat, SETTINGS)
+    return process(scene.image, scene.refcat)
 
 
 def test_every_figure_of_the_quality_is_the_true_one(scene, calexp):
-    quality = calexp.quality
-    assert quality["seeing"] == pytest.approx(FWHM * SCALE, rel=0.02)
-    assert quality["pixel_scale"] == pytest.approx(SCALE, rel=1e-4)
-    assert quality["zero_point"] == pytest.approx(ZERO_POINT, abs=0.006)
-    assert quality["zero_point_error"] < 0.004
-    assert quality["zero_point_scatter"] == pytest.approx(0.012, abs=0.006)
-    assert quality["sky_level"] == pytest.approx(SKY, abs=1.0)
-    assert quality["sky_noise"] == pytest.approx(np.sqrt(SKY + 25.0), rel=0.02)
-    assert quality["ellipticity"] < 0.01
-    assert quality["pointing_offset"] == pytest.approx(3600 * np.hypot(0.002, 0.001), rel=0.02)
-    assert quality["astrometry_rms"] < 0.02
-    assert quality["n_matched"] > 0.8 * len(scene.refcat)
-    assert quality["n_zero_point"] > 0.6 * len(scene.refcat)
+    figures = calexp.figures
+    assert figures["seeing"] == pytest.approx(FWHM * SCALE, rel=0.02)
+    assert figures["pixel_scale"] == pytest.approx(SCALE, rel=1e-4)
+    assert figures["zero_point"] == pytest.approx(ZERO_POINT, abs=0.006)
+    assert figures["zero_point_error"] < 0.004
+    assert figures["zero_point_scatter"] == pytest.approx(0.012, abs=0.006)
+    assert figures["sky_level"] == pytest.approx(SKY, abs=1.0)
+    assert figures["sky_noise"] == pytest.approx(np.sqrt(SKY + 25.0), rel=0.02)
+    assert figures["ellipticity"] < 0.01
+    assert figures["pointing_offset"] == pytest.approx(3600 * np.hypot(0.002, 0.001), rel=0.02)
+    assert figures["astrometry_rms"] < 0.02
+    assert figures["n_matched"] > 0.8 * len(scene.refcat)
+    assert figures["n_zero_point"] > 0.6 * len(scene.refcat)
 
 
 def test_quality_fits_into_the_manifest(calexp):
-    row = CcdRow(**FACTS._asdict(), state="done", nx=SHAPE[1], ny=SHAPE[0], **calexp.quality)
+    row = CcdRow(**CCD._asdict(), state="done", nx=SHAPE[1], ny=SHAPE[0], **calexp.figures)
     not_of_the_pixels = {"reason", "message", "path", "sha256", "footprint_ra", "footprint_dec"}
-    identity = {*FACTS._fields, "state", "nx", "ny"}
-    assert set(calexp.quality) == set(CcdRow.model_fields) - not_of_the_pixels - identity
+    identity = {*CCD._fields, "state", "nx", "ny"}
+    assert set(calexp.figures) == set(CcdRow.model_fields) - not_of_the_pixels - identity
     assert row.n_psf_stars > 20
 
 
@@ -115,7 +114,7 @@ def test_positions_and_magnitudes_are_those_of_the_stars(scene, calexp):
 
 def test_aperture_and_psf_fluxes_agree_once_corrected(calexp):
     sources = calexp.sources[calexp.sources["is_psf_star"]]
-    total = sources["flux_aperture"][:, 1] * calexp.quality["aperture_correction"]
+    total = sources["flux_aperture"][:, 1] * calexp.figures["aperture_correction"]
     assert np.median(total / sources["flux_psf"]) == pytest.approx(1.0, abs=2e-3)
 
 
@@ -132,7 +131,7 @@ def test_fluxes_are_total_also_where_the_psf_model_is_small(scene, calexp):
 def test_star_at_the_depth_has_a_signal_to_noise_of_five(calexp):
     sources = calexp.sources[calexp.sources["flux_psf"] < 3e3]
     error = np.median(sources["flux_psf_error"])
-    flux = 10 ** (-0.4 * (calexp.quality["depth"] - calexp.quality["zero_point"]))
+    flux = 10 ** (-0.4 * (calexp.figures["depth"] - calexp.figures["zero_point"]))
     # its own photons add to the noise of the faintest stars of this field
     assert flux / error == pytest.approx(5.0, rel=0.12)
 
@@ -140,7 +139,7 @@ def test_star_at_the_depth_has_a_signal_to_noise_of_five(calexp):
 def test_sky_is_gone_and_sources_are_marked(scene, calexp):
     image = calexp.masked_image
     empty = ~image.has_any(MaskPlane.DETECTED)
-    assert abs(np.median(image.image[empty])) < 0.03 * calexp.quality["sky_noise"]
+    assert abs(np.median(image.image[empty])) < 0.03 * calexp.figures["sky_noise"]
     assert 0.02 < 1.0 - empty.mean() < 0.3
     assert np.array_equal(image.variance, scene.image.variance)
 
@@ -154,8 +153,8 @@ def test_input_is_left_as_it_was(scene):
 def test_measuring_and_calibrating_apart_is_the_same(scene, calexp):
     measured = measure_ccd(scene.image, SETTINGS)
     assert "ra" not in measured.sources.colnames
-    apart = calibrate_ccd(measured, FACTS, predicted_wcs(), scene.refcat, SETTINGS)
-    assert apart.quality == calexp.quality
+    apart = calibrate_ccd(measured, CCD, predicted_wcs(), scene.refcat, SETTINGS)
+    assert apart.figures == calexp.figures
     assert np.array_equal(apart.sources["ra"], calexp.sources["ra"])
 
 
@@ -171,8 +170,8 @@ def test_matched_stars_are_marked_among_the_sources(scene, calexp):
     )
     assert np.array_equal(np.flatnonzero(sources["is_astrometric"]), np.sort(solution.source_index))
     rms_per_axis = np.sqrt(np.mean(solution.residual_x**2 + solution.residual_y**2) / 2) * SCALE
-    assert calexp.quality["astrometry_rms"] == pytest.approx(rms_per_axis, rel=1e-3)
-    assert sources["is_photometric"].sum() == calexp.quality["n_zero_point"]
+    assert calexp.figures["astrometry_rms"] == pytest.approx(rms_per_axis, rel=1e-3)
+    assert sources["is_photometric"].sum() == calexp.figures["n_zero_point"]
     assert not (sources["is_photometric"] & ~sources["is_astrometric"]).any()
 
 
@@ -180,8 +179,8 @@ def test_matched_stars_are_marked_among_the_sources(scene, calexp):
 def test_zero_point_does_not_depend_on_the_kind_of_flux(scene, flux):
     photometry = SETTINGS.photometry.model_copy(update={"zero_point_flux": flux})
     settings = SETTINGS.model_copy(update={"photometry": photometry})
-    result = process_ccd(scene.image, FACTS, predicted_wcs(), scene.refcat, settings)
-    assert result.quality["zero_point"] == pytest.approx(ZERO_POINT, abs=0.006)
+    result = process(scene.image, scene.refcat, settings)
+    assert result.figures["zero_point"] == pytest.approx(ZERO_POINT, abs=0.006)
 
 
 @pytest.mark.parametrize("compression", ["none", "lossless"])
@@ -210,7 +209,7 @@ def test_quantized_pixels_stay_within_a_sixteenth_of_the_noise(calexp, tmp_path)
     write_calexp(path, tmp_path / "7_sources.fits", calexp, None, "quantized")
     again = read_calexp(path).masked_image
     difference = again.image - calexp.masked_image.image
-    assert np.std(difference) < calexp.quality["sky_noise"] / 16.0 / np.sqrt(12.0) * 1.2
+    assert np.std(difference) < calexp.figures["sky_noise"] / 16.0 / np.sqrt(12.0) * 1.2
     assert np.array_equal(again.mask, calexp.masked_image.mask)
 
 
@@ -226,8 +225,8 @@ def test_header_tells_what_other_programs_need(calexp, tmp_path):
     sky, truth = (w.all_pix2world([10.0, 690.0], [20.0, 500.0], 0) for w in (wcs, true_wcs()))
     assert np.abs(np.array(sky) - truth).max() * 3600.0 < 0.05
     assert header["BUNIT"] == "electron"
-    assert header["PHOTZP"] == calexp.quality["zero_point"]
-    assert header["SEEING"] == calexp.quality["seeing"]
+    assert header["PHOTZP"] == calexp.figures["zero_point"]
+    assert header["SEEING"] == calexp.figures["seeing"]
     assert header["GAIN"] == 1.0
     assert (header["EXPOSURE"], header["CCD"], header["FILTER"]) == ("e1000", 7, "r")
     assert (header["TIMESYS"], header["MJD-OBS"]) == ("TAI", 60000.25)
@@ -236,15 +235,13 @@ def test_header_tells_what_other_programs_need(calexp, tmp_path):
 
 def test_every_keyword_is_documented(calexp):
     for keyword in calexp.header:
-        assert f"\n{keyword:9}" in calexp_module.__doc__, keyword
+        assert f"\n{keyword:9}" in product.__doc__, keyword
 
 
 def test_ccd_without_stars_fails_with_its_reason(scene):
     rng = np.random.default_rng(42)
     with pytest.raises(CcdFailure) as failure:
-        process_ccd(
-            observed(np.zeros(SHAPE), SKY, rng), FACTS, predicted_wcs(), scene.refcat, SETTINGS
-        )
+        process(observed(np.zeros(SHAPE), SKY, rng), scene.refcat)
     assert failure.value.reason == "no_stars"
 
 
@@ -264,7 +261,7 @@ def test_three_stars_are_enough_to_measure_a_ccd(seed):
 
 def test_ccd_without_pixels_fails_with_its_reason(scene):
     with pytest.raises(CcdFailure) as failure:
-        process_ccd(MaskedImage.empty(SHAPE), FACTS, predicted_wcs(), scene.refcat, SETTINGS)
+        process(MaskedImage.empty(SHAPE), scene.refcat)
     assert failure.value.reason == "no_data"
 
 
@@ -273,7 +270,7 @@ def test_catalogue_without_magnitudes_fails_with_its_reason(scene):
     blind["mag"] = np.where(np.arange(len(blind)) < 1, blind["mag"], np.nan)
     measured = measure_ccd(scene.image, SETTINGS)
     with pytest.raises(CcdFailure) as failure:
-        calibrate_ccd(measured, FACTS, predicted_wcs(), blind, SETTINGS)
+        calibrate_ccd(measured, CCD, predicted_wcs(), blind, SETTINGS)
     assert failure.value.reason == "no_photometric_match"
 
 
@@ -283,9 +280,9 @@ def test_saturated_stars_do_not_make_the_zero_point(scene):
     bright = image.image > 4000.0
     image.image[bright] = 4000.0
     image.mask[bright] |= MaskPlane.SAT
-    result = process_ccd(image, FACTS, predicted_wcs(), scene.refcat, SETTINGS)
-    assert result.quality["zero_point"] == pytest.approx(ZERO_POINT, abs=0.015)
-    assert result.quality["n_zero_point"] < 0.8 * len(scene.refcat)
+    result = process(image, scene.refcat)
+    assert result.figures["zero_point"] == pytest.approx(ZERO_POINT, abs=0.015)
+    assert result.figures["n_zero_point"] < 0.8 * len(scene.refcat)
 
 
 def test_damaged_files_name_themselves(calexp, tmp_path):

@@ -10,14 +10,8 @@ from astropy.table import Table
 from pydantic import ValidationError
 from scipy import ndimage
 
-from coaddflow.calexp.imported import (
-    import_image,
-    imported_row,
-    mask_planes,
-    variance_from_weight,
-    write_imported,
-)
-from coaddflow.calexp.model import read_calexp
+from coaddflow.calexp.imported import import_image, mask_planes, variance_from_weight
+from coaddflow.calexp.product import done_row, read_calexp, write_calexp
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import sky_to_pixel
@@ -135,11 +129,18 @@ def imported(folder, **changes):
     return import_image(row, settings, folder / "images.ecsv")
 
 
+def written_row(calexp, folder):
+    """Write a calexp and return its row."""
+    path = str(folder / "calexp.fits")
+    write_calexp(path, None, calexp)
+    return done_row(calexp, path)
+
+
 def aperture_magnitude(result, star, radius=8.0):
     y, x = np.indices(SHAPE)
     inside = np.hypot(x - star[0], y - star[1]) < radius
     flux = result.masked_image.image[inside].sum(dtype=float)
-    return result.quality["zero_point"] - 2.5 * np.log10(flux)
+    return result.figures["zero_point"] - 2.5 * np.log10(flux)
 
 
 # WCS
@@ -154,10 +155,10 @@ def test_pixels_are_where_the_definition_of_the_projection_puts_them(tmp_path, k
     assert np.abs(np.array(back) - [x, y]).max() < 1e-4
     # and so are the corners of the table and of the manifest, over RA 0
     corners = sky_of(kind, np.array([-0.5, 79.5, 79.5, -0.5]), np.array([-0.5, -0.5, 63.5, 63.5]))
-    row = result.row
+    (row,) = read_images(tmp_path / "images.ecsv")
     apart = sphere.separation(row.footprint_ra, row.footprint_dec, *corners)
     assert apart.max() * 3600 < 1e-4
-    outline = imported_row(result, "x.fits", "0")
+    outline = written_row(result, tmp_path)
     assert len(outline.footprint_ra) == 32
     apart = sphere.separation(outline.footprint_ra[::8], outline.footprint_dec[::8], *corners)
     assert apart.max() * 3600 < 1e-4
@@ -166,7 +167,7 @@ def test_pixels_are_where_the_definition_of_the_projection_puts_them(tmp_path, k
 def test_the_written_calexp_has_the_same_wcs_in_keywords_that_swarp_reads(tmp_path):
     image_file(tmp_path, kind="SIP")
     result = imported(tmp_path)
-    write_imported(tmp_path / "calexp.fits", result)
+    written_row(result, tmp_path)
     stored = read_calexp(tmp_path / "calexp.fits")
     assert stored.header["CTYPE1"] == "RA---TPV" and stored.psf is None
     x, y = np.array([3.0, 70.0]), np.array([60.0, 5.0])
@@ -199,13 +200,13 @@ def test_a_star_has_the_same_magnitude_in_all_units(tmp_path):
         result = imported(folder, unit=unit, **fact, **constant)
         assert aperture_magnitude(result, STARS[1]) == pytest.approx(truth, abs=0.02), unit
         if zero_point is not None:
-            assert result.quality["zero_point"] == pytest.approx(30.0, abs=1e-5)
+            assert result.figures["zero_point"] == pytest.approx(30.0, abs=1e-5)
             assert np.ptp(result.masked_image.image - electrons) < 20.0
 
 
 def test_a_zero_point_per_second_is_combined_with_the_exposure_time(tmp_path):
     image_file(tmp_path, scene() / 1.6)
-    result = imported(
+    imported(
         tmp_path,
         unit="adu",
         gain={"value": 1.6},
@@ -213,7 +214,8 @@ def test_a_zero_point_per_second_is_combined_with_the_exposure_time(tmp_path):
         zero_point_unit="adu_per_second",
     )
     # one count per second over 20 s is 20 counts, of 1.6 electrons each
-    assert result.row.zero_point == pytest.approx(25.0 + 2.5 * np.log10(20.0 * 1.6))
+    (row,) = read_images(tmp_path / "images.ecsv")
+    assert row.zero_point == pytest.approx(25.0 + 2.5 * np.log10(20.0 * 1.6))
 
 
 def test_how_many_electrons_a_unit_is():
@@ -248,9 +250,10 @@ def test_facts_are_joined_from_a_table_by_its_key_columns(tmp_path, suffix):
         sky_unit="electron_per_second",
         subtract_sky="given",
     )
-    assert result.row.zero_point == pytest.approx(24.5 + 2.5 * np.log10(20.0))
-    assert result.row.seeing == pytest.approx(3.0 * 0.5 * np.sqrt(1.01), rel=1e-5)
-    assert result.row.sky_level == pytest.approx(100.0)
+    (row,) = read_images(tmp_path / "images.ecsv")
+    assert row.zero_point == pytest.approx(24.5 + 2.5 * np.log10(20.0))
+    assert row.seeing == pytest.approx(3.0 * 0.5 * np.sqrt(1.01), rel=1e-5)
+    assert row.sky_level == pytest.approx(100.0)
     assert np.median(result.masked_image.image) == pytest.approx(0.0, abs=1.0)
 
 
@@ -359,7 +362,8 @@ def test_weight_and_mask_may_be_extensions_of_the_image_file(tmp_path):
         weight={"kind": "rms", "hdu": "ERR"},
         mask={"kind": "bits", "hdu_offset": 2, "planes": {0: "CR"}},
     )
-    assert (result.row.hdu, result.row.weight_hdu, result.row.mask_hdu) == (1, 2, 3)
+    (row,) = read_images(tmp_path / "images.ecsv")
+    assert (row.hdu, row.weight_hdu, row.mask_hdu) == (1, 2, 3)
     assert np.median(result.masked_image.variance) == pytest.approx(100.0)
     assert result.masked_image.has_any(MaskPlane.CR).sum() == 3
 
@@ -422,24 +426,24 @@ def test_settings_that_contradict_themselves_are_refused(changes, said):
 
 def test_seeing_sky_and_noise_are_measured_where_they_are_not_given(tmp_path):
     image_file(tmp_path)
-    quality = imported(tmp_path).quality
-    assert quality["sky_level"] == pytest.approx(SKY, abs=2.0)
-    assert quality["sky_noise"] == pytest.approx(10.0, rel=0.1)
-    assert quality["pixel_scale"] == pytest.approx(0.5 * np.sqrt(1.01), rel=1e-6)
-    assert quality["seeing"] == pytest.approx(1.5, rel=0.1)
-    assert quality["n_sources"] == 3
+    figures = imported(tmp_path).figures
+    assert figures["sky_level"] == pytest.approx(SKY, abs=2.0)
+    assert figures["sky_noise"] == pytest.approx(10.0, rel=0.1)
+    assert figures["pixel_scale"] == pytest.approx(0.5 * np.sqrt(1.01), rel=1e-6)
+    assert figures["seeing"] == pytest.approx(1.5, rel=0.1)
+    assert figures["n_sources"] == 3
     # 5 sigma in the noise of 4 pi sigma^2 pixels
-    area = 4 * np.pi * (quality["seeing"] / quality["pixel_scale"] / 2.3548) ** 2
-    limit = 5 * quality["sky_noise"] * np.sqrt(area)
-    assert quality["depth"] == pytest.approx(30.0 - 2.5 * np.log10(limit), abs=1e-6)
+    area = 4 * np.pi * (figures["seeing"] / figures["pixel_scale"] / 2.3548) ** 2
+    limit = 5 * figures["sky_noise"] * np.sqrt(area)
+    assert figures["depth"] == pytest.approx(30.0 - 2.5 * np.log10(limit), abs=1e-6)
 
 
 def test_an_image_without_stars_can_be_used(tmp_path):
     noise = np.random.default_rng(2).normal(50, 10, SHAPE)
     image_file(tmp_path, noise)
     result = imported(tmp_path)
-    assert result.quality["n_sources"] == 0 and result.quality["seeing"] is None
-    row = imported_row(result, "results/calexp/7/3.fits", "abc")
+    assert result.figures["n_sources"] == 0 and result.figures["seeing"] is None
+    row = written_row(result, tmp_path)
     assert (row.state, row.depth, row.zero_point) == ("done", None, 30.0)
 
 

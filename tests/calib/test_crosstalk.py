@@ -9,6 +9,7 @@ import pytest
 import yaml
 from astropy.io import fits
 
+from coaddflow.calexp.ccd import begin_detrending, detrend_ccd, finish_detrending
 from coaddflow.calib.crosstalk_fit import (
     CrosstalkSums,
     MeasurementSettings,
@@ -31,8 +32,8 @@ from coaddflow.isr.crosstalk import (
     collect_aggressors,
     subtract_ghosts,
 )
-from coaddflow.isr.detrend import CcdCalibs, begin_detrend, detrend, finish_detrend
-from coaddflow.settings.detrend import DetrendSettings
+from coaddflow.isr.detrend import CcdCalibs, correct_crosstalk
+from coaddflow.settings import Settings
 from coaddflow.simulate.frames import Exposing, expose_ccd, read_out
 from coaddflow.simulate.observations import plan_observations
 from coaddflow.simulate.optics import field_radius
@@ -55,7 +56,8 @@ SIMULATION = {
     "stars": {"density": 40.0, "brightest": 13.0, "faintest": 18.5, "slope": 0.2},
     "calibration": {"bias": 0, "dark": 0, "flat": 0},
 }
-SETTINGS = DetrendSettings()
+NO_COSMIC_RAYS = {"cosmics": {"enabled": False}, "interpolation": {"planes": []}}
+SETTINGS = Settings(**NO_COSMIC_RAYS)
 
 
 def camera_content():
@@ -114,7 +116,7 @@ def raw_ccd(detector, array):
 
 def detrended(camera, raw, missing=()):
     """Detrend all CCDs of an exposure in two parts, with the signals of those that are there."""
-    begun = {ccd: begin_detrend(one, SETTINGS) for ccd, one in raw.items()}
+    begun = {ccd: begin_detrending(one, SETTINGS) for ccd, one in raw.items()}
     signals = {
         (ccd, name): signal
         for ccd, one in begun.items()
@@ -122,8 +124,12 @@ def detrended(camera, raw, missing=()):
         for name, signal in one.signals(camera.crosstalk_aggressors(ccd)).items()
     }
     return {
-        ccd: finish_detrend(
-            one, CcdCalibs(), 15.0, collect_aggressors(camera.crosstalk_into(ccd), signals)
+        ccd: finish_detrending(
+            one,
+            CcdCalibs(),
+            15.0,
+            SETTINGS,
+            collect_aggressors(camera.crosstalk_into(ccd), signals),
         )
         for ccd, one in begun.items()
     }
@@ -138,9 +144,9 @@ def test_ghosts_are_below_the_noise_after_correction(exposure):
     worst_before = 0.0
     for ccd, (ghosted, clean) in raw.items():
         # the truth: no crosstalk at all
-        without = DetrendSettings(crosstalk=False)
-        truth = detrend(clean, CcdCalibs(), 15.0, without).masked_image
-        before = detrend(ghosted, CcdCalibs(), 15.0, without).masked_image
+        without = Settings(detrend={"crosstalk": False}, **NO_COSMIC_RAYS)
+        truth = detrend_ccd(clean, CcdCalibs(), 15.0, without).masked_image
+        before = detrend_ccd(ghosted, CcdCalibs(), 15.0, without).masked_image
         after = corrected[ccd].masked_image
         noise = np.sqrt(truth.variance)
         good = ~truth.has_any(MaskPlane.SAT | MaskPlane.SUSPECT)
@@ -161,7 +167,7 @@ def test_stacked_ghosts_of_all_bright_stars_are_consistent_with_nothing(survey):
     sums = CrosstalkSums(camera.detectors, MeasurementSettings())
     for path in sorted((survey / "data/raw").iterdir())[:5]:
         begun = {
-            one.id: begin_detrend(read_raw_ccd(path, camera, one), SETTINGS)
+            one.id: begin_detrending(read_raw_ccd(path, camera, one), SETTINGS)
             for one in camera.detectors
         }
         signals = {
@@ -170,8 +176,7 @@ def test_stacked_ghosts_of_all_bright_stars_are_consistent_with_nothing(survey):
             for name, signal in one.signals().items()
         }
         for ccd, one in begun.items():
-            one.aggressors = collect_aggressors(camera.crosstalk_into(ccd), signals)
-            one.make_steps(["crosstalk"])
+            correct_crosstalk(one, collect_aggressors(camera.crosstalk_into(ccd), signals))
         sums.add_exposure(begun.__getitem__)
     left = {(one.aggressor, one.victim): one for one in sums.results()}
     ghosts = [pair for pair, value in true_coefficients(camera).items() if value]
@@ -194,17 +199,17 @@ def test_two_parts_are_one_bit_for_bit(survey):
         return MaskedImage(pixels, np.full(detector.shape, 0.01), np.zeros(detector.shape))
 
     calibs = CcdCalibs(bias=frame(3, 1), dark=frame(0.02, 0.01), flat=frame(1, 0.02))
-    whole = detrend(raw, calibs, 15.0, SETTINGS)
-    begun = begin_detrend(raw, SETTINGS)
+    whole = detrend_ccd(raw, calibs, 15.0, SETTINGS)
+    begun = begin_detrending(raw, SETTINGS)
     signals = begun.signals()
-    parts = finish_detrend(begun, calibs, 15.0)
+    parts = finish_detrending(begun, calibs, 15.0, SETTINGS)
     for plane in ("image", "variance", "mask"):
         assert getattr(parts.masked_image, plane).tobytes() == (
             getattr(whole.masked_image, plane).tobytes()
         )
-    assert (parts.header, parts.amplifiers) == (whole.header, whole.amplifiers)
+    assert parts.header == whole.header
     # what was handed out stays as it was measured
-    again = begin_detrend(raw, SETTINGS).signals()
+    again = begin_detrending(raw, SETTINGS).signals()
     assert all((signals[name].counts == again[name].counts).all() for name in again)
 
 
@@ -287,10 +292,10 @@ def test_ghosts_between_ccds_follow_the_order_of_readout(victim, place):
     aggressor, detector = make_detector(0, {"read_from": "lr"}), make_detector(1, victim)
     light = np.full((40, 80), 1000.0)
     light[7, 59 - 11] += 40000  # read from the right: the twelfth pixel of its row
-    shining = begin_detrend(raw_ccd(aggressor, light), SETTINGS).signals()
+    shining = begin_detrending(raw_ccd(aggressor, light), SETTINGS).signals()
     found = [Aggressor("X", (0, "X"), 1e-2, shining["X"])]
-    begun = begin_detrend(raw_ccd(detector, np.full((40, 80), 1000.0)), SETTINGS)
-    image = finish_detrend(begun, CcdCalibs(), 1.0, found).masked_image
+    begun = begin_detrending(raw_ccd(detector, np.full((40, 80), 1000.0)), SETTINGS)
+    image = finish_detrending(begun, CcdCalibs(), 1.0, SETTINGS, found).masked_image
     assert np.argwhere(image.image < -100).tolist() == [list(place)]
     assert image.image[place] == pytest.approx(-400 * 1.5, rel=1e-5)
     assert np.argwhere(image.has_any(MaskPlane.CROSSTALK)).tolist() == [list(place)]
@@ -299,14 +304,13 @@ def test_ghosts_between_ccds_follow_the_order_of_readout(victim, place):
 @pytest.mark.parametrize(("counts", "flagged"), [(60000.0, True), (59000.0, False)])
 def test_faint_ghosts_of_saturated_pixels_are_flagged(counts, flagged):
     # the ghost of 2 counts is less than the noise of 2.7, but may be more than it seems
-    begun = begin_detrend(
-        raw_ccd(make_detector(1, {}), np.full((40, 80), 1000.0)), DetrendSettings(edge=0)
-    )
+    settings = Settings(detrend={"edge": 0}, **NO_COSMIC_RAYS)
+    begun = begin_detrending(raw_ccd(make_detector(1, {}), np.full((40, 80), 1000.0)), settings)
     light = np.full((40, 80), 1000.0)
     light[7, 11] = counts
-    signal = begin_detrend(raw_ccd(make_detector(0, {}), light), SETTINGS).signals()["X"]
+    signal = begin_detrending(raw_ccd(make_detector(0, {}), light), SETTINGS).signals()["X"]
     found = [Aggressor("X", (0, "X"), 2 / 59000, signal)]
-    image = finish_detrend(begun, CcdCalibs(), 1.0, found).masked_image
+    image = finish_detrending(begun, CcdCalibs(), 1.0, SETTINGS, found).masked_image
     assert bool(image.has_any(MaskPlane.CROSSTALK)[7, 11]) is flagged
     assert image.has_any(MaskPlane.CROSSTALK).sum() == flagged
 
@@ -359,7 +363,7 @@ def test_a_camera_file_with_impossible_crosstalk_is_refused(tmp_path, links, sai
 def measured(survey):
     camera = load_camera(survey / "camera.yaml")
     files = sorted((survey / "data/raw").iterdir())
-    pairs = measure_crosstalk(files, camera, [0, 1, 2, 3], SETTINGS, MeasurementSettings())
+    pairs = measure_crosstalk(files, camera, [0, 1, 2, 3], SETTINGS.detrend, MeasurementSettings())
     return {(one.aggressor, one.victim): one for one in pairs}
 
 
@@ -394,7 +398,7 @@ def test_only_pairs_within_a_ccd_are_the_same_coefficients(survey, measured):
     camera = load_camera(survey / "camera.yaml")
     files = sorted((survey / "data/raw").iterdir())
     settings = MeasurementSettings(within=True)
-    pairs = measure_crosstalk(files, camera, [1, 3], SETTINGS, settings)
+    pairs = measure_crosstalk(files, camera, [1, 3], SETTINGS.detrend, settings)
     assert [(one.aggressor[0], one.victim[0]) for one in pairs] == [(1, 1)] * 2 + [(3, 3)] * 2
     for one in pairs:
         assert one.coefficient == measured[one.aggressor, one.victim].coefficient
@@ -437,7 +441,7 @@ def test_the_brightest_groups_of_all_exposures_are_kept(exposure):
     few, many = (CrosstalkSums(detectors, MeasurementSettings(max_groups=n)) for n in (6, 10_000))
     for sums in (few, many):
         for _ in range(2):
-            sums.add_exposure(lambda ccd: begin_detrend(raw[ccd][0], SETTINGS))
+            sums.add_exposure(lambda ccd: begin_detrending(raw[ccd][0], SETTINGS))
     errors = [{(p.aggressor, p.victim): p for p in sums.results()} for sums in (few, many)]
     pair = (0, "A"), (1, "B")
     assert errors[0][pair].n_groups <= 6 < errors[1][pair].n_groups
@@ -453,7 +457,7 @@ def test_a_ccd_that_cannot_be_read_is_left_out(exposure, caplog):
     def read(ccd):
         if ccd == 0:
             raise CcdFailure("missing_file", "gone")
-        return begin_detrend(raw[ccd][0], SETTINGS)
+        return begin_detrending(raw[ccd][0], SETTINGS)
 
     sums.add_exposure(read)
     pairs = {(one.aggressor, one.victim): one for one in sums.results()}

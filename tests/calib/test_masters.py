@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from coaddflow.calexp import job as exposure_job
+from coaddflow.calexp import job as calexp_job
 from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.calib.frames import read_master
 from coaddflow.calib.masters import make_bias, make_defects, make_flat
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, UnexpectedError
 from coaddflow.instrument.camera import load_camera
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow
@@ -119,21 +119,21 @@ def test_a_ccd_that_fails_has_a_row_with_the_reason_and_nothing_else(raw, reason
     assert [path.name for path in Path("calexp/7").iterdir()] == ["0.json"]
 
 
-def test_what_nobody_foresaw_fails_the_ccd_and_what_is_not_its_fault_the_job(monkeypatch, caplog):
-    def break_down(error):
-        def process_ccd(*_):
-            raise error
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (InputError("wrong setting"), InputError),
+        (MemoryError(), MemoryError),
+        (OSError(5, "input/output error"), OSError),
+        (AttributeError("no attribute 'x'"), UnexpectedError),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_the_fault_of_a_ccd_fails_the_job(monkeypatch, error, raised):
+    def measure_ccd(*_):
+        raise error
 
-        monkeypatch.setattr(exposure_job, "process_ccd", process_ccd)
-
-    break_down(np.linalg.LinAlgError("singular"))
-    row = calibrate()
-    assert (row.state, row.reason) == ("failed", "unexpected_error")
-    assert row.message == "7.fits: LinAlgError: singular"
-    assert "Traceback" in caplog.text
-    for error in (InputError("wrong setting"), MemoryError(), OSError(5, "input/output error")):
-        break_down(error)
-        Path("7.fits").unlink()
-        with pytest.raises(type(error)):
-            calibrate()
-        assert not Path("calexp/7/0.json").exists()
+    monkeypatch.setattr(calexp_job, "measure_ccd", measure_ccd)
+    with pytest.raises(raised):
+        calibrate()
+    assert not Path("calexp/7/0.json").exists()

@@ -37,6 +37,15 @@ class DeadlyFiles(CcdFiles):
         return get(name)
 
 
+class BuggyFiles(CcdFiles):
+    """Files of a CCD with a mistake in the program."""
+
+    def __getattribute__(self, name):
+        if name == "calibs":
+            raise AttributeError("'NoneType' object has no attribute 'mask'")
+        return super().__getattribute__(name)
+
+
 def _die(master, traces, deaths):
     if os.getpid() == master:
         return

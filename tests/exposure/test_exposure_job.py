@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from backends import MPI, needs_dask, needs_mpi
-from exposure_faults import DeadlyFiles
+from exposure_faults import BuggyFiles, DeadlyFiles
 from survey_run import SETTINGS
 
 from coaddflow.calexp.job import SECTIONS, make_calexp
-from coaddflow.calexp.model import read_calexp
+from coaddflow.calexp.product import read_calexp
 from coaddflow.errors import InputError, is_lasting
 from coaddflow.exposure import job as exposure_job
 from coaddflow.exposure.job import make_exposure
+from coaddflow.measure import psf_fit
 from coaddflow.pool import Pool, PoolError
 from coaddflow.runtime import resources
+from coaddflow.runtime.log import failed_for_good, job_log
 from coaddflow.settings import load_settings
 from coaddflow.tables.exposures import read_exposures
 from coaddflow.tables.manifest import read_manifest
@@ -214,37 +216,61 @@ def test_a_ccd_that_ends_two_workers_ends_the_job(
 
 def endanger(monkeypatch, traces, ccd, deadly, deaths):
     """Let the files of a CCD end the worker that asks for them."""
+    danger = {"master": os.getpid(), "deadly": deadly, "traces": str(traces), "deaths": deaths}
+    replace_files(monkeypatch, ccd, DeadlyFiles, **danger)
+
+
+def replace_files(monkeypatch, ccd, kind, **keys):
+    """Let the files of a CCD be of another kind."""
     task_of = exposure_job.task_of
 
-    def with_danger(spec, settings):
+    def with_others(spec, settings):
         task = task_of(spec, settings)
-        danger = {"master": os.getpid(), "deadly": deadly, "traces": str(traces), "deaths": deaths}
-        files = {**task.files, ccd: DeadlyFiles(**vars(task.files[ccd]), **danger)}
-        return replace(task, files=files)
+        return replace(task, files={**task.files, ccd: kind(**vars(task.files[ccd]), **keys)})
 
-    monkeypatch.setattr(exposure_job, "task_of", with_danger)
+    monkeypatch.setattr(exposure_job, "task_of", with_others)
 
 
-def test_a_ccd_that_fails_strangely_is_a_row_and_the_others_go_on(
-    raw_survey, undisturbed, working_folder, monkeypatch
+def test_a_ccd_whose_data_no_library_likes_is_a_row_and_the_others_go_on(
+    raw_survey, working_folder, monkeypatch
 ):
-    measure = exposure_job.measure_ccd
+    fit = psf_fit.optimize.least_squares
     calls = []
 
-    def measure_all_but_the_second(image, settings):
+    def fit_all_but_the_second(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
-            raise ZeroDivisionError("of a kind that nobody foresaw")
-        return measure(image, settings)
+            raise ValueError("`x0` is infeasible.")
+        return fit(*arguments, **options)
 
-    monkeypatch.setattr(exposure_job, "measure_ccd", measure_all_but_the_second)
+    monkeypatch.setattr(psf_fit.optimize, "least_squares", fit_all_but_the_second)
     with working_folder("survey") as folder:
         do(whole_spec(raw_survey))
         rows = rows_of(folder)
         assert not (folder / "results/calexp/1001/1.fits").exists()
     assert [row.state for row in rows] == ["done", "failed", "done", "done"]
-    assert rows[1].reason == "unexpected_error"
-    assert "ZeroDivisionError: of a kind" in rows[1].message
+    assert rows[1].reason == "psf_fit_failed"
+    assert "`x0` is infeasible" in rows[1].message
+
+
+@pytest.mark.parametrize("backend", ["serial", "processes", pytest.param("dask", marks=needs_dask)])
+def test_a_mistake_in_the_program_ends_the_job_for_good(
+    raw_survey, working_folder, monkeypatch, backend
+):
+    replace_files(monkeypatch, 2, BuggyFiles)
+    log = "logs/exposure.log"
+    with working_folder("survey") as folder:
+        with pytest.raises(SystemExit), job_log(log):
+            spec = whole_spec(raw_survey, parallel={"backend": backend})
+            make_exposure(spec, workers=2, memory_mb=4000)
+        text = Path(log).read_text()
+        assert not list((folder / "results/summary").glob("*.ecsv"))
+        assert failed_for_good([log])
+    assert text.splitlines()[-1] == (
+        "coaddflow: failed: UnexpectedError: exposure 1001, CCD 2: "
+        "AttributeError: 'NoneType' object has no attribute 'mask'"
+    )
+    assert "in calibs" in text, "the traceback leads to the line"
 
 
 def test_a_ccd_that_cannot_be_read_is_a_missing_aggressor_for_the_others(

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.table import Table
-from astropy.wcs import WCS
+from astropy.wcs import WCS, WcsError
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
-from coaddflow.errors import CcdFailure, Reason
+from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import design_matrix, evaluate, term_powers
 from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
 from coaddflow.geometry.wcs import fit_tan_sip, pixel_to_sky, plane_to_tan_sip
@@ -133,7 +133,8 @@ def solve_ccd(
     Raises
     ------
     CcdFailure
-        With the reason too_few_stars, no_astrometric_match, or astrometry_rms.
+        With the reason too_few_stars, no_astrometric_match, astrometric_fit_failed or
+        astrometry_rms.
     """
     match = match_ccd(x, y, flux, refcat, initial_wcs, image_shape, settings)
     fit = fit_ccd(x, y, flux, refcat, match.wcs, image_shape, settings, centroid_error)
@@ -227,7 +228,7 @@ def fit_ccd(
     Raises
     ------
     CcdFailure
-        With the reason too_few_stars.
+        With the reason too_few_stars or astrometric_fit_failed.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     sources = brightest_first(x, y, flux, settings.max_sources)
@@ -431,6 +432,8 @@ def _match_near(
     catalogue = state.project(sky)
     usable = np.flatnonzero(np.isfinite(catalogue[0]))
     measured = state.undistort(x, y)
+    if not np.isfinite(measured).all():
+        raise CcdFailure(Reason.ASTROMETRIC_FIT_FAILED, "the fit of the WCS diverged")
     tree = cKDTree(catalogue[:, usable].T)
     i, k, _ = match_nearest(tree, measured[0] + 1j * measured[1], radius)
     return i, usable[k]
@@ -468,7 +471,8 @@ def _fit_clipped(
     for _ in range(10):
         # twice, since the first fit moves the tangent point
         for _ in range(2):
-            state = _fit_once(state, prior, x[kept], y[kept], sky[:, kept], error[kept], order)
+            with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError):
+                state = _fit_once(state, prior, x[kept], y[kept], sky[:, kept], error[kept], order)
         residual = state.residual(x, y, sky)
         distance = np.hypot(*residual) / error
         freedom = max(1.0 - n_terms / kept.sum(), 0.1)
@@ -544,6 +548,7 @@ def _solution(
     plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
     for row, polynomial in zip(state.cd, plane, strict=True):
         polynomial[1, 0], polynomial[0, 1] = row
-    wcs = plane_to_tan_sip(state.crval, state.crpix, *plane, shape)
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError, WcsError):
+        wcs = plane_to_tan_sip(state.crval, state.crpix, *plane, shape)
     log.debug("%d stars, order %d", kept.sum(), order)
     return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)

@@ -1,75 +1,42 @@
 """Images calibrated elsewhere become calexps: electrons, variance, mask planes, WCS, zero-point.
 
-What the pixels, weights and masks mean is in the settings `calibrated`; the facts of each image
-(electrons per unit, zero-point, seeing, sky) are in its row of the table of images.
+What the pixels, weights and masks mean is in the settings `calibrated`; electrons per unit,
+zero-point, seeing and sky of each image are in its row of the table of images.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
-from astropy.time import Time
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from coaddflow.errors import CcdFailure, InputError, Reason
-from coaddflow.geometry.wcs import pixel_to_sky
-from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
-from coaddflow.image.masked_image import (
-    Compression,
-    MaskedImage,
-    MaskPlane,
-    flux_scale,
-    masked_image_hdus,
-    planes_from_names,
-    write_fits,
-)
+from coaddflow.calexp.model import Calexp, CcdId
+from coaddflow.calexp.product import KEYWORDS, calexp_header
+from coaddflow.errors import CcdFailure, InputError, Reason, failing_ccd
+from coaddflow.geometry.wcs_header import read_wcs
+from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.ingest.calibrated_images import pixel_scale_of
-from coaddflow.instrument.camera import outline
-from coaddflow.measure.background import Background, background_hdu, estimate_background
+from coaddflow.measure.background import Background, estimate_background
 from coaddflow.measure.detection import detect_sources, measure_seeing, set_detected
 from coaddflow.settings import Settings
 from coaddflow.settings.calibrated import FLUX_ZERO_POINTS, MaskSettings
 from coaddflow.tables.exposures import ImageRow, file_of
-from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow
 
-_NO_STARS = {"no_stars", "detection_failed"}
+_NO_STARS = {Reason.NO_STARS, Reason.DETECTION_FAILED}
 
-
-@dataclass
-class ImportedImage:
-    """An image calibrated elsewhere, in the form of a calexp.
-
-    Attributes
-    ----------
-    row : ImageRow
-        What it is an image of.
-    masked_image : MaskedImage
-        Electrons, sky subtracted.
-    wcs : astropy.wcs.WCS
-        Its WCS, as its header has it.
-    background : Background or None
-        The sky that was measured and subtracted.
-    quality : dict
-        Figures under the names of `manifest.CcdRow`.
-    """
-
-    row: ImageRow
-    masked_image: MaskedImage
-    wcs: WCS
-    background: Background | None
-    quality: dict[str, float | int | None]
+_KNOWN = "PHOTZP", "FLXSCALE", "PHOTZPE", "SEEING", "SKYLEVEL", "SKYNOISE", "DEPTH", "PIXSCALE"
+_KEYWORDS = {keyword: KEYWORDS[keyword] for keyword in _KNOWN} | {
+    "SEEING": ("seeing", "[arcsec] FWHM of the PSF"),
+    "SKYLEVEL": ("sky_level", "[electron] sky level"),
+}
 
 
-def import_image(
-    row: ImageRow, settings: Settings, table: str | Path | None = None
-) -> ImportedImage:
-    """Read an image that was calibrated elsewhere.
+def import_image(row: ImageRow, settings: Settings, table: str | Path | None = None) -> Calexp:
+    """Read an image that was calibrated elsewhere, in the form of a calexp.
 
     Parameters
     ----------
@@ -80,10 +47,16 @@ def import_image(
     table : path, optional
         The table that the paths of the row are relative to; None: the working folder.
 
+    Returns
+    -------
+    Calexp
+        Without PSF and sources; its WCS is that of the image's header.
+
     Raises
     ------
     CcdFailure
-        ``missing_file``, ``damaged_file``, ``changed_file``, ``no_wcs`` or ``no_data``.
+        ``missing_file``, ``damaged_file``, ``changed_file``, ``no_wcs``, ``no_data`` or
+        ``not_finite``.
     InputError
         If the settings name a mask plane that does not exist.
     """
@@ -110,9 +83,7 @@ def import_image(
     return _finish(masked_image, _wcs(header, files.image), row, settings)
 
 
-def _finish(
-    masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settings
-) -> ImportedImage:
+def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settings) -> Calexp:
     """Subtract the sky, estimate what is not known, and mark the sources."""
     own = settings.calibrated
     background = None
@@ -126,11 +97,13 @@ def _finish(
         masked_image.image -= background.model()
     elif own.subtract_sky == "given":
         masked_image.image -= np.float32(row.sky_level)
-    pixel_scale = pixel_scale_of(wcs, (row.nx, row.ny))
-    quality = _quality(masked_image, row, background, pixel_scale)
-    _mark_sources(masked_image, quality, settings)
+    figures = _known_figures(masked_image, row, background)
+    figures["pixel_scale"] = pixel_scale_of(wcs, (row.nx, row.ny))
+    _mark_sources(masked_image, figures, settings)
     subtracted = background if own.subtract_sky == "measured" else None
-    return ImportedImage(row, masked_image, wcs, subtracted, quality)
+    ccd = CcdId.of(row, row.ccd)
+    header = calexp_header(ccd, figures, _KEYWORDS)
+    return Calexp(ccd, masked_image, wcs, None, subtracted, None, figures, header)
 
 
 def variance_from_weight(
@@ -237,72 +210,11 @@ def _translate(values: NDArray[np.integer], meaning: Callable[[int], int]) -> ND
 
 def _bit_names(header: fits.Header) -> dict[int, str]:
     """Return the names that cards MP_<name> give to the bits of a mask."""
-    names = {int(header[key]): key[3:] for key in header if key.startswith("MP_")}
+    with failing_ccd(Reason.DAMAGED_FILE, ValueError, TypeError):
+        names = {int(header[key]): key[3:] for key in header if key.startswith("MP_")}
     if not names:
         raise CcdFailure(Reason.DAMAGED_FILE, "the header of the mask names no bits (MP_<name>)")
     return names
-
-
-def write_imported(
-    path: str | Path,
-    imported: ImportedImage,
-    provenance: fits.Header | None = None,
-    compression: Compression = "none",
-) -> None:
-    """Write an image calibrated elsewhere as a calexp (without PSF), whole or not at all.
-
-    Parameters
-    ----------
-    path : str or Path
-        Where to.
-    imported : ImportedImage
-        What.
-    provenance : astropy.io.fits.Header, optional
-        Cards for the primary header: version, settings, inputs.
-    compression : {"none", "lossless", "quantized"}
-        See `image.image_hdu`.
-    """
-    header = _header(imported)
-    header.update(wcs_to_header(imported.wcs))
-    hdus = [
-        fits.PrimaryHDU(header=provenance),
-        *masked_image_hdus(imported.masked_image, header, "electron", compression),
-    ]
-    if imported.background is not None:
-        hdus.append(background_hdu(imported.background))
-    write_fits(path, hdus)
-
-
-def imported_row(imported: ImportedImage, path: str, sha256: str) -> CcdRow:
-    """Return the manifest row of an image calibrated elsewhere.
-
-    Parameters
-    ----------
-    imported : ImportedImage
-        The image.
-    path : str
-        Its calexp, relative to the working folder.
-    sha256 : str
-        Checksum of that file.
-    """
-    ny, nx = imported.masked_image.shape
-    ra, dec = pixel_to_sky(imported.wcs, *outline((nx, ny), FOOTPRINT_POINTS_PER_EDGE))
-    row = imported.row
-    return CcdRow(
-        exposure=row.exposure,
-        ccd=row.ccd,
-        band=row.band,
-        mjd=row.mjd,
-        exposure_time=row.exposure_time,
-        state="done",
-        path=path,
-        sha256=sha256,
-        nx=nx,
-        ny=ny,
-        footprint_ra=[float(value) for value in ra],
-        footprint_dec=[float(value) for value in dec],
-        **imported.quality,
-    )
 
 
 class _Files:
@@ -329,9 +241,9 @@ def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray,
         raise CcdFailure(
             Reason.MISSING_FILE, f"{path}: the file is not there: ingest again"
         ) from None
-    except (OSError, ValueError, TypeError, IndexError, EOFError, VerifyError) as error:
+    except Exception as error:  # astropy raises anything, AttributeError too, on damaged cards
         # trouble of the machine (a disk, a network) is no fault of the file: the job fails
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             raise
         raise CcdFailure(
             Reason.DAMAGED_FILE, f"{path}: cannot be read ({error}): copy it"
@@ -364,11 +276,8 @@ def _wcs(header: fits.Header, path: Path) -> WCS:
         raise CcdFailure(Reason.NO_WCS, str(error)) from error
 
 
-def _quality(
-    masked_image: MaskedImage,
-    row: ImageRow,
-    background: Background | None,
-    pixel_scale: float,
+def _known_figures(
+    masked_image: MaskedImage, row: ImageRow, background: Background | None
 ) -> dict[str, float | int | None]:
     """Return what is known before the sources are looked at."""
     noise = np.sqrt(np.median(masked_image.variance[np.isfinite(masked_image.variance)]))
@@ -381,62 +290,33 @@ def _quality(
         "seeing": row.seeing,
         "sky_level": sky,
         "sky_noise": float(background.noise if background is not None else noise),
-        "pixel_scale": pixel_scale,
     }
 
 
 def _mark_sources(
-    masked_image: MaskedImage, quality: dict[str, float | int | None], settings: Settings
+    masked_image: MaskedImage, figures: dict[str, float | int | None], settings: Settings
 ) -> None:
     """Set DETECTED; measure the seeing if it is not known, and with it the depth.
 
     An image without stars stays without: it was calibrated elsewhere, and can be used.
     """
-    scale = quality["pixel_scale"]
+    scale = figures["pixel_scale"]
     try:
         fwhm = (
-            quality["seeing"] / scale
-            if quality["seeing"] is not None
+            figures["seeing"] / scale
+            if figures["seeing"] is not None
             else measure_seeing(masked_image, settings.detection)
         )
-        quality["seeing"] = float(fwhm * scale)
+        figures["seeing"] = float(fwhm * scale)
         detection = detect_sources(masked_image, fwhm, settings.detection)
         set_detected(masked_image, detection, fwhm, settings.detection)
-        quality["n_sources"] = len(detection.sources)
+        figures["n_sources"] = len(detection.sources)
     except CcdFailure as failure:
         if failure.reason not in _NO_STARS:
             raise
-        quality["n_sources"] = 0
-    if quality["seeing"] is not None:
+        figures["n_sources"] = 0
+    if figures["seeing"] is not None:
         # noise-equivalent area of a Gaussian: 4 pi sigma^2
-        sigma = quality["seeing"] / scale / 2.3548
-        noise = quality["sky_noise"] * np.sqrt(4.0 * np.pi) * sigma
-        quality["depth"] = float(quality["zero_point"] - 2.5 * np.log10(5.0 * noise))
-
-
-def _header(imported: ImportedImage) -> fits.Header:
-    """Return the keywords of a calexp (see `calexp`) as far as they are known."""
-    row, quality = imported.row, imported.quality
-    cards = [
-        ("EXPOSURE", row.exposure, "exposure id"),
-        ("CCD", row.ccd, "number of the CCD"),
-        ("FILTER", row.band, "band"),
-        ("EXPTIME", row.exposure_time, "[s] exposure time"),
-        ("TIMESYS", "TAI", "time scale of DATE-OBS and MJD-OBS"),
-        ("DATE-OBS", Time(row.mjd, format="mjd", scale="tai").isot, "start of the exposure"),
-        ("MJD-OBS", row.mjd, "[d] start of the exposure"),
-        ("GAIN", 1.0, "electrons per unit of the image"),
-        ("PHOTZP", row.zero_point, "[mag] mag = -2.5 log10(electrons) + PHOTZP"),
-        ("FLXSCALE", flux_scale(row.zero_point), "[nJy] of one electron"),
-        ("PHOTZPE", row.zero_point_error, "[mag] error of PHOTZP"),
-        ("SEEING", quality["seeing"], "[arcsec] FWHM of the PSF"),
-        ("SKYLEVEL", quality["sky_level"], "[electron] sky level"),
-        ("SKYNOISE", quality["sky_noise"], "[electron] noise of a pixel of empty sky"),
-        ("DEPTH", quality.get("depth"), "[mag] point source at 5 sigma"),
-        ("PIXSCALE", quality["pixel_scale"], "[arcsec] size of a pixel at the centre"),
-    ]
-    header = fits.Header()
-    for keyword, value, comment in cards:
-        if value is not None:
-            header[keyword] = (value, comment)
-    return header
+        sigma = figures["seeing"] / scale / 2.3548
+        noise = figures["sky_noise"] * np.sqrt(4.0 * np.pi) * sigma
+        figures["depth"] = float(figures["zero_point"] - 2.5 * np.log10(5.0 * noise))

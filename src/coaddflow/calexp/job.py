@@ -1,11 +1,10 @@
-"""The CCDs of an exposure, from raw frame to calexp.
+"""The job of one CCD: from raw frame, or image calibrated elsewhere, to calexp and row.
 
-This is where the steps of a CCD are put into their order and where files are read and written;
-the steps themselves know neither files nor each other. `make_calexp` is the whole job of one CCD.
-A job that holds all CCDs of an exposure in memory uses the same pieces.
+Here files are read and written; the steps between (`calexp.ccd`) know none. The job of an exposure
+uses the same pieces.
 
 A CCD that fails for reasons of its own gets a row that says so, and no calexp. What is not the
-CCD's fault (a setting, a full disk, no memory) ends the job.
+CCD's fault (a setting, a full disk, no memory, a mistake in the program) ends the job.
 """
 
 import logging
@@ -14,26 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from astropy.io import fits
 
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
-from coaddflow.calexp.imported import import_image, imported_row, write_imported
-from coaddflow.calexp.model import Calexp, CcdFacts, process_ccd, write_calexp
+from coaddflow.calexp.ccd import calibrate_ccd, detrend_ccd, measure_ccd
+from coaddflow.calexp.imported import import_image
+from coaddflow.calexp.model import Calexp, CcdId
+from coaddflow.calexp.product import done_row, failed_row, write_calexp
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import CcdFailure, CoaddflowError, Reason
-from coaddflow.files import remove_partial, sha256_of
-from coaddflow.geometry.wcs import pixel_to_sky
-from coaddflow.image.fill import fill_masked
-from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
+from coaddflow.errors import CcdFailure, CoaddflowError, UnexpectedError
+from coaddflow.files import remove_partial
 from coaddflow.image.provenance import provenance_header
-from coaddflow.instrument.camera import Camera, Detector, outline
+from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.raw import read_raw_ccd
-from coaddflow.isr.cosmic_rays import find_cosmic_rays
-from coaddflow.isr.detrend import detrend
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
-from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
+from coaddflow.tables.manifest import CcdRow, write_row
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,10 +113,11 @@ def make_calexp(
     InputError
         If a setting, a calibration frame or the reference catalogue is not usable, or a product
         cannot be written.
+    UnexpectedError
+        If there is a mistake in the program.
     """
-    facts = facts_of(exposure, ccd)
-    return _row_whatever_happens(
-        facts, files, lambda: calexp_row(exposure, facts, files, camera, settings)
+    return _with_row(
+        CcdId.of(exposure, ccd), files, lambda: calexp_row(exposure, ccd, files, camera, settings)
     )
 
 
@@ -144,31 +140,30 @@ def make_calexp_from_image(image: ImageRow, files: CcdFiles, settings: Settings)
 
     Raises
     ------
-    InputError
+    InputError, UnexpectedError
         As `make_calexp`.
     """
-    facts = facts_of(image, image.ccd)
-    return _row_whatever_happens(facts, files, lambda: imported_image_row(image, files, settings))
+    return _with_row(
+        CcdId.of(image, image.ccd), files, lambda: imported_image_row(image, files, settings)
+    )
 
 
-def _row_whatever_happens(
-    facts: CcdFacts, files: CcdFiles, make_row: Callable[[], CcdRow]
-) -> CcdRow:
+def _with_row(ccd: CcdId, files: CcdFiles, make_row: Callable[[], CcdRow]) -> CcdRow:
     """Remove old products, make new ones and write the row, also that of a failure."""
     remove_products(files)
-    row = result_or_failed_row(facts, files, make_row)
+    row = result_or_failed_row(ccd, files, make_row)
     write_row(files.row, row)
     return row
 
 
 def result_or_failed_row(
-    facts: CcdFacts, files: CcdFiles, step: Callable[[], Result]
+    ccd: CcdId, files: CcdFiles, step: Callable[[], Result]
 ) -> Result | CcdRow:
     """Do a step of a CCD; if the CCD fails, remove its products and return the row that says why.
 
     Parameters
     ----------
-    facts : CcdFacts
+    ccd : CcdId
         The CCD.
     files : CcdFiles
         Its files.
@@ -179,59 +174,33 @@ def result_or_failed_row(
     ------
     CoaddflowError, OSError, MemoryError
         What is not the CCD's fault: a setting, a full disk, no memory.
+    UnexpectedError
+        A mistake in the program, with the exception as its cause.
     """
     try:
         return step()
     except CcdFailure as failure:
-        _LOG.warning("the CCD fails: %s", failure)
-        row = failed_row(facts, failure.reason, failure.message)
+        _LOG.warning("CCD %d fails: %s", ccd.ccd, failure)
+        remove_products(files)
+        return failed_row(ccd, failure)
     except (CoaddflowError, OSError, MemoryError):
         raise
     except Exception as error:
-        # one strange CCD must not stop a survey; what happened is in the log and in the row
-        _LOG.exception("the CCD fails in a way that nobody foresaw")
-        message = f"{files.raw}: {type(error).__name__}: {error}"
-        row = failed_row(facts, Reason.UNEXPECTED_ERROR, message)
-    remove_products(files)
-    return row
+        # what odd data make a library raise has a reason where it is called: this is our mistake
+        where = f"exposure {ccd.exposure}, CCD {ccd.ccd}"
+        raise UnexpectedError(where, f"{type(error).__name__}: {error}") from error
 
 
 def imported_image_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
     """Make the calexp of an image calibrated elsewhere and write it."""
-    imported = import_image(image, settings)
+    calexp = import_image(image, settings)
     inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
     provenance = provenance_header(
         settings.section("calibrated", "background", "detection"), dict.fromkeys(inputs)
     )
-    write_imported(files.calexp, imported, provenance, settings.products.compression)
-    return imported_row(imported, files.calexp, sha256_of(files.calexp))
-
-
-def failed_row(facts: CcdFacts, reason: Reason, message: str) -> CcdRow:
-    """Return the row of a CCD that failed."""
-    return CcdRow(**facts._asdict(), state="failed", reason=reason, message=message)
-
-
-def done_row(facts: CcdFacts, calexp: Calexp, path: str | Path) -> CcdRow:
-    """Return the row of a CCD whose calexp has been written."""
-    ny, nx = calexp.masked_image.shape
-    ra, dec = pixel_to_sky(calexp.wcs, *outline((nx, ny), FOOTPRINT_POINTS_PER_EDGE))
-    return CcdRow(
-        **facts._asdict(),
-        state="done",
-        path=str(path),
-        sha256=sha256_of(path),
-        nx=nx,
-        ny=ny,
-        footprint_ra=ra.tolist(),
-        footprint_dec=dec.tolist(),
-        **calexp.quality,
-    )
-
-
-def facts_of(row: ExposureRow | ImageRow, ccd: int) -> CcdFacts:
-    """Return what the table says of a CCD before it is looked at."""
-    return CcdFacts(row.exposure, ccd, row.band, row.mjd, row.exposure_time)
+    compression = settings.products.compression
+    write_calexp(files.calexp, files.sources, calexp, provenance, compression)
+    return done_row(calexp, files.calexp)
 
 
 def remove_products(files: CcdFiles) -> None:
@@ -243,15 +212,22 @@ def remove_products(files: CcdFiles) -> None:
 
 
 def calexp_row(
-    exposure: ExposureRow, facts: CcdFacts, files: CcdFiles, camera: Camera, settings: Settings
+    exposure: ExposureRow, ccd: int, files: CcdFiles, camera: Camera, settings: Settings
 ) -> CcdRow:
     """Make the calexp of a CCD and write it."""
-    detector = camera.detector(facts.ccd)
-    image, cards = detrended_image(files, camera, detector, facts.exposure_time, settings)
+    detector = camera.detector(ccd)
+    _LOG.info("calibrate CCD %d of %s", ccd, files.raw)
+    detrended = detrend_ccd(
+        read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw),
+        read_calibs(files.calibs),
+        exposure.exposure_time,
+        settings,
+    )
     refcat = reference_stars(exposure, camera, detector, settings)
     initial_wcs = predicted_wcs(camera, detector, exposure.ra, exposure.dec, exposure.rotation)
-    calexp = process_ccd(image, facts, initial_wcs, refcat, settings)
-    return write_products(calexp, cards, files, settings)
+    measured = measure_ccd(detrended.masked_image, settings)
+    calexp = calibrate_ccd(measured, CcdId.of(exposure, ccd), initial_wcs, refcat, settings)
+    return write_products(calexp, detrended.header, files, settings)
 
 
 def write_products(
@@ -283,41 +259,4 @@ def write_products(
         settings.section(*SECTIONS) | dict(solved or {}), [files.raw, *files.calibs.values()]
     )
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
-    return done_row(calexp.facts, calexp, files.calexp)
-
-
-def detrended_image(
-    files: CcdFiles, camera: Camera, detector: Detector, exposure_time: float, settings: Settings
-) -> tuple[MaskedImage, fits.Header]:
-    """Return a CCD in electrons, with cosmic rays and defects masked and filled.
-
-    Returns
-    -------
-    masked_image : MaskedImage
-        Shape ``detector.shape``.
-    cards : astropy.io.fits.Header
-        What was done.
-    """
-    raw = read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw)
-    _LOG.info("detrend %s", files.raw)
-    result = detrend(raw, read_calibs(files.calibs), exposure_time, settings.detrend)
-    clean(result.masked_image, settings)
-    return result.masked_image, result.header
-
-
-def clean(image: MaskedImage, settings: Settings) -> None:
-    """Mask cosmic rays in a detrended CCD, and fill them and its defects; in place.
-
-    Parameters
-    ----------
-    image : MaskedImage
-        Electrons.
-    settings : Settings
-        Sections cosmics and interpolation.
-    """
-    _LOG.info("find cosmic rays")
-    cosmic = find_cosmic_rays(image, settings.cosmics)
-    image.mask[cosmic] |= np.int32(MaskPlane.CR)
-    fill = settings.interpolation
-    n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
-    _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic.sum(), n_filled)
+    return done_row(calexp, files.calexp)

@@ -46,7 +46,12 @@ from coaddflow.image.statistics import mad_sigma, weighted_median
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import AmplifierSignal
-from coaddflow.isr.detrend import BegunCcd, begin_detrend, grow
+from coaddflow.isr.detrend import (
+    PartlyDetrendedCcd,
+    grow,
+    mask_saturation,
+    subtract_overscan,
+)
 from coaddflow.measure.background import estimate_background
 from coaddflow.settings.background import BackgroundSettings
 from coaddflow.settings.detrend import DetrendSettings
@@ -289,7 +294,7 @@ class CrosstalkSums:
     settings: MeasurementSettings
     _sums: dict[AmplifierId, NDArray[np.float32]] = field(default_factory=dict)
 
-    def add_exposure(self, read: Callable[[int], BegunCcd]) -> None:
+    def add_exposure(self, read: Callable[[int], PartlyDetrendedCcd]) -> None:
         """Add an exposure.
 
         Parameters
@@ -387,7 +392,7 @@ def _above_zero(slopes: Sequence[Slope]) -> tuple[Slope, NDArray[np.float64]]:
 
 
 def _amplifiers(
-    ccds: Sequence[int], read: Callable[[int], BegunCcd]
+    ccds: Sequence[int], read: Callable[[int], PartlyDetrendedCcd]
 ) -> Iterator[tuple[AmplifierId, SkySubtracted]]:
     """Yield the amplifiers of CCDs one by one, without those that cannot be read."""
     for ccd in ccds:
@@ -438,9 +443,12 @@ def measure_crosstalk(
     sums = CrosstalkSums([camera.detector(ccd) for ccd in ccds], settings)
     for path in files:
 
-        def read(ccd: int, path: str | Path = path) -> BegunCcd:
-            raw = read_raw_ccd(path, camera, camera.detector(ccd), detrend.check_raw)
-            return begin_detrend(raw, detrend)
+        def read(number: int, path: str | Path = path) -> PartlyDetrendedCcd:
+            raw = read_raw_ccd(path, camera, camera.detector(number), detrend.check_raw)
+            ccd = PartlyDetrendedCcd.of(raw, detrend)
+            mask_saturation(ccd)
+            subtract_overscan(ccd)
+            return ccd
 
         sums.add_exposure(read)
         if progress is not None:

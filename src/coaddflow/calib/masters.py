@@ -30,9 +30,21 @@ from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.masked_image import Compression, MaskedImage
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
-from coaddflow.instrument.raw import read_raw_ccd
-from coaddflow.isr.detrend import CcdCalibs, detrend
+from coaddflow.instrument.raw import RawCcd, read_raw_ccd
+from coaddflow.isr.detrend import (
+    CcdCalibs,
+    PartlyDetrendedCcd,
+    apply_gain,
+    assemble,
+    correct_crosstalk,
+    linearise,
+    mask_saturation,
+    subtract_bias,
+    subtract_dark,
+    subtract_overscan,
+)
 from coaddflow.settings import Settings
+from coaddflow.settings.detrend import DetrendSettings
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +54,7 @@ def make_bias(
 ) -> None:
     """Make the master bias of a CCD from bias exposures and write it, in counts."""
     with _master(path, "bias", raw_files, {}, settings) as master:
-        frames = _Frames(raw_files, camera, ccd, CcdCalibs(), settings, "assembly", "bias")
+        frames = _Frames(raw_files, camera, ccd, CcdCalibs(), settings, "bias")
         image = frames.combined(lambda: combine_bias(frames, len(frames), settings.calibs))
         master.write(image, len(frames))
 
@@ -71,7 +83,7 @@ def make_dark(
     """
     make = night_sky_dark if settings.calibs.dark.source == "night_sky" else combine_dark
     with _master(path, "dark", raw_files, calibs, settings) as master:
-        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "gain", "dark")
+        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "dark")
         image = frames.combined(lambda: make(frames, frames.times, settings.calibs))
         master.write(image, len(frames))
 
@@ -100,7 +112,7 @@ def make_flat(
     """
     make = night_sky_flat if settings.calibs.flat.source == "night_sky" else combine_flat
     with _master(path, "flat", raw_files, calibs, settings) as master:
-        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "dark", "flat")
+        frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "flat")
         image = frames.combined(lambda: make(frames, len(frames), settings.calibs))
         master.write(image, len(frames))
 
@@ -144,13 +156,54 @@ def make_night_sky_defects(
         if "dark" in calibs:
             n_frames, pattern = 1, read_master(calibs["dark"], "dark")
         else:
-            frames = _Frames(
-                raw_files, camera, ccd, read_calibs(calibs), settings, "gain", "defects"
-            )
+            frames = _Frames(raw_files, camera, ccd, read_calibs(calibs), settings, "defects")
             pattern = frames.combined(lambda: night_sky_dark(frames, frames.times, settings.calibs))
             n_frames = len(frames)
         bad = hot_pixel_map(pattern, settings.calibs.defects)
         master.write(defects_frame(bad), n_frames)
+
+
+def detrend_frame(
+    raw: RawCcd,
+    calibs: CcdCalibs,
+    exposure_time: float,
+    settings: DetrendSettings,
+    kind: CalibKind,
+) -> MaskedImage:
+    """Detrend a frame as far as a calibration frame needs it.
+
+    Parameters
+    ----------
+    raw : RawCcd
+        The frame.
+    calibs : CcdCalibs
+        Calibration frames.
+    exposure_time : float
+        Of the frame, s.
+    settings : DetrendSettings
+        Which steps are made, and how.
+    kind : {"bias", "dark", "flat", "defects"}
+        What is made of it.
+
+    Returns
+    -------
+    MaskedImage
+        For a bias in counts above the overscan, otherwise in electrons; for a flat without dark
+        current.
+    """
+    ccd = PartlyDetrendedCcd.of(raw, settings)
+    mask_saturation(ccd)
+    subtract_overscan(ccd)
+    correct_crosstalk(ccd)
+    assemble(ccd)
+    if kind == "bias":
+        return ccd.masked_image
+    subtract_bias(ccd, calibs.bias)
+    linearise(ccd)
+    apply_gain(ccd)
+    if kind == "flat":
+        subtract_dark(ccd, calibs.dark, exposure_time)
+    return ccd.masked_image
 
 
 class _Frames:
@@ -162,8 +215,6 @@ class _Frames:
         Raw files, with their exposure times in seconds.
     camera, ccd, calibs, settings
         What they are detrended with.
-    last_step : str
-        The last step of detrending (see `isr.detrend`).
     kind : str
         What is made of them.
     """
@@ -175,13 +226,12 @@ class _Frames:
         ccd: int,
         calibs: CcdCalibs,
         settings: Settings,
-        last_step: str,
         kind: CalibKind,
     ):
         self._planned = getattr(settings.calibs, kind).min_frames
         self._files = dict(files)
         self._camera, self._detector = camera, camera.detector(ccd)
-        self._calibs, self._settings, self._last_step = calibs, settings.detrend, last_step
+        self._calibs, self._settings, self._kind = calibs, settings.detrend, kind
         self._unreadable: str | None = None
 
     def __len__(self) -> int:
@@ -200,7 +250,7 @@ class _Frames:
             except CcdFailure:
                 self._unreadable = path
                 raise
-            yield detrend(raw, self._calibs, time, self._settings, self._last_step).masked_image
+            yield detrend_frame(raw, self._calibs, time, self._settings, self._kind)
 
     def combined(self, combine: Callable[[], MaskedImage]) -> MaskedImage:
         """Return what ``combine()`` makes of the frames, without those that cannot be read.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.table import Table
+from astropy.wcs import WcsError
 from numpy.typing import NDArray
 
 from coaddflow.astrometry.ccd import (
@@ -27,7 +28,7 @@ from coaddflow.astrometry.ccd import (
     solve_ccd,
     supported_order,
 )
-from coaddflow.errors import CcdFailure, Reason
+from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.exposure.field import CcdStars, ExposureField, FieldCcd
 from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel, Priors, fit_field
 from coaddflow.exposure.matching import (
@@ -171,7 +172,10 @@ def solve_exposure(
     else:
         fallbacks = outcome.excluded
         for number in sorted(outcome.pairs):
-            solutions[number] = _ccd_solution(field.ccds[number], outcome, field)
+            try:
+                solutions[number] = _ccd_solution(field.ccds[number], outcome, field)
+            except CcdFailure as failure:
+                failures[number] = failure
         fit = _figures(field, outcome)
         _LOG.info(
             "%d stars on %d CCDs, rms %.3f pixels, pointing off by %.2f arcmin, "
@@ -348,7 +352,8 @@ def _exclude_uncertain(outcome: _Outcome, max_formal_error: float) -> None:
 def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> AstrometrySolution:
     """Convert the model of a CCD to its own TAN-SIP WCS."""
     stars, model, where = outcome.pairs[ccd.number], outcome.fit.model, ccd.where
-    wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), ccd.stars.shape)
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError, WcsError):
+        wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), ccd.stars.shape)
     nx, ny = where.detector.size
     predicted = field.camera.pixel_to_sky(
         where.detector, (nx - 1) / 2.0, (ny - 1) / 2.0, field.ra, field.dec, field.rotation

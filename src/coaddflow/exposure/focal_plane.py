@@ -328,7 +328,7 @@ def _fit_kept(
     """Fit to the stars that are kept.
 
     The normal equations are solved CCD by CCD: its terms are eliminated, and follow once the
-    common polynomial is known.
+    common polynomial is known. Raises LinAlgError if the stars do not determine the model.
     """
     frame = start.recentred()
     held = np.diag(1.0 / priors.sigmas**2)
@@ -351,6 +351,8 @@ def _fit_kept(
         right += common.T @ difference - common.T @ own @ alone[number]
     common_covariance = np.linalg.inv(matrix)
     solution = common_covariance @ right
+    if not np.isfinite(solution).all():
+        raise np.linalg.LinAlgError("the fit of the focal plane diverged")
     model = replace(
         frame,
         common=solution.reshape(2, -1),

@@ -1,15 +1,15 @@
 """One exposure as one job: scatter, gather, scatter.
 
-Every CCD is detrended and measured by a worker of the pool, which keeps its pixels; what is small
-comes to the master, which solves for the whole exposure (`exposure_solution`); each CCD's part of
+Every CCD is detrended and measured by a worker of the pool, which keeps its pixels; its tables
+come to the master, which solves for the whole exposure (`exposure.solution`); each CCD's part of
 the solution goes back to the worker that holds the pixels, which finishes and writes them once.
 Parts of the solution are switched on in the section `exposure` of the settings. With none of them
 every CCD is done in one piece, as a job of its own does it, and with the same bits.
 
-What goes wrong has three kinds. A CCD that fails for reasons of its own is a row of the manifest.
-What is nobody's CCD (a setting, a full disk) ends the job, after the others of its round have
-ended. A worker that dies costs time only: its CCDs are begun anew, once; if that ends a worker
-again the job ends, and the scheduler tries it with more memory.
+Failures are of three kinds. A CCD that fails for reasons of its own is a row of the manifest. What
+is not the fault of a CCD (a setting, a full disk, a mistake in the program) ends the job, after the
+other CCDs of its round have ended. A worker that dies costs only time: its CCDs are begun anew,
+once; if that ends a worker again the job ends, and the scheduler tries it with more memory.
 """
 
 import logging
@@ -19,18 +19,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
+from coaddflow.calexp.ccd import (
+    begin_detrending,
+    finish_detrending,
+    measure_ccd,
+    solve_astrometry,
+)
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
-    clean,
-    detrended_image,
-    facts_of,
     imported_image_row,
     remove_products,
     result_or_failed_row,
     write_products,
 )
-from coaddflow.calexp.model import MeasuredCcd, measure_ccd, solve_astrometry
+from coaddflow.calexp.model import CcdId, MeasuredCcd
 from coaddflow.calib.frames import read_calibs
 from coaddflow.errors import InputError
 from coaddflow.exposure.gather import make_manifest
@@ -43,8 +46,8 @@ from coaddflow.exposure.solution import (
 )
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.instrument.raw import read_raw_ccd
-from coaddflow.isr.crosstalk import collect_aggressors
-from coaddflow.isr.detrend import begin_detrend, finish_detrend
+from coaddflow.isr.crosstalk import Aggressor, collect_aggressors
+from coaddflow.isr.detrend import PartlyDetrendedCcd
 from coaddflow.pool import Pool, Rounds, Worker
 from coaddflow.pool.launch import run_job
 from coaddflow.runtime import resources
@@ -245,7 +248,7 @@ def _solve_and_finish(
         def fail(failure: Exception = failure) -> CcdRow:
             raise failure
 
-        ended[ccd] = result_or_failed_row(facts_of(task.exposure, ccd), files, fail)
+        ended[ccd] = result_or_failed_row(CcdId.of(task.exposure, ccd), files, fail)
         rounds.leave(ccd)
     pool.broadcast(sky=solutions.sky)
     _round(rounds, _finish_ccd, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys}, ended)
@@ -274,7 +277,7 @@ def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> A
     """Do a step of a CCD; of one that fails nothing is kept."""
     task: ExposureTask = worker.constants["task"]
     row = task.exposure or task.images[ccd]
-    result = result_or_failed_row(facts_of(row, ccd), task.files[ccd], lambda: step(task))
+    result = result_or_failed_row(CcdId.of(row, ccd), task.files[ccd], lambda: step(task))
     if _is_row(result):
         worker.state.clear()
     return result
@@ -286,38 +289,57 @@ def _whole_ccd(ccd: int, worker: Worker) -> CcdRow:
     def step(task: ExposureTask) -> CcdRow:
         if task.exposure is None:
             return imported_image_row(task.images[ccd], task.files[ccd], task.settings)
-        return calexp_row(
-            task.exposure, facts_of(task.exposure, ccd), task.files[ccd], task.camera, task.settings
-        )
+        return calexp_row(task.exposure, ccd, task.files[ccd], task.camera, task.settings)
 
     return _step_of(worker, ccd, step)
 
 
 def _begin_ccd(ccd: int, worker: Worker) -> dict | CcdRow:
-    """Read a CCD and return the signals of its amplifiers that shine into other CCDs."""
+    """Begin a CCD and return the signals of its amplifiers that are aggressors on other CCDs."""
 
     def step(task: ExposureTask) -> dict:
-        detector, detrend = task.camera.detector(ccd), task.settings.detrend
-        raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, detrend.check_raw)
-        worker.state["begun"] = begin_detrend(raw, detrend)
+        worker.state["begun"] = _begun(ccd, task)
         return worker.state["begun"].signals(task.camera.crosstalk_aggressors(ccd))
 
     return _step_of(worker, ccd, step)
 
 
+def _begun(ccd: int, task: ExposureTask) -> PartlyDetrendedCcd:
+    """Read a CCD and make the steps that come before crosstalk between CCDs."""
+    detector, check = task.camera.detector(ccd), task.settings.detrend.check_raw
+    raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, check)
+    return begin_detrending(raw, task.settings)
+
+
 def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
-    """Detrend and measure a CCD, keep its pixels, and return what is small."""
+    """Detrend and measure a CCD, keep its pixels, and return what the master needs."""
 
     def step(task: ExposureTask) -> CcdSummary:
-        image, cards = _detrended(ccd, task, worker)
-        measured = measure_ccd(image, task.settings)
-        worker.state.update(measured=measured, cards=cards)
+        detrended = finish_detrending(
+            worker.state.pop("begun") if task.corrects_crosstalk else _begun(ccd, task),
+            read_calibs(task.files[ccd].calibs),
+            task.exposure.exposure_time,
+            task.settings,
+            _aggressors(ccd, task, worker) if task.corrects_crosstalk else (),
+        )
+        measured = measure_ccd(detrended.masked_image, task.settings)
+        worker.state.update(measured=measured, cards=detrended.header)
         astrometry = None
         if not task.settings.exposure.astrometry.enabled:
             astrometry = _own_astrometry(ccd, task, measured)
         return CcdSummary.of(measured, astrometry)
 
     return _step_of(worker, ccd, step)
+
+
+def _aggressors(ccd: int, task: ExposureTask, worker: Worker) -> tuple[Aggressor, ...]:
+    """Return the amplifiers of other CCDs that leave ghosts on this one."""
+    links = task.camera.crosstalk_into(ccd)
+    signals = {}
+    for other in sorted({link.aggressor[0] for link in links}):
+        of_ccd = worker.constants.get(f"signals_{other}", {})
+        signals |= {(other, amplifier): signal for amplifier, signal in of_ccd.items()}
+    return collect_aggressors(links, signals)
 
 
 def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
@@ -329,25 +351,6 @@ def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdA
     return CcdAstrometry.of(solution, refcat)
 
 
-def _detrended(ccd: int, task: ExposureTask, worker: Worker) -> tuple:
-    """Return a CCD in electrons, cosmic rays masked and filled, and the cards of what was done."""
-    files, settings = task.files[ccd], task.settings
-    exposure_time = task.exposure.exposure_time
-    if not task.corrects_crosstalk:
-        detector = task.camera.detector(ccd)
-        return detrended_image(files, task.camera, detector, exposure_time, settings)
-    links = task.camera.crosstalk_into(ccd)
-    signals = {}
-    for other in sorted({link.aggressor[0] for link in links}):
-        of_ccd = worker.constants.get(f"signals_{other}", {})
-        signals |= {(other, amplifier): signal for amplifier, signal in of_ccd.items()}
-    aggressors = collect_aggressors(links, signals)
-    begun = worker.state.pop("begun")
-    result = finish_detrend(begun, read_calibs(files.calibs), exposure_time, aggressors)
-    clean(result.masked_image, settings)
-    return result.masked_image, result.header
-
-
 def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
     """Apply the solution to a CCD and write it."""
     ccd, solution = item
@@ -355,7 +358,7 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
     def step(task: ExposureTask) -> CcdRow:
         calexp = apply_solution(
             worker.state["measured"],
-            facts_of(task.exposure, ccd),
+            CcdId.of(task.exposure, ccd),
             solution,
             worker.constants["sky"],
             task.camera,

@@ -226,7 +226,13 @@ def solve_zero_point(
     order = settings.order
     while order > 0 and n_known < settings.stars_per_term * len(term_powers(order)):
         order -= 1
-    fit = _fit(sample, order, settings)
+    try:
+        fit = _fit(sample, order, settings)
+    except np.linalg.LinAlgError as error:
+        _LOG.warning(
+            "no zero-point of the exposure (%s); each CCD has a zero-point by itself", error
+        )
+        return None
     residual = sample.offset - fit.design @ fit.solution
     scatter, ccd_scatter = _scatter(residual, fit.used, sample)
     n_terms = len(term_powers(order))
@@ -374,6 +380,8 @@ def _fit(sample: _Sample, order: int, settings: ExposurePhotometrySettings) -> _
                 (min(_LEAST_CCD_SIGMA, settings.ccd_sigma), settings.ccd_sigma),
             )
     residual = sample.offset - middle - design @ solution
+    if not np.isfinite(solution).all():
+        raise np.linalg.LinAlgError("the fit diverged")
     chi2 = float((residual**2 * weight).sum() / max(np.count_nonzero(used) - n_terms, 1))
     solution[0] += middle
     return _Solution(design, solution, covariance * max(1.0, chi2), used, width if n_ccds else 0.0)

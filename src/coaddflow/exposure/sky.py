@@ -174,7 +174,11 @@ def fit_focal_plane_sky(
     spacing = max(spacing, _SUPERPIXELS_PER_KNOT * pixels.size)
     knots_x, knots_y = (_knots(c, spacing, pixels.size) for c in (pixels.x, pixels.y))
     fit = _Fit.of(pixels, knots_x, knots_y, settings.response_sigma)
-    used, residual = _fit_without_sources(fit, pixels, settings)
+    try:
+        used, residual = _fit_without_sources(fit, pixels, settings)
+    except np.linalg.LinAlgError as error:
+        _LOG.warning("no sky of the focal plane (%s); the CCDs keep their own sky", error)
+        return None
     n_used, n_needed = np.count_nonzero(used), fit.coefficients.size
     if n_used < max(settings.min_fraction * used.size, 2 * n_needed):
         least = max(int(settings.min_fraction * used.size), 2 * n_needed)
@@ -424,6 +428,8 @@ class _Fit:
             normal[n:, n:] += np.diag(1.0 / prior) + common
         covariance = np.linalg.inv(normal)
         found = covariance @ (weighted.T @ data)
+        if not np.isfinite(found).all():
+            raise np.linalg.LinAlgError("the fit diverged")
         self.coefficients = found[:n]
         if self.response_sigma > 0:
             self.response = found[n:]

@@ -1,8 +1,8 @@
-"""What is solved for a whole exposure, from the small things that its CCDs have sent.
+"""What is solved for a whole exposure, from the tables that its CCDs have sent.
 
-Which parts are solved for the exposure and which by each CCD for itself is a matter of the section
-`exposure` of the settings: astrometry, the sky, the zero-point. Here the parts are put into their
-order; each has a module of its own.
+The section `exposure` of the settings says which parts (astrometry, sky, zero-point) are solved for
+the exposure, and which by each CCD for itself. Here the parts are put into their order; each has a
+module of its own.
 """
 
 import logging
@@ -16,15 +16,9 @@ from numpy.typing import NDArray
 
 from coaddflow.astrometry.ccd import AstrometrySolution
 from coaddflow.astrometry.prediction import reference_stars_of_exposure
-from coaddflow.calexp.model import (
-    Calexp,
-    CcdFacts,
-    MeasuredCcd,
-    apply_calibration,
-    mark_stars,
-    matched_stars,
-    measure_zero_point,
-)
+from coaddflow.calexp.ccd import apply_calibration
+from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd
+from coaddflow.calexp.zero_point import matched_stars, measure_zero_point
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.astrometry import solve_exposure
 from coaddflow.exposure.field import CcdStars
@@ -68,7 +62,7 @@ class CcdSummary:
     shape : tuple of int
         Shape (ny, nx).
     sources : astropy.table.Table
-        See `calexp.measure_ccd`.
+        See `calexp.ccd.measure_ccd`.
     background : Background
         Its own sky.
     aperture_correction : float
@@ -240,7 +234,7 @@ def _solve_photometry(
 
 def apply_solution(
     measured: MeasuredCcd,
-    facts: CcdFacts,
+    ccd: CcdId,
     solution: CcdSolution,
     sky: FocalPlaneSky | None,
     camera: Camera,
@@ -252,8 +246,8 @@ def apply_solution(
     ----------
     measured : MeasuredCcd
         The CCD; it is not changed, but for columns that its sources get.
-    facts : CcdFacts
-        What it is an image of.
+    ccd : CcdId
+        Which CCD it is.
     solution : CcdSolution
         Its part of the solution.
     sky : FocalPlaneSky or None
@@ -263,13 +257,14 @@ def apply_solution(
     settings : ExposureSettings
         Which parts are switched on, for the header.
     """
-    measured = apply_focal_plane_sky(measured, camera, camera.detector(facts.ccd), sky)
+    measured = apply_focal_plane_sky(measured, camera, camera.detector(ccd.ccd), sky)
     if solution.zero_map is not None:
         measured = flatten(measured, solution.zero_map)
-    mark_stars(measured.sources, solution.astrometry, solution.photometric)
-    calexp = apply_calibration(measured, facts, solution.astrometry, solution.zero_point)
+    calexp = apply_calibration(
+        measured, ccd, solution.astrometry, solution.photometric, solution.zero_point
+    )
     if settings.sky.enabled:
-        calexp.header.update(sky_cards(sky, facts.ccd))
+        calexp.header.update(sky_cards(sky, ccd.ccd))
     if settings.photometry.enabled:
         calexp.header.update(map_cards(solution.zero_map))
     return calexp

@@ -26,6 +26,9 @@ from astropy.utils.exceptions import AstropyWarning
 BLOCK = 2880
 """Headers and data are padded to a multiple of this many bytes [1]_."""
 
+_LARGEST = 1 << 40
+"""No HDU has so many bytes of data: a header that says so is damaged."""
+
 _COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 
 
@@ -124,6 +127,9 @@ def read_data(stream: BinaryIO, hdu: HduHeader) -> bytes:
     zlib.error, OSError
         If they cannot be decompressed (without an error number) or read.
     """
+    # asked for more than there is, the stream would make room for it first
+    if not isinstance(stream, _COMPRESSED) and hdu.data_size > _known_size(stream, 0):
+        raise EOFError("it ends in its data")
     body = stream.read(hdu.data_size)
     if len(body) < hdu.data_size:
         raise EOFError("it ends in its data")
@@ -157,4 +163,7 @@ def _data_size(header: fits.Header) -> int:
     if not axes:
         return 0
     elements = header.get("GCOUNT", 1) * (header.get("PCOUNT", 0) + math.prod(axes))
-    return abs(header["BITPIX"]) // 8 * elements
+    size = abs(header["BITPIX"]) // 8 * elements
+    if not isinstance(size, int) or not 0 <= size < _LARGEST:
+        raise ValueError(f"it has {size} bytes of data")
+    return size

@@ -145,7 +145,7 @@ def _read_hdus(
             f"{path} cannot be read ({error.strerror}). "
             "Put it back or drop the exposure from the table",
         ) from error
-    except (zlib.error, OSError) as error:
+    except (zlib.error, OSError, fits.VerifyError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # trouble of the machine, not of the file
         raise CcdFailure(
@@ -210,7 +210,9 @@ def _decode(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
             whole = b"".join([primary, hdu.text, body, b"\0" * (-len(body) % BLOCK)])
             with fits.HDUList.fromstring(whole) as hdus:
                 data = hdus[0 if is_primary else 1].data
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # astropy raises anything, AttributeError too, on damaged cards
         raise CcdFailure(
             Reason.DAMAGED_FILE,
             f"{path}: HDU {hdu.index} cannot be decoded ({error}). {_COPY_AGAIN}",
@@ -289,7 +291,10 @@ def _with_header_values(path: Path, amplifier: Amplifier, headers: list) -> Ampl
         keyword = getattr(amplifier, f"{name}_keyword")
         if keyword is None:
             continue
-        value = next((header[keyword] for header in headers if keyword in header), None)
+        try:
+            value = next((header[keyword] for header in headers if keyword in header), None)
+        except fits.VerifyError as error:
+            value = error
         valid = isinstance(value, (int, float)) and math.isfinite(value)
         if not valid or value < 0 or (value == 0 and name != "read_noise"):
             raise CcdFailure(

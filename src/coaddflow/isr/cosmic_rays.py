@@ -35,6 +35,9 @@ _DIRECTIONS = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])
 _MARGIN = 2.5
 """Sigma of the noise by which a pixel must be sharper than a star."""
 
+_SMALLEST = 5
+"""With fewer rows astroscrappy writes beyond the image, or never ends."""
+
 _MIN_STARS = 10
 _BULK = (20.0, 0.65)
 """Sources sharper than this percentile, by this factor, are no stars."""
@@ -67,12 +70,18 @@ def find_cosmic_rays(
     Raises
     ------
     CcdFailure
-        ``too_many_cosmic_rays`` if more than ``settings.max_fraction`` of the pixels are hit.
+        ``too_many_cosmic_rays`` if more than ``settings.max_fraction`` of the pixels are hit;
+        ``cosmic_rays_failed`` if the image is smaller than 5 pixels, or so spoilt that no stars
+        can be looked for.
     """
     ignored = masked_image.has_any(_IGNORED)
     ignored |= ~np.isfinite(masked_image.image) | ~np.isfinite(masked_image.variance)
     if not settings.enabled or ignored.all():
         return np.zeros(masked_image.shape, bool)
+    if min(masked_image.shape) < _SMALLEST:
+        raise CcdFailure(
+            Reason.COSMIC_RAYS_FAILED, f"an image of shape {masked_image.shape} is too small"
+        )
     image, variance, holes = _without_holes(masked_image, ignored)
     candidates, _ = astroscrappy.detect_cosmics(
         image,
@@ -138,7 +147,12 @@ def star_sharpness(
     sky = sep.Background(image, mask=ignored, bw=64, bh=64)
     residual = np.where(ignored, np.float32(0), image - sky.back())
     quiet = ndimage.median_filter(ndimage.median_filter(residual, size=(1, 3)), size=(3, 1))
-    sources = sep.extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
+    try:
+        sources = sep.extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
+    except Exception as error:
+        if type(error) is not Exception:  # which is what sep raises where it gives up
+            raise
+        raise CcdFailure(Reason.COSMIC_RAYS_FAILED, f"no stars to compare with: {error}") from error
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape
     inside = (y >= 3) & (y < ny - 3) & (x >= 3) & (x < nx - 3)

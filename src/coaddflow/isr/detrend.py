@@ -1,15 +1,13 @@
-"""Detrending: from the raw counts of one CCD to electrons with variance and mask.
+"""The steps of detrending: from the raw counts of one CCD to electrons with variance and mask.
 
-The steps and their order are those of the list `STEPS`: what happened last on the way of the
-signal from the sky to the file is undone first, as in [1]_ and [2]_. Saturation is judged on the
-raw counts, crosstalk is removed before amplifiers are turned and joined (it happens between
-pixels that are read at the same moment), linearity needs counts above the bias, and the photon
-noise is computed from electrons before the dark current is subtracted, since its electrons
-fluctuate as well [3]_.
-
-`detrend` does all for one CCD. Where a job holds the whole exposure it is done in two parts, so
-that CCDs can take account of what shines into them from others, with no second look at the raw
-file: `begin_detrend`, then `BegunCcd.signals` of all CCDs are exchanged, then `finish_detrend`.
+Each step changes a `PartlyDetrendedCcd` in place and notes in its header what it did. They stand
+here in their order; `calexp.ccd` makes all of them on a science frame, `calib.masters` the first
+ones on frames that are to become calibration frames. What happened last on the way of the signal
+from the sky to the file is undone first, as in [1]_ and [2]_. Saturation is judged on the raw
+counts, crosstalk is removed before amplifiers are turned and joined (it happens between pixels
+that are read at the same moment), linearity needs counts above the bias, and the photon noise is
+computed from electrons before the dark current is subtracted, since its electrons fluctuate as
+well [3]_.
 
 References
 ----------
@@ -19,8 +17,9 @@ References
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from astropy.io import fits
@@ -60,57 +59,12 @@ class CcdCalibs:
     defects: MaskedImage | None = None
 
 
-@dataclass(frozen=True)
-class AmplifierFacts:
-    """What was found out about one amplifier.
-
-    Attributes
-    ----------
-    name : str
-        Name of the amplifier.
-    overscan_level : float
-        Mean level that was subtracted, counts; NaN without overscan.
-    overscan_noise : float
-        Scatter of the overscan pixels about it, electrons: the read noise; NaN without overscan.
-    gain, read_noise : float
-        Electrons per count, and electrons.
-    n_saturated : int
-        Pixels at or above saturation.
-    """
-
-    name: str
-    overscan_level: float
-    overscan_noise: float
-    gain: float
-    read_noise: float
-    n_saturated: int
-
-
-@dataclass(frozen=True)
-class DetrendResult:
-    """A detrended CCD.
-
-    Attributes
-    ----------
-    masked_image : MaskedImage
-        Electrons.
-    amplifiers : tuple of AmplifierFacts
-        In the order of the detector's amplifiers.
-    header : astropy.io.fits.Header
-        One card for each step that was made, and the facts about the amplifiers.
-    """
-
-    masked_image: MaskedImage
-    amplifiers: tuple[AmplifierFacts, ...]
-    header: fits.Header
-
-
 @dataclass(repr=False, eq=False)
-class BegunCcd:
+class PartlyDetrendedCcd:
     """A CCD between two steps of detrending.
 
-    A job may hold many that wait for the signals of others, so nothing is kept that is not needed
-    any more, and nothing is made before it is needed: until assembly 8 bytes a pixel.
+    A job may hold many that wait for the signals of others, so nothing is kept that is no longer
+    needed, and nothing is made before it is needed: until assembly 8 bytes a pixel.
 
     Attributes
     ----------
@@ -126,11 +80,10 @@ class BegunCcd:
     mask : ndarray of int32, shape (ny, nx)
         Of the assembled CCD.
     image, variance : ndarray of float32, shape (ny, nx)
-        Likewise; not there before assembly.
-    calibs, exposure_time, aggressors
-        See `finish_detrend`.
+        Likewise; not there before assembly. Counts up to `apply_gain`, electrons afterwards. Pixels
+        that were not measured are NaN with infinite variance, and NO_DATA.
     header : astropy.io.fits.Header
-        What was done so far.
+        One card for each step that was made.
     overscan_level, overscan_noise, overscan_error : dict of str to float
         By amplifier: mean level, scatter of the pixels, error of the level of a row; counts.
     saturated : dict of str to ndarray of int
@@ -145,17 +98,33 @@ class BegunCcd:
     mask: NDArray[np.int32]
     image: NDArray[np.float32] = field(init=False)
     variance: NDArray[np.float32] = field(init=False)
-    calibs: CcdCalibs = CcdCalibs()
-    exposure_time: float = 0.0
-    aggressors: Sequence[Aggressor] = ()
     header: fits.Header = field(default_factory=fits.Header)
     overscan_level: dict[str, float] = field(default_factory=dict)
     overscan_noise: dict[str, float] = field(default_factory=dict)
     overscan_error: dict[str, float] = field(default_factory=dict)
     saturated: dict[str, NDArray[np.intp]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, raw: RawCcd, settings: DetrendSettings) -> Self:
+        """Return a CCD before the first step."""
+        amplifiers = [
+            _cut(array, amplifier.data).astype(np.float32)
+            for array, amplifier in zip(raw.arrays, raw.detector.amplifiers, strict=True)
+        ]
+        mask = np.zeros(raw.detector.shape, np.int32)
+        return cls(raw.detector, settings, raw.arrays, amplifiers, mask)
+
+    @property
+    def masked_image(self) -> MaskedImage:
+        """The pixels, after assembly."""
+        return MaskedImage(self.image, self.variance, self.mask)
+
+    def note(self, keyword: str, step: str, done: str) -> None:
+        """Tell in the header what a step did."""
+        self.header[keyword] = (done[:60], f"coaddflow step: {step}")
+
     def signals(self, names: Collection[str] | None = None) -> dict[str, AmplifierSignal]:
-        """Return what amplifiers measured, for what they shine into.
+        """Return the signals of amplifiers that are aggressors of crosstalk.
 
         Parameters
         ----------
@@ -176,368 +145,224 @@ class BegunCcd:
                 )
         return found
 
-    def facts(self) -> Iterator[AmplifierFacts]:
-        """Yield what was found out about each amplifier."""
-        for amplifier in self.detector.amplifiers:
-            noise = self.overscan_noise.get(amplifier.name, np.nan)
-            yield AmplifierFacts(
-                amplifier.name,
-                self.overscan_level.get(amplifier.name, np.nan),
-                noise * amplifier.gain,
-                amplifier.gain,
-                amplifier.read_noise,
-                len(self.saturated[amplifier.name]),
-            )
 
-    def make_steps(self, names: Sequence[str]) -> None:
-        """Make some of the `STEPS`, and tell of them in the header."""
-        for name, step in STEPS:
-            if name in names:
-                done = step(self)
-                if done:
-                    self.header[_KEYWORDS[name]] = (done[:60], f"coaddflow step: {name}")
-
-
-def detrend(
-    raw: RawCcd,
-    calibs: CcdCalibs,
-    exposure_time: float,
-    settings: DetrendSettings,
-    last_step: str = "edge",
-) -> DetrendResult:
-    """Detrend one CCD by itself: `begin_detrend` and `finish_detrend`.
-
-    Parameters
-    ----------
-    raw : RawCcd
-        The raw pixels (see `raw.read_raw_ccd`).
-    calibs, exposure_time, last_step
-        See `finish_detrend`.
-    settings : DetrendSettings
-        Which steps are made, and how.
-
-    Returns
-    -------
-    DetrendResult
-        See `finish_detrend`.
-
-    Raises
-    ------
-    InputError
-        If a calibration frame has another shape than the CCD, or the overscan does not suit
-        the chosen method.
-    """
-    begun = begin_detrend(raw, settings)
-    return finish_detrend(begun, calibs, exposure_time, last_step=last_step)
-
-
-def begin_detrend(raw: RawCcd, settings: DetrendSettings) -> BegunCcd:
-    """Make the steps of detrending that come before crosstalk.
-
-    Parameters
-    ----------
-    raw : RawCcd
-        The raw pixels (see `raw.read_raw_ccd`).
-    settings : DetrendSettings
-        Which steps are made, and how; also those of the second part.
-
-    Raises
-    ------
-    InputError
-        If the overscan does not suit the chosen method.
-    """
-    amplifiers = [
-        _cut(array, amplifier.data).astype(np.float32)
-        for array, amplifier in zip(raw.arrays, raw.detector.amplifiers, strict=True)
-    ]
-    mask = np.zeros(raw.detector.shape, np.int32)
-    begun = BegunCcd(raw.detector, settings, raw.arrays, amplifiers, mask)
-    begun.make_steps(_FIRST_PART)
-    begun.arrays = ()
-    return begun
-
-
-def finish_detrend(
-    begun: BegunCcd,
-    calibs: CcdCalibs,
-    exposure_time: float,
-    aggressors: Sequence[Aggressor] = (),
-    last_step: str = "edge",
-) -> DetrendResult:
-    """Make the steps of detrending from crosstalk on.
-
-    Parameters
-    ----------
-    begun : BegunCcd
-        From `begin_detrend`. It is used up: its arrays are changed.
-    calibs : CcdCalibs
-        Calibration frames.
-    exposure_time : float
-        Exposure time, s; for the dark.
-    aggressors : sequence of Aggressor
-        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those without a signal
-        are left out; a warning and the card CFXTKMIS tell of them.
-    last_step : str
-        Name of the last of `STEPS` to be made, from "assembly" on, for the making of calibration
-        frames. The image is in counts up to "linearity", in electrons afterwards.
-
-    Returns
-    -------
-    DetrendResult
-        Image and variance of float32, mask of int32, shape ``begun.detector.shape``. Pixels that
-        were not measured are NaN with infinite variance, and NO_DATA.
-
-    Raises
-    ------
-    InputError
-        If a calibration frame has another shape than the CCD.
-    """
-    second_part = [name for name, _ in STEPS if name not in _FIRST_PART]
-    if last_step not in second_part[1:]:
-        raise ValueError(f"no step {last_step!r}, only {second_part[1:]}")
-    begun.calibs, begun.exposure_time, begun.aggressors = calibs, exposure_time, aggressors
-    begun.make_steps(second_part[: second_part.index(last_step) + 1])
-    facts, header = tuple(begun.facts()), begun.header
-    for number, fact in enumerate(facts, start=1):
-        header[f"CFAMP{number}"] = (fact.name, "amplifier")
-        header[f"CFGAIN{number}"] = (fact.gain, "[electron/adu] gain")
-        header[f"CFRDN{number}"] = (fact.read_noise, "[electron] read noise")
-        if np.isfinite(fact.overscan_level):
-            header[f"CFOVL{number}"] = (round(fact.overscan_level, 3), "[adu] overscan level")
-            header[f"CFOVN{number}"] = (
-                round(fact.overscan_noise, 3),
-                "[electron] noise of the overscan",
-            )
-    return DetrendResult(MaskedImage(begun.image, begun.variance, begun.mask), facts, header)
-
-
-def _mask_saturation(work: BegunCcd) -> str:
+def mask_saturation(ccd: PartlyDetrendedCcd) -> None:
     """Flag saturated pixels, what they bleed into, and what is close to saturation."""
-    settings = work.settings
-    saturated = np.zeros(work.mask.shape, bool)
-    for amplifier, counts in zip(work.detector.amplifiers, work.amplifiers, strict=True):
-        work.saturated[amplifier.name] = np.empty(0, np.intp)
+    settings = ccd.settings
+    saturated = np.zeros(ccd.mask.shape, bool)
+    for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
+        ccd.saturated[amplifier.name] = np.empty(0, np.intp)
         if not settings.saturation:
             continue
         above = counts >= amplifier.saturation
-        work.saturated[amplifier.name] = np.flatnonzero(_in_read_order(amplifier, above))
+        ccd.saturated[amplifier.name] = np.flatnonzero(_in_read_order(amplifier, above))
         _cut(saturated, amplifier.target)[:] = _turn(amplifier, above)
         suspect = counts >= settings.suspect_fraction * amplifier.saturation
-        _cut(work.mask, amplifier.target)[_turn(amplifier, suspect)] |= MaskPlane.SUSPECT
+        _cut(ccd.mask, amplifier.target)[_turn(amplifier, suspect)] |= MaskPlane.SUSPECT
     if not settings.saturation:
-        return ""
+        return
     y, x = grow_bleeding(saturated, settings.bleed_length, settings.bleed_growth)
     y, x = grow(y, x, settings.saturation_growth, saturated.shape)
-    work.mask[y, x] |= MaskPlane.SAT
-    return f"{sum(map(len, work.saturated.values()))} saturated pixels"
+    ccd.mask[y, x] |= MaskPlane.SAT
+    n_saturated = sum(map(len, ccd.saturated.values()))
+    ccd.note("CFSAT", "saturation", f"{n_saturated} saturated pixels")
 
 
-def _subtract_overscan(work: BegunCcd) -> str:
+def subtract_overscan(ccd: PartlyDetrendedCcd) -> None:
     """Subtract the bias level that the overscan shows, or the pedestal where there is none."""
-    settings = work.settings
-    for i, amplifier in enumerate(work.detector.amplifiers):
+    settings = ccd.settings
+    for i, amplifier in enumerate(ccd.detector.amplifiers):
         if amplifier.overscan is None or settings.overscan == "none":
-            work.amplifiers[i] -= np.float32(settings.pedestal)
+            ccd.amplifiers[i] -= np.float32(settings.pedestal)
             continue
-        level, noise, error = overscan_level(work.arrays[i], amplifier, settings)
-        work.amplifiers[i] -= level[:, None]
-        work.overscan_level[amplifier.name] = float(level.mean())
-        work.overscan_noise[amplifier.name] = noise
-        work.overscan_error[amplifier.name] = error
-    if work.overscan_level:
-        return settings.overscan
-    return f"pedestal of {settings.pedestal:g} adu" if settings.pedestal else ""
+        level, noise, error = overscan_level(ccd.arrays[i], amplifier, settings)
+        ccd.amplifiers[i] -= level[:, None]
+        ccd.overscan_level[amplifier.name] = float(level.mean())
+        ccd.overscan_noise[amplifier.name] = noise
+        ccd.overscan_error[amplifier.name] = error
+    ccd.arrays = ()
+    if ccd.overscan_level:
+        ccd.note("CFOVERSC", "overscan", settings.overscan)
+    elif settings.pedestal:
+        ccd.note("CFOVERSC", "overscan", f"pedestal of {settings.pedestal:g} adu")
 
 
-def _correct_crosstalk(work: BegunCcd) -> str:
-    """Subtract what other amplifiers, of this CCD and of others, shine into each amplifier."""
-    amplifiers = work.detector.amplifiers
+def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] = ()) -> None:
+    """Subtract the ghosts that other amplifiers, of this CCD and of others, leave in each one.
+
+    Parameters
+    ----------
+    ccd : PartlyDetrendedCcd
+        The CCD.
+    aggressors : sequence of Aggressor
+        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those without a signal
+        are left out; a warning and the card CFXTKMIS tell of them.
+    """
+    amplifiers = ccd.detector.amplifiers
     sources: dict[str, list[tuple[float, int | AmplifierSignal]]] = {
         amplifier.name: [] for amplifier in amplifiers
     }
-    matrix = work.detector.crosstalk if work.settings.crosstalk else None
+    matrix = ccd.detector.crosstalk if ccd.settings.crosstalk else None
     for victim, row in enumerate(matrix or ()):
         links = [(one, i) for i, one in enumerate(row) if i != victim and one != 0.0]
         sources[amplifiers[victim].name].extend(links)
-    for one in work.aggressors:
+    for one in aggressors:
         if one.signal is not None:
             sources[one.victim].append((one.coefficient, one.signal))
-    _note_aggressors(work)
+    _note_aggressors(ccd, aggressors)
     if not any(sources.values()):
-        return ""
+        return
     strong = subtract_ghosts(
-        [_in_read_order(*pair) for pair in zip(amplifiers, work.amplifiers, strict=True)],
+        [_in_read_order(*pair) for pair in zip(amplifiers, ccd.amplifiers, strict=True)],
         [sources[amplifier.name] for amplifier in amplifiers],
         [VictimNoise(amplifier.gain, amplifier.read_noise) for amplifier in amplifiers],
-        [work.saturated[amplifier.name] for amplifier in amplifiers],
-        work.settings.saturated_ghosts,
+        [ccd.saturated[amplifier.name] for amplifier in amplifiers],
+        ccd.settings.saturated_ghosts,
     )
     for amplifier, flagged in zip(amplifiers, strong, strict=True):
         in_file = _in_read_order(amplifier, flagged)
-        _cut(work.mask, amplifier.target)[_turn(amplifier, in_file)] |= MaskPlane.CROSSTALK
-    return f"{len(amplifiers)} amplifiers"
+        _cut(ccd.mask, amplifier.target)[_turn(amplifier, in_file)] |= MaskPlane.CROSSTALK
+    ccd.note("CFXTALK", "crosstalk", f"{len(amplifiers)} amplifiers")
 
 
-def _note_aggressors(work: BegunCcd) -> None:
+def _note_aggressors(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor]) -> None:
     """Tell in the header which amplifiers of other CCDs were known, and which were not."""
-    if not work.aggressors:
+    if not aggressors:
         return
-    there = {one.source for one in work.aggressors if one.signal is not None}
-    missing = {one.source for one in work.aggressors if one.signal is None}
-    work.header["CFXTKCCD"] = (len(there), "amplifiers of other CCDs as aggressors")
+    there = {one.source for one in aggressors if one.signal is not None}
+    missing = {one.source for one in aggressors if one.signal is None}
+    ccd.header["CFXTKCCD"] = (len(there), "amplifiers of other CCDs as aggressors")
     if missing:
         names = ", ".join(f"{ccd} {name}" for ccd, name in sorted(missing))
-        work.header["CFXTKMIS"] = (names[:60], "CCD, amplifier: aggressors not known")
+        ccd.header["CFXTKMIS"] = (names[:60], "CCD, amplifier: aggressors not known")
         _LOG.warning(
             "crosstalk into CCD %d is not corrected for amplifiers that could not be read "
             "(CCD, amplifier): %s",
-            work.detector.id,
+            ccd.detector.id,
             names,
         )
 
 
-def _assemble(work: BegunCcd) -> str:
+def assemble(ccd: PartlyDetrendedCcd) -> None:
     """Put the light-sensitive pixels of all amplifiers where they stand on the CCD."""
-    shape = work.detector.shape
-    work.image, work.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
-    for amplifier, counts in zip(work.detector.amplifiers, work.amplifiers, strict=True):
-        _cut(work.image, amplifier.target)[:] = _turn(amplifier, counts)
-        error = work.overscan_error.get(amplifier.name, 0.0)
-        _cut(work.variance, amplifier.target)[:] = error**2
-    work.amplifiers = []
-    missing = ~np.isfinite(work.image)
-    work.image[missing] = np.nan
-    work.mask[missing] |= MaskPlane.NO_DATA
-    work.variance[missing] = np.inf
-    return f"{len(work.detector.amplifiers)} amplifiers"
+    shape = ccd.detector.shape
+    ccd.image, ccd.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
+    for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
+        _cut(ccd.image, amplifier.target)[:] = _turn(amplifier, counts)
+        error = ccd.overscan_error.get(amplifier.name, 0.0)
+        _cut(ccd.variance, amplifier.target)[:] = error**2
+    ccd.amplifiers = []
+    missing = ~np.isfinite(ccd.image)
+    ccd.image[missing] = np.nan
+    ccd.mask[missing] |= MaskPlane.NO_DATA
+    ccd.variance[missing] = np.inf
+    ccd.note("CFASSEMB", "assembly", f"{len(ccd.detector.amplifiers)} amplifiers")
 
 
-def _subtract_bias(work: BegunCcd) -> str:
+def subtract_bias(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
     """Subtract the master bias (counts)."""
-    bias = work.calibs.bias
-    if not work.settings.bias or bias is None:
-        return ""
-    _take_over_defects(work, bias, "bias")
-    work.image -= _finite(bias.image, 0.0)
-    work.variance += _finite(bias.variance, 0.0)
-    return "subtracted"
+    if not ccd.settings.bias or bias is None:
+        return
+    _take_over_defects(ccd, bias, "bias")
+    ccd.image -= _finite(bias.image, 0.0)
+    ccd.variance += _finite(bias.variance, 0.0)
+    ccd.note("CFBIAS", "bias", "subtracted")
 
 
-def _linearise(work: BegunCcd) -> str:
+def linearise(ccd: PartlyDetrendedCcd) -> None:
     """Apply the polynomial of each amplifier: true = z + c2 z^2 + c3 z^3 + ..."""
-    if not work.settings.linearity:
-        return ""
+    if not ccd.settings.linearity:
+        return
     orders = []
-    for amplifier in work.detector.amplifiers:
+    for amplifier in ccd.detector.amplifiers:
         if not any(amplifier.linearity):
             continue
-        counts = _cut(work.image, amplifier.target)
+        counts = _cut(ccd.image, amplifier.target)
         correction = np.zeros_like(counts)
         for coefficient in reversed(amplifier.linearity):
             correction = (correction + np.float32(coefficient)) * counts
         counts += correction * counts
         orders.append(len(amplifier.linearity) + 1)
-    return f"polynomials of order {max(orders)}" if orders else ""
+    if orders:
+        ccd.note("CFLINEAR", "linearity", f"polynomials of order {max(orders)}")
 
 
-def _apply_gain(work: BegunCcd) -> str:
+def apply_gain(ccd: PartlyDetrendedCcd) -> None:
     """Turn counts into electrons, and begin the variance: photons and read noise [3]_."""
-    for amplifier in work.detector.amplifiers:
-        pixels = _cut(work.image, amplifier.target)
+    for amplifier in ccd.detector.amplifiers:
+        pixels = _cut(ccd.image, amplifier.target)
         pixels *= np.float32(amplifier.gain)
-        variance = _cut(work.variance, amplifier.target)
+        variance = _cut(ccd.variance, amplifier.target)
         variance *= np.float32(amplifier.gain**2)  # of overscan and bias, in counts until now
         variance += np.float32(amplifier.read_noise**2)
         variance += np.where(pixels > 0, pixels, np.float32(0))
-    return "electrons"
+    ccd.note("CFGAIN", "gain", "electrons")
 
 
-def _subtract_dark(work: BegunCcd) -> str:
-    """Subtract the dark current, scaled by the exposure time."""
-    dark = work.calibs.dark
-    if not work.settings.dark or dark is None:
-        return ""
-    _take_over_defects(work, dark, "dark")
+def subtract_dark(ccd: PartlyDetrendedCcd, dark: MaskedImage | None, exposure_time: float) -> None:
+    """Subtract the dark current (electrons per second), scaled by the exposure time (s)."""
+    if not ccd.settings.dark or dark is None:
+        return
+    _take_over_defects(ccd, dark, "dark")
     current = _finite(dark.image, 0.0)
     factor = 1.0
-    if work.settings.dark_scale == "fitted":
-        factor = fit_dark_scale(work.image, current * np.float32(work.exposure_time), work.mask)
-    scale = np.float32(work.exposure_time * factor)
-    work.image -= scale * current
-    work.variance += scale**2 * _finite(dark.variance, 0.0)
-    fitted = f", factor {factor:.4f} fitted" if work.settings.dark_scale == "fitted" else ""
-    return f"scaled by {work.exposure_time:g} s{fitted}"
+    if ccd.settings.dark_scale == "fitted":
+        factor = fit_dark_scale(ccd.image, current * np.float32(exposure_time), ccd.mask)
+    scale = np.float32(exposure_time * factor)
+    ccd.image -= scale * current
+    ccd.variance += scale**2 * _finite(dark.variance, 0.0)
+    fitted = f", factor {factor:.4f} fitted" if ccd.settings.dark_scale == "fitted" else ""
+    ccd.note("CFDARK", "dark", f"scaled by {exposure_time:g} s{fitted}")
 
 
-def _divide_flat(work: BegunCcd) -> str:
+def divide_flat(ccd: PartlyDetrendedCcd, flat: MaskedImage | None) -> None:
     """Divide by the flat; its own variance is added to that of the pixels."""
-    flat = work.calibs.flat
-    if not work.settings.flat or flat is None:
-        return ""
-    _take_over_defects(work, flat, "flat")
-    low, high = work.settings.flat_limits
+    if not ccd.settings.flat or flat is None:
+        return
+    _take_over_defects(ccd, flat, "flat")
+    low, high = ccd.settings.flat_limits
     usable = (flat.image > low) & (flat.image < high)
-    work.mask[~usable] |= MaskPlane.BAD
+    ccd.mask[~usable] |= MaskPlane.BAD
     response = np.where(usable, flat.image, np.float32(1))
-    work.image /= response
-    work.variance /= response**2
+    ccd.image /= response
+    ccd.variance /= response**2
     relative = np.where(usable, _finite(flat.variance, 0.0), np.float32(0)) / response**2
-    work.variance += _finite(work.image, 0.0) ** 2 * relative
-    return "divided"
+    ccd.variance += _finite(ccd.image, 0.0) ** 2 * relative
+    ccd.note("CFFLAT", "flat", "divided")
 
 
-def _mask_defects(work: BegunCcd) -> str:
-    """Flag the defects that camera file and defects frame name."""
-    if not work.settings.defects:
-        return ""
-    for box in work.detector.defects:
-        _cut(work.mask, box)[:] |= MaskPlane.BAD
-    if work.calibs.defects is not None:
-        _take_over_defects(work, work.calibs.defects, "defects frame")
-    return f"{np.count_nonzero(work.mask & MaskPlane.BAD)} bad pixels"
+def mask_defects(ccd: PartlyDetrendedCcd, defects: MaskedImage | None) -> None:
+    """Flag the defects that the camera file and the defects frame name."""
+    if not ccd.settings.defects:
+        return
+    for box in ccd.detector.defects:
+        _cut(ccd.mask, box)[:] |= MaskPlane.BAD
+    if defects is not None:
+        _take_over_defects(ccd, defects, "defects frame")
+    ccd.note("CFDEFECT", "defects", f"{np.count_nonzero(ccd.mask & MaskPlane.BAD)} bad pixels")
 
 
-def _mask_edge(work: BegunCcd) -> str:
+def mask_edge(ccd: PartlyDetrendedCcd) -> None:
     """Flag the border of the CCD."""
-    width = work.settings.edge
+    width = ccd.settings.edge
     if width == 0:
-        return ""
+        return
     for strip in (np.s_[:width], np.s_[-width:], np.s_[:, :width], np.s_[:, -width:]):
-        work.mask[strip] |= MaskPlane.EDGE
-    return f"{width} pixels"
+        ccd.mask[strip] |= MaskPlane.EDGE
+    ccd.note("CFEDGE", "edge", f"{width} pixels")
 
 
-STEPS: tuple[tuple[str, Callable[[BegunCcd], str]], ...] = (
-    ("saturation", _mask_saturation),
-    ("overscan", _subtract_overscan),
-    ("crosstalk", _correct_crosstalk),
-    ("assembly", _assemble),
-    ("bias", _subtract_bias),
-    ("linearity", _linearise),
-    ("gain", _apply_gain),
-    ("dark", _subtract_dark),
-    ("flat", _divide_flat),
-    ("defects", _mask_defects),
-    ("edge", _mask_edge),
-)
-"""The steps in their order: each changes the state, and returns what it did in a few words."""
-
-_FIRST_PART = ("saturation", "overscan")
-"""What a CCD can do before it knows what other CCDs shine into it."""
-
-_KEYWORDS = {
-    "saturation": "CFSAT",
-    "overscan": "CFOVERSC",
-    "crosstalk": "CFXTALK",
-    "assembly": "CFASSEMB",
-    "bias": "CFBIAS",
-    "linearity": "CFLINEAR",
-    "gain": "CFGAIN",
-    "dark": "CFDARK",
-    "flat": "CFFLAT",
-    "defects": "CFDEFECT",
-    "edge": "CFEDGE",
-}
+def note_amplifiers(ccd: PartlyDetrendedCcd) -> None:
+    """Tell in the header gain, read noise and overscan of each amplifier."""
+    for number, amplifier in enumerate(ccd.detector.amplifiers, start=1):
+        ccd.header[f"CFAMP{number}"] = (amplifier.name, "amplifier")
+        ccd.header[f"CFGAIN{number}"] = (amplifier.gain, "[electron/adu] gain")
+        ccd.header[f"CFRDN{number}"] = (amplifier.read_noise, "[electron] read noise")
+        level = ccd.overscan_level.get(amplifier.name, np.nan)
+        noise = ccd.overscan_noise.get(amplifier.name, np.nan) * amplifier.gain
+        if np.isfinite([level, noise]).all():
+            ccd.header[f"CFOVL{number}"] = (round(level, 3), "[adu] overscan level")
+            ccd.header[f"CFOVN{number}"] = (round(noise, 3), "[electron] noise of the overscan")
 
 
 def grow_bleeding(
@@ -627,15 +452,15 @@ def fit_dark_scale(
     return factor
 
 
-def _take_over_defects(work: BegunCcd, calib: MaskedImage, kind: str) -> None:
+def _take_over_defects(ccd: PartlyDetrendedCcd, calib: MaskedImage, kind: str) -> None:
     """Flag as BAD what a calibration frame knows to be bad or does not know at all."""
-    if calib.shape != work.image.shape:
+    if calib.shape != ccd.image.shape:
         raise InputError(
-            f"the {kind} of CCD {work.detector.id} has shape {calib.shape}, "
-            f"the CCD has {work.image.shape}",
+            f"the {kind} of CCD {ccd.detector.id} has shape {calib.shape}, "
+            f"the CCD has {ccd.image.shape}",
             remedy="use a frame that was made for this camera file",
         )
-    work.mask[calib.has_any(MaskPlane.BAD | MaskPlane.NO_DATA)] |= MaskPlane.BAD
+    ccd.mask[calib.has_any(MaskPlane.BAD | MaskPlane.NO_DATA)] |= MaskPlane.BAD
 
 
 def _cut(array: NDArray, box: tuple[int, int, int, int]) -> NDArray:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from coaddflow.errors import InputError
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Amplifier
 from coaddflow.settings.detrend import DetrendSettings
@@ -46,6 +46,8 @@ def overscan_level(
     ------
     InputError
         If levels of rows are asked for and the overscan does not cover all rows.
+    CcdFailure
+        ``bad_overscan`` if a polynomial is asked for and rows have no finite level.
     """
     x0, y0, x1, y1 = _without_trail(amplifier, settings.overscan_skip)
     first, last = amplifier.data[1], amplifier.data[3]
@@ -101,6 +103,8 @@ def _smooth(level: NDArray[np.float64], width: int, error: float) -> NDArray[np.
 
 def _fit_polynomial(level: NDArray[np.float64], order: int, error: float) -> NDArray[np.float64]:
     """Fit the levels of the rows by a polynomial, with clipping."""
+    if not np.isfinite(level).all():
+        raise CcdFailure(Reason.BAD_OVERSCAN, "rows of the overscan have no finite level")
     row = np.linspace(-1, 1, len(level))
     keep = np.ones(len(level), bool)
     fitted = np.full(len(level), np.median(level))

@@ -175,6 +175,8 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
         raise CcdFailure(Reason.NO_DATA, "no pixel of the CCD can be used")
     sky = usable
     background = _measure_mesh(masked_image.image, sky, settings)
+    if not (background.count > 0).any():
+        raise CcdFailure(Reason.NO_DATA, "no superpixel of the CCD has two pixels that can be used")
     for _ in range(settings.mask_passes):
         residual = masked_image.image - background.model()
         sky = usable & ~_source_mask(residual, usable, background.rms(), settings)

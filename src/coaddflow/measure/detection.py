@@ -282,7 +282,9 @@ def _extract(image, variance, kernel, settings):
                 deblend_cont=settings.deblend_contrast,
                 segmentation_map=True,
             )
-        except Exception as error:  # sep raises plain Exception
+        except Exception as error:
+            if type(error) is not Exception:  # which is what sep raises where it gives up
+                raise
             if "pixel buffer full" in str(error) and stack <= image.size:
                 stack *= 4
             elif "deblending overflow" in str(error) and sub_objects < _MOST_SUB_OBJECTS:

@@ -18,7 +18,7 @@ import numpy as np
 import sep
 from numpy.typing import ArrayLike, NDArray
 
-from coaddflow.errors import CcdFailure, Reason
+from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.image.statistics import mad_sigma
@@ -260,7 +260,8 @@ def zero_point(
             break
         used = kept
     weight = 1.0 / variance[used]
-    value = float(np.average(offset[used], weights=weight))
+    with failing_ccd(Reason.NO_PHOTOMETRIC_MATCH, ZeroDivisionError):  # weights sum to zero
+        value = float(np.average(offset[used], weights=weight))
     residual2 = (offset[used] - value) ** 2
     n = int(np.count_nonzero(used))
     chi2 = float((residual2 * weight).sum() / max(n - 1, 1))

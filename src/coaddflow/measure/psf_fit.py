@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
-from coaddflow.errors import CcdFailure, Reason
+from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import term_powers
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.stamps import cut_stamps
@@ -130,7 +130,8 @@ def fit_psf(
     Raises
     ------
     CcdFailure
-        ``no_psf_stars`` if fewer than ``settings.min_stars`` are left.
+        ``no_psf_stars`` if fewer than ``settings.min_stars`` are left; ``psf_fit_failed`` if no
+        model fits the pixels of the stars.
     """
     index = np.flatnonzero(is_star)
     fwhm = float(np.median(np.asarray(detection.sources["fwhm"])[index]))
@@ -216,14 +217,15 @@ def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> Ps
     def misfit(parameters):
         return weight[near] * (value - _moffat(dx, dy, *parameters))
 
-    fitted = optimize.least_squares(
-        misfit,
-        (1.0 / fwhm**2, 0.8 * fwhm, 3.0, 0.0, 0.0),
-        bounds=((0.0, 0.1 * fwhm, 1.5, -0.7, -0.7), (10.0, 10.0 * fwhm, 30.0, 0.7, 0.7)),
-        x_scale=(1.0 / fwhm**2, fwhm, 1.0, 0.1, 0.1),
-        loss="soft_l1",
-        f_scale=3.0,
-    )
+    with failing_ccd(Reason.PSF_FIT_FAILED, ValueError, np.linalg.LinAlgError):
+        fitted = optimize.least_squares(
+            misfit,
+            (1.0 / fwhm**2, 0.8 * fwhm, 3.0, 0.0, 0.0),
+            bounds=((0.0, 0.1 * fwhm, 1.5, -0.7, -0.7), (10.0, 10.0 * fwhm, 30.0, 0.7, 0.7)),
+            x_scale=(1.0 / fwhm**2, fwhm, 1.0, 0.1, 0.1),
+            loss="soft_l1",
+            f_scale=3.0,
+        )
     _, alpha, beta, *_ = fitted.x
     true_fwhm = 2.0 * alpha * np.sqrt(2.0 ** (1.0 / beta) - 1.0)
     step = float(true_fwhm / settings.samples_per_fwhm)
@@ -270,7 +272,8 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
         weight = stars.usable / (stars.sky_variance[:, None, None] + light)
         normal = np.einsum("nija,nij,nijb->nab", design, weight, design, optimize=True)
         right_side = np.einsum("nija,nij,nij->na", design, weight, stars.pixels, optimize=True)
-        solution = np.linalg.solve(normal, right_side[..., None])[..., 0]
+        with failing_ccd(Reason.PSF_FIT_FAILED, np.linalg.LinAlgError):
+            solution = np.linalg.solve(normal, right_side[..., None])[..., 0]
         flux = np.where(solution[:, 0] > 0, solution[:, 0], stars.flux)
         shift = np.clip(solution[:, 1:] / flux[:, None], -0.2, 0.2)
         shift -= np.average(shift, axis=0, weights=flux / np.sqrt(stars.sky_variance))
@@ -330,7 +333,8 @@ def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> 
     blocks = np.einsum("np,nq,nij->ijpq", terms, terms, hessian, optimize=True)
     diagonal = np.arange(terms.shape[1])
     blocks[:, :, diagonal, diagonal] += tightness.transpose(1, 2, 0)
-    inverse = np.linalg.inv(blocks)
+    with failing_ccd(Reason.PSF_FIT_FAILED, np.linalg.LinAlgError):
+        inverse = np.linalg.inv(blocks)
 
     def precondition(basis):
         return np.einsum("ijpq,qij->pij", inverse, basis)
