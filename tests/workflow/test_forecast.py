@@ -101,7 +101,7 @@ def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
     few = forecast(plan, 2)[2]
     names = [f"e{number}" for number in range(200)]
     plan.exposures_of_tract = lambda tract, band=None: names
-    plan.exposures, plan.overlaps = names, dict.fromkeys(names, {7: ["0_0", "1_0"]})
+    plan.exposures, plan.overlaps = names, {name: {7: ["0_0", "1_0"]} for name in names}
     many = forecast(plan, 2)[2]
     one_warp = resources.time_limit(resources.warp_seconds(4 * MPIX))
     # two at a time, beside the corner database; all others are as they were
@@ -133,6 +133,7 @@ def test_twice_the_exposures_cost_twice_as_much(plan):
     once = forecast(plan, 8)[1]
     plan.exposures = [*plan.exposures, "d", "e", "f"]
     plan.overlaps |= dict.fromkeys("def", plan.overlaps["a"])
+    plan.science |= dict.fromkeys("def", 1)
     twice = forecast(plan, 8)[1]
     assert twice.core_hours == pytest.approx(2 * once.core_hours)
     assert twice.disk == pytest.approx(2 * once.disk)
