@@ -27,8 +27,8 @@ if is_planned("calexp"):
             group_of("calexp")
         threads: 1
         resources:
-            mem_mb=ccd_memory,
-            runtime=ccd_runtime,
+            mem_mb=memory("calexp"),
+            runtime=minutes("calexp"),
         params:
             table_row=PARAMS.table_row,
             camera=PARAMS.camera_of_ccd,
@@ -53,8 +53,8 @@ if is_planned("manifest"):
             group_of("manifest")
         threads: 1
         resources:
-            mem_mb=growing(needs.SMALL_STEP_MB),
-            runtime=growing(5),
+            mem_mb=memory("manifest"),
+            runtime=minutes("manifest"),
         params:
             table_row=PARAMS.exposure_row,
             made_by=PARAMS.made_by("manifest"),

@@ -20,8 +20,8 @@ if is_planned("calibrated"):
             group_of("calibrated")
         threads: 1
         resources:
-            mem_mb=ccd_memory,
-            runtime=ccd_runtime,
+            mem_mb=memory("calibrated"),
+            runtime=minutes("calibrated"),
         params:
             table_row=PARAMS.table_row,
             made_by=PARAMS.calibrated("calibrated"),

@@ -21,8 +21,8 @@ if PLAN.science:
             group_of("master_bias")
         threads: 1
         resources:
-            mem_mb=calib_memory,
-            runtime=calib_runtime,
+            mem_mb=memory("master_bias"),
+            runtime=minutes("master_bias"),
         params:
             made_by=PARAMS.master("master_bias"),
             camera=PARAMS.camera_of_ccd,
@@ -41,6 +41,9 @@ if PLAN.science:
             "logs/calibs/dark/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/dark/{ccd}.tsv"
+        resources:
+            mem_mb=memory("master_dark"),
+            runtime=minutes("master_dark"),
         params:
             made_by=PARAMS.master("master_dark"),
             camera=PARAMS.camera_of_ccd,
@@ -57,6 +60,9 @@ if PLAN.science:
             "logs/calibs/flat/{band}/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/flat/{band}/{ccd}.tsv"
+        resources:
+            mem_mb=memory("master_flat"),
+            runtime=minutes("master_flat"),
         params:
             made_by=PARAMS.master("master_flat"),
             camera=PARAMS.camera_of_ccd,
@@ -73,6 +79,9 @@ if PLAN.science:
             "logs/calibs/defects/{ccd}.log",
         benchmark:
             "results/benchmarks/calibs/defects/{ccd}.tsv"
+        resources:
+            mem_mb=memory("defects"),
+            runtime=minutes("defects"),
         params:
             made_by=PARAMS.master("defects"),
             camera=PARAMS.camera_of_ccd,

@@ -22,8 +22,8 @@ if is_planned("coadd"):
             group_of("coadd")
         threads: 1
         resources:
-            mem_mb=coadd_memory,
-            runtime=coadd_runtime,
+            mem_mb=memory("coadd"),
+            runtime=minutes("coadd"),
         params:
             skymap=PARAMS.skymap(),
             made_by=PARAMS.made_by("coadd"),
@@ -47,13 +47,13 @@ if is_planned("tract"):
             "results/benchmarks/tract/{band}/{tract}.tsv"
         group:
             group_of("tract")
-        threads: tract_threads
+        threads: cores("tract")
         resources:
-            mem_mb=tract_memory,
-            runtime=tract_runtime,
+            mem_mb=memory("tract"),
+            runtime=minutes("tract"),
             mpi=mpi_allocation,
-            tasks=tract_tasks,
-            mem_mb_per_cpu=tract_task_memory,
+            tasks=tasks("tract"),
+            mem_mb_per_cpu=task_memory("tract"),
         params:
             skymap=PARAMS.skymap(),
             patches=PARAMS.patches,
@@ -76,8 +76,8 @@ rule picture:
         group_of("picture")
     threads: 1
     resources:
-        mem_mb=picture_memory,
-        runtime=growing(10),
+        mem_mb=memory("picture"),
+        runtime=minutes("picture"),
     params:
         skymap=PARAMS.skymap(),
         made_by=PARAMS.made_by("picture"),

@@ -105,18 +105,8 @@ def is_planned(name):
 
 
 def group_of(name):
-    """Return the group of a stage's jobs on a cluster, None elsewhere.
-
-    With MPI the bands of a tract are jobs of their own: Snakemake would add the CPUs of a task to
-    those of the other bands, and not only the tasks.
-    """
-    by_band = (
-        name in ("tract", "tract_corners")
-        and SETTINGS.parallel.backend == "mpi"
-        and SETTINGS.parallel.coadd == "tract"
-    )
-    group = stages.STAGES[name].group + ("_{band}" if by_band else "")
-    return group if ON_CLUSTER else None
+    """Return the group of a stage's jobs on a cluster, None elsewhere."""
+    return stages.STAGES[name].group_in(PLAN) if ON_CLUSTER else None
 
 
 def all_products(wildcards):
@@ -130,35 +120,6 @@ def all_products(wildcards):
 # ---------------------------------------------------------------------------------------------
 
 
-def growing(amount):
-    """Return a resource of a fixed amount, and that much more at each further attempt."""
-    return lambda wildcards, attempt: attempt * amount
-
-
-def memory_of(job, attempt):
-    """Return the memory that a job asks for, MB; in a job of a cluster there is Snakemake too."""
-    cores = workflow.resource_settings.cores
-    return attempt * (job.memory + (job.snakemake_share(cores) if ON_CLUSTER else 0))
-
-
-def asking_for(needs_of):
-    """Return the functions of a rule for memory and time limit, which grow with the attempt.
-
-    Parameters
-    ----------
-    needs_of : function
-        From wildcards and cores to what a job needs (`coaddflow.workflow.needs`).
-    """
-
-    def memory(wildcards, threads, attempt):
-        return memory_of(needs_of(wildcards, threads), attempt)
-
-    def runtime(wildcards, threads, attempt):
-        return attempt * needs_of(wildcards, threads).runtime
-
-    return memory, runtime
-
-
 def scatters_over_tasks():
     """Return whether jobs scatter over tasks of Slurm, which may be on several nodes.
 
@@ -170,75 +131,63 @@ def scatters_over_tasks():
     return INSIDE_SLURM or (executor and executor.name in ("slurm", "slurm-jobstep"))
 
 
+@functools.lru_cache(maxsize=4096)
+def needs_of(name, cores, *names):
+    """Return what a job of a stage needs, with so many cores; a job is asked several times."""
+    stage = stages.STAGES[name]
+    return needs.of(stage, PLAN, dict(names), cores, scatters_over_tasks())
+
+
+def memory(name):
+    """Return the function of a rule for its memory, MB, which grows with the attempt."""
+
+    def mem_mb(wildcards, threads, attempt):
+        job = needs_of(name, threads, *wildcards.items())
+        cores = workflow.resource_settings.cores
+        # in a job of a cluster there is Snakemake too
+        return attempt * (
+            job.memory + (job.snakemake_share(cores) if ON_CLUSTER else 0)
+        )
+
+    return mem_mb
+
+
+def minutes(name):
+    """Return the function of a rule for its time limit, which grows with the attempt."""
+    return (
+        lambda wildcards, threads, attempt: attempt
+        * needs_of(name, threads, *wildcards.items()).runtime
+    )
+
+
+def cores(name):
+    """Return the function of a rule that scatters for the cores that it wants."""
+    return lambda wildcards: needs_of(name, None, *wildcards.items()).threads
+
+
 def mpi_allocation(wildcards):
     """Return the mark of jobs that start MPI by themselves; None: Slurm starts a single task."""
     return 1 if scatters_over_tasks() else None
 
 
-def scattering(needs_of):
-    """Return the functions of a rule that scatters for its cores, tasks, and memory of a task.
+def tasks(name):
+    """Return the function of a rule that scatters for its tasks of Slurm, if it has some."""
 
-    Parameters
-    ----------
-    needs_of : function
-        As of `asking_for`; without cores: of as many as the job wants.
-    """
-
-    def threads(wildcards):
-        return needs_of(wildcards, None).threads
-
-    def tasks(wildcards):
-        workers = needs_of(wildcards, None).workers
+    def number(wildcards):
+        workers = needs_of(name, None, *wildcards.items()).workers
         return workers + 1 if scatters_over_tasks() else None
 
-    def task_memory(wildcards, threads, attempt):
-        memory = needs_of(wildcards, threads).task_memory
-        return attempt * memory if scatters_over_tasks() else None
-
-    return threads, tasks, task_memory
+    return number
 
 
-@functools.lru_cache(maxsize=None)
-def needs_of_whole(needs_of, cores, *names):
-    """Return what an exposure or a tract needs that is one job; a job is asked several times."""
-    return needs_of(PLAN, *names, cores, scatters_over_tasks())
+def task_memory(name):
+    """Return the function of a rule that scatters for the memory of each task, MB."""
 
+    def mem_mb(wildcards, threads, attempt):
+        of_task = needs_of(name, threads, *wildcards.items()).task_memory
+        return attempt * of_task if scatters_over_tasks() else None
 
-def needs_of_exposure(wildcards, cores):
-    return needs_of_whole(needs.of_exposure, cores, wildcards.exposure)
-
-
-def needs_of_tract(wildcards, cores):
-    band, tract = wildcards.band, int(wildcards.tract)
-    return needs_of_whole(needs.of_tract, cores, band, tract)
-
-
-ccd_memory, ccd_runtime = asking_for(
-    lambda wildcards, _: needs.of_ccd(PLAN, wildcards.exposure, int(wildcards.ccd))
-)
-exposure_memory, exposure_runtime = asking_for(needs_of_exposure)
-exposure_threads, exposure_tasks, exposure_task_memory = scattering(needs_of_exposure)
-warp_memory, warp_runtime = asking_for(
-    lambda wildcards, _: needs.of_warp(PLAN, int(wildcards.tract), wildcards.exposure)
-)
-coadd_memory, coadd_runtime = asking_for(
-    lambda wildcards, _: needs.of_coadd(
-        PLAN, wildcards.band, int(wildcards.tract), wildcards.patch
-    )
-)
-tract_memory, tract_runtime = asking_for(needs_of_tract)
-tract_threads, tract_tasks, tract_task_memory = scattering(needs_of_tract)
-picture_memory, picture_runtime = asking_for(
-    lambda wildcards, _: needs.of_picture(PLAN, int(wildcards.tract))
-)
-
-
-def calib_memory(wildcards, input, attempt):
-    return memory_of(needs.of_calib(PLAN, int(wildcards.ccd), len(input)), attempt)
-
-
-def calib_runtime(wildcards, input, attempt):
-    return attempt * needs.of_calib(PLAN, int(wildcards.ccd), len(input)).runtime
+    return mem_mb
 
 
 # The Snakemake inside a job of a cluster works within what the job was given.

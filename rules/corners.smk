@@ -17,8 +17,8 @@ rule tract_corners:
         group_of("tract_corners")
     threads: 1
     resources:
-        mem_mb=growing(needs.SMALL_STEP_MB),
-        runtime=growing(10),
+        mem_mb=memory("tract_corners"),
+        runtime=minutes("tract_corners"),
     params:
         skymap=PARAMS.skymap(),
         made_by=PARAMS.made_by("tract_corners"),
@@ -38,8 +38,8 @@ rule survey_corners:
         "logs/survey_corners.log",
     threads: 1
     resources:
-        mem_mb=growing(2 * needs.SMALL_STEP_MB),
-        runtime=growing(60),
+        mem_mb=memory("survey_corners"),
+        runtime=minutes("survey_corners"),
     params:
         skymap=PARAMS.skymap(),
         made_by=PARAMS.made_by("survey_corners"),

@@ -20,13 +20,13 @@ if is_planned("exposure"):
             exposure=RAW,
         group:
             group_of("exposure")
-        threads: exposure_threads
+        threads: cores("exposure")
         resources:
-            mem_mb=exposure_memory,
-            runtime=exposure_runtime,
+            mem_mb=memory("exposure"),
+            runtime=minutes("exposure"),
             mpi=mpi_allocation,
-            tasks=exposure_tasks,
-            mem_mb_per_cpu=exposure_task_memory,
+            tasks=tasks("exposure"),
+            mem_mb_per_cpu=task_memory("exposure"),
         params:
             table_row=PARAMS.exposure_row,
             ccds=PARAMS.ccd_files,
@@ -55,13 +55,13 @@ if is_planned("calibrated_exposure"):
             exposure=IMPORTED,
         group:
             group_of("calibrated_exposure")
-        threads: exposure_threads
+        threads: cores("calibrated_exposure")
         resources:
-            mem_mb=exposure_memory,
-            runtime=exposure_runtime,
+            mem_mb=memory("calibrated_exposure"),
+            runtime=minutes("calibrated_exposure"),
             mpi=mpi_allocation,
-            tasks=exposure_tasks,
-            mem_mb_per_cpu=exposure_task_memory,
+            tasks=tasks("calibrated_exposure"),
+            mem_mb_per_cpu=task_memory("calibrated_exposure"),
         params:
             images=PARAMS.image_rows,
             made_by=PARAMS.calibrated("calibrated_exposure"),

@@ -21,8 +21,8 @@ if is_planned("warp"):
             group_of("warp")
         threads: 1
         resources:
-            mem_mb=warp_memory,
-            runtime=warp_runtime,
+            mem_mb=memory("warp"),
+            runtime=minutes("warp"),
         params:
             skymap=PARAMS.skymap(),
             made_by=PARAMS.made_by("warp"),

@@ -36,6 +36,8 @@ def plan():
             parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4, backend="processes"),
             exposure=SimpleNamespace(enabled=()),
         ),
+        ccds_of=lambda exposure: range(4),
+        overlaps={exposure: {7: ["0_0", "1_0"]} for exposure in ("a", "b", "c")},
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
         flats_of=lambda ccd: [f"flat/r/{ccd}"],
@@ -99,6 +101,7 @@ def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
     few = forecast(plan, 2)[2]
     names = [f"e{number}" for number in range(200)]
     plan.exposures_of_tract = lambda tract, band=None: names
+    plan.exposures, plan.overlaps = names, {name: {7: ["0_0", "1_0"]} for name in names}
     many = forecast(plan, 2)[2]
     one_warp = resources.time_limit(resources.warp_seconds(4 * MPIX))
     # two at a time, beside the corner database; all others are as they were
@@ -129,6 +132,8 @@ def test_no_more_steps_share_a_job_than_it_has(plan):
 def test_twice_the_exposures_cost_twice_as_much(plan):
     once = forecast(plan, 8)[1]
     plan.exposures = [*plan.exposures, "d", "e", "f"]
+    plan.overlaps |= dict.fromkeys("def", plan.overlaps["a"])
+    plan.science |= dict.fromkeys("def", 1)
     twice = forecast(plan, 8)[1]
     assert twice.core_hours == pytest.approx(2 * once.core_hours)
     assert twice.disk == pytest.approx(2 * once.disk)

@@ -135,7 +135,7 @@ def test_ccds_wait_in_memory_with_signals_of_aggressors_if_there_are_any(surveys
     def memory(name):
         monkeypatch.chdir(surveys[name])
         plan = make_plan(Settings(**yaml.safe_load(Path("config.yaml").read_text())))
-        return needs.of_exposure(plan, "r0", CORES).memory
+        return needs.of_exposure(plan, {"exposure": "r0"}, CORES).memory
 
     # the camera file of HSC knows of no crosstalk between CCDs
     held = resources.held_memory([2048 * 4176] * 104, crosstalk=False)
@@ -150,7 +150,8 @@ def test_tasks_of_slurm_have_their_share_and_the_gathering_one_its_own(surveys, 
     settings["parallel"]["workers"] = 20
     plan = make_plan(Settings(**settings))
     (tract,) = plan.tracts
-    one, many = (needs.of_tract(plan, "r", tract, 1, on_tasks) for on_tasks in (False, True))
+    names = {"band": "r", "tract": str(tract)}
+    one, many = (needs.of_tract(plan, names, 1, on_tasks) for on_tasks in (False, True))
     assert (one.workers, one.threads) == (1, 1)
     assert (many.workers, many.threads) == (20, 1)
     assert many.task_memory * 20 >= many.memory - many.gathering

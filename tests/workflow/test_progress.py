@@ -45,21 +45,21 @@ def test_durations_are_read_at_a_glance(seconds, text):
 
 def test_ctrl_c_ends_with_one_line_and_130(raw_survey, tmp_path):
     survey = raw_survey.copy_to(tmp_path / "survey")
-    process = subprocess.Popen(
+    after = []
+    with subprocess.Popen(
         survey.command("--cores", "2"),
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
-    )
-    after = []
-    for line in process.stdout:
-        if after or line.startswith("Finished jobid"):
-            if not after:
-                os.killpg(process.pid, signal.SIGINT)
-            after.append(line)
-    assert process.wait() == 130
+    ) as process:
+        for line in process.stdout:
+            if after or line.startswith("Finished jobid"):
+                if not after:
+                    os.killpg(process.pid, signal.SIGINT)
+                after.append(line)
+    assert process.returncode == 130
     assert re.fullmatch(
         r"coaddflow: interrupted; [1-9] of \d+ jobs done; the same command goes on\n", after[-1]
     )

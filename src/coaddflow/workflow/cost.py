@@ -1,7 +1,8 @@
 """What a run will cost, before it is submitted.
 
 Everything is counted: the steps of each job of the cluster, which is an exposure, a tract, or the
-calibration frames of a CCD, and what each step needs (`coaddflow.workflow.needs`).
+calibration frames of a CCD (the groups of the registry), and what each step needs
+(`workflow.needs`).
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from coaddflow.workflow import needs
 from coaddflow.workflow.needs import Needs
 from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import STAGES, Stage, calib_stage
 
 START_CPU_SECONDS = 1.8
 """CPU time of Python and its libraries, for each step of a job and each worker."""
@@ -108,61 +110,35 @@ def _in_turn(level: list[Step], cores: int) -> list[list[Needs]]:
 # ---------------------------------------------------------------------------------------------
 
 
+_KINDS = {"calibs": "calibration", "exposure": "exposure", "tract": "tract"}
+"""Kinds of jobs, by how the names of their groups begin."""
+
+
 def _all_jobs(plan: Plan, cores: int) -> dict[str, list[Job]]:
     """Return all jobs, by kind."""
-    calibration = [_calibration_job(plan, ccd) for ccd in plan.ccds]
-    return {
-        "calibration": [job for job in calibration if job],
-        "exposure": [_exposure_job(plan, exposure, cores) for exposure in plan.exposures],
-        "tract": [job for tract in plan.tracts for job in _tract_jobs(plan, tract, cores)],
-        "survey": [[[("survey_corners", needs.SURVEY_CORNERS)]]],
-    }
+    groups: dict[str, dict[int, list[Step]]] = {}
+    on_tasks = plan.settings.parallel.backend == "mpi"
+    for stage in STAGES.values():
+        for names in stage.units(plan):
+            group = stage.group_in(plan).format(**names) or stage.name
+            step = needs.of(stage, plan, names, cores, on_tasks)
+            levels = groups.setdefault(group, {})
+            levels.setdefault(_level(stage, plan), []).append((stage.name, step))
+    jobs: dict[str, list[Job]] = {kind: [] for kind in (*_KINDS.values(), "survey")}
+    for group, levels in groups.items():
+        kind = _KINDS.get(group.partition("_")[0], "survey")
+        jobs[kind].append([levels[level] for level in sorted(levels)])
+    return jobs
 
 
-def _calibration_job(plan: Plan, ccd: int) -> Job:
-    """Return the steps that make the calibration frames of a CCD."""
-    level_of, levels = {}, {}
-    for kind, band in needs.calib_frames_made(plan, ccd):
-        before = [level_of.get(source, -1) for source in needs.calib_sources(plan, kind)]
-        level_of[kind] = 1 + max(before, default=-1)
-        step = needs.of_calib(plan, ccd, needs.calib_files(plan, kind, ccd, band))
-        levels.setdefault(level_of[kind], []).append((needs.CALIB_RULES[kind], step))
-    return [levels[level] for level in sorted(levels)]
-
-
-def _exposure_job(plan: Plan, exposure: str, cores: int) -> Job:
-    if plan.settings.parallel.calexp == "exposure":
-        return [[("exposure", needs.of_exposure(plan, exposure, cores, _on_tasks(plan)))]]
-    rule = "calexp" if exposure in plan.science else "calibrated"
-    ccds = [needs.of_ccd(plan, exposure, ccd) for ccd in plan.images.get(exposure, plan.ccds)]
-    return [[(rule, ccd) for ccd in ccds], [("manifest", needs.MANIFEST)]]
-
-
-def _on_tasks(plan: Plan) -> bool:
-    """Return whether the workers of a job of a cluster are tasks of Slurm."""
-    return plan.settings.parallel.backend == "mpi"
-
-
-def _tract_jobs(plan: Plan, tract: int, cores: int) -> list[Job]:
-    """Return the steps that make a tract: in one job, or in one a band where MPI is used."""
-    bands = needs.bands_of(plan, tract)
-    picture = [("picture", needs.of_picture(plan, tract))]
-    tables = [("tract_corners", needs.TRACT_CORNERS) for _ in bands]
-    if plan.settings.parallel.coadd == "patch":
-        names = plan.exposures_of_tract(tract)
-        warps = [("warp", needs.of_warp(plan, tract, exposure)) for exposure in names]
-        coadds = [
-            ("coadd", needs.of_coadd(plan, band, tract, patch))
-            for band in bands
-            for patch in plan.patches_of(band, tract)
-        ]
-        return [[tables + warps, coadds, picture]]
-    wholes = [
-        ("tract", needs.of_tract(plan, band, tract, cores, _on_tasks(plan))) for band in bands
-    ]
-    if _on_tasks(plan):
-        return [[tables[:1], [whole]] for whole in wholes] + [[picture]]
-    return [[tables, wholes, picture]]
+def _level(stage: Stage, plan: Plan) -> int:
+    """Return how many steps of its job a step waits for, one after the other."""
+    before = stage.after
+    if stage.sections == STAGES["master_bias"].sections:
+        kind = stage.name.removeprefix("master_")
+        before = tuple(map(calib_stage, needs.calib_sources(plan, kind)))
+    planned = (STAGES[name] for name in before if any(True for _ in STAGES[name].units(plan)))
+    return max((1 + _level(other, plan) for other in planned), default=0)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coaddflow.workflow.needs import CALIB_RULES, SNAKEMAKE_MB
+from coaddflow.workflow.needs import SNAKEMAKE_MB
+from coaddflow.workflow.stages import CALIB_KINDS, calib_stage
 
 ROOM = 1.3
 """Memory that is suggested over what was measured."""
@@ -71,7 +72,8 @@ def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list
         name = parts[1] if parts[0] == "calibs" else parts[0]
         with path.open(encoding="ascii", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
-                rows.setdefault(CALIB_RULES.get(name, name), []).append(
+                rule = calib_stage(name) if name in CALIB_KINDS else name
+                rows.setdefault(rule, []).append(
                     {key: _number(row.get(key)) for key in ("s", "max_rss", "cpu_time")}
                 )
     return [

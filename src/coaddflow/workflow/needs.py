@@ -6,12 +6,12 @@ file that is missing today changes nothing.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coaddflow.runtime import resources
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS
+from coaddflow.workflow.stages import Stage
 
 SNAKEMAKE_MB = 300
 """The two Snakemakes in each job of a cluster."""
@@ -79,17 +79,47 @@ class Needs:
 WARP_OVERLAP = 1.25
 """Pixels of an exposure's warps over those of the exposure: patches overlap."""
 
-CALIB_RULES = {
-    "bias": "master_bias",
-    "dark": "master_dark",
-    "flat": "master_flat",
-    "defects": "defects",
-}
-"""The rules that make calibration frames, by kind."""
+Names = Mapping[str, str]
+"""Wildcards of a job and their values: ``{"exposure": "1001", "ccd": "3"}``."""
 
-MANIFEST = Needs(SMALL_STEP_MB, 5, width=0)
-TRACT_CORNERS = Needs(SMALL_STEP_MB, 10, width=0)
-SURVEY_CORNERS = Needs(2 * SMALL_STEP_MB, 60, width=0)
+
+def of(
+    stage: Stage, plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False
+) -> Needs:
+    """Return what a job of a stage needs.
+
+    Parameters
+    ----------
+    stage : Stage
+        The stage; its entry in the registry names the function here that answers.
+    plan : Plan
+        The plan.
+    names : mapping of str to str
+        What the job works on.
+    cores : int, optional
+        Cores of the job, which a job that scatters may not exceed with workers of its own.
+    on_tasks : bool
+        Whether its workers are tasks of Slurm, which may be on several nodes.
+    """
+    needs_of = globals()[stage.needs]
+    if stage.scatters:
+        return needs_of(plan, names, cores, on_tasks)
+    return needs_of(plan, names)
+
+
+def of_manifest(plan: Plan, names: Names) -> Needs:
+    """Return what gathering the rows of an exposure needs."""
+    return Needs(SMALL_STEP_MB, 5, width=0)
+
+
+def of_tables(plan: Plan, names: Names) -> Needs:
+    """Return what a step needs that reads and writes tables of a tract."""
+    return Needs(SMALL_STEP_MB, 10, width=0)
+
+
+def of_survey(plan: Plan, names: Names) -> Needs:
+    """Return what a step needs that reads the tables of all exposures."""
+    return Needs(2 * SMALL_STEP_MB, 60, width=0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -106,15 +136,6 @@ def calib_sources(plan: Plan, kind: str) -> tuple[str, ...]:
     ]
 
 
-def calib_frames_made(plan: Plan, ccd: int) -> Iterator[tuple[str, str | None]]:
-    """Yield kind and band (None: for all bands) of the calibration frames of a CCD to be made."""
-    for kind in CALIB_KINDS:
-        if plan.science and getattr(plan.settings.calibs, kind).source != "given":
-            for band in plan.bands if kind == "flat" else [None]:
-                if plan.calib_product(kind, ccd, band or plan.bands[0]):
-                    yield kind, band
-
-
 def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
     """Return the number of files, raw or calibrated, that a calibration frame is made from."""
     sources = calib_sources(plan, kind)
@@ -127,12 +148,33 @@ def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
     return n_files
 
 
-def of_calib(plan: Plan, ccd: int, n_files: int) -> Needs:
-    """Return what a calibration frame of a CCD needs, from the number of files it is made from."""
+def _of_calib(plan: Plan, kind: str, names: Names) -> Needs:
+    ccd = int(names["ccd"])
+    n_files = calib_files(plan, kind, ccd, names.get("band"))
     nx, ny = plan.ccds[ccd].size
     seconds = resources.calib_seconds(nx * ny, n_files)
     memory = resources.calib_memory(nx * ny, n_files, plan.settings.calibs.memory)
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=nx * ny)
+
+
+def of_bias(plan: Plan, names: Names) -> Needs:
+    """Return what the master bias of a CCD needs."""
+    return _of_calib(plan, "bias", names)
+
+
+def of_dark(plan: Plan, names: Names) -> Needs:
+    """Return what the master dark of a CCD needs."""
+    return _of_calib(plan, "dark", names)
+
+
+def of_flat(plan: Plan, names: Names) -> Needs:
+    """Return what the flat of a CCD and band needs."""
+    return _of_calib(plan, "flat", names)
+
+
+def of_defects(plan: Plan, names: Names) -> Needs:
+    """Return what the map of bad pixels of a CCD needs."""
+    return _of_calib(plan, "defects", names)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -153,9 +195,10 @@ def exposure_pixels(plan: Plan, exposure: str) -> list[int]:
     return [ccd_pixels(plan, exposure, ccd) for ccd in plan.images.get(exposure, plan.ccds)]
 
 
-def of_ccd(plan: Plan, exposure: str, ccd: int) -> Needs:
+def of_ccd(plan: Plan, names: Names) -> Needs:
     """Return what one CCD needs, from raw pixels or an image calibrated elsewhere to its calexp."""
-    pixels = ccd_pixels(plan, exposure, ccd)
+    exposure = names["exposure"]
+    pixels = ccd_pixels(plan, exposure, int(names["ccd"]))
     seconds = resources.ccd_seconds(pixels)
     width = len(plan.images.get(exposure, plan.ccds))
     memory = resources.ccd_memory(pixels)
@@ -190,21 +233,10 @@ def _at_a_time(plan: Plan, workers: int, cores: int | None, on_tasks: bool) -> t
 
 
 def of_exposure(
-    plan: Plan, exposure: str, cores: int | None = None, on_tasks: bool = False
+    plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False
 ) -> Needs:
-    """Return what an exposure that is one job needs.
-
-    Parameters
-    ----------
-    plan : Plan
-        The plan.
-    exposure : str
-        The exposure.
-    cores : int, optional
-        Cores of the job, which it may not exceed with workers of its own.
-    on_tasks : bool
-        Whether its workers are tasks of Slurm, which may be on several nodes.
-    """
+    """Return what an exposure that is one job needs; parameters as of `of`."""
+    exposure = names["exposure"]
     wanted = exposure_workers(plan, exposure)
     workers, counted = _at_a_time(plan, wanted, cores, on_tasks)
     pixels = exposure_pixels(plan, exposure)
@@ -238,9 +270,9 @@ def bands_of(plan: Plan, tract: int) -> list[str]:
     return [band for band in plan.bands if plan.patches_of(band, tract)]
 
 
-def of_warp(plan: Plan, tract: int, exposure: str) -> Needs:
+def of_warp(plan: Plan, names: Names) -> Needs:
     """Return what the warps of an exposure on a tract need."""
-    pixels = exposure_pixels(plan, exposure)
+    pixels = exposure_pixels(plan, names["exposure"])
     seconds = resources.warp_seconds(sum(pixels))
     memory = resources.warp_memory(max(pixels), patch_pixels(plan))
     return Needs(
@@ -248,12 +280,13 @@ def of_warp(plan: Plan, tract: int, exposure: str) -> Needs:
         resources.time_limit(seconds),
         seconds,
         pixels=WARP_OVERLAP * sum(pixels),
-        width=len(plan.exposures_of_tract(tract)),
+        width=len(plan.exposures_of_tract(int(names["tract"]))),
     )
 
 
-def of_coadd(plan: Plan, band: str, tract: int, patch: str) -> Needs:
+def of_coadd(plan: Plan, names: Names) -> Needs:
     """Return what the coadd of a patch needs."""
+    band, tract, patch = names["band"], int(names["tract"]), names["patch"]
     pixels, n_inputs = patch_pixels(plan), len(plan.exposures_of_patch(band, tract, patch))
     seconds = resources.coadd_seconds(pixels, n_inputs)
     memory = resources.coadd_memory(pixels, n_inputs, plan.settings.coadd.memory_mb)
@@ -267,10 +300,9 @@ def tract_workers(plan: Plan) -> int:
     return 1 if parallel.backend == "serial" else parallel.workers
 
 
-def of_tract(
-    plan: Plan, band: str, tract: int, cores: int | None = None, on_tasks: bool = False
-) -> Needs:
-    """Return what a band of a tract that is one job needs; parameters as of `of_exposure`."""
+def of_tract(plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False) -> Needs:
+    """Return what a band of a tract that is one job needs; parameters as of `of`."""
+    band, tract = names["band"], int(names["tract"])
     patches = plan.patches_of(band, tract)
     inputs = [len(plan.exposures_of_patch(band, tract, patch)) for patch in patches]
     ccds = [exposure_pixels(plan, name) for name in plan.exposures_of_tract(tract, band)]
@@ -302,7 +334,8 @@ def of_tract(
     )
 
 
-def of_picture(plan: Plan, tract: int) -> Needs:
+def of_picture(plan: Plan, names: Names) -> Needs:
     """Return what the picture of a tract needs."""
+    tract = int(names["tract"])
     n_coadds = sum(len(plan.patches_of(band, tract)) for band in plan.bands)
     return Needs(resources.picture_memory(patch_pixels(plan), n_coadds), 10)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[3]
 
-_SCATTERING = {"exposure", "calibrated_exposure", "tract"}
-"""Rules whose workers run in parallel: their own process has one thread."""
-
 
 class Job:
     """What a script works on.
@@ -123,7 +120,8 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
     """
 
     def __init__(self, snakemake: Any):
-        threads = 1 if snakemake.rule in _SCATTERING else snakemake.threads
+        # of a job that scatters the workers are what runs in parallel
+        threads = 1 if STAGES[snakemake.rule].scatters else snakemake.threads
         self._log = job_log(snakemake.log[0], threads) if snakemake.log else _log_on_terminal()
         self._job = Job(snakemake)
 

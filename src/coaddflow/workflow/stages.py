@@ -157,6 +157,12 @@ class Stage:
     is_target : bool
         Whether a run asks for its products by name. Those of single CCDs are asked for by their
         exposure.
+    needs : str
+        Function of `workflow.needs` that says what memory and time its job needs.
+    after : tuple of str
+        Stages of the same group whose products it takes.
+    scatters : bool
+        Whether its job scatters its work over workers.
     label : str
         What its products are called, in plural, by ``coaddflow status``; empty: not listed there.
     """
@@ -169,6 +175,9 @@ class Stage:
     group: str = ""
     is_planned: Callable[["Plan"], bool] = _always
     is_target: bool = True
+    needs: str = "of_tables"
+    after: tuple[str, ...] = ()
+    scatters: bool = False
     label: str = ""
 
     @property
@@ -176,11 +185,25 @@ class Stage:
         """Versions of the stage and of those that it includes."""
         return {self.name: self.version} | {name: STAGES[name].version for name in self.includes}
 
+    def group_in(self, plan: "Plan") -> str:
+        """Return the group of its jobs in a plan.
+
+        With MPI the bands of a tract are jobs of their own: Snakemake would add the CPUs of a task
+        to those of the other bands, and not only the tasks.
+        """
+        by_band = plan.settings.parallel.backend == "mpi" and not _patch_by_patch(plan)
+        has_band = "{band}" in self.products[0].path
+        return self.group + "_{band}" * (self.group == _TRACT and by_band and has_band)
+
     def files(self, plan: "Plan") -> list[str]:
         """Return all files that the stage makes in a plan; none if it is not part of it."""
         if not self.is_planned(plan):
             return []
         return [path for product in self.products for path in product.files(plan)]
+
+    def units(self, plan: "Plan") -> Iterable[Names]:
+        """Return the wildcards of its jobs in a plan; none if it is not part of it."""
+        return self.products[0].units(plan) if self.is_planned(plan) else ()
 
     def targets(self, plan: "Plan") -> list[str]:
         """Return the files of the stage that a run asks for by name."""
@@ -220,22 +243,25 @@ _TRACT = "tract_{tract}"
 _CALIBS = "calibs_{ccd}"
 
 
-def _master(name: str, kind: str) -> Stage:
+def calib_stage(kind: str) -> str:
+    """Return the stage that makes the calibration frames of a kind."""
+    return kind if kind == "defects" else f"master_{kind}"
+
+
+def _master(kind: str) -> Stage:
     path = paths.FLAT if kind == "flat" else paths.CALIB.replace("{kind}", kind)
     return Stage(
-        name,
+        calib_stage(kind),
         (Product(path, _calibration_frames(kind)),),
         _CALIB_SECTIONS,
         group=_CALIBS,
         is_planned=_from_raw,
+        needs=f"of_{kind}",
     )
 
 
 _ALL = (
-    _master("master_bias", "bias"),
-    _master("master_dark", "dark"),
-    _master("master_flat", "flat"),
-    _master("defects", "defects"),
+    *map(_master, CALIB_KINDS),
     Stage(
         "calexp",
         (
@@ -247,6 +273,7 @@ _ALL = (
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and _ccd_by_ccd(plan),
         is_target=False,
+        needs="of_ccd",
     ),
     Stage(
         "calibrated",
@@ -258,12 +285,15 @@ _ALL = (
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
         is_target=False,
+        needs="of_ccd",
     ),
     Stage(
         "manifest",
         (Product(paths.MANIFEST, _exposures),),
         group=_EXPOSURE,
         is_planned=_ccd_by_ccd,
+        needs="of_manifest",
+        after=("calexp", "calibrated"),
     ),
     Stage(
         "exposure",
@@ -272,6 +302,8 @@ _ALL = (
         includes=("calexp", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
+        needs="of_exposure",
+        scatters=True,
     ),
     Stage(
         "calibrated_exposure",
@@ -280,6 +312,8 @@ _ALL = (
         includes=("calibrated", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and not _ccd_by_ccd(plan),
+        needs="of_exposure",
+        scatters=True,
     ),
     Stage(
         "tract_corners",
@@ -292,6 +326,7 @@ _ALL = (
         (Product(paths.SURVEY_CORNERS, _survey),),
         ("prediction",),
         label="corner databases",
+        needs="of_survey",
     ),
     Stage(
         "warp",
@@ -299,6 +334,7 @@ _ALL = (
         ("warp", "products"),
         group=_TRACT,
         is_planned=_patch_by_patch,
+        needs="of_warp",
     ),
     Stage(
         "coadd",
@@ -307,6 +343,8 @@ _ALL = (
         group=_TRACT,
         is_planned=_patch_by_patch,
         label="coadds",
+        needs="of_coadd",
+        after=("tract_corners", "warp"),
     ),
     Stage(
         "tract",
@@ -316,8 +354,18 @@ _ALL = (
         group=_TRACT,
         is_planned=lambda plan: not _patch_by_patch(plan),
         label="coadds",
+        needs="of_tract",
+        after=("tract_corners",),
+        scatters=True,
     ),
-    Stage("picture", (Product(paths.PICTURE, _tracts),), group=_TRACT, label="pictures"),
+    Stage(
+        "picture",
+        (Product(paths.PICTURE, _tracts),),
+        group=_TRACT,
+        label="pictures",
+        needs="of_picture",
+        after=("coadd", "tract"),
+    ),
 )
 
 STAGES = {stage.name: stage for stage in _ALL}

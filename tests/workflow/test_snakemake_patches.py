@@ -1,0 +1,107 @@
+"""What is replaced in Snakemake is still needed: each test shows the trouble without it.
+
+When one fails after an update of Snakemake, look whether the replacement can go.
+"""
+
+import inspect
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import snakemake.api  # first: its modules import each other
+from snakemake.dag import DAG
+from snakemake.jobs import GroupJob, Job
+from snakemake.scheduling.job_scheduler import JobScheduler
+from survey_run import environment
+
+from coaddflow.runtime.log import FAILED, FOR_GOOD
+from coaddflow.workflow import snakemake_patches
+
+SNAKEFILE = """
+import sys, time
+from coaddflow.workflow import snakemake_patches
+
+if config.get("patched"):
+    snakemake_patches.retry_only_what_may_succeed(time.time() - 1)
+
+rule made:
+    output: "made.txt"
+    log: "made.log"
+    retries: 2
+    shell: "echo begun >>attempts.txt; printf '%s' >{log}; false"
+"""
+
+
+class Counting(dict):
+    """A dictionary that counts how often it is asked."""
+
+    asked = 0
+
+    def __getitem__(self, key):
+        self.asked += 1
+        return super().__getitem__(key)
+
+
+def looks_for_groups(n_before, size):
+    """Return how often the second look asks for dependencies: a group after a chain of jobs."""
+    before = [f"before {i}" for i in range(n_before)]
+    group = [f"in group {i}" for i in range(size)]
+    dependencies = Counting({job: before[i - 1 : i] for i, job in enumerate(before) if i})
+    dependencies[before[0]] = []
+    dependencies |= {job: before[-1:] for job in group}
+    DAG._check_groups(SimpleNamespace(_group={"g": set(group)}, _dependencies=dependencies))
+    return dependencies.asked
+
+
+def test_the_second_look_for_groups_takes_the_product_of_group_and_jobs():
+    assert looks_for_groups(100, 20) > 20 * 100
+    assert "self._check_groups()" in inspect.getsource(snakemake.workflow.DAG)
+
+
+@pytest.mark.parametrize(("patched", "attempts"), [(False, 3), (True, 1)])
+def test_failures_for_good_are_repeated_unless_the_log_is_asked(tmp_path, patched, attempts):
+    result = f"{FOR_GOOD}\\n{FAILED}too many failed CCDs\\n"
+    (tmp_path / "Snakefile").write_text(SNAKEFILE % result)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"]
+    command += ["--config", "patched=1"] if patched else []
+    subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, env=environment())
+    assert (tmp_path / "attempts.txt").read_text().split() == ["begun"] * attempts
+    assert isinstance(Job.restart_times, property)
+    assert isinstance(GroupJob.restart_times, property)
+
+
+def test_why_a_group_fails_is_dropped_unless_it_is_printed(caplog, capsys, monkeypatch):
+    group = SimpleNamespace(groupid="g", name="exposure_1001", jobs=[])
+    monkeypatch.setattr(GroupJob, "log_error", GroupJob.log_error)  # put back afterwards
+    caplog.set_level(logging.ERROR, "snakemake.logging")
+    GroupJob.log_error(group, msg="sbatch: error: no such partition")
+    (record,) = caplog.records
+    assert "partition" not in str(vars(record))
+    snakemake_patches.show_why_groups_fail()
+    GroupJob.log_error(group, msg="sbatch: error: no such partition")
+    assert "coaddflow: exposure_1001: sbatch: error: no such partition" in capsys.readouterr().err
+
+
+def test_the_default_limit_on_jobs_a_second_schedules_a_look_after_every_look():
+    source = inspect.getsource(JobScheduler.schedule)
+    assert "self._schedule_reevalutation(self.job_rate_limiter.timespan)" in source
+    limit = SimpleNamespace(max_jobs=100, timespan=1)
+    workflow = SimpleNamespace(
+        scheduler=SimpleNamespace(job_rate_limiter="default"),
+        scheduling_settings=SimpleNamespace(max_jobs_per_timespan=limit),
+    )
+    snakemake_patches.lift_default_rate_limit(workflow)
+    assert workflow.scheduler.job_rate_limiter is None
+    limit.max_jobs, workflow.scheduler.job_rate_limiter = 10, "of the user"
+    snakemake_patches.lift_default_rate_limit(workflow)
+    assert workflow.scheduler.job_rate_limiter == "of the user"
+
+
+def test_what_snakemake_lacks_is_said_and_the_run_goes_on(capsys):
+    class Newer:
+        """A class of a later Snakemake."""
+
+    assert snakemake_patches._replace(Newer, "_check_groups", None) is None
+    assert "has no Newer._check_groups" in capsys.readouterr().err
