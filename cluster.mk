@@ -1,9 +1,8 @@
-# Tests on a real Slurm of four nodes, which the tests bring up on this machine as the user who
-# runs them. They need the Debian packages slurm-wlm, slurmdbd, munge, mariadb-server and, for
-# test-pbs, slurm-wlm-torque; where these are missing they say so and skip, unless
-# COADDFLOW_CLUSTER_TESTS=required.
+# Tests on a real Slurm of four nodes, which the tests start on this machine as the user who runs
+# them. They need the Debian packages slurm-wlm, slurmdbd, munge, mariadb-server and, for test-pbs,
+# slurm-wlm-torque. Without these the tests are skipped, unless COADDFLOW_CLUSTER_TESTS=required.
 #
-# make test-slurm    a survey on Slurm, left in peace and disturbed
+# make test-slurm    a survey on Slurm, undisturbed and disturbed
 # make test-pbs      the programs of profiles/pbs, alone and in front of that Slurm
 # make test-cluster  both, on one cluster
 
@@ -11,7 +10,7 @@
 
 SLURM_TESTS := tests/on_cluster/test_slurm.py
 PBS_TESTS := tests/cluster/test_pbs_programs.py tests/on_cluster/test_pbs.py
-# a test's copy of the survey takes 0.1 GB: only those of failed tests stay
+# the copy of the survey for a test takes 0.1 GB: only those of failed tests are kept
 CLUSTER_PYTEST := python -m pytest --override-ini tmp_path_retention_policy=failed
 
 test-slurm: $(VENV)/.set-up-test
