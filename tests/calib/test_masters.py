@@ -9,7 +9,7 @@ from astropy.io import fits
 from coaddflow.calexp import job as calexp_job
 from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.calib.frames import read_master
-from coaddflow.calib.masters import make_bias, make_defects, make_flat
+from coaddflow.calib.masters import make_defects, make_master
 from coaddflow.errors import CcdFailure, InputError, UnexpectedError
 from coaddflow.instrument.camera import load_camera
 from coaddflow.settings import Settings
@@ -59,7 +59,7 @@ def truncate(path):
 def test_a_broken_frame_is_left_out_while_enough_are_there():
     files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(4)}
     truncate("1.fits")
-    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    make_master("bias.fits", "bias", files, {}, CAMERA, 0, SETTINGS)
     bias = read_master("bias.fits", "bias")
     assert np.median(bias.image) == pytest.approx(5.0, abs=0.3)
     assert fits.getval("bias.fits", "CFNFRAME") == 3
@@ -68,12 +68,12 @@ def test_a_broken_frame_is_left_out_while_enough_are_there():
 def test_a_master_that_cannot_be_made_fails_its_ccd_and_no_other():
     files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(3)}
     truncate("1.fits")
-    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    make_master("bias.fits", "bias", files, {}, CAMERA, 0, SETTINGS)
     with pytest.raises(CcdFailure, match=r"1\.fits"):
         read_master("bias.fits", "bias")
     # what is made with it fails as well, and says why
     flats = {write_raw(f"flat{i}.fits", 9000.0, 10 + i): 5.0 for i in range(3)}
-    make_flat("flat.fits", flats, {"bias": "bias.fits"}, CAMERA, 0, SETTINGS)
+    make_master("flat.fits", "flat", flats, {"bias": "bias.fits"}, CAMERA, 0, SETTINGS)
     make_defects("defects.fits", None, ["flat.fits"], SETTINGS)
     row = calibrate({"bias": "bias.fits", "defects": "defects.fits"})
     assert (row.state, row.reason) == ("failed", "no_calibration")
@@ -83,7 +83,7 @@ def test_a_master_that_cannot_be_made_fails_its_ccd_and_no_other():
 def test_missing_frames_fail_the_ccd_and_no_other():
     """The plan counts the frames of the table; fewer come here where files are missing."""
     files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(2)}
-    make_bias("bias.fits", files, CAMERA, 0, SETTINGS)
+    make_master("bias.fits", "bias", files, {}, CAMERA, 0, SETTINGS)
     assert fits.getval("bias.fits", "CFFAILED") == "missing_frames"
     with pytest.raises(CcdFailure, match="at least 3"):
         read_master("bias.fits", "bias")
@@ -93,7 +93,7 @@ def test_too_few_exposures_for_night_sky_is_a_mistake_of_the_settings():
     files = {write_raw(f"{i}.fits", 500.0, i): 30.0 for i in range(4)}
     settings = Settings(calibs={"flat": {"source": "night_sky"}})
     with pytest.raises(InputError, match="at least 5"):
-        make_flat("flat.fits", files, {}, CAMERA, 0, settings)
+        make_master("flat.fits", "flat", files, {}, CAMERA, 0, settings)
     assert not Path("flat.fits").exists()
 
 
