@@ -171,91 +171,6 @@ class BrightPixels(NamedTuple):
     n_groups: int
 
 
-def subtract_sky(signal: AmplifierSignal) -> SkySubtracted:
-    """Subtract the local sky of an amplifier.
-
-    Raises
-    ------
-    CcdFailure
-        ``no_data`` if all pixels are saturated.
-    """
-    shape = signal.counts.shape
-    mask = np.zeros(shape, np.int32)
-    near = grow(*np.unravel_index(signal.saturated, shape), _BESIDE_SATURATION, shape)
-    mask[near] = MaskPlane.SAT
-    image = MaskedImage(signal.counts, np.ones(shape, np.float32), mask)
-    sky = estimate_background(image, _SKY)
-    counts = signal.counts - sky.model()
-    noise = max(sky.noise, _ROUNDING)
-    found = ndimage.uniform_filter(counts, 3) > _SOURCE * noise / 3
-    source, _ = ndimage.label(found, np.ones((3, 3)))
-    beside = ndimage.maximum_filter(source, 2 * _BESIDE_SOURCE + 1)
-    counts[mask != 0] = np.nan
-    return SkySubtracted(counts, noise, source, beside, np.bincount(source.ravel()))
-
-
-def find_bright_pixels(
-    amplifier: SkySubtracted, min_counts: float, max_groups: int | None = None
-) -> BrightPixels:
-    """Return the pixels of an aggressor above ``min_counts`` that are not saturated.
-
-    Of more than ``max_groups`` groups those with the largest sums of squares are taken.
-    """
-    y, x = np.nonzero(amplifier.counts > min_counts)  # NaN is not
-    counts = amplifier.counts[y, x].astype(float)
-    columns = -(-amplifier.counts.shape[1] // _GROUP)
-    boxes, group = np.unique(y // _GROUP * columns + x // _GROUP, return_inverse=True)
-    if max_groups is not None and len(boxes) > max_groups:
-        strength = np.bincount(group, counts**2)
-        use = np.isin(group, np.argsort(-strength)[:max_groups])
-        y, x, counts = y[use], x[use], counts[use]
-        boxes, group = np.unique(group[use], return_inverse=True)
-    return BrightPixels(y, x, counts, group, len(boxes))
-
-
-def group_sums(
-    bright: BrightPixels,
-    victim: SkySubtracted,
-    max_coefficient: float,
-    offset: tuple[int, int] = (0, 0),
-) -> NDArray[np.float32]:
-    """Return the sums from which slopes of ghosts against bright pixels follow.
-
-    The victim may have another size than the aggressor; ``offset`` is the number of rows and
-    columns by which the places are beside those of the ghosts.
-
-    Returns
-    -------
-    ndarray of float32, shape (3, n_groups)
-        For each group: sum of bright^2 / noise^2, sum of bright x ghost / noise^2, number of
-        pixels.
-    """
-    y, x = bright.y + offset[0], bright.x + offset[1]
-    ny, nx = victim.counts.shape
-    inside = (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
-    y, x, a, group = y[inside], x[inside], bright.counts[inside], bright.group[inside]
-    v = victim.counts[y, x]
-    good = np.abs(v) < _OWN_SOURCE * victim.noise + max_coefficient * a  # NaN is not
-    good &= ~_is_own(victim, y, x)[victim.beside_source[y, x]]
-    a, v, group = a[good], v[good], group[good]
-    sums = [
-        np.bincount(group, weights, bright.n_groups)
-        for weights in (a * a / victim.noise**2, a * v / victim.noise**2, None)
-    ]
-    return np.array(sums, np.float32)
-
-
-def _is_own(victim: SkySubtracted, y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Return for each source of the victim whether most of it is not at the given pixels.
-
-    A ghost above the noise has all its pixels where the aggressor is bright.
-    """
-    covered = np.bincount(victim.source[y, x], minlength=len(victim.n_pixels))
-    own = covered < 0.5 * victim.n_pixels
-    own[0] = False
-    return own
-
-
 class Slope(NamedTuple):
     """The slope that groups agree on (NaN with fewer than five), and what it rests on."""
 
@@ -265,25 +180,87 @@ class Slope(NamedTuple):
     n_pixels: int
 
 
-def fit_slope(sums: NDArray[np.float32]) -> Slope:
-    """Return the slope that groups agree on, from their `group_sums`, shape (3, n)."""
-    weight, product, n_pixels = sums[:, sums[0] > 0].astype(float)
-    if len(weight) < _MIN_GROUPS:
-        return Slope(np.nan, np.nan, len(weight), int(n_pixels.sum()))
-    slope = product / weight
-    # least absolute deviations: a group with a star of the victim does not decide
-    value = weighted_median(slope, np.sqrt(weight))
-    keep = np.zeros(len(slope), bool)
-    for _ in range(20):
-        deviation = np.abs(slope - value) * np.sqrt(weight)
-        before, keep = keep, deviation < _CLIP * max(1.0, mad_sigma(deviation, 0.0))
-        value = float(product[keep].sum() / weight[keep].sum())
-        if (keep == before).all():
-            break
-    n, total = int(keep.sum()), weight[keep].sum()
-    scatter = ((weight[keep] * (slope[keep] - value)) ** 2).sum() / total**2 * n / max(n - 1, 1)
-    error = float(np.sqrt(max(1.0 / total, scatter)))
-    return Slope(value, error, n, int(n_pixels[keep].sum()))
+def measure_crosstalk(
+    files: Iterable[str | Path],
+    camera: Camera,
+    ccds: Sequence[int],
+    detrend: DetrendSettings,
+    settings: MeasurementSettings,
+    progress: Callable[[str | Path], None] | None = None,
+) -> list[MeasuredCrosstalk]:
+    """Measure the crosstalk between amplifiers on raw exposures.
+
+    Parameters
+    ----------
+    files : iterable of str or Path
+        Raw files, one an exposure (see `instrument.raw.read_raw_ccd`).
+    camera : Camera
+        The camera; its coefficients of crosstalk are not used.
+    ccds : sequence of int
+        CCDs whose amplifiers are looked at.
+    detrend : DetrendSettings
+        How the bias level is found.
+    settings : MeasurementSettings
+        How crosstalk is measured.
+    progress : callable, optional
+        Called with each file when it is done.
+
+    Returns
+    -------
+    list of MeasuredCrosstalk
+        All ordered pairs.
+
+    Raises
+    ------
+    InputError
+        If the camera has no such CCD, or the overscan does not suit the chosen method.
+    """
+    detrend = detrend.model_copy(update={"saturation": True})
+    sums = CrosstalkSums([camera.detector(ccd) for ccd in ccds], settings)
+    for path in files:
+
+        def read(number: int, path: str | Path = path) -> PartlyDetrendedCcd:
+            raw = read_raw_ccd(path, camera, camera.detector(number), detrend.check_raw)
+            ccd = PartlyDetrendedCcd.of(raw, detrend)
+            mask_saturation(ccd)
+            subtract_overscan(ccd)
+            return ccd
+
+        sums.add_exposure(read)
+        if progress is not None:
+            progress(path)
+    return sums.results()
+
+
+def camera_keys(
+    measured: Iterable[MeasuredCrosstalk], camera: Camera, sigma: float
+) -> dict[str, object]:
+    """Return the entries of a camera file for the coefficients that are significant.
+
+    Coefficients of less than ``sigma`` errors are 0 in the matrices and not in the list.
+
+    Returns
+    -------
+    dict
+        ``detectors``: `id` and `crosstalk` of each CCD with a significant coefficient between
+        its own amplifiers; ``crosstalk``: the list of those between CCDs.
+    """
+    matrices: dict[int, list[list[float]]] = {}
+    links: list[dict[str, object]] = []
+    for one in measured:
+        if not one.is_significant(sigma):
+            continue
+        (ccd, aggressor), (other, victim) = one.aggressor, one.victim
+        coefficient = float(f"{one.coefficient:.2e}")
+        if ccd != other:
+            link = {"aggressor": list(one.aggressor), "victim": list(one.victim)}
+            links.append({**link, "coefficient": coefficient})
+            continue
+        names = [amplifier.name for amplifier in camera.detector(ccd).amplifiers]
+        matrix = matrices.setdefault(ccd, [[0.0] * len(names) for _ in names])
+        matrix[names.index(victim)][names.index(aggressor)] = coefficient
+    detectors = [{"id": ccd, "crosstalk": matrix} for ccd, matrix in sorted(matrices.items())]
+    return {"detectors": detectors, "crosstalk": links}
 
 
 @dataclass
@@ -373,6 +350,125 @@ class CrosstalkSums:
         self._sums[key] = sums
 
 
+def _amplifiers(
+    ccds: Sequence[int], read: Callable[[int], PartlyDetrendedCcd]
+) -> Iterator[tuple[AmplifierId, SkySubtracted]]:
+    """Yield the amplifiers of CCDs one by one, without those that cannot be read."""
+    for ccd in ccds:
+        try:
+            signals = read(ccd).signals()
+            for name, signal in signals.items():
+                yield (ccd, name), subtract_sky(signal)
+        except CcdFailure as failure:
+            _LOG.warning("CCD %d is left out: %s", ccd, failure)
+
+
+def subtract_sky(signal: AmplifierSignal) -> SkySubtracted:
+    """Subtract the local sky of an amplifier.
+
+    Raises
+    ------
+    CcdFailure
+        ``no_data`` if all pixels are saturated.
+    """
+    shape = signal.counts.shape
+    mask = np.zeros(shape, np.int32)
+    near = grow(*np.unravel_index(signal.saturated, shape), _BESIDE_SATURATION, shape)
+    mask[near] = MaskPlane.SAT
+    image = MaskedImage(signal.counts, np.ones(shape, np.float32), mask)
+    sky = estimate_background(image, _SKY)
+    counts = signal.counts - sky.model()
+    noise = max(sky.noise, _ROUNDING)
+    found = ndimage.uniform_filter(counts, 3) > _SOURCE * noise / 3
+    source, _ = ndimage.label(found, np.ones((3, 3)))
+    beside = ndimage.maximum_filter(source, 2 * _BESIDE_SOURCE + 1)
+    counts[mask != 0] = np.nan
+    return SkySubtracted(counts, noise, source, beside, np.bincount(source.ravel()))
+
+
+def find_bright_pixels(
+    amplifier: SkySubtracted, min_counts: float, max_groups: int | None = None
+) -> BrightPixels:
+    """Return the pixels of an aggressor above ``min_counts`` that are not saturated.
+
+    Of more than ``max_groups`` groups those with the largest sums of squares are taken.
+    """
+    y, x = np.nonzero(amplifier.counts > min_counts)  # NaN is not
+    counts = amplifier.counts[y, x].astype(float)
+    columns = -(-amplifier.counts.shape[1] // _GROUP)
+    boxes, group = np.unique(y // _GROUP * columns + x // _GROUP, return_inverse=True)
+    if max_groups is not None and len(boxes) > max_groups:
+        strength = np.bincount(group, counts**2)
+        use = np.isin(group, np.argsort(-strength)[:max_groups])
+        y, x, counts = y[use], x[use], counts[use]
+        boxes, group = np.unique(group[use], return_inverse=True)
+    return BrightPixels(y, x, counts, group, len(boxes))
+
+
+def group_sums(
+    bright: BrightPixels,
+    victim: SkySubtracted,
+    max_coefficient: float,
+    offset: tuple[int, int] = (0, 0),
+) -> NDArray[np.float32]:
+    """Return the sums from which slopes of ghosts against bright pixels follow.
+
+    The victim may have another size than the aggressor; ``offset`` is the number of rows and
+    columns by which the places are beside those of the ghosts.
+
+    Returns
+    -------
+    ndarray of float32, shape (3, n_groups)
+        For each group: sum of bright^2 / noise^2, sum of bright x ghost / noise^2, number of
+        pixels.
+    """
+    y, x = bright.y + offset[0], bright.x + offset[1]
+    ny, nx = victim.counts.shape
+    inside = (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
+    y, x, a, group = y[inside], x[inside], bright.counts[inside], bright.group[inside]
+    v = victim.counts[y, x]
+    good = np.abs(v) < _OWN_SOURCE * victim.noise + max_coefficient * a  # NaN is not
+    good &= ~_is_own(victim, y, x)[victim.beside_source[y, x]]
+    a, v, group = a[good], v[good], group[good]
+    sums = [
+        np.bincount(group, weights, bright.n_groups)
+        for weights in (a * a / victim.noise**2, a * v / victim.noise**2, None)
+    ]
+    return np.array(sums, np.float32)
+
+
+def _is_own(victim: SkySubtracted, y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return for each source of the victim whether most of it is not at the given pixels.
+
+    A ghost above the noise has all its pixels where the aggressor is bright.
+    """
+    covered = np.bincount(victim.source[y, x], minlength=len(victim.n_pixels))
+    own = covered < 0.5 * victim.n_pixels
+    own[0] = False
+    return own
+
+
+def fit_slope(sums: NDArray[np.float32]) -> Slope:
+    """Return the slope that groups agree on, from their `group_sums`, shape (3, n)."""
+    weight, product, n_pixels = sums[:, sums[0] > 0].astype(float)
+    if len(weight) < _MIN_GROUPS:
+        return Slope(np.nan, np.nan, len(weight), int(n_pixels.sum()))
+    slope = product / weight
+    # least absolute deviations: a group with a star of the victim does not decide
+    value = weighted_median(slope, np.sqrt(weight))
+    keep = np.zeros(len(slope), bool)
+    for _ in range(20):
+        deviation = np.abs(slope - value) * np.sqrt(weight)
+        before, keep = keep, deviation < _CLIP * max(1.0, mad_sigma(deviation, 0.0))
+        value = float(product[keep].sum() / weight[keep].sum())
+        if (keep == before).all():
+            break
+    n, total = int(keep.sum()), weight[keep].sum()
+    scatter = ((weight[keep] * (slope[keep] - value)) ** 2).sum() / total**2 * n / max(n - 1, 1)
+    error = float(np.sqrt(max(1.0 / total, scatter)))
+    return Slope(value, error, n, int(n_pixels[keep].sum()))
+
+
 def _above_zero(slopes: Sequence[Slope]) -> tuple[Slope, NDArray[np.float64]]:
     """Return the slope of the ghosts above the mean of the slopes beside them.
 
@@ -389,99 +485,3 @@ def _above_zero(slopes: Sequence[Slope]) -> tuple[Slope, NDArray[np.float64]]:
     deviations = (values - zero) * np.sqrt(n / (n - 1)) / errors
     error = float(np.hypot(ghost.error, errors.mean() / np.sqrt(n)))
     return ghost._replace(value=ghost.value - zero, error=error), deviations
-
-
-def _amplifiers(
-    ccds: Sequence[int], read: Callable[[int], PartlyDetrendedCcd]
-) -> Iterator[tuple[AmplifierId, SkySubtracted]]:
-    """Yield the amplifiers of CCDs one by one, without those that cannot be read."""
-    for ccd in ccds:
-        try:
-            signals = read(ccd).signals()
-            for name, signal in signals.items():
-                yield (ccd, name), subtract_sky(signal)
-        except CcdFailure as failure:
-            _LOG.warning("CCD %d is left out: %s", ccd, failure)
-
-
-def measure_crosstalk(
-    files: Iterable[str | Path],
-    camera: Camera,
-    ccds: Sequence[int],
-    detrend: DetrendSettings,
-    settings: MeasurementSettings,
-    progress: Callable[[str | Path], None] | None = None,
-) -> list[MeasuredCrosstalk]:
-    """Measure the crosstalk between amplifiers on raw exposures.
-
-    Parameters
-    ----------
-    files : iterable of str or Path
-        Raw files, one an exposure (see `instrument.raw.read_raw_ccd`).
-    camera : Camera
-        The camera; its coefficients of crosstalk are not used.
-    ccds : sequence of int
-        CCDs whose amplifiers are looked at.
-    detrend : DetrendSettings
-        How the bias level is found.
-    settings : MeasurementSettings
-        How crosstalk is measured.
-    progress : callable, optional
-        Called with each file when it is done.
-
-    Returns
-    -------
-    list of MeasuredCrosstalk
-        All ordered pairs.
-
-    Raises
-    ------
-    InputError
-        If the camera has no such CCD, or the overscan does not suit the chosen method.
-    """
-    detrend = detrend.model_copy(update={"saturation": True})
-    sums = CrosstalkSums([camera.detector(ccd) for ccd in ccds], settings)
-    for path in files:
-
-        def read(number: int, path: str | Path = path) -> PartlyDetrendedCcd:
-            raw = read_raw_ccd(path, camera, camera.detector(number), detrend.check_raw)
-            ccd = PartlyDetrendedCcd.of(raw, detrend)
-            mask_saturation(ccd)
-            subtract_overscan(ccd)
-            return ccd
-
-        sums.add_exposure(read)
-        if progress is not None:
-            progress(path)
-    return sums.results()
-
-
-def camera_keys(
-    measured: Iterable[MeasuredCrosstalk], camera: Camera, sigma: float
-) -> dict[str, object]:
-    """Return the entries of a camera file for the coefficients that are significant.
-
-    Coefficients of less than ``sigma`` errors are 0 in the matrices and not in the list.
-
-    Returns
-    -------
-    dict
-        ``detectors``: `id` and `crosstalk` of each CCD with a significant coefficient between
-        its own amplifiers; ``crosstalk``: the list of those between CCDs.
-    """
-    matrices: dict[int, list[list[float]]] = {}
-    links: list[dict[str, object]] = []
-    for one in measured:
-        if not one.is_significant(sigma):
-            continue
-        (ccd, aggressor), (other, victim) = one.aggressor, one.victim
-        coefficient = float(f"{one.coefficient:.2e}")
-        if ccd != other:
-            link = {"aggressor": list(one.aggressor), "victim": list(one.victim)}
-            links.append({**link, "coefficient": coefficient})
-            continue
-        names = [amplifier.name for amplifier in camera.detector(ccd).amplifiers]
-        matrix = matrices.setdefault(ccd, [[0.0] * len(names) for _ in names])
-        matrix[names.index(victim)][names.index(aggressor)] = coefficient
-    detectors = [{"id": ccd, "crosstalk": matrix} for ccd, matrix in sorted(matrices.items())]
-    return {"detectors": detectors, "crosstalk": links}

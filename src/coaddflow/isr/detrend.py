@@ -1,10 +1,10 @@
 """The steps of detrending: from the raw counts of one CCD to electrons with variance and mask.
 
-Each step changes a `PartlyDetrendedCcd` in place and notes in its header what it did. They stand
-here in their order; `calexp.ccd` makes all of them on a science frame, `calib.masters` the first
-ones on frames that are to become calibration frames. What happened last on the way of the signal
-from the sky to the file is undone first, as in [1]_ and [2]_. Saturation is judged on the raw
-counts, crosstalk is removed before amplifiers are turned and joined (it happens between pixels
+Each step changes a `PartlyDetrendedCcd` in place and notes in its header what it did. They are
+in the order in which they are made; `calexp.ccd` makes all of them on a science frame,
+`calib.masters` the first ones on frames for calibration. What happened last on the way of the
+signal from the sky to the file is undone first, as in [1]_ and [2]_. Saturation is judged on the
+raw counts, crosstalk is removed before amplifiers are turned and joined (it happens between pixels
 that are read at the same moment), linearity needs counts above the bias, and the photon noise is
 computed from electrons before the dark current is subtracted, since its electrons fluctuate as
 well [3]_.
@@ -26,6 +26,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.statistics import iqr_sigma
 from coaddflow.instrument.camera import Amplifier, Detector
@@ -41,16 +42,8 @@ _LOG = logging.getLogger(__name__)
 class CcdCalibs:
     """Calibration frames of one CCD; what is None is not applied.
 
-    Attributes
-    ----------
-    bias : MaskedImage, optional
-        In counts.
-    dark : MaskedImage, optional
-        In electrons per second.
-    flat : MaskedImage, optional
-        Relative response, about 1.
-    defects : MaskedImage, optional
-        Of which only the mask is used.
+    The bias is in counts, the dark in electrons per second, the flat is the relative response,
+    about 1; of the defects only the mask is used.
     """
 
     bias: MaskedImage | None = None
@@ -120,21 +113,13 @@ class PartlyDetrendedCcd:
         return MaskedImage(self.image, self.variance, self.mask)
 
     def note(self, keyword: str, step: str, done: str) -> None:
-        """Tell in the header what a step did."""
+        """Write to the header what a step did."""
         self.header[keyword] = (done[:60], f"coaddflow step: {step}")
 
     def signals(self, names: Collection[str] | None = None) -> dict[str, AmplifierSignal]:
-        """Return the signals of amplifiers that are aggressors of crosstalk.
+        """Return the signals of amplifiers (default: all) that are aggressors of crosstalk.
 
-        Parameters
-        ----------
-        names : collection of str, optional
-            Amplifiers (see `Camera.crosstalk_aggressors`); default: all.
-
-        Returns
-        -------
-        dict of str to AmplifierSignal
-            Copies: they stay as they are when the CCD goes on.
+        They are copies, which later steps do not change; see `Camera.crosstalk_aggressors`.
         """
         found = {}
         for amplifier, counts in zip(self.detector.amplifiers, self.amplifiers, strict=True):
@@ -196,7 +181,7 @@ def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] =
         The CCD.
     aggressors : sequence of Aggressor
         Amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those without a signal
-        are left out; a warning and the card CFXTKMIS tell of them.
+        are left out; a warning and the card CFXTKMIS name them.
     """
     amplifiers = ccd.detector.amplifiers
     sources: dict[str, list[tuple[float, int | AmplifierSignal]]] = {
@@ -226,14 +211,14 @@ def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] =
 
 
 def _note_aggressors(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor]) -> None:
-    """Tell in the header which amplifiers of other CCDs were known, and which were not."""
+    """Write to the header which amplifiers of other CCDs were known, and which were not."""
     if not aggressors:
         return
     there = {one.source for one in aggressors if one.signal is not None}
     missing = {one.source for one in aggressors if one.signal is None}
     ccd.header["CFXTKCCD"] = (len(there), "amplifiers of other CCDs as aggressors")
     if missing:
-        names = ", ".join(f"{ccd} {name}" for ccd, name in sorted(missing))
+        names = ", ".join(f"{number} {name}" for number, name in sorted(missing))
         ccd.header["CFXTKMIS"] = (names[:60], "CCD, amplifier: aggressors not known")
         _LOG.warning(
             "crosstalk into CCD %d is not corrected for amplifiers that could not be read "
@@ -244,7 +229,7 @@ def _note_aggressors(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor]) -
 
 
 def assemble(ccd: PartlyDetrendedCcd) -> None:
-    """Put the light-sensitive pixels of all amplifiers where they stand on the CCD."""
+    """Put the light-sensitive pixels of all amplifiers in their place on the CCD."""
     shape = ccd.detector.shape
     ccd.image, ccd.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
     for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
@@ -264,8 +249,8 @@ def subtract_bias(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
     if not ccd.settings.bias or bias is None:
         return
     _take_over_defects(ccd, bias, "bias")
-    ccd.image -= _finite(bias.image, 0.0)
-    ccd.variance += _finite(bias.variance, 0.0)
+    ccd.image -= _or_zero(bias.image)
+    ccd.variance += _or_zero(bias.variance)
     ccd.note("CFBIAS", "bias", "subtracted")
 
 
@@ -304,13 +289,13 @@ def subtract_dark(ccd: PartlyDetrendedCcd, dark: MaskedImage | None, exposure_ti
     if not ccd.settings.dark or dark is None:
         return
     _take_over_defects(ccd, dark, "dark")
-    current = _finite(dark.image, 0.0)
+    current = _or_zero(dark.image)
     factor = 1.0
     if ccd.settings.dark_scale == "fitted":
         factor = fit_dark_scale(ccd.image, current * np.float32(exposure_time), ccd.mask)
     scale = np.float32(exposure_time * factor)
     ccd.image -= scale * current
-    ccd.variance += scale**2 * _finite(dark.variance, 0.0)
+    ccd.variance += scale**2 * _or_zero(dark.variance)
     fitted = f", factor {factor:.4f} fitted" if ccd.settings.dark_scale == "fitted" else ""
     ccd.note("CFDARK", "dark", f"scaled by {exposure_time:g} s{fitted}")
 
@@ -326,8 +311,8 @@ def divide_flat(ccd: PartlyDetrendedCcd, flat: MaskedImage | None) -> None:
     response = np.where(usable, flat.image, np.float32(1))
     ccd.image /= response
     ccd.variance /= response**2
-    relative = np.where(usable, _finite(flat.variance, 0.0), np.float32(0)) / response**2
-    ccd.variance += _finite(ccd.image, 0.0) ** 2 * relative
+    relative = np.where(usable, _or_zero(flat.variance), np.float32(0)) / response**2
+    ccd.variance += _or_zero(ccd.image) ** 2 * relative
     ccd.note("CFFLAT", "flat", "divided")
 
 
@@ -353,7 +338,7 @@ def mask_edge(ccd: PartlyDetrendedCcd) -> None:
 
 
 def note_amplifiers(ccd: PartlyDetrendedCcd) -> None:
-    """Tell in the header gain, read noise and overscan of each amplifier."""
+    """Write to the header gain, read noise and overscan of each amplifier."""
     for number, amplifier in enumerate(ccd.detector.amplifiers, start=1):
         ccd.header[f"CFAMP{number}"] = (amplifier.name, "amplifier")
         ccd.header[f"CFGAIN{number}"] = (amplifier.gain, "[electron/adu] gain")
@@ -368,21 +353,10 @@ def note_amplifiers(ccd: PartlyDetrendedCcd) -> None:
 def grow_bleeding(
     saturated: NDArray[np.bool_], length: int, growth: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return saturated pixels and, around long runs in a column, those they bleed into.
+    """Return the positions (y, x) of saturated pixels and of those they bleed into.
 
-    Parameters
-    ----------
-    saturated : ndarray of bool, shape (ny, nx)
-        Pixels at or above saturation.
-    length : int
-        Runs along y of at least so many pixels are bleeding.
-    growth : int
-        Pixels added at both ends of such runs.
-
-    Returns
-    -------
-    y, x : ndarray of int
-        Positions (some may occur twice).
+    Runs of at least ``length`` saturated pixels in a column are bleeding: ``growth`` pixels are
+    added at both ends. Some positions may occur twice.
     """
     y, x = np.nonzero(saturated)
     columns = np.flatnonzero(np.bincount(x, minlength=saturated.shape[1]) >= length)
@@ -416,17 +390,10 @@ def fit_dark_scale(
 ) -> float:
     """Return the factor by which a dark fits the hot pixels of an image best.
 
-    The contrast of the hottest pixels to their neighbours is compared in both; the factor is
-    the least-squares slope through zero, with clipping.
-
-    Parameters
-    ----------
-    image, dark : ndarray of float32, shape (ny, nx)
-        Electrons; the dark scaled to the exposure time.
-    mask : ndarray of int32, shape (ny, nx)
-        Saturated and missing pixels are left out.
-    min_pixels : int
-        With fewer hot pixels the factor is 1.
+    The contrast of the hottest pixels with their neighbours is compared in both; the factor is the
+    least-squares slope through zero, with clipping. Image and dark, which is scaled to the exposure
+    time, are in electrons; saturated and missing pixels of the mask are left out. With fewer than
+    ``min_pixels`` hot pixels the factor is 1.
     """
     unusable = (mask & np.int32(MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.SUSPECT)) != 0
     inner = dark[1:-1, 1:-1]
@@ -441,11 +408,12 @@ def fit_dark_scale(
     contrast_image = image[y, x] - np.nanmedian(image[around], axis=1)
     keep = np.isfinite(contrast_image) & (contrast_dark > 0)
     factor = 1.0
-    for _ in range(5):
+    for iteration in range(5):
         a, b = contrast_dark[keep].astype(float), contrast_image[keep].astype(float)
         if len(a) < min_pixels:
             return 1.0
-        factor = float(np.median(b / a)) if _ == 0 else float((a * b).sum() / (a * a).sum())
+        slope = np.median(b / a) if iteration == 0 else (a * b).sum() / (a * a).sum()
+        factor = float(slope)
         residual = contrast_image - factor * contrast_dark
         keep = np.abs(residual) < 4 * iqr_sigma(residual[keep]) + 1e-6
         keep &= np.isfinite(residual) & (contrast_dark > 0)
@@ -453,7 +421,7 @@ def fit_dark_scale(
 
 
 def _take_over_defects(ccd: PartlyDetrendedCcd, calib: MaskedImage, kind: str) -> None:
-    """Flag as BAD what a calibration frame knows to be bad or does not know at all."""
+    """Flag as BAD the pixels that are bad in a calibration frame, or have no data in it."""
     if calib.shape != ccd.image.shape:
         raise InputError(
             f"the {kind} of CCD {ccd.detector.id} has shape {calib.shape}, "
@@ -463,7 +431,7 @@ def _take_over_defects(ccd: PartlyDetrendedCcd, calib: MaskedImage, kind: str) -
     ccd.mask[calib.has_any(MaskPlane.BAD | MaskPlane.NO_DATA)] |= MaskPlane.BAD
 
 
-def _cut(array: NDArray, box: tuple[int, int, int, int]) -> NDArray:
+def _cut(array: NDArray, box: Box) -> NDArray:
     x0, y0, x1, y1 = box
     return array[y0:y1, x0:x1]
 
@@ -483,5 +451,6 @@ def _in_read_order(amplifier: Amplifier, pixels: NDArray) -> NDArray:
     return pixels[::-1] if amplifier.flip_y != reversed_y else pixels
 
 
-def _finite(pixels: NDArray[np.float32], replacement: float) -> NDArray[np.float32]:
-    return np.where(np.isfinite(pixels), pixels, np.float32(replacement))
+def _or_zero(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return pixels with 0 instead of what is not finite."""
+    return np.where(np.isfinite(pixels), pixels, np.float32(0))
