@@ -267,18 +267,15 @@ def supported_order(
 
     A polynomial is supported if there are enough stars for its terms, and if its formal error
     is small everywhere: the error at a point is that of one star times the root of the point's
-    leverage.
+    leverage. Limits are ``stars_per_term`` and ``max_corner_error`` of the settings.
 
     Parameters
     ----------
-    stars : ndarray, shape (2, n)
-        Positions, about -1 to 1.
-    edge : ndarray, shape (2, m)
-        Points, in the same unit, where the error is looked at.
+    stars, edge : ndarray, shapes (2, n) and (2, m)
+        Positions of the stars, about -1 to 1, and points in the same unit where the error is
+        computed.
     highest : int
         Order to begin with.
-    settings : AstrometrySettings
-        ``stars_per_term`` and ``max_corner_error``.
     """
     for order in range(highest, 0, -1):
         n_terms = len(term_powers(order))
@@ -331,14 +328,8 @@ def describe_solution(
 def residuals(wcs: WCS, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatArray:
     """Return measured minus catalogue position in undistorted pixels, shape (2, n).
 
-    Parameters
-    ----------
-    wcs : astropy.wcs.WCS
-        TAN-SIP, tangent point at the centre of the CCD.
-    x, y : ndarray, shape (n,)
-        Measured positions.
-    sky : ndarray, shape (2, n)
-        ICRS positions of the stars in the catalogue, degrees.
+    The WCS is TAN-SIP with its tangent point at the centre of the CCD; ``sky``, shape (2, n), are
+    the ICRS positions of the stars in the catalogue, degrees.
     """
     return _TanSip.of(wcs).residual(x, y, sky)
 

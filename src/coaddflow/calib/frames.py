@@ -241,20 +241,9 @@ def write_master(
 ) -> None:
     """Write a calibration frame: IMAGE, MASK and VARIANCE after the primary header.
 
-    Parameters
-    ----------
-    path : str or Path
-        Final name of the file.
-    master : MaskedImage
-        The frame.
-    kind : {"bias", "dark", "flat", "defects"}
-        Gives the unit (BUNIT): adu, electron/s, none, none.
-    n_frames : int
-        Exposures it was made from (CFNFRAME).
-    header : astropy.io.fits.Header, optional
-        Cards for the primary header.
-    compression : {"none", "lossless", "quantized"}
-        Calibration frames are never quantised.
+    The kind gives the unit (BUNIT): adu for a bias, electron/s for a dark, none for others. The
+    primary header has the cards of ``header``, the kind (CFKIND), and the number of exposures that
+    the frame was made from (CFNFRAME). Calibration frames are never quantised.
     """
     primary = fits.PrimaryHDU(header=header)
     primary.header["CFKIND"] = (kind, "kind of calibration frame")

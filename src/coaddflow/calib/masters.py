@@ -194,26 +194,10 @@ def detrend_frame(
     settings: DetrendSettings,
     kind: CalibKind,
 ) -> MaskedImage:
-    """Detrend a frame as far as a calibration frame needs it.
+    """Detrend a frame as far as a calibration frame of this kind needs it.
 
-    Parameters
-    ----------
-    raw : RawCcd
-        The frame.
-    calibs : CcdCalibs
-        Calibration frames.
-    exposure_time : float
-        Of the frame, s.
-    settings : DetrendSettings
-        Which steps are made, and how.
-    kind : {"bias", "dark", "flat", "defects"}
-        What is made of it.
-
-    Returns
-    -------
-    MaskedImage
-        For a bias in counts above the overscan, otherwise in electrons; for a flat without dark
-        current.
+    For a bias the result is in counts above the overscan, otherwise in electrons; for a flat it is
+    without dark current, which is scaled by the exposure time (s).
     """
     ccd = PartlyDetrendedCcd.of(raw, settings)
     mask_saturation(ccd)

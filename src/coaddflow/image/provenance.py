@@ -4,7 +4,7 @@
 keyword   meaning
 ========  =====================================================================================
 CFVERS    version of coaddflow
-CFSETHSH  first 16 digits of the SHA-256 of the settings that this product hangs on
+CFSETHSH  first 16 digits of the SHA-256 of the settings that this product depends on
 NINPUT    number of files that it was made from
 INPnnnnn  their names, as the job was given them
 ========  =====================================================================================
@@ -32,12 +32,8 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
 def provenance_header(settings: Mapping[str, Any], inputs: Iterable[str | Path]) -> fits.Header:
     """Return the cards that say what a product was made from.
 
-    Parameters
-    ----------
-    settings : mapping
-        The sections of the settings that the product hangs on, as plain values.
-    inputs : iterable of path
-        The files that it was made from. Characters that FITS does not know become ``?``.
+    ``settings`` are the sections that the product depends on, as plain values. In the names of the
+    files, ``inputs``, characters that FITS does not know become ``?``.
     """
     header = fits.Header()
     header["CFVERS"] = (__version__, "version of coaddflow")

@@ -1,4 +1,4 @@
-"""Squares of pixels around positions."""
+"""Squares of pixels around n positions on any plane of an image."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,16 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 def cut_stamps(
     plane: NDArray, x: ArrayLike, y: ArrayLike, half: int
 ) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Return squares of pixels around positions.
-
-    Parameters
-    ----------
-    plane : ndarray, shape (ny, nx)
-        Any plane of an image.
-    x, y : array_like, shape (n,)
-        Positions; the central pixel of a square is (round(x), round(y)).
-    half : int
-        Squares have 2 half + 1 pixels on a side.
+    """Return squares of 2 half + 1 pixels on a side, centred on (round(x), round(y)).
 
     Returns
     -------

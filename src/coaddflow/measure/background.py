@@ -107,11 +107,8 @@ class Background:
     def with_sky(self, mean: NDArray[np.float64]) -> "Background":
         """Return another sky on the same superpixels, with the noise of this one.
 
-        Parameters
-        ----------
-        mean : ndarray of float64, shape (my, mx)
-            The sky at the centres of all superpixels, finite. `model` interpolates it as it is,
-            without filling or median filter.
+        ``mean``, shape (my, mx), is the sky at the centres of all superpixels, finite; `model`
+        interpolates it as it is, without filling or median filter.
         """
         mean = np.asarray(mean, dtype=np.float64)
         if mean.shape != self.mean.shape or not np.isfinite(mean).all():

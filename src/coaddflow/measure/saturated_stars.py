@@ -43,21 +43,11 @@ class _WingFit(NamedTuple):
 
 
 def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 100) -> int:
-    """Fill saturated pixels from the wings of their stars, in place.
+    """Fill saturated pixels of an image without its sky from the wings of their stars, in place.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky. Changed: image, variance, and the plane INTRP beside SAT.
-    psf : PsfModel
-        Its PSF.
-    max_gap : int
-        Longest saturated run along a row that is bridged where no star could be fitted.
-
-    Returns
-    -------
-    int
-        Number of stars that were fitted.
+    Image, variance, and the plane INTRP beside SAT are changed. Where no star could be fitted,
+    saturated runs along a row of up to ``max_gap`` pixels are bridged. The number of stars that
+    were fitted is returned.
     """
     saturated = masked_image.has_any(MaskPlane.SAT)
     labels, _ = ndimage.label(saturated, structure=np.ones((3, 3)))
