@@ -34,6 +34,7 @@ include: "rules/exposures.smk"
 include: "rules/corners.smk"
 include: "rules/warps.smk"
 include: "rules/coadds.smk"
+include: "rules/depth.smk"
 
 
 onstart:

@@ -67,7 +67,7 @@ if is_planned("tract"):
 rule picture:
     """Make a colour picture of a tract from its coadds."""
     input:
-        coadds=INPUTS.coadds_of_tract,
+        coadds=INPUTS.on_tract("coadd", "tract"),
     output:
         picture=paths.PICTURE,
     log:

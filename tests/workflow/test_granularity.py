@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from astropy.table import Table
 from survey_run import COARSE
-from test_workflow import in_one_tract, in_two_tracts, plan_of, settings_without
+from test_workflow import AFTER_COADDS, in_one_tract, in_two_tracts, plan_of, settings_without
 
 from coaddflow.tables.manifest import CcdRow, ccds_failed_with, read_manifest, write_manifest
 
@@ -58,7 +58,7 @@ def jobs_of_tracts(plan, exposure):
     band, tracts = plan.band_of(exposure), plan.overlaps[exposure]
     jobs = Counter({("survey_corners", "all exposures"): 1})
     for tract in tracts:
-        jobs["picture", f"tract {tract}"] = 1
+        jobs.update((rule, f"tract {tract}") for rule in AFTER_COADDS)
         for rule in ("tract", "tract_corners"):
             jobs[rule, f"band {band}, tract {tract}"] = 1
     return jobs
@@ -76,7 +76,7 @@ def test_a_dropped_exposure_redoes_its_tracts_and_nothing_else(
 def test_a_changed_setting_redoes_what_uses_it(coarse_survey, plan, tmp_path):
     survey = coarse_survey.copy_to(tmp_path / "survey")
     survey.write_settings(**COARSE | {"coadd": {"clip": {"sigma": 6.0}}})
-    assert survey.plan().rules.keys() == {"tract", "picture"}
+    assert survey.plan().rules.keys() == {"tract"} | AFTER_COADDS
     # what has no effect while it is switched off
     survey.write_settings(**COARSE | {"coadd": {"background_matching": {"bin_size": 64}}})
     assert survey.plan().planned_nothing
@@ -136,4 +136,4 @@ def test_going_back_makes_again_all_warps_and_coadds_also_if_warps_were_kept(
         len(plan.patches_of(band, tract)) for band in plan.bands for tract in plan.tracts
     )
     assert planned["warp"] == sum(len(plan.overlaps[e]) for e in plan.exposures)
-    assert set(planned) == {"warp", "coadd", "picture"}
+    assert set(planned) == {"warp", "coadd"} | AFTER_COADDS

@@ -88,7 +88,8 @@ def finish(folder, name, failures=None, manifest=True):
 
 def finish_tracts(folder, *without):
     """Leave what a run leaves of coadds (the tract of the tests is one patch) and databases."""
-    for name in ("coadd/r/0/0_0.fits", "coadd/0.png", "corners/r/0.sqlite", "corners.sqlite"):
+    coadds, depths = ("coadd/r/0/0_0.fits", "coadd/0.png"), ("depth/r/0/0_0.fits", "depth/0.ecsv")
+    for name in (*coadds, *depths, "corners/r/0.sqlite", "corners.sqlite"):
         path = folder / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name not in without:
@@ -110,7 +111,7 @@ def test_a_finished_survey_is_done(plan_of, tmp_path):
     assert (status.count("done"), status.exit_code) == (12, 0)
     assert status_table(status).splitlines() == [
         "2 exposures, 2 done; 12 CCDs: 12 done, 0 failed, 0 missing",
-        "2 of 2 corner databases, 1 of 1 coadds, 1 of 1 pictures",
+        "2 of 2 corner databases, 1 of 1 coadds, 1 of 1 pictures, 2 of 2 depth maps",
     ]
 
 

@@ -23,6 +23,10 @@ from coaddflow.settings import load_settings
 from coaddflow.settings.commented import rewrite
 from coaddflow.tables.manifest import read_manifest, read_row
 from coaddflow.workflow.plan import make_plan
+from coaddflow.workflow.stages import STAGES
+
+AFTER_COADDS = {name for name, stage in STAGES.items() if "coadd" in stage.after}
+"""Rules that work on the coadds of a tract, such as `picture`."""
 
 
 def plan_of(survey):
@@ -53,8 +57,8 @@ def jobs_of_warps(plan, exposure):
 
 
 def jobs_of_coadds(plan, tracts, bands):
-    """Return the jobs that coadd the tracts in the bands, and make the pictures."""
-    jobs = Counter({("picture", f"tract {tract}"): 1 for tract in tracts})
+    """Return the jobs that coadd the tracts in the bands, and what is made of the coadds."""
+    jobs = Counter({(rule, f"tract {tract}"): 1 for tract in tracts for rule in AFTER_COADDS})
     for tract in tracts:
         for band in bands:
             for patch in plan.patches_of(band, tract):
@@ -115,7 +119,7 @@ def test_the_whole_plan_is_known_before_anything_has_run(raw_survey, plan):
         ),
         warp=sum(len(plan.overlaps[exposure]) for exposure in plan.exposures),
         coadd=sum(len(plan.patches_of(b, t)) for b in plan.bands for t in plan.tracts),
-        picture=len(plan.tracts),
+        **dict.fromkeys(AFTER_COADDS, len(plan.tracts)),
     )
     assert planned.rules == expected
     assert len(plan.tracts) == 2

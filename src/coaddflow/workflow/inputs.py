@@ -7,7 +7,8 @@ archive), the file stays an input and the CCD stays done.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from coaddflow.errors import Reason
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccds_failed_with
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS
+from coaddflow.workflow.stages import CALIB_KINDS, STAGES
 
 
 class Inputs:
@@ -125,16 +126,24 @@ class Inputs:
         exposures = self.plan.exposures_of_patch(band, tract, patch)
         return [paths.WARP_TABLE.format(tract=tract, exposure=exposure) for exposure in exposures]
 
-    def coadds_of_tract(self, wildcards: Any) -> list[str]:
-        """Return the coadds of a tract in all bands: the files, or the tables that name them."""
-        tract, whole = int(wildcards.tract), self.plan.settings.parallel.coadd == "tract"
-        found = []
-        for band in self.plan.bands:
-            patches = self.plan.patches_of(band, tract)
-            if whole:
-                found += [paths.COADD_TABLE.format(band=band, tract=tract)] * bool(patches)
-            else:
-                found += [paths.COADD.format(band=band, tract=tract, patch=p) for p in patches]
+    def on_tract(self, *names: str) -> Callable[[Any], list[str]]:
+        """Return the input function that lists what some stages make on a tract.
+
+        Of stages that replace each other, such as ``coadd`` and ``tract``, one is part of the run.
+        """
+
+        def files(wildcards: Any) -> list[str]:
+            return [path for name in names for path in self._by_tract(name)[wildcards.tract]]
+
+        return files
+
+    @functools.cache  # noqa: B019 - one object a run
+    def _by_tract(self, name: str) -> Mapping[str, list[str]]:
+        """Return what a stage promises on each tract."""
+        found: dict[str, list[str]] = defaultdict(list)
+        stage = STAGES[name]
+        for units in stage.units(self.plan):
+            found[units["tract"]].append(stage.products[0].path.format(**units))
         return found
 
 

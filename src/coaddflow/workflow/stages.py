@@ -366,6 +366,18 @@ _ALL = (
         needs="of_picture",
         after=("coadd", "tract"),
     ),
+    Stage(
+        "depth",
+        (
+            Product("results/depth/{tract}.ecsv", _tracts),
+            Product("results/depth/{band}/{tract}/{patch}.fits", _patches),
+        ),
+        ("warp", "products"),
+        group=_TRACT,
+        needs="of_picture",
+        after=("coadd", "tract"),
+        label="depth maps",
+    ),
 )
 
 STAGES = {stage.name: stage for stage in _ALL}

@@ -1,0 +1,198 @@
+"""How deep the coadds of a tract are: the magnitude of a point source at 5 sigma, pixel by pixel.
+
+The flux of a point source that is fitted with the PSF has the variance V * A, where V is the
+variance of a pixel whose noise is independent of its neighbours, and A the noise-equivalent area of
+the PSF in pixels [1]_, 4 pi sigma^2 for a Gaussian. The pixels of a coadd are correlated: V is the
+VARIANCE plane divided by the covariance factor of the warps (`warp.resample.covariance_factor`).
+Until coadds have a PSF of their own, its second moment is taken as the mean of those of the
+exposures, weighted as they are in the coadd.
+
+References
+----------
+.. [1] King 1983, PASP 95, 163 (noise-equivalent area).
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from coaddflow.coadd.product import read_coadd
+from coaddflow.corners.database import CornerDatabase
+from coaddflow.image.masked_image import AB_ZERO_POINT, image_hdu, write_fits
+from coaddflow.image.provenance import provenance_header
+from coaddflow.settings import Settings
+from coaddflow.skymap.tract import Tract, patch_position
+from coaddflow.tables.coadds import coadd_files
+from coaddflow.tables.ecsv import write_records
+from coaddflow.warp.files import part_header
+from coaddflow.warp.resample import covariance_factor
+
+_LOG = logging.getLogger(__name__)
+
+_SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
+
+_BIN = 0.001
+"""Magnitudes to which the median of a tract is known: its pixels are counted in bins."""
+
+
+@dataclass(frozen=True)
+class DepthRow:
+    """The depth of a coadd, or of all coadds of a band on the tract."""
+
+    band: str
+    "Band."
+    patch: str
+    "Patch id; ``all``: the whole tract."
+    depth: float
+    "Median over the pixels with a value, AB magnitude of a point source at 5 sigma."
+    seeing: float
+    "FWHM of the PSF that is assumed, arcsec."
+    n_pixels: int
+    "Pixels with a value; those in the overlap of two patches count twice."
+
+
+def make_depth(
+    table: str | Path,
+    coadds: Iterable[str | Path],
+    databases: Iterable[str | Path],
+    tract: Tract,
+    settings: Settings,
+) -> None:
+    """Make the depth maps of a tract in all bands, and the table of their medians: the whole job.
+
+    Parameters
+    ----------
+    table : str or Path
+        ``.../{tract}.ecsv``, written last. The maps go to ``.../{band}/{tract}/{patch}.fits``.
+    coadds : iterable of str or Path
+        Coadds ``.../{band}/{tract}/{patch}.fits``, or lists that name them.
+    databases : iterable of str or Path
+        Corner databases of the tract, ``.../{band}/{tract}.sqlite``.
+    tract : Tract
+        The tract.
+    settings : Settings
+        Sections warp and products.
+
+    Raises
+    ------
+    InputError
+        If a coadd or database is not readable, or a map cannot be written.
+    """
+    table = Path(table)
+    table.unlink(missing_ok=True)
+    factors = {Path(path).parent.name: _factor(path, tract, settings) for path in databases}
+    rows: list[DepthRow] = []
+    by_band: dict[str, list[Path]] = {}
+    for coadd in coadd_files(coadds):
+        by_band.setdefault(coadd.parts[-3], []).append(coadd)
+    for band, paths in sorted(by_band.items()):
+        folder = table.parent / band / table.stem
+        rows += _band_depth(band, paths, folder, factors[band], tract, settings)
+    write_records(table, DepthRow, rows, {"tract": tract.id})
+
+
+def _factor(database: str | Path, tract: Tract, settings: Settings) -> float:
+    """Return the covariance factor of the warps of a band, from the pixel scales of its CCDs."""
+    with CornerDatabase(database) as corners:
+        scales = [ccd.pixel_scale for ccd in corners.ccds() if ccd.pixel_scale is not None]
+    ratio = (tract.pixel_scale / np.median(scales)) ** 2 if scales else 1.0
+    return covariance_factor(settings.warp.kernel, float(ratio))
+
+
+def _band_depth(
+    band: str, coadds: Sequence[Path], folder: Path, factor: float, tract: Tract, settings: Settings
+) -> list[DepthRow]:
+    """Write the maps of a band; return a row for each, and one for all."""
+    rows, counts = [], np.zeros(0, np.int64)
+    for path in sorted(coadds, key=lambda path: patch_position(path.stem)):
+        coadd, _ = read_coadd(path)
+        seeing = coadd_seeing(coadd.inputs)
+        depth = depth_map(coadd.masked_image.variance, seeing, tract.pixel_scale, factor)
+        _write_map(folder / path.name, depth, seeing, coadd.box, tract, path, settings)
+        values = depth[np.isfinite(depth)]
+        median = float(np.median(values)) if values.size else float("nan")
+        rows.append(DepthRow(band, path.stem, round(median, 4), round(seeing, 4), values.size))
+        _LOG.info("%s: %.3f mag at 5 sigma, seeing %.2f arcsec", path, median, seeing)
+        found = np.bincount(np.maximum(values / _BIN, 0).astype(np.int64), minlength=counts.size)
+        found[: counts.size] += counts
+        counts = found
+    filled = [row for row in rows if row.n_pixels]
+    weights = [row.n_pixels for row in filled] or [1]
+    seeing = float(np.average([row.seeing for row in filled] or [np.nan], weights=weights))
+    n_pixels = sum(row.n_pixels for row in rows)
+    return [*rows, DepthRow(band, "all", round(_median(counts), 4), round(seeing, 4), n_pixels)]
+
+
+def coadd_seeing(inputs: Table) -> float:
+    """Return the FWHM of the PSF of a coadd, arcsec; NaN if that of no exposure is known.
+
+    Parameters
+    ----------
+    inputs : astropy.table.Table
+        The inputs of the coadd: columns ``seeing`` (arcsec), ``weight``, ``n_used``.
+    """
+    seeing, weight = (np.asarray(inputs[name], float) for name in ("seeing", "weight"))
+    known = np.isfinite(seeing) & (seeing > 0) & (np.asarray(inputs["n_used"]) > 0)
+    if not known.any():
+        return float("nan")
+    return float(np.sqrt(np.average(seeing[known] ** 2, weights=weight[known])))
+
+
+def depth_map(
+    variance: NDArray[np.floating], seeing: float, pixel_scale: float, factor: float
+) -> NDArray[np.float32]:
+    """Return the AB magnitude of a point source at 5 sigma in each pixel.
+
+    Parameters
+    ----------
+    variance : ndarray, shape (ny, nx)
+        Variance plane of a coadd, nJy^2; not finite or not positive where there is no data.
+    seeing : float
+        FWHM of the PSF, arcsec.
+    pixel_scale : float
+        Arcsec per pixel.
+    factor : float
+        Covariance factor of the pixels.
+
+    Returns
+    -------
+    ndarray of float32, shape (ny, nx)
+        NaN where there is no data.
+    """
+    area = 4.0 * np.pi * (seeing * _SIGMA_PER_FWHM / pixel_scale) ** 2
+    usable = np.isfinite(variance) & (variance > 0)
+    noise = np.sqrt(np.where(usable, variance, np.nan) * (area / factor))
+    return (AB_ZERO_POINT - 2.5 * np.log10(5.0 * noise)).astype(np.float32)
+
+
+def _write_map(
+    path: Path,
+    depth: NDArray[np.float32],
+    seeing: float,
+    box: tuple[int, int, int, int],
+    tract: Tract,
+    coadd: Path,
+    settings: Settings,
+) -> None:
+    """Write a depth map: PRIMARY, DEPTH."""
+    header = part_header(tract, box)
+    del header["PHOTZP"]
+    header["BUNIT"] = ("mag", "AB, point source at 5 sigma")
+    if np.isfinite(seeing):
+        header["SEEING"] = (seeing, "[arcsec] FWHM of the PSF that is assumed")
+    primary = fits.PrimaryHDU(header=provenance_header(settings.provenance(), [coadd]))
+    write_fits(path, [primary, image_hdu("DEPTH", depth, header, settings.products.compression)])
+
+
+def _median(counts: NDArray[np.int64]) -> float:
+    """Return the median of values that are counted in bins; NaN if there are none."""
+    if not counts.sum():
+        return float("nan")
+    middle = np.searchsorted(np.cumsum(counts), counts.sum() / 2.0)
+    return float((middle + 0.5) * _BIN)

@@ -1,0 +1,106 @@
+"""Depth maps: a star of that magnitude is measured at 5 sigma, also on correlated pixels."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from skyscene import make_tract
+
+from coaddflow.coadd.depth import DepthRow, coadd_seeing, depth_map, make_depth
+from coaddflow.coadd.mean import Coadd
+from coaddflow.coadd.product import write_coadd
+from coaddflow.corners.build import build_tract_database
+from coaddflow.image.masked_image import AB_ZERO_POINT, MaskedImage
+from coaddflow.settings import Settings
+from coaddflow.tables.ecsv import read_records
+
+SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
+
+
+def gaussian(fwhm, size=41):
+    """Return a Gaussian star of flux 1; the FWHM in pixels."""
+    y, x = np.mgrid[:size, :size] - size // 2
+    profile = np.exp(-0.5 * (x**2 + y**2) / (fwhm * SIGMA_PER_FWHM) ** 2)
+    return profile / profile.sum()
+
+
+def test_fitted_fluxes_scatter_by_a_fifth_of_the_flux_at_this_depth():
+    rng = np.random.default_rng(5)
+    fwhm, noise, scale = 4.0, 3.0, 0.2
+    (depth,) = depth_map(np.array([noise**2]), fwhm * scale, scale, 1.0)
+    flux = 10 ** (-0.4 * (depth - AB_ZERO_POINT))
+    star = gaussian(fwhm)
+    pixels = rng.normal(0.0, noise, (4000, *star.shape))
+    fitted = (pixels * star).sum(axis=(1, 2)) / (star**2).sum()
+    assert flux / np.std(fitted) == pytest.approx(5.0, rel=0.04)
+
+
+def test_correlated_pixels_state_less_noise_and_the_factor_gives_it_back():
+    """Half of a pixel's variance is in its neighbours, so the fluxes are as noisy as before."""
+    plain = depth_map(np.array([4.0]), 0.8, 0.2, 1.0)
+    correlated = depth_map(np.array([2.0]), 0.8, 0.2, 0.5)
+    np.testing.assert_allclose(correlated, plain, atol=1e-5)
+
+
+def test_there_is_no_depth_without_data():
+    variance = np.array([[1.0, np.nan], [np.inf, 0.0]])
+    assert np.isnan(depth_map(variance, 1.0, 0.2, 0.8)).tolist() == [[False, True], [True, True]]
+
+
+def test_the_seeing_of_a_coadd_is_that_of_the_exposures_used_by_weight():
+    inputs = Table({"seeing": [1.0, 2.0, 9.0, np.nan], "weight": [3.0, 1.0, 5.0, 7.0]})
+    inputs["n_used"] = [10, 10, 0, 10]
+    assert coadd_seeing(inputs) == pytest.approx(np.sqrt((3 * 1 + 4) / 4))
+    inputs["n_used"] = 0
+    assert np.isnan(coadd_seeing(inputs))
+
+
+@pytest.fixture
+def tract():
+    return make_tract(patches=2)
+
+
+def write_patch(folder, tract, patch, variance, seeing):
+    """Write a coadd with a constant variance; its left half has no data."""
+    box = tract.patch(patch).outer_box
+    shape = (box[3] - box[1], box[2] - box[0])
+    planes = np.full(shape, variance, np.float32)
+    planes[:, : shape[1] // 2] = np.inf
+    image = MaskedImage(np.zeros(shape, np.float32), planes, np.zeros(shape, np.int32))
+    inputs = Table({"exposure": ["1"], "seeing": [seeing], "weight": [1.0], "n_used": [5]})
+    path = folder / "coadd" / "r" / str(tract.id) / f"{patch}.fits"
+    write_coadd(path, Coadd(box, image, np.ones(shape, np.int16), inputs), tract)
+    return path
+
+
+def test_maps_and_table_of_a_tract(tmp_path, tract):
+    database = tmp_path / "corners" / "r" / f"{tract.id}.sqlite"
+    build_tract_database(database, [], tract)
+    patches = tract.patch_ids()[:2]
+    coadds = [
+        write_patch(tmp_path, tract, patch, variance, 0.8)
+        for patch, variance in zip(patches, (4.0, 1.0), strict=True)
+    ]
+    settings = Settings().only("warp", "products")
+    table = tmp_path / "depth" / f"{tract.id}.ecsv"
+    make_depth(table, coadds, [database], tract, settings)
+    rows = read_records(table, DepthRow, "a table of depths")
+    assert [(row.band, row.patch) for row in rows] == [
+        ("r", patches[0]),
+        ("r", patches[1]),
+        ("r", "all"),
+    ]
+    # four times the variance is 0.75 mag less deep
+    assert rows[1].depth - rows[0].depth == pytest.approx(2.5 * np.log10(2.0), abs=2e-4)
+    assert min(row.depth for row in rows) <= rows[2].depth <= max(row.depth for row in rows)
+    assert rows[2].n_pixels == rows[0].n_pixels + rows[1].n_pixels
+    with fits.open(tmp_path / "depth" / "r" / str(tract.id) / f"{patches[0]}.fits") as hdus:
+        assert [hdu.name for hdu in hdus] == ["PRIMARY", "DEPTH"]
+        depth, header = hdus["DEPTH"].data, hdus["DEPTH"].header
+        assert header["BUNIT"] == "mag"
+        assert header["SEEING"] == 0.8
+        assert np.isnan(depth).sum() == depth.shape[0] * (depth.shape[1] // 2)
+        assert np.nanmedian(depth) == pytest.approx(rows[0].depth, abs=1e-3)
+    with fits.open(coadds[0]) as hdus:
+        for key in ("CRPIX1", "CRVAL1", "LTV1", "CTYPE1"):
+            assert hdus["IMAGE"].header[key] == header[key]
