@@ -16,7 +16,7 @@ from backends import MPI, needs_dask, needs_mpi
 from exposure_faults import BuggyFiles, DeadlyFiles
 from survey_run import SETTINGS
 
-from coaddflow.calexp.job import SECTIONS, make_calexp
+from coaddflow.calexp.job import make_calexp
 from coaddflow.calexp.product import read_calexp
 from coaddflow.errors import InputError, is_lasting
 from coaddflow.exposure import job as exposure_job
@@ -28,6 +28,7 @@ from coaddflow.runtime.log import failed_for_good, job_log
 from coaddflow.settings import load_settings
 from coaddflow.tables.exposures import read_exposures
 from coaddflow.tables.manifest import read_manifest
+from coaddflow.workflow.stages import STAGES
 
 CCDS = [0, 1, 2, 3]
 PARTS = ("crosstalk", "astrometry", "sky", "photometry")
@@ -48,7 +49,7 @@ def spec_of(survey, parts=(), **changes):
         "exposure": {**row.model_dump(exclude={"n_files"}), "path": raw},
         "ccds": [{"ccd": ccd, "raw": raw} for ccd in CCDS],
         "config": {**config, **changes},
-        "sections": [*SECTIONS, "products", "exposure"],
+        "sections": list(STAGES["exposure"].sections),
     }
 
 

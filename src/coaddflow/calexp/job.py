@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from astropy.io import fits
 
@@ -33,19 +33,6 @@ from coaddflow.tables.manifest import CcdRow, write_row
 _LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-SECTIONS = (
-    "detrend",
-    "cosmics",
-    "interpolation",
-    "background",
-    "detection",
-    "psf",
-    "astrometry",
-    "photometry",
-    "refcat",
-)
-"""Settings of which a calexp's header carries the checksum."""
 
 
 @dataclass(frozen=True)
@@ -195,9 +182,7 @@ def imported_image_row(image: ImageRow, files: CcdFiles, settings: Settings) -> 
     """Make the calexp of an image calibrated elsewhere and write it."""
     calexp = import_image(image, settings)
     inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
-    provenance = provenance_header(
-        settings.section("calibrated", "background", "detection"), dict.fromkeys(inputs)
-    )
+    provenance = provenance_header(settings.provenance(), dict.fromkeys(inputs))
     compression = settings.products.compression
     write_calexp(files.calexp, files.sources, calexp, provenance, compression)
     return done_row(calexp, files.calexp)
@@ -235,7 +220,6 @@ def write_products(
     cards: fits.Header,
     files: CcdFiles,
     settings: Settings,
-    solved: Mapping[str, Any] | None = None,
 ) -> CcdRow:
     """Write a calexp and its sources; return the row.
 
@@ -248,15 +232,11 @@ def write_products(
     files : CcdFiles
         Where to, and what it was made from.
     settings : Settings
-        `SECTIONS` and products.
-    solved : mapping, optional
-        Further settings that it was made with, as plain values.
+        The sections of the stage (see `Settings.only`).
     """
     for path in (files.calexp, files.sources):
         remove_partial(path)  # of a worker that died in the middle of it
     calexp.header.update(cards)
-    provenance = provenance_header(
-        settings.section(*SECTIONS) | dict(solved or {}), [files.raw, *files.calibs.values()]
-    )
+    provenance = provenance_header(settings.provenance(), [files.raw, *files.calibs.values()])
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
     return done_row(calexp, files.calexp)

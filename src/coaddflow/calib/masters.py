@@ -114,7 +114,7 @@ def _write(
         _LOG.warning("there is no %s: %s", kind, failure)
         write_failed_master(path, kind, failure)
         return
-    cards = provenance_header(settings.section("calibs"), inputs)
+    cards = provenance_header(settings.provenance(), inputs)
     write_master(path, image, kind, n_frames, cards, settings.products.compression)
 
 

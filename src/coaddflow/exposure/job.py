@@ -364,7 +364,6 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
             task.camera,
             task.settings.exposure,
         )
-        solved = {"exposure": task.settings.exposure.parts()}
-        return write_products(calexp, worker.state["cards"], task.files[ccd], task.settings, solved)
+        return write_products(calexp, worker.state["cards"], task.files[ccd], task.settings)
 
     return _step_of(worker, ccd, step)

@@ -59,7 +59,7 @@ def make_warps(
         tract,
         warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd]), settings.warp),
         settings.warp,
-        provenance_header(settings.section("warp"), [manifest]),
+        provenance_header(settings.provenance(), [manifest]),
         settings.products.compression,
     )
 

@@ -308,7 +308,7 @@ _ALL = (
     Stage(
         "calibrated_exposure",
         (Product(paths.MANIFEST, _imported_exposures),),
-        (*_IMPORT_SECTIONS, "exposure"),
+        _IMPORT_SECTIONS,
         includes=("calibrated", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and not _ccd_by_ccd(plan),
