@@ -387,7 +387,7 @@ def _tolerance(shape: tuple[int, int], settings: AstrometrySettings) -> float:
     return max(settings.match_tolerance, 1e-3 * float(np.hypot(*shape)))
 
 
-def _windows(prior: "_TanSip", settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
+def _windows(prior: _TanSip, settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
     """Return the near and the wide search window, in pixels."""
     pixel = np.sqrt(abs(np.linalg.det(prior.cd)))
     wide = SearchWindow(

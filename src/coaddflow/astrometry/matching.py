@@ -137,7 +137,7 @@ def match_pattern(
 
     First the neighbourhood of the expected place is searched with votes for the shift alone
     (cheap, and good for as few as `min_matches` stars), then the wide window with votes of pairs,
-    of few bright stars first.
+    of few bright stars first. Where no match passes the test, None is returned.
 
     Parameters
     ----------
@@ -156,11 +156,6 @@ def match_pattern(
         A match is accepted if fewer chance matches than this are expected.
     min_matches : int
         Smallest number of matched stars.
-
-    Returns
-    -------
-    PatternMatch or None
-        The best match, or None if none passes the test.
     """
     z, w = _as_complex(sources), _as_complex(references)
     if min(z.size, w.size) < min_matches or np.abs(z).max() <= 4.0 * tolerance:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.geometry.box import Box
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Amplifier
 from coaddflow.settings.detrend import DetrendSettings
@@ -71,7 +72,7 @@ def overscan_level(
     return level.astype(np.float32), noise, error / np.sqrt(n_independent)
 
 
-def _without_trail(amplifier: Amplifier, skip: int) -> tuple[int, int, int, int]:
+def _without_trail(amplifier: Amplifier, skip: int) -> Box:
     """Return the overscan without the columns next to the data (at most half of them)."""
     x0, y0, x1, y1 = amplifier.overscan
     skip = min(skip, (x1 - x0) // 2)
