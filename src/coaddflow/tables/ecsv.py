@@ -53,14 +53,7 @@ class Column:
 
 
 def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
-    """Read the rows of a table as text, by the names of the columns.
-
-    Parameters
-    ----------
-    path : str or Path
-        The table. Its header is not looked at.
-    delimiter : str
-        What separates the cells.
+    """Read the rows of a table as text, by the names of the columns; its header is not looked at.
 
     Raises
     ------
@@ -92,10 +85,8 @@ def write_rows(
     ----------
     path : str or Path
         The file, which is whole or not there.
-    columns : sequence of Column
-        The columns.
-    rows : iterable of iterable
-        A value for each column; see `row_line`.
+    columns, rows : iterable
+        The columns, and for each row a value for each of them; see `row_line`.
     meta : mapping, optional
         What the header says about the whole table.
     """
@@ -180,14 +171,9 @@ def row_line(values: Iterable[object], delimiter: str = " ") -> str:
 
 
 def read_meta(path: str | Path) -> dict[str, str | int]:
-    """Return what the header of a table says about the whole table.
+    """Return what the header says about the whole table.
 
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If the header is damaged, or says nothing about the whole table.
+    Raises ValueError if it says nothing, or is damaged.
     """
     import yaml
 

@@ -28,19 +28,11 @@ KINDS: tuple[str, ...] = typing.get_args(Kind)
 
 _CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
 
-_UNIT_DEG = {"unit": "deg"}
-_UNIT_D = {"unit": "d"}
-_UNIT_S = {"unit": "s"}
-_UNIT_PIX = {"unit": "pix"}
-_UNIT_MAG = {"unit": "mag"}
-_UNIT_ARCSEC = {"unit": "arcsec"}
-_UNIT_ELECTRON = {"unit": "electron"}
-
 _ROW_REMEDY = "correct the line, or make the table again with `coaddflow ingest`"
 
 
 def _id_of(kind: str) -> AfterValidator:
-    """Return a check of an id that explains itself in pydantic's words."""
+    """Return a check of an id as pydantic wants it, with the remedy in its message."""
 
     def check(text: str) -> str:
         try:
@@ -61,6 +53,12 @@ ExposureId = Annotated[str, _id_of("exposure")]
 PathText = Annotated[str, AfterValidator(_one_line)]
 
 
+def _column(description: str, unit: str = "", default: object = ..., **limits: float) -> Any:
+    """Return the field of a column, which every row must have unless there is a default."""
+    extra = {"unit": unit} if unit else None
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -68,27 +66,19 @@ class _Row(BaseModel):
 class ExposureRow(_Row):
     """One raw exposure."""
 
-    exposure: ExposureId = Field(description="Exposure id")
-    kind: Kind = Field(description="science, bias, dark or flat")
-    band: str = Field(description="Band; empty for bias and dark")
-    ra: float | None = Field(
-        ge=0, lt=360, description="Pointing, ICRS", json_schema_extra=_UNIT_DEG
+    exposure: ExposureId = _column("Exposure id")
+    kind: Kind = _column("science, bias, dark or flat")
+    band: str = _column("Band; empty for bias and dark")
+    ra: float | None = _column("Pointing, ICRS", "deg", ge=0, lt=360)
+    dec: float | None = _column("Pointing, ICRS", "deg", ge=-90, le=90)
+    rotation: float | None = _column("Position angle of the focal plane's +y", "deg")
+    mjd: float = _column("Start of the exposure, MJD in the TAI time scale", "d")
+    exposure_time: float = _column("Exposure time", "s", ge=0)
+    path: PathText = _column(
+        "Raw file, relative to this table; {ccd} stands for the CCD where each has a file of its "
+        "own"
     )
-    dec: float | None = Field(
-        ge=-90, le=90, description="Pointing, ICRS", json_schema_extra=_UNIT_DEG
-    )
-    rotation: float | None = Field(
-        description="Position angle of the focal plane's +y", json_schema_extra=_UNIT_DEG
-    )
-    mjd: float = Field(
-        description="Start of the exposure, MJD in the TAI time scale", json_schema_extra=_UNIT_D
-    )
-    exposure_time: float = Field(ge=0, description="Exposure time", json_schema_extra=_UNIT_S)
-    path: PathText = Field(
-        description="Raw file, relative to this table; {ccd} stands for the CCD where each has a "
-        "file of its own"
-    )
-    n_files: int = Field(1, ge=1, description="Files of the exposure when it was ingested")
+    n_files: int = _column("Files of the exposure when it was ingested", default=1, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> "ExposureRow":
@@ -100,7 +90,7 @@ class ExposureRow(_Row):
 
     @property
     def key(self) -> tuple[str]:
-        """What tells the row from all others."""
+        """What is unique to the row."""
         return (self.exposure,)
 
     @property
@@ -110,52 +100,36 @@ class ExposureRow(_Row):
 
 
 class ImageRow(_Row):
-    """One image that was calibrated elsewhere, with the facts that its calexp needs."""
+    """One image that was calibrated elsewhere, with what its calexp needs to know."""
 
-    exposure: ExposureId = Field(description="Exposure id")
-    ccd: int = Field(ge=0, description="CCD number")
-    band: Annotated[str, _id_of("band")] = Field(description="Band")
-    mjd: float = Field(
-        description="Start of the exposure, MJD in the TAI time scale", json_schema_extra=_UNIT_D
+    exposure: ExposureId = _column("Exposure id")
+    ccd: int = _column("CCD number", ge=0)
+    band: Annotated[str, _id_of("band")] = _column("Band")
+    mjd: float = _column("Start of the exposure, MJD in the TAI time scale", "d")
+    exposure_time: float = _column("Exposure time", "s", ge=0)
+    path: PathText = _column("Image file, relative to this table")
+    hdu: int = _column("HDU of the image", ge=0)
+    weight_path: str = _column("Weight file; empty: none", default="")
+    weight_hdu: int | None = _column("HDU of the weight map", default=None, ge=0)
+    mask_path: str = _column("Mask file; empty: none", default="")
+    mask_hdu: int | None = _column("HDU of the mask", default=None, ge=0)
+    nx: int = _column("Columns", "pix", gt=0)
+    ny: int = _column("Rows", "pix", gt=0)
+    footprint_ra: tuple[float, float, float, float] = _column(
+        "Corners from pixel (-0.5, -0.5) along the first row", "deg"
     )
-    exposure_time: float = Field(ge=0, description="Exposure time", json_schema_extra=_UNIT_S)
-    path: PathText = Field(description="Image file, relative to this table")
-    hdu: int = Field(ge=0, description="HDU of the image")
-    weight_path: str = Field("", description="Weight file; empty: none")
-    weight_hdu: int | None = Field(None, ge=0, description="HDU of the weight map")
-    mask_path: str = Field("", description="Mask file; empty: none")
-    mask_hdu: int | None = Field(None, ge=0, description="HDU of the mask")
-    nx: int = Field(gt=0, description="Columns", json_schema_extra=_UNIT_PIX)
-    ny: int = Field(gt=0, description="Rows", json_schema_extra=_UNIT_PIX)
-    footprint_ra: tuple[float, float, float, float] = Field(
-        description="Corners from pixel (-0.5, -0.5) along the first row",
-        json_schema_extra=_UNIT_DEG,
-    )
-    footprint_dec: tuple[float, float, float, float] = Field(
-        description="Likewise", json_schema_extra=_UNIT_DEG
-    )
-    electrons_per_unit: float = Field(gt=0, description="Electrons per unit of the image")
-    zero_point: float = Field(
-        description="AB magnitude of one electron in total", json_schema_extra=_UNIT_MAG
-    )
-    zero_point_error: float | None = Field(
-        None, ge=0, description="Error of the zero-point", json_schema_extra=_UNIT_MAG
-    )
-    seeing: float | None = Field(
-        None,
-        gt=0,
-        description="FWHM of the PSF; empty: to be measured",
-        json_schema_extra=_UNIT_ARCSEC,
-    )
-    sky_level: float | None = Field(
-        None,
-        description="Sky, electrons per pixel; empty: to be measured",
-        json_schema_extra=_UNIT_ELECTRON,
+    footprint_dec: tuple[float, float, float, float] = _column("Likewise", "deg")
+    electrons_per_unit: float = _column("Electrons per unit of the image", gt=0)
+    zero_point: float = _column("AB magnitude of one electron in total", "mag")
+    zero_point_error: float | None = _column("Error of the zero-point", "mag", None, ge=0)
+    seeing: float | None = _column("FWHM of the PSF; empty: to be measured", "arcsec", None, gt=0)
+    sky_level: float | None = _column(
+        "Sky, electrons per pixel; empty: to be measured", "electron", None
     )
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells the row from all others."""
+        """What is unique to the row."""
         return self.exposure, self.ccd
 
     @property
@@ -206,7 +180,7 @@ def write_exposures(path: str | Path, rows: Iterable[ExposureRow]) -> bool:
     """Write a table of raw exposures, ordered by time and id.
 
     The lines of rows that the file already has stay as they are, byte for byte; a file that
-    would not change is not touched, so that nothing that hangs on it is redone.
+    would not change is not touched, so that its dependents are not redone.
 
     Returns
     -------
@@ -276,10 +250,16 @@ def file_of(text: str, table: str | Path, ccd: str = "") -> Path:
 
 def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row, str]]]:
     """Return the column names, and rows with their lines."""
-    path = Path(path)
-    lines = _numbered_lines(path)
+    remedy = "make it with `coaddflow ingest`"
+    try:
+        lines = ecsv.numbered_lines(path)
+    except UnicodeDecodeError:
+        raise InputError("is not a text table", path=path, remedy="give an ECSV table") from None
+    except OSError as error:
+        cause = f"the table cannot be read: {error.strerror}"
+        raise InputError(cause, path=path, remedy=remedy) from error
     if not lines:
-        raise InputError("the table is empty", path=path, remedy="make it with `coaddflow ingest`")
+        raise InputError("the table is empty", path=path, remedy=remedy)
     (header_number, header), *body = lines
     names = next(csv.reader([header]))
     _check_columns(names, model, f"{path}, line {header_number}")
@@ -299,31 +279,12 @@ def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row
     return names, rows
 
 
-def _numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """Return what `ecsv.numbered_lines` does, or an error for people."""
-    try:
-        return ecsv.numbered_lines(path)
-    except UnicodeDecodeError:
-        raise InputError("is not a text table", path=path, remedy="give an ECSV table") from None
-    except OSError as error:
-        raise InputError(
-            f"the table cannot be read: {error.strerror}",
-            path=path,
-            remedy="make it with `coaddflow ingest`",
-        ) from error
-
-
 def _check_columns(names: Sequence[str], model: type[_Row], where: str) -> None:
-    unknown = [name for name in names if name not in model.model_fields]
-    missing = [
-        name
-        for name, field in model.model_fields.items()
-        if field.is_required() and name not in names
-    ]
-    if unknown or missing or len(set(names)) != len(names):
-        problems = [f"unknown column {name!r}" for name in unknown]
-        problems += [f"missing column {name!r}" for name in missing]
-        problems += ["a column occurs twice"] if len(set(names)) != len(names) else []
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    problems = [f"unknown column {name!r}" for name in names if name not in model.model_fields]
+    problems += [f"missing column {name!r}" for name in required if name not in names]
+    problems += ["a column occurs twice"] if len(set(names)) != len(names) else []
+    if problems:
         raise InputError(
             "; ".join(problems),
             path=where,
@@ -334,9 +295,8 @@ def _check_columns(names: Sequence[str], model: type[_Row], where: str) -> None:
 def _parse(line: str, names: Sequence[str], model: type[Row], where: str) -> Row:
     cells = next(csv.reader([line]))
     if len(cells) != len(names):
-        raise InputError(
-            f"{len(cells)} values for {len(names)} columns", path=where, remedy=_ROW_REMEDY
-        )
+        cause = f"{len(cells)} values for {len(names)} columns"
+        raise InputError(cause, path=where, remedy=_ROW_REMEDY)
     values = {
         name: _value(cell, model.model_fields[name].annotation)
         for name, cell in zip(names, cells, strict=True)
@@ -376,10 +336,7 @@ def _write(path: str | Path, rows: Sequence[Row], model: type[Row]) -> bool:
     if path.is_file():
         old_names, old = _read(path, model)
         old_lines = dict(old) if old_names == names else {}
-    lines = [
-        old_lines.get(row) or ecsv.row_line(row.model_dump().values(), delimiter=",")
-        for row in rows
-    ]
+    lines = [old_lines.get(row) or ecsv.row_line(row.model_dump().values(), ",") for row in rows]
     header = ecsv.header_lines(ecsv.model_columns(model), delimiter=",")
     text = "\n".join([*header, *lines]) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:

@@ -8,7 +8,7 @@ names are whole.
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,11 @@ from coaddflow.files import atomic_path
 from coaddflow.tables import ecsv
 
 FOOTPRINT_POINTS_PER_EDGE = 8
+
+
+def _measured(description: str) -> Any:
+    """Return the field of a quantity that may be missing."""
+    return Field(None, description=description)
 
 
 class CcdRow(BaseModel):
@@ -42,28 +47,24 @@ class CcdRow(BaseModel):
         "pixel (-0.5, -0.5) along the first row; degrees.",
     )
     footprint_dec: list[float] = Field(default_factory=list, description="Likewise; degrees.")
-    n_sources: int | None = Field(None, description="Detected sources.")
-    n_psf_stars: int | None = Field(None, description="Stars of the PSF model.")
-    n_matched: int | None = Field(None, description="Stars of this CCD in the astrometric fit.")
-    astrometry_rms: float | None = Field(None, description="Residual of the fit, arcsec (1-d).")
-    pointing_offset: float | None = Field(
-        None, description="Distance of the fitted centre from the predicted one, arcsec."
+    n_sources: int | None = _measured("Detected sources.")
+    n_psf_stars: int | None = _measured("Stars of the PSF model.")
+    n_matched: int | None = _measured("Stars of this CCD in the astrometric fit.")
+    astrometry_rms: float | None = _measured("Residual of the fit, arcsec (1-d).")
+    pointing_offset: float | None = _measured(
+        "Distance of the fitted centre from the predicted one, arcsec."
     )
-    n_zero_point: int | None = Field(None, description="Stars of the zero-point.")
-    zero_point: float | None = Field(None, description="Magnitude of one electron in total.")
-    zero_point_error: float | None = Field(None, description="Error of the zero-point, mag.")
-    zero_point_scatter: float | None = Field(None, description="Scatter of its stars, mag.")
-    seeing: float | None = Field(None, description="FWHM of the PSF at the centre, arcsec.")
-    ellipticity: float | None = Field(None, description="|e| of the PSF at the centre.")
-    sky_level: float | None = Field(None, description="Median background, electrons per pixel.")
-    sky_noise: float | None = Field(
-        None, description="Standard deviation of empty sky, electrons per pixel."
-    )
-    aperture_correction: float | None = Field(
-        None, description="Total flux over flux in the standard aperture."
-    )
-    depth: float | None = Field(None, description="Magnitude of a point source at 5 sigma.")
-    pixel_scale: float | None = Field(None, description="Arcsec per pixel at the centre.")
+    n_zero_point: int | None = _measured("Stars of the zero-point.")
+    zero_point: float | None = _measured("Magnitude of one electron in total.")
+    zero_point_error: float | None = _measured("Error of the zero-point, mag.")
+    zero_point_scatter: float | None = _measured("Scatter of its stars, mag.")
+    seeing: float | None = _measured("FWHM of the PSF at the centre, arcsec.")
+    ellipticity: float | None = _measured("|e| of the PSF at the centre.")
+    sky_level: float | None = _measured("Median background, electrons per pixel.")
+    sky_noise: float | None = _measured("Standard deviation of empty sky, electrons per pixel.")
+    aperture_correction: float | None = _measured("Total flux over flux in the standard aperture.")
+    depth: float | None = _measured("Magnitude of a point source at 5 sigma.")
+    pixel_scale: float | None = _measured("Arcsec per pixel at the centre.")
 
     @field_validator("message")
     @classmethod
