@@ -31,19 +31,12 @@ _CANNOT_WRITE = {
 
 
 def check_id(text: str, kind: str) -> str:
-    """Return ``text`` if it may be used as an id of this kind.
-
-    Parameters
-    ----------
-    text : str
-        The candidate.
-    kind : {"exposure", "band", "patch"}
-        What it identifies.
+    """Return ``text`` if it may be used as the id of an exposure, band or patch.
 
     Raises
     ------
     InputError
-        If the id has characters that do not belong into a path, a job name or a wildcard.
+        If it has characters that do not belong into a path, a job name or a wildcard.
     """
     if not isinstance(text, str) or not _ID_PATTERNS[kind].fullmatch(text):
         raise InputError(
@@ -57,19 +50,9 @@ def check_id(text: str, kind: str) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path that takes the name ``path`` if the block succeeds.
 
-    The temporary file stands in the same folder (so that the rename cannot cross file systems),
-    keeps the suffixes of ``path`` (writers look at them), is flushed to disk before the rename,
-    and is removed if the block fails: a file under its final name is always whole.
-
-    Parameters
-    ----------
-    path : str or Path
-        The final name. Missing parent folders are created.
-
-    Yields
-    ------
-    Path
-        Where to write.
+    The temporary file stands in the same folder, which is made if it is missing (so that the rename
+    cannot cross file systems), keeps the suffixes of ``path`` (writers look at them), is flushed to
+    disk before the rename, and is removed if the block fails: a file under its final name is whole.
 
     Raises
     ------
@@ -107,10 +90,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def remove_partial(path: str | Path) -> None:
     """Remove what killed processes left of a file that they wrote with `atomic_path`.
 
-    Parameters
-    ----------
-    path : str or Path
-        The final name, which stays. No other process may be writing it.
+    The file itself stays. No other process may be writing it.
     """
     path = Path(path)
     prefix, suffix = (glob.escape(part) for part in _affixes(path))

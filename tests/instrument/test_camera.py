@@ -12,9 +12,10 @@ from scipy.optimize import least_squares
 from coaddflow.errors import InputError
 from coaddflow.files import check_id
 from coaddflow.geometry import sphere
-from coaddflow.instrument.camera import Camera, ccd_file, load_camera, outline, shipped_cameras
+from coaddflow.instrument.camera import Camera, load_camera, outline, shipped_cameras
 from coaddflow.instrument.file_layout import FileLayout, file_template
 from coaddflow.settings.document import model_tables
+from coaddflow.tables.exposures import ccd_file
 
 CAMERAS = ["decam", "demo", "hsc", "microobservatory", "mini"]
 DECAM_TABLE = Path(__file__).parents[3] / "shared/data/geometry/decam_visit1031745_corners.csv"
@@ -283,7 +284,7 @@ def test_names_with_running_numbers_tell_exposure_and_ccd():
     assert (template, extension) == ("HSCA{ccd+04090000}.fits.gz", "107")
     detector = next(d for d in camera.detectors if str(d.extension) == extension)
     assert detector.id == 37
-    assert ccd_file(template, detector) == "HSCA04090107.fits.gz"
+    assert ccd_file(template, detector.extension) == "HSCA04090107.fits.gz"
     assert file_template("HSCA04090242.fits", camera.layout)[0] == "HSCA{ccd+04090200}.fits"
 
 
@@ -291,8 +292,8 @@ def test_names_with_ccds_and_names_of_whole_exposures():
     detector = load_camera("demo").detector(3)
     layout = FileLayout(files="ccd", ccd_pattern=r"-(?P<ccd>CCD\d+)\.")
     assert file_template("a-CCD3.fits", layout) == ("a-{ccd}.fits", "CCD3")
-    assert ccd_file("a-{ccd}.fits", detector) == "a-CCD3.fits"
-    assert ccd_file("a.fits", detector) == "a.fits"
+    assert ccd_file("a-{ccd}.fits", detector.extension) == "a-CCD3.fits"
+    assert ccd_file("a.fits", detector.extension) == "a.fits"
     with pytest.raises(InputError, match="does not tell the CCD"):
         file_template("a3.fits", layout)
 

@@ -92,18 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Without the name of the program; default: those of the process.
-
-    Returns
-    -------
-    int
-        The exit code.
-    """
+    """Run a command given by arguments (default: those of the process) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # a declination of -02:13:53 is no option: argparse takes what begins with a space as a value
     given = [f" {text}" if _NEGATIVE_ANGLE.fullmatch(text) else text for text in given]

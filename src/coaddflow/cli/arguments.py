@@ -56,13 +56,7 @@ def _angle(parse: Callable[[str], float]) -> Callable[[str], float]:
 
 
 def read_settings(path: str | Path) -> "Settings":
-    """Read a settings file.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, is not YAML, gives a key twice, or is not valid settings.
-    """
+    """Read a settings file; raise InputError if it is not one."""
     import yaml
 
     from coaddflow.settings import load_settings
@@ -73,9 +67,7 @@ def read_settings(path: str | Path) -> "Settings":
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "not text"
         raise InputError(
-            f"the settings cannot be read: {cause}",
-            path=path,
-            remedy="give the file with --config",
+            f"the settings cannot be read: {cause}", path=path, remedy="give the file with --config"
         ) from error
     try:
         content = yaml.safe_load(text)

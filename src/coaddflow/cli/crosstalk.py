@@ -183,7 +183,7 @@ def _yaml(
     keys = camera_keys(measured, camera, sigma)
     lines = [
         f"# Measured by coaddflow crosstalk on {n_exposures} exposures, what is more than "
-        f"{sigma:g} errors off 0.",
+        f"{sigma:g} errors off 0."
     ]
     if keys["detectors"]:
         lines += ["# The key `crosstalk` belongs into the entry of each CCD.", "detectors:"]

@@ -64,27 +64,7 @@ def ingest_calibrated(
 ) -> IngestReport:
     """Add images that were calibrated elsewhere to a table.
 
-    Parameters
-    ----------
-    sources : sequence of path
-        Folders (searched with all folders in them) or files.
-    settings : CalibratedSettings
-        Where the facts stand and what the pixels mean.
-    table : path
-        The table of images; made if it is not there.
-    replace_rows : bool
-        Rows that the table has already are replaced by what the files say now.
-
-    Returns
-    -------
-    IngestReport
-        What was added and what was skipped, with reasons.
-
-    Raises
-    ------
-    InputError
-        If a source or the table of facts is not usable, no file has the name of an image, or
-        nothing could be used and there is no table yet.
+    Parameters and errors are those of `ingest`; what stands where is said by the settings.
     """
     facts = FactsTable.read(settings.facts)
     report = IngestReport()
@@ -110,16 +90,16 @@ def ingest_calibrated(
 
 @dataclass(frozen=True)
 class FactsTable:
-    """A table of facts with the row of each image found by its keys.
+    """A table with a row for each image, which is found by the values of its key columns.
 
     Attributes
     ----------
     path : str
-        Its file, for messages.
+        The file, for messages.
     keys : mapping of str to Fact
-        Key columns, and the facts of an image that they must equal.
+        Key columns, and where an image has the values that they must equal.
     rows : mapping
-        For the values of the key columns, the rows.
+        The rows, by the values of the key columns.
     """
 
     path: str
@@ -128,13 +108,7 @@ class FactsTable:
 
     @classmethod
     def read(cls, settings: FactsTableSettings) -> "FactsTable | None":
-        """Read the table of facts; None if the settings name none.
-
-        Raises
-        ------
-        InputError
-            If it cannot be read, or lacks a key column.
-        """
+        """Read the table; None if the settings name none, InputError if it cannot be used."""
         if settings.path is None:
             return None
         table = _read_table(Path(settings.path), settings.hdu)
@@ -153,13 +127,7 @@ class FactsTable:
         return cls(settings.path, settings.match, rows)
 
     def row_of(self, image: FileHeaders) -> dict[str, object]:
-        """Return the row that belongs to an image.
-
-        Raises
-        ------
-        HeaderValueError
-            ``not_in_table`` or ``ambiguous_in_table``.
-        """
+        """Return the row of an image, or raise HeaderValueError."""
         key = tuple(_key_text(header_text(fact, name, image)) for name, fact in self.keys.items())
         found = self.rows.get(key, [])
         if len(found) == 1:
@@ -175,31 +143,13 @@ class FactsTable:
 
 
 def electrons_per(unit: PixelUnit, gain: float, exposure_time: float) -> float:
-    """Return how many electrons one unit is.
-
-    Parameters
-    ----------
-    unit : str
-        The unit.
-    gain : float
-        Electrons per count, or per unit of flux.
-    exposure_time : float
-        Seconds.
-    """
+    """Return how many electrons one unit is; the gain is electrons per count or unit of flux."""
     counts = 1.0 if unit.startswith("electron") else gain
     return counts * exposure_time if unit.endswith("_per_second") else counts
 
 
 def pixel_scale_of(wcs: WCS, size: tuple[int, int]) -> float:
-    """Return arcseconds per pixel (root of the area) at the centre of an image.
-
-    Parameters
-    ----------
-    wcs : astropy.wcs.WCS
-        Its WCS.
-    size : tuple of int
-        Pixels (nx, ny).
-    """
+    """Return arcsec per pixel (root of the area) at the centre of an image of (nx, ny) pixels."""
     x, y = (size[0] - 1) / 2.0, (size[1] - 1) / 2.0
     ra, dec = pixel_to_sky(wcs, [x - 0.5, x + 0.5, x, x], [y, y, y - 0.5, y + 0.5])
     xi, eta = sphere.tan_project(ra, dec, *(value[0] for value in pixel_to_sky(wcs, [x], [y])))
@@ -235,10 +185,7 @@ def _rows_of(
 ) -> Iterator[ImageRow | Skip]:
     """Yield the rows of all images in a file, or why an image has none.
 
-    Raises
-    ------
-    HeaderValueError
-        If the file as a whole is not usable.
+    Raises HeaderValueError if the file as a whole is not usable.
     """
     hdus = _hdus_of(file)
     numbers = _image_hdus(hdus, settings)

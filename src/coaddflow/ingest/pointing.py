@@ -55,9 +55,7 @@ def fit_pointing(
     Parameters
     ----------
     rows : sequence of CcdRow
-        CCDs of one exposure, each with its fitted footprint.
-    camera : Camera
-        The camera.
+        CCDs of one exposure; ValueError if none has a fitted footprint.
     ra, dec, rotation : float
         Pointing assumed so far, degrees (any is good).
 
@@ -65,11 +63,6 @@ def fit_pointing(
     -------
     Pointing
         The best in the sense of least squares on the sphere [1]_, [2]_.
-
-    Raises
-    ------
-    ValueError
-        If no row has a footprint.
     """
     used = [row for row in rows if len(row.footprint_ra) == 4 * FOOTPRINT_POINTS_PER_EDGE]
     if not used:

@@ -45,17 +45,7 @@ _CAMERA_KEY = "camera key header."
 
 @dataclass(frozen=True)
 class Skip:
-    """A file that was not used.
-
-    Attributes
-    ----------
-    file : str
-        The file (or the pattern of files, for an exposure with one file per CCD).
-    reason : str
-        Short code, such as ``unknown_filter``.
-    message : str
-        One sentence that names the remedy.
-    """
+    """A file (or pattern of files) that was not used: a code for the reason, and a sentence."""
 
     file: str
     reason: str
@@ -69,8 +59,8 @@ class IngestReport:
     Attributes
     ----------
     added, replaced, unchanged, kept : list of str
-        Exposures (or images) that are new, that were replaced, that stand in the table just so,
-        and that stand there with other facts and were kept.
+        Exposures (or images) that are new, that were replaced, that the table has with the same
+        values, and that it has with other values, which were kept.
     skipped : list of Skip
         Files that were not used, with the reason.
     n_rows : int
@@ -110,12 +100,7 @@ def ingest(
     table : path
         The exposure table; made if it is not there.
     replace_rows : bool
-        Rows of exposures that the table has already are replaced by what the headers say now.
-
-    Returns
-    -------
-    IngestReport
-        What was added and what was skipped, with reasons.
+        Rows that the table has already are replaced by what the files say now.
 
     Raises
     ------
@@ -143,15 +128,7 @@ def ingest(
 def find_raw_files(
     sources: Sequence[str | Path], camera: Camera
 ) -> tuple[list[RawFiles], list[Skip]]:
-    """Find raw files by their names, and group those that belong to one exposure.
-
-    Returns
-    -------
-    raw : list of RawFiles
-        In the order of their names.
-    skipped : list of Skip
-        Files with other names.
-    """
+    """Find raw files by their names, and group those of one exposure; skip all other files."""
     skipped: list[Skip] = []
     names = [name.lower() for name in camera.layout.names]
     groups: dict[Path, list[Path]] = {}
@@ -174,13 +151,7 @@ def find_raw_files(
 
 
 def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRow:
-    """Make the row of one exposure from its headers.
-
-    Raises
-    ------
-    HeaderValueError
-        If no header can be read, or a fact is missing or impossible.
-    """
+    """Make the row of one exposure from its headers; HeaderValueError if that is not possible."""
     image = _first_readable(raw.files, camera.layout.header_hdu)
     keys = camera.header
     kind = header_text(keys.kind, "kind", image)
@@ -221,19 +192,15 @@ def repoint(
     max_misfit: float = 0.05,
     also_passed: bool = False,
 ) -> tuple[dict[str, Pointing], list[Skip]]:
-    """Put the pointings that the fitted CCDs tell into an exposure table.
+    """Correct the pointings of an exposure table by those of the fitted CCDs.
 
-    Exposures that have a manifest passed with the pointing that they have, and keep it: another
-    one would redo them and all that hangs on them.
+    Exposures that have a manifest passed with the pointing that they have, and keep it: another one
+    would redo them and their dependents.
 
     Parameters
     ----------
-    table : path
-        The exposure table.
     results : path
         Folder of the results, or its folder ``summary``.
-    camera : Camera
-        The camera.
     max_misfit : float
         Largest rms between predicted and fitted outlines, as part of their extent; where it is
         larger, the camera file (scale, parity, positions) is at fault and not the pointing.
@@ -243,7 +210,7 @@ def repoint(
     Returns
     -------
     pointings : dict
-        What was put in for which exposure.
+        New pointings by exposure.
     skipped : list of Skip
         Exposures that keep their pointing, with the reason.
     """
@@ -312,12 +279,8 @@ def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
 def files_in(sources: Iterable[str | Path]) -> list[Path]:
     """Return files, and all files in folders, in the order of their names.
 
-    Hidden files are left out (many programs copy to such names first), links are followed.
-
-    Raises
-    ------
-    InputError
-        If a source is not there.
+    Hidden files are left out (many programs copy to such names first), links are followed. Raises
+    InputError if a source is not there.
     """
     found: set[Path] = set()
     for source in sources:
@@ -386,22 +349,9 @@ def merge_rows(
     replace_rows: bool,
     report: IngestReport,
 ) -> list[Row]:
-    """Return the rows of a table with the new ones, and note in the report what became of them.
+    """Return the rows of a table with those of new files; the report notes what became of them.
 
     Two files of one exposure (or image) are never chosen between in silence: the first stays.
-
-    Parameters
-    ----------
-    old : sequence of ExposureRow or ImageRow
-        What the table has.
-    rows : sequence of ExposureRow or ImageRow
-        What the files say.
-    table : path
-        The table, for the names of files.
-    replace_rows : bool
-        Known rows are replaced.
-    report : IngestReport
-        Changed in place.
     """
     merged = {row.key: row for row in old}
     found: dict[tuple, Row] = {}

@@ -14,7 +14,6 @@ References
 """
 
 import functools
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +26,7 @@ from pydantic import Field, ValidationError, model_validator
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.box import Box
-from coaddflow.instrument.file_layout import CCD_IN_NAME, FileLayout, HeaderMap
+from coaddflow.instrument.file_layout import FileLayout, HeaderMap
 from coaddflow.settings.base import Section
 
 FloatArray = NDArray[np.float64]
@@ -57,8 +56,7 @@ class Amplifier(Section):
     read_noise: float = Field(ge=0, description="Read noise, electrons.")
     saturation: float = Field(gt=0, description="Saturation level, raw counts (ADU).")
     linearity: tuple[float, ...] = Field(
-        (),
-        description="c2, c3, ...: true = z + c2 z^2 + c3 z^3 ... for z counts above the bias.",
+        (), description="c2, c3, ...: true = z + c2 z^2 + c3 z^3 ... for z counts above the bias."
     )
     gain_keyword: str | None = Field(None, description="Header keyword that overrides `gain`.")
     read_noise_keyword: str | None = Field(
@@ -230,15 +228,7 @@ class Camera(Section):
     def focal_to_tangent(
         self, x_mm: ArrayLike, y_mm: ArrayLike, rotation: float
     ) -> tuple[FloatArray, FloatArray]:
-        """Return tangent-plane coordinates (xi east, eta north; degrees) for focal positions.
-
-        Parameters
-        ----------
-        x_mm, y_mm : array_like
-            Focal-plane positions, mm.
-        rotation : float
-            Rotation of the exposure, degrees.
-        """
+        """Return tangent-plane coordinates (xi east, eta north; degrees) for positions in mm."""
         x = np.asarray(x_mm, dtype=float) * self.degrees_per_mm
         y = np.asarray(y_mm, dtype=float) * self.degrees_per_mm
         stretch = self._stretch(np.hypot(x, y))
@@ -269,20 +259,12 @@ class Camera(Section):
         return x * shrink, y * shrink
 
     def pixel_to_sky(
-        self,
-        detector: Detector,
-        x: ArrayLike,
-        y: ArrayLike,
-        ra: float,
-        dec: float,
-        rotation: float,
+        self, detector: Detector, x: ArrayLike, y: ArrayLike, ra: float, dec: float, rotation: float
     ) -> tuple[FloatArray, FloatArray]:
         """Return ICRS positions in degrees for pixels of a CCD, as the header predicts them.
 
         Parameters
         ----------
-        detector : Detector
-            The CCD.
         x, y : array_like
             Pixel positions, 0-based.
         ra, dec, rotation : float
@@ -307,16 +289,7 @@ class Camera(Section):
     def footprint(
         self, detector: Detector, ra: float, dec: float, rotation: float, n_per_edge: int = 1
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the outline of a CCD on the sky.
-
-        Parameters
-        ----------
-        detector : Detector
-            The CCD.
-        ra, dec, rotation : float
-            Pointing and rotation of the exposure, degrees.
-        n_per_edge : int
-            Points on each edge; 1 gives the four corners.
+        """Return the outline of a CCD on the sky, for a pointing and rotation in degrees.
 
         Returns
         -------
@@ -374,12 +347,7 @@ def camera_file(name: str | Path) -> Path:
 
 
 def load_camera(name: str | Path) -> Camera:
-    """Return a camera by name, or from a YAML file.
-
-    Parameters
-    ----------
-    name : str or Path
-        The name of a shipped camera (`shipped_cameras`), or the path of a YAML file.
+    """Return a shipped camera by name, or one from a YAML file by path.
 
     Raises
     ------
@@ -418,25 +386,3 @@ def _cos_sin(angle: Annotated[float, "degrees"]) -> tuple[float, float]:
 
 def _box_size(box: Box) -> tuple[int, int]:
     return box[2] - box[0], box[3] - box[1]
-
-
-def ccd_file(template: str, detector: Detector) -> str:
-    """Return the name of a CCD's file.
-
-    Parameters
-    ----------
-    template : str
-        A name in which ``{ccd}`` stands for the detector's `extension`, or ``{ccd+00123400}`` for
-        the sum of this number and the extension, with as many digits. A name without either is
-        the file of all CCDs.
-    detector : Detector
-        The CCD.
-    """
-
-    def replace(match: re.Match) -> str:
-        first = match.group(1)
-        if first is None:
-            return str(detector.extension)
-        return f"{int(first) + int(detector.extension):0{len(first)}d}"
-
-    return CCD_IN_NAME.sub(replace, template)

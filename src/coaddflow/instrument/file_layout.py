@@ -8,15 +8,12 @@ from pydantic import Field, model_validator
 from coaddflow.errors import InputError
 from coaddflow.settings.base import Section
 
-CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
-
 
 class HeaderKey(Section):
     """Where to find one property of an exposure."""
 
     keyword: str | None = Field(
-        None,
-        description="Header keyword; null: use the file name with `pattern`, or `default`.",
+        None, description="Header keyword; null: use the file name with `pattern`, or `default`."
     )
     pattern: str | None = Field(
         None,
@@ -96,14 +93,7 @@ class FileLayout(Section):
 
 
 def file_template(name: str, layout: FileLayout) -> tuple[str, str]:
-    """Take the CCD out of a file's name; inverse of `ccd_file`.
-
-    Parameters
-    ----------
-    name : str
-        Name of the file of one CCD.
-    layout : FileLayout
-        How the files look, with one file per CCD.
+    """Take the CCD out of the name of its file; inverse of `tables.exposures.ccd_file`.
 
     Returns
     -------
@@ -115,7 +105,7 @@ def file_template(name: str, layout: FileLayout) -> tuple[str, str]:
     Raises
     ------
     InputError
-        If the name does not have the form that the camera file tells.
+        If the name does not have the form of ``layout.ccd_pattern``.
     """
     match = re.search(layout.ccd_pattern or "", name)
     if match is None:

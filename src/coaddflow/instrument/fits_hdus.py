@@ -43,13 +43,11 @@ class HduHeader:
     Attributes
     ----------
     index : int
-        Its number in the file, from 0.
-    header : astropy.io.fits.Header
-        The header.
-    text : bytes
-        The same as it stands in the file, in ASCII.
+        Number of the HDU in the file, from 0.
+    header, text : astropy.io.fits.Header, bytes
+        The header, and the same as it stands in the file, in ASCII.
     data_size : int
-        Bytes of its data, without padding.
+        Bytes of the data, without padding.
     """
 
     index: int
@@ -74,12 +72,7 @@ def open_fits(path: Path) -> Iterator[BinaryIO]:
 
 
 def walk_hdus(stream: BinaryIO) -> Iterator[HduHeader]:
-    """Yield the HDUs of a file; the stream then stands at the data of each.
-
-    Parameters
-    ----------
-    stream : binary stream
-        As `open_fits` gives it.
+    """Yield the HDUs of a file of `open_fits`; the stream then stands at the data of each.
 
     Raises
     ------
@@ -118,15 +111,7 @@ def walk_hdus(stream: BinaryIO) -> Iterator[HduHeader]:
 
 
 def read_data(stream: BinaryIO, hdu: HduHeader) -> bytes:
-    """Read the data of the HDU at which the stream stands, without padding.
-
-    Raises
-    ------
-    EOFError
-        If the file ends before the data do.
-    zlib.error, OSError
-        If they cannot be decompressed (without an error number) or read.
-    """
+    """Read the data at which the stream stands, without padding; errors as `walk_hdus`."""
     # asked for more than there is, the stream would make room for it first
     if not isinstance(stream, _COMPRESSED) and hdu.data_size > _known_size(stream, 0):
         raise EOFError("it ends in its data")

@@ -28,15 +28,7 @@ _MJD_RANGE = (15020.0, 115000.0)
 
 
 class HeaderValueError(CoaddflowError):
-    """A value is missing, or cannot be right.
-
-    Parameters
-    ----------
-    reason : str
-        Short code for tables, such as ``missing_keyword``.
-    message : str
-        One sentence for people, with the remedy.
-    """
+    """A value is missing, or cannot be right; its reason is a code such as ``missing_keyword``."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(reason, message)
@@ -80,22 +72,10 @@ class FileHeaders:
 
 
 def read_headers(path: Path, hdu: int) -> tuple[fits.Header, ...]:
-    """Read the header of an HDU and the primary header, and no pixels.
+    """Read the header of an HDU and, if that is another one, the primary header; and no pixels.
 
     Plain, gzip, bzip2 and fpack files; an image that fpack moved from the primary HDU into the
     first extension (keyword ZSIMPLE) is found there.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    hdu : int
-        Number of the HDU.
-
-    Returns
-    -------
-    tuple of astropy.io.fits.Header
-        The header asked for and, if it is another one, the primary header.
 
     Raises
     ------
@@ -133,16 +113,7 @@ def _headers_of(hdus: Iterator[HduHeader], number: int, packed: bool) -> tuple[f
 
 
 def header_text(key: ValueKey, what: str, image: FileHeaders) -> str:
-    """Return a value as text.
-
-    Parameters
-    ----------
-    key : ValueKey
-        Where it stands.
-    what : str
-        Its name in the map, for messages.
-    image : FileHeaders
-        Where to look it up.
+    """Return a value as text; ``what`` is its name in the map, for messages.
 
     Raises
     ------
@@ -205,14 +176,7 @@ def _as_text(value: object) -> str:
 def header_id(key: ValueKey, kind: str, image: FileHeaders, setting: str) -> str:
     """Return the id of an exposure or of a band.
 
-    Parameters
-    ----------
-    key, image
-        See `header_text`.
-    kind : {"exposure", "band"}
-        What it identifies.
-    setting : str
-        Where the map of keys is, for messages, such as ``setting calibrated.``.
+    ``setting`` says in messages where the map of keys is, such as ``setting calibrated.``.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import CcdFailure, Reason
-from coaddflow.instrument.camera import Amplifier, Camera, Detector, ccd_file
+from coaddflow.instrument.camera import Amplifier, Camera, Detector
 from coaddflow.instrument.fits_hdus import (
     BLOCK,
     HduHeader,
@@ -29,6 +29,7 @@ from coaddflow.instrument.fits_hdus import (
     read_data,
     walk_hdus,
 )
+from coaddflow.tables.exposures import ccd_file
 
 _COPY_AGAIN = "Copy it again from the archive"
 
@@ -69,11 +70,7 @@ def read_raw_ccd(
     ----------
     path : str or Path
         The exposure's file; with one file per CCD, ``{ccd}`` or ``{ccd+00123400}`` in it stands
-        for the CCD (see `camera.ccd_file`). Gzip, bzip2 and fpack files are read as they are.
-    camera : Camera
-        The camera.
-    detector : Detector
-        The CCD.
+        for the CCD (`tables.exposures.ccd_file`). Gzip, bzip2 and fpack files are read as they are.
     check : bool
         Verify DATASUM where it stands in the header, and refuse data that end in zero bytes.
 
@@ -89,7 +86,7 @@ def read_raw_ccd(
         ``missing_extension``, ``wrong_shape``, ``all_nan``, ``all_zero``, ``constant_image`` or
         ``missing_keyword``; the message names the file and the remedy.
     """
-    path = Path(ccd_file(str(path), detector))
+    path = Path(ccd_file(str(path), detector.extension))
     wanted = [_extension(camera, detector, amplifier) for amplifier in detector.amplifiers]
     hdus = _read_hdus(path, set(wanted), camera.layout.header_hdu, check)
     header = hdus[wanted[0]].header

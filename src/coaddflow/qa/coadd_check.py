@@ -92,10 +92,8 @@ def check_stars(
     ----------
     masked_image : MaskedImage
         The coadd; its sky is zero.
-    x, y : array_like, shape (n,)
-        True positions of stars, pixels, 0-based.
-    true_flux : array_like, shape (n,)
-        Their total fluxes in the unit of the image.
+    x, y, true_flux : array_like, shape (n,)
+        True positions of stars (pixels, 0-based) and total fluxes in the unit of the image.
     min_signal_to_noise : float
         Fainter sources are not looked at.
     match_radius : float
@@ -128,12 +126,7 @@ def check_stars(
 def empty_sky(masked_image: MaskedImage, grow: int = 8) -> NDArray[np.bool_]:
     """Return the pixels that were measured and are far from all sources, shape (ny, nx).
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        The coadd.
-    grow : int
-        Pixels by which sources are enlarged.
+    Sources are enlarged by ``grow`` pixels.
     """
     measured = np.isfinite(masked_image.image) & ~masked_image.has_any(MaskPlane.NO_DATA)
     significance = np.where(measured, masked_image.image, 0.0) / np.sqrt(
@@ -149,14 +142,7 @@ def empty_sky(masked_image: MaskedImage, grow: int = 8) -> NDArray[np.bool_]:
 def sky_noise(masked_image: MaskedImage, mesh_size: int = 64, grow: int = 8) -> float:
     """Return the standard deviation of empty sky, with what is left of the sky taken away.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        The image.
-    mesh_size : int
-        Size of the superpixels of the remaining sky, pixels.
-    grow : int
-        See `empty_sky`; little where the field is crowded.
+    The remaining sky is fitted in superpixels of ``mesh_size``; for ``grow`` see `empty_sky`.
     """
     return _robust_deviation(masked_image.image - _sky(masked_image, mesh_size), masked_image, grow)
 

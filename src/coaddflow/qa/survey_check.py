@@ -68,17 +68,7 @@ class BandFigures:
 
 
 def check_band(results: str | Path, truth: str | Path, band: str) -> BandFigures:
-    """Compare the coadds of a band with the true sky.
-
-    Parameters
-    ----------
-    results : str or Path
-        Folder ``results`` of a run.
-    truth : str or Path
-        Folder ``truth`` of the simulated survey.
-    band : str
-        Band.
-    """
+    """Compare the coadds in the results of a run with the true sky of its simulated survey."""
     sky = Table.read(Path(truth) / "sources.fits")
     stars, chi, covariance, n_sources, n_spurious = [], [], [], 0, 0
     for coadd, header in coadds_of_band(results, band):
@@ -156,17 +146,9 @@ def trail_left(results: str | Path, truth: str | Path, exposure: str) -> tuple[f
 def noise_gain(coadd: Coadd, warps: Sequence[str | Path], mesh_size: int = 32) -> float:
     """Return how many times lower the sky noise of a coadd is than that of its exposures.
 
-    Where all exposures overlap; the median over the exposures. For crowded fields: sources are
-    enlarged by little, and what is left of the sky is followed closely, on both alike.
-
-    Parameters
-    ----------
-    coadd : Coadd
-        The coadd.
-    warps : sequence of str or Path
-        Files of the warps that went into it.
-    mesh_size : int
-        Superpixels of the sky, pixels.
+    Where all exposures overlap; the median over the exposures, whose warps are given. For crowded
+    fields: sources are enlarged by little, and what is left of the sky is followed closely, on both
+    alike.
     """
     everywhere = coadd.n_inputs == coadd.n_inputs.max()
 
@@ -193,10 +175,6 @@ def reference_stars_found(
 
     Parameters
     ----------
-    coadd : Coadd
-        The coadd.
-    header : Header
-        Of its image.
     stars : astropy.table.Table
         Columns ra and dec, degrees.
     min_inputs : int

@@ -25,26 +25,20 @@ def cosmic_rays(
     exposure_time: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Return the pixels that cosmic rays hit.
+    """Return the pixels of a CCD that cosmic rays hit, each once, and the electrons in them.
 
     Parameters
     ----------
-    settings : CosmicRaysSimulation
-        Rate, thickness of the silicon, diffusion.
-    detector : Detector
-        The CCD.
     pixel_size : float
         Millimetres.
     exposure_time : float
         Seconds.
-    rng : numpy.random.Generator
-        Random numbers.
 
     Returns
     -------
-    x, y : ndarray of int
-        Pixels, each once.
-    electrons : ndarray of float64
+    x, y : ndarray of int, shape (n,)
+        Pixels.
+    electrons : ndarray of float64, shape (n,)
         Charge in them.
     """
     nx, ny = detector.size

@@ -31,13 +31,7 @@ _KOLMOGOROV_FALL = 11.0 / 6.0
 
 
 def load_galsim() -> ModuleType:
-    """Import GalSim, or say how to install it.
-
-    Raises
-    ------
-    InputError
-        If it is not installed.
-    """
+    """Import GalSim; raise InputError that says how to install it if it is missing."""
     try:
         import galsim
     except ImportError as error:
@@ -62,14 +56,10 @@ def draw_sources(
     ----------
     image : ndarray of float32, shape (ny, nx)
         Electrons; changed in place.
-    optics : Optics
-        Mapping and PSF of the exposure.
-    detector : Detector
-        The CCD (of ``optics.camera``).
-    sky : SkyCatalogue
-        The sources.
-    electrons : ndarray of float64, shape (n,)
-        Total electrons of each source.
+    optics, detector
+        Mapping and PSF of the exposure; the CCD, of ``optics.camera``.
+    sky, electrons : SkyCatalogue, ndarray of float64, shape (n,)
+        The sources and their total electrons.
     faint_level : float
         Electrons per pixel below which the wings of a source are left out.
     """
@@ -95,10 +85,7 @@ def draw_sources(
         if not bounds.isDefined():
             continue
         source.withFlux(electrons[i]).drawImage(
-            image=canvas[bounds],
-            center=galsim.PositionD(x[i], y[i]),
-            scale=1.0,
-            add_to_image=True,
+            image=canvas[bounds], center=galsim.PositionD(x[i], y[i]), scale=1.0, add_to_image=True
         )
 
 
@@ -114,10 +101,6 @@ def stamp_radius(
 
     Parameters
     ----------
-    psf : PsfSimulation
-        Profile of the PSF.
-    sky : SkyCatalogue
-        The sources.
     electrons, fwhm, scale : ndarray of float64, shape (n,)
         Total electrons, FWHM of the PSF in pixels, arcsec per pixel.
     faint_level : float

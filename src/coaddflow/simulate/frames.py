@@ -38,17 +38,7 @@ _EDGE = 500.0
 
 @dataclass(frozen=True)
 class Exposing:
-    """What is needed to expose the CCDs of one exposure.
-
-    Attributes
-    ----------
-    settings : SimulationSettings
-        The survey.
-    observation : Observation
-        The exposure.
-    optics : Optics
-        Its optics, with the true camera.
-    """
+    """One exposure of a survey, ready to expose its CCDs; its optics have the true camera."""
 
     settings: SimulationSettings
     observation: Observation
@@ -58,7 +48,7 @@ class Exposing:
     def prepare(
         cls, settings: SimulationSettings, camera: Camera, observation: Observation
     ) -> "Exposing":
-        """Put together what an exposure needs, from the camera of the file."""
+        """Put an exposure together from the camera of the file."""
         true = true_camera(camera, settings, observation)
         return cls(settings, observation, Optics(true, settings, observation, field_radius(camera)))
 
@@ -94,15 +84,7 @@ class ExposedCcd:
 
 
 def expose_ccd(exposing: Exposing, ccd: int) -> ExposedCcd:
-    """Expose one CCD.
-
-    Parameters
-    ----------
-    exposing : Exposing
-        The exposure.
-    ccd : int
-        The CCD.
-    """
+    """Expose one CCD: every effect from the sky to the counts of its amplifiers."""
     settings, seen = exposing.settings, exposing.observation
     detector = exposing.optics.camera.detector(ccd)
     silicon = make_silicon(settings, detector)
@@ -137,19 +119,9 @@ def expose_ccd(exposing: Exposing, ccd: int) -> ExposedCcd:
 
 
 def incoming_light(exposing: Exposing, detector: Detector) -> NDArray[np.float32]:
-    """Return the light that reaches a CCD, behind vignetting, in electrons of a perfect pixel.
+    """Return the light that reaches a CCD of the true camera, shape (ny, nx).
 
-    Parameters
-    ----------
-    exposing : Exposing
-        The exposure.
-    detector : Detector
-        The CCD, of the true camera.
-
-    Returns
-    -------
-    ndarray of float32, shape (ny, nx)
-        Zero for biases and darks.
+    In electrons of a perfect pixel, behind vignetting; zero for biases and darks.
     """
     settings, seen, optics = exposing.settings, exposing.observation, exposing.optics
     if seen.kind not in ("science", "flat"):
@@ -175,12 +147,7 @@ def _add_sources(light: NDArray[np.float32], exposing: Exposing, detector: Detec
     camera = optics.camera
     nx, ny = detector.size
     corner = camera.pixel_to_sky(
-        detector,
-        [(nx - 1) / 2, -_EDGE],
-        [(ny - 1) / 2, -_EDGE],
-        seen.ra,
-        seen.dec,
-        seen.rotation,
+        detector, [(nx - 1) / 2, -_EDGE], [(ny - 1) / 2, -_EDGE], seen.ra, seen.dec, seen.rotation
     )
     (ra, ra_corner), (dec, dec_corner) = corner
     sky = sky_around(settings, ra, dec, float(sphere.separation(ra, dec, ra_corner, dec_corner)))
@@ -198,16 +165,7 @@ def read_out(
     exposed: ExposedCcd,
     others: Sequence[tuple[int, float, NDArray[np.float32]]] = (),
 ) -> dict[str | int | None, NDArray[np.uint16]]:
-    """Read a CCD out, with the ghosts of its own and of other CCDs' amplifiers.
-
-    Parameters
-    ----------
-    exposing : Exposing
-        The exposure.
-    exposed : ExposedCcd
-        The CCD.
-    others : sequence
-        Aggressors on other CCDs; see `readout.ghosts`.
+    """Read a CCD out, with the ghosts of its own and of other CCDs' amplifiers (`readout.ghosts`).
 
     Returns
     -------

@@ -1,6 +1,7 @@
 """What is observed when: the exposures of a simulated survey, with all that is peculiar to each."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,19 +74,7 @@ def plan_observations(
 ) -> list[Observation]:
     """Return all exposures of a survey: biases, darks, flats, science exposures.
 
-    Parameters
-    ----------
-    settings : SimulationSettings
-        The survey.
-    camera : Camera
-        The camera.
-    radius : float
-        Radius of its field, mm.
-
-    Raises
-    ------
-    InputError
-        If an id would not be valid.
+    ``radius`` is that of the field, mm. Raises InputError if an id would not be valid.
     """
     return _calibration(settings) + _science(settings, camera, radius)
 
@@ -106,18 +95,11 @@ def _calibration(settings: SimulationSettings) -> list[Observation]:
     ]
     mjd = settings.survey.start - 0.25
     counts = dict.fromkeys(KINDS, 0)
+    pointing = _pointing(settings.ra, settings.dec, 0.0)
     observations = []
     for kind, band, time in wanted:
-        observations.append(
-            Observation(
-                exposure=_id(settings, kind, counts[kind]),
-                kind=kind,
-                band=band,
-                mjd=mjd,
-                exposure_time=time,
-                **_pointing(settings.ra, settings.dec, 0.0),
-            )
-        )
+        exposure = _id(settings, kind, counts[kind])
+        observations.append(Observation(exposure, kind, band, mjd, time, **pointing))
         counts[kind] += 1
         mjd += (time + settings.survey.overhead) / 86400.0
     return observations
@@ -131,32 +113,23 @@ def _pointing(ra: float, dec: float, rotation: float) -> dict[str, float]:
 
 def _science(settings: SimulationSettings, camera: Camera, radius: float) -> list[Observation]:
     """Return the science exposures; the bands take turns, so that more can be appended."""
+    survey = settings.survey
     n_exposures = max(band.exposures for band in settings.bands.values())
-    mjd = settings.survey.start
+    turns = itertools.product(
+        range(n_exposures), range(survey.pointings[0] * survey.pointings[1]), settings.bands.items()
+    )
+    mjd = survey.start
     observations = []
-    count = 0
-    for index in range(n_exposures):
-        for pointing in range(settings.survey.pointings[0] * settings.survey.pointings[1]):
-            for band, exposing in settings.bands.items():
-                number, count = count, count + 1
-                start, mjd = (
-                    mjd,
-                    mjd + (exposing.exposure_time + settings.survey.overhead) / 86400.0,
-                )
-                if index < exposing.exposures:
-                    plain = Observation(
-                        exposure=_id(settings, "science", number),
-                        kind="science",
-                        band=band,
-                        mjd=start,
-                        exposure_time=exposing.exposure_time,
-                        **_pointing(
-                            *_pointing_centre(settings, pointing), settings.survey.rotation
-                        ),
-                    )
-                    observations.append(
-                        _with_peculiarities(settings, camera, radius, plain, index, pointing)
-                    )
+    for count, (index, pointing, (band, exposing)) in enumerate(turns):
+        time = exposing.exposure_time
+        if index < exposing.exposures:
+            where = _pointing(*_pointing_centre(settings, pointing), survey.rotation)
+            exposure = _id(settings, "science", count)
+            plain = Observation(exposure, "science", band, mjd, time, **where)
+            observations.append(
+                _with_peculiarities(settings, camera, radius, plain, index, pointing)
+            )
+        mjd += (time + survey.overhead) / 86400.0
     return observations
 
 

@@ -37,19 +37,8 @@ def true_camera(
 ) -> Camera:
     """Return the camera as it really is, which its file describes only nearly.
 
-    Parameters
-    ----------
-    camera : Camera
-        The camera of the file.
-    settings : SimulationSettings
-        The survey; tells how far CCDs are displaced.
-    observation : Observation, optional
-        The exposure, whose scale and distortion deviate as well.
-
-    Returns
-    -------
-    Camera
-        With it, pixels and sky of the simulated exposure belong together exactly.
+    CCDs are displaced; scale and distortion are those of an exposure, if one is given. With this
+    camera, pixels and sky of the simulated exposure belong together exactly.
     """
     scale = observation.scale if observation else 0.0
     factor = (1.0 + observation.distortion) if observation else 1.0
@@ -74,19 +63,7 @@ def _displaced(camera: Camera, settings: SimulationSettings, detector: Detector)
 
 @dataclass(frozen=True)
 class Optics:
-    """The optics of one exposure.
-
-    Attributes
-    ----------
-    camera : Camera
-        The true camera (`true_camera`).
-    settings : SimulationSettings
-        The survey.
-    observation : Observation
-        The exposure.
-    radius : float
-        Radius of the field, mm.
-    """
+    """The optics of one exposure, with the `true_camera`; ``radius`` of the field in mm."""
 
     camera: Camera
     settings: SimulationSettings

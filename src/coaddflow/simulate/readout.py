@@ -38,14 +38,7 @@ def bias_levels(
 ) -> BiasLevels:
     """Return the bias levels of an exposure: constant, drift with time, drift during readout.
 
-    Parameters
-    ----------
-    physics : DetectorSimulation
-        Sizes of the drifts.
-    detector : Detector
-        The CCD.
-    static, rng : numpy.random.Generator
-        Random numbers of the CCD and of the exposure.
+    ``static`` and ``rng`` are the random numbers of the CCD and of the exposure.
     """
     n_rows, n = raw_shape(detector)[0], len(detector.amplifiers)
     mean = physics.bias_level * (1.0 + 0.1 * static.uniform(-1.0, 1.0, n))
@@ -102,12 +95,8 @@ def amplifier_counts(
     ----------
     electrons : ndarray of float32, shape (ny, nx)
         Charge of the assembled CCD.
-    detector : Detector
-        The CCD.
     gains : sequence of float
         True electrons per count of its amplifiers.
-    physics : DetectorSimulation
-        Whether the amplifiers are non-linear.
     """
     counts = []
     for amplifier, gain in zip(detector.amplifiers, gains, strict=True):
@@ -133,13 +122,11 @@ def ghosts(
 
     Parameters
     ----------
-    detector : Detector
-        The CCD, with the matrix of its own crosstalk.
     own : sequence of ndarray
-        Counts of its amplifiers (`amplifier_counts`).
+        Counts of the CCD's amplifiers (`amplifier_counts`).
     others : sequence of (int, float, ndarray)
-        Victim (position in ``detector.amplifiers``), coefficient, and the aggressor's counts,
-        for aggressors on other CCDs.
+        For aggressors on other CCDs: victim (position in ``detector.amplifiers``), coefficient, and
+        the aggressor's counts.
     """
     received = [np.zeros_like(counts) for counts in own]
     if detector.crosstalk is not None:
@@ -182,20 +169,12 @@ def raw_arrays(
 
     Parameters
     ----------
-    detector : Detector
-        The CCD.
     counts : sequence of ndarray of float32
         Counts above bias of each amplifier, with crosstalk, in readout order.
     gains : sequence of float
-        True electrons per count of its amplifiers.
+        True electrons per count of the amplifiers.
     pattern : ndarray of float32, shape (ny, nx)
         Fixed pattern of the bias, counts.
-    levels : BiasLevels
-        Bias levels of the exposure.
-    physics : DetectorSimulation
-        Whether there is read noise; bits of the converter.
-    rng : numpy.random.Generator
-        Random numbers of the exposure's CCD.
 
     Returns
     -------

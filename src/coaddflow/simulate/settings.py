@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -10,6 +10,11 @@ from pydantic import Field, ValidationError, model_validator
 from coaddflow.errors import InputError
 from coaddflow.files import check_id
 from coaddflow.settings.base import Section
+
+
+def _amount(default: float, description: str, **limits: float) -> Any:
+    """Return the field of an effect's size; 0 switches the effect off."""
+    return Field(default, ge=0, description=description, **limits)
 
 
 class BandSimulation(Section):
@@ -33,49 +38,45 @@ class SurveySimulation(Section):
     spacing: tuple[float, float] = Field(
         (0.1, 0.1), description="Spacing of neighbouring pointings, degrees."
     )
-    dither: float = Field(
-        40.0, ge=0, description="Radius within which exposures of a pointing are dithered, arcsec."
+    dither: float = _amount(
+        40.0, "Radius within which exposures of a pointing are dithered, arcsec."
     )
     rotation: float = Field(0.0, description="Position angle of the focal plane's +y, degrees.")
     rotation_step: float = Field(
         0.0, description="Rotation added from one exposure of a band to the next, degrees."
     )
     start: float = Field(60310.1, description="Start of the first science exposure, MJD TAI.")
-    overhead: float = Field(30.0, ge=0, description="Time between two exposures, s.")
-    pointing_error: float = Field(
-        20.0, ge=0, description="Pointing error of the header in each axis, arcsec (1 sigma)."
+    overhead: float = _amount(30.0, "Time between two exposures, s.")
+    pointing_error: float = _amount(
+        20.0, "Pointing error of the header in each axis, arcsec (1 sigma)."
     )
-    rotation_error: float = Field(
-        0.05, ge=0, description="Rotation error of the header, degrees (1 sigma)."
-    )
+    rotation_error: float = _amount(0.05, "Rotation error of the header, degrees (1 sigma).")
 
 
 class StarsSimulation(Section):
     """Stars, with power-law number counts: N(< m) proportional to 10^(slope m)."""
 
-    density: float = Field(20.0, ge=0, description="Stars per square arcminute.")
+    density: float = _amount(20.0, "Stars per square arcminute.")
     brightest: float = Field(13.0, description="Brightest magnitude.")
     faintest: float = Field(24.0, description="Faintest magnitude.")
     slope: float = Field(0.2, gt=0, description="Slope of the number counts.")
     color: float = Field(0.7, description="Mean colour.")
-    color_scatter: float = Field(0.4, ge=0, description="Scatter of the colour.")
-    proper_motion: float = Field(
-        0.0, ge=0, description="Proper motion in each axis, mas per year (1 sigma)."
-    )
+    color_scatter: float = _amount(0.4, "Scatter of the colour.")
+    proper_motion: float = _amount(0.0, "Proper motion in each axis, mas per year (1 sigma).")
 
 
 class GalaxiesSimulation(Section):
     """Galaxies with Sersic profiles."""
 
-    density: float = Field(20.0, ge=0, description="Galaxies per square arcminute.")
+    density: float = _amount(20.0, "Galaxies per square arcminute.")
     brightest: float = Field(17.5, description="Brightest magnitude.")
     faintest: float = Field(24.5, description="Faintest magnitude.")
     slope: float = Field(0.35, gt=0, description="Slope of the number counts.")
     color: float = Field(0.6, description="Mean colour.")
-    color_scatter: float = Field(0.3, ge=0, description="Scatter of the colour.")
+    color_scatter: float = _amount(0.3, "Scatter of the colour.")
     size: float = Field(0.5, gt=0, description="Median half-light radius at magnitude 22, arcsec.")
     size_slope: float = Field(-0.13, description="Slope of log10(size) with magnitude.")
-    size_scatter: float = Field(0.4, ge=0, description="Scatter of ln(size).")
+    size_scatter: float = _amount(0.4, "Scatter of ln(size).")
     axis_ratio: float = Field(0.2, gt=0, le=1, description="Smallest axis ratio.")
 
 
@@ -86,7 +87,7 @@ class ExtraSource(Section):
     dec: float = Field(ge=-90, le=90, description="Position, ICRS degrees.")
     magnitude: float = Field(description="AB magnitude in bands with `color` 0.")
     color: float = Field(0.0, description="Colour; see `bands.<name>.color`.")
-    half_light_radius: float = Field(0.0, ge=0, description="Half-light radius, arcsec; 0: a star.")
+    half_light_radius: float = _amount(0.0, "Half-light radius, arcsec; 0: a star.")
     sersic: Literal[1.0, 1.5, 2.5, 4.0] = Field(1.0, description="Sersic index.")
     axis_ratio: float = Field(1.0, gt=0, le=1, description="Minor over major axis.")
     angle: float = Field(0.0, description="Position angle of the major axis, degrees.")
@@ -98,38 +99,28 @@ class PsfSimulation(Section):
     profile: Literal["moffat", "kolmogorov"] = Field("moffat", description="Radial profile.")
     beta: float = Field(3.5, gt=1.1, description="Beta of the Moffat profile.")
     seeing: float = Field(0.85, gt=0, description="Median FWHM, arcsec.")
-    seeing_scatter: float = Field(0.12, ge=0, description="Scatter of ln(FWHM) between exposures.")
-    field_size: float = Field(
-        0.05, ge=0, description="Relative variation of the FWHM over the field (1 sigma)."
-    )
-    ellipticity: float = Field(
-        0.015, ge=0, description="Shear of the PSF common to the whole exposure (1 sigma)."
-    )
-    field_ellipticity: float = Field(
-        0.02, ge=0, description="Variation of the shear over the field (1 sigma)."
-    )
+    seeing_scatter: float = _amount(0.12, "Scatter of ln(FWHM) between exposures.")
+    field_size: float = _amount(0.05, "Relative variation of the FWHM over the field (1 sigma).")
+    ellipticity: float = _amount(0.015, "Shear of the PSF common to the whole exposure (1 sigma).")
+    field_ellipticity: float = _amount(0.02, "Variation of the shear over the field (1 sigma).")
 
 
 class OpticsSimulation(Section):
     """Effects of the optics on positions and brightness."""
 
     distortion: bool = Field(True, description="Distortion of the camera file.")
-    scale_error: float = Field(
-        5e-5, ge=0, description="Relative variation of the scale between exposures (1 sigma)."
+    scale_error: float = _amount(
+        5e-5, "Relative variation of the scale between exposures (1 sigma)."
     )
-    distortion_error: float = Field(
-        0.01, ge=0, description="Relative variation of the distortion between exposures (1 sigma)."
+    distortion_error: float = _amount(
+        0.01, "Relative variation of the distortion between exposures (1 sigma)."
     )
-    ccd_shift: float = Field(
-        1.0, ge=0, description="Displacement of CCDs from the camera file, pixels (1 sigma)."
+    ccd_shift: float = _amount(1.0, "Displacement of CCDs from the camera file, pixels (1 sigma).")
+    ccd_rotation: float = _amount(
+        0.01, "Rotation of CCDs relative to the camera file, degrees (1 sigma)."
     )
-    ccd_rotation: float = Field(
-        0.01,
-        ge=0,
-        description="Rotation of CCDs relative to the camera file, degrees (1 sigma).",
-    )
-    vignetting: float = Field(
-        0.1, ge=0, lt=1, description="Fraction of light lost at the edge of the field, as radius^4."
+    vignetting: float = _amount(
+        0.1, "Fraction of light lost at the edge of the field, as radius^4.", lt=1
     )
     pixel_area: bool = Field(
         True, description="Sky and flat field follow the solid angle of the pixels."
@@ -140,17 +131,13 @@ class SkySimulation(Section):
     """Sky brightness and clouds."""
 
     enabled: bool = Field(True, description="Simulate the sky brightness.")
-    scatter: float = Field(
-        0.1, ge=0, description="Relative variation of the brightness between exposures (1 sigma)."
+    scatter: float = _amount(
+        0.1, "Relative variation of the brightness between exposures (1 sigma)."
     )
-    gradient: float = Field(
-        0.03, ge=0, description="Relative gradient from centre to edge of the field (1 sigma)."
-    )
-    clouds: float = Field(
-        0.08, ge=0, description="Mean cloud extinction, mag (exponential distribution)."
-    )
-    cloud_structure: float = Field(
-        0.005, ge=0, description="Gradient of the extinction from centre to edge, mag (1 sigma)."
+    gradient: float = _amount(0.03, "Relative gradient from centre to edge of the field (1 sigma).")
+    clouds: float = _amount(0.08, "Mean cloud extinction, mag (exponential distribution).")
+    cloud_structure: float = _amount(
+        0.005, "Gradient of the extinction from centre to edge, mag (1 sigma)."
     )
 
 
@@ -163,42 +150,32 @@ class DetectorSimulation(Section):
     linearity: bool = Field(True, description="Non-linearity of the camera file.")
     crosstalk: bool = Field(True, description="Crosstalk of the camera file.")
     defects: bool = Field(True, description="Bad columns and spots of the camera file.")
-    extra_bad_columns: float = Field(
-        0.5, ge=0, description="Mean number of bad columns per CCD not listed in the camera file."
+    extra_bad_columns: float = _amount(
+        0.5, "Mean number of bad columns per CCD not listed in the camera file."
     )
-    pixel_response: float = Field(
-        0.006, ge=0, lt=0.2, description="Pixel-to-pixel scatter of the response."
+    pixel_response: float = _amount(0.006, "Pixel-to-pixel scatter of the response.", lt=0.2)
+    large_response: float = _amount(0.015, "Smooth variation of the response over a CCD.", lt=0.5)
+    gain_error: float = _amount(
+        0.005, "Relative error of the gains in the camera file (1 sigma).", lt=0.5
     )
-    large_response: float = Field(
-        0.015, ge=0, lt=0.5, description="Smooth variation of the response over a CCD."
-    )
-    gain_error: float = Field(
-        0.005, ge=0, lt=0.5, description="Relative error of the gains in the camera file (1 sigma)."
-    )
-    dark: float = Field(0.02, ge=0, description="Dark current, electrons per second per pixel.")
-    hot_pixels: float = Field(2e-4, ge=0, lt=0.1, description="Fraction of hot pixels.")
-    hot_rate: float = Field(
-        5.0, ge=0, description="Median current of hot pixels, electrons per second."
-    )
-    bias_level: float = Field(1200.0, ge=0, description="Mean bias level, counts.")
-    bias_structure: float = Field(
-        3.0, ge=0, description="Fixed bias pattern within an amplifier, counts."
-    )
-    bias_drift: float = Field(
-        8.0, ge=0, description="Variation of the level between exposures, counts (1 sigma)."
-    )
-    row_drift: float = Field(3.0, ge=0, description="Drift of the level during readout, counts.")
+    dark: float = _amount(0.02, "Dark current, electrons per second per pixel.")
+    hot_pixels: float = _amount(2e-4, "Fraction of hot pixels.", lt=0.1)
+    hot_rate: float = _amount(5.0, "Median current of hot pixels, electrons per second.")
+    bias_level: float = _amount(1200.0, "Mean bias level, counts.")
+    bias_structure: float = _amount(3.0, "Fixed bias pattern within an amplifier, counts.")
+    bias_drift: float = _amount(8.0, "Variation of the level between exposures, counts (1 sigma).")
+    row_drift: float = _amount(3.0, "Drift of the level during readout, counts.")
     bits: int = Field(16, ge=8, le=16, description="Bits of the converter.")
 
 
 class CosmicRaysSimulation(Section):
     """Cosmic rays: straight tracks through the silicon."""
 
-    rate: float = Field(0.1, ge=0, description="Hits per second per square centimetre.")
+    rate: float = _amount(0.1, "Hits per second per square centimetre.")
     thickness: float = Field(
         0.2, gt=0, description="Thickness of the silicon, mm; a hit frees 80 electrons per um."
     )
-    diffusion: float = Field(0.25, ge=0, description="Charge diffusion, pixels.")
+    diffusion: float = _amount(0.25, "Charge diffusion, pixels.")
 
 
 class SatellitesSimulation(Section):
@@ -227,15 +204,9 @@ class RefcatSimulation(Section):
 
     brightest: float = Field(12.0, description="Magnitude of the brightest star included.")
     faintest: float = Field(21.5, description="Magnitude of the faintest star included.")
-    completeness: float = Field(
-        0.95, ge=0, le=1, description="Fraction of stars in this range that are included."
-    )
-    position_error: float = Field(
-        5.0, ge=0, description="Position error in each axis, mas (1 sigma)."
-    )
-    magnitude_error: float = Field(
-        0.01, ge=0, description="Error of the magnitudes, mag (1 sigma)."
-    )
+    completeness: float = _amount(0.95, "Fraction of stars in this range that are included.", le=1)
+    position_error: float = _amount(5.0, "Position error in each axis, mas (1 sigma).")
+    magnitude_error: float = _amount(0.01, "Error of the magnitudes, mag (1 sigma).")
     epoch: float = Field(2016.0, description="Epoch of the positions, Julian year.")
 
 
@@ -261,7 +232,7 @@ class SimulationSettings(Section):
 
     seed: int = Field(1, ge=0, description="Seed of all random numbers.")
     camera: str = Field("demo", description="Name of a shipped camera, or path of a camera file.")
-    ra: float = Field(150.1, ge=0, lt=360, description="Centre of the survey, ICRS degrees.")
+    ra: float = _amount(150.1, "Centre of the survey, ICRS degrees.", lt=360)
     dec: float = Field(2.2, ge=-90, le=90, description="Centre of the survey, ICRS degrees.")
     bands: dict[str, BandSimulation] = Field(
         default_factory=lambda: {
@@ -309,13 +280,7 @@ class SimulationSettings(Section):
 
 
 def load_simulation_settings(path: str | Path) -> SimulationSettings:
-    """Read the settings of a simulation from a YAML file.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, a key is unknown or a value is not allowed.
-    """
+    """Read the settings of a simulation; raise InputError that names the key at fault."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         return SimulationSettings.model_validate(content)

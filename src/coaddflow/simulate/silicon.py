@@ -41,15 +41,7 @@ class Silicon:
 
 
 def make_silicon(settings: SimulationSettings, detector: Detector) -> Silicon:
-    """Return what a CCD is like.
-
-    Parameters
-    ----------
-    settings : SimulationSettings
-        The survey.
-    detector : Detector
-        The CCD.
-    """
+    """Return the properties of a CCD, which follow from the seed and its number."""
     physics = settings.detector
     rng = stream(settings.seed, "silicon", detector.id)
     gains = tuple(
@@ -103,19 +95,9 @@ def _spoil(
 
 
 def bias_pattern(settings: SimulationSettings, detector: Detector) -> NDArray[np.float32]:
-    """Return the fixed pattern of the bias: a slope along the columns as they are read, columns.
+    """Return the fixed pattern of the bias, counts, shape (ny, nx).
 
-    Parameters
-    ----------
-    settings : SimulationSettings
-        The survey.
-    detector : Detector
-        The CCD.
-
-    Returns
-    -------
-    ndarray of float32, shape (ny, nx)
-        Counts.
+    It is a slope along the columns as they are read, and columns.
     """
     rng = stream(settings.seed, "bias pattern", detector.id)
     pattern = np.zeros(detector.shape, dtype=np.float32)
@@ -132,17 +114,10 @@ def bias_pattern(settings: SimulationSettings, detector: Detector) -> NDArray[np
 
 
 def bleed(electrons: NDArray[np.float32], full_well: float) -> None:
-    """Let full wells spill along their columns, in place.
+    """Let full wells of an amplifier's pixels spill along their columns, in place; electrons.
 
     The excess of each run of full pixels goes in equal parts to both sides, where it fills one
     pixel after the other; what reaches the end of the column is lost.
-
-    Parameters
-    ----------
-    electrons : ndarray of float32, shape (ny, nx)
-        Charge of one amplifier's pixels.
-    full_well : float
-        Electrons that a pixel holds.
     """
     for x in np.flatnonzero((electrons > full_well).any(axis=0)):
         column = electrons[:, x].astype(float)

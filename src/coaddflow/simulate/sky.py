@@ -9,7 +9,7 @@ References
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from coaddflow.geometry import sphere
-from coaddflow.simulate.settings import (
-    GalaxiesSimulation,
-    RefcatSimulation,
-    SimulationSettings,
-    StarsSimulation,
-)
+from coaddflow.simulate.settings import GalaxiesSimulation, SimulationSettings, StarsSimulation
 from coaddflow.simulate.streams import stream
 
 FloatArray = NDArray[np.float64]
@@ -101,33 +96,23 @@ def join(parts: Sequence[SkyCatalogue]) -> SkyCatalogue:
 
 
 def sky_around(settings: SimulationSettings, ra: float, dec: float, radius: float) -> SkyCatalogue:
-    """Return all sources within a radius (and some beyond, to the ends of their cells).
-
-    Parameters
-    ----------
-    settings : SimulationSettings
-        The survey.
-    ra, dec, radius : float
-        Centre and radius, degrees.
-    """
-    cells = cells_around([(ra, dec)], radius)
-    return join([_cell(settings, *cell) for cell in cells] + [_extra_sources(settings)])
+    """Return all sources within a radius, and some beyond, to the ends of their cells; degrees."""
+    cells = _cells_around(ra, dec, radius)
+    return join([*(_cell(settings, *cell) for cell in cells), _extra_sources(settings)])
 
 
-def cells_around(centres: Iterable[tuple[float, float]], radius: float) -> list[tuple[int, int]]:
-    """Return the cells (band of declination, number in it) that come near any of some centres."""
-    found: set[tuple[int, int]] = set()
-    n_bands = round(180 / CELL)
-    for ra, dec in centres:
-        # half the diagonal of a cell
-        reach = radius + 0.75 * CELL
-        low, high = (int((d + 90) // CELL) for d in (dec - reach, dec + reach))
-        for i in range(max(low, 0), min(high, n_bands - 1) + 1):
-            n = _cells_in_band(i)
-            ra_cells = (np.arange(n) + 0.5) * 360.0 / n
-            near = sphere.separation(ra_cells, (i + 0.5) * CELL - 90, ra, dec) <= reach
-            found.update((i, int(j)) for j in np.flatnonzero(near))
-    return sorted(found)
+def _cells_around(ra: float, dec: float, radius: float) -> list[tuple[int, int]]:
+    """Return the cells (band of declination, number in it) that come near a position."""
+    cells: list[tuple[int, int]] = []
+    # half the diagonal of a cell
+    reach = radius + 0.75 * CELL
+    low, high = (int((d + 90) // CELL) for d in (dec - reach, dec + reach))
+    for i in range(max(low, 0), min(high, round(180 / CELL) - 1) + 1):
+        n = _cells_in_band(i)
+        ra_cells = (np.arange(n) + 0.5) * 360.0 / n
+        near = sphere.separation(ra_cells, (i + 0.5) * CELL - 90, ra, dec) <= reach
+        cells += [(i, int(j)) for j in np.flatnonzero(near)]
+    return cells
 
 
 def _cells_in_band(i: int) -> int:
@@ -162,66 +147,49 @@ def _power_law(
     return faintest + np.log10(rng.uniform(low, high, n)) / slope
 
 
-def _stars(settings: StarsSimulation, i: int, j: int, rng: np.random.Generator) -> SkyCatalogue:
+def _sources(
+    settings: StarsSimulation | GalaxiesSimulation, i: int, j: int, rng: np.random.Generator
+) -> SkyCatalogue:
+    """Return points at rest, with the positions, magnitudes and colours of a kind of source."""
     ra, dec = _scatter(settings.density, i, j, rng)
     n = len(ra)
+    magnitude = _power_law(rng, n, settings.brightest, settings.faintest, settings.slope)
+    color = rng.normal(settings.color, settings.color_scatter, n)
+    zeros, ones = np.zeros(n), np.ones(n)
+    no_ids = np.zeros(n, dtype=np.int64)
     return SkyCatalogue(
-        id=np.zeros(n, dtype=np.int64),
-        ra=ra,
-        dec=dec,
-        magnitude=_power_law(rng, n, settings.brightest, settings.faintest, settings.slope),
-        color=rng.normal(settings.color, settings.color_scatter, n),
-        radius=np.zeros(n),
-        sersic=np.ones(n),
-        axis_ratio=np.ones(n),
-        angle=np.zeros(n),
-        pm_ra=settings.proper_motion * rng.normal(size=n),
-        pm_dec=settings.proper_motion * rng.normal(size=n),
+        no_ids, ra, dec, magnitude, color, zeros, ones, ones, angle=zeros, pm_ra=zeros, pm_dec=zeros
     )
+
+
+def _stars(settings: StarsSimulation, i: int, j: int, rng: np.random.Generator) -> SkyCatalogue:
+    stars = _sources(settings, i, j, rng)
+    pm_ra, pm_dec = (settings.proper_motion * rng.normal(size=len(stars)) for _ in range(2))
+    return dataclasses.replace(stars, pm_ra=pm_ra, pm_dec=pm_dec)
 
 
 def _galaxies(
     settings: GalaxiesSimulation, i: int, j: int, rng: np.random.Generator
 ) -> SkyCatalogue:
-    ra, dec = _scatter(settings.density, i, j, rng)
-    n = len(ra)
-    magnitude = _power_law(rng, n, settings.brightest, settings.faintest, settings.slope)
-    size = settings.size * 10.0 ** (settings.size_slope * (magnitude - 22.0))
-    return SkyCatalogue(
-        id=np.zeros(n, dtype=np.int64),
-        ra=ra,
-        dec=dec,
-        magnitude=magnitude,
-        color=rng.normal(settings.color, settings.color_scatter, n),
+    galaxies = _sources(settings, i, j, rng)
+    n = len(galaxies)
+    size = settings.size * 10.0 ** (settings.size_slope * (galaxies.magnitude - 22.0))
+    return dataclasses.replace(
+        galaxies,
         radius=np.clip(size * np.exp(settings.size_scatter * rng.normal(size=n)), 0.05, 60.0),
         sersic=rng.choice(_SERSIC, n, p=_SERSIC_SHARE),
         axis_ratio=rng.uniform(settings.axis_ratio, 1.0, n),
         angle=rng.uniform(0.0, 180.0, n),
-        pm_ra=np.zeros(n),
-        pm_dec=np.zeros(n),
     )
 
 
 def _extra_sources(settings: SimulationSettings) -> SkyCatalogue:
     sources = settings.sources
-    zeros = np.zeros(len(sources))
-
-    def column(name: str) -> FloatArray:
-        return np.array([getattr(source, name) for source in sources], dtype=float)
-
-    return SkyCatalogue(
-        id=np.arange(len(sources), dtype=np.int64),
-        ra=column("ra"),
-        dec=column("dec"),
-        magnitude=column("magnitude"),
-        color=column("color"),
-        radius=column("half_light_radius"),
-        sersic=column("sersic"),
-        axis_ratio=column("axis_ratio"),
-        angle=column("angle"),
-        pm_ra=zeros,
-        pm_dec=zeros,
-    )
+    names = ["ra", "dec", "magnitude", "color"]
+    names += ["half_light_radius", "sersic", "axis_ratio", "angle"]
+    columns = [np.array([getattr(one, name) for one in sources], dtype=float) for name in names]
+    at_rest = np.zeros(len(sources))
+    return SkyCatalogue(np.arange(len(sources), dtype=np.int64), *columns, at_rest, at_rest)
 
 
 def truth_table(settings: SimulationSettings, sky: SkyCatalogue) -> Table:
@@ -234,30 +202,15 @@ def truth_table(settings: SimulationSettings, sky: SkyCatalogue) -> Table:
         table[f"mag_{band}"] = sky.band_magnitude(settings, band)
     for name in ("radius", "sersic", "axis_ratio", "angle", "pm_ra", "pm_dec"):
         table[name] = getattr(sky, name)
-    units = {"ra": "deg", "dec": "deg", "radius": "arcsec", "angle": "deg"}
-    for name, unit in {**units, "pm_ra": "mas/yr", "pm_dec": "mas/yr"}.items():
-        table[name].unit = unit
-    table.meta["EPOCH"] = (settings.refcat.epoch, "[yr] Julian epoch of the positions")
-    table.meta["RADESYS"] = "ICRS"
-    return table
+    return _with_units(table, settings)
 
 
 def reference_catalogue(settings: SimulationSettings, sky: SkyCatalogue) -> Table:
     """Return the stars that a survey would know before, with errors.
 
-    Parameters
-    ----------
-    settings : SimulationSettings
-        The survey.
-    sky : SkyCatalogue
-        The truth.
-
-    Returns
-    -------
-    astropy.table.Table
-        Columns id, ra, dec, pm_ra, pm_dec, and mag_<band> and mag_<band>_err of each band.
+    Columns id, ra, dec, pm_ra, pm_dec, and mag_<band> and mag_<band>_err of each band.
     """
-    refcat: RefcatSimulation = settings.refcat
+    refcat = settings.refcat
     stars = sky.select(sky.is_star)
     # each star draws its own numbers, so that the catalogue does not change when the area grows
     draws = np.array(
@@ -282,8 +235,14 @@ def reference_catalogue(settings: SimulationSettings, sky: SkyCatalogue) -> Tabl
         error = refcat.magnitude_error
         table[f"mag_{band}"] = stars.band_magnitude(settings, band) + error * draws[:, column]
         table[f"mag_{band}_err"] = np.full(len(stars), error)
-    for name, unit in (("ra", "deg"), ("dec", "deg"), ("pm_ra", "mas/yr"), ("pm_dec", "mas/yr")):
-        table[name].unit = unit
-    table.meta["EPOCH"] = (refcat.epoch, "[yr] Julian epoch of the positions")
+    return _with_units(table, settings)
+
+
+def _with_units(table: Table, settings: SimulationSettings) -> Table:
+    units = {"ra": "deg", "dec": "deg", "radius": "arcsec", "angle": "deg"}
+    for name, unit in {**units, "pm_ra": "mas/yr", "pm_dec": "mas/yr"}.items():
+        if name in table.colnames:
+            table[name].unit = unit
+    table.meta["EPOCH"] = (settings.refcat.epoch, "[yr] Julian epoch of the positions")
     table.meta["RADESYS"] = "ICRS"
     return table

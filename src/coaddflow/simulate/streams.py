@@ -11,14 +11,6 @@ import numpy as np
 
 
 def stream(seed: int, *labels: str | int) -> np.random.Generator:
-    """Return the generator of one piece of the simulation.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the survey.
-    labels : str or int
-        Names of the piece, such as ``"cosmic rays", "1001", 3``.
-    """
+    """Return the generator of one piece of the simulation, by seed and the names of the piece."""
     words = [zlib.crc32(f"{type(label).__name__} {label}".encode()) for label in labels]
     return np.random.default_rng([seed, len(words), *words])

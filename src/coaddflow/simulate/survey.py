@@ -29,13 +29,7 @@ from coaddflow.simulate.frames import ExposedCcd, Exposing, expose_ccd, read_out
 from coaddflow.simulate.observations import Observation, exposure_table, plan_observations
 from coaddflow.simulate.optics import field_radius, true_camera
 from coaddflow.simulate.settings import SimulationSettings
-from coaddflow.simulate.sky import (
-    SkyCatalogue,
-    join,
-    reference_catalogue,
-    sky_around,
-    truth_table,
-)
+from coaddflow.simulate.sky import SkyCatalogue, join, reference_catalogue, sky_around, truth_table
 from coaddflow.simulate.writer import Arrays, raw_name, write_ccd, write_exposure
 
 Progress = Callable[[int, int, str], None]
@@ -46,17 +40,7 @@ _PIECES_AT_ONCE = 8  # for each worker
 
 @dataclass(frozen=True)
 class Simulated:
-    """A simulated survey.
-
-    Attributes
-    ----------
-    folder : Path
-        Where it is.
-    observations : tuple of Observation
-        Its exposures.
-    n_files : int
-        Raw files that were written; 0 if the survey was there already.
-    """
+    """A simulated survey; ``n_files`` is 0 if it was there already."""
 
     folder: Path
     observations: tuple[Observation, ...]
@@ -79,13 +63,11 @@ def run_simulation(
 ) -> Simulated:
     """Simulate a survey.
 
-    The pixels follow from the settings alone, whatever the number of processes. A folder that
-    holds the survey of just these settings already is left as it is.
+    The pixels follow from the settings alone, whatever the number of processes. A folder that holds
+    the survey of just these settings already is left as it is.
 
     Parameters
     ----------
-    settings : SimulationSettings
-        The survey.
     folder : str or Path
         Where it goes; made if it is not there.
     processes : int

@@ -3,7 +3,6 @@
 import gzip
 import io
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ from astropy.time import Time
 from numpy.typing import NDArray
 
 from coaddflow.files import atomic_path
-from coaddflow.instrument.camera import Camera, Detector, ccd_file
+from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.instrument.file_layout import HeaderKey
 from coaddflow.simulate.observations import Observation
+from coaddflow.tables.exposures import ccd_file
 
 Arrays = dict[str | int | None, NDArray[np.uint16]]
 """Raw arrays of a CCD, by the extension of the amplifiers that they hold (None: the CCD's own)."""
@@ -27,14 +27,7 @@ _WHEN = "simulated"
 def raw_name(camera: Camera, observation: Observation, compression: str | None) -> str:
     """Return the name of an exposure's file, with ``{ccd}`` in it where each CCD has one.
 
-    Parameters
-    ----------
-    camera : Camera
-        The camera, with ``layout.name_form``.
-    observation : Observation
-        The exposure.
-    compression : {"none", "gzip", "fpack", None}
-        None: as the form of the name says.
+    Without a compression its ending is that of the camera's ``layout.name_form``.
     """
     name = camera.layout.name_form.replace("{exposure}", observation.exposure)
     if compression is None:
@@ -45,30 +38,11 @@ def raw_name(camera: Camera, observation: Observation, compression: str | None) 
 def write_exposure(
     folder: Path, name: str, camera: Camera, observation: Observation, ccds: dict[int, Arrays]
 ) -> Path:
-    """Write the file of all CCDs of an exposure.
-
-    Parameters
-    ----------
-    folder : Path
-        Where to.
-    name : str
-        Name of the file (`raw_name`); its ending tells the compression.
-    camera : Camera
-        Layout, header map, extensions.
-    observation : Observation
-        What the header says.
-    ccds : dict
-        Raw arrays of each CCD.
-
-    Returns
-    -------
-    Path
-        The file.
-    """
+    """Write the file of all CCDs of an exposure; the ending of its name tells the compression."""
     header = exposure_header(camera, observation)
-    hdus: list[fits.hdu.base.ExtensionHDU] = []
+    hdus = []
     for ccd, arrays in ccds.items():
-        hdus.extend(_ccd_hdus(camera, camera.detector(ccd), arrays))
+        hdus += _ccd_hdus(camera, camera.detector(ccd), arrays)
     alone = len(hdus) == 1 and hdus[0].name == ""
     return _write(folder / name, header, hdus, primary_image=alone)
 
@@ -84,7 +58,7 @@ def write_ccd(
     """Write the file of one CCD; see `write_exposure`. Its image is the primary HDU."""
     header = exposure_header(camera, observation)
     hdus = _ccd_hdus(camera, detector, arrays)
-    path = folder / ccd_file(name, detector)
+    path = folder / ccd_file(name, detector.extension)
     return _write(path, header, hdus, primary_image=len(hdus) == 1)
 
 
@@ -158,19 +132,16 @@ def _ccd_hdus(camera: Camera, detector: Detector, arrays: Arrays) -> list[fits.I
         hdu.header["CCDNAME"] = detector.name
         for amplifier in detector.amplifiers:
             if amplifier.extension == extension:
-                for fact in ("gain", "read_noise", "saturation"):
-                    keyword = getattr(amplifier, f"{fact}_keyword")
+                for name in ("gain", "read_noise", "saturation"):
+                    keyword = getattr(amplifier, f"{name}_keyword")
                     if keyword is not None:
-                        hdu.header[keyword] = getattr(amplifier, fact)
+                        hdu.header[keyword] = getattr(amplifier, name)
         hdus.append(hdu)
     return hdus
 
 
-def _write(
-    path: Path, header: fits.Header, hdus: Iterable[fits.ImageHDU], primary_image: bool
-) -> Path:
+def _write(path: Path, header: fits.Header, hdus: list[fits.ImageHDU], primary_image: bool) -> Path:
     """Write a file whose ending tells the compression; the same content gives the same bytes."""
-    hdus = list(hdus)
     packed = path.name.endswith(".fz")
     if primary_image and not packed:
         primary = fits.PrimaryHDU(hdus[0].data, header=header)

@@ -227,25 +227,28 @@ def path_in_table(file: str | Path, table: str | Path) -> str:
 
 
 def file_of(text: str, table: str | Path, ccd: str = "") -> Path:
-    """Return the file that a table names.
+    """Return the file that a table names; with one file for each CCD, that of ``ccd``."""
+    name = ccd_file(text, ccd) if ccd else text
+    return Path(os.path.normpath(Path(table).parent.resolve() / name))
+
+
+def ccd_file(template: str, ccd: str | int) -> str:
+    """Return the name of a CCD's file.
 
     Parameters
     ----------
-    text : str
-        A path as it stands in the table.
-    table : str or Path
-        The table.
-    ccd : str
-        `Detector.extension`, where each CCD has a file: stands for ``{ccd}`` in the name, or is
-        added to the number in ``{ccd+00123400}``.
+    template : str
+        A name in which ``{ccd}`` stands for the CCD, or ``{ccd+00123400}`` for the sum of this
+        number and the CCD's, with as many digits. A name without either is the file of all CCDs.
+    ccd : str or int
+        `Detector.extension`.
     """
 
     def name_of_ccd(match: re.Match) -> str:
         first = match.group(1)
-        return ccd if first is None else f"{int(first) + int(ccd):0{len(first)}d}"
+        return str(ccd) if first is None else f"{int(first) + int(ccd):0{len(first)}d}"
 
-    name = _CCD_IN_NAME.sub(name_of_ccd, text) if ccd else text
-    return Path(os.path.normpath(Path(table).parent.resolve() / name))
+    return _CCD_IN_NAME.sub(name_of_ccd, template)
 
 
 def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row, str]]]:
