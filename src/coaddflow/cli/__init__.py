@@ -1,4 +1,8 @@
-"""The command line. One module a command; what a command needs is imported when it runs.
+"""The command line, with one module for each command.
+
+The module's docstring is the description that ``--help`` shows; HELP is a line about it, EXAMPLE
+follows the options. ``add_arguments`` adds them to a parser, ``run`` runs the command and returns
+the exit code. What a command needs is imported when it runs.
 
 Exit codes, the same for all commands:
 
@@ -51,7 +55,7 @@ COMMANDS: dict[str, ModuleType] = {
 
 _EPILOG = """\
 exit codes: 0 done (yes), 1 the answer is no (nothing there, or some CCDs failed), 2 wrong usage
-or unusable input, 3 not complete. The pipeline itself is run with snakemake; see README.md.
+or unusable input, 3 not complete. The pipeline itself runs with snakemake; see README.md.
 
 example:
   coaddflow ingest --config config.yaml raw/ && snakemake --cores all && coaddflow status
@@ -94,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command given by arguments (default: those of the process) and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # a declination of -02:13:53 is no option: argparse takes what begins with a space as a value
+    # a declination of -02:13:53 is not an option: with a leading space argparse sees a value
     given = [f" {text}" if _NEGATIVE_ANGLE.fullmatch(text) else text for text in given]
     try:
         parsed = make_parser().parse_args(given)
@@ -105,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"coaddflow: error: {' '.join(str(error).split())}\n")
         return WRONG
     except BrokenPipeError:
-        # `coaddflow ... | head`: whoever read has enough
+        # the reader, as in `coaddflow ... | head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:

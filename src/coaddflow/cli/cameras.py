@@ -1,4 +1,4 @@
-"""List the cameras that come with coaddflow, or check a camera file of one's own."""
+"""List the cameras that come with coaddflow, or check your own camera file."""
 
 import argparse
 
@@ -14,7 +14,6 @@ exit codes: 0 good, 2 there is no such camera, or its file is not usable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     parser.add_argument(
         "camera", metavar="CAMERA", nargs="?", help="name of a camera, or a camera file"
     )
@@ -22,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     from coaddflow.instrument.camera import load_camera, shipped_cameras
 
     for name in [arguments.camera] if arguments.camera else shipped_cameras():

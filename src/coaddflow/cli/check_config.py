@@ -1,7 +1,9 @@
 """Check a settings file, and all files that it names, before anything runs."""
 
 import argparse
+import functools
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from coaddflow.cli.arguments import DEFAULT_CONFIG, read_settings
@@ -17,12 +19,11 @@ examples:
   coaddflow check-config
   coaddflow check-config configs/hatp32.yaml
 
-exit codes: 0 the run can begin, 2 it cannot; every problem is told on a line of its own
+exit codes: 0 the run can start, 2 it cannot; each problem has a line of its own
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     parser.add_argument(
         "config", metavar="FILE", nargs="?", default=DEFAULT_CONFIG, help="settings to check"
     )
@@ -30,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     settings = read_settings(arguments.config)
     problems = _problems(settings)
     for problem in problems:
@@ -42,38 +42,38 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _problems(settings: "Settings") -> list[str]:
-    """Return all that would keep a run from beginning, each once."""
+    """Return everything that would keep a run from starting, each once."""
     from coaddflow.image.masked_image import planes_from_names
     from coaddflow.instrument.camera import load_camera
     from coaddflow.tables.exposures import read_exposures, read_images
     from coaddflow.workflow.plan import make_plan
     from coaddflow.workflow.report import start_text
 
-    checks = []
-    if settings.camera is not None:
-        checks.append(lambda: load_camera(settings.camera))
-    if settings.exposures is not None:
-        checks.append(lambda: read_exposures(settings.exposures))
-        checks.append(settings.refcat.files)
-    if settings.calibrated.table is not None:
-        checks.append(lambda: read_images(settings.calibrated.table))
-    for names in (
+    calibrated = settings.calibrated
+    planes = (
         settings.interpolation.planes,
         settings.coadd.bad_planes,
-        settings.calibrated.weight.zero_planes,
-        settings.calibrated.mask.unlisted,
-        *settings.calibrated.mask.planes.values(),
-    ):
-        checks.append(lambda names=names: planes_from_names(names))
-    found = []
-    for check in checks:
-        try:
-            check()
-        except InputError as error:
-            found.append(str(error))
+        calibrated.weight.zero_planes,
+        calibrated.mask.unlisted,
+        *calibrated.mask.planes.values(),
+    )
+    checks = [functools.partial(planes_from_names, names) for names in planes]
+    if calibrated.table is not None:
+        checks.insert(0, lambda: read_images(calibrated.table))
+    if settings.exposures is not None:
+        checks[:0] = [lambda: read_exposures(settings.exposures), settings.refcat.files]
+    if settings.camera is not None:
+        checks.insert(0, lambda: load_camera(settings.camera))
+    found = [error for check in checks if (error := _error_of(check))]
     if not found:
-        try:
-            print(start_text(make_plan(settings)))
-        except InputError as error:
-            found.append(str(error))
+        found += filter(None, [_error_of(lambda: print(start_text(make_plan(settings))))])
     return list(dict.fromkeys(found))
+
+
+def _error_of(check: Callable[[], object]) -> str:
+    """Return the message of a check that fails."""
+    try:
+        check()
+    except InputError as error:
+        return str(error)
+    return ""

@@ -1,6 +1,6 @@
-"""Ask the corner database which CCDs cover a position or a patch.
+"""Find the CCDs that cover a position or a patch, from the corner database.
 
-Only CCDs that were calibrated are in it, where their fitted WCS puts them.
+It has the CCDs that were calibrated, where their fitted WCS puts them.
 """
 
 import argparse
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coaddflow.cli.arguments import add_json, add_position
+from coaddflow.tables.paths import SURVEY_CORNERS
 
 if TYPE_CHECKING:
     from coaddflow.tables.manifest import CcdRow
@@ -24,11 +25,10 @@ examples:
 exit codes: 0 some CCDs do, 1 none does, 2 wrong usage, or no database
 """
 
-_COLUMNS = ("exposure", "ccd", "band", "zero_point", "seeing", "sky_noise")
+_COLUMNS = ("exposure", "ccd", "band", "zero_point", "seeing", "sky_noise", "path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     commands = parser.add_subparsers(metavar="query|patch", required=True)
     query = commands.add_parser("query", help="CCDs that cover a position", epilog=EXAMPLE)
     add_position(query)
@@ -40,15 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--band", help="only this band")
         command.add_argument(
             "--database",
-            default="results/corners.sqlite",
-            help="database of the survey, or of a tract (default: results/corners.sqlite)",
+            default=SURVEY_CORNERS,
+            help=f"database of the survey, or of a tract (default: {SURVEY_CORNERS})",
         )
         add_json(command)
         command.set_defaults(run=run)
 
 
 def run_query(arguments: argparse.Namespace) -> int:
-    """Run ``corners query``; return the exit code."""
     from coaddflow.corners.database import CornerDatabase
 
     with CornerDatabase(arguments.database) as database:
@@ -59,7 +58,6 @@ def run_query(arguments: argparse.Namespace) -> int:
 
 
 def run_patch(arguments: argparse.Namespace) -> int:
-    """Run ``corners patch``; return the exit code."""
     from coaddflow.corners.database import CornerDatabase
 
     with CornerDatabase(arguments.database) as database:
@@ -73,7 +71,7 @@ def run_patch(arguments: argparse.Namespace) -> int:
 
 
 def _figures(row: "CcdRow") -> dict[str, object]:
-    return {name: getattr(row, name) for name in (*_COLUMNS, "path")}
+    return {name: getattr(row, name) for name in _COLUMNS}
 
 
 def _show(found: Sequence[dict[str, object]], as_json: bool, nothing: str) -> int:
@@ -94,8 +92,6 @@ def _show(found: Sequence[dict[str, object]], as_json: bool, nothing: str) -> in
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) and value < 1 else _plain(value)
-
-
-def _plain(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if value < 1 else f"{value:.3f}"
+    return str(value)

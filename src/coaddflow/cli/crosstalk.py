@@ -1,8 +1,8 @@
 """Measure the crosstalk between amplifiers on raw science exposures.
 
-Every ordered pair of amplifiers is looked at: what the victim shows where the aggressor has
-bright pixels, read at the same moment. Ten exposures or more are needed for coefficients of a few
-1e-4, of several fields if possible. docs/calibration.md says how it is done.
+For every ordered pair of amplifiers: what the victim shows where the aggressor, read at the same
+moment, has bright pixels. Coefficients of a few 1e-4 need ten exposures or more, of several fields
+if possible. docs/calibration.md describes the method.
 """
 
 import argparse
@@ -31,12 +31,11 @@ examples:
   coaddflow crosstalk --exposures 1001 1002 --ccds 0 1 2
   coaddflow crosstalk --yaml > crosstalk.yaml    the keys for the camera file
 
-exit codes: 0 something was found, 1 no pair is significant, 2 wrong usage or unusable input
+exit codes: 0 some pairs are significant, 1 none is, 2 wrong usage or unusable input
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     add_config(parser)
     parser.add_argument("--exposures", nargs="+", metavar="ID", help="only these exposures")
     parser.add_argument("--ccds", nargs="+", type=int, metavar="CCD", help="only these CCDs")
@@ -48,22 +47,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=2000.0,
         metavar="ADU",
-        help="counts above the sky from which a pixel is a bright one (2000)",
+        help="counts above the sky from which a pixel counts as bright (2000)",
     )
     parser.add_argument(
         "--max-coefficient",
         type=_positive,
         default=5e-3,
         metavar="C",
-        help="largest coefficient that may occur; more is taken for sources of the victim (0.005)",
+        help="largest plausible coefficient; larger signals are sources on the victim (0.005)",
     )
     parser.add_argument(
         "--sigma",
         type=_positive,
         default=5.0,
-        help="coefficients of more than so many errors are significant (5)",
+        help="coefficients larger than this many errors are significant (5)",
     )
-    parser.add_argument("--all", action="store_true", help="list all pairs, not the significant")
+    parser.add_argument(
+        "--all", action="store_true", help="list all pairs, not only significant ones"
+    )
     shape = parser.add_mutually_exclusive_group()
     add_json(shape)
     shape.add_argument("--yaml", action="store_true", help="print the keys for the camera file")
@@ -71,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     from coaddflow.calib.crosstalk_fit import MeasurementSettings, measure_crosstalk
     from coaddflow.instrument.camera import load_camera
 
@@ -114,7 +114,7 @@ def _positive(text: str) -> float:
 
 
 def _raw_files(settings: "Settings", wanted: Sequence[str] | None) -> "list[Path]":
-    """Return the raw files of the science exposures that are asked for."""
+    """Return the raw files of the requested science exposures."""
     from coaddflow.tables.exposures import file_of, read_exposures
 
     rows = [row for row in read_exposures(settings.exposures) if row.kind == "science"]
@@ -130,7 +130,7 @@ def _raw_files(settings: "Settings", wanted: Sequence[str] | None) -> "list[Path
 
 
 def _ccds(camera: "Camera", settings: "Settings", wanted: Sequence[int] | None) -> list[int]:
-    """Return the CCDs that are asked for, in the order of the camera."""
+    """Return the requested CCDs, in the order of the camera."""
     for ccd in wanted or ():
         camera.detector(ccd)
     return [
@@ -142,10 +142,9 @@ def _ccds(camera: "Camera", settings: "Settings", wanted: Sequence[int] | None) 
 
 def _plain(one: "MeasuredCrosstalk") -> dict[str, object]:
     """Return a coefficient for JSON, which knows no NaN."""
-    content = one._asdict()
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in content.items()
+        for key, value in one._asdict().items()
     }
 
 
@@ -182,8 +181,8 @@ def _yaml(
 
     keys = camera_keys(measured, camera, sigma)
     lines = [
-        f"# Measured by coaddflow crosstalk on {n_exposures} exposures, what is more than "
-        f"{sigma:g} errors off 0."
+        f"# Measured by coaddflow crosstalk on {n_exposures} exposures: coefficients of more than "
+        f"{sigma:g} errors."
     ]
     if keys["detectors"]:
         lines += ["# The key `crosstalk` belongs into the entry of each CCD.", "detectors:"]

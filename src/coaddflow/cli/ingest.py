@@ -1,7 +1,7 @@
 """Make or extend the table of exposures (or of images calibrated elsewhere).
 
-Headers are read, pixels are not. Exposures that the table has already are left as they are. What
-cannot be used is skipped and listed with the reason; the rest comes in.
+Headers are read, pixels are not. Exposures already in the table stay as they are. Files that cannot
+be used are skipped and listed with the reason.
 """
 
 import argparse
@@ -16,26 +16,25 @@ from coaddflow.errors import InputError
 if TYPE_CHECKING:
     from coaddflow.ingest.raw_exposures import IngestReport, Skip
 
-HELP = "raw files (or calibrated images) to the table of exposures"
+HELP = "make the table of exposures from raw files or calibrated images"
 
 EXAMPLE = """\
 examples:
-  coaddflow ingest raw/                          camera and table as config.yaml says
+  coaddflow ingest raw/                          camera and table from config.yaml
   coaddflow ingest --camera demo --table exposures.ecsv raw/night1 raw/night2
   coaddflow ingest --calibrated --config configs/decam-calibrated.yaml images/
-  coaddflow ingest --fitted results              correct pointings by what was fitted
+  coaddflow ingest --fitted results              correct pointings by those of fitted CCDs
 
 exit codes: 0 the table is up to date (skipped files are listed), 1 with --strict if a raw file
-was skipped or an exposure not corrected, 2 wrong usage, or nothing could be used
+was skipped or an exposure not corrected, 2 wrong usage, or no file could be used
 """
 
 _LISTED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     parser.add_argument(
-        "sources", metavar="FOLDER", nargs="*", help="folders (with all below) or files"
+        "sources", metavar="FOLDER", nargs="*", help="folders (searched recursively) or files"
     )
     add_config(parser)
     parser.add_argument("--camera", help="camera, instead of that of the settings")
@@ -48,28 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fitted",
         metavar="RESULTS",
-        help="replace pointings and rotations in the table by those that the CCDs calibrated in "
-        "this folder of results were fitted with, for exposures that failed because of theirs",
+        help="correct pointings and rotations in the table by those fitted to CCDs in this folder "
+        "of results, for exposures that failed because of wrong ones",
     )
     parser.add_argument(
         "--all",
         action="store_true",
-        help="with --fitted: also for exposures that passed (they are then done again)",
+        help="with --fitted: also for exposures that passed (they are then processed again)",
     )
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="exposures that the table has already are replaced by what their headers say",
+        help="overwrite exposures already in the table with what their headers say",
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 if a file had to be skipped"
-    )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a file was skipped")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     if arguments.fitted is not None:
         return _run_fitted(arguments)
     if not arguments.sources:
@@ -97,9 +93,8 @@ def _ingest_calibrated(arguments: argparse.Namespace) -> "IngestReport":
     settings = read_settings(arguments.config).calibrated
     table = arguments.table or settings.table
     if table is None:
-        raise InputError(
-            "no table is given", path=arguments.config, remedy="set calibrated.table, or --table"
-        )
+        remedy = "set calibrated.table, or --table"
+        raise InputError("no table is given", path=arguments.config, remedy=remedy)
     return ingest_calibrated(arguments.sources, settings, table, arguments.replace)
 
 
@@ -133,24 +128,20 @@ def _camera_and_table(arguments: argparse.Namespace) -> tuple[str, str]:
     if camera is None or table is None:
         settings = read_settings(arguments.config)
         camera, table = camera or settings.camera, table or settings.exposures
-    for name, value in (("camera", camera), ("exposures", table)):
+    for name, value, option in (("camera", camera, "camera"), ("exposures", table, "table")):
         if value is None:
-            option = "--camera" if name == "camera" else "--table"
-            raise InputError(
-                f"setting {name!r} is not there",
-                path=arguments.config,
-                remedy=f"set it, or give {option}",
-            )
+            remedy = f"set it, or give --{option}"
+            raise InputError(f"setting {name!r} is missing", path=arguments.config, remedy=remedy)
     return camera, table
 
 
 def _report_text(report: "IngestReport") -> str:
     lines = _skip_lines(report.skipped)
     if report.kept:
+        more = ", ..." if len(report.kept) > _LISTED else ""
         lines.append(
             f"{len(report.kept)} differ from their headers and were kept (--replace takes the "
-            f"headers): {', '.join(report.kept[:_LISTED])}"
-            + (", ..." if len(report.kept) > _LISTED else "")
+            f"headers): {', '.join(report.kept[:_LISTED])}{more}"
         )
     counts = [f"{len(report.added)} added"]
     counts += [f"{len(report.replaced)} replaced"] if report.replaced else []

@@ -10,14 +10,13 @@ examples:
   coaddflow simulate configs/demo-survey.yaml data/demo
   coaddflow simulate my_survey.yaml data/mine --processes 8
 
-A folder that holds the survey of just these settings already is left as it is.
+A folder that already holds the survey of exactly these settings is left as it is.
 
 exit codes: 0 done, 2 wrong usage or unusable settings
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     parser.add_argument("settings", metavar="SETTINGS", help="YAML file of the simulation")
     parser.add_argument("output", metavar="FOLDER", help="folder to fill")
     parser.add_argument(
@@ -25,14 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=os.cpu_count() or 1,
-        help="processes that work side by side (default: one for each CPU; the pixels are the "
-        "same whatever it is)",
+        help="parallel processes (default: one per CPU); the pixels do not depend on it",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     from tqdm import tqdm
 
     from coaddflow.simulate.settings import load_simulation_settings

@@ -1,4 +1,4 @@
-"""Ask the sky map of the settings which tract and patch a position is on."""
+"""Find the tract and patch of a position on the sky map of the settings."""
 
 import argparse
 import json
@@ -18,14 +18,13 @@ exit codes: 0 found, 1 the position is off the sky map, 2 wrong usage or unusabl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     commands = parser.add_subparsers(metavar="find|fit", required=True)
     find = commands.add_parser("find", help="tract and patch of a position", epilog=EXAMPLE)
     add_position(find)
     add_json(find)
     fit = commands.add_parser(
         "fit",
-        help="the tract that holds all exposures, to be written into the settings",
+        help="the tract that holds all exposures, as YAML for the settings",
         epilog=EXAMPLE,
     )
     for command, run in ((find, run_find), (fit, run_fit)):
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_find(arguments: argparse.Namespace) -> int:
-    """Run ``skymap find``; return the exit code."""
     from coaddflow.skymap.maps import make_skymap
 
     skymap = make_skymap(_complete(arguments.config))
@@ -55,7 +53,6 @@ def run_find(arguments: argparse.Namespace) -> int:
 
 
 def run_fit(arguments: argparse.Namespace) -> int:
-    """Run ``skymap fit``; return the exit code."""
     import yaml
 
     settings = _complete(arguments.config)

@@ -51,7 +51,7 @@ from coaddflow.settings.calibrated import (
     PixelUnit,
     WeightSettings,
 )
-from coaddflow.tables.exposures import ImageRow, path_in_table, read_images, write_images
+from coaddflow.tables.exposures import ImageRow, explain, path_in_table, read_images, write_images
 
 _SETTING = "setting calibrated."
 
@@ -344,11 +344,7 @@ def _row_of(
     try:
         return ImageRow.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise HeaderValueError(
-            "bad_value", f"{key}: {first['msg']}, not {first['input']!r}"
-        ) from error
+        raise HeaderValueError("bad_value", explain(error.errors()[0])) from error
 
 
 def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tuple], float]:

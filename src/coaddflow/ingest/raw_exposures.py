@@ -30,6 +30,7 @@ from coaddflow.tables.exposures import (
     KINDS,
     ExposureRow,
     Row,
+    explain,
     file_of,
     path_in_table,
     read_exposures,
@@ -80,7 +81,7 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class RawFiles:
-    """The files of one exposure, and their common name (`camera.file_template`)."""
+    """The files of one exposure, and their common name (`file_layout.file_template`)."""
 
     template: Path
     files: tuple[Path, ...]
@@ -178,11 +179,7 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
     try:
         return ExposureRow.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise HeaderValueError(
-            "bad_value", f"{key}: {first['msg']}, not {first['input']!r}"
-        ) from error
+        raise HeaderValueError("bad_value", explain(error.errors()[0])) from error
 
 
 def repoint(
