@@ -61,27 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(costs: list, steps: list, used: float | None, next_time: list[str]) -> str:
     """Return plan and measurement as a table for people."""
+    from coaddflow.workflow.cost import total
     from coaddflow.workflow.measured import core_hours_of
 
     lines = [
         "                jobs   steps   core-hours   measured     memory  time limit       disk",
         "                                                      of the largest job",
     ]
-    for cost in costs:
+    for cost in [*costs, total(costs)]:
         hours = core_hours_of(cost.name, steps)
-        done = f"{hours:10.2f}" if hours is not None else f"{'-':>10}"
         lines.append(
-            f"{cost.name:<13}{cost.n_jobs:7d}{cost.n_steps:8d}{cost.core_hours:13.2f} {done}"
-            f"{cost.memory / 1000:8.1f} GB{_clock(cost.runtime)}{cost.disk:8.1f} GB"
+            f"{cost.name:<13}{cost.n_jobs:7d}{cost.n_steps:8d}{cost.core_hours:13.2f} "
+            + (f"{hours:10.2f}" if hours is not None else f"{'-':>10}")
+            + f"{cost.memory / 1000:8.1f} GB{cost.runtime // 60:7d}:{cost.runtime % 60:02d} h"
+            f"{cost.disk:8.1f} GB"
         )
-    total = sum(step.core_hours for step in steps)
-    lines.append(
-        f"{'all':<13}{sum(c.n_jobs for c in costs):7d}{sum(c.n_steps for c in costs):8d}"
-        f"{sum(c.core_hours for c in costs):13.2f} "
-        + (f"{total:10.2f}" if steps else f"{'-':>10}")
-        + f"{max(c.memory for c in costs) / 1000:8.1f} GB{_clock(max(c.runtime for c in costs))}"
-        f"{sum(c.disk for c in costs):8.1f} GB"
-    )
     lines.append(
         "Memory and time limit are of the first attempt; the second asks for twice, the third for "
         "three times\nas much. The partition must allow it, or the job waits for ever."
@@ -103,8 +97,3 @@ def report(costs: list, steps: list, used: float | None, next_time: list[str]) -
             "  --set-resources " + " ".join(f"'{words}'" for words in next_time),
         ]
     return "\n".join(lines)
-
-
-def _clock(minutes: int) -> str:
-    """Return a time limit in hours and minutes."""
-    return f"{minutes // 60:7d}:{minutes % 60:02d} h"

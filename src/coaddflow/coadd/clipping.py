@@ -295,16 +295,15 @@ def _spread_peaks(peaks, wings):
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_outlier(difference, median, noise, excess, wing, limits):
-    """Return whether a value deviates too much; ``excess``: predicted by the seeing."""
-    part = limits.relative + excess if difference > 0 else limits.below
+def _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
+    """Return whether a value of epoch k deviates too much (False if it is NaN)."""
+    difference = value - median
+    part = limits.below
+    if difference > 0:
+        # the core of a star may be above the median by what the seeing predicts
+        sharper = peaks[0][k] * peaks[1][k] / typical - np.float32(1.0)
+        part = limits.relative + max(sharper, np.float32(0.0))
     return abs(difference) > limits.sigma * noise + part * abs(median) + wing
-
-
-@numba.njit(cache=True, nogil=True)
-def _excess(k, typical, peaks):
-    """Return by which part the core of a star may be above the median in epoch k."""
-    return max(peaks[0][k] * peaks[1][k] / typical - np.float32(1.0), np.float32(0.0))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -325,15 +324,9 @@ def _flag_bins(means, noises, medians, wings, peaks, limits):
                 continue
             typical = _median(values, count)
             for k in range(n):
-                difference = means[k, y, x] - medians[y, x]
-                # NaN compares as False
+                value, noise = means[k, y, x], noises[k, y, x]
                 flagged[k, y, x] = _is_outlier(
-                    difference,
-                    medians[y, x],
-                    noises[k, y, x],
-                    _excess(k, typical, peaks),
-                    wings[y, x],
-                    limits,
+                    value, noise, medians[y, x], k, typical, peaks, wings[y, x], limits
                 )
     return flagged
 
@@ -387,22 +380,16 @@ def _center(image, state, sharpness, y, x, values):
     count = 0
     for k in range(image.shape[0]):
         if state[k, y, x] >= USABLE:
-            values[count] = image[k, y, x]
+            values[0, count], values[1, count] = image[k, y, x], sharpness[k]
             count += 1
-    median = _median(values, count)
-    count = 0
-    for k in range(image.shape[0]):
-        if state[k, y, x] >= USABLE:
-            values[count] = sharpness[k]
-            count += 1
-    return median, _median(values, count)
+    return _median(values[0], count), _median(values[1], count)
 
 
 @numba.njit(cache=True, nogil=True)
 def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
     """Mark the outliers at each pixel; return where there are too many for an artifact."""
     n, ny, nx = image.shape
-    values = np.empty(n, np.float32)
+    values = np.empty((2, n), np.float32)
     outliers = np.empty(n, np.int64)
     varies = np.zeros((ny, nx), np.bool_)
     for y in range(ny):
@@ -422,13 +409,9 @@ def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
             wing = wings[y // BIN, (x + x_offset) // BIN]
             found = 0
             for k in range(n):
+                value, noise = image[k, y, x], np.sqrt(variance[k, y, x])
                 if state[k, y, x] == USABLE and _is_outlier(
-                    image[k, y, x] - median,
-                    median,
-                    np.sqrt(variance[k, y, x]),
-                    _excess(k, typical, peaks),
-                    wing,
-                    limits,
+                    value, noise, median, k, typical, peaks, wing, limits
                 ):
                     outliers[found] = k
                     found += 1
@@ -458,7 +441,7 @@ def _spare_variables(state, varies, radius):
 def _grow_outliers(image, variance, state, wings, peaks, limits, x_offset, radius):
     """Mark the neighbours of outliers that deviate as well, if less."""
     n, ny, nx = image.shape
-    values = np.empty(n, np.float32)
+    values = np.empty((2, n), np.float32)
     for k in range(n):
         for y in range(ny):
             for x in range(nx):
@@ -469,12 +452,7 @@ def _grow_outliers(image, variance, state, wings, peaks, limits, x_offset, radiu
                         if state[k, j, i] != USABLE:
                             continue
                         median, typical = _center(image, state, peaks[0], j, i, values)
-                        if _is_outlier(
-                            image[k, j, i] - median,
-                            median,
-                            np.sqrt(variance[k, j, i]),
-                            _excess(k, typical, peaks),
-                            wings[j // BIN, (i + x_offset) // BIN],
-                            limits,
-                        ):
+                        value, noise = image[k, j, i], np.sqrt(variance[k, j, i])
+                        wing = wings[j // BIN, (i + x_offset) // BIN]
+                        if _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
                             state[k, j, i] = GROWN

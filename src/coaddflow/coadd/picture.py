@@ -21,6 +21,7 @@ from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
 from coaddflow.geometry.box import Box, enclosing_box, part_of
 from coaddflow.image.statistics import mad_sigma
+from coaddflow.runtime.resources import PICTURE_SIDE
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import coadd_files
 
@@ -155,7 +156,7 @@ def write_picture(
     path: str | Path,
     tract: Tract,
     coadds: Mapping[str, Mapping[str, str | Path]],
-    max_size: int = 2000,
+    max_size: int = PICTURE_SIDE,
 ) -> None:
     """Write a PNG of the coadds of a tract.
 

@@ -173,10 +173,6 @@ class _Job:
     band: str
     settings: Settings
 
-    def coadd(self, patch: str) -> Path:
-        """Return the file of a coadd."""
-        return _coadd_path(self.table, patch)
-
 
 def _coadd_path(table: Path, patch: str) -> Path:
     return table.with_suffix("") / f"{patch}.fits"
@@ -226,11 +222,6 @@ class CcdWork:
     box: Box
     """The pixels of the tract that it may reach."""
     slot: SpoolSlot
-
-    @property
-    def name(self) -> str:
-        """Name for people."""
-        return f"exposure {self.row.exposure} CCD {self.row.ccd}"
 
 
 @dataclass(frozen=True)
@@ -314,7 +305,7 @@ def _warp(pool: Pool, works: Sequence[CcdWork]) -> Warped:
             works,
             cost=lambda one: _area(one.box),
             memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
-            label=lambda one: one.name,
+            label=lambda one: f"exposure {one.row.exposure} CCD {one.row.ccd}",
         ),
     )
     rows = [work.row for work in works]
@@ -464,7 +455,7 @@ def _patch_work(
 def coadd_one(work: PatchWork, worker: Worker) -> CoaddRow:
     """Coadd a patch from the spool and write it; return its row in the list."""
     job: _Job = worker.constants["job"]
-    path = job.coadd(work.patch)
+    path = _coadd_path(job.table, work.patch)
     coadd = write_patch(path, work, job.database, job.tract, job.band, job.settings)
     return CoaddRow(
         patch=work.patch,

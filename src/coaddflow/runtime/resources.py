@@ -30,7 +30,14 @@ WARPED_PATCHES = 4
 
 COADD_BYTES_PER_PIXEL = 30
 COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.06
-PICTURE_BYTES_PER_PIXEL = 60
+READ_COADD_BYTES_PER_PIXEL = 60
+"""A patch that is read for the picture of its tract."""
+
+PICTURE_BYTES_PER_PIXEL = 165
+"""A pixel of that picture in three bands, and what mixing their colours needs beside it."""
+
+PICTURE_SIDE = 2000
+"""Most columns and rows of it."""
 
 STACK_BYTES_PER_PIXEL = 13
 """A warp in the stack of a coadd: image, variance, mask and state."""
@@ -139,9 +146,10 @@ def coadd_seconds(patch_pixels: int, n_inputs: int) -> float:
     return COADD_SECONDS_PER_MPIXEL_AND_INPUT * (2 + n_inputs) * patch_pixels / 1e6
 
 
-def picture_memory(patch_pixels: int, n_coadds: int) -> int:
-    """Return the memory of the picture of a tract, MB: one coadd, and all of them made small."""
-    return _megabytes(PICTURE_BYTES_PER_PIXEL * patch_pixels + 4 * patch_pixels * n_coadds)
+def picture_memory(patch_pixels: int, n_patches: int) -> int:
+    """Return the memory of the picture of a tract, MB."""
+    picture = PICTURE_BYTES_PER_PIXEL * min(PICTURE_SIDE**2, n_patches * patch_pixels)
+    return _megabytes(READ_COADD_BYTES_PER_PIXEL * patch_pixels + picture)
 
 
 def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:

@@ -33,34 +33,24 @@ Job = list[list[Step]]
 class Cost:
     """Cost of one kind of cluster job.
 
-    Attributes
-    ----------
-    name : str
-        "calibration", "exposure", "tract" or "survey".
-    n_jobs : int
-        Jobs of the cluster.
-    n_steps : int
-        Steps (jobs of Snakemake) in all of them together.
-    core_hours : float
-        CPU time of all.
-    memory : int
-        Largest memory of one job, MB.
-    runtime : int
-        Longest time limit of one job, minutes.
-    disk : float
-        Size of the products, GB (1e9 bytes).
-
     Memory and time limit are those of the first attempt; the second asks for twice as much, the
     third for three times.
     """
 
     name: str
+    """"calibration", "exposure", "tract", "survey"; "all" of the sum."""
     n_jobs: int
+    """Jobs of the cluster."""
     n_steps: int
+    """Steps (jobs of Snakemake) in all of them together."""
     core_hours: float
+    """CPU time of all."""
     memory: int
+    """Largest memory of one job, MB."""
     runtime: int
+    """Longest time limit of one job, minutes."""
     disk: float
+    """Size of the products, GB (1e9 bytes)."""
 
 
 def forecast(plan: Plan, cores: int) -> list[Cost]:
@@ -80,6 +70,19 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
     ]
 
 
+def total(costs: list[Cost]) -> Cost:
+    """Return the cost of all jobs; memory and time limit are those of the largest."""
+    return Cost(
+        "all",
+        sum(one.n_jobs for one in costs),
+        sum(one.n_steps for one in costs),
+        sum(one.core_hours for one in costs),
+        max(one.memory for one in costs),
+        max(one.runtime for one in costs),
+        sum(one.disk for one in costs),
+    )
+
+
 def _cost(name: str, jobs: list[Job], cores: int) -> Cost:
     """Add up jobs of one kind."""
     steps = [step for job in jobs for level in job for _, step in level]
@@ -89,11 +92,10 @@ def _cost(name: str, jobs: list[Job], cores: int) -> Cost:
     memory = runtime = 0
     for job in jobs:
         in_turn = [some for level in job for some in _in_turn(level, cores)]
-        memory = max(
-            memory,
-            *(sum(step.memory + step.snakemake_share(cores) for step in some) for some in in_turn),
-        )
         runtime = max(runtime, sum(some[0].runtime for some in in_turn))
+        for some in in_turn:
+            asked = sum(step.memory + step.snakemake_share(cores) for step in some)
+            memory = max(memory, asked)
     disk = PIXEL_BYTES * sum(step.pixels for step in steps) / 1e9
     return Cost(name, len(jobs), len(steps), seconds / 3600, memory, runtime, disk)
 
@@ -114,6 +116,11 @@ _KINDS = {"calibs": "calibration", "exposure": "exposure", "tract": "tract"}
 """Kinds of jobs, by how the names of their groups begin."""
 
 
+def kind_of(group: str) -> str:
+    """Return the kind of a job, from the name of its group, or of its stage if it has none."""
+    return _KINDS.get(group.partition("_")[0], "survey")
+
+
 def _all_jobs(plan: Plan, cores: int) -> dict[str, list[Job]]:
     """Return all jobs, by kind."""
     groups: dict[str, dict[int, list[Step]]] = {}
@@ -126,8 +133,7 @@ def _all_jobs(plan: Plan, cores: int) -> dict[str, list[Job]]:
             levels.setdefault(_level(stage, plan), []).append((stage.name, step))
     jobs: dict[str, list[Job]] = {kind: [] for kind in (*_KINDS.values(), "survey")}
     for group, levels in groups.items():
-        kind = _KINDS.get(group.partition("_")[0], "survey")
-        jobs[kind].append([levels[level] for level in sorted(levels)])
+        jobs[kind_of(group)].append([levels[level] for level in sorted(levels)])
     return jobs
 
 

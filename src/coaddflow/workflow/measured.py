@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from coaddflow.workflow.cost import kind_of
 from coaddflow.workflow.needs import SNAKEMAKE_MB
-from coaddflow.workflow.stages import CALIB_KINDS, calib_stage
+from coaddflow.workflow.stages import CALIB_KINDS, STAGES, calib_stage
 
 ROOM = 1.3
 """Memory that is suggested over what was measured."""
-
 
 TIME_ROOM = 4.0
 """The same for time, which differs more from node to node."""
@@ -19,36 +19,19 @@ TIME_ROOM = 4.0
 
 @dataclass(frozen=True)
 class Measured:
-    """What the steps of one rule took, from their benchmark files.
-
-    Attributes
-    ----------
-    rule : str
-        The rule.
-    n_steps : int
-        Steps that have been run.
-    core_hours : float
-        CPU time of all.
-    memory : float
-        Largest memory of one, MB.
-    seconds : float
-        Longest time of one, s.
-    asked : int
-        Memory that the plan asks for, MB; 0 if it has no such step.
-    """
+    """What the steps of one rule took, from their benchmark files."""
 
     rule: str
     n_steps: int
+    """Steps that have been run."""
     core_hours: float
+    """CPU time of all."""
     memory: float
+    """Largest memory of one, MB."""
     seconds: float
+    """Longest time of one, s."""
     asked: int = 0
-
-
-_KINDS = {
-    **dict.fromkeys(("calexp", "calibrated", "exposure"), "exposure"),
-    **dict.fromkeys(("warp", "coadd", "tract"), "tract"),
-}
+    """Memory that the plan asks for, MB; 0 if it has no such step."""
 
 
 def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list[Measured]:
@@ -70,9 +53,9 @@ def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list
     for path in sorted(Path(folder).rglob("*.tsv")):
         parts = path.relative_to(folder).parts
         name = parts[1] if parts[0] == "calibs" else parts[0]
+        rule = calib_stage(name) if name in CALIB_KINDS else name
         with path.open(encoding="ascii", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
-                rule = calib_stage(name) if name in CALIB_KINDS else name
                 rows.setdefault(rule, []).append(
                     {key: _number(row.get(key)) for key in ("s", "max_rss", "cpu_time")}
                 )
@@ -91,9 +74,13 @@ def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list
 
 
 def core_hours_of(kind: str, steps: Iterable[Measured]) -> float | None:
-    """Return the measured CPU time of a kind of job; None if none has run."""
-    hours = [step.core_hours for step in steps if _KINDS.get(step.rule, "calibration") == kind]
+    """Return the measured CPU time of a kind of job, or of "all"; None if none has run."""
+    hours = [step.core_hours for step in steps if kind in ("all", kind_of(_group(step.rule)))]
     return sum(hours) if hours else None
+
+
+def _group(rule: str) -> str:
+    return STAGES[rule].group if rule in STAGES else ""
 
 
 def suggestion(

@@ -8,10 +8,11 @@ file that is missing today changes nothing.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from coaddflow.runtime import resources
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import Stage
+from coaddflow.workflow.stages import CALIB_KINDS, Stage
 
 SNAKEMAKE_MB = 300
 """The two Snakemakes in each job of a cluster."""
@@ -19,51 +20,46 @@ SNAKEMAKE_MB = 300
 SMALL_STEP_MB = 450
 """A step that reads and writes tables, with the Snakemakes of its job."""
 
+WARP_OVERLAP = 1.25
+"""Pixels of an exposure's warps over those of the exposure: patches overlap."""
+
 
 @dataclass(frozen=True)
 class Needs:
-    """What one step (a job of Snakemake) needs.
-
-    Attributes
-    ----------
-    memory : int
-        Memory of all of its processes together, MB.
-    runtime : int
-        Time limit, minutes.
-    seconds : float
-        CPU time, s.
-    workers : int
-        Processes over which it scatters its work, beside the one that gathers; 0: it has none.
-    threads : int
-        Cores of its machine that it keeps busy.
-    gathering : int
-        Part of `memory` that the process that gathers needs for what it solves, MB.
-    pixels : float
-        Pixels of the images that it writes.
-    width : int
-        Steps of this kind in a job of the cluster that do not wait for each other, and so share
-        the memory of its Snakemakes; 0: `memory` has them already.
-    """
+    """What one step (a job of Snakemake) needs in its first attempt."""
 
     memory: int
+    """Memory of all of its processes together, MB."""
     runtime: int
+    """Time limit, minutes."""
     seconds: float = 0.0
+    """CPU time, s."""
     workers: int = 0
+    """Processes over which it scatters its work, besides the one that gathers; 0: it has none."""
     threads: int = 1
+    """Cores of its machine that it keeps busy."""
     gathering: int = 0
+    """Part of the memory that the process that gathers needs for what it solves, MB."""
     pixels: float = 0.0
+    """Pixels of the images that it writes."""
     width: int = 1
-
-    def side_by_side(self, cores: int | None) -> int:
-        """Return how many steps of this kind run at a time, with so many cores (None: enough)."""
-        return self.width if cores is None else min(self.width, max(cores // self.threads, 1))
+    """Steps of this kind in a job of the cluster that do not wait for each other, and so share
+    the memory of its Snakemakes; 0: the memory of this one has them already."""
 
     def snakemake_share(self, cores: int | None) -> int:
         """Return this step's part of the memory of the Snakemakes in a job of a cluster, MB.
 
         Snakemake adds the memory of steps that run side by side.
+
+        Parameters
+        ----------
+        cores : int or None
+            Cores of the job; None: as many as its steps can use.
         """
-        return math.ceil(SNAKEMAKE_MB / self.side_by_side(cores)) if self.width else 0
+        if not self.width:
+            return 0
+        at_a_time = self.width if cores is None else max(cores // self.threads, 1)
+        return math.ceil(SNAKEMAKE_MB / min(self.width, at_a_time))
 
     @property
     def task_memory(self) -> int:
@@ -75,9 +71,6 @@ class Needs:
         gathers = SNAKEMAKE_MB + 2 * resources.INTERPRETER_MB + self.gathering
         return max(math.ceil((self.memory - self.gathering) / self.workers), gathers)
 
-
-WARP_OVERLAP = 1.25
-"""Pixels of an exposure's warps over those of the exposure: patches overlap."""
 
 Names = Mapping[str, str]
 """Wildcards of a job and their values: ``{"exposure": "1001", "ccd": "3"}``."""
@@ -129,11 +122,11 @@ def of_survey(plan: Plan, names: Names) -> Needs:
 
 def calib_sources(plan: Plan, kind: str) -> tuple[str, ...]:
     """Return the kinds of calibration frames that go into one of this kind."""
-    if kind == "defects" and plan.settings.calibs.defects.source == "night_sky":
+    if kind != "defects":
+        return {"bias": (), "dark": ("bias",), "flat": ("bias", "dark")}[kind]
+    if plan.settings.calibs.defects.source == "night_sky":
         return ("dark",) if plan.defects_from_dark else ("bias",)
-    return {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "defects": ("dark", "flat")}[
-        kind
-    ]
+    return ("dark", "flat")
 
 
 def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
@@ -148,7 +141,8 @@ def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
     return n_files
 
 
-def _of_calib(plan: Plan, kind: str, names: Names) -> Needs:
+def _of_calib(kind: str, plan: Plan, names: Names) -> Needs:
+    """Return what a calibration frame of a CCD needs."""
     ccd = int(names["ccd"])
     n_files = calib_files(plan, kind, ccd, names.get("band"))
     nx, ny = plan.ccds[ccd].size
@@ -157,24 +151,7 @@ def _of_calib(plan: Plan, kind: str, names: Names) -> Needs:
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=nx * ny)
 
 
-def of_bias(plan: Plan, names: Names) -> Needs:
-    """Return what the master bias of a CCD needs."""
-    return _of_calib(plan, "bias", names)
-
-
-def of_dark(plan: Plan, names: Names) -> Needs:
-    """Return what the master dark of a CCD needs."""
-    return _of_calib(plan, "dark", names)
-
-
-def of_flat(plan: Plan, names: Names) -> Needs:
-    """Return what the flat of a CCD and band needs."""
-    return _of_calib(plan, "flat", names)
-
-
-def of_defects(plan: Plan, names: Names) -> Needs:
-    """Return what the map of bad pixels of a CCD needs."""
-    return _of_calib(plan, "defects", names)
+of_bias, of_dark, of_flat, of_defects = (partial(_of_calib, kind) for kind in CALIB_KINDS)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,31 +182,30 @@ def of_ccd(plan: Plan, names: Names) -> Needs:
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
 
 
-def exposure_workers(plan: Plan, exposure: str) -> int:
-    """Return the workers of the job of an exposure: never more than it has CCDs."""
-    return min(tract_workers(plan), len(plan.images.get(exposure, plan.ccds)))
-
-
-def works_elsewhere(plan: Plan, on_tasks: bool) -> bool:
-    """Return whether workers are not processes of the job, or not of its node at least.
+def _workers(plan: Plan, n_items: int, cores: int | None, on_tasks: bool) -> tuple[int, int, int]:
+    """Return the workers of a job, its cores, and the workers for which it needs memory.
 
     Parameters
     ----------
     plan : Plan
         The plan.
-    on_tasks : bool
-        Whether they are tasks of Slurm, which may be on several nodes.
+    n_items : int
+        Items that can be worked on at a time.
+    cores, on_tasks
+        See `of`.
     """
     parallel = plan.settings.parallel
-    return on_tasks or (parallel.backend == "dask" and parallel.dask_address is not None)
-
-
-def _at_a_time(plan: Plan, workers: int, cores: int | None, on_tasks: bool) -> tuple[int, int]:
-    """Return the workers that a job has, and how many of them count in its memory."""
-    if works_elsewhere(plan, on_tasks):
-        return workers, workers if on_tasks else 1
+    workers = 1 if parallel.backend == "serial" else min(parallel.workers, n_items)
+    if _works_elsewhere(plan, on_tasks):
+        return workers, 1, workers if on_tasks else 1
     workers = workers if cores is None else min(workers, cores)
-    return workers, workers
+    return workers, workers, workers
+
+
+def _works_elsewhere(plan: Plan, on_tasks: bool) -> bool:
+    """Return whether workers are not processes of the job, or not of its node at least."""
+    parallel = plan.settings.parallel
+    return on_tasks or (parallel.backend == "dask" and parallel.dask_address is not None)
 
 
 def of_exposure(
@@ -237,9 +213,8 @@ def of_exposure(
 ) -> Needs:
     """Return what an exposure that is one job needs; parameters as of `of`."""
     exposure = names["exposure"]
-    wanted = exposure_workers(plan, exposure)
-    workers, counted = _at_a_time(plan, wanted, cores, on_tasks)
     pixels = exposure_pixels(plan, exposure)
+    workers, threads, counted = _workers(plan, len(pixels), cores, on_tasks)
     parts = plan.settings.exposure.enabled if exposure in plan.science else ()
     memory = resources.INTERPRETER_MB
     memory += sum(map(resources.ccd_memory, sorted(pixels, reverse=True)[:counted]))
@@ -249,7 +224,6 @@ def of_exposure(
         memory += resources.held_memory(pixels, crosstalk)
     rounds = math.ceil(len(pixels) / workers)
     runtime = resources.time_limit(rounds * resources.ccd_seconds(max(pixels)))
-    threads = 1 if works_elsewhere(plan, on_tasks) else workers
     seconds = resources.ccd_seconds(sum(pixels))
     return Needs(memory, runtime, seconds, workers, threads, pixels=sum(pixels))
 
@@ -263,11 +237,6 @@ def patch_pixels(plan: Plan) -> int:
     """Return the number of pixels of a patch with its border."""
     sky = plan.settings.skymap
     return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
-
-
-def bands_of(plan: Plan, tract: int) -> list[str]:
-    """Return the bands in which a tract has coadds."""
-    return [band for band in plan.bands if plan.patches_of(band, tract)]
 
 
 def of_warp(plan: Plan, names: Names) -> Needs:
@@ -294,12 +263,6 @@ def of_coadd(plan: Plan, names: Names) -> Needs:
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
 
 
-def tract_workers(plan: Plan) -> int:
-    """Return the workers of the job of a tract."""
-    parallel = plan.settings.parallel
-    return 1 if parallel.backend == "serial" else parallel.workers
-
-
 def of_tract(plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False) -> Needs:
     """Return what a band of a tract that is one job needs; parameters as of `of`."""
     band, tract = names["band"], int(names["tract"])
@@ -307,13 +270,13 @@ def of_tract(plan: Plan, names: Names, cores: int | None = None, on_tasks: bool 
     inputs = [len(plan.exposures_of_patch(band, tract, patch)) for patch in patches]
     ccds = [exposure_pixels(plan, name) for name in plan.exposures_of_tract(tract, band)]
     together, patch, settings = sum(map(sum, ccds)), patch_pixels(plan), plan.settings.coadd
-    workers, counted = _at_a_time(plan, tract_workers(plan), cores, on_tasks)
-    elsewhere = works_elsewhere(plan, on_tasks)
+    parallel = plan.settings.parallel
+    workers, threads, counted = _workers(plan, parallel.workers, cores, on_tasks)
     memory = resources.INTERPRETER_MB + counted * max(
         resources.warped_ccd_memory(max(map(max, ccds))),
         resources.coadd_memory(patch, max(inputs), settings.memory_mb),
     )
-    if not elsewhere:  # workers on several nodes have no memory in common
+    if not _works_elsewhere(plan, on_tasks):  # workers on several nodes have no memory in common
         memory += resources.spool_memory(together, settings.spool_mb)
     matching, gathering = settings.background_matching, 0
     if matching.enabled:
@@ -321,21 +284,22 @@ def of_tract(plan: Plan, names: Names, cores: int | None = None, on_tasks: bool 
     seconds = resources.warp_seconds(together)
     seconds += sum(resources.coadd_seconds(patch, n) for n in inputs)
     rounds = math.ceil(len(inputs) / workers) / len(inputs)
+    # with MPI each band is a job of its own
+    bands = [one for one in plan.bands if plan.patches_of(one, tract)]
     return Needs(
         memory + gathering,
         resources.time_limit(rounds * seconds),
         seconds,
         workers,
-        threads=1 if elsewhere else workers,
-        gathering=gathering,
-        pixels=patch * len(patches) + WARP_OVERLAP * together * settings.keep_warps,
-        # with MPI each band is a job of its own
-        width=1 if plan.settings.parallel.backend == "mpi" else len(bands_of(plan, tract)),
+        threads,
+        gathering,
+        patch * len(patches) + WARP_OVERLAP * together * settings.keep_warps,
+        width=1 if parallel.backend == "mpi" else len(bands),
     )
 
 
 def of_picture(plan: Plan, names: Names) -> Needs:
     """Return what the picture of a tract needs."""
     tract = int(names["tract"])
-    n_coadds = sum(len(plan.patches_of(band, tract)) for band in plan.bands)
-    return Needs(resources.picture_memory(patch_pixels(plan), n_coadds), 10)
+    patches = {patch for band in plan.bands for patch in plan.patches_of(band, tract)}
+    return Needs(resources.picture_memory(patch_pixels(plan), len(patches)), 10)
