@@ -40,7 +40,6 @@ class Reason(StrEnum):
     # its pixels and sources
     BAD_OVERSCAN = "bad_overscan"
     NO_DATA = "no_data"
-    COSMIC_RAYS_FAILED = "cosmic_rays_failed"
     TOO_MANY_COSMIC_RAYS = "too_many_cosmic_rays"
     DETECTION_FAILED = "detection_failed"
     NO_STARS = "no_stars"

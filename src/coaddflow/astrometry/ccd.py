@@ -458,6 +458,8 @@ def _fit_clipped(
     Returned are the fit, the residuals of all stars, shape (2, n), and which stars are in the fit.
     """
     kept = np.isfinite(error)
+    if not kept.any():
+        raise CcdFailure(Reason.ASTROMETRIC_FIT_FAILED, "no matched source has a finite error")
     n_terms = len(term_powers(order)) if order else 2
     for _ in range(10):
         # twice, since the first fit moves the tangent point

@@ -88,7 +88,7 @@ def detrend_ccd(
         If a calibration frame has another shape than the CCD, or the overscan does not suit
         the chosen method.
     CcdFailure
-        ``bad_overscan``, ``cosmic_rays_failed`` or ``too_many_cosmic_rays``.
+        ``bad_overscan``, ``too_many_cosmic_rays`` or ``detection_failed``.
     """
     ccd = begin_detrending(raw, settings)
     return finish_detrending(ccd, calibs, exposure_time, settings)

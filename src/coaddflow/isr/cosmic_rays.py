@@ -23,6 +23,7 @@ from scipy import ndimage
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.detection import extract
 from coaddflow.settings.detrend import CosmicsSettings
 
 _FWHM_PER_SIGMA = 2.354820045
@@ -71,8 +72,8 @@ def find_cosmic_rays(
     ------
     CcdFailure
         ``too_many_cosmic_rays`` if more than ``settings.max_fraction`` of the pixels are hit;
-        ``cosmic_rays_failed`` if the image is smaller than 5 pixels, or so spoilt that no stars
-        can be looked for.
+        ``wrong_shape`` if the image is smaller than 5 pixels; ``detection_failed`` if it is so
+        spoilt that no stars can be looked for.
     """
     ignored = masked_image.has_any(_IGNORED)
     ignored |= ~np.isfinite(masked_image.image) | ~np.isfinite(masked_image.variance)
@@ -80,7 +81,8 @@ def find_cosmic_rays(
         return np.zeros(masked_image.shape, bool)
     if min(masked_image.shape) < _SMALLEST:
         raise CcdFailure(
-            Reason.COSMIC_RAYS_FAILED, f"an image of shape {masked_image.shape} is too small"
+            Reason.WRONG_SHAPE,
+            f"an image of shape {masked_image.shape} is too small to be searched",
         )
     image, variance, holes = _without_holes(masked_image, ignored)
     candidates, _ = astroscrappy.detect_cosmics(
@@ -147,12 +149,7 @@ def star_sharpness(
     sky = sep.Background(image, mask=ignored, bw=64, bh=64)
     residual = np.where(ignored, np.float32(0), image - sky.back())
     quiet = ndimage.median_filter(ndimage.median_filter(residual, size=(1, 3)), size=(3, 1))
-    try:
-        sources = sep.extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
-    except Exception as error:
-        if type(error) is not Exception:  # which is what sep raises where it gives up
-            raise
-        raise CcdFailure(Reason.COSMIC_RAYS_FAILED, f"no stars to compare with: {error}") from error
+    sources = extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape
     inside = (y >= 3) & (y < ny - 3) & (x >= 3) & (x < nx - 3)

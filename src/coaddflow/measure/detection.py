@@ -100,7 +100,7 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
     """
     image, variance = _without_holes(masked_image, settings.initial_fwhm)
     bright = settings.model_copy(update={"threshold": settings.seeing_threshold})
-    found, segments = _extract(image, variance, _SMALL_KERNEL, bright)
+    found, segments = _find(image, variance, _SMALL_KERNEL, bright)
     sources = _source_table(found, segments, masked_image, settings.initial_fwhm)
     spoilt = SourceFlag.EDGE | SourceFlag.SATURATED | SourceFlag.BAD_PIXELS
     sources = sources[(sources["flags"] & int(spoilt)) == 0]
@@ -157,7 +157,7 @@ def detect_sources(
         so full of defects, that the extraction fails.
     """
     image, variance = _without_holes(masked_image, fwhm)
-    found, segments = _extract(image, variance, _matched_filter(fwhm), settings)
+    found, segments = _find(image, variance, _matched_filter(fwhm), settings)
     if len(found) == 0:
         raise CcdFailure(
             Reason.NO_STARS, f"no source is {settings.threshold:g} sigma above the sky"
@@ -264,24 +264,36 @@ def _matched_filter(fwhm: float) -> NDArray[np.float64]:
     return kernel / kernel.sum()
 
 
-def _extract(image, variance, kernel, settings):
-    """Run sep, with larger buffers where the field is crowded."""
+def _find(image, variance, kernel, settings):
+    return extract(
+        image,
+        settings.threshold,
+        var=variance,
+        minarea=settings.min_pixels,
+        filter_kernel=kernel,
+        filter_type="matched",
+        deblend_nthresh=settings.deblend_levels,
+        deblend_cont=settings.deblend_contrast,
+        segmentation_map=True,
+    )
+
+
+def extract(image: NDArray[np.float32], threshold: float, **options):
+    """Run `sep.extract`, with larger buffers where the field is crowded.
+
+    Raises
+    ------
+    CcdFailure
+        ``detection_failed`` if the largest buffers are too small, or pixels so bright that the
+        position of a source is not finite.
+    """
     stack, sub_objects = _FIRST_PIXEL_STACK, _FIRST_SUB_OBJECTS
     while True:
         sep.set_extract_pixstack(min(stack, image.size + 1))
         sep.set_sub_object_limit(sub_objects)
         try:
-            return sep.extract(
-                image,
-                settings.threshold,
-                var=variance,
-                minarea=settings.min_pixels,
-                filter_kernel=kernel,
-                filter_type="matched",
-                deblend_nthresh=settings.deblend_levels,
-                deblend_cont=settings.deblend_contrast,
-                segmentation_map=True,
-            )
+            found = sep.extract(image, threshold, **options)
+            break
         except Exception as error:
             if type(error) is not Exception:  # which is what sep raises where it gives up
                 raise
@@ -292,6 +304,13 @@ def _extract(image, variance, kernel, settings):
             else:
                 reason = f"source extraction failed: {error}"
                 raise CcdFailure(Reason.DETECTION_FAILED, reason) from error
+    sources = found[0] if isinstance(found, tuple) else found
+    if not all(np.isfinite(sources[name]).all() for name in ("x", "y")):
+        raise CcdFailure(
+            Reason.DETECTION_FAILED,
+            "sources have no finite position: pixels are near the largest float",
+        )
+    return found
 
 
 def _source_table(
