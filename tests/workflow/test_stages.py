@@ -14,6 +14,7 @@ from recorded_defaults import RECORDED, defaults_of_now
 from survey_run import COARSE, REPOSITORY
 from test_workflow import AFTER_COADDS, jobs_of_coadds, plan_of
 
+from coaddflow.coadd import tract_job
 from coaddflow.settings import Settings
 from coaddflow.tables import paths
 from coaddflow.workflow.stage import load_workflow
@@ -148,5 +149,7 @@ def test_provenance_and_params_hold_what_differs_from_the_defaults():
     changed = {"warp": {"kernel": "bilinear"}, "coadd": {"clip": {"sigma": 6.0}}}
     assert settings.changed_in(*stage.sections) == changed
     assert settings.only(*stage.sections).provenance() == changed
+    assert STAGES["tract"].sections == tract_job.SECTIONS
+    assert STAGES["warp"].sections == tract_job.WARP_SECTIONS
     assert STAGES["tract"].versions == {"tract": 1, "warp": 1, "coadd": 1}
     assert dataclasses.replace(STAGES["tract"], version=5).versions["tract"] == 5

@@ -51,7 +51,10 @@ from coaddflow.warp.job import read_ccd
 
 _LOG = logging.getLogger(__name__)
 
-_SECTIONS = ("coadd", "selection", "warp", "products")
+SECTIONS = ("coadd", "selection", "warp", "products")
+WARP_SECTIONS = ("warp", "products")
+"""Settings that coadds and warps depend on: as of the stages ``tract`` and ``warp``."""
+
 
 _MARGIN = 32
 """Pixels around the outline of a CCD in the manifest, between whose vertices it may be bowed."""
@@ -115,7 +118,7 @@ def make_tract_coadds(
         "patches": list(patches),
         "settings": {
             name: getattr(settings, name).model_dump(mode="json")
-            for name in (*_SECTIONS, "parallel")
+            for name in (*SECTIONS, "parallel")
         },
         "spool_mb": settings.coadd.spool_mb,
     }
@@ -188,7 +191,7 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     settings = load_settings(spec["settings"])
     skymap = make_skymap(SkymapSettings.model_validate(spec["skymap"]))
     table, tract = Path(spec["table"]), skymap.tract(spec["tract"])
-    job = _Job(table, spec["database"], tract, spec["band"], settings.only(*_SECTIONS))
+    job = _Job(table, spec["database"], tract, spec["band"], settings.only(*SECTIONS))
     pool.broadcast(job=job)
     with CornerDatabase(job.database) as corners, _open_spool(settings, spec["spool_mb"]) as spool:
         inputs = TractInputs(corners, tract, job.band, settings)
@@ -355,7 +358,7 @@ def _write_all_warps(pool: Pool, job: _Job, corners: CornerDatabase, warped: War
 def write_warps_of(work: ExposureWork, worker: Worker) -> None:
     """Write the warps of an exposure from the spool, as the rule `warp` would."""
     job: _Job = worker.constants["job"]
-    cards = provenance_header(job.settings.section("warp"), [work.manifest])
+    cards = provenance_header(job.settings.only(*WARP_SECTIONS).provenance(), [work.manifest])
     compression = job.settings.products.compression
     table = kept_table(_warp_folder(job.table, work.exposure))
     warps = _warps_of(work, job.tract)

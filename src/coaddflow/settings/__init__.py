@@ -84,10 +84,6 @@ class Settings(Section):
             raise ValueError("coadd.background_matching.enabled needs `parallel.coadd: tract`")
         return self
 
-    def section(self, *names: str) -> dict[str, Any]:
-        """Return what products depend on in some sections, as plain values."""
-        return self.changed_in(*names)
-
     def changed_in(self, *names: str) -> dict[str, Any]:
         """Return what products depend on in some sections and differs from its default.
 
@@ -105,7 +101,7 @@ class Settings(Section):
         """
         restricted = self.model_copy()
         for name in set(Settings.model_fields) - set(names):
-            del restricted.__dict__[name]
+            restricted.__dict__.pop(name, None)
         return restricted
 
     def provenance(self) -> dict[str, Any]:
