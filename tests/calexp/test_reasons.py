@@ -1,0 +1,451 @@
+"""Every reason for which a CCD fails, from real bad input; and a mistake in the program.
+
+The whole job of a CCD runs on a good frame of which one thing is spoilt.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from astropy.io import fits
+from astropy.table import Table
+from starfield import add_stars, random_field
+
+from coaddflow.astrometry.ccd import solve_ccd
+from coaddflow.astrometry.prediction import predicted_wcs
+from coaddflow.calexp import ccd as calexp_ccd
+from coaddflow.calexp.job import CcdFiles, make_calexp, make_calexp_from_image
+from coaddflow.calib.frames import defects_frame, write_master
+from coaddflow.calib.masters import make_master
+from coaddflow.errors import CcdFailure, Reason, failing_ccd
+from coaddflow.geometry.wcs import pixel_to_sky
+from coaddflow.geometry.wcs_header import wcs_to_header
+from coaddflow.instrument.camera import camera_file, load_camera
+from coaddflow.measure.detection import detect_sources
+from coaddflow.measure.psf_fit import fit_psf
+from coaddflow.measure.stars import select_stars
+from coaddflow.runtime.log import failed_for_good, job_log
+from coaddflow.settings import Settings
+from coaddflow.tables.exposures import ExposureRow, ImageRow
+from coaddflow.tables.manifest import read_row
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+CAMERA = load_camera("mini")
+DETECTOR = CAMERA.detector(0)
+SHAPE = DETECTOR.shape
+EXPOSURE = ExposureRow(
+    exposure="7",
+    kind="science",
+    band="r",
+    ra=150.0,
+    dec=2.0,
+    rotation=0.0,
+    mjd=60000.0,
+    exposure_time=30.0,
+    path="7.fits",
+)
+WCS = predicted_wcs(CAMERA, DETECTOR, EXPOSURE.ra, EXPOSURE.dec, EXPOSURE.rotation)
+
+
+def electrons(x, y, flux, fwhm=4.0, sky=500.0, noise=True):
+    """Return an image of stars as the sky sends it."""
+    stars = np.zeros(SHAPE)
+    add_stars(stars, x, y, flux, fwhm)
+    return np.random.default_rng(3).poisson(stars + sky) if noise else stars + sky
+
+
+class Frame:
+    """A raw frame of CCD 0 with 42 stars, their catalogue, and what its job is given."""
+
+    def __init__(self):
+        rng = np.random.default_rng(5)
+        grid = [axis.ravel() for axis in np.mgrid[24:296:7j, 24:296:6j]]
+        self.x, self.y = grid + rng.uniform(-12, 12, (2, 42))
+        self.flux = rng.permutation(np.geomspace(8e3, 2e5, 42))
+        self.pixels = electrons(self.x, self.y, self.flux)
+        self.magnitude = 27.0 - 2.5 * np.log10(self.flux)
+        self.place = self.x.copy(), self.y.copy()
+        self.overscan_noise = 3.0
+        self.dtype = np.uint16
+        self.settings = {"refcat": {"path": "stars.csv"}}
+        self.calibs = {}
+        self.camera = CAMERA
+        self.path = Path("7.fits")
+
+    def write(self):
+        """Write raw file and catalogue."""
+        rng = np.random.default_rng(4)
+        raw = 1000.0 + rng.normal(0.0, self.overscan_noise, (320, 368))
+        for amplifier in DETECTOR.amplifiers:
+            (x0, y0, x1, y1), (i0, j0, i1, j1) = amplifier.data, amplifier.target
+            own = self.pixels[j0:j1, i0:i1] / amplifier.gain
+            raw[y0:y1, x0:x1] += own[:, ::-1] if amplifier.flip_x else own
+        hdu = fits.ImageHDU(np.round(raw).astype(self.dtype), name=DETECTOR.extension)
+        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(self.path, checksum=True)
+        ra, dec = pixel_to_sky(WCS, *self.place)
+        lines = [
+            f"{a!r},{d!r},{m!r}"
+            for a, d, m in zip(ra.tolist(), dec.tolist(), self.magnitude.tolist(), strict=True)
+        ]
+        Path("stars.csv").write_text("\n".join(["ra,dec,mag", *lines]) + "\n")
+        return self
+
+    def change(self, function):
+        """Write the files, then open the raw file and change it."""
+        self.write()
+        with fits.open(self.path, mode="update") as hdus:
+            function(hdus)
+        return self
+
+    def run(self):
+        """Do the job of the CCD and return its row."""
+        if not self.path.exists() and not Path("stars.csv").exists():
+            self.write()
+        files = CcdFiles("7.fits", self.calibs, "calexp/7/0.json", "summary/7.ecsv")
+        make_calexp(EXPOSURE, 0, files, self.camera, Settings(**self.settings))
+        return read_row(files.row)
+
+
+@pytest.fixture(autouse=True)
+def frame(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Frame()
+
+
+def test_the_good_frame_is_good(frame):
+    row = frame.run()
+    assert (row.state, row.reason) == ("done", "")
+    assert row.zero_point == pytest.approx(27.0, abs=0.02)
+    assert row.n_matched > 30
+
+
+# The raw file
+
+
+def missing_file(frame):
+    frame.write().path.unlink()
+
+
+def missing_extension(frame):
+    frame.change(lambda hdus: hdus[1].header.set("EXTNAME", "CCD5"))
+
+
+def missing_keyword(frame):
+    content = yaml.safe_load(camera_file("mini").read_text())
+    for amplifier in content["detector_defaults"]["amplifiers"]:
+        amplifier["gain_keyword"] = "GAIN"
+    Path("camera.yaml").write_text(yaml.safe_dump(content))
+    frame.camera = load_camera("camera.yaml")
+
+
+def not_fits(frame):
+    frame.write().path.write_text("a web page that says: not found")
+
+
+def truncated_file(frame):
+    content = frame.write().path.read_bytes()
+    frame.path.write_bytes(content[: len(content) // 2])
+
+
+def damaged_file(frame):
+    content = bytearray(frame.write().path.read_bytes())
+    content[-50000] ^= 0xFF
+    frame.path.write_bytes(bytes(content))
+
+
+def wrong_shape(frame):
+    def cut(hdus):
+        hdus[1] = fits.ImageHDU(hdus[1].data[:100], name=DETECTOR.extension)
+
+    frame.change(cut)
+
+
+def constant(value):
+    def spoil(frame):
+        frame.dtype = np.float32
+
+        def fill(hdus):
+            hdus[1].data[:] = value
+
+        frame.settings["detrend"] = {"check_raw": False}
+        frame.change(fill)
+
+    return spoil
+
+
+def bad_overscan(frame):
+    frame.dtype = np.float32
+    frame.settings["detrend"] = {"check_raw": False, "overscan": "polynomial"}
+
+    def spoil(hdus):
+        hdus[1].data[100:110, 164:184] = np.nan
+
+    frame.change(spoil)
+
+
+# Its calibration frames
+
+
+def no_calibration(frame):
+    write_bad_pixels(np.zeros(SHAPE, bool))
+    with fits.open("defects.fits", mode="update") as hdus:
+        hdus[0].header["CFFAILED"] = "missing_frames"
+    frame.calibs["defects"] = "defects.fits"
+
+
+def write_bad_pixels(bad):
+    write_master("defects.fits", defects_frame(bad), "defects", 1, fits.Header(), "none")
+
+
+def failed_master(kind):
+    """Return a function that has a calibration frame fail, and the CCD with it."""
+
+    def spoil(frame):
+        files = {}
+        levels = {"missing_frames": [5.0] * 2, "broken_frames": [5.0] * 3, "dark_flat": [-20.0] * 3}
+        for number, level in enumerate(levels.get(kind, [-20.0] * 5)):
+            raw = Frame()
+            raw.path, raw.pixels = Path(f"{number}.fits"), np.full(SHAPE, level)
+            raw.write()
+            files[str(raw.path)] = 30.0
+        if kind == "broken_frames":
+            Path("1.fits").write_bytes(Path("1.fits").read_bytes()[:100000])
+        Path("stars.csv").unlink()
+        source = {"source": "night_sky"} if kind == "no_sky" else {}
+        settings = Settings(calibs={"flat": source})
+        master = "bias" if kind in ("missing_frames", "broken_frames") else "flat"
+        make_master(f"{master}.fits", master, files, {}, CAMERA, 0, settings)
+        frame.calibs[master] = f"{master}.fits"
+
+    return spoil
+
+
+# Its pixels and sources
+
+
+def no_data(frame):
+    write_bad_pixels(np.ones(SHAPE, bool))
+    frame.calibs["defects"] = "defects.fits"
+
+
+def too_many_cosmic_rays(frame):
+    frame.pixels = frame.pixels + np.random.default_rng(6).normal(0.0, 300.0, SHAPE)
+
+
+def detection_failed(frame):
+    frame.pixels, frame.dtype = 1e12 * frame.pixels, np.float32
+    frame.settings["detrend"] = {"saturation": False, "linearity": False}
+    frame.settings["cosmics"] = {"enabled": False}
+
+
+def no_stars(frame):
+    frame.pixels = electrons([], [], [])
+
+
+def no_psf_stars(frame):
+    frame.pixels = electrons(frame.x[-2:], frame.y[-2:], frame.flux[-2:])
+
+
+def no_aperture_correction(frame):
+    x, y = (grid.ravel() for grid in np.mgrid[12:312:24, 12:312:24])
+    frame.pixels = electrons(x, y, np.full(x.size, 1e5))
+    bad = np.zeros(SHAPE, bool)
+    bad[::24], bad[:, ::24] = True, True
+    write_bad_pixels(bad)
+    frame.calibs["defects"] = "defects.fits"
+    frame.settings["interpolation"] = {"planes": []}
+
+
+# Its place on the sky and its zero-point
+
+
+def refcat_misses_field(frame):
+    frame.place = frame.x + 1e5, frame.y
+
+
+def too_few_stars(frame):
+    frame.place = frame.x[:2], frame.y[:2]
+    frame.magnitude = frame.magnitude[:2]
+
+
+def no_astrometric_match(frame):
+    frame.place = tuple(np.random.default_rng(7).uniform(8, 312, (2, 42)))
+
+
+def astrometry_rms(frame):
+    rng = np.random.default_rng(8)
+    frame.place = frame.x + rng.normal(0, 0.5, 42), frame.y + rng.normal(0, 0.5, 42)
+    frame.settings["astrometry"] = {"max_rms_pixels": 0.1}
+
+
+def no_photometric_match(frame):
+    frame.magnitude[1:] = np.nan
+
+
+def not_finite(frame):
+    frame.pixels = np.round(electrons(frame.x, frame.y, frame.flux, noise=False) / 1.7) * 1.7
+    frame.overscan_noise = 0.0
+
+
+# Images calibrated elsewhere
+
+
+class Image(Frame):
+    """An image that was calibrated elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.header = wcs_to_header(WCS)
+        self.shape = SHAPE
+
+    def run(self):
+        image = fits.ImageHDU(self.pixels.astype(np.float32), self.header)
+        fits.HDUList([fits.PrimaryHDU(), image]).writeto(self.path)
+        ny, nx = self.shape
+        corners = pixel_to_sky(
+            WCS, [-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5]
+        )
+        row = ImageRow(
+            exposure="7",
+            ccd=0,
+            band="r",
+            mjd=60000.0,
+            exposure_time=30.0,
+            path="7.fits",
+            hdu=1,
+            nx=nx,
+            ny=ny,
+            footprint_ra=tuple(corners[0].tolist()),
+            footprint_dec=tuple(corners[1].tolist()),
+            electrons_per_unit=1.0,
+            zero_point=27.0,
+        )
+        files = CcdFiles("7.fits", {}, "calexp/7/0.json", "summary/7.ecsv")
+        own = {"names": ["*"], "zero_point": {"value": 27.0}}
+        make_calexp_from_image(row, files, Settings(calibrated=own))
+        return read_row(files.row)
+
+
+def changed_file(image):
+    image.shape = (100, 100)
+
+
+def no_wcs(image):
+    del image.header["CTYPE1"]
+
+
+SPOILT = {
+    Reason.MISSING_FILE: missing_file,
+    Reason.MISSING_EXTENSION: missing_extension,
+    Reason.MISSING_KEYWORD: missing_keyword,
+    Reason.NOT_FITS: not_fits,
+    Reason.TRUNCATED_FILE: truncated_file,
+    Reason.DAMAGED_FILE: damaged_file,
+    Reason.CHANGED_FILE: changed_file,
+    Reason.WRONG_SHAPE: wrong_shape,
+    Reason.CONSTANT_IMAGE: constant(1000.0),
+    Reason.ALL_ZERO: constant(0.0),
+    Reason.ALL_NAN: constant(np.nan),
+    Reason.NO_WCS: no_wcs,
+    Reason.NO_CALIBRATION: no_calibration,
+    Reason.MISSING_FRAMES: failed_master("missing_frames"),
+    Reason.BROKEN_FRAMES: failed_master("broken_frames"),
+    Reason.DARK_FLAT: failed_master("dark_flat"),
+    Reason.NO_SKY: failed_master("no_sky"),
+    Reason.BAD_OVERSCAN: bad_overscan,
+    Reason.NO_DATA: no_data,
+    Reason.TOO_MANY_COSMIC_RAYS: too_many_cosmic_rays,
+    Reason.DETECTION_FAILED: detection_failed,
+    Reason.NO_STARS: no_stars,
+    Reason.NO_PSF_STARS: no_psf_stars,
+    Reason.NO_APERTURE_CORRECTION: no_aperture_correction,
+    Reason.REFCAT_MISSES_FIELD: refcat_misses_field,
+    Reason.TOO_FEW_STARS: too_few_stars,
+    Reason.NO_ASTROMETRIC_MATCH: no_astrometric_match,
+    Reason.ASTROMETRY_RMS: astrometry_rms,
+    Reason.NO_PHOTOMETRIC_MATCH: no_photometric_match,
+    Reason.NOT_FINITE: not_finite,
+}
+
+
+@pytest.mark.parametrize("reason", SPOILT, ids=str)
+def test_bad_input_fails_the_ccd_with_its_reason_and_leaves_nothing_else(frame, reason):
+    spoilt = Image() if reason in (Reason.CHANGED_FILE, Reason.NO_WCS) else frame
+    SPOILT[reason](spoilt)
+    row = spoilt.run()
+    assert row.state == "failed"
+    if reason != Reason.NO_CALIBRATION and row.reason == Reason.NO_CALIBRATION:
+        assert f"({reason}: " in row.message, "why the calibration frame could not be made"
+    else:
+        assert row.reason == reason
+    assert row.message
+    assert [path.name for path in Path("calexp/7").iterdir()] == ["0.json"]
+
+
+def a_star_without_pixels():
+    image, *_ = random_field((200, 200), 12, np.random.default_rng(1), flux=(1e4, 1e5), sky=0.0)
+    settings = Settings()
+    detection = detect_sources(image, 4.0, settings.detection)
+    stars = select_stars(detection.sources, settings.psf)
+    x, y = (round(detection.sources[name][np.argmax(stars)]) for name in ("x", "y"))
+    image.variance[max(y - 25, 0) : y + 25, max(x - 25, 0) : x + 25] = np.inf
+    fit_psf(image, detection, stars, settings.psf)
+
+
+def sources_without_errors():
+    frame, settings = Frame(), Settings()
+    ra, dec = pixel_to_sky(WCS, *frame.place)
+    refcat = Table({"ra": ra, "dec": dec, "mag": frame.magnitude})
+    errors = np.full(frame.x.size, np.inf)
+    solve_ccd(frame.x, frame.y, frame.flux, refcat, WCS, SHAPE, settings.astrometry, errors)
+
+
+SPOILT_WITHIN = {
+    Reason.PSF_FIT_FAILED: a_star_without_pixels,
+    Reason.ASTROMETRIC_FIT_FAILED: sources_without_errors,
+}
+"""What no raw frame that we know of leads to, but the input of a step."""
+
+
+@pytest.mark.parametrize("reason", SPOILT_WITHIN, ids=str)
+def test_bad_input_of_a_step_fails_the_ccd_with_its_reason(reason):
+    with pytest.raises(CcdFailure) as failure:
+        SPOILT_WITHIN[reason]()
+    assert failure.value.reason == reason
+
+
+def test_no_reason_is_without_a_test():
+    assert {*SPOILT, *SPOILT_WITHIN} == set(Reason)
+
+
+# A mistake in the program
+
+
+@pytest.mark.parametrize("step", ["find_cosmic_rays", "fit_psf", "solve_ccd", "calexp_header"])
+@pytest.mark.parametrize(
+    "error", [AttributeError("'NoneType' object has no attribute 'mask'"), TypeError("2 arguments")]
+)
+def test_a_mistake_in_the_program_fails_the_job_for_good(frame, monkeypatch, step, error):
+    def break_down(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(calexp_ccd, step, break_down)
+    with pytest.raises(SystemExit), job_log("job.log"):
+        frame.run()
+    text = Path("job.log").read_text()
+    assert text.splitlines()[-1] == (
+        f"coaddflow: failed: UnexpectedError: exposure 7, CCD 0: {type(error).__name__}: {error}"
+    )
+    assert "in break_down" in text, "the traceback leads to the line"
+    assert failed_for_good(["job.log"])
+    assert not [*Path().rglob("*.json"), *Path().rglob("*.ecsv"), *Path("calexp").rglob("*.fits")]
+
+
+def test_only_what_a_library_raises_on_odd_data_fails_the_ccd():
+    with pytest.raises(CcdFailure) as failure, failing_ccd(Reason.NO_STARS, ZeroDivisionError):
+        raise ZeroDivisionError("division by zero")
+    assert (failure.value.reason, "division" in failure.value.message) == ("no_stars", True)
+    with pytest.raises(NameError), failing_ccd(Reason.NO_STARS, ZeroDivisionError):
+        raise NameError("no such name")
