@@ -18,16 +18,8 @@ _ID_PATTERNS = {
     "patch": re.compile(r"[0-9]{1,4}_[0-9]{1,4}"),
 }
 
-
-_CANNOT_WRITE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 def check_id(text: str, kind: str) -> str:
@@ -75,7 +67,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         # astropy reports a full disk, and NumPy a quota, without an error number
         full = re.search(r"space on disk|\d+ requested and \d+ written", str(error)) is not None
-        if not full and error.errno not in _CANNOT_WRITE:
+        if not full and error.errno not in _DISK_FULL | _NOT_ALLOWED:
             raise
         raise InputError(
             f"cannot be written: {'no space left on device' if full else error.strerror}",

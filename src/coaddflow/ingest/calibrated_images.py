@@ -1,8 +1,8 @@
 """Ingest of images calibrated elsewhere: any FITS image with a WCS and a zero-point.
 
-The facts come from headers, file names, a table or the settings `calibrated`; what they mean is
-settled here once, so that the table of images is complete: electrons per unit, the magnitude of
-one electron, the corners on the sky. Pixels are not read.
+Values come from headers, file names, a table or the settings `calibrated`. They are converted here,
+once, so that the table of images is complete: electrons per unit, the magnitude of one electron,
+the corners on the sky. Pixels are not read.
 """
 
 import fnmatch
@@ -25,14 +25,7 @@ from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs
-from coaddflow.ingest.raw_exposures import (
-    PROGRESS,
-    IngestReport,
-    Skip,
-    files_in,
-    merge_rows,
-    nothing_usable,
-)
+from coaddflow.ingest.raw_exposures import PROGRESS, IngestReport, Skip, files_in, merge_rows
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (
     FileHeaders,
@@ -81,10 +74,7 @@ def ingest_calibrated(
             report.skipped.append(Skip(str(file), error.reason, error.message))
     old = read_images(table) if Path(table).is_file() else []
     merged = merge_rows(old, rows, table, replace_rows, report)
-    if not merged:
-        raise nothing_usable(report.skipped)
     report.written = write_images(table, merged)
-    report.n_rows = len(merged)
     return report
 
 
@@ -215,7 +205,7 @@ class _Hdu:
 def _hdus_of(file: Path) -> list[_Hdu]:
     """Return the headers of all HDUs of a file."""
     try:
-        # headers of others are often not to the letter of the standard; that is no matter
+        # headers from elsewhere are often not strictly standard, which does not matter here
         collect = warnings.catch_warnings(record=True, action="always", category=AstropyUserWarning)
         with collect as said, fits.open(file, memmap=False) as hdus:
             found = [
@@ -316,7 +306,7 @@ def _row_of(
     facts: FactsTable | None,
     table: str | Path,
 ) -> ImageRow:
-    """Make the row of one image; HeaderValueError if a fact is missing or impossible."""
+    """Make the row of one image; HeaderValueError if a value is missing or impossible."""
     header = hdus[number].header
     image = FileHeaders(file, (header, hdus[0].header))
     if facts is not None:

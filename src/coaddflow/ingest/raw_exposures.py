@@ -26,6 +26,7 @@ from coaddflow.instrument.header_values import (
     header_text,
     read_headers,
 )
+from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     KINDS,
     ExposureRow,
@@ -119,10 +120,7 @@ def ingest(
             report.skipped.append(Skip(str(group.template), error.reason, error.message))
     old = read_exposures(table) if Path(table).is_file() else []
     merged = merge_rows(old, rows, table, replace_rows, report)
-    if not merged:
-        raise nothing_usable(report.skipped)
     report.written = write_exposures(table, merged)
-    report.n_rows = len(merged)
     return report
 
 
@@ -218,7 +216,8 @@ def repoint(
     for row in tqdm(old, "reading manifests", **PROGRESS):
         rows.append(row)
         if row.kind != "science" or (
-            not also_passed and _manifest_of(row.exposure, Path(results)).is_file()
+            not also_passed
+            and _product(paths.MANIFEST, Path(results), exposure=row.exposure).is_file()
         ):
             continue
         fitted = fitted_rows(row.exposure, Path(results))
@@ -251,13 +250,10 @@ def replace_pointing(row: ExposureRow, pointing: Pointing) -> ExposureRow:
     )
 
 
-def _results_folder(results: Path) -> Path:
-    """Return the folder of the results, which may be given by its folder ``summary``."""
-    return results.parent if results.name == "summary" else results
-
-
-def _manifest_of(exposure: str, results: Path) -> Path:
-    return _results_folder(results) / "summary" / f"{exposure}.ecsv"
+def _product(template: str, results: Path, **wildcards: str) -> Path:
+    """Return a product in a folder of results, which may be given by its folder ``summary``."""
+    folder = results.parent if results.name == "summary" else results
+    return folder / Path(template.format(**wildcards)).relative_to(paths.RESULTS)
 
 
 def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
@@ -265,11 +261,12 @@ def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
 
     An exposure whose CCDs fell outside their prediction has no manifest: its job failed.
     """
-    folder, manifest = _results_folder(results), _manifest_of(exposure, results)
+    manifest = _product(paths.MANIFEST, results, exposure=exposure)
     if manifest.is_file():
         rows = read_manifest(manifest)
     else:
-        rows = [read_row(path) for path in sorted((folder / "calexp" / exposure).glob("*.json"))]
+        single = _product(paths.ROW, results, exposure=exposure, ccd="*")
+        rows = [read_row(path) for path in sorted(single.parent.glob(single.name))]
     return [row for row in rows if row.state == "done" and row.footprint_ra]
 
 
@@ -349,6 +346,7 @@ def merge_rows(
     """Return the rows of a table with those of new files; the report notes what became of them.
 
     Two files of one exposure (or image) are never chosen between in silence: the first stays.
+    Raises InputError if there is no row at all.
     """
     merged = {row.key: row for row in old}
     found: dict[tuple, Row] = {}
@@ -372,15 +370,12 @@ def merge_rows(
             report.kept.append(name)
             continue
         merged[row.key] = row
+    if not merged:
+        unusable = [skip for skip in report.skipped if skip.reason != "other_name"]
+        raise InputError(
+            f"none of {len(unusable)} raw files can be used; the first: {unusable[0].message}",
+            path=unusable[0].file,
+            remedy="check that the camera or the settings are those of these files",
+        )
+    report.n_rows = len(merged)
     return list(merged.values())
-
-
-def nothing_usable(skipped: Sequence[Skip]) -> InputError:
-    """Return the error for a folder none of whose files could be used."""
-    used = [skip for skip in skipped if skip.reason != "other_name"]
-    first = used[0]
-    return InputError(
-        f"none of {len(used)} raw files can be used; the first: {first.message}",
-        path=first.file,
-        remedy="check that the camera or the settings are those of these files",
-    )

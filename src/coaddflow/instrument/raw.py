@@ -33,6 +33,10 @@ from coaddflow.tables.exposures import ccd_file
 
 _COPY_AGAIN = "Copy it again from the archive"
 
+# what is looked for in a file, beside names and numbers of HDUs
+_HEADER = "header of the exposure"
+_FIRST_IMAGE = "first image"
+
 
 @dataclass(frozen=True)
 class RawCcd:
@@ -111,10 +115,6 @@ def read_raw_ccd(
 class _Hdu:
     header: fits.Header
     data: NDArray | None
-
-
-_HEADER = "header of the exposure"
-_FIRST_IMAGE = "first image"
 
 
 def _extension(camera: Camera, detector: Detector, amplifier: Amplifier) -> str | int:

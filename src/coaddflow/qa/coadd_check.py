@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import estimate_background
 from coaddflow.measure.detection import SourceFlag, common_size, detect_sources, measure_seeing
 from coaddflow.measure.photometry import aperture_correction, aperture_fluxes
@@ -67,8 +68,7 @@ class StarResiduals:
         """Return the median of flux / true flux - 1, and its standard error."""
         ratio = self.flux / self.true_flux - 1.0
         middle = float(np.median(ratio))
-        scatter = 1.4826 * float(np.median(np.abs(ratio - middle)))
-        return middle, 1.2533 * scatter / np.sqrt(ratio.size)
+        return middle, 1.2533 * mad_sigma(ratio, middle) / np.sqrt(ratio.size)
 
 
 def detect_on(masked_image: MaskedImage, initial_fwhm: float = 3.0) -> tuple[Table, float]:
@@ -180,5 +180,4 @@ def _sky(masked_image: MaskedImage, mesh_size: int) -> NDArray[np.float32]:
 
 
 def _robust_deviation(values: NDArray, masked_image: MaskedImage, grow: int = 8) -> float:
-    sky = values[empty_sky(masked_image, grow)]
-    return 1.4826 * float(np.median(np.abs(sky - np.median(sky))))
+    return mad_sigma(values[empty_sky(masked_image, grow)])
