@@ -56,7 +56,8 @@ def test_one_job_an_exposure_and_a_tract(plan):
         "survey": 1,
     }
     assert costs["exposure"].n_steps == 3 * (4 + 1)
-    assert costs["tract"].n_steps == 3 + 2 + 1 + 1
+    # warps, coadds, corner database, picture, depth
+    assert costs["tract"].n_steps == 3 + 2 + 1 + 1 + 1
     assert costs["calibration"].n_steps == 4 * 4
 
 
@@ -73,7 +74,7 @@ def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
     )
     _, whole_exposures, whole_tracts, _ = forecast(plan, 8)
     assert (whole_exposures.n_jobs, whole_exposures.n_steps) == (3, 3)
-    assert (whole_tracts.n_jobs, whole_tracts.n_steps) == (1, 1 + 1 + 1)
+    assert (whole_tracts.n_jobs, whole_tracts.n_steps) == (1, 1 + 1 + 1 + 1)
     assert whole_exposures.core_hours < exposures.core_hours, "fewer starts of Python"
     # beside its two workers the job holds what is done
     assert whole_exposures.memory > exposures.memory
@@ -149,7 +150,7 @@ def test_a_tract_in_one_job_keeps_its_warps_in_memory(plan):
     _, _, by_patches, _ = forecast(plan, 8)
     plan.settings.parallel.coadd = "tract"
     _, _, as_one, _ = forecast(plan, 8)
-    assert as_one.n_steps == 3
+    assert as_one.n_steps == 4
     assert by_patches.disk - as_one.disk == pytest.approx(12 * MPIX * 3 * 4 * 1.25 / 1e9, rel=0.2)
     plan.settings.coadd.spool_mb = 100
     assert forecast(plan, 8)[2].memory == as_one.memory + 50
