@@ -303,3 +303,12 @@ def of_picture(plan: Plan, names: Names) -> Needs:
     tract = int(names["tract"])
     patches = {patch for band in plan.bands for patch in plan.patches_of(band, tract)}
     return Needs(resources.picture_memory(patch_pixels(plan), len(patches)), 10)
+
+
+def of_depth(plan: Plan, names: Names) -> Needs:
+    """Return what the depth maps of a tract need, one after the other."""
+    tract, pixels = int(names["tract"]), patch_pixels(plan)
+    n_patches = sum(len(plan.patches_of(band, tract)) for band in plan.bands)
+    seconds = resources.DEPTH_SECONDS_PER_MPIXEL * pixels / 1e6 * n_patches
+    memory = resources.picture_memory(pixels, 1)
+    return Needs(memory, resources.time_limit(seconds), seconds, pixels=n_patches * pixels / 3)

@@ -374,7 +374,7 @@ _ALL = (
         ),
         ("warp", "products"),
         group=_TRACT,
-        needs="of_picture",
+        needs="of_depth",
         after=("coadd", "tract"),
         label="depth maps",
     ),
