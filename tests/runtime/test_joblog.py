@@ -116,7 +116,7 @@ def test_a_job_that_is_killed_is_found(tmp_path, number, last):
     (failed,) = joblog.failed_jobs(tmp_path / "logs")
     assert failed.job == "warp/7"
     assert failed.reason == (
-        last.removeprefix(joblog.FAILED) if number == signal.SIGTERM else joblog.NO_LAST_WORD
+        last.removeprefix(joblog.FAILED) if number == signal.SIGTERM else joblog.NO_RESULT
     )
 
 

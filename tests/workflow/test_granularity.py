@@ -54,7 +54,7 @@ def test_the_table_of_a_tract_names_its_coadds(coarse_survey, plan):
 
 
 def jobs_of_tracts(plan, exposure):
-    """Return the jobs that hang on an exposure in one band of its tracts."""
+    """Return the jobs that depend on an exposure in one band of its tracts."""
     band, tracts = plan.band_of(exposure), plan.overlaps[exposure]
     jobs = Counter({("survey_corners", "all exposures"): 1})
     for tract in tracts:

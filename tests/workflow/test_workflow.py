@@ -76,7 +76,7 @@ def jobs_of_databases(tracts, bands):
 
 
 def downstream(plan, exposure):
-    """Return all jobs that hang on the manifest of an exposure."""
+    """Return all jobs that depend on the manifest of an exposure."""
     tracts, bands = list(plan.overlaps[exposure]), [plan.band_of(exposure)]
     return (
         jobs_of_warps(plan, exposure)
@@ -269,11 +269,11 @@ def test_failures_cost_only_what_hangs_on_them_and_are_not_forgotten(survey, pla
         assert f"exposure {exposure} fails: 2 of 2 CCDs failed (2 {reason})" in run.text
         assert f"log: logs/manifest/{exposure}.log" in run.text
     assert str(raw[three].relative_to(survey.folder)) in rows[0].message
-    # what does not hang on them has been done
+    # independent steps have been done
     assert ("warp", f"exposure {one}, tract {plan.tracts[0]}") in run.jobs
     assert not any("exposure 1005" in what for _, what in run.jobs)
 
-    # a second run tries again what failed, no CCD, and nothing that hangs on it
+    # a second run tries again what failed, no CCD, and none of its dependents
     again = survey.run()
     assert again.returncode != 0
     assert again.jobs == Counter({("manifest", f"exposure {e}"): 1 for e in (two, three)})

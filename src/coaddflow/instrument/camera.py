@@ -196,11 +196,11 @@ class Camera(Section):
             raise InputError(f"camera {self.name!r} has no CCD {ccd}") from None
 
     def crosstalk_into(self, ccd: int) -> tuple[Crosstalk, ...]:
-        """Return the links by which other CCDs shine into this one."""
+        """Return the crosstalk links from other CCDs into this one."""
         return tuple(link for link in self.crosstalk if link.victim[0] == ccd and link.coefficient)
 
     def crosstalk_aggressors(self, ccd: int) -> tuple[str, ...]:
-        """Return the amplifiers of this CCD that shine into other CCDs, in their order."""
+        """Return the aggressor amplifiers of this CCD for other CCDs, in their order."""
         shining = {link.aggressor for link in self.crosstalk if link.coefficient}
         names = (amplifier.name for amplifier in self.detector(ccd).amplifiers)
         return tuple(name for name in names if (ccd, name) in shining)

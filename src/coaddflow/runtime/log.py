@@ -29,13 +29,13 @@ FINISHED = "coaddflow: finished in "
 FAILED = "coaddflow: failed: "
 FOR_GOOD = "coaddflow: another attempt would fail in the same way"
 BEGUN = "coaddflow: begun on "
-NO_LAST_WORD = "ended without a last word: killed (out of memory, time limit), or still running"
-NO_WORD = "its log is empty: it has not begun, or died at once"
+NO_RESULT = "the log has no result line: killed (out of memory or time limit), or still running"
+NO_LOG = "the log is empty: the step has not begun, or died at once"
 
 
 @contextlib.contextmanager
 def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
-    """Run a block as a job: with a log, with the stated threads, and with a last word.
+    """Run a block as a job: with a log, the stated threads, and a result line at the end.
 
     An error that coaddflow raises on purpose ends the process with its one line on standard
     error; any other leaves its traceback in the log. The exit code is 1, or 128 + the signal.
@@ -133,7 +133,7 @@ def _cost() -> str:
 
 
 def _last_line(handler: logging.FileHandler, line: str) -> None:
-    """Write the last word as it is; a log that cannot be written must not hide the job's end."""
+    """Write a line as it is; a log that cannot be written must not hide how the job ended."""
     handler.flush()
     with contextlib.suppress(OSError):
         handler.stream.write(line + "\n")
@@ -164,11 +164,11 @@ def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
     for log in sorted(folder.rglob("*.log")):
         if log.stat().st_mtime < since:
             continue
-        last = _last_words(log)
+        last = _result_line(log)
         if not last.startswith(FINISHED):
             reason = last.removeprefix(FAILED)
             if not last.startswith(FAILED):
-                reason = NO_LAST_WORD if last else NO_WORD
+                reason = NO_RESULT if last else NO_LOG
             job = log.relative_to(folder).with_suffix("").as_posix()
             failed.append(FailedJob(job, reason, log))
     return failed
@@ -217,7 +217,7 @@ def failure_table(failed: list[FailedJob], limit: int = 50) -> str:
     return "\n".join(lines)
 
 
-def _last_words(path: Path) -> str:
+def _result_line(path: Path) -> str:
     """Return the last line of a file."""
     return (_last_lines(path) or [""])[-1]
 

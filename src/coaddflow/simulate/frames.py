@@ -3,7 +3,7 @@
 Light of the sources dims in the clouds; with the sky (or the lamp of a flat) it passes vignetting
 and pixel response and becomes electrons, with Poisson noise; dark current, hot pixels, cosmic
 rays and the satellite's trail are added; full wells bleed. Then each amplifier makes counts of
-them (gain, linearity), amplifiers shine into each other (crosstalk), and bias level, bias pattern
+them (gain, linearity), amplifiers have crosstalk, and bias level, bias pattern
 and read noise are added before the converter rounds.
 """
 

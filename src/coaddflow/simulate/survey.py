@@ -209,7 +209,7 @@ def _simulate(piece: _Piece, worker: Worker) -> int:
 
 
 def _read_in_turn(exposing: Exposing, ccds: tuple[int, ...]) -> Iterator[tuple[ExposedCcd, Arrays]]:
-    """Expose and read CCDs one by one; those that shine into others are kept until all are read.
+    """Expose and read CCDs one by one; aggressors of crosstalk are kept until all are read.
 
     A camera without crosstalk between CCDs needs the memory of one CCD.
     """

@@ -107,7 +107,7 @@ def failure_text(logs: str | Path, since: float) -> str:
     jobs = [job for job in latest_jobs(".", since).values() if not _went_well(job)]
     if jobs:
         # Snakemake leaves empty logs of all steps of a job that failed
-        failed = [step for step in failed if step.reason != joblog.NO_WORD]
+        failed = [step for step in failed if step.reason != joblog.NO_LOG]
     killed = [job for job in jobs if job.outcome != "failed" or not failed]
     if not failed and not killed:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
@@ -116,7 +116,7 @@ def failure_text(logs: str | Path, since: float) -> str:
             f"coaddflow: {len(failed)} steps failed; all independent steps finished:",
             *([joblog.failure_table(failed)] if failed else []),
             *(f"  {job.unit}  {job.explanation}" for job in killed),
-            "coaddflow: `coaddflow status` shows every exposure; docs/workflow.md what to do; "
+            "coaddflow: `coaddflow status` shows every exposure, docs/failures.md what to do; "
             "the same command again goes on from here",
         ]
     )

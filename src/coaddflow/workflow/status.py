@@ -1,7 +1,7 @@
 """How far a survey is: every CCD of every exposure is done, failed, or missing, and every coadd.
 
 The answer comes from the plan (what there should be), the manifests, the rows of single CCDs
-where the manifest is not written yet, the last words of job logs, and what the cluster says about
+where the manifest is not written yet, the result lines of job logs, and what the cluster says about
 its jobs. All are read as the small texts that they are; no image is opened.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
-from coaddflow.runtime.log import NO_LAST_WORD, NO_WORD, FailedJob, cluster_job_of, failed_jobs
+from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
@@ -171,7 +171,7 @@ def survey_status(
     results, logs = Path(results), Path(logs)
     # the step that refuses an exposure, or the one that does all of it
     steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
-    notes = {job.job: job.reason for job in steps if job.reason != NO_WORD}
+    notes = {job.job: job.reason for job in steps if job.reason != NO_LOG}
     folders = _Folders(results)
     products = tuple(
         ProductStatus(label, len(files), folders.missing(files))
@@ -250,17 +250,17 @@ def _tells(ended: FailedJob, job: ClusterJob | None) -> bool:
 
     Snakemake leaves empty logs of all steps of a job that failed.
     """
-    return ended.reason != NO_WORD or job is None
+    return ended.reason != NO_LOG or job is None
 
 
 def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
     """Return why a step of an exposure ended, from its log, or else from what the cluster says."""
-    if ended.reason != NO_LAST_WORD or job is None:
+    if ended.reason != NO_RESULT or job is None:
         return ended.reason
     number = cluster_job_of(ended.log)
     if number.partition(".")[0] == job.job_id.partition(".")[0]:
         return job.explanation
-    return f"ended without a last word in {job.system} job {number}; {job.explanation}"
+    return f"the log has no result line; it was {job.system} job {number}; {job.explanation}"
 
 
 def _rows_without_manifest(
