@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from coaddflow.cluster.history import latest_jobs, unit_of
+from coaddflow.cluster.history import latest_jobs
 from coaddflow.cluster.pbs.outcome import DELETED, GONE, LIKELY
 from coaddflow.workflow.report import failure_text
+from coaddflow.workflow.stages import job_names
+
+NAMES = job_names()
 
 
 @pytest.fixture
@@ -54,11 +57,11 @@ def survey(tmp_path, monkeypatch):
     ],
 )
 def test_the_name_of_a_job_tells_what_it_is_for(name, unit):
-    assert unit_of(name) == unit
+    assert NAMES.unit(name) == unit
 
 
 def test_without_a_cluster_there_are_no_jobs(tmp_path):
-    assert latest_jobs(tmp_path) == {}
+    assert latest_jobs(tmp_path, NAMES) == {}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_without_a_cluster_there_are_no_jobs(tmp_path):
 def test_slurm_says_how_a_job_ended(survey, state, log, outcome):
     survey(12, "group_exposure_1001_calexp_manifest", log)
     survey.sacct(f"12|{state}\n")
-    job = latest_jobs(survey.folder)["exposure_1001"]
+    job = latest_jobs(survey.folder, NAMES)["exposure_1001"]
     assert (job.job_id, job.outcome) == ("12", outcome)
     assert state in job.words
 
@@ -99,14 +102,14 @@ def test_slurm_says_how_a_job_ended(survey, state, log, outcome):
 def test_without_accounting_the_log_of_the_job_tells(survey, log, outcome):
     survey(5, "group_tract_0_coadd_warp", log and f"slurmstepd-n1: error: {log}\n")
     survey.sacct("", code=1)
-    assert latest_jobs(survey.folder)["tract_0"].outcome == outcome
+    assert latest_jobs(survey.folder, NAMES)["tract_0"].outcome == outcome
 
 
 def test_the_controller_knows_sooner_than_the_accounting(survey, tmp_path):
     survey(5, "group_exposure_1001_calexp_manifest")
     survey.sacct("5|RUNNING\n")
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho '5|CANCELLED'\n")
-    assert latest_jobs(survey.folder)["exposure_1001"].outcome == "cancelled"
+    assert latest_jobs(survey.folder, NAMES)["exposure_1001"].outcome == "cancelled"
 
 
 def test_the_last_job_of_an_exposure_counts(survey):
@@ -115,7 +118,7 @@ def test_the_last_job_of_an_exposure_counts(survey):
     survey(7, "group_exposure_1001_calexp_manifest")
     survey(8, "rule_survey_corners")
     survey.sacct("5|CANCELLED by 0\n6|COMPLETED\n7|COMPLETED\n8|RUNNING\n")
-    jobs = latest_jobs(survey.folder)
+    jobs = latest_jobs(survey.folder, NAMES)
     assert {unit: job.outcome for unit, job in jobs.items()} == {
         "exposure_1001": "done",
         "exposure_1002": "done",
@@ -138,7 +141,7 @@ def test_the_last_job_of_an_exposure_counts(survey):
 def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
     survey(5, f"group_{name}")
     survey.sacct("5|OUT_OF_MEMORY\n")
-    told = latest_jobs(survey.folder)[unit_of(name)].explanation
+    told = latest_jobs(survey.folder, NAMES)[NAMES.unit(name)].explanation
     assert told.startswith("Slurm job 5 probably ran out of memory")
     assert f"--set-resources {rule}:mem_mb=" in told
 
@@ -167,16 +170,16 @@ def test_the_records_of_pbs_say_how_a_job_ended(tmp_path, reason, outcome, monke
     )
     (folder / "ids").mkdir()
     (folder / "ids" / "9.pbs").write_text("tract_0.1a2b")
-    jobs = latest_jobs(tmp_path)
+    jobs = latest_jobs(tmp_path, NAMES)
     job = jobs["exposure_1001"]
     assert (job.job_id, job.outcome, job.words, job.log) == ("4.pbs", outcome, reason, "a.out")
     assert jobs["tract_0"].outcome == "live"
     (folder / "cancelled").mkdir()
     (folder / "cancelled" / "9.pbs").touch()
-    assert latest_jobs(tmp_path)["tract_0"].outcome == "cancelled"
+    assert latest_jobs(tmp_path, NAMES)["tract_0"].outcome == "cancelled"
     (folder / "exit").mkdir()
     (folder / "exit" / "tract_0.1a2b").write_text("0\n")
-    assert latest_jobs(tmp_path)["tract_0"].outcome == "done", "although nobody has looked"
+    assert latest_jobs(tmp_path, NAMES)["tract_0"].outcome == "done", "although nobody has looked"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_a_job_that_waits_for_what_never_comes_is_told(survey, tmp_path, reason,
     survey(5, "group_tract_0_coadd_warp")
     survey.sacct("5|PENDING\n")
     (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\necho '5|PENDING|{reason}'\n")
-    job = latest_jobs(survey.folder)["tract_0"]
+    job = latest_jobs(survey.folder, NAMES)["tract_0"]
     assert job.outcome == outcome
     if outcome == "never runs":
         assert "coadd:runtime=" in job.explanation and reason in job.explanation
@@ -208,14 +211,14 @@ def test_sacct_is_asked_for_many_jobs_in_parts(survey, tmp_path, monkeypatch):
     program = tmp_path / "bin" / "sacct"
     # answers of what it is asked: -X -n -P -j IDS
     program.write_text("#!/bin/sh\necho x >>calls\necho $5 | tr , '\\n' | sed 's/$/|COMPLETED/'\n")
-    jobs = latest_jobs(survey.folder)
+    jobs = latest_jobs(survey.folder, NAMES)
     assert len(jobs) == 11 and {job.outcome for job in jobs.values()} == {"done"}
     assert Path("calls").read_text().count("x") == 3
 
 
 def test_slurm_is_not_asked_for_what_nobody_wants(survey):
     survey(5, "group_tract_0_coadd_warp")
-    assert latest_jobs(survey.folder, wanted=lambda unit: unit != "tract_0") == {}
+    assert latest_jobs(survey.folder, NAMES, wanted=lambda unit: unit != "tract_0") == {}
 
 
 def test_without_accounting_a_job_whose_log_was_removed_has_not_failed(survey, monkeypatch):

@@ -22,6 +22,9 @@ from coaddflow.cluster.history import latest_jobs
 from coaddflow.cluster.pbs import records
 from coaddflow.cluster.pbs.job_script import job_name
 from coaddflow.cluster.pbs.server import parse_qstat
+from coaddflow.workflow.stages import job_names
+
+NAMES = job_names()
 
 PROGRAMS = Path(__file__).parents[2] / "profiles" / "pbs"
 
@@ -1004,7 +1007,9 @@ def test_job_that_died_while_no_snakemake_ran_is_not_in_the_queue(server):
     jobs = server.read()["jobs"]
     del jobs[ids[2]]
     server.set(jobs=jobs)
-    outcomes = [latest_jobs(".")[f"exposure_{number}"].outcome for number in (1001, 1002, 1003)]
+    outcomes = [
+        latest_jobs(".", NAMES)[f"exposure_{number}"].outcome for number in (1001, 1002, 1003)
+    ]
     assert outcomes == ["live", "node failed", "node failed"]
 
 
@@ -1013,7 +1018,7 @@ def test_status_says_when_pbs_does_not_answer(server):
     status(job_id)
     server.set(away=1000)
     asked = json.loads((records.FOLDER / "answer.json").read_text())["asked"]
-    job = latest_jobs(".")["exposure_1001"]
+    job = latest_jobs(".", NAMES)["exposure_1001"]
     assert job.outcome == "live"
     assert time.strftime("%Y-%m-%d %H:%M", time.localtime(asked)) in job.explanation
     assert f"qstat {job_id}" in job.explanation
@@ -1037,6 +1042,6 @@ def test_advice_names_a_rule_that_the_run_has(server, name, rules, heaviest, see
     server.set_job(job_id, state="F", exit_status=-27, comment=killed)
     if seen:
         assert status(job_id)[0] == "failed"
-        assert f"--set-resources {heaviest}:mem_mb=" in latest_jobs(".")[name].explanation
+        assert f"--set-resources {heaviest}:mem_mb=" in latest_jobs(".", NAMES)[name].explanation
     else:
-        assert latest_jobs(".")[name].name == "_".join([name, *rules])
+        assert latest_jobs(".", NAMES)[name].name == "_".join([name, *rules])

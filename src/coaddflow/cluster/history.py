@@ -11,7 +11,7 @@ import pwd
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -52,24 +52,7 @@ EXPLANATIONS: dict[Outcome, str] = {
 }
 """What became of a job and what to do, in one sentence. ``{rule}`` is the rule that needs most."""
 
-_HEAVIEST = (
-    (r"^exposure_.*_calibrated_exposure(_|$)", "calibrated_exposure"),
-    (r"^exposure_.*_exposure(_|$)", "exposure"),
-    (r"^exposure_.*_calibrated(_|$)", "calibrated"),
-    (r"^exposure_", "calexp"),
-    (r"^tract_.*_tract(?!_corners)(_|$)", "tract"),
-    (r"^tract_", "coadd"),
-    (r"^calibs_", "master_flat"),
-)
-"""The rule that needs most in a job, by the name of the job in Snakemake."""
-
 _SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+) \(log: (.*)\)\.")
-
-_UNIT = re.compile(
-    r"(?P<unit>exposure_.+?)(?:_calexp|_calibrated|_exposure|_manifest)*$"
-    r"|(?P<tract>tract_[0-9]+)(?:_\D.*)?$"
-    r"|(?P<calibs>calibs_[0-9]+)(?:_\D.*)?$"
-)
 
 _SLURM_OUTCOMES: dict[str, Outcome] = {
     "COMPLETED": "done",
@@ -110,6 +93,42 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
 )
 
 
+class JobNames:
+    """How the jobs of a cluster are called: by their group, then by the rules of their steps.
+
+    Parameters
+    ----------
+    rules : mapping of str to sequence of str
+        The rules of each group, ``exposure_{exposure}``, that which needs most before the others.
+    """
+
+    def __init__(self, rules: Mapping[str, Sequence[str]]):
+        self._rules, patterns = {}, []
+        for group, names in rules.items():
+            prefix, _, wildcard = group.partition("{")
+            longest_first = "|".join(sorted(names, key=len, reverse=True))
+            # an exposure is called what its observer likes; a band may follow the number of a tract
+            unit = ".+?" if wildcard == "exposure}" else "[0-9]+"
+            rest = rf"(?:_(?:{longest_first}))*" if wildcard == "exposure}" else r"(?:_\D.*)?"
+            patterns.append(rf"(?P<{prefix}>{prefix}{unit}){rest}")
+            self._rules[prefix] = (names, re.compile(rf"_({longest_first})(?=_|$)"))
+        self._pattern = re.compile("|".join(patterns))
+
+    def unit(self, name: str) -> str:
+        """Return what a job works on: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
+        match = self._pattern.fullmatch(name)
+        return match[match.lastgroup] if match else name
+
+    def heaviest(self, name: str) -> str:
+        """Return the rule of a job that needs most."""
+        match = self._pattern.fullmatch(name)
+        if not match:
+            return name
+        names, pattern = self._rules[match.lastgroup]
+        steps = pattern.findall(name[match.end(match.lastgroup) :])
+        return next((rule for rule in names if rule in steps), names[0])
+
+
 class ClusterJob(NamedTuple):
     """A job of a cluster.
 
@@ -127,6 +146,8 @@ class ClusterJob(NamedTuple):
         How it ended, in the words of the cluster.
     log : str
         The log of the job.
+    names : JobNames
+        How the jobs are called.
     """
 
     system: Literal["Slurm", "PBS"]
@@ -135,22 +156,26 @@ class ClusterJob(NamedTuple):
     outcome: Outcome
     words: str
     log: str
+    names: JobNames
 
     @property
     def unit(self) -> str:
         """What it works on: ``exposure_1001``, ``tract_0``, ``calibs_3``, or a rule."""
-        return unit_of(self.name)
+        return self.names.unit(self.name)
 
     @property
     def explanation(self) -> str:
         """What became of the job and what to do, in one sentence."""
-        rules = (rule for pattern, rule in _HEAVIEST if re.search(pattern, self.name))
-        text = EXPLANATIONS.get(self.outcome, "").format(rule=next(rules, self.name))
+        rule = self.names.heaviest(self.name)
+        text = EXPLANATIONS.get(self.outcome, "").format(rule=rule)
         return f"{self.system} job {self.job_id} {text} ({self.words})"
 
 
 def latest_jobs(
-    folder: str | Path, since: float = 0.0, wanted: Callable[[str], bool] = bool
+    folder: str | Path,
+    names: JobNames,
+    since: float = 0.0,
+    wanted: Callable[[str], bool] = bool,
 ) -> dict[str, ClusterJob]:
     """Return the last job of every exposure, tract and CCD that was submitted from a folder.
 
@@ -158,29 +183,26 @@ def latest_jobs(
     ----------
     folder : str or Path
         The working folder of the survey.
+    names : JobNames
+        How the jobs are called (`workflow.stages.job_names`).
     since : float
         Runs that ended before this time are left out; seconds since the epoch.
     wanted : callable, optional
         Whether Slurm is to be asked for the job of an exposure, tract or CCD; by default for all.
     """
     folder = Path(folder)
-    latest = {job.unit: job for job in _pbs_jobs(folder / records.FOLDER, since)}
+    latest = {job.unit: job for job in _pbs_jobs(folder / records.FOLDER, names, since)}
     submitted = {
         unit: job
-        for unit, job in _slurm_submissions(folder / ".snakemake/log", since).items()
+        for unit, job in _slurm_submissions(folder / ".snakemake/log", names, since).items()
         if wanted(unit)
     }
     states = _slurm_states(job_id for job_id, _ in submitted.values())
     for unit, (job_id, log) in submitted.items():
         outcome, words = _slurm_outcome(*states.get(job_id, ("", "")), Path(log))
-        latest[unit] = ClusterJob("Slurm", job_id, _name_of_log(Path(log)), outcome, words, log)
+        name = _name_of_log(Path(log))
+        latest[unit] = ClusterJob("Slurm", job_id, name, outcome, words, log, names)
     return latest
-
-
-def unit_of(name: str) -> str:
-    """Return what a job works on, from its name in Snakemake."""
-    match = _UNIT.fullmatch(name)
-    return next(part for part in match.groups() if part) if match else name
 
 
 def _outcome_from_words(text: str) -> Outcome:
@@ -195,7 +217,7 @@ def _outcome_from_words(text: str) -> Outcome:
 # ---------------------------------------------------------------------------------------------
 
 
-def _slurm_submissions(logs: Path, since: float) -> dict[str, tuple[str, str]]:
+def _slurm_submissions(logs: Path, names: JobNames, since: float) -> dict[str, tuple[str, str]]:
     """Return number and log of the last job of each unit, from the logs of Snakemake."""
     found: dict[str, tuple[str, str]] = {}
     for path in sorted(logs.glob("*.snakemake.log")):
@@ -206,7 +228,7 @@ def _slurm_submissions(logs: Path, since: float) -> dict[str, tuple[str, str]]:
                 match = _SUBMITTED.search(line)
                 if match:
                     job_id, log = match.groups()
-                    found[unit_of(_name_of_log(Path(log)))] = (job_id, log)
+                    found[names.unit(_name_of_log(Path(log)))] = (job_id, log)
     return found
 
 
@@ -274,7 +296,7 @@ def _slurm_words(log: Path) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
+def _pbs_jobs(folder: Path, names: JobNames, since: float) -> list[ClusterJob]:
     """Return the jobs that the programs of profiles/pbs have recorded, live ones last."""
     found = []
     begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
@@ -285,12 +307,12 @@ def _pbs_jobs(folder: Path, since: float) -> list[ClusterJob]:
         log = re.search(r"\(log: ([^)]*)\)", reason)
         words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
         how = "done" if outcome == "success" else _outcome_from_words(words)
-        name = _with_rules(name, rules)
-        found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else ""))
-    return [*found, *_pbs_jobs_not_seen_to_end(folder)]
+        name = _with_rules(name, rules, names)
+        found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else "", names))
+    return [*found, *_pbs_jobs_not_seen_to_end(folder, names)]
 
 
-def _pbs_jobs_not_seen_to_end(folder: Path) -> list[ClusterJob]:
+def _pbs_jobs_not_seen_to_end(folder: Path, names: JobNames) -> list[ClusterJob]:
     """Return the jobs that are live, or ended since a Snakemake last looked."""
     found = []
     ids = sorted(folder.glob("ids/[!.]*"))
@@ -299,16 +321,16 @@ def _pbs_jobs_not_seen_to_end(folder: Path) -> list[ClusterJob]:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
             how, words = _pbs_outcome(folder, path.name, label, queue)
-            name = _with_rules(records.name_of(label), _pbs_rules(folder, label))
+            name = _with_rules(records.name_of(label), _pbs_rules(folder, label), names)
             log = str(records.log_of(label))
-            found.append(ClusterJob("PBS", path.name, name, how, words, log))
+            found.append(ClusterJob("PBS", path.name, name, how, words, log, names))
     return found
 
 
-def _with_rules(name: str, rules: Iterable[str]) -> str:
+def _with_rules(name: str, rules: Iterable[str], names: JobNames) -> str:
     """Return the name of a PBS job with its rules, as Snakemake has it on Slurm."""
     with_rules = "_".join([name, *filter(None, rules)])
-    return with_rules if unit_of(with_rules) == unit_of(name) else name
+    return with_rules if names.unit(with_rules) == names.unit(name) else name
 
 
 def _pbs_rules(folder: Path, label: str) -> list[str]:

@@ -14,7 +14,7 @@ from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS, files_by_label
+from coaddflow.workflow.stages import CALIB_KINDS, files_by_label, job_names
 
 INTERRUPTED = 130
 """Exit code of a run that was ended with Ctrl-C, as shells have it."""
@@ -104,7 +104,7 @@ def leftover_coadds(plan: Plan) -> list[str]:
 def failure_text(logs: str | Path, since: float) -> str:
     """Return a table of what failed since a time, why, and where its log is."""
     failed = joblog.failed_jobs(logs, since)
-    jobs = [job for job in latest_jobs(".", since).values() if not _went_well(job)]
+    jobs = [job for job in latest_jobs(".", job_names(), since).values() if not _went_well(job)]
     if jobs:
         # Snakemake leaves empty logs of all steps of a job that failed
         failed = [step for step in failed if step.reason != joblog.NO_LOG]

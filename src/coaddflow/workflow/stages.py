@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coaddflow.tables import paths
 
 if TYPE_CHECKING:
+    from coaddflow.cluster.history import JobNames
     from coaddflow.workflow.plan import Plan
 
 Names = dict[str, str]
@@ -163,6 +164,8 @@ class Stage:
         Stages of the same group whose products it takes.
     scatters : bool
         Whether its job scatters its work over workers.
+    needs_most : bool
+        Whether its job needs most among those of its group: its memory and time are to be raised.
     label : str
         What its products are called, in plural, by ``coaddflow status``; empty: not listed there.
     """
@@ -178,6 +181,7 @@ class Stage:
     needs: str = "of_tables"
     after: tuple[str, ...] = ()
     scatters: bool = False
+    needs_most: bool = False
     label: str = ""
 
     @property
@@ -257,6 +261,7 @@ def _master(kind: str) -> Stage:
         group=_CALIBS,
         is_planned=_from_raw,
         needs=f"of_{kind}",
+        needs_most=kind == "flat",
     )
 
 
@@ -274,6 +279,7 @@ _ALL = (
         is_planned=lambda plan: _from_raw(plan) and _ccd_by_ccd(plan),
         is_target=False,
         needs="of_ccd",
+        needs_most=True,
     ),
     Stage(
         "calibrated",
@@ -286,6 +292,7 @@ _ALL = (
         is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
         is_target=False,
         needs="of_ccd",
+        needs_most=True,
     ),
     Stage(
         "manifest",
@@ -303,6 +310,7 @@ _ALL = (
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
         needs="of_exposure",
+        needs_most=True,
         scatters=True,
     ),
     Stage(
@@ -313,6 +321,7 @@ _ALL = (
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and not _ccd_by_ccd(plan),
         needs="of_exposure",
+        needs_most=True,
         scatters=True,
     ),
     Stage(
@@ -344,6 +353,7 @@ _ALL = (
         is_planned=_patch_by_patch,
         label="coadds",
         needs="of_coadd",
+        needs_most=True,
         after=("tract_corners", "warp"),
     ),
     Stage(
@@ -355,6 +365,7 @@ _ALL = (
         is_planned=lambda plan: not _patch_by_patch(plan),
         label="coadds",
         needs="of_tract",
+        needs_most=True,
         after=("tract_corners",),
         scatters=True,
     ),
@@ -411,3 +422,19 @@ def files_by_label(plan: "Plan") -> dict[str, list[str]]:
         if stage.label:
             found.setdefault(stage.label, []).extend(stage.files(plan))
     return found
+
+
+def job_names() -> "JobNames":
+    """Return how the jobs of a cluster are called: groups, and the stages that make them."""
+    from coaddflow.cluster.history import JobNames
+
+    groups = dict.fromkeys(stage.group for stage in STAGES.values() if stage.group)
+    return JobNames(
+        {
+            group: sorted(
+                (name for name, stage in STAGES.items() if stage.group == group),
+                key=lambda name: not STAGES[name].needs_most,
+            )
+            for group in groups
+        }
+    )

@@ -17,7 +17,7 @@ from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, 
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import files_by_job, files_by_label
+from coaddflow.workflow.stages import files_by_job, files_by_label, job_names
 
 State = Literal["done", "failed", "missing"]
 
@@ -178,7 +178,7 @@ def survey_status(
         for label, files in files_by_label(plan).items()
     )
     unfinished = {job for job, files in files_by_job(plan).items() if folders.missing(files)}
-    jobs = latest_jobs(folder, wanted=unfinished.__contains__)
+    jobs = latest_jobs(folder, job_names(), wanted=unfinished.__contains__)
     exposures = tuple(
         _exposure_status(
             plan, exposure, results, logs, notes.get(exposure, ""), jobs.get(f"exposure_{exposure}")
@@ -411,4 +411,5 @@ def status_json(status: SurveyStatus) -> str:
 
 
 def _job_json(job: ClusterJob) -> dict[str, str]:
-    return {**job._asdict(), "unit": job.unit, "explanation": job.explanation}
+    fields = {key: value for key, value in job._asdict().items() if key != "names"}
+    return {**fields, "unit": job.unit, "explanation": job.explanation}
