@@ -57,7 +57,7 @@ def test_the_ranks_end_with_the_process_that_started_them(tmp_path):
     code = (
         "import sys; sys.path[:] = sys.argv[2:]\n"
         "from coaddflow.pool.launch import run_job\n"
-        "from coaddflow.settings.survey import ParallelSettings\n"
+        "from coaddflow.settings.parallel import ParallelSettings\n"
         f"parallel = ParallelSettings(backend='mpi', mpi_command={MPI})\n"
         "spec = {'numbers': ['sleep', 'sleep']}\n"
         "run_job('launch_work', spec, parallel, workers=2, folder=sys.argv[1])\n"
