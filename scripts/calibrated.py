@@ -3,11 +3,11 @@
 from coaddflow.workflow.stage import stage
 
 with stage(snakemake) as job:
-    from coaddflow.calexp.job import CcdFiles, make_calexp_from_image
+    from coaddflow.calexp.job import CcdFiles, make_calexp
     from coaddflow.tables.exposures import ImageRow
     from coaddflow.tables.paths import MANIFEST
 
     image = ImageRow(**job.params.table_row)
     manifest = MANIFEST.format(exposure=image.exposure)
     files = CcdFiles(image.path, {}, job.output.row, manifest)
-    make_calexp_from_image(image, files, job.settings())
+    make_calexp(image, image.ccd, files, None, job.settings())

@@ -123,10 +123,17 @@ def ingested(folder, settings):
     return read_images(folder / "images.ecsv")
 
 
+def relative_to(folder, row):
+    """Return the row of an image with paths relative to the working folder."""
+    names = ("path", "weight_path", "mask_path")
+    paths = {name: getattr(row, name) and str(folder / getattr(row, name)) for name in names}
+    return row.model_copy(update=paths)
+
+
 def imported(folder, **changes):
     settings = settings_of(**changes)
     (row,) = ingested(folder, settings)
-    return import_image(row, settings, folder / "images.ecsv")
+    return import_image(relative_to(folder, row), settings)
 
 
 def written_row(calexp, folder):
@@ -502,7 +509,7 @@ def test_an_image_that_went_bad_after_ingest_is_a_failed_ccd_with_its_file(
     (row,) = ingested(tmp_path, settings)
     spoil(tmp_path)
     with pytest.raises(CcdFailure) as caught:
-        import_image(row, settings, tmp_path / "images.ecsv")
+        import_image(relative_to(tmp_path, row), settings)
     assert caught.value.reason == reason and file in caught.value.message
 
 
@@ -577,7 +584,7 @@ def test_the_decam_cutouts_are_what_their_headers_and_the_ccd_table_say(tmp_path
     # magnitude of one count per second, exposure time and gain, as the two files give them
     row = rows["396388"]
     assert row.zero_point == pytest.approx(24.927883 + 2.5 * np.log10(150.0 * 3.872514), abs=1e-4)
-    result = import_image(row, settings, tmp_path / "images.ecsv")
+    result = import_image(relative_to(tmp_path, row), settings)
     saturated = result.masked_image.has_any(MaskPlane.SAT)
     usable = ~saturated
     # the weight map is that of the photons, which only holds if gain and unit are right
@@ -614,7 +621,7 @@ def test_the_bright_star_of_the_decam_cutouts_is_where_gaia_says(tmp_path):
     stars = Table.read(DECAM / "gaia/chunk-03687.fits")
     (star,) = stars[sphere.separation(stars["ra"], stars["dec"], 110.312, 23.92) < 8 / 3600]
     for row in read_images(tmp_path / "images.ecsv"):
-        result = import_image(row, settings, tmp_path / "images.ecsv")
+        result = import_image(relative_to(tmp_path, row), settings)
         years = 2000.0 + (row.mjd - 51544.5) / 365.25 - star["ref_epoch"]
         dec = star["dec"] + star["pmdec"] * years / 3.6e6
         ra = star["ra"] + star["pmra"] * years / 3.6e6 / np.cos(np.radians(dec))

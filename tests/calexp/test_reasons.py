@@ -15,7 +15,7 @@ from starfield import add_stars, random_field
 from coaddflow.astrometry.ccd import solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp import ccd as calexp_ccd
-from coaddflow.calexp.job import CcdFiles, make_calexp, make_calexp_from_image
+from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.calib.frames import defects_frame, write_master
 from coaddflow.calib.masters import make_master
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
@@ -324,7 +324,7 @@ class Image(Frame):
         )
         files = CcdFiles("7.fits", {}, "calexp/7/0.json", "summary/7.ecsv")
         own = {"names": ["*"], "zero_point": {"value": 27.0}}
-        make_calexp_from_image(row, files, Settings(calibrated=own))
+        make_calexp(row, 0, files, None, Settings(calibrated=own))
         return read_row(files.row)
 
 

@@ -6,7 +6,6 @@ zero-point, seeing and sky of each image are in its row of the table of images.
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
@@ -24,7 +23,7 @@ from coaddflow.measure.background import Background, estimate_background
 from coaddflow.measure.detection import detect_sources, measure_seeing, set_detected
 from coaddflow.settings import Settings
 from coaddflow.settings.calibrated import FLUX_ZERO_POINTS, MaskSettings
-from coaddflow.tables.exposures import ImageRow, file_of
+from coaddflow.tables.exposures import ImageRow
 
 _NO_STARS = {Reason.NO_STARS, Reason.DETECTION_FAILED}
 
@@ -35,17 +34,15 @@ _KEYWORDS = {keyword: KEYWORDS[keyword] for keyword in _KNOWN} | {
 }
 
 
-def import_image(row: ImageRow, settings: Settings, table: str | Path | None = None) -> Calexp:
+def import_image(row: ImageRow, settings: Settings) -> Calexp:
     """Read an image that was calibrated elsewhere, in the form of a calexp.
 
     Parameters
     ----------
     row : ImageRow
-        Its row in the table of images.
+        Its row in the table of images; paths relative to the working folder.
     settings : Settings
         Sections calibrated (weight, mask, unit, subtract_sky), background and detection.
-    table : path, optional
-        The table that the paths of the row are relative to; None: the working folder.
 
     Returns
     -------
@@ -61,26 +58,28 @@ def import_image(row: ImageRow, settings: Settings, table: str | Path | None = N
         If the settings name a mask plane that does not exist.
     """
     own = settings.calibrated
-    files = _Files(row, table)
-    pixels, header = _read_pixels(files.image, row.hdu, (row.ny, row.nx))
-    mask = _read_mask(files.mask, row, own.mask)
+    pixels, header = _read_pixels(row.path, row.hdu, (row.ny, row.nx))
+    mask = _read_mask(row, own.mask)
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
     if not np.any(np.nan_to_num(image)):
-        raise CcdFailure(Reason.NO_DATA, f"{files.image}: all pixels are zero or NaN")
+        raise CcdFailure(Reason.NO_DATA, f"{row.path}: all pixels are zero or NaN")
     mask[~np.isfinite(image)] |= int(MaskPlane.NO_DATA)
     variance = np.ones_like(image)
     if own.weight.kind != "none":
-        weight, _ = _read_pixels(files.weight, row.weight_hdu, (row.ny, row.nx))
+        weight, _ = _read_pixels(row.weight_path, row.weight_hdu, (row.ny, row.nx))
         variance, known = variance_from_weight(weight, own.weight.kind)
         variance *= to_electrons**2
         if not known.any():
-            raise CcdFailure(Reason.NO_DATA, f"{files.weight}: all weights are zero")
+            raise CcdFailure(Reason.NO_DATA, f"{row.weight_path}: all weights are zero")
         saturated = ~known & ((mask & int(MaskPlane.SAT)) != 0) & np.isfinite(image)
         variance[saturated] = _saturated_variance(image, variance, known)[saturated]
         mask[~known & ~saturated] |= int(planes_from_names(own.weight.zero_planes))
-    masked_image = MaskedImage(image, variance, mask)
-    return _finish(masked_image, _wcs(header, files.image), row, settings)
+    try:
+        wcs = read_wcs(header, row.path)
+    except InputError as error:
+        raise CcdFailure(Reason.NO_WCS, str(error)) from error
+    return _finish(MaskedImage(image, variance, mask), wcs, row, settings)
 
 
 def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settings) -> Calexp:
@@ -127,10 +126,11 @@ def variance_from_weight(
     """
     weight = weight.astype(np.float64)
     known = np.isfinite(weight) & (weight > 0.0)
-    safe = np.where(known, weight, 1.0)
-    variance = {"inverse_variance": lambda: 1.0 / safe, "rms": lambda: safe**2}.get(
-        kind, lambda: safe
-    )()
+    variance = np.where(known, weight, 1.0)
+    if kind == "inverse_variance":
+        variance = 1.0 / variance
+    elif kind == "rms":
+        variance = variance**2
     return np.where(known, variance, np.inf).astype(np.float32), known
 
 
@@ -217,19 +217,7 @@ def _bit_names(header: fits.Header) -> dict[int, str]:
     return names
 
 
-class _Files:
-    """The files of an image."""
-
-    def __init__(self, row: ImageRow, table: str | Path | None):
-        def path_of(name: str) -> Path:
-            return Path(name) if table is None else file_of(name, table)
-
-        self.image = path_of(row.path)
-        self.weight = path_of(row.weight_path)
-        self.mask = path_of(row.mask_path)
-
-
-def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
+def _read_pixels(path: str, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
     """Return an image as it stands in its file, and its header."""
     try:
         with warnings.catch_warnings():
@@ -258,22 +246,15 @@ def _read_pixels(path: Path, hdu: int, shape: tuple[int, int]) -> tuple[NDArray,
     return pixels, header
 
 
-def _read_mask(path: Path, row: ImageRow, settings: MaskSettings) -> NDArray[np.int32]:
+def _read_mask(row: ImageRow, settings: MaskSettings) -> NDArray[np.int32]:
     if settings.kind == "none":
         return np.zeros((row.ny, row.nx), np.int32)
-    values, header = _read_pixels(path, row.mask_hdu, (row.ny, row.nx))
+    values, header = _read_pixels(row.mask_path, row.mask_hdu, (row.ny, row.nx))
     if values.dtype.kind == "f" and np.array_equal(values, np.round(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "iub":
-        raise CcdFailure(Reason.DAMAGED_FILE, f"{path}: the mask is not of whole numbers")
+        raise CcdFailure(Reason.DAMAGED_FILE, f"{row.mask_path}: the mask is not of whole numbers")
     return mask_planes(values, header, settings)
-
-
-def _wcs(header: fits.Header, path: Path) -> WCS:
-    try:
-        return read_wcs(header, path)
-    except InputError as error:
-        raise CcdFailure(Reason.NO_WCS, str(error)) from error
 
 
 def _known_figures(
@@ -302,11 +283,10 @@ def _mark_sources(
     """
     scale = figures["pixel_scale"]
     try:
-        fwhm = (
-            figures["seeing"] / scale
-            if figures["seeing"] is not None
-            else measure_seeing(masked_image, settings.detection)
-        )
+        if figures["seeing"] is None:
+            fwhm = measure_seeing(masked_image, settings.detection)
+        else:
+            fwhm = figures["seeing"] / scale
         figures["seeing"] = float(fwhm * scale)
         detection = detect_sources(masked_image, fwhm, settings.detection)
         set_detected(masked_image, detection, fwhm, settings.detection)

@@ -8,12 +8,10 @@ CCD's fault (a setting, a full disk, no memory, a mistake in the program) ends t
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-
-from astropy.io import fits
 
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
 from coaddflow.calexp.ccd import calibrate_ccd, detrend_ccd, measure_ccd
@@ -69,26 +67,29 @@ class CcdFiles:
 
 
 def make_calexp(
-    exposure: ExposureRow, ccd: int, files: CcdFiles, camera: Camera, settings: Settings
+    row: ExposureRow | ImageRow,
+    ccd: int,
+    files: CcdFiles,
+    camera: Camera | None,
+    settings: Settings,
 ) -> CcdRow:
-    """Do the whole job of one CCD: raw frame to calexp, sources and row.
+    """Do the whole job of one CCD: raw frame or calibrated image to calexp, sources and row.
 
     The row of an earlier run, the calexp that it names and the exposure's manifest are removed
     first: where a manifest stands, the calexps that it names are whole.
 
     Parameters
     ----------
-    exposure : ExposureRow
-        What the table says about the exposure.
+    row : ExposureRow or ImageRow
+        What the table says about the exposure, or about the image calibrated elsewhere.
     ccd : int
         The CCD.
     files : CcdFiles
         Its files.
-    camera : Camera
-        The camera.
+    camera : Camera or None
+        The camera; None for an image calibrated elsewhere.
     settings : Settings
-        Sections detrend, cosmics, interpolation, background, detection, psf, astrometry,
-        photometry, refcat and products.
+        The sections of the stage.
 
     Returns
     -------
@@ -103,59 +104,26 @@ def make_calexp(
     UnexpectedError
         If there is a mistake in the program.
     """
-    return _with_row(
-        CcdId.of(exposure, ccd), files, lambda: calexp_row(exposure, ccd, files, camera, settings)
-    )
-
-
-def make_calexp_from_image(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
-    """Do the whole job of one image that was calibrated elsewhere: image to calexp and row.
-
-    Parameters
-    ----------
-    image : ImageRow
-        What the table says about it; paths relative to the working folder.
-    files : CcdFiles
-        Its files.
-    settings : Settings
-        Sections calibrated, background, detection and products.
-
-    Returns
-    -------
-    CcdRow
-        The row that was written.
-
-    Raises
-    ------
-    InputError, UnexpectedError
-        As `make_calexp`.
-    """
-    return _with_row(
-        CcdId.of(image, image.ccd), files, lambda: imported_image_row(image, files, settings)
-    )
-
-
-def _with_row(ccd: CcdId, files: CcdFiles, make_row: Callable[[], CcdRow]) -> CcdRow:
-    """Remove old products, make new ones and write the row, also that of a failure."""
     remove_products(files)
-    row = result_or_failed_row(ccd, files, make_row)
-    write_row(files.row, row)
-    return row
+    made = result_or_failed_row(
+        CcdId.of(row, ccd), files, lambda: calexp_row(row, ccd, files, camera, settings)
+    )
+    write_row(files.row, made)
+    return made
+
+
+def remove_products(files: CcdFiles) -> None:
+    """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
+    Path(files.manifest).unlink(missing_ok=True)
+    for path in (files.row, files.calexp, files.sources):
+        Path(path).unlink(missing_ok=True)
+        remove_partial(path)
 
 
 def result_or_failed_row(
     ccd: CcdId, files: CcdFiles, step: Callable[[], Result]
 ) -> Result | CcdRow:
     """Do a step of a CCD; if the CCD fails, remove its products and return the row that says why.
-
-    Parameters
-    ----------
-    ccd : CcdId
-        The CCD.
-    files : CcdFiles
-        Its files.
-    step : callable
-        What to do.
 
     Raises
     ------
@@ -167,9 +135,7 @@ def result_or_failed_row(
     try:
         return step()
     except CcdFailure as failure:
-        _LOG.warning("CCD %d fails: %s", ccd.ccd, failure)
-        remove_products(files)
-        return failed_row(ccd, failure)
+        return row_of_failure(ccd, files, failure)
     except (CoaddflowError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -178,65 +144,46 @@ def result_or_failed_row(
         raise UnexpectedError(where, f"{type(error).__name__}: {error}") from error
 
 
-def imported_image_row(image: ImageRow, files: CcdFiles, settings: Settings) -> CcdRow:
-    """Make the calexp of an image calibrated elsewhere and write it."""
-    calexp = import_image(image, settings)
-    inputs = [path for path in (image.path, image.weight_path, image.mask_path) if path]
-    provenance = provenance_header(settings.provenance(), dict.fromkeys(inputs))
-    compression = settings.products.compression
-    write_calexp(files.calexp, files.sources, calexp, provenance, compression)
-    return done_row(calexp, files.calexp)
-
-
-def remove_products(files: CcdFiles) -> None:
-    """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
-    Path(files.manifest).unlink(missing_ok=True)
-    for path in (files.row, files.calexp, files.sources):
-        Path(path).unlink(missing_ok=True)
-        remove_partial(path)
+def row_of_failure(ccd: CcdId, files: CcdFiles, failure: CcdFailure) -> CcdRow:
+    """Remove the products of a CCD that has failed, and return the row that says why."""
+    _LOG.warning("CCD %d fails: %s", ccd.ccd, failure)
+    remove_products(files)
+    return failed_row(ccd, failure)
 
 
 def calexp_row(
-    exposure: ExposureRow, ccd: int, files: CcdFiles, camera: Camera, settings: Settings
+    row: ExposureRow | ImageRow,
+    ccd: int,
+    files: CcdFiles,
+    camera: Camera | None,
+    settings: Settings,
 ) -> CcdRow:
-    """Make the calexp of a CCD and write it."""
+    """Make the calexp of a CCD and write it; parameters are those of `make_calexp`."""
+    if isinstance(row, ImageRow):
+        inputs = [path for path in (row.path, row.weight_path, row.mask_path) if path]
+        return write_products(import_image(row, settings), files, settings, dict.fromkeys(inputs))
     detector = camera.detector(ccd)
     _LOG.info("calibrate CCD %d of %s", ccd, files.raw)
     detrended = detrend_ccd(
         read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw),
         read_calibs(files.calibs),
-        exposure.exposure_time,
+        row.exposure_time,
         settings,
     )
-    refcat = reference_stars(exposure, camera, detector, settings)
-    initial_wcs = predicted_wcs(camera, detector, exposure.ra, exposure.dec, exposure.rotation)
+    refcat = reference_stars(row, camera, detector, settings)
+    initial_wcs = predicted_wcs(camera, detector, row.ra, row.dec, row.rotation)
     measured = measure_ccd(detrended.masked_image, settings)
-    calexp = calibrate_ccd(measured, CcdId.of(exposure, ccd), initial_wcs, refcat, settings)
-    return write_products(calexp, detrended.header, files, settings)
+    calexp = calibrate_ccd(measured, CcdId.of(row, ccd), initial_wcs, refcat, settings)
+    calexp.header.update(detrended.header)
+    return write_products(calexp, files, settings, [files.raw, *files.calibs.values()])
 
 
 def write_products(
-    calexp: Calexp,
-    cards: fits.Header,
-    files: CcdFiles,
-    settings: Settings,
+    calexp: Calexp, files: CcdFiles, settings: Settings, inputs: Iterable[str]
 ) -> CcdRow:
-    """Write a calexp and its sources; return the row.
-
-    Parameters
-    ----------
-    calexp : Calexp
-        The calibrated CCD.
-    cards : astropy.io.fits.Header
-        What its detrending did.
-    files : CcdFiles
-        Where to, and what it was made from.
-    settings : Settings
-        The sections of the stage (see `Settings.only`).
-    """
+    """Write a calexp, with its sources if it has any, made from these inputs; return its row."""
     for path in (files.calexp, files.sources):
         remove_partial(path)  # of a worker that died in the middle of it
-    calexp.header.update(cards)
-    provenance = provenance_header(settings.provenance(), [files.raw, *files.calibs.values()])
+    provenance = provenance_header(settings.provenance(), inputs)
     write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
     return done_row(calexp, files.calexp)

@@ -2,38 +2,7 @@
 
 The calexp file has the extensions IMAGE (electrons, sky subtracted), MASK, VARIANCE, PSF (see
 `psf_model.psf_hdu`) and BACKGROUND (see `background.background_hdu`). IMAGE, MASK and VARIANCE
-carry the WCS (TPV) and these keywords:
-
-========  ==========  ===========================================================================
-keyword   unit        meaning
-========  ==========  ===========================================================================
-EXPOSURE              exposure id
-CCD                   number of the CCD
-FILTER                band
-EXPTIME   s           exposure time
-DATE-OBS              start of the exposure, in the time system TIMESYS
-MJD-OBS   d           the same as modified Julian date
-TIMESYS               TAI
-BUNIT                 electron (of VARIANCE: electron**2)
-GAIN                  1: electrons per unit of the image
-PHOTZP    mag         zero-point: magnitude = -2.5 log10(total electrons) + PHOTZP
-PHOTZPE   mag         its error
-FLXSCALE  nJy         nJy per electron; SWarp multiplies by it by itself
-PHOTZPS   mag         scatter of its stars
-NPHOT                 number of its stars
-SEEING    arcsec      FWHM of the PSF at the centre of the CCD
-PSFE1                 ellipticity of the PSF there, along the axes of the CCD
-PSFE2                 likewise, along the diagonals
-NPSF                  stars of the PSF model
-SKYLEVEL  electron    median of the sky that was subtracted
-SKYNOISE  electron    standard deviation of a pixel of empty sky
-APRADIUS  pixel       radius of the standard aperture
-APCORR                total flux of a star over its flux in the standard aperture
-DEPTH     mag         magnitude of a point source that stands 5 sigma out of the sky
-NASTROM               stars of this CCD in the astrometric fit
-ASTRMS    arcsec      root mean square of its residuals, one axis
-PIXSCALE  arcsec      size of a pixel at the centre of the CCD
-========  ==========  ===========================================================================
+carry the WCS (TPV) and the keywords that docs/products.md explains.
 """
 
 import warnings
@@ -121,7 +90,7 @@ def calexp_header(
     figures: Mapping[str, float | int | None],
     keywords: Mapping[str, tuple[str, str]] = KEYWORDS,
 ) -> fits.Header:
-    """Return the keywords of the table at the top, without BUNIT and the WCS.
+    """Return the keywords of a calexp, without BUNIT and the WCS.
 
     Parameters
     ----------

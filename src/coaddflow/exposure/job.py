@@ -28,9 +28,9 @@ from coaddflow.calexp.ccd import (
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
-    imported_image_row,
     remove_products,
     result_or_failed_row,
+    row_of_failure,
     write_products,
 )
 from coaddflow.calexp.model import CcdId, MeasuredCcd
@@ -195,21 +195,9 @@ def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
 
 
 def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
-    """Make the calexps of an exposure, and return a row for each CCD.
+    """Make the calexps of an exposure, and return a row for each CCD; errors are those of `run`.
 
     The manifest and the products of an earlier run are removed first. No rows are written.
-
-    Parameters
-    ----------
-    pool : Pool
-        The pool.
-    task : ExposureTask
-        The exposure.
-
-    Raises
-    ------
-    Exception
-        See `run`.
     """
     for files in task.files.values():
         remove_products(files)
@@ -226,7 +214,7 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
     if task.is_solved_as_a_whole:
         _solve_and_finish(pool, task, rounds, ended)
     else:
-        _round(rounds, _whole_ccd, {ccd: ccd for ccd in task.files}, ended)
+        _round(rounds, _whole_ccd, ended)
     return [ended[ccd] for ccd in task.files]
 
 
@@ -235,33 +223,28 @@ def _solve_and_finish(
 ) -> None:
     """Scatter, gather, scatter."""
     if task.corrects_crosstalk:
-        found = _round(rounds, _begin_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+        found = _round(rounds, _begin_ccd, ended)
         for ccd in list(found):
             pool.broadcast(**{f"signals_{ccd}": found.pop(ccd)})
-    summaries = _round(rounds, _measure_ccd, {ccd: ccd for ccd in rounds.keys}, ended)
+    summaries = _round(rounds, _measure_ccd, ended)
     if not summaries:
         return
     solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
     for ccd, failure in solutions.failures.items():
-        files = task.files[ccd]
-
-        def fail(failure: Exception = failure) -> CcdRow:
-            raise failure
-
-        ended[ccd] = result_or_failed_row(CcdId.of(task.exposure, ccd), files, fail)
+        ended[ccd] = row_of_failure(CcdId.of(task.exposure, ccd), task.files[ccd], failure)
         rounds.leave(ccd)
     pool.broadcast(sky=solutions.sky)
-    _round(rounds, _finish_ccd, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys}, ended)
+    _round(rounds, _finish_ccd, ended, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys})
 
 
 def _round(
     rounds: Rounds,
     function: Callable[[Any, Worker], Any],
-    arguments: Mapping[int, Any],
     ended: dict[int, CcdRow],
+    arguments: Mapping[int, Any] | None = None,
 ) -> dict[int, Any]:
-    """Do a round; return what goes on. What has ended, failed or done, has a row."""
-    results = rounds.do(function, arguments)
+    """Do a round (arguments: the CCDs); return what goes on. What has ended has a row."""
+    results = rounds.do(function, arguments or {ccd: ccd for ccd in rounds.keys})
     ended |= {ccd: row for ccd, row in results.items() if _is_row(row)}
     return {ccd: result for ccd, result in results.items() if not _is_row(result)}
 
@@ -287,9 +270,8 @@ def _whole_ccd(ccd: int, worker: Worker) -> CcdRow:
     """Do the whole job of a CCD."""
 
     def step(task: ExposureTask) -> CcdRow:
-        if task.exposure is None:
-            return imported_image_row(task.images[ccd], task.files[ccd], task.settings)
-        return calexp_row(task.exposure, ccd, task.files[ccd], task.camera, task.settings)
+        row = task.exposure or task.images[ccd]
+        return calexp_row(row, ccd, task.files[ccd], task.camera, task.settings)
 
     return _step_of(worker, ccd, step)
 
@@ -364,6 +346,8 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
             task.camera,
             task.settings.exposure,
         )
-        return write_products(calexp, worker.state["cards"], task.files[ccd], task.settings)
+        calexp.header.update(worker.state["cards"])
+        files = task.files[ccd]
+        return write_products(calexp, files, task.settings, [files.raw, *files.calibs.values()])
 
     return _step_of(worker, ccd, step)
