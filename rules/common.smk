@@ -18,7 +18,14 @@ try:
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
     from coaddflow.tables import paths
-    from coaddflow.workflow import needs, progress, report, snakemake_patches, stages
+    from coaddflow.workflow import (
+        cost,
+        needs,
+        progress,
+        report,
+        snakemake_patches,
+        stages,
+    )
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
     from coaddflow.workflow.plan import make_plan
@@ -206,14 +213,14 @@ if not ON_CLUSTER and not {"mem", "mem_mb"} & set(workflow.global_resources):
 # ---------------------------------------------------------------------------------------------
 
 
-PROGRESS = progress.Progress({}, progress.to_user)
+PROGRESS = progress.Progress(progress.to_user)
 
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(cluster.begin, workflow)
     snakemake_patches.lift_default_rate_limit(workflow)
-    progress.follow(PROGRESS, workflow)
+    progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))
     progress.to_user(report.start_text(PLAN))
 
 

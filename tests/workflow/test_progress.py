@@ -23,8 +23,8 @@ def finished(rule):
 
 def test_time_left_follows_the_cost_of_the_jobs():
     now, said = [0.0], []
-    progress = Progress({"calexp": 9.0, "manifest": 1.0}, said.append, clock=lambda: now[0])
-    progress.plan({"calexp": 10, "manifest": 10})
+    progress = Progress(said.append, clock=lambda: now[0])
+    progress.plan({"calexp": 10, "manifest": 10}, {"calexp": 9.0, "manifest": 1.0})
     for _ in range(5):
         now[0] += 60.0
         progress.emit(finished("calexp"))

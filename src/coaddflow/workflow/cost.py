@@ -5,6 +5,7 @@ calibration frames of a CCD (the groups of the registry), and what each step nee
 (`workflow.needs`).
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -177,3 +178,12 @@ def widths(plan: Plan) -> dict[str, int]:
     for rule, step in steps(plan, 1):
         found[rule] = min(found.get(rule, step.width), step.width)
     return {rule: width for rule, width in found.items() if width > 1}
+
+
+def typical_seconds(plan: Plan) -> dict[str, float]:
+    """Return the CPU time of one job of each stage, the first of the plan."""
+    found = {}
+    for stage in STAGES.values():
+        for names in itertools.islice(stage.units(plan), 1):
+            found[stage.name] = START_CPU_SECONDS + needs.of(stage, plan, names).seconds
+    return found

@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -21,8 +22,6 @@ class Progress(logging.Handler):
 
     Parameters
     ----------
-    cost : mapping of str to float
-        Expected seconds of one job of each rule; a rule that is not there counts as the cheapest.
     say : callable, optional
         Takes a line for the user; None: nothing is printed.
     clock : callable
@@ -38,20 +37,20 @@ class Progress(logging.Handler):
 
     def __init__(
         self,
-        cost: Mapping[str, float],
         say: Callable[[str], None] | None,
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__(logging.INFO)
-        self._cost, self._say, self._clock = cost, say, clock
-        self._least = min(cost.values(), default=1.0)
+        self._cost: Mapping[str, float] = {}
+        self._say, self._clock = say, clock
         self._begun = self._said = clock()
         self._work_done, self._work = 0.0, 0.0
         self.done = self.total = 0
         self.interrupted = False
 
-    def plan(self, jobs: Mapping[str, int]) -> None:
-        """Take the number of jobs of each rule that will run."""
+    def plan(self, jobs: Mapping[str, int], cost: Mapping[str, float]) -> None:
+        """Take the number of jobs of each rule that will run, and the CPU seconds of one."""
+        self._cost = cost
         self.total = sum(jobs.values())
         self._work = sum(self._cost_of(rule) * number for rule, number in jobs.items())
 
@@ -83,15 +82,25 @@ class Progress(logging.Handler):
         return f", about {duration((now - self._begun) * left / self._work_done)} left"
 
     def _cost_of(self, rule: str) -> float:
-        return self._cost.get(rule, self._least)
+        return self._cost.get(rule, 1.0)
 
 
-def follow(progress: Progress, workflow: object) -> None:
-    """Let `progress` hear the messages of a run; called when it begins."""
+def follow(progress: Progress, workflow: Any, cost: Mapping[str, float]) -> None:
+    """Let `progress` hear the messages of a run; called when it begins.
+
+    Parameters
+    ----------
+    progress : Progress
+        What prints how far the run is.
+    workflow : snakemake.workflow.Workflow
+        The run.
+    cost : mapping of str to float
+        CPU seconds of a job of each rule.
+    """
     jobs: dict[str, int] = {}
     for job in workflow.dag.needrun_jobs():
         jobs[job.rule.name] = jobs.get(job.rule.name, 0) + 1
-    progress.plan(jobs)
+    progress.plan(jobs, cost)
     logger = logging.getLogger("snakemake.logging")
     logger.addHandler(progress)
     logger.addFilter(progress.passes)
