@@ -18,14 +18,8 @@ try:
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
     from coaddflow.tables import paths
-    from coaddflow.workflow import (
-        cost,
-        needs,
-        progress,
-        report,
-        snakemake_patches,
-        stages,
-    )
+    from coaddflow.workflow import cost, needs, progress, report
+    from coaddflow.workflow import snakemake_patches, stages
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
     from coaddflow.workflow.plan import make_plan
