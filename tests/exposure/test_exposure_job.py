@@ -271,7 +271,7 @@ def test_a_mistake_in_the_program_ends_the_job_for_good(
         "coaddflow: failed: UnexpectedError: exposure 1001, CCD 2: "
         "AttributeError: 'NoneType' object has no attribute 'mask'"
     )
-    assert "in calibs" in text, "the traceback leads to the line"
+    assert "exposure_faults.py" in text, "the traceback leads to the line"
 
 
 def test_a_ccd_that_cannot_be_read_is_a_missing_aggressor_for_the_others(
