@@ -15,10 +15,10 @@ from coaddflow.errors import InputError
 from coaddflow.instrument.camera import camera_file
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow import plan_cache
 from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan import make_plan
-from coaddflow.workflow.stages import CALIB_KINDS
 
 SKYMAP = {
     "kind": "rings",

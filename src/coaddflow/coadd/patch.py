@@ -31,6 +31,9 @@ from coaddflow.warp.resample import covariance_factor
 
 _LOG = logging.getLogger(__name__)
 
+SECTIONS = ("coadd", "selection", "warp", "products")
+"""Settings that coadds depend on: those of the stages `coadd` and `tract`."""
+
 
 def make_coadd(
     path: str | Path,
@@ -212,7 +215,7 @@ def write_patch(
     )
     coadd = dataclasses.replace(coadd, inputs=with_rejected(coadd.inputs, work.rejected))
     _LOG.info("%d exposures used, %d CCDs left out", len(work.inputs), len(work.rejected))
-    cards = provenance_header(settings.provenance(), [database, *work.manifests])
+    cards = provenance_header(settings.only(*SECTIONS).provenance(), [database, *work.manifests])
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")
     remove_partial(path)

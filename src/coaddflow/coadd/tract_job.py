@@ -26,7 +26,7 @@ from coaddflow.coadd.background_matching import (
     match_backgrounds,
     merge_bins,
 )
-from coaddflow.coadd.patch import PatchWork, TractInputs, write_patch
+from coaddflow.coadd.patch import SECTIONS, PatchWork, TractInputs, write_patch
 from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import Spool, SpooledWarp, SpoolSlot, write_warp
 from coaddflow.corners.database import CornerDatabase, Selection
@@ -47,14 +47,10 @@ from coaddflow.tables.coadds import CoaddRow, write_coadd_table
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.warp.ccds import trim, warp_whole_ccd
 from coaddflow.warp.files import Warp, kept_table, remove_warps, write_warps
+from coaddflow.warp.job import SECTIONS as WARP_SECTIONS
 from coaddflow.warp.job import read_ccd
 
 _LOG = logging.getLogger(__name__)
-
-SECTIONS = ("coadd", "selection", "warp", "products")
-WARP_SECTIONS = ("warp", "products")
-"""Settings that coadds and warps depend on: as of the stages ``tract`` and ``warp``."""
-
 
 _MARGIN = 32
 """Pixels around the outline of a CCD in the manifest, between whose vertices it may be bowed."""

@@ -7,6 +7,9 @@ RESULTS = "results"
 LOGS = "logs"
 BENCHMARKS = "results/benchmarks"
 
+CALIB_KINDS = ("bias", "dark", "flat", "defects")
+"""Calibration frames, in the order in which they are made."""
+
 CALIB = "results/calibs/{kind}/{ccd}.fits"
 FLAT = "results/calibs/flat/{band}/{ccd}.fits"
 

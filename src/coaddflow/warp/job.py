@@ -19,6 +19,9 @@ from coaddflow.warp.files import write_warps
 
 _LOG = logging.getLogger(__name__)
 
+SECTIONS = ("warp", "products")
+"""Settings that warps depend on: those of the stage `warp`."""
+
 
 def make_warps(
     table: str | Path, manifest: str | Path, tract: Tract, settings: Settings
@@ -59,7 +62,7 @@ def make_warps(
         tract,
         warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd]), settings.warp),
         settings.warp,
-        provenance_header(settings.provenance(), [manifest]),
+        provenance_header(settings.only(*SECTIONS).provenance(), [manifest]),
         settings.products.compression,
     )
 

@@ -15,8 +15,9 @@ from typing import Any
 from coaddflow.errors import Reason
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccds_failed_with
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS, STAGES
+from coaddflow.workflow.stages import STAGES
 
 
 class Inputs:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.cost import kind_of
 from coaddflow.workflow.needs import SNAKEMAKE_MB
-from coaddflow.workflow.stages import CALIB_KINDS, STAGES, calib_stage
+from coaddflow.workflow.stages import STAGES, calib_stage
 
 ROOM = 1.3
 """Memory that is suggested over what was measured."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from coaddflow.runtime import resources
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS, Stage
+from coaddflow.workflow.stages import Stage
 
 SNAKEMAKE_MB = 300
 """The two Snakemakes in each job of a cluster."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import failed_fraction
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS, STAGES
+from coaddflow.workflow.stages import STAGES
 
 
 class Params:

@@ -18,8 +18,8 @@ from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan_cache import PLAN_CACHE, cached
-from coaddflow.workflow.stages import CALIB_KINDS
 
 MAX_REFCAT_INPUTS = 16
 """A reference catalogue of more files than this is not declared file by file."""

@@ -13,8 +13,9 @@ from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import CALIB_KINDS, files_by_label, job_names
+from coaddflow.workflow.stages import files_by_label, job_names
 
 INTERRUPTED = 130
 """Exit code of a run that was ended with Ctrl-C, as shells have it."""

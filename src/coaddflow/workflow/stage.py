@@ -22,7 +22,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from coaddflow.runtime.log import job_log
-from coaddflow.workflow.stages import CALIB_KINDS, STAGES, Stage
+from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.workflow.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from coaddflow.tables import paths
+from coaddflow.tables.paths import CALIB_KINDS
 
 if TYPE_CHECKING:
     from coaddflow.cluster.history import JobNames
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 Names = dict[str, str]
 """Wildcards and their values: ``{"exposure": "1001", "ccd": "3"}``."""
-
-CALIB_KINDS = ("bias", "dark", "flat", "defects")
-"""Calibration frames, in the order in which they are made."""
 
 
 # Units: what one job, or one product, is about ---------------------------------------------------
