@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -440,7 +440,7 @@ def _patch_work(
     for overlap in selection.selected:
         result = warped[overlap.ccd.exposure, overlap.ccd.ccd]
         if isinstance(result, Failure):
-            return result.named(number, f"patch {patch}: {result.label}")
+            return replace(result, index=number, label=f"patch {patch}: {result.label}")
         results.setdefault(overlap.ccd.exposure, []).append(result)
     outer = job.tract.patch(patch).outer_box
 
