@@ -366,7 +366,7 @@ def test_a_worker_that_is_killed_while_it_warps(survey, by_patches, tmp_path):
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(
-        PoolError, match=r"exposure a CCD 0: worker 0 .* ended by SIGKILL"
+        PoolError, match=r"exposure a CCD 0: worker 0 .* was killed by SIGKILL"
     ) as failed:
         run(tmp_path, workers=1, database="fifo.sqlite", parallel={"backend": "processes"})
     thread.join()
