@@ -138,8 +138,9 @@ def test_the_record_of_defaults_notices_a_change():
     recorded, now = defaults_of_now(), defaults_of_now()
     now["defaults"]["warp"]["kernel"] = "bilinear"
     now["defaults"]["coadd"]["new.key"] = 1
-    assert stages_to_raise(recorded, now) == {"warp", "coadd", "tract"}
-    now["versions"] |= {"warp": 2, "coadd": 2, "tract": 2}
+    users = {name for name, stage in STAGES.items() if "warp" in stage.sections}
+    assert stages_to_raise(recorded, now) == users >= {"warp", "coadd", "tract"}
+    now["versions"] |= dict.fromkeys(users, 2)
     assert not stages_to_raise(recorded, now)
 
 
