@@ -21,10 +21,15 @@ def raise_versions(versions):
 
 
 def add_neutral_settings():
-    """Give every section a key that changes nothing by default, and the whole a new section."""
+    """Give every section a key that changes nothing by default, and the whole a new section.
+
+    The section `exposure` has nothing but parts that can be switched on.
+    """
     sections = {}
     for name, field in settings.Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if name == "exposure" or not isinstance(field.annotation, type):
+            continue
+        if issubclass(field.annotation, Section):
             longer = create_model(name, __base__=field.annotation, neutral=(int, 0))
             sections[name] = (longer, Field(default_factory=longer))
     new = create_model("new", __base__=Section, neutral=(int, 0))
