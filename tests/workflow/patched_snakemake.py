@@ -11,7 +11,7 @@ from pydantic import Field, create_model
 
 from coaddflow import settings
 from coaddflow.settings.base import Section
-from coaddflow.workflow import stages
+from coaddflow.workflow import plan, stages
 
 
 def raise_versions(versions):
@@ -32,6 +32,7 @@ def add_neutral_settings():
         if issubclass(field.annotation, Section):
             longer = create_model(name, __base__=field.annotation, neutral=(int, 0))
             sections[name] = (longer, Field(default_factory=longer))
+    plan.SkymapSettings = sections["skymap"][0]
     new = create_model("new", __base__=Section, neutral=(int, 0))
     sections["new"] = (new, Field(default_factory=new))
     settings.Settings = create_model("Settings", __base__=settings.Settings, **sections)
