@@ -209,6 +209,8 @@ class Plan:
         self._check_scatter()
         for band in {row.band for row in self.science.values()}:
             self.settings.refcat.magnitude_column(band)
+            # raises if there is no catalogue
+            _ = self.refcat_files
             for kind in CALIB_KINDS:
                 self._check_given(kind, band)
 
