@@ -1,6 +1,7 @@
 # make demo    set everything up, simulate a small survey, process it to coadds and a picture
 # make test    set everything up and run the tests
 # make lint    set everything up and check the style of code and workflow
+# make set-up  only set everything up
 # make config  bring the keys and comments of config.yaml up to date with the model
 # make test-slurm, make test-pbs: see cluster.mk
 #
@@ -14,7 +15,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test lint config
+.PHONY: demo test lint set-up config
 
 demo: $(VENV)/.set-up-demo
 	$(RUN) coaddflow simulate configs/demo-survey.yaml data/demo
@@ -31,6 +32,8 @@ lint: $(VENV)/.set-up-test
 	$(RUN) ruff format --check .
 	$(RUN) snakefmt --check Snakefile rules
 	$(RUN) python tests/lint/snakemake_lint.py
+
+set-up: $(VENV)/.set-up-test
 
 config: $(VENV)/.set-up-demo
 	$(RUN) python -m coaddflow.settings.commented config.yaml
