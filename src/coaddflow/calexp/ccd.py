@@ -15,7 +15,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import AstrometrySolution, solve_ccd
+from coaddflow.astrometry.ccd import AstrometrySolution, CcdStars, solve_ccd
 from coaddflow.calexp.model import Calexp, CcdId, DetrendedCcd, MeasuredCcd
 from coaddflow.calexp.product import calexp_header, figures_of
 from coaddflow.calexp.zero_point import measure_zero_point
@@ -55,7 +55,6 @@ from coaddflow.measure.psf_model import PsfModel
 from coaddflow.measure.saturated_stars import repair_saturated
 from coaddflow.measure.stars import is_isolated, select_stars
 from coaddflow.settings import Settings
-from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.photometry import PhotometrySettings
 
 _LOG = logging.getLogger(__name__)
@@ -202,27 +201,10 @@ def calibrate_ccd(
         ``too_few_stars``, ``no_astrometric_match``, ``astrometric_fit_failed``,
         ``astrometry_rms``, ``no_photometric_match`` or ``not_finite``.
     """
-    solution = solve_astrometry(measured, initial_wcs, refcat, settings.astrometry)
+    stars = CcdStars.of(measured.sources, measured.masked_image.shape)
+    solution = solve_ccd(stars, refcat, initial_wcs, settings.astrometry)
     photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)
     return apply_calibration(measured, ccd, solution, photometric, zero)
-
-
-def solve_astrometry(
-    measured: MeasuredCcd, initial_wcs: WCS, refcat: Table, settings: AstrometrySettings
-) -> AstrometrySolution:
-    """Solve for the WCS of a CCD by itself; parameters and failures as `calibrate_ccd`."""
-    sources = measured.sources
-    # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
-    return solve_ccd(
-        np.asarray(sources["x"]),
-        np.asarray(sources["y"]),
-        np.asarray(sources["flux_isophotal"]),
-        refcat,
-        initial_wcs,
-        measured.masked_image.shape,
-        settings,
-        centroid_error=np.asarray(sources["x_error"]),
-    )
 
 
 def apply_calibration(

@@ -18,13 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
-from coaddflow.calexp.ccd import (
-    begin_detrending,
-    finish_detrending,
-    measure_ccd,
-    solve_astrometry,
-)
+from coaddflow.calexp.ccd import begin_detrending, finish_detrending, measure_ccd
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
@@ -329,7 +325,8 @@ def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdA
     exposure, detector = task.exposure, task.camera.detector(ccd)
     refcat = reference_stars(exposure, task.camera, detector, task.settings)
     initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)
-    solution = solve_astrometry(measured, initial, refcat, task.settings.astrometry)
+    stars = CcdStars.of(measured.sources, measured.masked_image.shape)
+    solution = solve_ccd(stars, refcat, initial, task.settings.astrometry)
     return CcdAstrometry.of(solution, refcat)
 
 

@@ -14,14 +14,13 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import AstrometrySolution
+from coaddflow.astrometry.ccd import AstrometrySolution, CcdStars
 from coaddflow.astrometry.prediction import reference_stars_of_exposure
 from coaddflow.calexp.ccd import apply_calibration
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd
 from coaddflow.calexp.zero_point import matched_stars, measure_zero_point
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.astrometry import solve_exposure
-from coaddflow.exposure.field import CcdStars
 from coaddflow.exposure.photometry import ZeroPointMap, flatten, map_cards, solve_zero_point
 from coaddflow.exposure.sky import (
     FocalPlaneSky,
