@@ -1,8 +1,7 @@
 """The astrometric solution of one CCD: match with the catalogue, then fit a TAN-SIP WCS.
 
 The prediction of the camera file gives the distortion, and a pointing that may be far off. Match
-(`match_ccd`) and fit (`fit_ccd`) are separate, so that a solution for a whole exposure can take
-the matches of all its CCDs.
+(`match_ccd`) and fit (`fit_ccd`) are separate, so that one CCD can show where the exposure points.
 
 References
 ----------
@@ -18,7 +17,7 @@ from astropy.wcs import WCS, WcsError
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
+from coaddflow.astrometry.matching import SearchWindow, match_nearest, match_pattern
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import design_matrix, evaluate, term_powers
 from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
@@ -70,26 +69,6 @@ class CcdStars:
         finite = np.isfinite(self.x) & np.isfinite(self.y)
         order = np.argsort(-self.flux, kind="stable")
         return order[finite[order]][:n_max]
-
-
-@dataclass(frozen=True)
-class CcdMatch:
-    """Sources of a CCD matched with reference stars.
-
-    Attributes
-    ----------
-    wcs : astropy.wcs.WCS
-        The predicted WCS, shifted, rotated and scaled as the match says.
-    source_index, reference_index : ndarray of int, shape (n,)
-        Matched pairs, as rows of the sources and of the reference catalogue.
-    chance : float
-        Expected number of chance matches as good as this one.
-    """
-
-    wcs: WCS
-    source_index: NDArray[np.intp]
-    reference_index: NDArray[np.intp]
-    chance: float
 
 
 @dataclass(frozen=True)
@@ -156,8 +135,8 @@ def solve_ccd(
         With the reason too_few_stars, no_astrometric_match, astrometric_fit_failed or
         astrometry_rms.
     """
-    match = match_ccd(stars, refcat, initial_wcs, settings)
-    fit = fit_ccd(stars, refcat, match.wcs, settings)
+    matched = match_ccd(stars, refcat, initial_wcs, settings)
+    fit = fit_ccd(stars, refcat, matched, settings)
     if fit.rms_pixel > settings.max_rms_pixels:
         raise CcdFailure(
             Reason.ASTROMETRY_RMS,
@@ -174,8 +153,8 @@ def solve_ccd(
 
 def match_ccd(
     stars: CcdStars, refcat: Table, initial_wcs: WCS, settings: AstrometrySettings
-) -> CcdMatch:
-    """Find which sources are which reference stars, from a prediction that may be far off.
+) -> WCS:
+    """Return the predicted WCS, moved, turned and scaled as a match with the catalogue says.
 
     Positions are compared on an undistorted CCD: the sources with the predicted distortion taken
     out, the reference stars projected onto the tangent plane of the predicted centre and divided
@@ -216,10 +195,13 @@ def match_ccd(
             f"{prior.crval[1]:.4f}: check the pointing, the pixel scale of the camera file and "
             "the reference catalogue",
         )
-    wcs = _moved(prior, match, stars.shape)
-    return CcdMatch(
-        wcs, sources[match.source_index], references[match.reference_index], match.chance
-    )
+
+    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        expected = prior.undistort(x, y)
+        moved = match.similarity(expected[0] + 1j * expected[1])
+        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
+
+    return fit_tan_sip(to_sky, stars.shape)
 
 
 def fit_ccd(
@@ -411,17 +393,6 @@ def search_windows(pixel: float, settings: AstrometrySettings) -> tuple[SearchWi
         False,
     )
     return near, wide
-
-
-def _moved(prior: _TanSip, match: PatternMatch, shape: tuple[int, int]) -> WCS:
-    """Return the prediction, moved to where the match says that the CCD points."""
-
-    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        expected = prior.undistort(x, y)
-        moved = match.similarity(expected[0] + 1j * expected[1])
-        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
-
-    return fit_tan_sip(to_sky, shape)
 
 
 def _match_near(

@@ -83,11 +83,11 @@ def _candidates(field: ExposureField) -> Iterator[FieldModel]:
     for ccd in rich_first[:_MAX_ANCHORS]:
         references, predicted = field.refcat[field.references_of(ccd)], field.predicted_wcs(ccd)
         try:
-            match = match_ccd(ccd.stars, references, predicted, field.settings)
+            wcs = match_ccd(ccd.stars, references, predicted, field.settings)
         except CcdFailure as failure:
             _LOG.debug("CCD %d does not locate the exposure: %s", ccd.number, failure)
         else:
-            yield _model_from_ccd(ccd, match.wcs, field)
+            yield _model_from_ccd(ccd, wcs, field)
 
 
 def _match_all_together(field: ExposureField) -> FieldModel | None:
