@@ -40,9 +40,7 @@ def measure_zero_point(
         ``no_photometric_match`` if too few stars are whole and have a magnitude.
     """
     stars = matched_stars(measured, solution, refcat, settings)
-    zero = zero_point(
-        stars.flux, stars.flux_error, stars.magnitude, stars.magnitude_error, settings
-    )
+    zero = zero_point(stars, settings)
     used = np.zeros(len(measured.sources), dtype=bool)
     used[stars.source_index[zero.used]] = True
     return used, zero
