@@ -15,8 +15,10 @@ once; if that ends a worker again the job ends, and the scheduler tries it with 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
@@ -305,7 +307,13 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
         astrometry = None
         if not task.settings.exposure.astrometry.enabled:
             astrometry = _own_astrometry(ccd, task, measured)
-        return CcdSummary.of(measured, astrometry)
+        return CcdSummary(
+            measured.masked_image.shape,
+            measured.sources,
+            measured.background,
+            measured.aperture_correction,
+            astrometry,
+        )
 
     return _step_of(worker, ccd, step)
 
@@ -321,13 +329,14 @@ def _aggressors(ccd: int, task: ExposureTask, worker: Worker) -> tuple[Aggressor
 
 
 def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
-    """Solve a CCD by itself."""
+    """Solve a CCD by itself; of the catalogue only the stars of the solution go on."""
     exposure, detector = task.exposure, task.camera.detector(ccd)
     refcat = reference_stars(exposure, task.camera, detector, task.settings)
     initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)
     stars = CcdStars.of(measured.sources, measured.masked_image.shape)
     solution = solve_ccd(stars, refcat, initial, task.settings.astrometry)
-    return CcdAstrometry.of(solution, refcat)
+    matched = refcat[solution.reference_index]
+    return CcdAstrometry(replace(solution, reference_index=np.arange(len(matched))), matched)
 
 
 def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:

@@ -7,8 +7,8 @@ module of its own.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -38,18 +38,11 @@ from coaddflow.tables.exposures import ExposureRow
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CcdAstrometry:
+class CcdAstrometry(NamedTuple):
     """The astrometric solution of a CCD, and the catalogue that it counts in."""
 
     solution: AstrometrySolution
     refcat: Table
-
-    @classmethod
-    def of(cls, solution: AstrometrySolution, refcat: Table) -> Self:
-        """Take of the catalogue only the stars of the solution."""
-        matched = np.arange(len(solution.reference_index))
-        return cls(replace(solution, reference_index=matched), refcat[solution.reference_index])
 
 
 @dataclass(frozen=True)
@@ -75,17 +68,6 @@ class CcdSummary:
     background: Background
     aperture_correction: float
     astrometry: CcdAstrometry | None
-
-    @classmethod
-    def of(cls, measured: MeasuredCcd, astrometry: CcdAstrometry | None) -> Self:
-        """Leave out the pixels."""
-        return cls(
-            measured.masked_image.shape,
-            measured.sources,
-            measured.background,
-            measured.aperture_correction,
-            astrometry,
-        )
 
 
 @dataclass(frozen=True)
@@ -174,11 +156,10 @@ def _solve_astrometry(
     camera: Camera,
     summaries: Mapping[int, CcdSummary],
     settings: Settings,
-) -> tuple[dict[int, tuple[AstrometrySolution, Table]], dict[int, CcdFailure]]:
+) -> tuple[dict[int, CcdAstrometry], dict[int, CcdFailure]]:
     """Return solution and catalogue of each CCD, and the failures."""
     if not settings.exposure.astrometry.enabled:
-        own = {ccd: summary.astrometry for ccd, summary in summaries.items()}
-        return {ccd: (one.solution, one.refcat) for ccd, one in own.items()}, {}
+        return {ccd: summary.astrometry for ccd, summary in summaries.items()}, {}
     try:
         refcat = reference_stars_of_exposure(exposure, camera, summaries, settings)
     except CcdFailure as failure:
@@ -194,14 +175,14 @@ def _solve_astrometry(
         settings.astrometry,
         settings.exposure.astrometry,
     )
-    solutions = {ccd: (solution, refcat) for ccd, solution in solved.solutions.items()}
+    solutions = {ccd: CcdAstrometry(one, refcat) for ccd, one in solved.solutions.items()}
     return solutions, dict(solved.failures)
 
 
 def _solve_photometry(
     camera: Camera,
     summaries: Mapping[int, CcdSummary],
-    astrometry: Mapping[int, tuple[AstrometrySolution, Table]],
+    astrometry: Mapping[int, CcdAstrometry],
     settings: Settings,
 ) -> tuple[dict[int, CcdSolution], dict[int, CcdFailure]]:
     """Return the solution of each CCD with its zero-point, and the failures."""
