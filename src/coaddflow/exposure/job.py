@@ -60,18 +60,8 @@ _LOG = logging.getLogger(__name__)
 class ExposureTask:
     """What all workers must know of an exposure.
 
-    Attributes
-    ----------
-    exposure : ExposureRow or None
-        What the table says; None for images that were calibrated elsewhere.
-    images : mapping of int to ImageRow
-        Images calibrated elsewhere, by CCD; empty for a raw exposure.
-    files : mapping of int to CcdFiles
-        The files of each CCD that is done.
-    camera : Camera or None
-        The camera; None for images that were calibrated elsewhere.
-    settings : Settings
-        The sections that make a calexp.
+    Images calibrated elsewhere have neither row of an exposure nor camera; a raw exposure has no
+    ``images``. These and ``files`` are by CCD; ``settings`` has the sections that make a calexp.
     """
 
     exposure: ExposureRow | None
@@ -100,16 +90,10 @@ class ExposureTask:
 
 
 def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job.
+    """Make the calexps of an exposure and its manifest: the whole job, as `run` describes it.
 
-    Parameters
-    ----------
-    spec : mapping
-        What to do; see `run`.
-    workers : int
-        CCDs that are in work at a time, at most.
-    memory_mb : float
-        Memory of the job, MB. With less than it would like, fewer CCDs are in work at a time.
+    At most as many CCDs as ``workers`` are in work at a time, and fewer where the memory of the
+    job, MB, is less than it would like.
 
     Raises
     ------
@@ -135,16 +119,11 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job (`scatter.run_job`).
+    """Make the calexps of an exposure and its manifest: the whole job (`launch.run_job`).
 
-    Parameters
-    ----------
-    pool : Pool
-        The pool.
-    spec : mapping
-        Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
-        (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
-        of each; ``config``: the settings, and ``sections``: those that make a calexp.
+    ``spec`` has plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or
+    ``images`` (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration
+    frames of each; ``config``: the settings, and ``sections``: those that make a calexp.
 
     Raises
     ------

@@ -185,22 +185,9 @@ def solve_zero_point(
 ) -> ExposureZeroPoint | None:
     """Solve for the zero-point of an exposure.
 
-    Parameters
-    ----------
-    stars : mapping of int to MatchedStars
-        The stars of each CCD (`calexp.matched_stars`), possibly none.
-    camera : Camera
-        The camera.
-    settings : ExposurePhotometrySettings
-        Order, clipping, constants of CCDs.
-    photometry : PhotometrySettings
-        `error_floor`.
-
-    Returns
-    -------
-    ExposureZeroPoint or None
-        None, with a warning in the log, if there are fewer than ``settings.min_stars`` stars:
-        each CCD then has a zero-point of its own.
+    ``stars`` are those of each CCD (`calexp.zero_point.matched_stars`), possibly none, and of
+    ``photometry`` the `error_floor` counts. Returns None, with a warning in the log, if there are
+    fewer than ``settings.min_stars`` stars: each CCD then has a zero-point of its own.
     """
     sample = _sample(stars, camera, photometry.error_floor)
     n_known = np.count_nonzero(sample.known)
@@ -252,14 +239,8 @@ def flatten(measured: MeasuredCcd, zero_map: ZeroPointMap) -> MeasuredCcd:
     the sky varies over the CCD as the depth does. At the centre nothing changes: noise, depth and
     sky of the manifest, which are medians over the CCD, still hold, and so does the gain of 1 in
     the header, to the size of the map. The subtracted sky remains in electrons as they were
-    counted: image / factor + background.model() is the detrended image.
-
-    Parameters
-    ----------
-    measured : MeasuredCcd
-        The CCD, its sky subtracted; it is not changed.
-    zero_map : ZeroPointMap
-        From `ExposureZeroPoint.of_ccd`.
+    counted: image / factor + background.model() is the detrended image. ``measured`` is not
+    changed.
     """
     before, factor = measured.masked_image, zero_map.flux_factor()
     image = MaskedImage(before.image * factor, before.variance * factor**2, before.mask)
