@@ -27,12 +27,8 @@ def measure_zero_point(
 ) -> tuple[np.ndarray, ZeroPoint]:
     """Compare the total fluxes of the stars of an astrometric match with the catalogue.
 
-    Returns
-    -------
-    used : ndarray of bool, shape (n sources,)
-        The stars that the zero-point rests on.
-    zero_point : ZeroPoint
-        See `photometry.zero_point`.
+    Returns the stars that the zero-point rests on as flags of the sources, shape (n,), and the
+    zero-point (see `photometry.zero_point`).
 
     Raises
     ------

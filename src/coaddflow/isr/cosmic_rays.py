@@ -48,21 +48,11 @@ _SHARPEST_STARS = 3.0
 
 
 def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> NDArray[np.bool_]:
-    """Return the pixels hit by cosmic rays.
+    """Return the pixels hit by cosmic rays, shape (ny, nx), grown by ``settings.growth`` pixels.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Detrended image in electrons with its sky; pixels that are BAD, SAT or NO_DATA are left
-        out, and never used to judge others.
-    settings : CosmicsSettings
-        Thresholds, and the seeing where the image has too few stars to show how sharp they are
-        (see `star_sharpness`).
-
-    Returns
-    -------
-    ndarray of bool, shape (ny, nx)
-        Grown by ``settings.growth`` pixels.
+    The image is detrended, in electrons, with its sky. Its pixels that are BAD, SAT or NO_DATA are
+    left out, and never used to judge others. The seeing of the settings counts where the image has
+    too few stars to show how sharp they are (see `star_sharpness`).
 
     Raises
     ------
