@@ -132,7 +132,7 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     Returns
     -------
     MeasuredCcd
-        Its sources have the columns of `detect.detect_sources`, and ``is_psf_star``,
+        Its sources have the columns of `detection.detect_sources`, and ``is_psf_star``,
         ``flux_psf`` and ``flux_psf_error`` (electrons, corrected to the total), and
         ``flux_aperture`` and ``flux_aperture_error`` (one column an aperture, electrons, not
         corrected; the radii in pixels are in the table's meta as ``APRAD0``...).
