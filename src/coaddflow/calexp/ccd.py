@@ -70,8 +70,8 @@ def detrend_ccd(
 ) -> DetrendedCcd:
     """Turn raw counts into electrons, with cosmic rays and defects masked and filled.
 
-    The exposure time, in seconds, scales the dark. Of the settings, the sections detrend, cosmics
-    and interpolation count.
+    The exposure time, in seconds, scales the dark. The sections detrend, cosmics and interpolation
+    of the settings are used.
 
     Raises
     ------
@@ -126,8 +126,8 @@ def finish_detrending(
 def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     """Subtract the sky, find and measure the sources, model the PSF, repair saturated stars.
 
-    The image is detrended, in electrons, and is not changed. Of the settings, the sections
-    background, detection, psf, photometry and interpolation count.
+    The image is detrended, in electrons, and is not changed. The sections background, detection,
+    psf, photometry and interpolation of the settings are used.
 
     Returns
     -------
@@ -165,7 +165,7 @@ def calibrate_ccd(
     """Solve for WCS and zero-point of a CCD by itself, and apply them (see `apply_calibration`).
 
     ``initial_wcs`` is the predicted WCS, and ``refcat`` has the reference stars of the field:
-    columns ra, dec, mag, mag_err. Of the settings, the sections astrometry and photometry count.
+    columns ra, dec, mag, mag_err. The sections astrometry and photometry of the settings are used.
 
     Raises
     ------

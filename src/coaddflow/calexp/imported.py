@@ -38,8 +38,8 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
     """Read an image that was calibrated elsewhere, in the form of a calexp.
 
     It has no PSF and sources, and the WCS of the image's header. Paths in its row of the table of
-    images are relative to the working folder. Of the settings, the sections calibrated (weight,
-    mask, unit, subtract_sky), background and detection count.
+    images are relative to the working folder. The sections calibrated (weight, mask, unit,
+    subtract_sky), background and detection of the settings are used.
 
     Raises
     ------

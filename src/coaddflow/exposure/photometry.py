@@ -185,8 +185,8 @@ def solve_zero_point(
 ) -> ExposureZeroPoint | None:
     """Solve for the zero-point of an exposure.
 
-    ``stars`` are those of each CCD (`calexp.zero_point.matched_stars`), possibly none, and of
-    ``photometry`` the `error_floor` counts. Returns None, with a warning in the log, if there are
+    ``stars`` are those of each CCD (`calexp.zero_point.matched_stars`), possibly none;
+    ``photometry`` gives their error floor. Returns None, with a warning in the log, if there are
     fewer than ``settings.min_stars`` stars: each CCD then has a zero-point of its own.
     """
     sample = _sample(stars, camera, photometry.error_floor)

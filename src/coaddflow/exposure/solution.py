@@ -120,7 +120,7 @@ def solve_ccds(
 ) -> ExposureSolution:
     """Solve an exposure: each CCD that was measured is in ``ccds`` or in ``failures``.
 
-    Of the settings, the sections exposure, astrometry, photometry and refcat count.
+    The sections exposure, astrometry, photometry and refcat of the settings are used.
 
     Raises
     ------

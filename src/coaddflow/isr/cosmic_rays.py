@@ -51,8 +51,8 @@ def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> ND
     """Return the pixels hit by cosmic rays, shape (ny, nx), grown by ``settings.growth`` pixels.
 
     The image is detrended, in electrons, with its sky. Its pixels that are BAD, SAT or NO_DATA are
-    left out, and never used to judge others. The seeing of the settings counts where the image has
-    too few stars to show how sharp they are (see `star_sharpness`).
+    left out, and never used to judge others. The seeing of the settings is used where the image
+    has too few stars to show how sharp they are (see `star_sharpness`).
 
     Raises
     ------
