@@ -195,7 +195,7 @@ def read_sources(path: str | Path) -> Table:
 
 
 def done_row(calexp: Calexp, path: str) -> CcdRow:
-    """Return the row of a CCD whose calexp has been written (path: relative to the folder)."""
+    """Return the row of a CCD whose calexp is at this path, relative to the working folder."""
     ny, nx = calexp.masked_image.shape
     ra, dec = pixel_to_sky(calexp.wcs, *outline((nx, ny), FOOTPRINT_POINTS_PER_EDGE))
     return CcdRow(
