@@ -26,12 +26,11 @@ import numpy as np
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
-from coaddflow.astrometry.ccd import AstrometrySolution, solve_ccd
+from coaddflow.astrometry.ccd import AstrometrySolution, CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.astrometry.refcat import ccd_cone, exposure_cone, stars_in_cone
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.astrometry import solve_exposure
-from coaddflow.exposure.field import CcdStars
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.instrument.camera import Camera, load_camera
@@ -188,14 +187,10 @@ def solve_alone(
         cone = ccd_cone(camera, detector, *header, SETTINGS.max_pointing_error / 60.0)
         try:
             solutions[ccd] = solve_ccd(
-                measured.x,
-                measured.y,
-                measured.flux,
+                measured,
                 catalogue[stars_in_cone(catalogue, *cone)],
                 predicted_wcs(camera, detector, *header),
-                measured.shape,
                 SETTINGS,
-                measured.centroid_error,
             )
         except CcdFailure:
             continue

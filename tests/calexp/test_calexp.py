@@ -7,7 +7,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from starfield import add_stars, observed, random_field
 
-from coaddflow.astrometry.ccd import solve_ccd
+from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.calexp.ccd import calibrate_ccd, measure_ccd
 from coaddflow.calexp.model import CcdId
 from coaddflow.calexp.product import read_calexp, read_sources, write_calexp
@@ -161,14 +161,8 @@ def test_measuring_and_calibrating_apart_is_the_same(scene, calexp):
 
 def test_matched_stars_are_marked_among_the_sources(scene, calexp):
     sources = calexp.sources
-    solution = solve_ccd(
-        *(np.asarray(sources[name]) for name in ("x", "y", "flux_isophotal")),
-        scene.refcat,
-        predicted_wcs(),
-        SHAPE,
-        SETTINGS.astrometry,
-        centroid_error=np.asarray(sources["x_error"]),
-    )
+    stars = CcdStars.of(sources, SHAPE)
+    solution = solve_ccd(stars, scene.refcat, predicted_wcs(), SETTINGS.astrometry)
     assert np.array_equal(np.flatnonzero(sources["is_astrometric"]), np.sort(solution.source_index))
     rms_per_axis = np.sqrt(np.mean(solution.residual_x**2 + solution.residual_y**2) / 2) * SCALE
     assert calexp.figures["astrometry_rms"] == pytest.approx(rms_per_axis, rel=1e-3)

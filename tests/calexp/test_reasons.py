@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.table import Table
 from starfield import add_stars, random_field
 
-from coaddflow.astrometry.ccd import solve_ccd
+from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp import ccd as calexp_ccd
 from coaddflow.calexp.job import CcdFiles, make_calexp
@@ -399,7 +399,8 @@ def sources_without_errors():
     ra, dec = pixel_to_sky(WCS, *frame.place)
     refcat = Table({"ra": ra, "dec": dec, "mag": frame.magnitude})
     errors = np.full(frame.x.size, np.inf)
-    solve_ccd(frame.x, frame.y, frame.flux, refcat, WCS, SHAPE, settings.astrometry, errors)
+    stars = CcdStars(frame.x, frame.y, frame.flux, errors, SHAPE)
+    solve_ccd(stars, refcat, WCS, settings.astrometry)
 
 
 SPOILT_WITHIN = {

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from coaddflow.astrometry.ccd import solve_ccd
+from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.astrometry.refcat import ccd_cone, exposure_cone, stars_in_cone
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.astrometry import solve_exposure
-from coaddflow.exposure.field import CcdStars
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky, sky_to_pixel
 from coaddflow.instrument.camera import Camera, load_camera
@@ -130,10 +129,7 @@ class Exposure:
         cone = ccd_cone(camera, detector, *self.header, SETTINGS.max_pointing_error / 60.0)
         rows = stars_in_cone(self.refcat, *cone)
         initial = predicted_wcs(camera, detector, *self.header)
-        position = stars.x, stars.y, stars.flux
-        return rows, solve_ccd(
-            *position, self.refcat[rows], initial, stars.shape, SETTINGS, stars.centroid_error
-        )
+        return rows, solve_ccd(stars, self.refcat[rows], initial, SETTINGS)
 
     def errors(self, wcs, ccd):
         """Return the distances of a WCS from the truth on a grid over a CCD, pixels."""

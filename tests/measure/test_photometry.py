@@ -5,6 +5,7 @@ from starfield import add_stars, moffat_stamp, observed
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure.photometry import (
+    MatchedStars,
     aperture_correction,
     aperture_fluxes,
     growth_curve,
@@ -173,10 +174,17 @@ def photometry(seed, n=60, outliers=12):
     return flux, flux_error, magnitude, catalogue_error
 
 
+def zero_point_of(flux, flux_error, magnitude, catalogue_error):
+    place = np.zeros(len(flux))
+    index = np.arange(len(flux))
+    stars = MatchedStars(index, place, place, flux, flux_error, magnitude, catalogue_error)
+    return zero_point(stars, SETTINGS)
+
+
 def test_zero_point_is_recovered_among_outliers_within_its_error():
     chi = []
     for seed in range(60):
-        result = zero_point(*photometry(seed), SETTINGS)
+        result = zero_point_of(*photometry(seed))
         chi.append((result.value - 27.5) / result.error)
         assert not result.used[:12].any()
         assert result.n_stars >= 40
@@ -186,10 +194,10 @@ def test_zero_point_is_recovered_among_outliers_within_its_error():
 
 def test_zero_point_tells_the_scatter_of_its_stars():
     flux, flux_error, magnitude, catalogue_error = photometry(70, n=400, outliers=0)
-    result = zero_point(flux, flux_error, magnitude, catalogue_error, SETTINGS)
+    result = zero_point_of(flux, flux_error, magnitude, catalogue_error)
     assert result.scatter == pytest.approx(0.022, rel=0.1)
     # errors that are too small by far do not make the zero-point better than its stars allow
-    brave = zero_point(flux, 1e-3 * flux_error, magnitude, 1e-3 * catalogue_error, SETTINGS)
+    brave = zero_point_of(flux, 1e-3 * flux_error, magnitude, 1e-3 * catalogue_error)
     assert brave.error > 0.7 * result.scatter / np.sqrt(result.n_stars)
 
 
@@ -197,7 +205,7 @@ def test_bright_stars_weigh_more_in_the_zero_point():
     flux = np.array([1e6, 1e6, 1e3, 1e3])
     error = np.array([1e3, 1e3, 2e2, 2e2])
     magnitude = 25.0 - 2.5 * np.log10(flux) + np.array([0.0, 0.0, 0.1, 0.1])
-    result = zero_point(flux, error, magnitude, np.zeros(4), SETTINGS)
+    result = zero_point_of(flux, error, magnitude, np.zeros(4))
     assert result.value == pytest.approx(25.0, abs=2e-3)
 
 
@@ -205,7 +213,7 @@ def test_good_magnitudes_weigh_more_in_the_zero_point():
     flux, error = np.full(4, 1e5), np.full(4, 1e2)
     magnitude = 25.0 - 2.5 * np.log10(flux) + np.array([0.0, 0.0, 0.1, 0.1])
     catalogue_error = np.array([0.002, 0.002, 0.1, 0.1])
-    result = zero_point(flux, error, magnitude, catalogue_error, SETTINGS)
+    result = zero_point_of(flux, error, magnitude, catalogue_error)
     assert result.value == pytest.approx(25.0, abs=2e-3)
 
 
@@ -214,5 +222,5 @@ def test_stars_without_magnitudes_have_no_zero_point(n_known):
     magnitude = np.full(20, np.nan)
     magnitude[:n_known] = 18.0
     with pytest.raises(CcdFailure) as failure:
-        zero_point(np.full(20, 1e4), np.full(20, 1e2), magnitude, np.full(20, 0.01), SETTINGS)
+        zero_point_of(np.full(20, 1e4), np.full(20, 1e2), magnitude, np.full(20, 0.01))
     assert failure.value.reason == "no_photometric_match"

@@ -1,8 +1,7 @@
 """The astrometric solution of one CCD: match with the catalogue, then fit a TAN-SIP WCS.
 
 The prediction of the camera file gives the distortion, and a pointing that may be far off. Match
-(`match_ccd`) and fit (`fit_ccd`) are separate, so that a solution for a whole exposure can take
-the matches of all its CCDs.
+(`match_ccd`) and fit (`fit_ccd`) are separate, so that one CCD can show where the exposure points.
 
 References
 ----------
@@ -15,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from astropy.table import Table
 from astropy.wcs import WCS, WcsError
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.astrometry.matching import PatternMatch, SearchWindow, match_nearest, match_pattern
+from coaddflow.astrometry.matching import SearchWindow, match_nearest, match_pattern
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import design_matrix, evaluate, term_powers
 from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
@@ -37,23 +36,39 @@ _MAX_ITERATIONS = 15
 
 
 @dataclass(frozen=True)
-class CcdMatch:
-    """Sources of a CCD matched with reference stars.
+class CcdStars:
+    """What astrometry needs of the sources of a CCD.
 
     Attributes
     ----------
-    wcs : astropy.wcs.WCS
-        The predicted WCS, shifted, rotated and scaled as the match says.
-    source_index, reference_index : ndarray of int, shape (n,)
-        Matched pairs, as rows of the sources and of the reference catalogue.
-    chance : float
-        Expected number of chance matches as good as this one.
+    x, y : ndarray of float64, shape (n,)
+        Positions, 0-based pixels.
+    flux : ndarray of float64, shape (n,)
+        Fluxes in any unit common to all CCDs; only the order matters.
+    centroid_error : ndarray of float64, shape (n,)
+        Errors of the positions, one axis, pixels.
+    shape : tuple of int
+        Shape (ny, nx) of the CCD.
     """
 
-    wcs: WCS
-    source_index: NDArray[np.intp]
-    reference_index: NDArray[np.intp]
-    chance: float
+    x: FloatArray
+    y: FloatArray
+    flux: FloatArray
+    centroid_error: FloatArray
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, sources: Table, shape: tuple[int, int]) -> "CcdStars":
+        """Take the columns from the sources of a measured CCD."""
+        # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
+        names = ("x", "y", "flux_isophotal", "x_error")
+        return cls(*(np.array(sources[name], dtype=float) for name in names), shape)
+
+    def brightest_first(self, n_max: int) -> NDArray[np.intp]:
+        """Return the rows of the brightest sources with finite positions, brightest first."""
+        finite = np.isfinite(self.x) & np.isfinite(self.y)
+        order = np.argsort(-self.flux, kind="stable")
+        return order[finite[order]][:n_max]
 
 
 @dataclass(frozen=True)
@@ -80,8 +95,6 @@ class AstrometrySolution:
         Position angle of +y at the centre, from north through east, degrees, -180 to 180.
     pointing_error : float
         Distance of the CCD's centre from its predicted place, arcminutes.
-    chance : float
-        Expected number of chance matches as good as the one this solution began with.
     """
 
     wcs: WCS
@@ -97,38 +110,24 @@ class AstrometrySolution:
     pixel_scale: float
     rotation: float
     pointing_error: float = 0.0
-    chance: float = 0.0
 
 
 def solve_ccd(
-    x: ArrayLike,
-    y: ArrayLike,
-    flux: ArrayLike,
-    refcat: Table,
-    initial_wcs: WCS,
-    image_shape: tuple[int, int],
-    settings: AstrometrySettings,
-    centroid_error: ArrayLike | None = None,
+    stars: CcdStars, refcat: Table, initial_wcs: WCS, settings: AstrometrySettings
 ) -> AstrometrySolution:
     """Match the sources of a CCD with the reference catalogue and fit its WCS.
 
     Parameters
     ----------
-    x, y : array_like, shape (n,)
-        Positions of the sources, 0-based pixels.
-    flux : array_like, shape (n,)
-        Their fluxes, any unit; only the order matters.
+    stars : CcdStars
+        The sources; the errors of their positions weight the fit.
     refcat : astropy.table.Table
         Columns ra, dec (ICRS degrees at the epoch of the exposure) and mag; should cover the
         CCD wherever it may point (see `refcat.ccd_cone`).
     initial_wcs : astropy.wcs.WCS
         The predicted WCS, with the approximate distortion.
-    image_shape : tuple of int
-        Shape (ny, nx) of the CCD.
     settings : AstrometrySettings
         Limits of the search and of the fit.
-    centroid_error : array_like, shape (n,), optional
-        Errors of the positions, pixels (one axis); they weight the fit.
 
     Raises
     ------
@@ -136,8 +135,8 @@ def solve_ccd(
         With the reason too_few_stars, no_astrometric_match, astrometric_fit_failed or
         astrometry_rms.
     """
-    match = match_ccd(x, y, flux, refcat, initial_wcs, image_shape, settings)
-    fit = fit_ccd(x, y, flux, refcat, match.wcs, image_shape, settings, centroid_error)
+    matched = match_ccd(stars, refcat, initial_wcs, settings)
+    fit = fit_ccd(stars, refcat, matched, settings)
     if fit.rms_pixel > settings.max_rms_pixels:
         raise CcdFailure(
             Reason.ASTROMETRY_RMS,
@@ -145,22 +144,17 @@ def solve_ccd(
             f"{fit.rms_pixel:.2f} pixels, above astrometry.max_rms_pixels = "
             f"{settings.max_rms_pixels:g}",
         )
-    centre = (image_shape[1] - 1) / 2.0, (image_shape[0] - 1) / 2.0
-    before, after = (pixel_to_sky(wcs, *centre) for wcs in (initial_wcs, fit.wcs))
-    pointing_error = float(separation(*before, *after)) * 60.0
-    return replace(fit, pointing_error=pointing_error, chance=match.chance)
+    ny, nx = stars.shape
+    before, after = (
+        pixel_to_sky(wcs, (nx - 1) / 2.0, (ny - 1) / 2.0) for wcs in (initial_wcs, fit.wcs)
+    )
+    return replace(fit, pointing_error=float(separation(*before, *after)) * 60.0)
 
 
 def match_ccd(
-    x: ArrayLike,
-    y: ArrayLike,
-    flux: ArrayLike,
-    refcat: Table,
-    initial_wcs: WCS,
-    image_shape: tuple[int, int],
-    settings: AstrometrySettings,
-) -> CcdMatch:
-    """Find which sources are which reference stars, from a prediction that may be far off.
+    stars: CcdStars, refcat: Table, initial_wcs: WCS, settings: AstrometrySettings
+) -> WCS:
+    """Return the predicted WCS, moved, turned and scaled as a match with the catalogue says.
 
     Positions are compared on an undistorted CCD: the sources with the predicted distortion taken
     out, the reference stars projected onto the tangent plane of the predicted centre and divided
@@ -171,8 +165,8 @@ def match_ccd(
     CcdFailure
         With the reason too_few_stars or no_astrometric_match.
     """
-    prior = _TanSip.approximating(initial_wcs, image_shape)
-    sources = brightest_first(x, y, flux, settings.max_sources)
+    prior = _TanSip.approximating(initial_wcs, stars.shape)
+    sources = stars.brightest_first(settings.max_sources)
     sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
     references = np.argsort(np.asarray(refcat["mag"], float), kind="stable")
     if min(sources.size, references.size) < settings.min_matches:
@@ -181,15 +175,15 @@ def match_ccd(
             f"{sources.size} sources and {references.size} reference stars: at least "
             f"{settings.min_matches} of each are needed (astrometry.min_matches)",
         )
-    expected = prior.undistort(np.asarray(x, float)[sources], np.asarray(y, float)[sources])
+    expected = prior.undistort(stars.x[sources], stars.y[sources])
     catalogue = prior.project(sky[:, references])
     in_front = np.isfinite(catalogue[0])
     references, catalogue = references[in_front], catalogue[:, in_front]
     match = match_pattern(
         expected.T,
         catalogue.T,
-        *_windows(prior, settings),
-        _tolerance(image_shape, settings),
+        *search_windows(np.sqrt(abs(np.linalg.det(prior.cd))), settings),
+        _tolerance(stars.shape, settings),
         settings.max_chance,
         settings.min_matches,
     )
@@ -201,21 +195,17 @@ def match_ccd(
             f"{prior.crval[1]:.4f}: check the pointing, the pixel scale of the camera file and "
             "the reference catalogue",
         )
-    wcs = _moved(prior, match, image_shape)
-    return CcdMatch(
-        wcs, sources[match.source_index], references[match.reference_index], match.chance
-    )
+
+    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        expected = prior.undistort(x, y)
+        moved = match.similarity(expected[0] + 1j * expected[1])
+        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
+
+    return fit_tan_sip(to_sky, stars.shape)
 
 
 def fit_ccd(
-    x: ArrayLike,
-    y: ArrayLike,
-    flux: ArrayLike,
-    refcat: Table,
-    start_wcs: WCS,
-    image_shape: tuple[int, int],
-    settings: AstrometrySettings,
-    centroid_error: ArrayLike | None = None,
+    stars: CcdStars, refcat: Table, start_wcs: WCS, settings: AstrometrySettings
 ) -> AstrometrySolution:
     """Fit a TAN-SIP WCS [1]_, beginning with one that is good to a few pixels.
 
@@ -230,18 +220,18 @@ def fit_ccd(
     CcdFailure
         With the reason too_few_stars or astrometric_fit_failed.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    sources = brightest_first(x, y, flux, settings.max_sources)
+    xy = np.stack([stars.x, stars.y])
+    sources = stars.brightest_first(settings.max_sources)
     sky = np.stack([np.asarray(refcat[name], float) for name in ("ra", "dec")])
-    error = np.zeros(x.size) if centroid_error is None else np.asarray(centroid_error, float)
-    error = np.hypot(np.where(np.isfinite(error), error, np.inf), settings.centroid_floor)
-    prior = state = _TanSip.approximating(start_wcs, image_shape)
-    radius = 2.0 * _tolerance(image_shape, settings)
+    known = np.isfinite(stars.centroid_error)
+    error = np.hypot(np.where(known, stars.centroid_error, np.inf), settings.centroid_floor)
+    prior = state = _TanSip.approximating(start_wcs, stars.shape)
+    radius = 2.0 * _tolerance(stars.shape, settings)
     previous: tuple = ()
     for _ in range(_MAX_ITERATIONS):
-        i, k = _match_near(state, x[sources], y[sources], sky, radius)
+        i, k = _match_near(state, xy[:, sources], sky, radius)
         i = sources[i]
-        order = _choose_order(x[i], y[i], image_shape, settings)
+        order = _choose_order(xy[:, i], stars.shape, settings)
         if order is None:
             raise CcdFailure(
                 Reason.TOO_FEW_STARS,
@@ -249,7 +239,7 @@ def fit_ccd(
                 f"{settings.min_matches} are needed (astrometry.min_matches)",
             )
         state, residual, kept = _fit_clipped(
-            state, prior, x[i], y[i], sky[:, k], error[i], order, settings.clip_sigma
+            state, prior, (xy[:, i], sky[:, k], error[i]), order, settings.clip_sigma
         )
         now = (order, i.tobytes(), k.tobytes(), kept.tobytes())
         sigma = np.median(np.hypot(*residual[:, kept])) / RAYLEIGH_MEDIAN
@@ -257,7 +247,15 @@ def fit_ccd(
         if now == previous and radius <= limit:
             break
         radius, previous = min(radius, limit), now
-    return _solution(state, i, k, residual, kept, order, image_shape, settings)
+    if kept.sum() < settings.min_matches:
+        raise CcdFailure(
+            Reason.TOO_FEW_STARS,
+            f"only {kept.sum()} sources agree with a reference star: at least "
+            f"{settings.min_matches} are needed (astrometry.min_matches)",
+        )
+    wcs = _fitted_wcs(state, stars.shape)
+    log.debug("%d stars, order %d", kept.sum(), order)
+    return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)
 
 
 def supported_order(
@@ -297,7 +295,7 @@ def describe_solution(
     residual: FloatArray,
     n_clipped: int,
     order: int,
-    **figures: float,
+    pointing_error: float = 0.0,
 ) -> AstrometrySolution:
     """Return a solution with the figures that follow from its WCS and its residuals.
 
@@ -321,7 +319,7 @@ def describe_solution(
         order=order,
         pixel_scale=float(np.sqrt(abs(np.linalg.det(cd))) * 3600.0),
         rotation=float(parity * np.degrees(np.arctan2(north[0], north[1]))),
-        **figures,
+        pointing_error=pointing_error,
     )
 
 
@@ -332,13 +330,6 @@ def residuals(wcs: WCS, x: FloatArray, y: FloatArray, sky: FloatArray) -> FloatA
     the ICRS positions of the stars in the catalogue, degrees.
     """
     return _TanSip.of(wcs).residual(x, y, sky)
-
-
-def brightest_first(x: ArrayLike, y: ArrayLike, flux: ArrayLike, n_max: int) -> NDArray[np.intp]:
-    """Return the rows of the brightest sources with finite positions, brightest first."""
-    finite = np.isfinite(np.asarray(x, float)) & np.isfinite(np.asarray(y, float))
-    order = np.argsort(-np.asarray(flux, float), kind="stable")
-    return order[finite[order]][:n_max]
 
 
 @dataclass(frozen=True)
@@ -387,9 +378,8 @@ def _tolerance(shape: tuple[int, int], settings: AstrometrySettings) -> float:
     return max(settings.match_tolerance, 1e-3 * float(np.hypot(*shape)))
 
 
-def _windows(prior: _TanSip, settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
-    """Return the near and the wide search window, in pixels."""
-    pixel = np.sqrt(abs(np.linalg.det(prior.cd)))
+def search_windows(pixel: float, settings: AstrometrySettings) -> tuple[SearchWindow, SearchWindow]:
+    """Return the near and the wide search window in pixels, each of ``pixel`` degrees."""
     wide = SearchWindow(
         settings.max_pointing_error / 60.0 / pixel,
         settings.max_rotation_error,
@@ -405,24 +395,13 @@ def _windows(prior: _TanSip, settings: AstrometrySettings) -> tuple[SearchWindow
     return near, wide
 
 
-def _moved(prior: _TanSip, match: PatternMatch, shape: tuple[int, int]) -> WCS:
-    """Return the prediction, moved to where the match says that the CCD points."""
-
-    def to_sky(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        expected = prior.undistort(x, y)
-        moved = match.similarity(expected[0] + 1j * expected[1])
-        return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
-
-    return fit_tan_sip(to_sky, shape)
-
-
 def _match_near(
-    state: _TanSip, x: FloatArray, y: FloatArray, sky: FloatArray, radius: float
+    state: _TanSip, xy: FloatArray, sky: FloatArray, radius: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Match sources with the nearest reference stars, each star once."""
     catalogue = state.project(sky)
     usable = np.flatnonzero(np.isfinite(catalogue[0]))
-    measured = state.undistort(x, y)
+    measured = state.undistort(*xy)
     if not np.isfinite(measured).all():
         raise CcdFailure(Reason.ASTROMETRIC_FIT_FAILED, "the fit of the WCS diverged")
     tree = cKDTree(catalogue[:, usable].T)
@@ -431,32 +410,31 @@ def _match_near(
 
 
 def _choose_order(
-    x: FloatArray, y: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
+    xy: FloatArray, shape: tuple[int, int], settings: AstrometrySettings
 ) -> int | None:
     """Return the highest order that these stars support, 0 for a similarity, None for nothing."""
-    if x.size < settings.min_matches:
+    if xy.shape[1] < settings.min_matches:
         return None
     scale = max(shape) / 2.0
     ny, nx = shape
     edge = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]).T / 2.0 / scale
-    u, v = (x - (nx - 1) / 2.0) / scale, (y - (ny - 1) / 2.0) / scale
+    u, v = ((c - (n - 1) / 2.0) / scale for c, n in zip(xy, (nx, ny), strict=True))
     return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
 
 
 def _fit_clipped(
     state: _TanSip,
     prior: _TanSip,
-    x: FloatArray,
-    y: FloatArray,
-    sky: FloatArray,
-    error: FloatArray,
+    pairs: tuple[FloatArray, FloatArray, FloatArray],
     order: int,
     clip_sigma: float,
 ) -> tuple[_TanSip, FloatArray, NDArray[np.bool_]]:
     """Fit, leave out outliers, fit again, until the same stars stay.
 
-    Returned are the fit, the residuals of all stars, shape (2, n), and which stars are in the fit.
+    ``pairs`` are pixels and sky positions, each (2, n), and errors (n,). Returned are the fit, the
+    residuals of all stars, shape (2, n), and which stars are in the fit.
     """
+    xy, sky, error = pairs
     kept = np.isfinite(error)
     if not kept.any():
         raise CcdFailure(Reason.ASTROMETRIC_FIT_FAILED, "no matched source has a finite error")
@@ -465,8 +443,8 @@ def _fit_clipped(
         # twice, since the first fit moves the tangent point
         for _ in range(2):
             with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError):
-                state = _fit_once(state, prior, x[kept], y[kept], sky[:, kept], error[kept], order)
-        residual = state.residual(x, y, sky)
+                state = _fit_once(state, prior, xy[:, kept], sky[:, kept], error[kept], order)
+        residual = state.residual(*xy, sky)
         distance = np.hypot(*residual) / error
         freedom = max(1.0 - n_terms / kept.sum(), 0.1)
         sigma = np.median(distance[kept]) / RAYLEIGH_MEDIAN / np.sqrt(freedom)
@@ -478,17 +456,11 @@ def _fit_clipped(
 
 
 def _fit_once(
-    state: _TanSip,
-    prior: _TanSip,
-    x: FloatArray,
-    y: FloatArray,
-    sky: FloatArray,
-    error: FloatArray,
-    order: int,
+    state: _TanSip, prior: _TanSip, xy: FloatArray, sky: FloatArray, error: FloatArray, order: int
 ) -> _TanSip:
     """Fit by weighted least squares on the tangent plane, in units of undistorted pixels."""
-    u, v = x - prior.crpix[0], y - prior.crpix[1]
-    target, expected = state.project(sky), prior.undistort(x, y)
+    u, v = xy[0] - prior.crpix[0], xy[1] - prior.crpix[1]
+    target, expected = state.project(sky), prior.undistort(*xy)
     size = max(order + 1, prior.a.shape[0], prior.b.shape[0], 2)
     distortion = np.zeros((2, size, size))
     if order == 0:
@@ -521,27 +493,10 @@ def _weighted_similarity(
     return np.array([b.real, b.imag]), np.array([[a.real, -a.imag], [a.imag, a.real]])
 
 
-def _solution(
-    state: _TanSip,
-    i: NDArray[np.intp],
-    k: NDArray[np.intp],
-    residual: FloatArray,
-    kept: NDArray[np.bool_],
-    order: int,
-    shape: tuple[int, int],
-    settings: AstrometrySettings,
-) -> AstrometrySolution:
-    """Put the fit into its final form."""
-    if kept.sum() < settings.min_matches:
-        raise CcdFailure(
-            Reason.TOO_FEW_STARS,
-            f"only {kept.sum()} sources agree with a reference star: at least "
-            f"{settings.min_matches} are needed (astrometry.min_matches)",
-        )
+def _fitted_wcs(state: _TanSip, shape: tuple[int, int]) -> WCS:
+    """Return the WCS of a fit, with the tangent point at the centre of the CCD."""
     plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
     for row, polynomial in zip(state.cd, plane, strict=True):
         polynomial[1, 0], polynomial[0, 1] = row
     with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError, WcsError):
-        wcs = plane_to_tan_sip(state.crval, state.crpix, *plane, shape)
-    log.debug("%d stars, order %d", kept.sum(), order)
-    return describe_solution(wcs, i[kept], k[kept], residual[:, kept], int(np.sum(~kept)), order)
+        return plane_to_tan_sip(state.crval, state.crpix, *plane, shape)

@@ -110,8 +110,6 @@ class PatternMatch:
         Matched pairs, as indices into the lists given to `match_pattern`.
     similarity : Similarity
         From the source plane to the reference plane.
-    radius : float
-        Distance within which stars count as matched.
     chance : float
         Upper bound of the expected number of hypotheses, among all that were tried, that would
         match as many stars by chance.
@@ -120,7 +118,6 @@ class PatternMatch:
     source_index: IndexArray
     reference_index: IndexArray
     similarity: Similarity
-    radius: float
     chance: float
 
 
@@ -412,7 +409,7 @@ class _Verifier:
         if i.size < self.min_matches:
             return None
         chance = self._chance(similarity, radius, i.size, stars_used)
-        return PatternMatch(i, k, similarity, radius, chance)
+        return PatternMatch(i, k, similarity, chance)
 
     def _chance(self, similarity: Similarity, radius: float, n: int, stars_used: int) -> float:
         """Return how many of the tried hypotheses would match n stars by chance.

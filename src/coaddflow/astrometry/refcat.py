@@ -11,7 +11,6 @@ import gzip
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from astropy.io import ascii as text_tables
@@ -40,18 +39,8 @@ def load_refcat(
 ) -> Table:
     """Read the reference stars of a field.
 
-    Parameters
-    ----------
-    settings : RefcatSettings
-        Files, columns, bands, proper motions.
-    ra, dec : float
-        Centre of the field, ICRS degrees.
-    radius : float
-        Radius of the cone, degrees.
-    band : str
-        Band of the exposure, which chooses the magnitudes.
-    mjd : float
-        Time of the exposure, to which proper motions are applied.
+    It is a cone around ICRS ``ra``, ``dec``; all angles are in degrees. The band of the exposure
+    chooses the magnitudes, and proper motions are applied to its time, ``mjd``.
 
     Returns
     -------
@@ -69,11 +58,9 @@ def load_refcat(
     column = settings.magnitude_column(band)
     files = settings.files()
     centre = to_vector(ra, dec)
-    parts = [
-        _stars_near(_read_catalogue(path, settings, column), settings, centre, radius, column, mjd)
-        for path in files
-    ]
-    stars = np.concatenate(parts)
+    stars = np.concatenate(
+        [_stars_near(path, settings, centre, radius, column, mjd) for path in files]
+    )
     stars = stars[_within(to_vector(stars[:, 0], stars[:, 1]), centre, radius)]
     stars = stars[np.unique(stars[:, :2], axis=0, return_index=True)[1]]
     if settings.faintest is not None:
@@ -127,16 +114,8 @@ def exposure_cone(
     return ra, dec, radius * (1.0 + 1e-9)
 
 
-class _Catalogue(NamedTuple):
-    """One file: its columns by name (float64), and unit vectors at the catalogue's epoch."""
-
-    path: Path
-    columns: dict[str, FloatArray]
-    vectors: FloatArray
-
-
 def _stars_near(
-    catalogue: _Catalogue,
+    path: Path,
     settings: RefcatSettings,
     centre: FloatArray,
     radius: float,
@@ -144,8 +123,9 @@ def _stars_near(
     mjd: float,
 ) -> FloatArray:
     """Return rows of ra, dec, mag, mag_err at the epoch, shape (n, 4), also a bit outside."""
-    near = _within(catalogue.vectors, centre, radius + _MOTION_MARGIN)
-    columns = {name: values[near] for name, values in catalogue.columns.items()}
+    columns, vectors = _read_catalogue(path, settings, column)
+    near = _within(vectors, centre, radius + _MOTION_MARGIN)
+    columns = {name: values[near] for name, values in columns.items()}
     ra, dec = columns[settings.ra], columns[settings.dec]
     if settings.pm_ra is None:
         ra = ra % 360.0
@@ -153,9 +133,7 @@ def _stars_near(
         epoch = columns[settings.epoch_column] if settings.epoch_column else settings.epoch
         years = 2000.0 + (mjd - _MJD_J2000) / _DAYS_PER_YEAR - epoch
         motion = columns[settings.pm_ra], columns[settings.pm_dec]
-        ra, dec = from_vector(
-            _apply_proper_motion(catalogue.vectors[near], ra, dec, *motion, years)
-        )
+        ra, dec = from_vector(_apply_proper_motion(vectors[near], ra, dec, *motion, years))
     return np.stack([ra, dec, *_magnitudes(columns, column)], axis=1)
 
 
@@ -204,7 +182,9 @@ def _magnitudes(
     return magnitude, columns[column.error]
 
 
-def _read_catalogue(path: Path, settings: RefcatSettings, column: MagnitudeColumn) -> _Catalogue:
+def _read_catalogue(
+    path: Path, settings: RefcatSettings, column: MagnitudeColumn
+) -> tuple[dict[str, FloatArray], FloatArray]:
     """Read what is needed of one file, or take it from memory if it has just been read."""
     optional = (settings.pm_ra, settings.pm_dec, settings.epoch_column)
     names = {name for name in optional if name is not None} | set(column.columns)
@@ -228,8 +208,11 @@ def _format_of(path: Path) -> str:
 @functools.lru_cache(maxsize=64)
 def _read_file(
     path: Path, changed: int, file_format: str, ra: str, dec: str, others: tuple[str, ...]
-) -> _Catalogue:
-    """Read columns of one file; it is read again if it was ``changed`` (its time) since."""
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Read columns (float64) of one file by name, and unit vectors at the catalogue's epoch.
+
+    It is read again if it was ``changed`` (its time) since.
+    """
     try:
         with warnings.catch_warnings():
             # astropy only warns of a file that ends too early, and then gives what there is
@@ -258,7 +241,7 @@ def _read_file(
             )
     known = np.isfinite(columns[ra]) & np.isfinite(columns[dec])
     columns = {name: values[known] for name, values in columns.items()}
-    return _Catalogue(path, columns, to_vector(columns[ra], columns[dec]))
+    return columns, to_vector(columns[ra], columns[dec])
 
 
 def _read_fits(path: Path, names: set[str]) -> dict[str, FloatArray]:

@@ -15,7 +15,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import AstrometrySolution, solve_ccd
+from coaddflow.astrometry.ccd import AstrometrySolution, CcdStars, solve_ccd
 from coaddflow.calexp.model import Calexp, CcdId, DetrendedCcd, MeasuredCcd
 from coaddflow.calexp.product import calexp_header, figures_of
 from coaddflow.calexp.zero_point import measure_zero_point
@@ -55,7 +55,6 @@ from coaddflow.measure.psf_model import PsfModel
 from coaddflow.measure.saturated_stars import repair_saturated
 from coaddflow.measure.stars import is_isolated, select_stars
 from coaddflow.settings import Settings
-from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.photometry import PhotometrySettings
 
 _LOG = logging.getLogger(__name__)
@@ -71,16 +70,8 @@ def detrend_ccd(
 ) -> DetrendedCcd:
     """Turn raw counts into electrons, with cosmic rays and defects masked and filled.
 
-    Parameters
-    ----------
-    raw : RawCcd
-        The raw pixels (see `raw.read_raw_ccd`).
-    calibs : CcdCalibs
-        Calibration frames.
-    exposure_time : float
-        Exposure time, s; for the dark.
-    settings : Settings
-        Sections detrend, cosmics and interpolation.
+    The exposure time, in seconds, scales the dark. The sections detrend, cosmics and interpolation
+    of the settings are used.
 
     Raises
     ------
@@ -111,14 +102,8 @@ def finish_detrending(
 ) -> DetrendedCcd:
     """Make the steps from crosstalk on; see `detrend_ccd`.
 
-    Parameters
-    ----------
-    ccd : PartlyDetrendedCcd
-        From `begin_detrending`. It is used up: its arrays are changed.
-    calibs, exposure_time, settings
-        See `detrend_ccd`.
-    aggressors : sequence of Aggressor
-        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`).
+    The CCD, from `begin_detrending`, is used up: its arrays are changed. ``aggressors`` are
+    amplifiers of other CCDs (see `crosstalk.collect_aggressors`).
     """
     correct_crosstalk(ccd, aggressors)
     assemble(ccd)
@@ -141,17 +126,13 @@ def finish_detrending(
 def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     """Subtract the sky, find and measure the sources, model the PSF, repair saturated stars.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Detrended, electrons. It is not changed.
-    settings : Settings
-        Sections background, detection, psf, photometry and interpolation.
+    The image is detrended, in electrons, and is not changed. The sections background, detection,
+    psf, photometry and interpolation of the settings are used.
 
     Returns
     -------
     MeasuredCcd
-        Its sources have the columns of `detect.detect_sources`, and ``is_psf_star``,
+        Its sources have the columns of `detection.detect_sources`, and ``is_psf_star``,
         ``flux_psf`` and ``flux_psf_error`` (electrons, corrected to the total), and
         ``flux_aperture`` and ``flux_aperture_error`` (one column an aperture, electrons, not
         corrected; the radii in pixels are in the table's meta as ``APRAD0``...).
@@ -181,20 +162,10 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
 def calibrate_ccd(
     measured: MeasuredCcd, ccd: CcdId, initial_wcs: WCS, refcat: Table, settings: Settings
 ) -> Calexp:
-    """Solve for WCS and zero-point of a CCD by itself, and apply them.
+    """Solve for WCS and zero-point of a CCD by itself, and apply them (see `apply_calibration`).
 
-    Parameters
-    ----------
-    measured : MeasuredCcd
-        The CCD; its sources get columns (see `apply_calibration`).
-    ccd : CcdId
-        Which CCD it is.
-    initial_wcs : astropy.wcs.WCS
-        The predicted WCS.
-    refcat : astropy.table.Table
-        Reference stars of the field: columns ra, dec, mag, mag_err.
-    settings : Settings
-        Sections astrometry and photometry.
+    ``initial_wcs`` is the predicted WCS, and ``refcat`` has the reference stars of the field:
+    columns ra, dec, mag, mag_err. The sections astrometry and photometry of the settings are used.
 
     Raises
     ------
@@ -202,27 +173,10 @@ def calibrate_ccd(
         ``too_few_stars``, ``no_astrometric_match``, ``astrometric_fit_failed``,
         ``astrometry_rms``, ``no_photometric_match`` or ``not_finite``.
     """
-    solution = solve_astrometry(measured, initial_wcs, refcat, settings.astrometry)
+    stars = CcdStars.of(measured.sources, measured.masked_image.shape)
+    solution = solve_ccd(stars, refcat, initial_wcs, settings.astrometry)
     photometric, zero = measure_zero_point(measured, solution, refcat, settings.photometry)
     return apply_calibration(measured, ccd, solution, photometric, zero)
-
-
-def solve_astrometry(
-    measured: MeasuredCcd, initial_wcs: WCS, refcat: Table, settings: AstrometrySettings
-) -> AstrometrySolution:
-    """Solve for the WCS of a CCD by itself; parameters and failures as `calibrate_ccd`."""
-    sources = measured.sources
-    # saturated stars, the best known ones, have an isophotal flux but may have no PSF flux
-    return solve_ccd(
-        np.asarray(sources["x"]),
-        np.asarray(sources["y"]),
-        np.asarray(sources["flux_isophotal"]),
-        refcat,
-        initial_wcs,
-        measured.masked_image.shape,
-        settings,
-        centroid_error=np.asarray(sources["x_error"]),
-    )
 
 
 def apply_calibration(
@@ -236,20 +190,8 @@ def apply_calibration(
 
     The sources get the columns ``is_astrometric`` and ``is_photometric`` (stars that WCS and
     zero-point rest on), ``ra``, ``dec`` (ICRS degrees), ``magnitude`` and ``magnitude_error`` (of
-    the PSF flux; NaN where that is not positive).
-
-    Parameters
-    ----------
-    measured : MeasuredCcd
-        The CCD; its sources are changed in place.
-    ccd : CcdId
-        Which CCD it is.
-    solution : AstrometrySolution
-        Its WCS.
-    photometric : ndarray of bool, shape (n sources,)
-        The stars that the zero-point rests on.
-    zero : ZeroPoint
-        Its zero-point.
+    the PSF flux; NaN where that is not positive). The table of sources is changed in place.
+    ``photometric``, shape (n sources,), are the stars that the zero-point rests on.
     """
     sources = measured.sources
     sources["is_astrometric"] = np.isin(np.arange(len(sources)), solution.source_index)

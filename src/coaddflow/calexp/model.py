@@ -17,18 +17,7 @@ from coaddflow.tables.exposures import ExposureRow, ImageRow
 class CcdId(NamedTuple):
     """Which CCD of which exposure an image is of, and how that was taken.
 
-    Attributes
-    ----------
-    exposure : str
-        Exposure id.
-    ccd : int
-        Number of the CCD.
-    band : str
-        Band.
-    mjd : float
-        Start of the exposure, MJD TAI.
-    exposure_time : float
-        Exposure time, s.
+    ``mjd`` is the start of the exposure, MJD TAI; the exposure time is in seconds.
     """
 
     exposure: str
@@ -44,14 +33,10 @@ class CcdId(NamedTuple):
 
 
 class DetrendedCcd(NamedTuple):
-    """A CCD in electrons, with cosmic rays and defects masked and filled.
+    """A CCD in electrons, with its sky, and with cosmic rays and defects masked and filled.
 
-    Attributes
-    ----------
-    masked_image : MaskedImage
-        Shape (ny, nx), with its sky.
-    header : astropy.io.fits.Header
-        What was done: one card for each step, and gain, read noise and overscan of the amplifiers.
+    The header says what was done: one card for each step, and gain, read noise and overscan of the
+    amplifiers.
     """
 
     masked_image: MaskedImage

@@ -27,12 +27,8 @@ def measure_zero_point(
 ) -> tuple[np.ndarray, ZeroPoint]:
     """Compare the total fluxes of the stars of an astrometric match with the catalogue.
 
-    Returns
-    -------
-    used : ndarray of bool, shape (n sources,)
-        The stars that the zero-point rests on.
-    zero_point : ZeroPoint
-        See `photometry.zero_point`.
+    Returns the stars that the zero-point rests on as flags of the sources, shape (n,), and the
+    zero-point (see `photometry.zero_point`).
 
     Raises
     ------
@@ -40,9 +36,7 @@ def measure_zero_point(
         ``no_photometric_match`` if too few stars are whole and have a magnitude.
     """
     stars = matched_stars(measured, solution, refcat, settings)
-    zero = zero_point(
-        stars.flux, stars.flux_error, stars.magnitude, stars.magnitude_error, settings
-    )
+    zero = zero_point(stars, settings)
     used = np.zeros(len(measured.sources), dtype=bool)
     used[stars.source_index[zero.used]] = True
     return used, zero

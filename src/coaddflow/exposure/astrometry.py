@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from coaddflow.astrometry.ccd import (
     AstrometrySolution,
+    CcdStars,
     describe_solution,
     residuals,
     solve_ccd,
     supported_order,
 )
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
-from coaddflow.exposure.field import CcdStars, ExposureField, FieldCcd
+from coaddflow.exposure.field import ExposureField, FieldCcd
 from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel, Priors, fit_field
 from coaddflow.exposure.matching import (
     ExposureNotSolved,
@@ -202,7 +203,6 @@ class _Outcome:
 
     fit: FieldFit
     pairs: dict[int, CcdPairs]
-    chance: float
     excluded: dict[int, str]
 
     @property
@@ -222,8 +222,8 @@ def _fit_exposure(field: ExposureField) -> _Outcome:
     limits = field.model_settings
     if len(field.ccds) < limits.min_ccds:
         raise ExposureNotSolved(f"it has only {len(field.ccds)} CCDs with sources")
-    field, start, pairs, chance = locate_exposure(field)
-    outcome = _fit_agreeing(field, start, pairs, chance, _FIRST_ORDER)
+    field, start, pairs = locate_exposure(field)
+    outcome = _fit_agreeing(field, start, pairs, _FIRST_ORDER)
     for number, ccd in field.ccds.items():
         if number in outcome.pairs or number in outcome.excluded:
             continue
@@ -250,7 +250,6 @@ def _fit_agreeing(
     field: ExposureField,
     start: FieldModel,
     pairs: dict[int, CcdPairs],
-    chance: float,
     order: int,
     priors: Priors | None = None,
 ) -> _Outcome:
@@ -263,7 +262,7 @@ def _fit_agreeing(
         chosen = _choose_order(pairs, field, order)
         fit, pairs = fit_field(pairs, start, chosen, limits, clip_sigma, priors)
         start, priors = fit.model, fit.priors
-        outcome = _Outcome(fit, pairs, chance, excluded)
+        outcome = _Outcome(fit, pairs, excluded)
         worst = _worst_ccd(outcome, field.model_settings)
         if worst is None:
             return outcome
@@ -314,7 +313,7 @@ def _iterate(field: ExposureField, outcome: _Outcome) -> _Outcome:
     excluded, pairs = dict(outcome.excluded), outcome.pairs
     for _ in range(_MAX_ITERATIONS):
         model, priors = outcome.fit.model, outcome.fit.priors
-        outcome = _fit_agreeing(field, model, pairs, outcome.chance, order, priors)
+        outcome = _fit_agreeing(field, model, pairs, order, priors)
         excluded |= outcome.excluded
         now = [
             (number, stars.source_index.tobytes(), stars.kept.tobytes())
@@ -368,7 +367,6 @@ def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> Ast
         int(np.sum(~kept)),
         model.order,
         pointing_error=float(separation(*predicted, *wcs.wcs.crval)) * 60.0,
-        chance=outcome.chance,
     )
 
 
@@ -408,15 +406,7 @@ def _solve_alone(ccd: FieldCcd, field: ExposureField) -> AstrometrySolution:
     references = field.references_of(ccd)
     if references.size == 0:
         raise CcdFailure(Reason.REFCAT_MISSES_FIELD, "no star of the reference catalogue is near")
-    stars = ccd.stars
     solution = solve_ccd(
-        stars.x,
-        stars.y,
-        stars.flux,
-        field.refcat[references],
-        field.predicted_wcs(ccd),
-        stars.shape,
-        field.settings,
-        centroid_error=stars.centroid_error,
+        ccd.stars, field.refcat[references], field.predicted_wcs(ccd), field.settings
     )
     return replace(solution, reference_index=references[solution.reference_index])

@@ -8,7 +8,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import brightest_first
+from coaddflow.astrometry.ccd import CcdStars
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.astrometry.refcat import ccd_cone, stars_in_cone
 from coaddflow.exposure.focal_plane import CcdPairs, CcdPlace, FieldModel
@@ -18,36 +18,6 @@ from coaddflow.settings.exposure_astrometry import ExposureAstrometrySettings
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class CcdStars:
-    """What astrometry needs of the sources of a CCD.
-
-    Attributes
-    ----------
-    x, y : ndarray of float64, shape (n,)
-        Positions, 0-based pixels.
-    flux : ndarray of float64, shape (n,)
-        Fluxes in any unit common to all CCDs; only the order matters.
-    centroid_error : ndarray of float64, shape (n,)
-        Errors of the positions, one axis, pixels.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    """
-
-    x: FloatArray
-    y: FloatArray
-    flux: FloatArray
-    centroid_error: FloatArray
-    shape: tuple[int, int]
-
-    @classmethod
-    def of(cls, sources: Table, shape: tuple[int, int]) -> "CcdStars":
-        """Take the columns from the sources of a measured CCD."""
-        # saturated stars, the best ones to match, may have no PSF flux
-        names = ("x", "y", "flux_isophotal", "x_error")
-        return cls(*(np.array(sources[name], dtype=float) for name in names), shape)
 
 
 @dataclass(frozen=True)
@@ -179,7 +149,7 @@ def _field_ccd(
     detector = camera.detector(number)
     where = CcdPlace(camera, detector, pointing[2])
     cone = ccd_cone(camera, detector, *pointing, settings.max_pointing_error / 60.0)
-    sources = brightest_first(stars.x, stars.y, stars.flux, settings.max_sources)
+    sources = stars.brightest_first(settings.max_sources)
     error = np.hypot(stars.centroid_error, settings.centroid_floor)
     sources = sources[np.isfinite(error[sources])]
     place = where.field(stars.x[sources], stars.y[sources])

@@ -15,16 +15,14 @@ once; if that ends a worker again the job ends, and the scheduler tries it with 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
-from coaddflow.calexp.ccd import (
-    begin_detrending,
-    finish_detrending,
-    measure_ccd,
-    solve_astrometry,
-)
+from coaddflow.calexp.ccd import begin_detrending, finish_detrending, measure_ccd
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
@@ -62,18 +60,8 @@ _LOG = logging.getLogger(__name__)
 class ExposureTask:
     """What all workers must know of an exposure.
 
-    Attributes
-    ----------
-    exposure : ExposureRow or None
-        What the table says; None for images that were calibrated elsewhere.
-    images : mapping of int to ImageRow
-        Images calibrated elsewhere, by CCD; empty for a raw exposure.
-    files : mapping of int to CcdFiles
-        The files of each CCD that is done.
-    camera : Camera or None
-        The camera; None for images that were calibrated elsewhere.
-    settings : Settings
-        The sections that make a calexp.
+    Images calibrated elsewhere have neither row of an exposure nor camera; a raw exposure has no
+    ``images``. These and ``files`` are by CCD; ``settings`` has the sections that make a calexp.
     """
 
     exposure: ExposureRow | None
@@ -102,16 +90,10 @@ class ExposureTask:
 
 
 def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job.
+    """Make the calexps of an exposure and its manifest: the whole job, as `run` describes it.
 
-    Parameters
-    ----------
-    spec : mapping
-        What to do; see `run`.
-    workers : int
-        CCDs that are in work at a time, at most.
-    memory_mb : float
-        Memory of the job, MB. With less than it would like, fewer CCDs are in work at a time.
+    At most as many CCDs as ``workers`` are in work at a time, and fewer where the memory of the
+    job, MB, is less than it would like.
 
     Raises
     ------
@@ -137,16 +119,11 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job (`scatter.run_job`).
+    """Make the calexps of an exposure and its manifest: the whole job (`launch.run_job`).
 
-    Parameters
-    ----------
-    pool : Pool
-        The pool.
-    spec : mapping
-        Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
-        (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
-        of each; ``config``: the settings, and ``sections``: those that make a calexp.
+    ``spec`` has plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or
+    ``images`` (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration
+    frames of each; ``config``: the settings, and ``sections``: those that make a calexp.
 
     Raises
     ------
@@ -309,7 +286,13 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
         astrometry = None
         if not task.settings.exposure.astrometry.enabled:
             astrometry = _own_astrometry(ccd, task, measured)
-        return CcdSummary.of(measured, astrometry)
+        return CcdSummary(
+            measured.masked_image.shape,
+            measured.sources,
+            measured.background,
+            measured.aperture_correction,
+            astrometry,
+        )
 
     return _step_of(worker, ccd, step)
 
@@ -325,12 +308,14 @@ def _aggressors(ccd: int, task: ExposureTask, worker: Worker) -> tuple[Aggressor
 
 
 def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
-    """Solve a CCD by itself."""
+    """Solve a CCD by itself; of the catalogue only the stars of the solution go on."""
     exposure, detector = task.exposure, task.camera.detector(ccd)
     refcat = reference_stars(exposure, task.camera, detector, task.settings)
     initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)
-    solution = solve_astrometry(measured, initial, refcat, task.settings.astrometry)
-    return CcdAstrometry.of(solution, refcat)
+    stars = CcdStars.of(measured.sources, measured.masked_image.shape)
+    solution = solve_ccd(stars, refcat, initial, task.settings.astrometry)
+    matched = refcat[solution.reference_index]
+    return CcdAstrometry(replace(solution, reference_index=np.arange(len(matched))), matched)
 
 
 def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:

@@ -6,13 +6,13 @@ Then each CCD is matched near its predicted position, for which a few stars suff
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
+from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.astrometry.ccd import CcdMatch, match_ccd
+from coaddflow.astrometry.ccd import match_ccd, search_windows
 from coaddflow.astrometry.matching import SearchWindow, fit_similarity, match_nearest, match_pattern
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.field import ExposureField, FieldCcd
@@ -49,24 +49,23 @@ class ExposureNotSolved(Exception):  # noqa: N818 - a result that travels as an 
 
 def locate_exposure(
     field: ExposureField,
-) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs], float]:
+) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs]]:
     """Find where an exposure points; raise ExposureNotSolved.
 
     Returns the field with the reference stars near each CCD; a model of pointing, rotation and
-    scale; the matched stars of the CCDs that agree with it; and the expected number of chance
-    matches as good as the one that located the exposure.
+    scale; and the matched stars of the CCDs that agree with it.
     """
     tried = sum(ccd.sources.size >= _FEWEST_AT_FIRST for ccd in field.ccds.values())
     shift = max(3.0 * field.model_settings.max_offset, _FIELD_SHIFT * field.radius)
     most = None
-    for start, chance in _candidates(field):
+    for start in _candidates(field):
         pointed, pairs = field.pointed(start, 2.0 * shift), {}
         for number, ccd in pointed.ccds.items():
             found = _match_undistorted(ccd, start, pointed, shift)
             if found is not None:
                 pairs[number] = found
         if len(pairs) >= max(field.model_settings.min_ccds, _AGREEING * tried):
-            return pointed, start, pairs, chance
+            return pointed, start, pairs
         most = max(most or 0, len(pairs))
     raise ExposureNotSolved(
         "it was not found on the sky"
@@ -75,24 +74,23 @@ def locate_exposure(
     )
 
 
-def _candidates(field: ExposureField) -> Iterator[tuple[FieldModel, float]]:
-    """Yield possible pointings and their chance: from all CCDs together, then from single CCDs."""
+def _candidates(field: ExposureField) -> Iterator[FieldModel]:
+    """Yield possible pointings: from all CCDs together, then from single CCDs."""
     together = _match_all_together(field)
     if together is not None:
         yield together
     rich_first = sorted(field.ccds.values(), key=lambda ccd: (-ccd.sources.size, ccd.number))
     for ccd in rich_first[:_MAX_ANCHORS]:
-        stars, references = ccd.stars, field.refcat[field.references_of(ccd)]
-        position, predicted = (stars.x, stars.y, stars.flux), field.predicted_wcs(ccd)
+        references, predicted = field.refcat[field.references_of(ccd)], field.predicted_wcs(ccd)
         try:
-            match = match_ccd(*position, references, predicted, stars.shape, field.settings)
+            wcs = match_ccd(ccd.stars, references, predicted, field.settings)
         except CcdFailure as failure:
             _LOG.debug("CCD %d does not locate the exposure: %s", ccd.number, failure)
         else:
-            yield _model_from_ccd(ccd, match, field), match.chance
+            yield _model_from_ccd(ccd, wcs, field)
 
 
-def _match_all_together(field: ExposureField) -> tuple[FieldModel, float] | None:
+def _match_all_together(field: ExposureField) -> FieldModel | None:
     """Match the pattern of the brightest stars of all CCDs: no single CCD needs many."""
     settings = field.settings
     place = np.concatenate([ccd.place for ccd in field.ccds.values()], axis=1)
@@ -105,19 +103,10 @@ def _match_all_together(field: ExposureField) -> tuple[FieldModel, float] | None
     catalogue = np.stack(tan_project(*field.sky[:, references], field.ra, field.dec))
     usable = np.isfinite(catalogue[0])
     references, catalogue = references[usable], catalogue[:, usable] / pixel
-    wide = SearchWindow(
-        settings.max_pointing_error / 60.0 / pixel,
-        settings.max_rotation_error,
-        settings.max_scale_error,
-        settings.either_parity,
-    )
-    near = replace(wide, shift=min(wide.shift, 1.0 / 60.0 / pixel), either_parity=False)
-    near = replace(near, rotation=min(1.5, wide.rotation), scale=min(0.005, wide.scale))
     match = match_pattern(
         place.T,
         catalogue.T,
-        near,
-        wide,
+        *search_windows(pixel, settings),
         settings.match_tolerance + field.model_settings.offset_sigma,
         settings.max_chance,
         settings.min_matches,
@@ -126,16 +115,16 @@ def _match_all_together(field: ExposureField) -> tuple[FieldModel, float] | None
         return None
     sky = field.sky[:, references[match.reference_index]]
     place = place[:, match.source_index]
-    return _rigid_model(place, sky, match.similarity.flipped, field), match.chance
+    return _rigid_model(place, sky, match.similarity.flipped, field)
 
 
-def _model_from_ccd(ccd: FieldCcd, match: CcdMatch, field: ExposureField) -> FieldModel:
-    """Return the pointing, rotation and scale that follow from the match of a CCD."""
+def _model_from_ccd(ccd: FieldCcd, wcs: WCS, field: ExposureField) -> FieldModel:
+    """Return the pointing, rotation and scale that follow from the matched WCS of a CCD."""
     ny, nx = ccd.stars.shape
     y, x = (grid.ravel() for grid in np.mgrid[0 : ny - 1 : 5j, 0 : nx - 1 : 5j])
-    matched, predicted = match.wcs.pixel_scale_matrix, ccd.where.jacobian
+    matched, predicted = wcs.pixel_scale_matrix, ccd.where.jacobian
     flipped = bool(np.linalg.det(matched) * np.linalg.det(predicted) < 0)
-    sky = np.stack(pixel_to_sky(match.wcs, x, y))
+    sky = np.stack(pixel_to_sky(wcs, x, y))
     return _rigid_model(ccd.where.field(x, y), sky, flipped, field)
 
 

@@ -91,22 +91,6 @@ class ZeroPointMap:
         return max(self.shape) / 2.0
 
 
-class CcdZeroPoint(NamedTuple):
-    """The zero-point of one CCD, from that of its exposure.
-
-    Attributes
-    ----------
-    zero : ZeroPoint
-        At the centre of the CCD. ``n_stars``, ``used`` (flags of its `MatchedStars`) and
-        ``scatter`` are of its own stars; the scatter of fewer than two is that of the exposure.
-    zero_map : ZeroPointMap
-        Its variation from there.
-    """
-
-    zero: ZeroPoint
-    zero_map: ZeroPointMap
-
-
 @dataclass(frozen=True)
 class ExposureZeroPoint:
     """The zero-point of an exposure.
@@ -150,8 +134,12 @@ class ExposureZeroPoint:
         """Return the zero-point at focal-plane positions, without the constants of the CCDs."""
         return self._terms(x_mm, y_mm) @ self.coefficients
 
-    def of_ccd(self, camera: Camera, detector: Detector) -> CcdZeroPoint:
-        """Return the zero-point of one CCD, also of one without stars."""
+    def of_ccd(self, camera: Camera, detector: Detector) -> tuple[ZeroPoint, ZeroPointMap]:
+        """Return the zero-point at the centre of a CCD, also of one without stars, and its map.
+
+        ``n_stars``, ``used`` (flags of its `MatchedStars`) and ``scatter`` are of its own stars;
+        the scatter of fewer than two is that of the exposure.
+        """
         ccd = detector.id
         x, y = detector.center
         value = float(self.value(x, y)) + self.constants.get(ccd, 0.0)
@@ -166,7 +154,7 @@ class ExposureZeroPoint:
         used = self.used.get(ccd, np.zeros(0, dtype=bool))
         scatter = self.ccd_scatter.get(ccd, self.scatter)
         zero = ZeroPoint(value, error, scatter, int(np.count_nonzero(used)), used)
-        return CcdZeroPoint(zero, self._map(camera, detector))
+        return zero, self._map(camera, detector)
 
     def _map(self, camera: Camera, detector: Detector) -> ZeroPointMap:
         """Convert the polynomial of focal-plane positions to one of pixels, without loss."""
@@ -197,22 +185,9 @@ def solve_zero_point(
 ) -> ExposureZeroPoint | None:
     """Solve for the zero-point of an exposure.
 
-    Parameters
-    ----------
-    stars : mapping of int to MatchedStars
-        The stars of each CCD (`calexp.matched_stars`), possibly none.
-    camera : Camera
-        The camera.
-    settings : ExposurePhotometrySettings
-        Order, clipping, constants of CCDs.
-    photometry : PhotometrySettings
-        `error_floor`.
-
-    Returns
-    -------
-    ExposureZeroPoint or None
-        None, with a warning in the log, if there are fewer than ``settings.min_stars`` stars:
-        each CCD then has a zero-point of its own.
+    ``stars`` are those of each CCD (`calexp.zero_point.matched_stars`), possibly none;
+    ``photometry`` gives their error floor. Returns None, with a warning in the log, if there are
+    fewer than ``settings.min_stars`` stars: each CCD then has a zero-point of its own.
     """
     sample = _sample(stars, camera, photometry.error_floor)
     n_known = np.count_nonzero(sample.known)
@@ -264,14 +239,8 @@ def flatten(measured: MeasuredCcd, zero_map: ZeroPointMap) -> MeasuredCcd:
     the sky varies over the CCD as the depth does. At the centre nothing changes: noise, depth and
     sky of the manifest, which are medians over the CCD, still hold, and so does the gain of 1 in
     the header, to the size of the map. The subtracted sky remains in electrons as they were
-    counted: image / factor + background.model() is the detrended image.
-
-    Parameters
-    ----------
-    measured : MeasuredCcd
-        The CCD, its sky subtracted; it is not changed.
-    zero_map : ZeroPointMap
-        From `ExposureZeroPoint.of_ccd`.
+    counted: image / factor + background.model() is the detrended image. ``measured`` is not
+    changed.
     """
     before, factor = measured.masked_image, zero_map.flux_factor()
     image = MaskedImage(before.image * factor, before.variance * factor**2, before.mask)
@@ -335,9 +304,7 @@ def _sample(stars: Mapping[int, MatchedStars], camera: Camera, error_floor: floa
     for number, ccd in enumerate(ccds):
         own = stars[ccd]
         x, y = camera.pixel_to_focal(camera.detector(ccd), own.x, own.y)
-        measured = magnitude_offsets(
-            own.flux, own.flux_error, own.magnitude, own.magnitude_error, error_floor
-        )
+        measured = magnitude_offsets(own, error_floor)
         place = (x - origin[0]) / radius, (y - origin[1]) / radius
         columns.append((*measured, *place, np.full(len(own.x), number)))
     if not columns:

@@ -107,17 +107,15 @@ class FocalPlaneSky:
         Of the B-splines, in the unit of the images.
     response : dict of int to float
         1 + r for each CCD of the fit; 1 for others.
-    used : dict of int to ndarray of bool, shape (my, mx)
-        Superpixels of each CCD used in the fit: sky, not excluded as sources.
     scatter : float
-        Standard deviation of their means about the sky, in the unit of the images.
+        Standard deviation of the means of the superpixels in the fit (those without sources) about
+        the sky, in the unit of the images.
     """
 
     knots_x: FloatArray
     knots_y: FloatArray
     coefficients: FloatArray
     response: dict[int, float]
-    used: dict[int, BoolArray]
     scatter: float
 
     def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
@@ -129,18 +127,8 @@ class FocalPlaneSky:
     def of_ccd(self, camera: Camera, detector: Detector, own: Background) -> Background:
         """Return the sky of one CCD as the background of a calexp.
 
-        Parameters
-        ----------
-        camera, detector : Camera, Detector
-            Where the CCD is.
-        own : Background
-            The CCD's own sky, of which superpixels and noise are kept.
-
-        Returns
-        -------
-        Background
-            `Background.model` is the sky to subtract, `Background.level` its median, and
-            `Background.noise` that of ``own``.
+        Of the CCD's ``own`` sky superpixels and noise are kept. `Background.model` of the result is
+        the sky to subtract, and `Background.level` its median.
         """
         x, y = camera.pixel_to_focal(detector, *_centres(own))
         return own.with_sky(self.response.get(detector.id, 1.0) * self.smooth(x, y))
@@ -149,22 +137,10 @@ class FocalPlaneSky:
 def fit_focal_plane_sky(
     backgrounds: Mapping[int, Background], camera: Camera, settings: SkyCorrectionSettings
 ) -> FocalPlaneSky | None:
-    """Fit the sky of an exposure to the superpixels of its CCDs.
+    """Fit the sky of an exposure to the superpixels of the own sky of its measured CCDs.
 
-    Parameters
-    ----------
-    backgrounds : mapping of int to Background
-        The own sky of each measured CCD.
-    camera : Camera
-        The camera.
-    settings : SkyCorrectionSettings
-        Scale, clipping, prior of the response.
-
-    Returns
-    -------
-    FocalPlaneSky or None
-        None, with a warning in the log, if too few superpixels show sky; the CCDs then keep their
-        own.
+    Returns None, with a warning in the log, if too few superpixels show sky; the CCDs then keep
+    their own.
     """
     pixels = _superpixels(backgrounds, camera)
     if pixels is None:
@@ -198,7 +174,6 @@ def fit_focal_plane_sky(
         knots_y,
         fit.coefficients.reshape(fit.shape) + fit.level,
         {ccd: float(1.0 + r) for ccd, r in zip(pixels.ccds, fit.response, strict=True)},
-        _used_by_ccd(used, pixels, backgrounds),
         scatter,
     )
 
@@ -214,20 +189,9 @@ def apply_focal_plane_sky(
     of a bright star is its excess over its surroundings. Fluxes of empty positions differ by the
     area of an aperture times the error of a superpixel's mean.
 
-    Parameters
-    ----------
-    measured : MeasuredCcd
-        The CCD; it is not changed.
-    camera, detector : Camera, Detector
-        Where it is.
-    sky : FocalPlaneSky or None
-        None leaves the CCD as it is.
-
-    Returns
-    -------
-    MeasuredCcd
-        With the sky of the focal plane as ``background``: image + background.model() is the
-        detrended image to rounding, as before.
+    ``measured`` is not changed. What is returned has the sky of the focal plane as ``background``:
+    image + background.model() is the detrended image to rounding, as before. Without a sky of the
+    focal plane it is the CCD as it was.
     """
     if sky is None:
         return measured
@@ -265,7 +229,6 @@ class _Superpixels(NamedTuple):
     error: FloatArray
     index: NDArray[np.intp]
     ccds: tuple[int, ...]
-    place: NDArray[np.intp]
     size: float
 
     def near(self, radius: float) -> sparse.csr_array:
@@ -297,15 +260,14 @@ def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Supe
         known &= np.isfinite(own.mean) & (own.variance >= 0)
         x, y = camera.pixel_to_focal(camera.detector(ccd), *_centres(own))
         error = np.sqrt(own.variance[known] / own.count[known])
-        place = np.flatnonzero(known)
-        index = np.full(place.size, number)
-        parts.append((x[known], y[known], own.mean[known], error, index, place))
+        index = np.full(error.size, number)
+        parts.append((x[known], y[known], own.mean[known], error, index))
         sizes.append(np.sqrt(np.prod(own.shape) / own.mean.size) * camera.pixel_size)
-    x, y, mean, error, index, place = (np.concatenate(c) for c in zip(*parts, strict=True))
+    x, y, mean, error, index = (np.concatenate(c) for c in zip(*parts, strict=True))
     if x.size == 0:
         return None
     error = np.hypot(error, max(_FLATNESS * abs(float(np.median(mean))), 1e-12))
-    return _Superpixels(x, y, mean, error, index, ccds, place, float(np.median(sizes)))
+    return _Superpixels(x, y, mean, error, index, ccds, float(np.median(sizes)))
 
 
 def _fraction(background: Background) -> FloatArray:
@@ -317,18 +279,6 @@ def _centres(background: Background) -> tuple[FloatArray, FloatArray]:
     """Return the pixel positions x, y of the centres of all superpixels, each (my, mx)."""
     x, y = (0.5 * (e[:-1] + e[1:] - 1.0) for e in (background.x_edges, background.y_edges))
     return tuple(np.meshgrid(x, y))
-
-
-def _used_by_ccd(
-    used: BoolArray, pixels: _Superpixels, backgrounds: Mapping[int, Background]
-) -> dict[int, BoolArray]:
-    """Return flags of superpixels on the meshes of the CCDs."""
-    meshes = {}
-    for number, ccd in enumerate(pixels.ccds):
-        mesh = np.zeros(backgrounds[ccd].mean.shape, dtype=bool)
-        mesh.flat[pixels.place[used & (pixels.index == number)]] = True
-        meshes[ccd] = mesh
-    return meshes
 
 
 def _knots(positions: FloatArray, spacing: float, margin: float) -> FloatArray:

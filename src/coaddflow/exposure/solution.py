@@ -7,21 +7,20 @@ module of its own.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from coaddflow.astrometry.ccd import AstrometrySolution
+from coaddflow.astrometry.ccd import AstrometrySolution, CcdStars
 from coaddflow.astrometry.prediction import reference_stars_of_exposure
 from coaddflow.calexp.ccd import apply_calibration
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd
 from coaddflow.calexp.zero_point import matched_stars, measure_zero_point
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.astrometry import solve_exposure
-from coaddflow.exposure.field import CcdStars
 from coaddflow.exposure.photometry import ZeroPointMap, flatten, map_cards, solve_zero_point
 from coaddflow.exposure.sky import (
     FocalPlaneSky,
@@ -39,18 +38,11 @@ from coaddflow.tables.exposures import ExposureRow
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CcdAstrometry:
+class CcdAstrometry(NamedTuple):
     """The astrometric solution of a CCD, and the catalogue that it counts in."""
 
     solution: AstrometrySolution
     refcat: Table
-
-    @classmethod
-    def of(cls, solution: AstrometrySolution, refcat: Table) -> Self:
-        """Take of the catalogue only the stars of the solution."""
-        matched = np.arange(len(solution.reference_index))
-        return cls(replace(solution, reference_index=matched), refcat[solution.reference_index])
 
 
 @dataclass(frozen=True)
@@ -76,17 +68,6 @@ class CcdSummary:
     background: Background
     aperture_correction: float
     astrometry: CcdAstrometry | None
-
-    @classmethod
-    def of(cls, measured: MeasuredCcd, astrometry: CcdAstrometry | None) -> Self:
-        """Leave out the pixels."""
-        return cls(
-            measured.masked_image.shape,
-            measured.sources,
-            measured.background,
-            measured.aperture_correction,
-            astrometry,
-        )
 
 
 @dataclass(frozen=True)
@@ -137,23 +118,9 @@ def solve_ccds(
     summaries: Mapping[int, CcdSummary],
     settings: Settings,
 ) -> ExposureSolution:
-    """Solve an exposure.
+    """Solve an exposure: each CCD that was measured is in ``ccds`` or in ``failures``.
 
-    Parameters
-    ----------
-    exposure : ExposureRow
-        What the table says about it.
-    camera : Camera
-        The camera.
-    summaries : mapping of int to CcdSummary
-        The CCDs that were measured.
-    settings : Settings
-        Sections exposure, astrometry, photometry and refcat.
-
-    Returns
-    -------
-    ExposureSolution
-        Each CCD is in ``ccds`` or in ``failures``.
+    The sections exposure, astrometry, photometry and refcat of the settings are used.
 
     Raises
     ------
@@ -175,11 +142,10 @@ def _solve_astrometry(
     camera: Camera,
     summaries: Mapping[int, CcdSummary],
     settings: Settings,
-) -> tuple[dict[int, tuple[AstrometrySolution, Table]], dict[int, CcdFailure]]:
+) -> tuple[dict[int, CcdAstrometry], dict[int, CcdFailure]]:
     """Return solution and catalogue of each CCD, and the failures."""
     if not settings.exposure.astrometry.enabled:
-        own = {ccd: summary.astrometry for ccd, summary in summaries.items()}
-        return {ccd: (one.solution, one.refcat) for ccd, one in own.items()}, {}
+        return {ccd: summary.astrometry for ccd, summary in summaries.items()}, {}
     try:
         refcat = reference_stars_of_exposure(exposure, camera, summaries, settings)
     except CcdFailure as failure:
@@ -195,14 +161,14 @@ def _solve_astrometry(
         settings.astrometry,
         settings.exposure.astrometry,
     )
-    solutions = {ccd: (solution, refcat) for ccd, solution in solved.solutions.items()}
+    solutions = {ccd: CcdAstrometry(one, refcat) for ccd, one in solved.solutions.items()}
     return solutions, dict(solved.failures)
 
 
 def _solve_photometry(
     camera: Camera,
     summaries: Mapping[int, CcdSummary],
-    astrometry: Mapping[int, tuple[AstrometrySolution, Table]],
+    astrometry: Mapping[int, CcdAstrometry],
     settings: Settings,
 ) -> tuple[dict[int, CcdSolution], dict[int, CcdFailure]]:
     """Return the solution of each CCD with its zero-point, and the failures."""
@@ -242,20 +208,8 @@ def apply_solution(
 ) -> Calexp:
     """Apply the solution of an exposure to the CCD whose pixels are here.
 
-    Parameters
-    ----------
-    measured : MeasuredCcd
-        The CCD; it is not changed, but for columns that its sources get.
-    ccd : CcdId
-        Which CCD it is.
-    solution : CcdSolution
-        Its part of the solution.
-    sky : FocalPlaneSky or None
-        The sky of the exposure.
-    camera : Camera
-        The camera.
-    settings : ExposureSettings
-        Which parts are switched on, for the header.
+    The CCD is not changed, but for columns that its sources get. The settings say which parts are
+    switched on, for the header.
     """
     measured = apply_focal_plane_sky(measured, camera, camera.detector(ccd.ccd), sky)
     if solution.zero_map is not None:

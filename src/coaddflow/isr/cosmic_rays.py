@@ -47,26 +47,12 @@ _SHARPEST_STARS = 3.0
 """Percentile of the stars: those whose centre falls on the centre of a pixel."""
 
 
-def find_cosmic_rays(
-    masked_image: MaskedImage, settings: CosmicsSettings, seeing: float | None = None
-) -> NDArray[np.bool_]:
-    """Return the pixels hit by cosmic rays.
+def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> NDArray[np.bool_]:
+    """Return the pixels hit by cosmic rays, shape (ny, nx), grown by ``settings.growth`` pixels.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Detrended image in electrons with its sky; pixels that are BAD, SAT or NO_DATA are left
-        out, and never used to judge others.
-    settings : CosmicsSettings
-        Thresholds.
-    seeing : float, optional
-        FWHM of a star, pixels. Used where the image has too few stars to show how sharp they
-        are (see `star_sharpness`).
-
-    Returns
-    -------
-    ndarray of bool, shape (ny, nx)
-        Grown by ``settings.growth`` pixels.
+    The image is detrended, in electrons, with its sky. Its pixels that are BAD, SAT or NO_DATA are
+    left out, and never used to judge others. The seeing of the settings is used where the image
+    has too few stars to show how sharp they are (see `star_sharpness`).
 
     Raises
     ------
@@ -98,8 +84,10 @@ def find_cosmic_rays(
         sepmed=True,
         cleantype="medmask",
     )
-    limits = settings.psf_sharpness * star_sharpness(image, ignored, seeing or settings.seeing)
-    hits = _without_stars(image, variance, candidates, ignored, limits)
+    limits = settings.psf_sharpness * star_sharpness(image, ignored, settings.seeing)
+    y, x = np.nonzero(candidates)
+    level, hits = _local_level(image, y, x), np.zeros(image.shape, bool)
+    hits[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
     if settings.growth:
         square = np.ones((3, 3), bool)
         hits = ndimage.binary_dilation(hits, square, iterations=settings.growth)
@@ -197,30 +185,10 @@ def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[
     """Return a low quantile of the pixels around: the sky under star or cosmic ray."""
     reach = 5
     padded = np.pad(image, reach, mode="reflect")
-    ring = [
-        (dy, dx)
-        for dy in range(-reach, reach + 1)
-        for dx in range(-reach, reach + 1)
-        if max(abs(dy), abs(dx)) == reach
-    ]
-    dy, dx = np.array(ring).T + reach
+    square = np.mgrid[: 2 * reach + 1, : 2 * reach + 1].reshape(2, -1)
+    dy, dx = square[:, np.abs(square - reach).max(axis=0) == reach]
     around = padded[y[:, None] + dy, x[:, None] + dx]
     return np.percentile(around, 30, axis=1).astype(np.float32)
-
-
-def _without_stars(
-    image: NDArray[np.float32],
-    variance: NDArray[np.float32],
-    candidates: NDArray[np.bool_],
-    ignored: NDArray[np.bool_],
-    limits: NDArray[np.float64],
-) -> NDArray[np.bool_]:
-    """Keep candidates that are sharper than the centre of a star."""
-    y, x = np.nonzero(candidates)
-    level = _local_level(image, y, x)
-    sharp = np.zeros(candidates.shape, bool)
-    sharp[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
-    return sharp
 
 
 @numba.njit(cache=True)

@@ -77,7 +77,7 @@ class PartlyDetrendedCcd:
         that were not measured are NaN with infinite variance, and NO_DATA.
     header : astropy.io.fits.Header
         One card for each step that was made.
-    overscan_level, overscan_noise, overscan_error : dict of str to float
+    overscan : dict of str to (float, float, float)
         By amplifier: mean level, scatter of the pixels, error of the level of a row; counts.
     saturated : dict of str to ndarray of int
         By amplifier: positions of saturated pixels in the flattened amplifier, in the order of
@@ -92,9 +92,7 @@ class PartlyDetrendedCcd:
     image: NDArray[np.float32] = field(init=False)
     variance: NDArray[np.float32] = field(init=False)
     header: fits.Header = field(default_factory=fits.Header)
-    overscan_level: dict[str, float] = field(default_factory=dict)
-    overscan_noise: dict[str, float] = field(default_factory=dict)
-    overscan_error: dict[str, float] = field(default_factory=dict)
+    overscan: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     saturated: dict[str, NDArray[np.intp]] = field(default_factory=dict)
 
     @classmethod
@@ -134,18 +132,16 @@ class PartlyDetrendedCcd:
 def mask_saturation(ccd: PartlyDetrendedCcd) -> None:
     """Flag saturated pixels, what they bleed into, and what is close to saturation."""
     settings = ccd.settings
+    if not settings.saturation:
+        ccd.saturated = {one.name: np.empty(0, np.intp) for one in ccd.detector.amplifiers}
+        return
     saturated = np.zeros(ccd.mask.shape, bool)
     for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
-        ccd.saturated[amplifier.name] = np.empty(0, np.intp)
-        if not settings.saturation:
-            continue
         above = counts >= amplifier.saturation
         ccd.saturated[amplifier.name] = np.flatnonzero(_in_read_order(amplifier, above))
         _cut(saturated, amplifier.target)[:] = _turn(amplifier, above)
         suspect = counts >= settings.suspect_fraction * amplifier.saturation
         _cut(ccd.mask, amplifier.target)[_turn(amplifier, suspect)] |= MaskPlane.SUSPECT
-    if not settings.saturation:
-        return
     y, x = grow_bleeding(saturated, settings.bleed_length, settings.bleed_growth)
     y, x = grow(y, x, settings.saturation_growth, saturated.shape)
     ccd.mask[y, x] |= MaskPlane.SAT
@@ -162,11 +158,9 @@ def subtract_overscan(ccd: PartlyDetrendedCcd) -> None:
             continue
         level, noise, error = overscan_level(ccd.arrays[i], amplifier, settings)
         ccd.amplifiers[i] -= level[:, None]
-        ccd.overscan_level[amplifier.name] = float(level.mean())
-        ccd.overscan_noise[amplifier.name] = noise
-        ccd.overscan_error[amplifier.name] = error
+        ccd.overscan[amplifier.name] = float(level.mean()), noise, error
     ccd.arrays = ()
-    if ccd.overscan_level:
+    if ccd.overscan:
         ccd.note("CFOVERSC", "overscan", settings.overscan)
     elif settings.pedestal:
         ccd.note("CFOVERSC", "overscan", f"pedestal of {settings.pedestal:g} adu")
@@ -175,18 +169,11 @@ def subtract_overscan(ccd: PartlyDetrendedCcd) -> None:
 def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] = ()) -> None:
     """Subtract the ghosts that other amplifiers, of this CCD and of others, leave in each one.
 
-    Parameters
-    ----------
-    ccd : PartlyDetrendedCcd
-        The CCD.
-    aggressors : sequence of Aggressor
-        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those without a signal
-        are left out; a warning and the card CFXTKMIS name them.
+    ``aggressors`` are the amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those
+    without a signal are left out; a warning and the card CFXTKMIS name them.
     """
     amplifiers = ccd.detector.amplifiers
-    sources: dict[str, list[tuple[float, int | AmplifierSignal]]] = {
-        amplifier.name: [] for amplifier in amplifiers
-    }
+    sources: dict[str, list[tuple[float, int | AmplifierSignal]]] = {a.name: [] for a in amplifiers}
     matrix = ccd.detector.crosstalk if ccd.settings.crosstalk else None
     for victim, row in enumerate(matrix or ()):
         links = [(one, i) for i, one in enumerate(row) if i != victim and one != 0.0]
@@ -234,7 +221,7 @@ def assemble(ccd: PartlyDetrendedCcd) -> None:
     ccd.image, ccd.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
     for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
         _cut(ccd.image, amplifier.target)[:] = _turn(amplifier, counts)
-        error = ccd.overscan_error.get(amplifier.name, 0.0)
+        *_, error = ccd.overscan.get(amplifier.name, (0.0,))
         _cut(ccd.variance, amplifier.target)[:] = error**2
     ccd.amplifiers = []
     missing = ~np.isfinite(ccd.image)
@@ -343,8 +330,8 @@ def note_amplifiers(ccd: PartlyDetrendedCcd) -> None:
         ccd.header[f"CFAMP{number}"] = (amplifier.name, "amplifier")
         ccd.header[f"CFGAIN{number}"] = (amplifier.gain, "[electron/adu] gain")
         ccd.header[f"CFRDN{number}"] = (amplifier.read_noise, "[electron] read noise")
-        level = ccd.overscan_level.get(amplifier.name, np.nan)
-        noise = ccd.overscan_noise.get(amplifier.name, np.nan) * amplifier.gain
+        level, noise, _ = ccd.overscan.get(amplifier.name, (np.nan,) * 3)
+        noise *= amplifier.gain
         if np.isfinite([level, noise]).all():
             ccd.header[f"CFOVL{number}"] = (round(level, 3), "[adu] overscan level")
             ccd.header[f"CFOVN{number}"] = (round(noise, 3), "[electron] noise of the overscan")
@@ -438,17 +425,14 @@ def _cut(array: NDArray, box: Box) -> NDArray:
 
 def _turn(amplifier: Amplifier, pixels: NDArray) -> NDArray:
     """Turn pixels from the order of the file into that of the CCD."""
-    if amplifier.flip_x:
-        pixels = pixels[:, ::-1]
-    return pixels[::-1] if amplifier.flip_y else pixels
+    return pixels[:: -1 if amplifier.flip_y else 1, :: -1 if amplifier.flip_x else 1]
 
 
 def _in_read_order(amplifier: Amplifier, pixels: NDArray) -> NDArray:
     """Turn pixels from the order of the file into that of readout, or back."""
     reversed_x, reversed_y = amplifier.read_reversed
-    if amplifier.flip_x != reversed_x:
-        pixels = pixels[:, ::-1]
-    return pixels[::-1] if amplifier.flip_y != reversed_y else pixels
+    turn_y, turn_x = amplifier.flip_y != reversed_y, amplifier.flip_x != reversed_x
+    return pixels[:: -1 if turn_y else 1, :: -1 if turn_x else 1]
 
 
 def _or_zero(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

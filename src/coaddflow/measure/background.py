@@ -141,26 +141,16 @@ class Background:
 
     def _interpolated(self, mesh: NDArray[np.float64], degree: int) -> NDArray[np.float32]:
         # a ring of linearly extrapolated superpixels carries gradients to the very edge
-        padded = mesh
-        for axis in (0, 1):
-            width = [(1, 1) if a == axis else (0, 0) for a in (0, 1)]
-            kind = {"mode": "reflect", "reflect_type": "odd"} if mesh.shape[axis] > 1 else {}
-            padded = np.pad(padded, width, **(kind or {"mode": "edge"}))
+        padded = np.pad(mesh, 1, mode="reflect", reflect_type="odd")
         rows = _interpolation_matrix(self.y_edges, degree)
         columns = _interpolation_matrix(self.x_edges, degree)
         return (rows @ padded).astype(np.float32) @ columns.T.astype(np.float32)
 
 
 def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings) -> Background:
-    """Estimate the sky of a CCD [1]_ [2]_.
+    """Estimate the sky of a detrended CCD [1]_ [2]_.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        The detrended image, shape (ny, nx). Pixels of the planes `NOT_MEASURED` and those that are
-        not finite are left out.
-    settings : BackgroundSettings
-        Mesh, clipping and masking.
+    Pixels of the planes `NOT_MEASURED` and those that are not finite are left out.
 
     Raises
     ------

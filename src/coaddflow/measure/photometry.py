@@ -214,27 +214,14 @@ def psf_correction(psf_flux: ArrayLike, psf_error: ArrayLike, total_flux: ArrayL
     return _weighted_median((total / psf_flux)[good], 1.0 / noise)
 
 
-def zero_point(
-    flux: ArrayLike,
-    flux_error: ArrayLike,
-    magnitude: ArrayLike,
-    magnitude_error: ArrayLike,
-    settings: PhotometrySettings,
-) -> ZeroPoint:
-    """Compare fluxes with known magnitudes.
+def zero_point(stars: MatchedStars, settings: PhotometrySettings) -> ZeroPoint:
+    """Compare the fluxes of stars with their known magnitudes.
 
     Weighted mean of magnitude + 2.5 log10(flux) after iterated clipping around the median, in
     units of each star's error, or of the median absolute deviation if that is larger. The error
     is scaled up where the scatter of the stars is larger than their errors say.
 
-    Parameters
-    ----------
-    flux, flux_error : array_like, shape (n,)
-        Total fluxes of the stars, electrons.
-    magnitude, magnitude_error : array_like, shape (n,)
-        Their magnitudes in the reference catalogue. NaN where there are none.
-    settings : PhotometrySettings
-        `clip_sigma`, `error_floor`, `min_zero_point_stars`.
+    `clip_sigma`, `error_floor` and `min_zero_point_stars` of the settings are used.
 
     Raises
     ------
@@ -242,9 +229,7 @@ def zero_point(
         ``no_photometric_match`` if fewer than ``settings.min_zero_point_stars`` stars have a
         flux and a magnitude.
     """
-    known, offset, variance = magnitude_offsets(
-        flux, flux_error, magnitude, magnitude_error, settings.error_floor
-    )
+    known, offset, variance = magnitude_offsets(stars, settings.error_floor)
     if np.count_nonzero(known) < settings.min_zero_point_stars:
         raise CcdFailure(
             Reason.NO_PHOTOMETRIC_MATCH,
@@ -271,13 +256,9 @@ def zero_point(
 
 
 def magnitude_offsets(
-    flux: ArrayLike,
-    flux_error: ArrayLike,
-    magnitude: ArrayLike,
-    magnitude_error: ArrayLike,
-    error_floor: float,
+    stars: MatchedStars, error_floor: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the zero-point that each star alone gives; parameters are those of `zero_point`.
+    """Return the zero-point that each star alone gives.
 
     Returns
     -------
@@ -287,9 +268,7 @@ def magnitude_offsets(
         Magnitude + 2.5 log10(flux) of these (of no meaning for others), and its variance, mag^2,
         to which the square of ``error_floor`` is added.
     """
-    flux, flux_error, magnitude, magnitude_error = (
-        np.asarray(a, dtype=float) for a in (flux, flux_error, magnitude, magnitude_error)
-    )
+    *_, flux, flux_error, magnitude, magnitude_error = stars
     known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (flux_error > 0)
     offset = np.where(known, magnitude, 0.0) + 2.5 * np.log10(np.where(known, flux, 1.0))
     relative = np.where(known, flux_error, 0.0) / np.where(known, flux, 1.0)

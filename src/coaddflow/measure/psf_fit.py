@@ -22,7 +22,7 @@ from coaddflow.image.stamps import cut_stamps
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
-from coaddflow.measure.psf_model import PsfModel, adaptive_moments, ellipticities, kernels, render
+from coaddflow.measure.psf_model import PsfModel, kernels, render
 from coaddflow.settings.psf import PsfSettings
 
 _ROUNDS = 3
@@ -51,35 +51,22 @@ _TOLERANCE = 1e-11
 
 @dataclass(frozen=True)
 class PsfQuality:
-    """How good a PSF model is.
+    """What a PSF model rests on, and its figures at the centre of the CCD.
 
     Attributes
     ----------
     n_stars : int
         Stars of the model, outliers left out.
     fwhm : float
-        FWHM in pixels at the centre of the CCD.
+        FWHM, pixels.
     e1, e2 : float
-        Ellipticity at the centre of the CCD, see `PsfModel.shape_at`.
-    size_scatter : float
-        Robust scatter of (size of star - size of model) / size of model, size = the trace of
-        the adaptive moments.
-    e_residual : float
-        Robust scatter of (ellipticity of star - that of the model), mean of the components.
-    residual : float
-        Largest absolute value of the mean residual image, in units of the central pixel.
-    chi2 : float
-        Median over stars of the reduced chi square for photon and read noise alone.
+        Ellipticity, see `PsfModel.shape_at`.
     """
 
     n_stars: int
     fwhm: float
     e1: float
     e2: float
-    size_scatter: float
-    e_residual: float
-    residual: float
-    chi2: float
 
 
 @dataclass
@@ -105,27 +92,11 @@ def fit_psf(
     is_star: NDArray[np.bool_],
     settings: PsfSettings,
 ) -> tuple[PsfModel, PsfQuality, NDArray[np.bool_]]:
-    """Fit the PSF of a CCD to its stars.
+    """Fit the PSF of a CCD to its stars, in the image without its sky, electrons.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Image without its sky, electrons.
-    detection : Detection
-        Its sources, and the pixels that belong to them: those of neighbours have no weight.
-    is_star : ndarray of bool, shape (n sources,)
-        From `measure.stars.select_stars`.
-    settings : PsfSettings
-        Size, sampling, order, clipping.
-
-    Returns
-    -------
-    model : PsfModel
-        The PSF.
-    quality : PsfQuality
-        Its figures.
-    used : ndarray of bool, shape (n sources,)
-        The stars of `is_star` that were not clipped.
+    Pixels that belong to neighbours have no weight. ``is_star``, shape (n sources,), is from
+    `measure.stars.select_stars`; of the same shape are the flags that are returned, of the stars
+    that were not clipped.
 
     Raises
     ------
@@ -152,10 +123,10 @@ def fit_psf(
             order -= 1
         prior = _with_order(prior, order)
         model = _solve(stars, weight, _with_order(model, order), prior)
-    _fit_fluxes_and_centres(stars, model)
     used = np.zeros(is_star.size, dtype=bool)
     used[index] = True
-    return model, _quality(stars, model, masked_image.shape), used
+    e1, e2 = model.shape_at(*model.center)
+    return model, PsfQuality(index.size, model.fwhm_at(*model.center), e1, e2), used
 
 
 def _cut_out(masked_image, detection, index, fwhm, settings) -> _Stars:
@@ -370,33 +341,6 @@ def _prior_tightness(prior: PsfModel) -> NDArray[np.float64]:
     fraction = np.full((prior.basis.shape[0], 1, 1), _PRIOR_OF_CHANGE)
     fraction[0] = _PRIOR_OF_MEAN
     return 1.0 / ((fraction * first) ** 2 + (_PRIOR_FLOOR * first.max()) ** 2)
-
-
-def _quality(stars: _Stars, model: PsfModel, shape: tuple[int, int]) -> PsfQuality:
-    expected = _expected_pixels(stars, model)
-    image = expected / stars.flux[:, None, None]
-    residual = np.where(stars.usable, stars.pixels - expected, 0.0)
-    variance = stars.sky_variance[:, None, None] + np.maximum(expected, 0.0)
-    n_used = stars.usable.sum(axis=(1, 2))
-    chi2 = np.median((residual**2 / variance).sum(axis=(1, 2)) / n_used)
-    # masked pixels of a star are those of the model, so that its moments are not torn
-    of_star = adaptive_moments(expected + residual)
-    of_model = adaptive_moments(image)
-    size_star, size_model = of_star[:, :2].sum(axis=1), of_model[:, :2].sum(axis=1)
-    shape_difference = ellipticities(of_star) - ellipticities(of_model)
-    mean_residual = residual.sum(axis=0) / stars.flux.sum()
-    y, x = (shape[0] - 1) / 2.0, (shape[1] - 1) / 2.0
-    e1, e2 = model.shape_at(x, y)
-    return PsfQuality(
-        n_stars=stars.flux.size,
-        fwhm=model.fwhm_at(x, y),
-        e1=e1,
-        e2=e2,
-        size_scatter=_robust_scatter(size_star / size_model - 1.0),
-        e_residual=float(np.mean([_robust_scatter(d) for d in shape_difference.T])),
-        residual=float(np.abs(mean_residual).max() / image.max()),
-        chi2=float(chi2),
-    )
 
 
 def _robust_scatter(values: NDArray[np.float64]) -> float:

@@ -64,13 +64,9 @@ class PsfModel:
     def images_at(self, x: ArrayLike, y: ArrayLike, sub_pixel: bool = True) -> NDArray[np.float32]:
         """Return images of the PSF, shape (n, 2 half + 1, 2 half + 1), each of sum 1.
 
-        Parameters
-        ----------
-        x, y : array_like, shape (n,)
-            Positions in pixels, 0-based.
-        sub_pixel : bool
-            If true the central pixel of an image is the pixel (round(x), round(y)) of the CCD
-            and the PSF is off its centre as the position is. Otherwise it is exactly centred.
+        Positions x and y, shape (n,), are in pixels, 0-based. With ``sub_pixel`` the central pixel
+        of an image is the pixel (round(x), round(y)) of the CCD and the PSF is off its centre as
+        the position is. Otherwise it is exactly centred.
         """
         x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
         dx, dy = (x - np.rint(x), y - np.rint(y)) if sub_pixel else (0.0 * x, 0.0 * y)
@@ -101,8 +97,8 @@ class PsfModel:
 
         Distortions, (a^2 - b^2) / (a^2 + b^2), from adaptive moments [3]_.
         """
-        e1, e2 = ellipticities(adaptive_moments(self.samples_at(x, y)))[0]
-        return float(e1), float(e2)
+        mxx, myy, mxy = adaptive_moments(self.samples_at(x, y))[0]
+        return float((mxx - myy) / (mxx + myy)), float(2.0 * mxy / (mxx + myy))
 
 
 def psf_hdu(model: PsfModel) -> fits.ImageHDU:
@@ -173,12 +169,6 @@ def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
         sane = (mxx > 0.01) & (myy > 0.01) & (mxx * myy - mxy**2 > 1e-4) & (mxx + myy < size**2)
         mxx, myy, mxy = (np.where(sane, m, np.nan) for m in (mxx, myy, mxy))
     return np.stack([mxx, myy, mxy], axis=-1)
-
-
-def ellipticities(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (e1, e2) of moments (Mxx, Myy, Mxy), shape (n, 2); see `PsfModel.shape_at`."""
-    mxx, myy, mxy = moments.T
-    return np.stack([mxx - myy, 2.0 * mxy], axis=-1) / (mxx + myy)[:, None]
 
 
 def kernels(model: PsfModel, offset: NDArray) -> NDArray[np.float64]:

@@ -12,12 +12,11 @@ References
 .. [2] Juric et al. 2017, ASP Conf. Ser. 512, 279 (interpolation over saturated pixels, LSST).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
+from coaddflow.geometry.box import common_box, part_of
 from coaddflow.image.fill import fill_saturated
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.stamps import cut_stamps
@@ -32,14 +31,6 @@ _CORE_ERROR = 0.3
 
 _MIN_PIXELS = 12
 _NOT_WINGS = MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR | MaskPlane.NO_DATA
-
-
-class _WingFit(NamedTuple):
-    """Position (pixels) and total flux of a saturated star, from its wings."""
-
-    x: float
-    y: float
-    flux: float
 
 
 def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 100) -> int:
@@ -64,8 +55,8 @@ def repair_saturated(masked_image: MaskedImage, psf: PsfModel, max_gap: int = 10
 
 def _fit_wings(
     masked_image: MaskedImage, psf: PsfModel, region: tuple[slice, slice], inside: NDArray[np.bool_]
-) -> _WingFit | None:
-    """Fit the PSF to what is not saturated of a star.
+) -> tuple[float, float, float] | None:
+    """Fit the PSF to what is not saturated of a star: position (pixels) and total flux.
 
     ``region`` is the box (rows, columns) around the saturated pixels, and ``inside`` marks them.
     None if the PSF's images are too small to show wings, or the fit makes no sense.
@@ -93,7 +84,7 @@ def _fit_wings(
     near_x = region[1].start - 1 <= x <= region[1].stop
     near_y = region[0].start - 1 <= y <= region[0].stop
     flux = _wing_flux(masked_image, psf, x, y)[0]
-    return _WingFit(x, y, flux) if near_x and near_y and flux > 0 else None
+    return (x, y, flux) if near_x and near_y and flux > 0 else None
 
 
 def _light_explained(masked_image: MaskedImage, psf: PsfModel, place: tuple[float, float]) -> float:
@@ -125,21 +116,21 @@ def _wing_flux(
 
 
 def _draw(
-    masked_image: MaskedImage, psf: PsfModel, star: _WingFit, saturated: NDArray[np.bool_]
+    masked_image: MaskedImage,
+    psf: PsfModel,
+    star: tuple[float, float, float],
+    saturated: NDArray[np.bool_],
 ) -> None:
     """Replace the saturated pixels of a star by its PSF, as far as that reaches."""
-    model = star.flux * psf.image_at(star.x, star.y, sub_pixel=True)
-    ny, nx = masked_image.shape
-    row, column = round(star.y) - psf.half, round(star.x) - psf.half
-    rows = slice(max(row, 0), min(row + model.shape[0], ny))
-    columns = slice(max(column, 0), min(column + model.shape[1], nx))
-    model = model[
-        rows.start - row : rows.stop - row, columns.start - column : columns.stop - column
-    ]
-    take = saturated[rows, columns] & (model > 0)
-    target = masked_image.image[rows, columns]
-    target[take] = model[take]
-    variance = masked_image.variance[rows, columns]
+    x, y, flux = star
+    model = flux * psf.image_at(x, y, sub_pixel=True)
+    x0, y0 = round(x) - psf.half, round(y) - psf.half
+    stamp = x0, y0, x0 + model.shape[1], y0 + model.shape[0]
+    ccd = 0, 0, *masked_image.shape[::-1]
+    box = common_box(stamp, ccd)
+    model, place = model[part_of(stamp, box)], part_of(ccd, box)
+    take = saturated[place] & (model > 0)
+    masked_image.image[place][take] = model[take]
     # beside that of the bridge, which is that of the pixels around
-    variance[take] += model[take] + (_CORE_ERROR * model[take]) ** 2
-    masked_image.mask[rows, columns][take] |= np.int32(MaskPlane.INTRP)
+    masked_image.variance[place][take] += model[take] + (_CORE_ERROR * model[take]) ** 2
+    masked_image.mask[place][take] |= np.int32(MaskPlane.INTRP)
