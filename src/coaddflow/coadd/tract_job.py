@@ -30,7 +30,6 @@ from coaddflow.coadd.patch import SECTIONS, PatchWork, TractInputs, write_patch
 from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import Spool, SpooledWarp, SpoolSlot, write_warp
 from coaddflow.corners.database import CornerDatabase, Selection
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.files import remove_partial, sha256_of
 from coaddflow.geometry.box import Box, common_box
@@ -269,7 +268,7 @@ def _plan_ccds(
 
 
 def _patches_of(ccd: CcdRow, tract: Tract) -> list[str]:
-    return [patch for patch, *_ in patch_overlaps(ccd.footprint_ra, ccd.footprint_dec, tract)]
+    return [patch for patch, *_ in tract.patch_overlaps(ccd.footprint_ra, ccd.footprint_dec)]
 
 
 def _predicted_box(row: CcdRow, tract: Tract) -> Box:

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.corners.database import CornerDatabase
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.corners.schema import (
     APPLICATION_ID,
     MANIFEST_COLUMNS,
@@ -320,7 +319,7 @@ def _insert_ccd(
     if isinstance(tracts, SkyMap):
         tracts = [tracts.tract(i) for i in tracts.tracts_near(ra, dec, float(radius))]
     for tract in tracts:
-        overlaps = patch_overlaps(row.footprint_ra, row.footprint_dec, tract)
+        overlaps = tract.patch_overlaps(row.footprint_ra, row.footprint_dec)
         if overlaps:
             _insert_tract(connection, tract)
         connection.executemany(

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import InputError
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import flux_scale, read_masked_image
@@ -51,7 +50,7 @@ def make_warps(
     patch_ccds: dict[str, list[int]] = {}
     for ccd, row in rows.items():
         if row.state == "done":
-            for patch, *_ in patch_overlaps(row.footprint_ra, row.footprint_dec, tract):
+            for patch, *_ in tract.patch_overlaps(row.footprint_ra, row.footprint_dec):
                 patch_ccds.setdefault(patch, []).append(ccd)
     exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
     _remove_coadds(table, tract, band, patch_ccds)
