@@ -74,12 +74,12 @@ def write_warps(
     settings: WarpSettings,
     cards: fits.Header | None = None,
     compression: Compression = "none",
-) -> WarpTable:
+) -> None:
     """Write the warps of an exposure on the patches of a tract, and their table.
 
     The patches go into the folder beside the table that has the exposure's name. Warps of an
     earlier run are removed first, and the table is written last: if it exists, all files that it
-    names are complete. Returned is the table, which is empty if the exposure touches no patch.
+    names are complete. It is empty if the exposure touches no patch.
 
     Parameters
     ----------
@@ -114,9 +114,7 @@ def write_warps(
         name = path.relative_to(table_path.parent).as_posix()
         rows.append(WarpRow(patch, name, *warp.box, ccds, warp.n_covered, sha256_of(path)))
     rows.sort(key=lambda row: patch_position(row.patch))
-    table = WarpTable(exposure, tract.id, tuple(rows))
-    write_warp_table(table_path, table)
-    return table
+    write_warp_table(table_path, WarpTable(exposure, tract.id, tuple(rows)))
 
 
 def write_warp(
