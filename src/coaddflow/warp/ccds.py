@@ -62,14 +62,12 @@ def warp_patches(
 
     Parameters
     ----------
-    tract : Tract
-        The tract.
+    tract, settings : Tract, WarpSettings
+        What to warp to, and how.
     patch_ccds : mapping of str to sequence of int
         For each patch, the CCDs that overlap it.
     load_calexp : callable
         Returns the `CcdImage` of a CCD; called once for each.
-    settings : WarpSettings
-        Kernel and treatment of flags.
     threads : int
         Number of threads that share the rows; the result does not depend on it.
 
@@ -127,26 +125,9 @@ def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
 def warp_whole_ccd(
     number: int, ccd: CcdImage, tract: SkyGrid, outer: Box, settings: WarpSettings
 ) -> Warp | None:
-    """Warp one CCD to all pixels of a tract that it covers.
+    """Warp one CCD to all pixels that it covers in a box of a tract; None if there are none.
 
-    Parameters
-    ----------
-    number : int
-        Its number.
-    ccd : CcdImage
-        Its pixels.
-    tract : Tract
-        The tract.
-    outer : tuple of int
-        Box of the tract beyond which pixels are not needed.
-    settings : WarpSettings
-        Kernel and treatment of flags.
-
-    Returns
-    -------
-    Warp or None
-        The same pixels as `warp_patches` gives where no other CCD comes first; None if there are
-        none.
+    The pixels are those that `warp_patches` gives where no other CCD comes first.
     """
     kernel = make_kernel(settings.kernel)
     prepared = {number: _prepare(number, ccd, tract, kernel, settings)}

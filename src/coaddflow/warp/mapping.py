@@ -68,28 +68,21 @@ class PixelGrid(NamedTuple):
 def map_ccd(
     ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int = 32, tolerance: float = 1e-3
 ) -> PixelGrid:
-    """Map the tract's pixels around a CCD to pixels of the CCD.
+    """Map the tract's pixels around a CCD to pixels of the CCD, on a grid that covers it.
 
     The WCS is evaluated only from pixels to sky, on the CCD and a narrow margin: far outside the
     CCD the polynomials of TPV and SIP fold back.
 
     Parameters
     ----------
-    ccd_wcs : astropy.wcs.WCS
-        WCS of the CCD, any projection and distortion.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
+    ccd_wcs, shape : astropy.wcs.WCS, tuple of int
+        WCS of the CCD, any projection and distortion, and its shape (ny, nx).
     tract : SkyGrid
         The tract.
     step : int
         Spacing of the nodes, tract pixels; smaller for small CCDs.
     tolerance : float
         Largest error of the interpolated mapping, CCD pixels.
-
-    Returns
-    -------
-    PixelGrid
-        The grid, which covers the CCD.
 
     Raises
     ------
@@ -132,7 +125,7 @@ def interpolate(grid: PixelGrid, x: ArrayLike, y: ArrayLike) -> tuple[NDArray, N
             line = sum(weight_x[i] * plane[row + j - 1, column + i - 1] for i in range(4))
             total += weight_y[j] * line
         values.append(np.where(inside, total, np.nan))
-    return values[0], values[1], values[2]
+    return tuple(values)
 
 
 def cubic_weights(t: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
@@ -148,21 +141,10 @@ def cubic_weights(t: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 def mapping_error(
     grid: PixelGrid, ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, n: int = 23
 ) -> float:
-    """Return the largest error of an interpolated mapping on a CCD.
+    """Return the largest error of the interpolated mapping by the grid of `map_ccd`, CCD pixels.
 
-    Parameters
-    ----------
-    grid : PixelGrid
-        The grid to check.
-    ccd_wcs, shape, tract
-        The input of `map_ccd`.
-    n : int
-        The check is made at n x n positions, incommensurate with the grid.
-
-    Returns
-    -------
-    float
-        CCD pixels; infinite if a pixel of the CCD is not covered.
+    It is infinite if a pixel of the CCD is not covered. The check is made at n x n positions,
+    incommensurate with the grid.
     """
     ny, nx = shape
     x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, n), np.linspace(-0.5, ny - 0.5, n))
@@ -229,14 +211,11 @@ def _guess_inverse(
         centre, half = 0.5 * (position.max() + position.min()), 0.5 * np.ptp(position)
         scaled_fit.append((position - centre) / half)
         scaled_nodes.append((node - centre) / half)
-    degrees = (_INVERSE_ORDER, _INVERSE_ORDER)
-    keep = np.add.outer(np.arange(_INVERSE_ORDER + 1), np.arange(_INVERSE_ORDER + 1)).ravel()
-    keep = keep <= _INVERSE_ORDER
-    design = polynomial.polyvander2d(*scaled_fit, degrees)[:, keep]
-    fitted = np.linalg.lstsq(design, np.stack(ccd_pixels, axis=1), rcond=None)[0]
-    coefficients = np.zeros((keep.size, 2))
-    coefficients[keep] = fitted
-    coefficients = coefficients.reshape(_INVERSE_ORDER + 1, _INVERSE_ORDER + 1, 2)
+    powers = np.arange(_INVERSE_ORDER + 1)
+    keep = np.add.outer(powers, powers) <= _INVERSE_ORDER
+    design = polynomial.polyvander2d(*scaled_fit, (_INVERSE_ORDER,) * 2)[:, keep.ravel()]
+    coefficients = np.zeros((*keep.shape, 2))
+    coefficients[keep] = np.linalg.lstsq(design, np.stack(ccd_pixels, axis=1), rcond=None)[0]
     x, y = (polynomial.polyval2d(*scaled_nodes, coefficients[..., k]) for k in (0, 1))
     return x, y
 
