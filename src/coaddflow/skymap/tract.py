@@ -31,59 +31,41 @@ if TYPE_CHECKING:
 _MIN_OVERLAP_AREA = 1e-6
 """Square pixels below which two regions merely touch."""
 
-_MIN_COSINE = math.cos(math.radians(89.0))
+MIN_COSINE = math.cos(math.radians(89.0))
 """Cosine of the largest angle from the tangent point; beyond it regions are cut off."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of a tract that is coadded as one image.
-
-    Attributes
-    ----------
-    id : str
-        ``"x_y"``, counted from the tract's first pixel.
-    inner_box : tuple of int
-        Pixels that are this patch's own, half-open (x0, y0, x1, y1).
-    outer_box : tuple of int
-        With the border shared with the neighbours.
-    """
+    """A part of a tract that is coadded as one image."""
 
     id: str
+    """``"x_y"``, counted from the tract's first pixel."""
     inner_box: Box
+    """Pixels that are this patch's own, half-open (x0, y0, x1, y1)."""
     outer_box: Box
+    """With the border shared with the neighbours."""
 
 
 @dataclass(frozen=True)
 class Tract:
-    """A pixel grid in the tangent projection, cut into patches.
-
-    Attributes
-    ----------
-    id : int
-        Number in the sky map.
-    ra, dec : float
-        Tangent point, ICRS degrees.
-    reference_pixel : tuple of float
-        Position of the tangent point, 0-based pixels (x, y).
-    n_patches : tuple of int
-        Patches in x and y.
-    patch_inner_size : tuple of int
-        Columns and rows of the inner box of every patch.
-    patch_border : int
-        Pixels.
-    pixel_scale : float
-        Arcseconds per pixel at the tangent point.
-    """
+    """A pixel grid in the tangent projection, cut into patches."""
 
     id: int
+    """Number in the sky map."""
     ra: float
     dec: float
+    """Tangent point, ICRS degrees."""
     reference_pixel: tuple[float, float]
+    """Position of the tangent point, 0-based pixels (x, y)."""
     n_patches: tuple[int, int]
+    """Patches in x and y."""
     patch_inner_size: tuple[int, int]
+    """Columns and rows of the inner box of every patch."""
     patch_border: int
+    """Pixels."""
     pixel_scale: float
+    """Arcseconds per pixel at the tangent point."""
 
     @property
     def width(self) -> int:
@@ -212,7 +194,7 @@ class Tract:
         Parts farther than 89 degrees from the tangent point are cut off.
         """
         homogeneous = sphere.to_vector(ra, dec) @ self.vector_to_pixel.T
-        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - _MIN_COSINE)
+        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - MIN_COSINE)
         return homogeneous[:, :2] / homogeneous[:, 2:]
 
     def patch_overlaps(self, ra: ArrayLike, dec: ArrayLike) -> list[tuple[str, float, float]]:
