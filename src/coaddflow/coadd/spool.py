@@ -99,11 +99,6 @@ class Spool:
     one_machine : bool
         Whether all workers are processes of this machine. If not, all warps stand in files of
         the folder, which all nodes must have.
-
-    Attributes
-    ----------
-    in_memory, on_disk : int
-        Bytes reserved so far in memory and in the scratch folder.
     """
 
     def __init__(self, memory: int, scratch: str | Path, one_machine: bool):
@@ -111,6 +106,7 @@ class Spool:
         self._nameless = one_machine and Path("/proc/self/fd").is_dir()
         self._memory = memory if self._nameless and hasattr(os, "memfd_create") else 0
         self.in_memory = self.on_disk = 0
+        """Bytes reserved so far in memory and in the scratch folder."""
         self._cleanup = contextlib.ExitStack()
         self._descriptors: dict[str, int] = {}
         self._folder: Path | None = None

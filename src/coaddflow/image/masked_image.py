@@ -56,21 +56,14 @@ class MaskPlane(enum.IntFlag):
 
 @dataclass
 class MaskedImage:
-    """An image with its variance and mask.
-
-    Attributes
-    ----------
-    image : ndarray of float32, shape (ny, nx)
-        Pixel values.
-    variance : ndarray of float32, shape (ny, nx)
-        Variance of the pixel values, in the square of their unit.
-    mask : ndarray of int32, shape (ny, nx)
-        Bits of `MaskPlane`.
-    """
+    """An image with its variance and mask, each of shape (ny, nx)."""
 
     image: NDArray[np.float32]
+    """Pixel values."""
     variance: NDArray[np.float32]
+    """Variance of the pixel values, in the square of their unit."""
     mask: NDArray[np.int32]
+    """Bits of `MaskPlane`."""
 
     def __post_init__(self):
         self.image = np.asarray(self.image, dtype=np.float32)

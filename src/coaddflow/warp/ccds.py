@@ -30,21 +30,14 @@ _ROWS_PER_TASK = 128
 
 @dataclass(frozen=True)
 class CcdImage:
-    """A calibrated CCD, the input of `warp_patches`.
-
-    Attributes
-    ----------
-    masked_image : MaskedImage
-        Pixels, sky subtracted.
-    wcs : astropy.wcs.WCS
-        Any projection and distortion that astropy supports.
-    scale : float
-        nJy per unit of the pixels (`flux_scale`).
-    """
+    """A calibrated CCD, the input of `warp_patches`."""
 
     masked_image: MaskedImage
+    """Pixels, sky subtracted."""
     wcs: "WCS"
+    """Any projection and distortion that astropy supports."""
     scale: float
+    """nJy per unit of the pixels (`flux_scale`)."""
 
 
 def warp_patches(

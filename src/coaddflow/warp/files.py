@@ -32,24 +32,16 @@ _KINDS = {"IMAGE": "f4", "VARIANCE": "f4", "MASK": "i4"}
 
 @dataclass(frozen=True)
 class Warp:
-    """The pixels of an exposure on a part of a tract.
-
-    Attributes
-    ----------
-    box : tuple of int
-        Its pixels on the tract.
-    masked_image : MaskedImage
-        Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data.
-    ccds : tuple of int
-        The CCDs that contributed, ascending.
-    n_covered : int
-        Number of pixels with data.
-    """
+    """The pixels of an exposure on a part of a tract."""
 
     box: Box
+    """Its pixels on the tract."""
     masked_image: MaskedImage
+    """Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data."""
     ccds: tuple[int, ...] = ()
+    """The CCDs that contributed, ascending."""
     n_covered: int = 0
+    """Number of pixels with data."""
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
@@ -175,19 +167,7 @@ def kept_table(folder: str | Path) -> Path:
 
 
 class WarpFile:
-    """A warp on disk, read in parts.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file written by `write_warp`.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    box : tuple of int
-        Its pixels on the tract.
+    """A warp on disk, written by `write_warp`, read in parts; ``box`` is its pixels on the tract.
 
     Raises
     ------

@@ -43,26 +43,18 @@ class SkyGrid(Protocol):
 
 
 class PixelGrid(NamedTuple):
-    """CCD pixel positions of the pixels of a tract, on the nodes of a grid.
-
-    Attributes
-    ----------
-    x0, y0 : int
-        Tract pixel of the first node, a multiple of ``step``.
-    step : int
-        Distance of the nodes in tract pixels.
-    x, y : ndarray of float64, shape (rows, columns)
-        0-based pixel of the CCD; NaN far outside it.
-    area : ndarray of float64, shape (rows, columns)
-        Area of a tract pixel in CCD pixels; NaN one or two nodes earlier.
-    """
+    """CCD pixel positions of the pixels of a tract, on the nodes of a grid."""
 
     x0: int
     y0: int
+    """Tract pixel of the first node, a multiple of ``step``."""
     step: int
+    """Distance of the nodes in tract pixels."""
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    """0-based pixel of the CCD, shape (rows, columns); NaN far outside it."""
     area: NDArray[np.float64]
+    """Area of a tract pixel in CCD pixels, shape (rows, columns); NaN one or two nodes earlier."""
 
 
 def map_ccd(

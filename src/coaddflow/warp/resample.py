@@ -34,61 +34,41 @@ _NO_DATA, _EDGE = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.EDGE)
 
 
 class Kernel(NamedTuple):
-    """A tabulated kernel.
-
-    Attributes
-    ----------
-    table : ndarray of float32, shape (2049 * lanes,)
-        Weights of the taps for each phase, which sum to 1; ``lanes`` is the number of taps
-        rounded up to a power of two, and the weights beyond the taps are 0.
-    taps : tuple of int
-        Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
-        compiler knows the length of a tuple.)
-    """
+    """A tabulated kernel."""
 
     table: NDArray[np.float32]
+    """Weights of the taps for each phase, which sum to 1, shape (2049 * lanes,); ``lanes`` is the
+    number of taps rounded up to a power of two, and the weights beyond the taps are 0."""
     taps: tuple[int, ...]
+    """Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
+    compiler knows the length of a tuple.)"""
 
 
 class Source(NamedTuple):
-    """Pixels of a CCD, prepared for resampling by `prepare_source`.
-
-    Attributes
-    ----------
-    image, variance : ndarray of float32, shape (n,)
-        Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels.
-    mask : ndarray of int32, shape (n,)
-        Likewise; NO_DATA for unusable pixels.
-    state : ndarray of uint8, shape (n,)
-        State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
-        and no bit is set, 1 if bits are set, 2 if some pixels are unusable.
-    nx, ny, stride : int
-        Columns and rows without margin; columns with margin.
-    """
+    """Pixels of a CCD, prepared for resampling by `prepare_source`; planes have the shape (n,)."""
 
     image: NDArray[np.float32]
     variance: NDArray[np.float32]
+    """Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels."""
     mask: NDArray[np.int32]
+    """Likewise; NO_DATA for unusable pixels."""
     state: NDArray[np.uint8]
+    """State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
+    and no bit is set, 1 if bits are set, 2 if some pixels are unusable."""
     nx: int
     ny: int
     stride: int
+    """Columns and rows without margin; columns with margin."""
 
 
 class Rules(NamedTuple):
-    """Treatment of fluxes and flags.
-
-    Attributes
-    ----------
-    scale : float
-        Factor on the fluxes, on top of the area of the pixels.
-    mask_threshold, max_missing : float
-        See `coaddflow.settings.warp.WarpSettings`.
-    """
+    """Treatment of fluxes and flags."""
 
     scale: float
+    """Factor on the fluxes, on top of the area of the pixels."""
     mask_threshold: float
     max_missing: float
+    """See `coaddflow.settings.warp.WarpSettings`."""
 
 
 def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
