@@ -16,7 +16,7 @@ References
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from coaddflow.skymap.tract import MIN_COSINE, Tract
 
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera
+    from coaddflow.tables.exposures import ImageRow
 
 FloatArray = NDArray[np.float64]
 
@@ -39,14 +40,6 @@ _EDGE_BOW = 0.01
 
 _MAX_CELLS = 1_000_000
 """Pairs of sides and patches compared at a time, to limit the memory."""
-
-
-class ImageCorners(Protocol):
-    """The needed columns of the table of images calibrated elsewhere; degrees."""
-
-    exposure: str
-    footprint_ra: Sequence[float]
-    footprint_dec: Sequence[float]
 
 
 def predicted_overlaps(
@@ -72,7 +65,7 @@ def predicted_overlaps(
 
 
 def predicted_overlaps_of_images(
-    images: Iterable[ImageCorners], skymap: SkyMap, margin: float = 0.0
+    images: Iterable["ImageRow"], skymap: SkyMap, margin: float = 0.0
 ) -> Overlaps:
     """Return the tracts and patches that images with a known WCS can touch.
 
@@ -81,7 +74,7 @@ def predicted_overlaps_of_images(
     edges bent by distortion. The result is that of `predicted_overlaps`, with exposures in the
     order of their first image.
     """
-    corners: dict[str, list[ImageCorners]] = defaultdict(list)
+    corners: dict[str, list[ImageRow]] = defaultdict(list)
     for image in images:
         corners[image.exposure].append(image)
     overlaps: Overlaps = {name: {} for name in corners}

@@ -19,7 +19,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.warp.files import Warp
-from coaddflow.warp.mapping import PixelGrid, SkyGrid, footprint_box, map_ccd
+from coaddflow.warp.mapping import PixelGrid, footprint_box, map_ccd
 from coaddflow.warp.resample import Kernel, Rules, Source, make_kernel, prepare_source, resample
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def warp_whole_ccd(
-    number: int, ccd: CcdImage, tract: SkyGrid, outer: Box, settings: WarpSettings
+    number: int, ccd: CcdImage, tract: Tract, outer: Box, settings: WarpSettings
 ) -> Warp | None:
     """Warp one CCD to all pixels that it covers in a box of a tract; None if there are none.
 
@@ -138,7 +138,7 @@ class _PreparedCcd:
 
 
 def _prepare(
-    number: int, ccd: CcdImage, tract: SkyGrid, kernel: Kernel, settings: WarpSettings
+    number: int, ccd: CcdImage, tract: Tract, kernel: Kernel, settings: WarpSettings
 ) -> _PreparedCcd:
     shape = ccd.masked_image.shape
     try:

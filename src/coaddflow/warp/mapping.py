@@ -12,7 +12,7 @@ References
    grid).
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.polynomial import polynomial
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box
+from coaddflow.skymap.tract import Tract
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -33,13 +34,6 @@ _CONVERGED = 1e-6
 """Pixels; the step after the last would be smaller by orders of magnitude."""
 
 _MIN_STEP = 4
-
-
-class SkyGrid(Protocol):
-    """The needed part of a tract (`coaddflow.skymap.tract.Tract`)."""
-
-    def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray, NDArray]:
-        """Return 0-based pixels for ICRS degrees."""
 
 
 class PixelGrid(NamedTuple):
@@ -58,7 +52,7 @@ class PixelGrid(NamedTuple):
 
 
 def map_ccd(
-    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int = 32, tolerance: float = 1e-3
+    ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, step: int = 32, tolerance: float = 1e-3
 ) -> PixelGrid:
     """Map the tract's pixels around a CCD to pixels of the CCD, on a grid that covers it.
 
@@ -69,7 +63,7 @@ def map_ccd(
     ----------
     ccd_wcs, shape : astropy.wcs.WCS, tuple of int
         WCS of the CCD, any projection and distortion, and its shape (ny, nx).
-    tract : SkyGrid
+    tract : Tract
         The tract.
     step : int
         Spacing of the nodes, tract pixels; smaller for small CCDs.
@@ -131,7 +125,7 @@ def cubic_weights(t: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def mapping_error(
-    grid: PixelGrid, ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, n: int = 23
+    grid: PixelGrid, ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, n: int = 23
 ) -> float:
     """Return the largest error of the interpolated mapping by the grid of `map_ccd`, CCD pixels.
 
@@ -146,12 +140,12 @@ def mapping_error(
     return float(error.max()) if np.all(np.isfinite(error) & np.isfinite(area)) else float("inf")
 
 
-def _to_tract(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+def _to_tract(ccd_wcs: "WCS", tract: Tract, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """Return the tract pixels of CCD pixels."""
     return tract.sky_to_pixel(*ccd_wcs.all_pix2world(x, y, 0))
 
 
-def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int) -> PixelGrid:
+def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, step: int) -> PixelGrid:
     """Solve the mapping on the nodes around a CCD."""
     ny, nx = shape
     margin = _MARGIN_STEPS * step / _smallest_scale(ccd_wcs, shape, tract)
@@ -170,7 +164,7 @@ def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: in
     return PixelGrid(low[0] * step, low[1] * step, step, solved[0], solved[1], area)
 
 
-def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+def _lattice(ccd_wcs: "WCS", tract: Tract, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """Return the tract pixels of CCD pixels; raise InputError unless all have one."""
     positions = _to_tract(ccd_wcs, tract, x, y)
     if not np.all(np.isfinite(positions)):
@@ -181,7 +175,7 @@ def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[ND
     return positions
 
 
-def _smallest_scale(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> float:
+def _smallest_scale(ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract) -> float:
     """Return the smallest extent of a CCD pixel in tract pixels, along rows or columns."""
     x, y = np.meshgrid(np.linspace(0.0, shape[1], 17), np.linspace(0.0, shape[0], 17))
     u, v = (p.reshape(x.shape) for p in _lattice(ccd_wcs, tract, x.ravel(), y.ravel()))
@@ -214,7 +208,7 @@ def _guess_inverse(
 
 def _refine(
     ccd_wcs: "WCS",
-    tract: SkyGrid,
+    tract: Tract,
     nodes: tuple[NDArray, NDArray],
     guess: tuple[NDArray, NDArray],
     limits: tuple[int, int, float],
@@ -255,7 +249,7 @@ def _determinant(x: NDArray, y: NDArray, step: int) -> NDArray[np.float64]:
     return np.abs(slope(x, 1) * slope(y, 0) - slope(x, 0) * slope(y, 1))
 
 
-def footprint_box(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> Box:
+def footprint_box(ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract) -> Box:
     """Return the box of tract pixels around a CCD, with a margin of two pixels."""
     ny, nx = shape
     along_x, along_y = np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65)

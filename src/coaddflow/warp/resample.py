@@ -88,14 +88,9 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
     window = np.sinc(distance / half)
     weights = np.sinc(distance) * window
     weights /= weights.sum(axis=1, keepdims=True)
-    lever = window * (distance - _mean(distance, window))
+    lever = window * (distance - np.average(distance, axis=1, weights=window, keepdims=True))
     moment = np.sum(weights * distance, axis=1, keepdims=True)
     return weights - 0.5 * moment * lever / np.sum(lever * distance, axis=1, keepdims=True)
-
-
-def _mean(values: NDArray, weights: NDArray) -> NDArray:
-    """Return the weighted mean of each row, shape (n, 1)."""
-    return np.sum(values * weights, axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
 
 
 @cache
