@@ -8,7 +8,7 @@ from coaddflow.geometry import polygon, sphere
 
 def patches_touching(tract, ra, dec):
     """Return the patches whose outer boxes overlap a region, x running fastest."""
-    return list(tract.patch_areas(tract.footprint_pixels(ra, dec)))
+    return [patch for patch, *_ in tract.patch_overlaps(ra, dec)]
 
 
 def touches(tract, ra, dec):

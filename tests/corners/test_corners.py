@@ -19,7 +19,6 @@ from coaddflow.corners.build import (
     update_survey_database,
 )
 from coaddflow.corners.database import CornerDatabase
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import InputError
 from coaddflow.files import sha256_of
 from coaddflow.geometry import polygon, sphere
@@ -159,7 +158,7 @@ class TestOverlaps:
         shape = np.stack(sphere.tan_project(*footprint, ra, dec), axis=-1)
         sky = tract.pixel_to_sky(x, y)
         inside = polygon.contains(shape, *sphere.tan_project(*sky, ra, dec))
-        overlaps = patch_overlaps(*footprint, tract)
+        overlaps = tract.patch_overlaps(*footprint)
         found = {patch for patch, _, _ in overlaps}
         for patch in tract.patches():
             bx0, by0, bx1, by1 = (edge - 0.5 for edge in patch.outer_box)
@@ -189,18 +188,18 @@ class TestOverlaps:
             (patch.inner_box[0] + patch.inner_box[2] - 1) / 2,
             (patch.inner_box[1] + patch.inner_box[3] - 1) / 2,
         )
-        around = {o[0]: o[1:] for o in patch_overlaps(*outline(*middle, half=0.1), tract)}
+        around = {o[0]: o[1:] for o in tract.patch_overlaps(*outline(*middle, half=0.1))}
         assert around["4_4"][0] == pytest.approx(1.0)
         size = tract.patch_inner_size[0]
         assert around["4_4"][1] == pytest.approx((size / 720) ** 2, rel=1e-3)
         assert sum(o[1] for o in around.values()) == pytest.approx(1.0, rel=1e-6)
-        inside = patch_overlaps(*outline(*middle, half=0.04), tract)
+        inside = tract.patch_overlaps(*outline(*middle, half=0.04))
         assert [o[0] for o in inside] == ["4_4"]
         assert inside[0][1] == pytest.approx((288 / size) ** 2, rel=1e-3)
         assert inside[0][2] == 1.0
-        assert patch_overlaps(*outline(200.0, 30.0), tract) == []
+        assert tract.patch_overlaps(*outline(200.0, 30.0)) == []
         # half over the edge of the tract, at a corner: a quarter of the CCD is on it
-        corner = patch_overlaps(*outline(*tract.pixel_to_sky(-0.5, -0.5), half=0.04), tract)
+        corner = tract.patch_overlaps(*outline(*tract.pixel_to_sky(-0.5, -0.5), half=0.04))
         assert corner[0] == (
             "0_0",
             pytest.approx((144 / size) ** 2, rel=1e-3),

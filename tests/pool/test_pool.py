@@ -422,7 +422,7 @@ def test_arrays_are_packed_without_a_copy():
 def test_tasks_wait_in_the_order_of_their_cost_and_for_memory_and_owner():
     costs, sizes, owners = [1, 5, 5, 9, 7], [1, 1, 1, 8, 1], [None, None, 2, None, 1]
     tasks = [
-        Task(i, i, None, f"item {i}", cost, size, owner)
+        Task(i, None, f"item {i}", cost, size, owner)
         for i, (cost, size, owner) in enumerate(zip(costs, sizes, owners, strict=True))
     ]
     queue = TaskQueue(tasks)

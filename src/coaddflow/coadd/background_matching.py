@@ -88,14 +88,7 @@ class SkyCorrection:
 def bin_sky(warp: Warp, bad_planes: Sequence[str], settings: BackgroundMatchingSettings) -> SkyBins:
     """Measure the sky of a warp in squares.
 
-    Parameters
-    ----------
-    warp : Warp
-        Pixels on the tract; those of detected sources are flagged DETECTED.
-    bad_planes : sequence of str
-        Mask planes with which a pixel is not used.
-    settings : BackgroundMatchingSettings
-        Size of the squares, and the part of one that must be usable.
+    Pixels of detected sources (DETECTED) and those with one of ``bad_planes`` are not used.
     """
     size = settings.bin_size
     planes = planes_from_names(tuple(bad_planes)) | MaskPlane.DETECTED | MaskPlane.NO_DATA
@@ -117,10 +110,7 @@ def bin_sky(warp: Warp, bad_planes: Sequence[str], settings: BackgroundMatchingS
 
 def merge_bins(parts: Sequence[SkyBins]) -> SkyBins:
     """Return the sky of an exposure from that of its CCDs: weighted means in common squares."""
-    index, place = np.unique(
-        np.concatenate([one.index for one in parts]), axis=0, return_inverse=True
-    )
-    place = place.reshape(-1)
+    index, place = _unique_squares(parts)
     weight = np.concatenate([one.weight for one in parts])
     value = np.concatenate([one.value for one in parts])
     total = np.bincount(place, weight, len(index))
@@ -130,24 +120,15 @@ def merge_bins(parts: Sequence[SkyBins]) -> SkyBins:
 def match_backgrounds(
     skies: Mapping[str, SkyBins], settings: BackgroundMatchingSettings
 ) -> dict[str, SkyCorrection]:
-    """Solve for the corrections of all exposures of a tract.
+    """Solve for the corrections of all exposures of a tract, from the sky of each.
 
-    Parameters
-    ----------
-    skies : mapping of str to SkyBins
-        The sky of each exposure.
-    settings : BackgroundMatchingSettings
-        Constants or planes, and the threshold for squares that deviate.
-
-    Returns
-    -------
-    dict of str to SkyCorrection
-        For each exposure, also those without overlap (zero).
+    Those without overlap get one too, which is zero.
     """
     exposures = sorted(skies)
     value, weight, places = _as_grid([skies[exposure] for exposure in exposures])
-    centre, size = _extents(weight, places, settings.bin_size)
-    basis = _basis(places, settings, centre, size)
+    middles = (places + 0.5) * settings.bin_size - 0.5
+    centre, size = _extents(weight, middles, settings.bin_size)
+    basis = _basis(middles, settings.model, centre, size)
     coefficients, used = _solve_robustly(value, weight, basis, settings.sigma)
     _report(exposures, value, used, basis, coefficients)
     return {
@@ -162,22 +143,26 @@ def _as_grid(
     skies: Sequence[SkyBins],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Return values and weights (0: none), shape (exposures, squares), and the squares."""
-    places, place = np.unique(
-        np.concatenate([sky.index for sky in skies]), axis=0, return_inverse=True
-    )
+    places, place = _unique_squares(skies)
     owner = np.repeat(np.arange(len(skies)), [len(sky.value) for sky in skies])
     shape = (len(skies), len(places))
     value, weight = np.zeros(shape), np.zeros(shape)
-    value[owner, place.reshape(-1)] = np.concatenate([sky.value for sky in skies])
-    weight[owner, place.reshape(-1)] = np.concatenate([sky.weight for sky in skies])
+    value[owner, place] = np.concatenate([sky.value for sky in skies])
+    weight[owner, place] = np.concatenate([sky.weight for sky in skies])
     return value, weight, places
 
 
+def _unique_squares(skies: Sequence[SkyBins]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the squares that some skies have, and for each of their values which one it is."""
+    index = np.concatenate([sky.index for sky in skies])
+    places, place = np.unique(index, axis=0, return_inverse=True)
+    return places, place.reshape(-1)
+
+
 def _extents(
-    weight: NDArray[np.float64], places: NDArray[np.int64], bin_size: int
+    weight: NDArray[np.float64], middles: NDArray[np.float64], bin_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return centre (n, 2) and half extent (n,) of the exposures, pixels."""
-    middles = (places + 0.5) * bin_size - 0.5
     centre, size = np.zeros((len(weight), 2)), np.full(len(weight), float(bin_size))
     for k, covered in enumerate(weight > 0):
         if covered.any():
@@ -186,17 +171,11 @@ def _extents(
     return centre, size
 
 
-def _basis(
-    places: NDArray[np.int64],
-    settings: BackgroundMatchingSettings,
-    centre: NDArray[np.float64],
-    size: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _basis(middles: NDArray, model: str, centre: NDArray, size: NDArray) -> NDArray[np.float64]:
     """Return the functions that a correction is made of, shape (terms, exposures, squares)."""
-    constant = np.ones((1, len(centre), len(places)))
-    if settings.model == "constant":
+    constant = np.ones((1, len(centre), len(middles)))
+    if model == "constant":
         return constant
-    middles = (places + 0.5) * settings.bin_size - 0.5
     slopes = (middles.T[:, None, :] - centre.T[:, :, None]) / size[None, :, None]
     return np.concatenate([constant, slopes])
 
@@ -296,23 +275,12 @@ def _report(
 
 
 def overlap_groups(weight: NDArray[np.float64]) -> list[list[int]]:
-    """Return the groups of exposures that are linked by common squares.
+    """Return the groups of exposures that are linked by common squares, by their first exposures.
 
-    Parameters
-    ----------
-    weight : ndarray, shape (exposures, squares)
-        Positive where an exposure has a value.
+    ``weight``, shape (exposures, squares), is positive where an exposure has a value.
     """
-    covered = weight > 0
-    left = set(range(len(covered)))
-    groups = []
-    while left:
-        group, squares = {min(left)}, covered[min(left)]
-        while True:
-            touched = set(np.flatnonzero((covered & squares).any(axis=1)).tolist()) | group
-            if touched == group:
-                break
-            group, squares = touched, covered[sorted(touched)].any(axis=0)
-        groups.append(sorted(group))
-        left -= group
-    return groups
+    from scipy.sparse.csgraph import connected_components
+
+    covered = (weight > 0).astype(float)
+    n_groups, group = connected_components(covered @ covered.T, directed=False)
+    return [np.flatnonzero(group == k).tolist() for k in range(n_groups)]

@@ -66,18 +66,10 @@ def make_depth(
 ) -> None:
     """Make the depth maps of a tract in all bands, and the table of their medians: the whole job.
 
-    Parameters
-    ----------
-    table : str or Path
-        ``.../{tract}.ecsv``, written last. The maps go to ``.../{band}/{tract}/{patch}.fits``.
-    coadds : iterable of str or Path
-        Coadds ``.../{band}/{tract}/{patch}.fits``, or lists that name them.
-    databases : iterable of str or Path
-        Corner databases of the tract, ``.../{band}/{tract}.sqlite``.
-    tract : Tract
-        The tract.
-    settings : Settings
-        Sections warp and products.
+    The table, ``.../{tract}.ecsv``, is written last; the maps go to
+    ``.../{band}/{tract}/{patch}.fits``. The coadds are ``.../{band}/{tract}/{patch}.fits``, or
+    lists that name them; the corner databases are ``.../{band}/{tract}.sqlite``. Used are the
+    sections warp and products.
 
     Raises
     ------
@@ -132,10 +124,7 @@ def _band_depth(
 def coadd_seeing(inputs: Table) -> float:
     """Return the FWHM of the PSF of a coadd, arcsec; NaN if that of no exposure is known.
 
-    Parameters
-    ----------
-    inputs : astropy.table.Table
-        The inputs of the coadd: columns ``seeing`` (arcsec), ``weight``, ``n_used``.
+    Of its table of inputs the columns ``seeing`` (arcsec), ``weight``, ``n_used`` are needed.
     """
     seeing, weight = (np.asarray(inputs[name], float) for name in ("seeing", "weight"))
     known = np.isfinite(seeing) & (seeing > 0) & (np.asarray(inputs["n_used"]) > 0)
@@ -152,18 +141,12 @@ def depth_map(
     Parameters
     ----------
     variance : ndarray, shape (ny, nx)
-        Variance plane of a coadd, nJy^2; not finite or not positive where there is no data.
-    seeing : float
-        FWHM of the PSF, arcsec.
-    pixel_scale : float
-        Arcsec per pixel.
+        Variance plane of a coadd, nJy^2. Where it is not finite or not positive there is no data,
+        and the result is NaN.
+    seeing, pixel_scale : float
+        FWHM of the PSF, arcsec; arcsec per pixel.
     factor : float
         Covariance factor of the pixels.
-
-    Returns
-    -------
-    ndarray of float32, shape (ny, nx)
-        NaN where there is no data.
     """
     area = 4.0 * np.pi * (seeing * _SIGMA_PER_FWHM / pixel_scale) ** 2
     usable = np.isfinite(variance) & (variance > 0)

@@ -152,7 +152,7 @@ def coadd_patch(
     inputs = sorted(inputs, key=lambda one: one.exposure)
     _check_inputs(inputs)
     shape = (box[3] - box[1], box[2] - box[0])
-    coadd = Coadd(box, MaskedImage.empty(shape), np.zeros(shape, np.int16), _inputs_table(inputs))
+    coadd = Coadd(box, MaskedImage.empty(shape), np.zeros(shape, np.int16), inputs_table(inputs))
     if not inputs:
         return coadd
     epochs = describe_epochs([one.seeing for one in inputs], settings.clip, pixel_scale)
@@ -187,8 +187,8 @@ def _check_inputs(inputs: Sequence[CoaddInput]) -> None:
             )
 
 
-def _inputs_table(inputs: Sequence[CoaddInput]) -> Table:
-    """Return the table of inputs, with the counts still 0."""
+def inputs_table(inputs: Sequence[CoaddInput]) -> Table:
+    """Return the table of inputs (`Coadd.inputs`), with the counts still 0."""
     table = Table()
     for name in ("exposure", "ccds", "mjd", "exposure_time", "seeing", "zero_point", "weight"):
         values = [getattr(one, name) for one in inputs]

@@ -15,7 +15,7 @@ from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
 from coaddflow.coadd.background_matching import SkyCorrection
-from coaddflow.coadd.mean import Coadd, CoaddInput, coadd_patch, exposure_weight
+from coaddflow.coadd.mean import Coadd, CoaddInput, coadd_patch, exposure_weight, inputs_table
 from coaddflow.coadd.product import write_coadd
 from coaddflow.coadd.readers import CorrectedWarp, LayeredWarp, WithoutCcds
 from coaddflow.corners.database import CornerDatabase, Rejection, Selection
@@ -46,18 +46,9 @@ def make_coadd(
 ) -> None:
     """Coadd a patch in one band from warps on disk: the whole job.
 
-    Parameters
-    ----------
-    path : str or Path
-        The coadd. It is written also if nothing covers the patch.
-    database : str or Path
-        The corner database of the tract.
-    warps : sequence of str or Path
-        Tables of the warps of all exposures that can touch the patch.
-    tract, band, patch : Tract, str, str
-        Which coadd.
-    settings : Settings
-        Sections coadd, selection, warp (its kernel) and products.
+    The coadd is written to ``path`` also if nothing covers the patch. ``database`` is that of the
+    corners on the tract, and ``warps`` are the tables of the warps of all exposures that can touch
+    the patch. Used are the sections coadd, selection, warp (its kernel) and products.
     """
     # the list of a tract's coadds says that all of them are of one job
     coadd_table_path(path).unlink(missing_ok=True)
@@ -101,14 +92,7 @@ class PatchWork:
 class TractInputs:
     """What goes into the coadds of a band on a tract, as its corner database says.
 
-    Parameters
-    ----------
-    corners : CornerDatabase
-        That of the tract; it must stay open.
-    tract, band : Tract, str
-        Which coadds.
-    settings : Settings
-        Section selection.
+    The database must stay open. Used is the section selection.
     """
 
     def __init__(self, corners: CornerDatabase, tract: Tract, band: str, settings: Settings):
@@ -128,19 +112,11 @@ class TractInputs:
         reader_of: Callable[[str], WarpReader],
         corrections: Mapping[str, SkyCorrection] | None = None,
     ) -> PatchWork:
-        """Return the coadd that is to be made of a patch.
+        """Return the coadd that is to be made of a patch, of the CCDs from `select`.
 
-        Parameters
-        ----------
-        patch : str
-            Patch id.
-        selection : Selection
-            From `select`.
-        reader_of : callable
-            Gives the warp of an exposure on the patch; its pixels of CCDs that were left out are
-            not used.
-        corrections : mapping of str to SkyCorrection, optional
-            What is subtracted from the exposures, if their backgrounds are matched.
+        ``reader_of`` gives the warp of an exposure on the patch; its pixels of CCDs that were left
+        out are not used. ``corrections`` are what is subtracted from the exposures, if their
+        backgrounds are matched.
         """
         x0, y0, x1, y1 = self._tract.patch(patch).outer_box
         selected: dict[str, list[CcdRow]] = {}
@@ -158,19 +134,7 @@ class TractInputs:
                 reader = CorrectedWarp(reader, corrections[exposure])
                 offset = corrections[exposure].at((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2)
             weight, seeing = self._weight_and_seeing(exposure)
-            inputs.append(
-                CoaddInput(
-                    exposure=exposure,
-                    reader=reader,
-                    weight=weight,
-                    ccds=",".join(str(ccd.ccd) for ccd in ccds),
-                    seeing=seeing,
-                    zero_point=_median(ccds, "zero_point"),
-                    mjd=ccds[0].mjd,
-                    exposure_time=ccds[0].exposure_time,
-                    sky_offset=offset,
-                )
-            )
+            inputs.append(_coadd_input(ccds, reader, weight, seeing, offset))
         manifests = tuple(self._manifests[exposure] for exposure in selected)
         return PatchWork(patch, tuple(inputs), tuple(selection.rejected), manifests)
 
@@ -191,20 +155,9 @@ def write_patch(
     band: str,
     settings: Settings,
 ) -> Coadd:
-    """Coadd a patch and write it.
+    """Coadd a patch and write it; ``database``, that of the corners, is named in the header.
 
-    Parameters
-    ----------
-    path : str or Path
-        The coadd.
-    work : PatchWork
-        What goes in.
-    database : str or Path
-        The corner database, for the header.
-    tract, band : Tract, str
-        Which coadd.
-    settings : Settings
-        Sections coadd, selection, warp (its kernel) and products.
+    Used are the sections coadd, selection, warp (its kernel) and products.
     """
     coadd = coadd_patch(
         work.inputs,
@@ -230,33 +183,34 @@ def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:
     has a row of its own, with weight 0.
     """
     inputs = inputs.copy()
+    offset = np.nan if "sky_offset" in inputs.colnames else None
     inputs["reason"] = np.full(len(inputs), "", "U1")
     if not rejected:
         return inputs
-    ccds = [item.overlap.ccd for item in rejected]
-    names = [*inputs.colnames]
-    left_out = Table(
-        {
-            "exposure": [ccd.exposure for ccd in ccds],
-            "ccds": [str(ccd.ccd) for ccd in ccds],
-            "mjd": [ccd.mjd for ccd in ccds],
-            "exposure_time": [ccd.exposure_time for ccd in ccds],
-            "seeing": _column(ccds, "seeing"),
-            "zero_point": _column(ccds, "zero_point"),
-            "weight": np.zeros(len(ccds)),
-            "n_used": np.zeros(len(ccds), np.int64),
-            "n_clipped": np.zeros(len(ccds), np.int64),
-            "sky_offset": np.full(len(ccds), np.nan),
-            "reason": ["; ".join(item.reasons) for item in rejected],
-        }
+    ccds = [[item.overlap.ccd] for item in rejected]
+    left_out = inputs_table(
+        [_coadd_input(ccd, None, 0.0, _median(ccd, "seeing"), offset) for ccd in ccds]
     )
-    left_out.keep_columns(names)
+    left_out["reason"] = ["; ".join(item.reasons) for item in rejected]
     return vstack([inputs, left_out]) if len(inputs) else left_out
 
 
+def _coadd_input(
+    ccds: Sequence[CcdRow],
+    reader: WarpReader | None,
+    weight: float,
+    seeing: float,
+    sky_offset: float | None,
+) -> CoaddInput:
+    """Return some CCDs of an exposure as an input."""
+    first, numbers = ccds[0], ",".join(str(ccd.ccd) for ccd in ccds)
+    zero_point = _median(ccds, "zero_point")
+    figures = (seeing, zero_point, first.mjd, first.exposure_time, sky_offset)
+    return CoaddInput(first.exposure, reader, weight, numbers, *figures)
+
+
 def _column(ccds: Sequence[CcdRow], name: str) -> NDArray[np.float64]:
-    """Return a column of the manifest; NaN where it has no value."""
-    # None becomes NaN
+    """Return a column of the manifest; NaN where it has no value (None)."""
     return np.array([getattr(ccd, name) for ccd in ccds], float)
 
 

@@ -17,13 +17,14 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 
-from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
 from coaddflow.geometry.box import Box, enclosing_box, part_of
+from coaddflow.image.masked_image import reading
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.runtime.resources import PICTURE_SIDE
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import coadd_files
+from coaddflow.warp.files import part_box
 
 _SOFTENING = 8.0
 """Q of [1]_: linear up to about 1 / Q of white, logarithmic beyond."""
@@ -40,15 +41,8 @@ _WAVELENGTH_ORDER = "KHJYyzIiRrVgGBUu"
 def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -> None:
     """Make the picture of a tract from its coadds in all bands: the whole job.
 
-    Parameters
-    ----------
-    path : str or Path
-        The picture.
-    tract : Tract
-        The tract.
-    coadds : sequence of str or Path
-        ``.../{band}/{tract}/{patch}.fits``, or the list of a band's coadds
-        (``.../{band}/{tract}.ecsv``).
+    The coadds are ``.../{band}/{tract}/{patch}.fits``, or the list of those of a band
+    (``.../{band}/{tract}.ecsv``).
     """
     by_band: dict[str, dict[str, Path]] = {}
     for coadd in coadd_files(coadds):
@@ -69,23 +63,9 @@ def bin_patch(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], tuple[int, int]]:
     """Add up the pixels of a patch over bins that begin at multiples of a factor on the tract.
 
-    Parameters
-    ----------
-    image : ndarray, shape (ny, nx)
-        Pixels; what is not finite is left out.
-    corner : tuple of int
-        Tract pixel (x0, y0) of the first pixel.
-    factor : int
-        Side of the bins.
-
-    Returns
-    -------
-    sums : ndarray of float64, shape (my, mx)
-        Sum over the finite pixels of each bin.
-    counts : ndarray of int64, shape (my, mx)
-        Their number.
-    first : tuple of int
-        Column and row of the first bin on the tract's grid of bins.
+    Pixels, shape (ny, nx), that are not finite are left out; ``corner`` is the tract pixel (x0, y0)
+    of the first one. Returned are the sums over the finite pixels of each bin and the numbers of
+    these pixels, shapes (my, mx), and column and row of the first bin on the tract's grid of bins.
     """
     finite = np.isfinite(image)
     sums, counts = np.where(finite, image, 0.0).astype(float), finite.astype(np.int64)
@@ -158,24 +138,11 @@ def write_picture(
     coadds: Mapping[str, Mapping[str, str | Path]],
     max_size: int = PICTURE_SIDE,
 ) -> None:
-    """Write a PNG of the coadds of a tract.
+    """Write a PNG of the coadds of a tract; raise InputError if one cannot be read.
 
-    Parameters
-    ----------
-    path : str or Path
-        Final name.
-    tract : Tract
-        The tract.
-    coadds : mapping
-        For each band, from the reddest to the bluest, the file of each patch. Of more than three
-        bands the first, the middle and the last are taken.
-    max_size : int
-        Largest number of columns and of rows.
-
-    Raises
-    ------
-    InputError
-        If a coadd cannot be read.
+    ``coadds`` are, for each band from the reddest to the bluest, the files of its patches. Of more
+    than three bands the first, the middle and the last are taken. ``max_size`` is the largest
+    number of columns and of rows.
     """
     bands = list(coadds)
     if len(bands) > 3:
@@ -204,10 +171,8 @@ def _crop(channels: list[NDArray]) -> list[NDArray]:
 
 def _has_data(path: str | Path) -> bool:
     """Return whether any exposure went into a coadd."""
-    try:
+    with reading(path, "coadd"):
         return fits.getheader(path, 0).get("NEXP", 1) > 0
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 def _bin_band(
@@ -231,22 +196,10 @@ def _bin_band(
 
 def _read_inner(path: str | Path, inner: Box) -> NDArray[np.float32]:
     """Read the inner box of a patch's coadd."""
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            header = hdus["IMAGE"].header
-            x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
-            part = part_of((x0, y0, x0, y0), inner)
-            image = np.asarray(hdus["IMAGE"].section[part], np.float32)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if image.shape != (inner[3] - inner[1], inner[2] - inner[0]):
-        raise _unreadable(path, "it does not cover the patch")
+    with reading(path, "coadd"), fits.open(path, memmap=False) as hdus:
+        hdu = hdus["IMAGE"]
+        part = part_of(part_box(hdu.header, hdu.shape), inner)
+        image = np.asarray(hdu.section[part], np.float32)
+        if image.shape != (inner[3] - inner[1], inner[2] - inner[0]):
+            raise ValueError("it does not cover the patch")
     return image
-
-
-def _unreadable(path: str | Path, cause: object) -> InputError:
-    return InputError(
-        f"is not a readable coadd ({cause})",
-        path=path,
-        remedy="remove it and run the workflow again",
-    )

@@ -7,17 +7,17 @@ from astropy.io import fits
 from astropy.table import Table
 
 from coaddflow.coadd.mean import Coadd
-from coaddflow.errors import InputError
 from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,
     image_hdu,
     masked_image_hdus,
     read_masked_image,
+    reading,
     write_fits,
 )
 from coaddflow.skymap.tract import Tract
-from coaddflow.warp.files import part_header
+from coaddflow.warp.files import part_box, part_header
 
 
 def write_coadd(
@@ -29,18 +29,8 @@ def write_coadd(
 ) -> None:
     """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS.
 
-    Parameters
-    ----------
-    path : str or Path
-        Final name.
-    coadd : Coadd
-        The product.
-    tract : Tract
-        For the WCS.
-    cards : astropy.io.fits.Header, optional
-        Cards of the primary header (provenance).
-    compression : {"none", "lossless", "quantized"}
-        See `coaddflow.image.masked_image.image_hdu`.
+    ``cards`` go into the primary header (provenance); for ``compression`` see
+    `coaddflow.image.masked_image.image_hdu`.
     """
     header = part_header(tract, coadd.box)
     primary = fits.PrimaryHDU(header=cards)
@@ -48,18 +38,13 @@ def write_coadd(
     primary.header["NEXP"] = (int(np.count_nonzero(coadd.inputs["n_used"])), "exposures used")
     table = fits.table_to_hdu(coadd.inputs)
     table.name = "INPUTS"
-    stored = _storable(coadd.masked_image, compression)
+    stored = coadd.masked_image
+    if compression == "quantized":  # infinity cannot be quantised, NaN can
+        variance = np.where(np.isinf(stored.variance), np.nan, stored.variance)
+        stored = MaskedImage(stored.image, variance, stored.mask)
     images = masked_image_hdus(stored, header, "nJy", compression)
     counts = image_hdu("NINPUTS", coadd.n_inputs, header, compression)
     write_fits(path, [primary, *images, counts, table])
-
-
-def _storable(masked_image: MaskedImage, compression: Compression) -> MaskedImage:
-    """Return an image that survives the compression: infinity cannot be quantised, NaN can."""
-    if compression != "quantized":
-        return masked_image
-    variance = np.where(np.isinf(masked_image.variance), np.nan, masked_image.variance)
-    return MaskedImage(masked_image.image, variance, masked_image.mask)
 
 
 def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
@@ -72,16 +57,8 @@ def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
     """
     masked_image, header = read_masked_image(path)
     masked_image.variance[np.isnan(masked_image.variance)] = np.inf
-    try:
-        x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
-        with fits.open(path, memmap=False) as hdus:
-            n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
-            inputs = Table(hdus["INPUTS"].data)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"is not a readable coadd ({error})",
-            path=path,
-            remedy="remove it and run the workflow again",
-        ) from error
-    ny, nx = masked_image.shape
-    return Coadd((x0, y0, x0 + nx, y0 + ny), masked_image, n_inputs, inputs), header
+    with reading(path, "coadd"), fits.open(path, memmap=False) as hdus:
+        box = part_box(header, masked_image.shape)
+        n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
+        inputs = Table(hdus["INPUTS"].data)
+    return Coadd(box, masked_image, n_inputs, inputs), header

@@ -23,21 +23,14 @@ _NO_DATA = np.int32(MaskPlane.NO_DATA)
 class LayeredWarp:
     """The warp of an exposure on a patch: its CCDs, one laid under the other.
 
-    Where CCDs overlap, the pixel is that of the first that has one, as in
-    `coaddflow.warp.ccds.warp_patches`.
-
-    Parameters
-    ----------
-    ccds : sequence of WarpReader
-        The warps of its CCDs, by CCD number; none if the exposure has no pixel on the patch.
-    outer : tuple of int
-        The patch's outer box.
+    Where CCDs, given by CCD number, overlap, the pixel is that of the first that has one, as in
+    `coaddflow.warp.ccds.warp_patches`. There are none if the exposure has no pixel in ``outer``,
+    the patch's outer box.
     """
 
     def __init__(self, ccds: Sequence[WarpReader], outer: Box):
-        parts = [common_box(one.box, outer) for one in ccds]
-        reached = [part for part in parts if part is not None]
         self._ccds = list(ccds)
+        reached = [part for one in ccds if (part := common_box(one.box, outer)) is not None]
         self.box: Box = enclosing_box(reached) if reached else (0, 0, 0, 0)
 
     def read_box(self, box: Box) -> MaskedImage:
@@ -78,17 +71,7 @@ def _lay_under(target, pixels, corner):
 
 
 class WithoutCcds:
-    """A warp in which the pixels of some CCDs count as not measured.
-
-    Parameters
-    ----------
-    reader : WarpReader
-        The warp of an exposure.
-    ccds : sequence of CcdRow
-        CCDs to take out.
-    tract : Tract
-        The tract.
-    """
+    """The warp of an exposure, in which the pixels of some CCDs count as not measured."""
 
     def __init__(self, reader: WarpReader, ccds: Sequence[CcdRow], tract: Tract):
         self.box: Box = reader.box
@@ -105,7 +88,7 @@ class WithoutCcds:
         columns = np.arange(box[0], box[2])
         for row, y in enumerate(range(box[1], box[3])):
             for outline in self._outlines:
-                inside = polygon.contains(outline, columns, np.full(columns.size, y))
+                inside = polygon.contains(outline, columns, y)
                 pixels.image[row, inside] = np.nan
                 pixels.variance[row, inside] = np.inf
                 pixels.mask[row, inside] |= _NO_DATA
@@ -120,15 +103,7 @@ def _grown(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class CorrectedWarp:
-    """A warp with its background matched: less the correction of its sky.
-
-    Parameters
-    ----------
-    reader : WarpReader
-        The warp.
-    correction : SkyCorrection
-        What is subtracted from its pixels.
-    """
+    """A warp with its background matched: less the correction of its sky."""
 
     def __init__(self, reader: WarpReader, correction: SkyCorrection):
         self.box: Box = reader.box

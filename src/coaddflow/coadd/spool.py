@@ -63,16 +63,7 @@ class SpooledWarp:
 
 
 def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
-    """Put a warp into its slot of the spool.
-
-    Parameters
-    ----------
-    slot : SpoolSlot
-        Room for at least as many pixels (`Spool.reserve`).
-    box : tuple of int
-        Where the pixels are on the tract.
-    pixels : MaskedImage
-        The pixels.
+    """Put the warp of a box of the tract into its slot (`Spool.reserve`).
 
     Raises
     ------
@@ -81,7 +72,7 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
     """
     try:
         descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.closing(os.fdopen(descriptor, "r+b", buffering=0)) as stream:
+        with os.fdopen(descriptor, "r+b", buffering=0) as stream:
             stream.seek(slot.offset)
             for plane in (pixels.image, pixels.variance, pixels.mask):
                 data = np.ascontiguousarray(plane).data.cast("B")
@@ -108,11 +99,6 @@ class Spool:
     one_machine : bool
         Whether all workers are processes of this machine. If not, all warps stand in files of
         the folder, which all nodes must have.
-
-    Attributes
-    ----------
-    in_memory, on_disk : int
-        Bytes reserved so far in memory and in the scratch folder.
     """
 
     def __init__(self, memory: int, scratch: str | Path, one_machine: bool):
@@ -120,30 +106,21 @@ class Spool:
         self._nameless = one_machine and Path("/proc/self/fd").is_dir()
         self._memory = memory if self._nameless and hasattr(os, "memfd_create") else 0
         self.in_memory = self.on_disk = 0
+        """Bytes reserved so far in memory and in the scratch folder."""
         self._cleanup = contextlib.ExitStack()
         self._descriptors: dict[str, int] = {}
         self._folder: Path | None = None
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            if not self._nameless:
-                self._folder = stack.enter_context(_shared_folder(self._scratch))
-            self._cleanup = stack.pop_all()
+        if not self._nameless:
+            self._folder = self._cleanup.enter_context(_shared_folder(self._scratch))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
     def reserve(self, n_pixels: int, name: str) -> SpoolSlot:
-        """Reserve room for a warp.
-
-        Parameters
-        ----------
-        n_pixels : int
-            Most pixels that it may have.
-        name : str
-            A name for a file, no two alike.
-        """
+        """Reserve room for a warp of so many pixels at most, perhaps in a file of this name."""
         n_bytes = BYTES_PER_PIXEL * n_pixels
         if self.in_memory + n_bytes <= self._memory:
             slot = self._slot("memory", self.in_memory, n_bytes)

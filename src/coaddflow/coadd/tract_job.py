@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ from coaddflow.coadd.patch import SECTIONS, PatchWork, TractInputs, write_patch
 from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import Spool, SpooledWarp, SpoolSlot, write_warp
 from coaddflow.corners.database import CornerDatabase, Selection
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.files import remove_partial, sha256_of
 from coaddflow.geometry.box import Box, common_box
 from coaddflow.image.provenance import provenance_header
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
 from coaddflow.pool.launch import run_job
+from coaddflow.pool.pool import Function
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.skymap import SkymapSettings
@@ -48,7 +48,7 @@ from coaddflow.tables.manifest import CcdRow
 from coaddflow.warp.ccds import trim, warp_whole_ccd
 from coaddflow.warp.files import Warp, kept_table, remove_warps, write_warps
 from coaddflow.warp.job import SECTIONS as WARP_SECTIONS
-from coaddflow.warp.job import read_ccd
+from coaddflow.warp.job import ccds_of_patches, read_ccd
 
 _LOG = logging.getLogger(__name__)
 
@@ -251,8 +251,8 @@ def _plan_ccds(
     """Find the CCDs that some patch wants, and the pixels of the tract that they reach."""
     wanted = _wanted(selections)
     if job.settings.coadd.keep_warps:
-        rows = [row for row in corners.ccds() if row.state == "done"]
-        wanted |= {(row.exposure, row.ccd): row for row in rows if _patches_of(row, job.tract)}
+        rows = [row for row in corners.ccds() if ccds_of_patches([row], job.tract)]
+        wanted |= {(row.exposure, row.ccd): row for row in rows}
     works = []
     for exposure, ccd in sorted(wanted):
         box = _predicted_box(wanted[exposure, ccd], job.tract)
@@ -266,10 +266,6 @@ def _plan_ccds(
         spool.on_disk / 1e6,
     )
     return works
-
-
-def _patches_of(ccd: CcdRow, tract: Tract) -> list[str]:
-    return [patch for patch, *_ in patch_overlaps(ccd.footprint_ra, ccd.footprint_dec, tract)]
 
 
 def _predicted_box(row: CcdRow, tract: Tract) -> Box:
@@ -296,16 +292,14 @@ def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
 
 def _warp(pool: Pool, works: Sequence[CcdWork]) -> Warped:
     """Warp all CCDs, those with the most pixels first."""
-    results = _timed(
+    results = _timed_map(
         pool,
         "CCDs warped",
-        lambda: pool.map(
-            warp_one,
-            works,
-            cost=lambda one: _area(one.box),
-            memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
-            label=lambda one: f"exposure {one.row.exposure} CCD {one.row.ccd}",
-        ),
+        warp_one,
+        works,
+        cost=lambda one: _area(one.box),
+        memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
+        label=lambda one: f"exposure {one.row.exposure} CCD {one.row.ccd}",
     )
     rows = [work.row for work in works]
     return {(row.exposure, row.ccd): one for row, one in zip(rows, results, strict=True)}
@@ -334,12 +328,8 @@ def _write_all_warps(pool: Pool, job: _Job, corners: CornerDatabase, warped: War
         results = {row.ccd: warped.get((exposure, row.ccd)) for row in rows}
         if any(isinstance(one, Failure) for one in results.values()):
             continue
-        patch_ccds: dict[str, list[int]] = {}
-        for row in rows:
-            for patch in _patches_of(row, job.tract):
-                patch_ccds.setdefault(patch, []).append(row.ccd)
         ccds = {ccd: one.warp for ccd, one in results.items() if one is not None}
-        works.append(ExposureWork(exposure, manifest, ccds, patch_ccds))
+        works.append(ExposureWork(exposure, manifest, ccds, ccds_of_patches(rows, job.tract)))
     results = pool.map(
         write_warps_of,
         works,
@@ -406,16 +396,14 @@ def _coadd(
         _patch_work(job, inputs, patch, number, selection, warped, corrections)
         for number, (patch, selection) in enumerate(selections.items())
     ]
-    results = _timed(
+    results = _timed_map(
         pool,
         "patches coadded",
-        lambda: pool.map(
-            coadd_one,
-            works,
-            cost=lambda work: sum(_area(one.reader.box) for one in work.inputs),
-            memory=lambda work: 1e6 * _coadd_memory(job, work),
-            label=lambda work: work.label if isinstance(work, Failure) else f"patch {work.patch}",
-        ),
+        coadd_one,
+        works,
+        cost=lambda work: sum(_area(one.reader.box) for one in work.inputs),
+        memory=lambda work: 1e6 * _coadd_memory(job, work),
+        label=lambda work: work.label if isinstance(work, Failure) else f"patch {work.patch}",
     )
     _raise_if_any(results.failures, len(results), "patches")
     return list(results)
@@ -479,10 +467,12 @@ def _largest_patch(tract: Tract, patches: Iterable[str]) -> int:
     return max((_area(tract.patch(patch).outer_box) for patch in patches), default=0)
 
 
-def _timed(pool: Pool, what: str, scatter: Callable[[], Results]) -> Results:
+def _timed_map(
+    pool: Pool, what: str, function: Function, works: Sequence[Any], **options: Any
+) -> Results:
     """Scatter, and log how long it took and which part of that the workers had work."""
     started, busy = time.monotonic(), pool.busy
-    results = scatter()
+    results = pool.map(function, works, **options)
     wall, busy = time.monotonic() - started, pool.busy - busy
     _LOG.info(
         "%d of %d %s in %.1f s; workers idle for %.0f %% of it",

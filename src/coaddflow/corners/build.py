@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.corners.database import CornerDatabase
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.corners.schema import (
     APPLICATION_ID,
     MANIFEST_COLUMNS,
@@ -55,17 +54,10 @@ class SurveyUpdate:
 
 
 def build_tract_database(path: str | Path, manifests: Iterable[str | Path], tract: Tract) -> None:
-    """Make the corner database of a tract.
+    """Make the corner database of a tract; an earlier file is replaced as a whole.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file; replaced as a whole.
-    manifests : iterable of str or Path
-        Manifests of all exposures that can touch the tract. The database lists all their CCDs,
-        also those that failed or lie elsewhere.
-    tract : Tract
-        The tract.
+    The manifests are those of all exposures that can touch the tract. The database lists all their
+    CCDs, also those that failed or lie elsewhere.
 
     Raises
     ------
@@ -95,30 +87,12 @@ def build_survey_database(
 def update_survey_database(
     path: str | Path, manifests: Iterable[str | Path], skymap: SkyMap
 ) -> SurveyUpdate:
-    """Update the corner database of a survey from its manifests.
+    """Update the corner database of a survey from the manifests of all its exposures.
 
     Only rows of exposures whose manifest is new, has another checksum or no longer exists are
     touched; the content is that of a rebuilt database. If the old file is missing, damaged, or of
-    another schema version or sky map, the database is rebuilt.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file; a changed copy replaces it as a whole.
-    manifests : iterable of str or Path
-        Manifests of all exposures.
-    skymap : SkyMap
-        Tracts and patches.
-
-    Returns
-    -------
-    SurveyUpdate
-        The changes.
-
-    Raises
-    ------
-    InputError
-        As `build_tract_database`.
+    another schema version or sky map, the database is rebuilt. A changed copy replaces the file as
+    a whole. Errors are those of `build_tract_database`.
     """
     paths = list(dict.fromkeys(str(manifest) for manifest in manifests))
     known = _known_manifests(path, skymap)
@@ -320,7 +294,7 @@ def _insert_ccd(
     if isinstance(tracts, SkyMap):
         tracts = [tracts.tract(i) for i in tracts.tracts_near(ra, dec, float(radius))]
     for tract in tracts:
-        overlaps = patch_overlaps(row.footprint_ra, row.footprint_dec, tract)
+        overlaps = tract.patch_overlaps(row.footprint_ra, row.footprint_dec)
         if overlaps:
             _insert_tract(connection, tract)
         connection.executemany(

@@ -23,27 +23,14 @@ _REBUILD = "remove it and run the workflow again; it is made from the manifests"
 
 @dataclass(frozen=True)
 class CcdOverlap:
-    """A CCD on a patch.
-
-    Attributes
-    ----------
-    ccd : CcdRow
-        The CCD, as its manifest has it.
-    tract : int
-        The tract.
-    patch : str
-        The patch.
-    patch_fraction : float
-        Part of the patch's outer box that the CCD covers.
-    ccd_fraction : float
-        Part of the CCD that lies on the outer box.
-    """
+    """A CCD on a patch."""
 
     ccd: CcdRow
-    tract: int
-    patch: str
+    """The CCD, as its manifest has it."""
     patch_fraction: float
+    """Part of the patch's outer box that the CCD covers."""
     ccd_fraction: float
+    """Part of the CCD that lies on the outer box."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +50,9 @@ class Selection:
 
 
 class CornerDatabase:
-    """A corner database, opened for reading.
+    """The corner database of a tract or of the survey, opened for reading.
 
-    Parameters
-    ----------
-    path : str or Path
-        The database of a tract or of the survey. It is read without locks: files are never
-        changed under their final name.
+    It is read without locks: files are never changed under their final name.
 
     Raises
     ------
@@ -144,19 +127,9 @@ class CornerDatabase:
         return [_ccd_row(row) for row in rows]
 
     def query_point(self, ra: float, dec: float, band: str | None = None) -> list[CcdRow]:
-        """Return the CCDs whose footprint contains a position.
+        """Return the CCDs, perhaps of one band only, whose footprint contains a position.
 
-        Parameters
-        ----------
-        ra, dec : float
-            ICRS degrees; RA may be outside 0 to 360.
-        band : str, optional
-            Only this band.
-
-        Returns
-        -------
-        list of CcdRow
-            By exposure and CCD.
+        It is in ICRS degrees; RA may be outside 0 to 360. The order is by exposure and CCD.
 
         Raises
         ------
@@ -179,24 +152,10 @@ class CornerDatabase:
         return [ccd for ccd in map(_ccd_row, rows) if _holds(ccd, ra, dec)]
 
     def query_patch(self, tract: int, patch: str, band: str | None = None) -> list[CcdOverlap]:
-        """Return the CCDs that overlap the outer box of a patch.
+        """Return the CCDs, perhaps of one band only, that overlap the outer box of a patch.
 
-        Parameters
-        ----------
-        tract, patch : int, str
-            The patch.
-        band : str, optional
-            Only this band.
-
-        Returns
-        -------
-        list of CcdOverlap
-            By exposure and CCD, before any selection.
-
-        Raises
-        ------
-        InputError
-            If the database has no such patch.
+        They are in the order of exposure and CCD, before any selection. Raise InputError if the
+        database has no such patch.
         """
         self._require_patch(tract, patch)
         rows = self.query(
@@ -205,30 +164,14 @@ class CornerDatabase:
             (tract, patch, band, band),
         )
         return [
-            CcdOverlap(_ccd_row(row), tract, patch, row["patch_fraction"], row["ccd_fraction"])
-            for row in rows
+            CcdOverlap(_ccd_row(row), row["patch_fraction"], row["ccd_fraction"]) for row in rows
         ]
 
     def select(self, tract: int, patch: str, band: str, settings: SelectionSettings) -> Selection:
         """Return which CCDs go into the coadd of a patch, and which do not, with the reasons.
 
-        Parameters
-        ----------
-        tract, patch, band : int, str, str
-            The coadd.
-        settings : SelectionSettings
-            The cuts. The reference of ``max_zero_point_loss`` is the median of all CCDs of the
-            band in this database.
-
-        Returns
-        -------
-        Selection
-            Both lists by exposure and CCD.
-
-        Raises
-        ------
-        InputError
-            If the database has no such patch.
+        The reference of ``max_zero_point_loss`` is the median of all CCDs of the band in this
+        database. Raise InputError if it has no such patch.
         """
         reference = None
         if settings.max_zero_point_loss is not None:

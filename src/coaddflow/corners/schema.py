@@ -75,37 +75,8 @@ class View:
 def _sql_type(name: str) -> str:
     annotation = CcdRow.model_fields[name].annotation
     kinds = getattr(annotation, "__args__", (annotation,))
-    if float in kinds:
-        kind = "REAL"
-    elif int in kinds:
-        kind = "INTEGER"
-    else:
-        kind = "TEXT"
+    kind = "REAL" if float in kinds else "INTEGER" if int in kinds else "TEXT"
     return kind if type(None) in kinds else f"{kind} NOT NULL"
-
-
-def _ccd_columns() -> tuple[Column, ...]:
-    copied = tuple(
-        Column(name, _sql_type(name), CcdRow.model_fields[name].description or "")
-        for name in MANIFEST_COLUMNS
-    )
-    return (
-        Column(
-            "ccd_key",
-            "INTEGER PRIMARY KEY",
-            "Hash of exposure and CCD number: the same in every database.",
-        ),
-        *copied,
-        Column("ra", "REAL", "Centre of the footprint, ICRS degrees; null for a failed CCD."),
-        Column("dec", "REAL", "Likewise."),
-        Column(
-            "footprint",
-            "TEXT",
-            "Outline from the fitted WCS with points along the edges, joined by great circles: "
-            "JSON [[ra, dec], ...], degrees, beginning at pixel (-0.5, -0.5) along the first row; "
-            "null for a failed CCD.",
-        ),
-    )
 
 
 TABLES = (
@@ -147,7 +118,26 @@ TABLES = (
     Table(
         "ccds",
         "All CCDs of these exposures with their quality, or the reason of their failure.",
-        _ccd_columns(),
+        (
+            Column(
+                "ccd_key",
+                "INTEGER PRIMARY KEY",
+                "Hash of exposure and CCD number: the same in every database.",
+            ),
+            *(
+                Column(name, _sql_type(name), CcdRow.model_fields[name].description or "")
+                for name in MANIFEST_COLUMNS
+            ),
+            Column("ra", "REAL", "Centre of the footprint, ICRS degrees; null for a failed CCD."),
+            Column("dec", "REAL", "Likewise."),
+            Column(
+                "footprint",
+                "TEXT",
+                "Outline from the fitted WCS with points along the edges, joined by great circles: "
+                "JSON [[ra, dec], ...], degrees, beginning at pixel (-0.5, -0.5) along the first "
+                "row; null for a failed CCD.",
+            ),
+        ),
         (
             "UNIQUE (exposure, ccd)",
             "FOREIGN KEY (exposure) REFERENCES exposures (exposure) ON DELETE CASCADE",

@@ -287,12 +287,8 @@ def _read_distortion(
 
 def _read_pv(header: fits.Header, order: list[int]) -> dict[tuple[int, int], float]:
     """Return the PV values by (axis, index), axis 1 being right ascension."""
-    pv = {}
-    for key in header:
-        match = _PV_CARD.fullmatch(key)
-        if match:
-            axis, index = int(match[1]), int(match[2])
-            pv[order.index(axis - 1) + 1, index] = _number(header, key)
+    found = filter(None, map(_PV_CARD.fullmatch, header))
+    pv = {(order.index(int(m[1]) - 1) + 1, int(m[2])): _number(header, m[0]) for m in found}
     return {key: value for key, value in pv.items() if key[1] <= _RADIAL_TERMS[-1]}
 
 
@@ -305,10 +301,9 @@ def _read_sip(header: fits.Header) -> tuple[NDArray, NDArray] | None:
         raise ValueError(f"A_ORDER, B_ORDER are {orders}")
     size = max(*orders, 2) + 1
     polynomials = {name: np.zeros((size, size)) for name in "AB"}
-    for key in header:
-        match = _SIP_CARD.fullmatch(key)
-        if match and int(match[2]) + int(match[3]) < size:
-            polynomials[match[1]][int(match[2]), int(match[3])] = _number(header, key)
+    for match in filter(None, map(_SIP_CARD.fullmatch, header)):
+        if int(match[2]) + int(match[3]) < size:
+            polynomials[match[1]][int(match[2]), int(match[3])] = _number(header, match[0])
     return polynomials["A"], polynomials["B"]
 
 
@@ -365,13 +360,9 @@ def _tpv_to_sip(cards: WcsCards) -> WcsCards:
 
 def _tpv_polynomials(pv: dict[tuple[int, int], float]) -> list[NDArray]:
     """Return the two polynomials of a TPV distortion, without its radial terms."""
-    polynomials = []
-    for axis in (1, 2):
-        terms = _tpv_terms(axis)
-        values = {1: 1.0} | {m: value for (i, m), value in pv.items() if i == axis}
-        polynomial = np.zeros((_MAX_TPV_ORDER + 1, _MAX_TPV_ORDER + 1))
-        for m, value in values.items():
-            if m not in _RADIAL_TERMS:
-                polynomial[terms[m]] = value
-        polynomials.append(polynomial)
+    polynomials = np.zeros((2, _MAX_TPV_ORDER + 1, _MAX_TPV_ORDER + 1))
+    terms = {axis: _tpv_terms(axis) for axis in (1, 2)}
+    for (axis, m), value in ({(1, 1): 1.0, (2, 1): 1.0} | pv).items():
+        if m not in _RADIAL_TERMS:
+            polynomials[axis - 1][terms[axis][m]] = value
     return trim(*polynomials)

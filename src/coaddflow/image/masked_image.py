@@ -4,9 +4,11 @@ Mask planes are bits with names; every MASK extension says in its header which b
 name (keywords ``MP_<name>``), so that no reader needs this module to understand a file.
 """
 
+import contextlib
 import enum
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,21 +56,14 @@ class MaskPlane(enum.IntFlag):
 
 @dataclass
 class MaskedImage:
-    """An image with its variance and mask.
-
-    Attributes
-    ----------
-    image : ndarray of float32, shape (ny, nx)
-        Pixel values.
-    variance : ndarray of float32, shape (ny, nx)
-        Variance of the pixel values, in the square of their unit.
-    mask : ndarray of int32, shape (ny, nx)
-        Bits of `MaskPlane`.
-    """
+    """An image with its variance and mask, each of shape (ny, nx)."""
 
     image: NDArray[np.float32]
+    """Pixel values."""
     variance: NDArray[np.float32]
+    """Variance of the pixel values, in the square of their unit."""
     mask: NDArray[np.int32]
+    """Bits of `MaskPlane`."""
 
     def __post_init__(self):
         self.image = np.asarray(self.image, dtype=np.float32)
@@ -128,20 +123,12 @@ def image_hdu(
     header: fits.Header | None = None,
     compression: Compression = "none",
 ) -> fits.ImageHDU | fits.CompImageHDU:
-    """Return an image extension, compressed as the settings say.
+    """Return an image extension with this EXTNAME, compressed as the settings say.
 
-    Parameters
-    ----------
-    name : str
-        EXTNAME.
-    pixels : ndarray, shape (ny, nx)
-        Pixel values.
-    header : astropy.io.fits.Header, optional
-        Further cards (WCS, units, provenance).
-    compression : {"none", "lossless", "quantized"}
-        ``lossless`` is GZIP_2 for floats and RICE for integers; ``quantized`` is RICE with a
-        step of 1/16 of the noise and subtractive dithering (Pence et al. 2010, PASP 122, 1065)
-        for floats. NaN and infinity survive ``none`` and ``lossless``.
+    ``header`` has further cards (WCS, units, provenance). The compression ``lossless`` is GZIP_2
+    for floats and RICE for integers; ``quantized`` is RICE with a step of 1/16 of the noise and
+    subtractive dithering (Pence et al. 2010, PASP 122, 1065) for floats. NaN and infinity survive
+    ``none`` and ``lossless``.
     """
     if compression == "none":
         # in the byte order of FITS: astropy would swap the bytes four times to write and sum them
@@ -165,16 +152,9 @@ def masked_image_hdus(
 ) -> list[fits.ImageHDU | fits.CompImageHDU]:
     """Return the IMAGE, MASK and VARIANCE extensions of a product.
 
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        The pixels.
-    header : astropy.io.fits.Header, optional
-        Cards for all three extensions (the WCS, above all).
-    unit : str
-        BUNIT of the image; that of the variance is its square.
-    compression : {"none", "lossless", "quantized"}
-        See `image_hdu`. Masks are always kept exactly.
+    The cards of ``header`` (the WCS, above all) go into all three; ``unit`` is the BUNIT of the
+    image, and that of the variance is its square. See `image_hdu` for ``compression``; masks are
+    always kept exactly.
     """
     header = header if header is not None else fits.Header()
     image_header, mask_cards, variance_header = header.copy(), header.copy(), header.copy()
@@ -227,6 +207,17 @@ def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
     return fits.open(stream, disable_image_compression=True)[1]
 
 
+@contextlib.contextmanager
+def reading(
+    path: str | Path, what: str, remedy: str = "remove it and run the workflow again"
+) -> Iterator[None]:
+    """Raise InputError if a FITS file turns out in the block not to be a readable ``what``."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, AstropyUserWarning) as error:
+        raise InputError(f"is not a readable {what} ({error})", path, remedy) from error
+
+
 def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
     """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
 
@@ -235,20 +226,13 @@ def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
     InputError
         If the file is missing, damaged, or has not these extensions.
     """
-    try:
-        # given a name, astropy opens the file twice
-        with (
-            warnings.catch_warnings(),
-            Path(path).open("rb") as stream,
-            fits.open(stream, memmap=False) as hdus,
-        ):
-            warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
-            header = hdus["IMAGE"].header
-            planes = [hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK")]
-            return MaskedImage(*planes), header
-    except (OSError, KeyError, TypeError, ValueError, AstropyUserWarning) as error:
-        raise InputError(
-            f"is not a readable product of coaddflow ({error})",
-            path=path,
-            remedy="remove it and run the workflow again",
-        ) from error
+    # given a name, astropy opens the file twice
+    with (
+        reading(path, "product of coaddflow"),
+        warnings.catch_warnings(),
+        Path(path).open("rb") as stream,
+        fits.open(stream, memmap=False) as hdus,
+    ):
+        warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
+        header = hdus["IMAGE"].header
+        return MaskedImage(*(hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK"))), header

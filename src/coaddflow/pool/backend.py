@@ -4,16 +4,8 @@ import os
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from coaddflow.pool.messages import Message
+from coaddflow.pool.messages import Joined, Message
 from coaddflow.pool.packing import Packed
-
-
-class Joined(NamedTuple):
-    """A worker is ready."""
-
-    worker: int
-    process: int
-    host: str
 
 
 class Replied(NamedTuple):
@@ -34,24 +26,16 @@ Event = Joined | Replied | Lost
 
 
 class Traffic:
-    """What the master has sent and received.
-
-    Attributes
-    ----------
-    messages : int
-        Number of messages.
-    piped : int
-        Bytes that were copied through pipes, sockets or the network.
-    shared : int
-        Bytes that crossed in shared memory.
-    """
+    """What the master has sent and received, bytes."""
 
     def __init__(self) -> None:
-        self.messages = self.piped = self.shared = 0
+        self.piped = 0
+        """Copied through pipes, sockets or the network."""
+        self.shared = 0
+        """Crossed in shared memory."""
 
     def count(self, piped: int, shared: int = 0) -> None:
-        """Count one message."""
-        self.messages += 1
+        """Count a message."""
         self.piped += piped
         self.shared += shared
 

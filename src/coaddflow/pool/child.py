@@ -9,7 +9,7 @@ import sys
 
 from coaddflow.pool.channel import Channel
 from coaddflow.pool.lifeline import Stopped, end_when, pipe_has_ended, raise_on_sigterm
-from coaddflow.pool.messages import Hello, Message, Stop, from_frames, to_frames
+from coaddflow.pool.messages import Joined, Message, Stop, from_frames, to_frames
 from coaddflow.pool.worker import WorkerLoop
 
 
@@ -33,9 +33,8 @@ def main(worker: str, connection: str, lifeline: str) -> None:
 
 def _serve(worker: int, channel: Channel) -> None:
     loop = WorkerLoop(worker, capture_log=True)
-    hello = Hello(worker, os.getpid(), platform.node())
     with contextlib.suppress(EOFError, ConnectionError):
-        channel.send(to_frames(Message(hello)))
+        channel.send(to_frames(Message(Joined(worker, os.getpid(), platform.node()))))
         while True:
             message = from_frames(channel.receive())
             if isinstance(message.head, Stop):

@@ -310,15 +310,13 @@ class _OwnWorkers:
 
     def __init__(self, n_workers: int):
         self._lifeline = os.pipe()
-        self._processes: list[subprocess.Popen[bytes]] = []
         self._logger = logging.getLogger("distributed")
         self._log_level = self._logger.level
         self._logger.setLevel(logging.CRITICAL)  # the pool reports what matters
         self.cluster = distributed.LocalCluster(
             n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=False
         )
-        for _ in range(n_workers):
-            self._processes.append(self._start())
+        self._processes = [self._start() for _ in range(n_workers)]
 
     def replace_dead(self) -> None:
         """Start a worker in place of each that is gone."""

@@ -27,34 +27,22 @@ class StateLost(PoolError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Failure:
-    """Takes the place of a result when an item has failed.
-
-    Attributes
-    ----------
-    index : int
-        Position of the item among the items.
-    label : str
-        Name of the item in messages.
-    type : str
-        Name of the class of the exception; `WorkerDied` and `StateLost` if the item is not at
-        fault.
-    message : str
-        Text of the exception.
-    traceback : str
-        Where in the worker it happened; empty if no exception was raised there.
-    worker : int or None
-        Number of the worker; None if the item was not given to any.
-    error : Exception or None
-        The exception itself, without its frames, if it can be pickled.
-    """
+    """Takes the place of a result when an item has failed."""
 
     index: int
+    """Position of the item among the items."""
     label: str
+    """Name of the item in messages."""
     type: str
+    """Name of the class of the exception; `WorkerDied`, `StateLost` if the item is not at fault."""
     message: str
+    """Text of the exception."""
     traceback: str = field(repr=False)
+    """Where in the worker it happened; empty if no exception was raised there."""
     worker: int | None
+    """Number of the worker; None if the item was not given to any."""
     error: Exception | None = field(repr=False, compare=False)
+    """The exception itself, without its frames, if it can be pickled."""
 
     def __str__(self) -> str:
         where = "" if self.worker is None else f" (worker {self.worker})"
@@ -78,15 +66,8 @@ def failure_of(
 ) -> Failure:
     """Return an exception as a value that can be pickled."""
     text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
-    return Failure(
-        index=index,
-        label=label,
-        type=type(error).__name__,
-        message=str(error),
-        traceback=text,
-        worker=worker,
-        error=_pickled_and_back(error),
-    )
+    kind, message = type(error).__name__, str(error)
+    return Failure(index, label, kind, message, text, worker, _pickled_and_back(error))
 
 
 def _pickled_and_back(error: BaseException) -> Exception | None:

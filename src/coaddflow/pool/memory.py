@@ -17,20 +17,13 @@ _AT_ONCE = 1 << 30
 
 
 class Shared:
-    """A copy of contiguous bytes in memory that can be passed to other processes.
-
-    Attributes
-    ----------
-    descriptor : int
-        File descriptor; closed by `close` or with this object.
-    nbytes : int
-        Size in bytes.
-    """
+    """A copy of contiguous bytes in memory that can be passed to other processes."""
 
     def __init__(self, data: bytes | memoryview):
         view = memoryview(data).cast("B")
         self.nbytes = view.nbytes
         self.descriptor = _anonymous_file()
+        """File descriptor; closed by `close` or with this object."""
         self._finalizer = weakref.finalize(self, os.close, self.descriptor)
         written = 0
         while written < view.nbytes:

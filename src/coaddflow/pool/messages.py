@@ -26,11 +26,10 @@ class Define(NamedTuple):
 
 
 class Run(NamedTuple):
-    """To a worker: an item to do (body). Answered by `Done` or `Failed`."""
+    """To a worker: an item to do (body). Answered by `Done`."""
 
-    task: int
     function: str
-    state: tuple[int, int] | None
+    state: tuple[int, int]
     label: str
     log_level: int
 
@@ -50,7 +49,7 @@ class End(NamedTuple):
     """To an MPI rank: the program ends."""
 
 
-class Hello(NamedTuple):
+class Joined(NamedTuple):
     """From a worker: ready for work."""
 
     worker: int
@@ -59,24 +58,15 @@ class Hello(NamedTuple):
 
 
 class Done(NamedTuple):
-    """From a worker: the result of an item (body), and the time it took."""
+    """From a worker: the result of an item (body) or its failure, and the time it took."""
 
-    task: int
     seconds: float
     holds_state: bool
+    failure: Failure | None
     log: tuple[dict[str, Any], ...]
 
 
-class Failed(NamedTuple):
-    """From a worker: an item has failed, after this time."""
-
-    task: int
-    seconds: float
-    failure: Failure
-    log: tuple[dict[str, Any], ...]
-
-
-Head = Begin | End | Define | Run | Forget | Stop | Hello | Done | Failed
+Head = Begin | End | Define | Run | Forget | Stop | Joined | Done
 
 
 class Message(NamedTuple):

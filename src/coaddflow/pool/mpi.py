@@ -28,7 +28,7 @@ from coaddflow.errors import InputError
 from coaddflow.pool.backend import Backend, Event, Joined, Replied
 from coaddflow.pool.failure import PoolError
 from coaddflow.pool.lifeline import Stopped, connect, end_when, keep_alive, raise_on_sigterm
-from coaddflow.pool.messages import Begin, End, Message, Stop, from_frames, to_frames
+from coaddflow.pool.messages import Begin, End, Message, Run, Stop, from_frames, to_frames
 from coaddflow.pool.worker import WorkerLoop
 from coaddflow.runtime.threads import single_threaded
 
@@ -88,17 +88,12 @@ def _probe(comm: MPI.Comm, check: Callable[[], None]) -> MPI.Status:
 
 
 class World:
-    """The other ranks of a communicator, as rank 0 knows them.
-
-    Attributes
-    ----------
-    broken : bool
-        A rank is gone or does not stop: the program can only be aborted.
-    """
+    """The other ranks of a communicator, as rank 0 knows them."""
 
     def __init__(self, comm: MPI.Comm):
         self.comm = comm
         self.broken = False
+        """A rank is gone or does not stop: the program can only be aborted."""
         self.hosts = dict(enumerate(comm.gather((os.getpid(), platform.node()))))
         self._lifelines = _accept_lifelines(comm)
 
@@ -192,7 +187,7 @@ class MpiBackend(Backend):
 
     def send(self, worker: int, message: Message) -> None:
         """Send a message to a rank."""
-        if hasattr(message.head, "task"):
+        if isinstance(message.head, Run):
             self._busy.add(worker)
         self._send(worker, message)
 

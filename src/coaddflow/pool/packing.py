@@ -27,14 +27,9 @@ class Packed(NamedTuple):
 
 
 def pack(value: Any, name: str) -> Packed:
-    """Pickle an object; large arrays in it are not copied.
+    """Pickle an object, called ``name`` in error messages; large arrays in it are not copied.
 
-    Parameters
-    ----------
-    value : object
-        What to pickle. It must not change as long as the result is in use.
-    name : str
-        Its name in error messages.
+    It must not change as long as the result is in use.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from coaddflow.pool.failure import (
     WorkerDied,
     failure_of,
 )
-from coaddflow.pool.messages import Define, Done, Forget, Message, Run
+from coaddflow.pool.messages import Define, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, unpack
 from coaddflow.pool.queue import Task, TaskQueue
 from coaddflow.pool.worker import Worker
@@ -44,16 +44,12 @@ class Results(list[Any]):
     """Results in the order of the items, with a `Failure` for an item that has failed.
 
     The workers keep the states of the items as long as this list is in use.
-
-    Attributes
-    ----------
-    labels : list of str
-        Names of the items.
     """
 
     def __init__(self, results: Iterable[Any], labels: Sequence[str], states: _States):
         super().__init__(results)
         self.labels = list(labels)
+        """Names of the items."""
         self._states = states
 
     @property
@@ -181,20 +177,11 @@ class Pool:
         return self._busy
 
     def broadcast(self, **constants: Any) -> None:
-        """Send constants to all workers, once to each.
+        """Send constants to all workers, once to each; they replace earlier ones of the same names.
 
         Functions find them by name in `Worker.constants`. Arrays in them are read-only, and are
-        in memory once for all worker processes of a machine.
-
-        Parameters
-        ----------
-        **constants : object
-            The constants. They replace earlier ones of the same names.
-
-        Raises
-        ------
-        CannotPickle
-            If a constant cannot be pickled.
+        in memory once for all worker processes of a machine. Raise CannotPickle if one cannot be
+        pickled.
         """
         for name, value in constants.items():
             self._define(name, value)
@@ -381,7 +368,6 @@ class Pool:
         """Return a task for each item that has not failed before."""
         return [
             Task(
-                number=next(self._numbers),
                 index=index,
                 item=item,
                 label=labels[index],
@@ -458,8 +444,7 @@ class Pool:
                 worker.defined.add(name)
         state = (batch.states.number, task.index)
         level = logging.getLogger().getEffectiveLevel()
-        run = Run(task.number, batch.function, state, task.label, level)
-        self._backend.send(number, Message(run, body))
+        self._backend.send(number, Message(Run(batch.function, state, task.label, level), body))
 
     def _take(self, event: Event, batch: _Batch) -> None:
         """Handle an event."""
@@ -479,9 +464,8 @@ class Pool:
         if asked is not batch:
             return
         batch.states.owners.pop(task.index, None)
-        if not isinstance(reply, Done):
-            failure = replace(reply.failure, index=task.index, label=task.label)
-            batch.finish(task, failure)
+        if reply.failure is not None:
+            batch.finish(task, replace(reply.failure, index=task.index, label=task.label))
             return
         if reply.holds_state:
             batch.states.owners[task.index] = number

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,7 @@ from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied
 from coaddflow.pool.channel import Channel
 from coaddflow.pool.failure import PoolError
 from coaddflow.pool.memory import Shared
-from coaddflow.pool.messages import Hello, Message, Stop, from_frames, to_frames
+from coaddflow.pool.messages import Message, Stop, from_frames, to_frames
 from coaddflow.pool.packing import LARGE, Packed
 from coaddflow.runtime.threads import single_threaded
 
@@ -39,13 +40,13 @@ _SECONDS_TO_STOP = 5.0
 """Time for workers to end after `Stop`, and again after SIGTERM."""
 
 
+@dataclass
 class _Child:
     """A worker process and the connection to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: Channel):
-        self.process = process
-        self.channel = channel
-        self.ready = False
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    ready: bool = False
 
 
 class ProcessBackend(Backend):
@@ -125,9 +126,9 @@ class ProcessBackend(Backend):
             message = from_frames(child.channel.receive())
         except (EOFError, ConnectionError):
             return [self._replace(number)]
-        if isinstance(message.head, Hello):
+        if isinstance(message.head, Joined):
             child.ready = True
-            return [Joined(number, message.head.process, message.head.host)]
+            return [message.head]
         return [Replied(number, message)]
 
     def _replace(self, number: int) -> Lost:

@@ -7,25 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """One item of a map.
+    """One item of a map, and what `Pool.map` knows of it."""
 
-    Attributes
-    ----------
-    number, index : int
-        Unique number in the pool, and position of the item in its map.
-    item, label, cost, memory
-        The item, and what `Pool.map` knows of it.
-    owner : int or None
-        The only worker that can do it, because it holds the state of the item.
-    """
-
-    number: int
     index: int
+    """Position of the item in its map."""
     item: Any
     label: str
     cost: float = 0.0
     memory: int = 0
     owner: int | None = None
+    """The only worker that can do it, because it holds the state of the item."""
 
 
 class TaskQueue:

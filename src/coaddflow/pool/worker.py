@@ -8,32 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from coaddflow.pool.failure import failure_of
-from coaddflow.pool.messages import Define, Done, Failed, Forget, Message, Run
+from coaddflow.pool.messages import Define, Done, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, read_only, unpack
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a function that runs on the pool sees of its worker.
-
-    Attributes
-    ----------
-    id : int
-        Number of the worker. A worker that replaces a dead one has a new number.
-    constants : mapping of str to object
-        What was broadcast; arrays in it are read-only.
-    state : dict
-        Belongs to this item and stays with the worker: empty in `Pool.map`; `Pool.map_again`
-        finds in it what the function has put there for the same item.
-    cache : dict
-        Belongs to the worker, as long as it lives. No result may depend on it: which items a
-        worker gets is a matter of timing.
-    """
+    """What a function that runs on the pool sees of its worker."""
 
     id: int
+    """Number of the worker. A worker that replaces a dead one has a new number."""
     constants: Mapping[str, Any]
+    """What was broadcast; arrays in it are read-only."""
     state: dict[str, Any]
+    """Belongs to this item and stays with the worker: empty in `Pool.map`; `Pool.map_again` finds
+    in it what the function has put there for the same item."""
     cache: dict[str, Any]
+    """Belongs to the worker, as long as it lives. No result may depend on it: which items a worker
+    gets is a matter of timing."""
 
 
 class WorkerLoop:
@@ -69,7 +61,7 @@ class WorkerLoop:
 
     def _run(self, run: Run, body: Packed) -> Message:
         """Run a function on an item; what it raises becomes the answer."""
-        state = self._states.pop(run.state, {})
+        state, packed, failure = self._states.pop(run.state, {}), None, None
         begin = time.monotonic()
         with _records(run.log_level, self._capture_log) as log:
             try:
@@ -77,13 +69,11 @@ class WorkerLoop:
                 result = self._value(run.function)(unpack(body), worker)
                 packed = pack(result, f"the result of {run.label}")
             except (Exception, SystemExit) as error:
-                seconds = time.monotonic() - begin
                 failure = failure_of(error, self.id)
-                return Message(Failed(run.task, seconds, failure, tuple(log)))
-        if state and run.state is not None:
+        if state and failure is None:
             self._states[run.state] = state
         seconds = time.monotonic() - begin
-        return Message(Done(run.task, seconds, bool(state), tuple(log)), packed)
+        return Message(Done(seconds, bool(state), failure, tuple(log)), packed)
 
     def _value(self, name: str) -> Any:
         """Return a constant or function, unpacked at first use: an error then fails one item."""

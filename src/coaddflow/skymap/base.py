@@ -11,18 +11,12 @@ from coaddflow.skymap.tract import Tract
 
 
 class SkyMap(ABC):
-    """A set of tracts. Made by `make_skymap`.
-
-    Attributes
-    ----------
-    settings : SkymapSettings
-        Its parameters, complete.
-    n_tracts : int
-        Tracts are numbered from 0 to ``n_tracts - 1``.
-    """
+    """A set of tracts. Made by `make_skymap`."""
 
     settings: SkymapSettings
+    """Its parameters, complete."""
     n_tracts: int
+    """Tracts are numbered from 0 to ``n_tracts - 1``."""
 
     def tract(self, tract_id: int | str) -> Tract:
         """Return a tract by its number or the decimal text of it.
@@ -47,15 +41,7 @@ class SkyMap(ABC):
     def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
         """Return the tract in whose inner region positions lie; -1 off the map.
 
-        Parameters
-        ----------
-        ra, dec : array_like, shape (...)
-            ICRS degrees.
-
-        Returns
-        -------
-        int or ndarray of int64, shape (...)
-            An int for scalars.
+        Positions are ICRS degrees, shape (...), as are the numbers returned; an int for scalars.
 
         Raises
         ------

@@ -13,11 +13,10 @@ References
 .. [1] Gottschalk, Lin & Manocha 1996, Proc. SIGGRAPH '96, 171 (separating axis test).
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +24,11 @@ from numpy.typing import NDArray
 from coaddflow.geometry import polygon, sphere
 from coaddflow.instrument.footprint import Pointing, outline_vectors
 from coaddflow.skymap.base import SkyMap
-from coaddflow.skymap.tract import Tract
+from coaddflow.skymap.tract import MIN_COSINE, Tract
 
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera
+    from coaddflow.tables.exposures import ImageRow
 
 FloatArray = NDArray[np.float64]
 
@@ -38,19 +38,8 @@ Overlaps = dict[str, dict[int, list[str]]]
 _EDGE_BOW = 0.01
 """Largest bow of the edge of an image between its corners, as a fraction of its size."""
 
-_MIN_COSINE = math.cos(math.radians(89.0))
-"""Cosine of the largest angle from the tangent point at which polygons are compared."""
-
 _MAX_CELLS = 1_000_000
 """Pairs of sides and patches compared at a time, to limit the memory."""
-
-
-class ImageCorners(Protocol):
-    """The needed columns of the table of images calibrated elsewhere; degrees."""
-
-    exposure: str
-    footprint_ra: Sequence[float]
-    footprint_dec: Sequence[float]
 
 
 def predicted_overlaps(
@@ -58,16 +47,8 @@ def predicted_overlaps(
 ) -> Overlaps:
     """Return the tracts and patches that each exposure can touch.
 
-    Parameters
-    ----------
-    exposures : iterable of Pointing
-        Rows of the exposure table, each exposure once.
-    camera : Camera
-        Positions of the CCDs.
-    skymap : SkyMap
-        Tracts and patches.
-    margin : float
-        Largest distance of a CCD from its predicted position, degrees.
+    The exposures are rows of the exposure table, each exposure once, and ``margin`` is the largest
+    distance of a CCD from its predicted position, degrees.
 
     Returns
     -------
@@ -84,26 +65,16 @@ def predicted_overlaps(
 
 
 def predicted_overlaps_of_images(
-    images: Iterable[ImageCorners], skymap: SkyMap, margin: float = 0.0
+    images: Iterable["ImageRow"], skymap: SkyMap, margin: float = 0.0
 ) -> Overlaps:
     """Return the tracts and patches that images with a known WCS can touch.
 
-    Parameters
-    ----------
-    images : iterable of ImageCorners
-        Rows of the table of images, in any order.
-    skymap : SkyMap
-        Tracts and patches.
-    margin : float
-        Largest error of the WCS, degrees. As the table has only the corners, one hundredth of the
-        image's size is added for edges bent by distortion.
-
-    Returns
-    -------
-    dict of str to dict of int to list of str
-        As `predicted_overlaps`; exposures in the order of their first image.
+    The images are rows of the table of images, in any order. ``margin`` is the largest error of the
+    WCS, degrees; as the table has only the corners, one hundredth of the image's size is added for
+    edges bent by distortion. The result is that of `predicted_overlaps`, with exposures in the
+    order of their first image.
     """
-    corners: dict[str, list[ImageCorners]] = defaultdict(list)
+    corners: dict[str, list[ImageRow]] = defaultdict(list)
     for image in images:
         corners[image.exposure].append(image)
     overlaps: Overlaps = {name: {} for name in corners}
@@ -188,7 +159,7 @@ def _boxes_touched(tract: Tract, homogeneous: FloatArray) -> NDArray[np.bool_]:
     """
     # a polygon that reaches behind the tangent plane, larger than the field of any camera, counts
     # as touching everything
-    behind = (homogeneous[..., 2] <= _MIN_COSINE).any(axis=-1)
+    behind = (homogeneous[..., 2] <= MIN_COSINE).any(axis=-1)
     weight = np.where(behind[:, None], 1.0, homogeneous[..., 2])
     x, y = homogeneous[..., 0] / weight, homogeneous[..., 1] / weight
     (x0, x1), (y0, y1) = (tract.outer_spans(axis) - 0.5 for axis in (0, 1))

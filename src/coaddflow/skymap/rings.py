@@ -54,11 +54,8 @@ class RingsSkyMap(SkyMap):
 
     def _ring_and_number(self, tract_id: NDArray) -> tuple[NDArray, NDArray]:
         """Return the ring and the number in it, from ra_start eastwards, of tracts off the caps."""
-        if self.settings.rings.version == 1:
-            ring = np.searchsorted(self._first_of_ring, tract_id, side="right") - 1
-        else:
-            ring = np.searchsorted(self._first_of_ring, tract_id, side="left") - 1
-            ring = np.maximum(ring, 0)
+        side = "right" if self.settings.rings.version == 1 else "left"
+        ring = np.maximum(np.searchsorted(self._first_of_ring, tract_id, side=side) - 1, 0)
         return ring, (tract_id - self._first_of_ring[ring]) % self._ring_counts[ring]
 
     def _tract(self, number: int) -> Tract:

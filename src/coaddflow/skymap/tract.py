@@ -8,6 +8,7 @@ the Snakefile imports this.
 References
 ----------
 .. [1] Calabretta & Greisen 2002, A&A 395, 1077 (TAN; sections 2.2-2.4 for LONPOLE).
+.. [2] Sutherland & Hodgman 1974, Commun. ACM 17, 32 (covered fractions by clipping).
 """
 
 import itertools
@@ -30,59 +31,41 @@ if TYPE_CHECKING:
 _MIN_OVERLAP_AREA = 1e-6
 """Square pixels below which two regions merely touch."""
 
-_MIN_COSINE = math.cos(math.radians(89.0))
+MIN_COSINE = math.cos(math.radians(89.0))
 """Cosine of the largest angle from the tangent point; beyond it regions are cut off."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of a tract that is coadded as one image.
-
-    Attributes
-    ----------
-    id : str
-        ``"x_y"``, counted from the tract's first pixel.
-    inner_box : tuple of int
-        Pixels that are this patch's own, half-open (x0, y0, x1, y1).
-    outer_box : tuple of int
-        With the border shared with the neighbours.
-    """
+    """A part of a tract that is coadded as one image."""
 
     id: str
+    """``"x_y"``, counted from the tract's first pixel."""
     inner_box: Box
+    """Pixels that are this patch's own, half-open (x0, y0, x1, y1)."""
     outer_box: Box
+    """With the border shared with the neighbours."""
 
 
 @dataclass(frozen=True)
 class Tract:
-    """A pixel grid in the tangent projection, cut into patches.
-
-    Attributes
-    ----------
-    id : int
-        Number in the sky map.
-    ra, dec : float
-        Tangent point, ICRS degrees.
-    reference_pixel : tuple of float
-        Position of the tangent point, 0-based pixels (x, y).
-    n_patches : tuple of int
-        Patches in x and y.
-    patch_inner_size : tuple of int
-        Columns and rows of the inner box of every patch.
-    patch_border : int
-        Pixels.
-    pixel_scale : float
-        Arcseconds per pixel at the tangent point.
-    """
+    """A pixel grid in the tangent projection, cut into patches."""
 
     id: int
+    """Number in the sky map."""
     ra: float
     dec: float
+    """Tangent point, ICRS degrees."""
     reference_pixel: tuple[float, float]
+    """Position of the tangent point, 0-based pixels (x, y)."""
     n_patches: tuple[int, int]
+    """Patches in x and y."""
     patch_inner_size: tuple[int, int]
+    """Columns and rows of the inner box of every patch."""
     patch_border: int
+    """Pixels."""
     pixel_scale: float
+    """Arcseconds per pixel at the tangent point."""
 
     @property
     def width(self) -> int:
@@ -148,20 +131,11 @@ class Tract:
         LONPOLE is always given, as its default changes at the pole [1]_. For the WCS of a patch
         subtract the lower corner of its outer box from CRPIX.
         """
-        from astropy.wcs import WCS
+        from coaddflow.geometry.wcs import WcsCards, build_wcs
 
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-        wcs.wcs.cunit = ["deg", "deg"]
-        wcs.wcs.crval = [self.ra, self.dec]
-        wcs.wcs.crpix = [self.reference_pixel[0] + 1.0, self.reference_pixel[1] + 1.0]
-        scale = self.pixel_scale / 3600.0
-        wcs.wcs.cd = [[-scale, 0.0], [0.0, scale]]
-        wcs.wcs.lonpole = 180.0
-        wcs.wcs.radesys = "ICRS"
-        wcs.pixel_shape = (self.width, self.height)
-        wcs.wcs.set()
-        return wcs
+        crval, crpix = np.array([self.ra, self.dec]), np.array(self.reference_pixel) + 1.0
+        cd = np.diag([-1.0, 1.0]) * (self.pixel_scale / 3600.0)
+        return build_wcs(WcsCards("TAN", crval, crpix, cd, shape=(self.height, self.width)))
 
     def patch(self, patch_id: str) -> Patch:
         """Return the patch named ``"x_y"``; raise InputError if the tract has none."""
@@ -220,32 +194,39 @@ class Tract:
         Parts farther than 89 degrees from the tangent point are cut off.
         """
         homogeneous = sphere.to_vector(ra, dec) @ self.vector_to_pixel.T
-        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - _MIN_COSINE)
+        homogeneous = polygon.clip_half_space(homogeneous, homogeneous[:, 2] - MIN_COSINE)
         return homogeneous[:, :2] / homogeneous[:, 2:]
 
-    def patch_areas(self, points: NDArray[np.float64]) -> dict[str, float]:
-        """Return the area of each patch's outer box that a polygon covers.
+    def patch_overlaps(self, ra: ArrayLike, dec: ArrayLike) -> list[tuple[str, float, float]]:
+        """Return the patches that a footprint overlaps, and how much, by clipping [2]_.
 
         Parameters
         ----------
-        points : ndarray of float64, shape (n, 2)
-            Outline in pixels of the tract (`footprint_pixels`).
+        ra, dec : array_like, shape (n,)
+            Outline in order, ICRS degrees; it may be slightly bowed.
 
         Returns
         -------
-        dict of str to float
-            Square pixels, only for patches that are covered, x running fastest.
+        list of (patch, patch_fraction, ccd_fraction)
+            Fractions of the patch's outer box and of the footprint, by area on the tangent plane; x
+            running fastest. Empty if the footprint misses the tract.
         """
+        axis, radius = polygon.bounding_cap(sphere.to_vector(ra, dec))
+        distance = sphere.separation(*sphere.from_vector(axis), self.ra, self.dec)
+        if distance > radius + self.radius + 1e-6:
+            return []
+        points = self.footprint_pixels(ra, dec)
         if len(points) < 3:
-            return {}
+            return []
+        whole, overlaps = polygon.area(points), []
         range_x, range_y = (self._indices_near(axis, points[:, axis]) for axis in (0, 1))
-        areas = {}
         for iy, ix in itertools.product(range_y, range_x):
-            box = self._box(ix, iy, self.patch_border)
+            x0, y0, x1, y1 = box = self._box(ix, iy, self.patch_border)
             covered = polygon.area(polygon.clip_to_box(points, tuple(edge - 0.5 for edge in box)))
             if covered > _MIN_OVERLAP_AREA:
-                areas[f"{ix}_{iy}"] = covered
-        return areas
+                fractions = (covered / ((x1 - x0) * (y1 - y0)), covered / whole)
+                overlaps.append((f"{ix}_{iy}", *(min(part, 1.0) for part in fractions)))
+        return overlaps
 
     def _indices_near(self, axis: int, position: NDArray[np.float64]) -> range:
         """Return the patch indices along an axis whose outer boxes overlap a range of pixels."""

@@ -19,7 +19,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.warp.files import Warp
-from coaddflow.warp.mapping import PixelGrid, SkyGrid, footprint_box, map_ccd
+from coaddflow.warp.mapping import PixelGrid, footprint_box, map_ccd
 from coaddflow.warp.resample import Kernel, Rules, Source, make_kernel, prepare_source, resample
 
 if TYPE_CHECKING:
@@ -30,21 +30,14 @@ _ROWS_PER_TASK = 128
 
 @dataclass(frozen=True)
 class CcdImage:
-    """A calibrated CCD, the input of `warp_patches`.
-
-    Attributes
-    ----------
-    masked_image : MaskedImage
-        Pixels, sky subtracted.
-    wcs : astropy.wcs.WCS
-        Any projection and distortion that astropy supports.
-    scale : float
-        nJy per unit of the pixels (`flux_scale`).
-    """
+    """A calibrated CCD, the input of `warp_patches`."""
 
     masked_image: MaskedImage
+    """Pixels, sky subtracted."""
     wcs: "WCS"
+    """Any projection and distortion that astropy supports."""
     scale: float
+    """nJy per unit of the pixels (`flux_scale`)."""
 
 
 def warp_patches(
@@ -62,14 +55,12 @@ def warp_patches(
 
     Parameters
     ----------
-    tract : Tract
-        The tract.
+    tract, settings : Tract, WarpSettings
+        What to warp to, and how.
     patch_ccds : mapping of str to sequence of int
         For each patch, the CCDs that overlap it.
     load_calexp : callable
         Returns the `CcdImage` of a CCD; called once for each.
-    settings : WarpSettings
-        Kernel and treatment of flags.
     threads : int
         Number of threads that share the rows; the result does not depend on it.
 
@@ -125,28 +116,11 @@ def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
 
 
 def warp_whole_ccd(
-    number: int, ccd: CcdImage, tract: SkyGrid, outer: Box, settings: WarpSettings
+    number: int, ccd: CcdImage, tract: Tract, outer: Box, settings: WarpSettings
 ) -> Warp | None:
-    """Warp one CCD to all pixels of a tract that it covers.
+    """Warp one CCD to all pixels that it covers in a box of a tract; None if there are none.
 
-    Parameters
-    ----------
-    number : int
-        Its number.
-    ccd : CcdImage
-        Its pixels.
-    tract : Tract
-        The tract.
-    outer : tuple of int
-        Box of the tract beyond which pixels are not needed.
-    settings : WarpSettings
-        Kernel and treatment of flags.
-
-    Returns
-    -------
-    Warp or None
-        The same pixels as `warp_patches` gives where no other CCD comes first; None if there are
-        none.
+    The pixels are those that `warp_patches` gives where no other CCD comes first.
     """
     kernel = make_kernel(settings.kernel)
     prepared = {number: _prepare(number, ccd, tract, kernel, settings)}
@@ -164,7 +138,7 @@ class _PreparedCcd:
 
 
 def _prepare(
-    number: int, ccd: CcdImage, tract: SkyGrid, kernel: Kernel, settings: WarpSettings
+    number: int, ccd: CcdImage, tract: Tract, kernel: Kernel, settings: WarpSettings
 ) -> _PreparedCcd:
     shape = ccd.masked_image.shape
     try:

@@ -11,7 +11,6 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from coaddflow.errors import InputError
 from coaddflow.files import check_id, sha256_of
 from coaddflow.geometry.box import Box, part_of
 from coaddflow.geometry.wcs_header import wcs_to_header
@@ -20,38 +19,33 @@ from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,
     masked_image_hdus,
+    reading,
     write_fits,
 )
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
 
+_KINDS = {"IMAGE": "f4", "VARIANCE": "f4", "MASK": "i4"}
+"""Types of the pixels of the extensions."""
+
 
 @dataclass(frozen=True)
 class Warp:
-    """The pixels of an exposure on a part of a tract.
-
-    Attributes
-    ----------
-    box : tuple of int
-        Its pixels on the tract.
-    masked_image : MaskedImage
-        Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data.
-    ccds : tuple of int
-        The CCDs that contributed, ascending.
-    n_covered : int
-        Number of pixels with data.
-    """
+    """The pixels of an exposure on a part of a tract."""
 
     box: Box
+    """Its pixels on the tract."""
     masked_image: MaskedImage
+    """Pixels in nJy; NaN, infinite variance and NO_DATA where the exposure has no data."""
     ccds: tuple[int, ...] = ()
+    """The CCDs that contributed, ascending."""
     n_covered: int = 0
+    """Number of pixels with data."""
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
-        part = part_of(self.box, box)
-        planes = self.masked_image
+        part, planes = part_of(self.box, box), self.masked_image
         return MaskedImage(planes.image[part], planes.variance[part], planes.mask[part])
 
 
@@ -72,21 +66,19 @@ def write_warps(
     settings: WarpSettings,
     cards: fits.Header | None = None,
     compression: Compression = "none",
-) -> WarpTable:
+) -> None:
     """Write the warps of an exposure on the patches of a tract, and their table.
 
     The patches go into the folder beside the table that has the exposure's name. Warps of an
     earlier run are removed first, and the table is written last: if it exists, all files that it
-    names are complete.
+    names are complete. It is empty if the exposure touches no patch.
 
     Parameters
     ----------
     table_path : str or Path
         ``.../{tract}/{exposure}.ecsv``.
-    exposure : str
-        Exposure id.
-    tract : Tract
-        The tract.
+    exposure, tract : str, Tract
+        Which warps.
     warps : iterable of (str, Warp or None)
         Patch id and warp, as `warp_patches` yields them.
     settings : WarpSettings
@@ -94,12 +86,7 @@ def write_warps(
     cards : astropy.io.fits.Header, optional
         Further cards for the primary header of each file (provenance).
     compression : {"none", "lossless", "quantized"}
-        See `coaddflow.image.masked_image.image_hdu`; instead of ``quantized`` it is ``lossless``.
-
-    Returns
-    -------
-    WarpTable
-        What was written; empty if the exposure touches no patch.
+        See `write_warp`.
     """
     table_path = Path(table_path)
     folder = table_path.parent / check_id(exposure, "exposure")
@@ -119,9 +106,7 @@ def write_warps(
         name = path.relative_to(table_path.parent).as_posix()
         rows.append(WarpRow(patch, name, *warp.box, ccds, warp.n_covered, sha256_of(path)))
     rows.sort(key=lambda row: patch_position(row.patch))
-    table = WarpTable(exposure, tract.id, tuple(rows))
-    write_warp_table(table_path, table)
-    return table
+    write_warp_table(table_path, WarpTable(exposure, tract.id, tuple(rows)))
 
 
 def write_warp(
@@ -133,7 +118,8 @@ def write_warp(
 ) -> None:
     """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
 
-    It is never quantised, because coadds are made from it and would be rounded twice.
+    It is never quantised but ``lossless``, because coadds are made from it and would be rounded
+    twice; see `coaddflow.image.masked_image.image_hdu`.
     """
     kept = "lossless" if compression == "quantized" else compression
     hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
@@ -152,6 +138,12 @@ def part_header(tract: Tract, box: Box) -> fits.Header:
     header["LTV2"] = (float(-box[1]), "pixel here minus pixel of the tract")
     header["PHOTZP"] = (AB_ZERO_POINT, "AB magnitude of one unit")
     return header
+
+
+def part_box(header: fits.Header, shape: tuple[int, int]) -> Box:
+    """Return the pixels of the tract in an image of this shape (ny, nx) with a `part_header`."""
+    x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
+    return x0, y0, x0 + shape[1], y0 + shape[0]
 
 
 def remove_warps(folder: str | Path) -> None:
@@ -175,19 +167,7 @@ def kept_table(folder: str | Path) -> Path:
 
 
 class WarpFile:
-    """A warp on disk, read in parts.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file written by `write_warp`.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    box : tuple of int
-        Its pixels on the tract.
+    """A warp on disk, written by `write_warp`, read in parts; ``box`` is its pixels on the tract.
 
     Raises
     ------
@@ -197,61 +177,42 @@ class WarpFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
-            with fits.open(self.path, memmap=False) as hdus:
-                header = hdus["IMAGE"].header
-                x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
-                self.box: Box = (x0, y0, x0 + header["NAXIS1"], y0 + header["NAXIS2"])
-                self._offsets = {
-                    name: hdus[name].fileinfo()["datLoc"]
-                    for name in ("IMAGE", "VARIANCE", "MASK")
-                    if not isinstance(hdus[name], fits.CompImageHDU)
-                }
-                self._compressed = len(self._offsets) < 3
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(error) from error
+        with self._reading(), fits.open(self.path, memmap=False) as hdus:
+            header = hdus["IMAGE"].header
+            self.box: Box = part_box(header, (header["NAXIS2"], header["NAXIS1"]))
+            self._offsets = {
+                name: hdus[name].fileinfo()["datLoc"]
+                for name in _KINDS
+                if not isinstance(hdus[name], fits.CompImageHDU)
+            }
 
-    def _damaged(self, cause: object) -> InputError:
-        return InputError(
-            f"is not a readable warp ({cause})",
-            path=self.path,
-            remedy="remove it and the table beside its folder, and run the workflow again",
-        )
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        remedy = "remove it and the table beside its folder, and run the workflow again"
+        return reading(self.path, "warp", remedy)
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract, which must be inside ``self.box``."""
         part = part_of(self.box, box)
-        try:
-            if self._compressed:
-                with fits.open(self.path, memmap=False) as hdus:
-                    planes = [hdus[n].section[part] for n in ("IMAGE", "VARIANCE", "MASK")]
-            else:
-                planes = [
-                    self._read_plane(name, part, kind)
-                    for name, kind in (("IMAGE", "f4"), ("VARIANCE", "f4"), ("MASK", "i4"))
-                ]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(error) from error
-        return MaskedImage(*planes)
+        with self._reading():
+            if len(self._offsets) == len(_KINDS):
+                return MaskedImage(*(self._read_plane(name, part) for name in _KINDS))
+            with fits.open(self.path, memmap=False) as hdus:
+                return MaskedImage(*(hdus[name].section[part] for name in _KINDS))
 
-    def _read_plane(self, name: str, part: tuple[slice, slice], kind: str) -> NDArray:
+    def _read_plane(self, name: str, part: tuple[slice, slice]) -> NDArray:
         """Read a part of an uncompressed extension from its place in the file."""
         rows, columns = part
-        width = self.box[2] - self.box[0]
+        kind, width = _KINDS[name], self.box[2] - self.box[0]
         if columns.stop - columns.start < width:
             shape = (self.box[3] - self.box[1], width)
             plane = np.memmap(self.path, f">{kind}", "r", self._offsets[name], shape)
             return plane[part].astype(kind)
-        shape = (rows.stop - rows.start, width)
-        pixels = np.fromfile(
-            self.path,
-            dtype=kind,
-            count=shape[0] * width,
-            offset=self._offsets[name] + rows.start * width * 4,
-        )
-        if pixels.size < shape[0] * width:
+        count = (rows.stop - rows.start) * width
+        offset = self._offsets[name] + rows.start * width * 4
+        pixels = np.fromfile(self.path, kind, count, offset=offset)
+        if pixels.size < count:
             raise ValueError("file ends early")
         if sys.byteorder == "little":
             # in place, which saves the pass over memory of a conversion
             pixels.byteswap(inplace=True)
-        return pixels.reshape(shape)
+        return pixels.reshape(-1, width)

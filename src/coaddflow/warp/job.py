@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from coaddflow.corners.overlaps import patch_overlaps
 from coaddflow.errors import InputError
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import flux_scale, read_masked_image
@@ -13,7 +12,6 @@ from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow, read_manifest
 from coaddflow.tables.paths import COADD, MANIFEST, RESULTS
-from coaddflow.tables.warps import WarpTable
 from coaddflow.warp.ccds import CcdImage, warp_patches
 from coaddflow.warp.files import write_warps
 
@@ -23,40 +21,19 @@ SECTIONS = ("warp", "products")
 """Settings that warps depend on: those of the stage `warp`."""
 
 
-def make_warps(
-    table: str | Path, manifest: str | Path, tract: Tract, settings: Settings
-) -> WarpTable:
+def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: Settings) -> None:
     """Warp the CCDs of an exposure to a tract: the whole job.
 
     All CCDs that are done are warped; the selection decides later which ones are good enough for
-    the coadds, so that changing it does not redo any warp.
-
-    Parameters
-    ----------
-    table : str or Path
-        ``.../{tract}/{exposure}.ecsv``, written last.
-    manifest : str or Path
-        The manifest of the exposure.
-    tract : Tract
-        The tract.
-    settings : Settings
-        Sections warp and products.
-
-    Returns
-    -------
-    WarpTable
-        What was written.
+    the coadds, so that changing it does not redo any warp. The table,
+    ``.../{tract}/{exposure}.ecsv``, is written last. Used are the sections warp and products.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
-    patch_ccds: dict[str, list[int]] = {}
-    for ccd, row in rows.items():
-        if row.state == "done":
-            for patch, *_ in patch_overlaps(row.footprint_ra, row.footprint_dec, tract):
-                patch_ccds.setdefault(patch, []).append(ccd)
+    patch_ccds = ccds_of_patches(rows.values(), tract)
     exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
     _remove_coadds(table, tract, band, patch_ccds)
     _LOG.info("tract %d: exposure %s covers %d patches", tract.id, exposure, len(patch_ccds))
-    return write_warps(
+    write_warps(
         table,
         exposure,
         tract,
@@ -65,6 +42,16 @@ def make_warps(
         provenance_header(settings.only(*SECTIONS).provenance(), [manifest]),
         settings.products.compression,
     )
+
+
+def ccds_of_patches(rows: Iterable[CcdRow], tract: Tract) -> dict[str, list[int]]:
+    """Return the CCDs with a calexp that overlap each patch, for patches that have some."""
+    patch_ccds: dict[str, list[int]] = {}
+    for row in rows:
+        if row.state == "done":
+            for patch, *_ in tract.patch_overlaps(row.footprint_ra, row.footprint_dec):
+                patch_ccds.setdefault(patch, []).append(row.ccd)
+    return patch_ccds
 
 
 def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ References
    grid).
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.polynomial import polynomial
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box
+from coaddflow.skymap.tract import Tract
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -35,61 +36,39 @@ _CONVERGED = 1e-6
 _MIN_STEP = 4
 
 
-class SkyGrid(Protocol):
-    """The needed part of a tract (`coaddflow.skymap.tract.Tract`)."""
-
-    def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[NDArray, NDArray]:
-        """Return 0-based pixels for ICRS degrees."""
-
-
 class PixelGrid(NamedTuple):
-    """CCD pixel positions of the pixels of a tract, on the nodes of a grid.
-
-    Attributes
-    ----------
-    x0, y0 : int
-        Tract pixel of the first node, a multiple of ``step``.
-    step : int
-        Distance of the nodes in tract pixels.
-    x, y : ndarray of float64, shape (rows, columns)
-        0-based pixel of the CCD; NaN far outside it.
-    area : ndarray of float64, shape (rows, columns)
-        Area of a tract pixel in CCD pixels; NaN one or two nodes earlier.
-    """
+    """CCD pixel positions of the pixels of a tract, on the nodes of a grid."""
 
     x0: int
     y0: int
+    """Tract pixel of the first node, a multiple of ``step``."""
     step: int
+    """Distance of the nodes in tract pixels."""
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    """0-based pixel of the CCD, shape (rows, columns); NaN far outside it."""
     area: NDArray[np.float64]
+    """Area of a tract pixel in CCD pixels, shape (rows, columns); NaN one or two nodes earlier."""
 
 
 def map_ccd(
-    ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int = 32, tolerance: float = 1e-3
+    ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, step: int = 32, tolerance: float = 1e-3
 ) -> PixelGrid:
-    """Map the tract's pixels around a CCD to pixels of the CCD.
+    """Map the tract's pixels around a CCD to pixels of the CCD, on a grid that covers it.
 
     The WCS is evaluated only from pixels to sky, on the CCD and a narrow margin: far outside the
     CCD the polynomials of TPV and SIP fold back.
 
     Parameters
     ----------
-    ccd_wcs : astropy.wcs.WCS
-        WCS of the CCD, any projection and distortion.
-    shape : tuple of int
-        Shape (ny, nx) of the CCD.
-    tract : SkyGrid
+    ccd_wcs, shape : astropy.wcs.WCS, tuple of int
+        WCS of the CCD, any projection and distortion, and its shape (ny, nx).
+    tract : Tract
         The tract.
     step : int
         Spacing of the nodes, tract pixels; smaller for small CCDs.
     tolerance : float
         Largest error of the interpolated mapping, CCD pixels.
-
-    Returns
-    -------
-    PixelGrid
-        The grid, which covers the CCD.
 
     Raises
     ------
@@ -132,7 +111,7 @@ def interpolate(grid: PixelGrid, x: ArrayLike, y: ArrayLike) -> tuple[NDArray, N
             line = sum(weight_x[i] * plane[row + j - 1, column + i - 1] for i in range(4))
             total += weight_y[j] * line
         values.append(np.where(inside, total, np.nan))
-    return values[0], values[1], values[2]
+    return tuple(values)
 
 
 def cubic_weights(t: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
@@ -146,23 +125,12 @@ def cubic_weights(t: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def mapping_error(
-    grid: PixelGrid, ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, n: int = 23
+    grid: PixelGrid, ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, n: int = 23
 ) -> float:
-    """Return the largest error of an interpolated mapping on a CCD.
+    """Return the largest error of the interpolated mapping by the grid of `map_ccd`, CCD pixels.
 
-    Parameters
-    ----------
-    grid : PixelGrid
-        The grid to check.
-    ccd_wcs, shape, tract
-        The input of `map_ccd`.
-    n : int
-        The check is made at n x n positions, incommensurate with the grid.
-
-    Returns
-    -------
-    float
-        CCD pixels; infinite if a pixel of the CCD is not covered.
+    It is infinite if a pixel of the CCD is not covered. The check is made at n x n positions,
+    incommensurate with the grid.
     """
     ny, nx = shape
     x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, n), np.linspace(-0.5, ny - 0.5, n))
@@ -172,12 +140,12 @@ def mapping_error(
     return float(error.max()) if np.all(np.isfinite(error) & np.isfinite(area)) else float("inf")
 
 
-def _to_tract(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+def _to_tract(ccd_wcs: "WCS", tract: Tract, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """Return the tract pixels of CCD pixels."""
     return tract.sky_to_pixel(*ccd_wcs.all_pix2world(x, y, 0))
 
 
-def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: int) -> PixelGrid:
+def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, step: int) -> PixelGrid:
     """Solve the mapping on the nodes around a CCD."""
     ny, nx = shape
     margin = _MARGIN_STEPS * step / _smallest_scale(ccd_wcs, shape, tract)
@@ -196,7 +164,7 @@ def _solve_grid(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid, step: in
     return PixelGrid(low[0] * step, low[1] * step, step, solved[0], solved[1], area)
 
 
-def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+def _lattice(ccd_wcs: "WCS", tract: Tract, x: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """Return the tract pixels of CCD pixels; raise InputError unless all have one."""
     positions = _to_tract(ccd_wcs, tract, x, y)
     if not np.all(np.isfinite(positions)):
@@ -207,7 +175,7 @@ def _lattice(ccd_wcs: "WCS", tract: SkyGrid, x: NDArray, y: NDArray) -> tuple[ND
     return positions
 
 
-def _smallest_scale(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> float:
+def _smallest_scale(ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract) -> float:
     """Return the smallest extent of a CCD pixel in tract pixels, along rows or columns."""
     x, y = np.meshgrid(np.linspace(0.0, shape[1], 17), np.linspace(0.0, shape[0], 17))
     u, v = (p.reshape(x.shape) for p in _lattice(ccd_wcs, tract, x.ravel(), y.ravel()))
@@ -229,21 +197,18 @@ def _guess_inverse(
         centre, half = 0.5 * (position.max() + position.min()), 0.5 * np.ptp(position)
         scaled_fit.append((position - centre) / half)
         scaled_nodes.append((node - centre) / half)
-    degrees = (_INVERSE_ORDER, _INVERSE_ORDER)
-    keep = np.add.outer(np.arange(_INVERSE_ORDER + 1), np.arange(_INVERSE_ORDER + 1)).ravel()
-    keep = keep <= _INVERSE_ORDER
-    design = polynomial.polyvander2d(*scaled_fit, degrees)[:, keep]
-    fitted = np.linalg.lstsq(design, np.stack(ccd_pixels, axis=1), rcond=None)[0]
-    coefficients = np.zeros((keep.size, 2))
-    coefficients[keep] = fitted
-    coefficients = coefficients.reshape(_INVERSE_ORDER + 1, _INVERSE_ORDER + 1, 2)
+    powers = np.arange(_INVERSE_ORDER + 1)
+    keep = np.add.outer(powers, powers) <= _INVERSE_ORDER
+    design = polynomial.polyvander2d(*scaled_fit, (_INVERSE_ORDER,) * 2)[:, keep.ravel()]
+    coefficients = np.zeros((*keep.shape, 2))
+    coefficients[keep] = np.linalg.lstsq(design, np.stack(ccd_pixels, axis=1), rcond=None)[0]
     x, y = (polynomial.polyval2d(*scaled_nodes, coefficients[..., k]) for k in (0, 1))
     return x, y
 
 
 def _refine(
     ccd_wcs: "WCS",
-    tract: SkyGrid,
+    tract: Tract,
     nodes: tuple[NDArray, NDArray],
     guess: tuple[NDArray, NDArray],
     limits: tuple[int, int, float],
@@ -284,7 +249,7 @@ def _determinant(x: NDArray, y: NDArray, step: int) -> NDArray[np.float64]:
     return np.abs(slope(x, 1) * slope(y, 0) - slope(x, 0) * slope(y, 1))
 
 
-def footprint_box(ccd_wcs: "WCS", shape: tuple[int, int], tract: SkyGrid) -> Box:
+def footprint_box(ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract) -> Box:
     """Return the box of tract pixels around a CCD, with a margin of two pixels."""
     ny, nx = shape
     along_x, along_y = np.linspace(-0.5, nx - 0.5, 65), np.linspace(-0.5, ny - 0.5, 65)

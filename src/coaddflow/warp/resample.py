@@ -34,82 +34,52 @@ _NO_DATA, _EDGE = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.EDGE)
 
 
 class Kernel(NamedTuple):
-    """A tabulated kernel.
-
-    Attributes
-    ----------
-    table : ndarray of float32, shape (2049 * lanes,)
-        Weights of the taps for each phase, which sum to 1; ``lanes`` is the number of taps
-        rounded up to a power of two, and the weights beyond the taps are 0.
-    taps : tuple of int
-        Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
-        compiler knows the length of a tuple.)
-    """
+    """A tabulated kernel."""
 
     table: NDArray[np.float32]
+    """Weights of the taps for each phase, which sum to 1, shape (2049 * lanes,); ``lanes`` is the
+    number of taps rounded up to a power of two, and the weights beyond the taps are 0."""
     taps: tuple[int, ...]
+    """Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
+    compiler knows the length of a tuple.)"""
 
 
 class Source(NamedTuple):
-    """Pixels of a CCD, prepared for resampling by `prepare_source`.
-
-    Attributes
-    ----------
-    image, variance : ndarray of float32, shape (n,)
-        Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels.
-    mask : ndarray of int32, shape (n,)
-        Likewise; NO_DATA for unusable pixels.
-    state : ndarray of uint8, shape (n,)
-        State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
-        and no bit is set, 1 if bits are set, 2 if some pixels are unusable.
-    nx, ny, stride : int
-        Columns and rows without margin; columns with margin.
-    """
+    """Pixels of a CCD, prepared for resampling by `prepare_source`; planes have the shape (n,)."""
 
     image: NDArray[np.float32]
     variance: NDArray[np.float32]
+    """Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels."""
     mask: NDArray[np.int32]
+    """Likewise; NO_DATA for unusable pixels."""
     state: NDArray[np.uint8]
+    """State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
+    and no bit is set, 1 if bits are set, 2 if some pixels are unusable."""
     nx: int
     ny: int
     stride: int
+    """Columns and rows without margin; columns with margin."""
 
 
 class Rules(NamedTuple):
-    """Treatment of fluxes and flags.
-
-    Attributes
-    ----------
-    scale : float
-        Factor on the fluxes, on top of the area of the pixels.
-    mask_threshold, max_missing : float
-        See `coaddflow.settings.warp.WarpSettings`.
-    """
+    """Treatment of fluxes and flags."""
 
     scale: float
+    """Factor on the fluxes, on top of the area of the pixels."""
     mask_threshold: float
     max_missing: float
+    """See `coaddflow.settings.warp.WarpSettings`."""
 
 
 def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
-    """Return the weights of the taps of a kernel, which sum to 1.
+    """Return the weights of the taps of a kernel, which sum to 1, shape (n, taps).
 
-    Parameters
-    ----------
-    name : {"lanczos3", "lanczos5", "bilinear"}
-        The kernel.
-    phase : array_like, shape (n,)
-        Position after the pixel before it, 0 to 1.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, taps)
-        Weights. Lanczos weights alone sum to 1 only within 1 %: without the normalisation a
-        constant would ripple with the phase. Nor do they preserve centroids: a slope is shifted by
-        up to 0.02 pixel, a star of 6 pixels FWHM by 0.013, one of 3 pixels by 0.003 the other way.
-        Half of the first moment is therefore removed, by weights proportional to the window of the
-        kernel times the distance, which leaves less than 0.005 pixel for stars of 2.5 to 6 pixels
-        FWHM at any phase.
+    ``phase``, shape (n,), is the position after the pixel before it, 0 to 1. Lanczos weights alone
+    sum to 1 only within 1 %: without the normalisation a constant would ripple with the phase. Nor
+    do they preserve centroids: a slope is shifted by up to 0.02 pixel, a star of 6 pixels FWHM by
+    0.013, one of 3 pixels by 0.003 the other way. Half of the first moment is therefore removed, by
+    weights proportional to the window of the kernel times the distance, which leaves less than
+    0.005 pixel for stars of 2.5 to 6 pixels FWHM at any phase.
     """
     half = _TAPS[name] // 2
     distance = np.arange(1 - half, half + 1) - np.asarray(phase, float)[:, None]
@@ -118,14 +88,9 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
     window = np.sinc(distance / half)
     weights = np.sinc(distance) * window
     weights /= weights.sum(axis=1, keepdims=True)
-    lever = window * (distance - _mean(distance, window))
+    lever = window * (distance - np.average(distance, axis=1, weights=window, keepdims=True))
     moment = np.sum(weights * distance, axis=1, keepdims=True)
     return weights - 0.5 * moment * lever / np.sum(lever * distance, axis=1, keepdims=True)
-
-
-def _mean(values: NDArray, weights: NDArray) -> NDArray:
-    """Return the weighted mean of each row, shape (n, 1)."""
-    return np.sum(values * weights, axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
 
 
 @cache
@@ -145,21 +110,11 @@ def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
     a single pixel, whose variance the VARIANCE plane states, is less so. For white noise of
     variance s^2 per input pixel, the sum over an aperture of n pixels has the variance
     n * area_ratio * s^2, and each pixel area_ratio^2 * s^2 * sum(w^2), where the sum over the
-    squared weights is taken in the mean over all phases. Their ratio per pixel is returned:
-    divide a sum over the VARIANCE plane by it to get the variance of a flux in an aperture that
-    is large against the kernel. Coadds have the factor of their warps.
-
-    Parameters
-    ----------
-    name : {"lanczos3", "lanczos5", "bilinear"}
-        The kernel.
-    area_ratio : float
-        Input pixels that an output pixel covers.
-
-    Returns
-    -------
-    float
-        area_ratio * mean(sum w^2); 0.798 for lanczos3 at equal scales.
+    squared weights is taken in the mean over all phases. Their ratio per pixel is returned,
+    area_ratio * mean(sum w^2), 0.798 for lanczos3 at equal scales: divide a sum over the VARIANCE
+    plane by it to get the variance of a flux in an aperture that is large against the kernel.
+    Coadds have the factor of their warps. ``area_ratio`` is the number of input pixels that an
+    output pixel covers.
     """
     phases = (np.arange(_PHASES) + 0.5) / _PHASES
     return area_ratio * float(np.mean(np.sum(kernel_weights(name, phases) ** 2, axis=1))) ** 2
@@ -173,19 +128,8 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
     """Copy a CCD into the form that the compiled loop wants.
 
     A pixel cannot be used if its value is not finite, its variance not finite and positive, or
-    if it has the bit NO_DATA.
-
-    Parameters
-    ----------
-    masked_image : MaskedImage
-        Pixels of the CCD, shape (ny, nx), in native byte order.
-    kernel : Kernel
-        The kernel for resampling.
-
-    Returns
-    -------
-    Source
-        A copy; the input is no longer needed.
+    if it has the bit NO_DATA. The result is a copy; the input, which must be in native byte order,
+    is no longer needed.
     """
     ny, nx = masked_image.shape
     half, lanes = len(kernel.taps) // 2, _lanes(len(kernel.taps))
@@ -249,16 +193,13 @@ def resample(
     Fluxes are conserved: a value is the interpolated one times the CCD pixels that the tract
     pixel covers (the Jacobian of the mapping) times ``rules.scale``. The variance is
     sum(w^2 variance) times the square of these factors: that of the pixel itself, without its
-    covariance with the neighbours (`covariance_factor`).
+    covariance with the neighbours (`covariance_factor`). Returned is the number of pixels that got
+    data.
 
     Parameters
     ----------
-    source : Source
-        The CCD.
-    grid : PixelGrid
-        Its pixels on the tract.
-    kernel : Kernel
-        The kernel ``source`` was made for.
+    source, grid, kernel : Source, PixelGrid, Kernel
+        The CCD, its pixels on the tract, and the kernel it was prepared for.
     target : MaskedImage
         Changed in place, where its mask has NO_DATA. A pixel takes the bits of input pixels with
         enough weight (``rules.mask_threshold``). Where unusable pixels have less weight than
@@ -269,11 +210,6 @@ def resample(
         First and last-plus-one row of ``target`` to fill. Other threads may fill others.
     rules : Rules
         Scale and treatment of flags.
-
-    Returns
-    -------
-    int
-        Number of pixels that got data.
     """
     return _resample_rows(
         source,
@@ -392,8 +328,12 @@ def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
 
 
 @numba.njit(cache=True, nogil=True)
-def _cubic(p0, p1, p2, p3):
-    """Return the coefficients of the cubic through values at -1, 0, 1, 2."""
+def _cubic(line, i):
+    """Return the coefficients of the cubic through four values of a line, those at i - 1 to i + 2.
+
+    The variable of the cubic is 0 at i and 1 at i + 1.
+    """
+    p0, p1, p2, p3 = line[i - 1], line[i], line[i + 1], line[i + 2]
     return (
         p1,
         p2 - p0 / 3.0 - p1 / 2.0 - p3 / 6.0,
@@ -406,9 +346,7 @@ def _cubic(p0, p1, p2, p3):
 def _interpolate_line(plane, row, t, line):
     """Interpolate the nodes between two rows of nodes, for all columns."""
     for i in range(plane.shape[1]):
-        c0, c1, c2, c3 = _cubic(
-            plane[row - 1, i], plane[row, i], plane[row + 1, i], plane[row + 2, i]
-        )
+        c0, c1, c2, c3 = _cubic(plane[:, i], row)
         line[i] = c0 + t * (c1 + t * (c2 + t * c3))
 
 
@@ -434,23 +372,12 @@ def _resample_rows(source, planes, placing, table, taps, target, rows, rules):
             first = grid_x0 + column * step
             if first >= target[0].shape[1] or first + step <= 0 or np.isnan(line_x[column]):
                 continue
-            _place_pixels(
-                _cubic(*_four(line_x, column)),
-                _cubic(*_four(line_y, column)),
-                source,
-                lanes,
-                places,
-            )
-            _scale_pixels(_cubic(*_four(line_area, column)), rules.scale, factors)
+            _place_pixels(_cubic(line_x, column), _cubic(line_y, column), source, lanes, places)
+            _scale_pixels(_cubic(line_area, column), rules.scale, factors)
             n_done += _resample_cell(
                 source, (places, factors), table, taps, target, (first, y_out), rules
             )
     return n_done
-
-
-@numba.njit(cache=True, nogil=True)
-def _four(line, i):
-    return line[i - 1], line[i], line[i + 1], line[i + 2]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -503,15 +430,9 @@ def _resample_cell(source, placed, table, taps, target, corner, rules):
         if source.state[start] != _CLEAN:
             n_later += 1
             continue
+        row_x, row_y = places[1, i], places[2, i]
         value, noise = _weigh_window(
-            source.image,
-            source.variance,
-            start,
-            source.stride,
-            table,
-            places[1, i],
-            places[2, i],
-            taps,
+            source.image, source.variance, start, source.stride, table, row_x, row_y, taps
         )
         image[y_out, first + i] = value * factors[i]
         variance[y_out, first + i] = noise * factors[i] * factors[i]
