@@ -7,12 +7,13 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from coaddflow.settings import Settings
+from coaddflow.settings.base import descriptions
 
 _INTRODUCTION = """\
 # Settings
@@ -43,8 +44,8 @@ def settings_page() -> str:
 
 def model_tables(model: type[BaseModel], title: str) -> str:
     """Return the keys of a model as Markdown: the top level under a title, then each section."""
-    top = {name: field for name, field in model.model_fields.items() if _section(field) is None}
-    lines = [f"## {title}", "", *_table(top), ""]
+    top = [name for name, field in model.model_fields.items() if _section(field) is None]
+    lines = [f"## {title}", "", *_table(model, top), ""]
     for names, section in _sections(model).items():
         lines += _section_lines(names, section)
     return "\n".join(lines).rstrip() + "\n"
@@ -60,15 +61,6 @@ def default_settings() -> str:
     import yaml
 
     return yaml.safe_dump(Settings().model_dump(mode="json"), sort_keys=False)
-
-
-def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all settings, each section before its keys."""
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name}"
-        section = _section(field)
-        if section is not None:
-            yield from setting_names(section, f"{prefix}{name}.")
 
 
 def _sections(top: type[BaseModel]) -> dict[tuple[str, ...], type[BaseModel]]:
@@ -96,7 +88,7 @@ def _section_lines(names: tuple[str, ...], model: type[BaseModel]) -> list[str]:
     if len(names) > 1:
         also = ", ".join(f"`{name}`" for name in names[1:])
         lines += [f"The same keys are in {also}.", ""]
-    return [*lines, *_table(model.model_fields), ""]
+    return [*lines, *_table(model, model.model_fields), ""]
 
 
 def _purpose(model: type[BaseModel]) -> str:
@@ -105,10 +97,11 @@ def _purpose(model: type[BaseModel]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def _table(fields: dict[str, FieldInfo]) -> list[str]:
-    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in fields.items():
-        cells = [f"`{name}`", _type_of(field), _default_of(field), field.description or ""]
+def _table(model: type[BaseModel], names: Iterable[str]) -> list[str]:
+    rows, meaning = ["| key | type | default | meaning |", "|---|---|---|---|"], descriptions(model)
+    for name in names:
+        field = model.model_fields[name]
+        cells = [f"`{name}`", _type_of(field), _default_of(field), meaning[name]]
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return rows
 
