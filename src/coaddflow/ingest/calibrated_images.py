@@ -80,21 +80,14 @@ def ingest_calibrated(
 
 @dataclass(frozen=True)
 class FactsTable:
-    """A table with a row for each image, which is found by the values of its key columns.
-
-    Attributes
-    ----------
-    path : str
-        The file, for messages.
-    keys : mapping of str to Fact
-        Key columns, and where an image has the values that they must equal.
-    rows : mapping
-        The rows, by the values of the key columns.
-    """
+    """A table with a row for each image, which is found by the values of its key columns."""
 
     path: str
+    """The file, for messages."""
     keys: Mapping[str, Fact]
+    """Key columns, and where an image has the values that they must equal."""
     rows: Mapping[tuple[str, ...], list[dict[str, object]]]
+    """The rows, by the values of the key columns."""
 
     @classmethod
     def read(cls, settings: FactsTableSettings) -> "FactsTable | None":

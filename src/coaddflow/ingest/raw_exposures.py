@@ -56,28 +56,20 @@ class Skip:
 
 @dataclass
 class IngestReport:
-    """What became of the files.
-
-    Attributes
-    ----------
-    added, replaced, unchanged, kept : list of str
-        Exposures (or images) that are new, that were replaced, that the table has with the same
-        values, and that it has with other values, which were kept.
-    skipped : list of Skip
-        Files that were not used, with the reason.
-    n_rows : int
-        Rows of the table now.
-    written : bool
-        Whether the table was changed.
-    """
+    """What became of the files."""
 
     added: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    """Exposures (or images) that are new, that were replaced, that the table has with the same
+    values, and that it has with other values, which were kept."""
     skipped: list[Skip] = field(default_factory=list)
+    """Files that were not used, with the reason."""
     n_rows: int = 0
+    """Rows of the table now."""
     written: bool = False
+    """Whether the table was changed."""
 
 
 @dataclass(frozen=True)

@@ -54,21 +54,14 @@ class ValueKey(Protocol):
 
 @dataclass(frozen=True)
 class FileHeaders:
-    """Everything in which the values of a file are looked up.
-
-    Attributes
-    ----------
-    file : Path
-        The file, for values in its name.
-    headers : tuple of astropy.io.fits.Header
-        Headers in the order in which keywords are looked up.
-    table_row : mapping, optional
-        The row of a table that belongs to the file.
-    """
+    """Everything in which the values of a file are looked up."""
 
     file: Path
+    """The file, for values in its name."""
     headers: tuple[fits.Header, ...]
+    """Headers in the order in which keywords are looked up."""
     table_row: Mapping[str, object] | None = None
+    """The row of a table that belongs to the file."""
 
 
 def read_headers(path: Path, hdu: int) -> tuple[fits.Header, ...]:

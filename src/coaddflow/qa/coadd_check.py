@@ -36,29 +36,20 @@ _NEIGHBOUR_RADIUS = 5.0
 
 @dataclass(frozen=True)
 class StarResiduals:
-    """Measured minus true, for the isolated stars of a coadd.
-
-    Attributes
-    ----------
-    index : ndarray of int, shape (n,)
-        Rows of the catalogue.
-    dx, dy : ndarray of float64, shape (n,)
-        Offsets in pixels.
-    flux, flux_error : ndarray of float64, shape (n,)
-        Total fluxes and their errors, in the unit of the image.
-    true_flux : ndarray of float64, shape (n,)
-        Fluxes of the catalogue.
-    fwhm : float
-        Of the stars, pixels.
-    """
+    """Measured minus true, for the isolated stars of a coadd; arrays have the shape (n,)."""
 
     index: NDArray[np.int64]
+    """Rows of the catalogue."""
     dx: NDArray[np.float64]
     dy: NDArray[np.float64]
+    """Offsets in pixels."""
     flux: NDArray[np.float64]
     flux_error: NDArray[np.float64]
+    """Total fluxes and their errors, in the unit of the image."""
     true_flux: NDArray[np.float64]
+    """Fluxes of the catalogue."""
     fwhm: float
+    """FWHM of the stars, pixels."""
 
     def position_rms(self) -> float:
         """Return the root mean square offset of one axis, pixels."""

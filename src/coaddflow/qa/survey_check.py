@@ -36,35 +36,24 @@ _FAINTEST_KNOWN = 24.5
 
 @dataclass(frozen=True)
 class BandFigures:
-    """How good the coadds of a band are.
-
-    Attributes
-    ----------
-    band : str
-        Band.
-    n_stars : int
-        Isolated bright stars that were measured.
-    position_rms : float
-        Of one axis, measured minus true, milliarcsec.
-    flux_bias, flux_bias_error : float
-        Median of measured over true flux - 1, and its error.
-    chi : tuple of float
-        Standard deviation of empty sky over what the variance plane says, one a patch.
-    covariance : float
-        Variance of means of blocks over that of uncorrelated pixels, median of the patches.
-    n_sources, n_spurious : int
-        Detections of 10 sigma, and those far from anything that is on the true sky.
-    """
+    """How good the coadds of a band are."""
 
     band: str
+    """Band."""
     n_stars: int
+    """Isolated bright stars that were measured."""
     position_rms: float
+    """Of one axis, measured minus true, milliarcsec."""
     flux_bias: float
     flux_bias_error: float
+    """Median of measured over true flux - 1, and its error."""
     chi: tuple[float, ...]
+    """Standard deviation of empty sky over what the variance plane says, one a patch."""
     covariance: float
+    """Variance of means of blocks over that of uncorrelated pixels, median of the patches."""
     n_sources: int
     n_spurious: int
+    """Detections of 10 sigma, and those far from anything that is on the true sky."""
 
 
 def check_band(results: str | Path, truth: str | Path, band: str) -> BandFigures:

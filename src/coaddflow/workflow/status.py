@@ -34,55 +34,37 @@ _AGAIN = {
 
 @dataclass(frozen=True)
 class CcdStatus:
-    """What became of one CCD.
-
-    Attributes
-    ----------
-    exposure, ccd : str, int
-        The CCD.
-    state : {"done", "failed", "missing"}
-        ``failed``: the CCD has a row that says why it has no calexp. ``missing``: there is no
-        result yet, or it is gone.
-    reason : str
-        Short code of a failure; for missing CCDs what is known, if anything.
-    message : str
-        The same in one sentence.
-    log : str
-        Log of the CCD's job, if there is one and the CCD is not done.
-    """
+    """What became of one CCD."""
 
     exposure: str
     ccd: int
+    """The CCD."""
     state: State
+    """``failed``: the CCD has a row that says why it has no calexp. ``missing``: there is no result
+    yet, or it is gone."""
     reason: str = ""
+    """Short code of a failure; for missing CCDs what is known, if anything."""
     message: str = ""
+    """The same in one sentence."""
     log: str = ""
+    """Log of the CCD's job, if there is one and the CCD is not done."""
 
 
 @dataclass(frozen=True)
 class ExposureStatus:
-    """What became of the CCDs of one exposure.
-
-    Attributes
-    ----------
-    exposure, band : str
-        The exposure.
-    ccds : tuple of CcdStatus
-        Its CCDs, in order.
-    manifest : bool
-        Whether its manifest is written: whether later stages can use it.
-    note : str
-        Why the manifest is not written, where a log tells.
-    job : ClusterJob or None
-        The last job of the cluster that was to make it, if that did not end well.
-    """
+    """What became of the CCDs of one exposure."""
 
     exposure: str
     band: str
+    """The exposure."""
     ccds: tuple[CcdStatus, ...]
+    """Its CCDs, in order."""
     manifest: bool
+    """Whether its manifest is written: whether later stages can use it."""
     note: str = ""
+    """Why the manifest is not written, where a log tells."""
     job: ClusterJob | None = None
+    """The last job of the cluster that was to make it, if that did not end well."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -96,41 +78,27 @@ class ExposureStatus:
 
 @dataclass(frozen=True)
 class ProductStatus:
-    """How many products of tracts and survey are there.
-
-    Attributes
-    ----------
-    kind : str
-        What they are called: the label of their stage in the registry.
-    planned : int
-        How many there should be.
-    missing : tuple of str
-        Those that are not there, below the folder of the products.
-    """
+    """How many products of tracts and survey are there."""
 
     kind: str
+    """What they are called: the label of their stage in the registry."""
     planned: int
+    """How many there should be."""
     missing: tuple[str, ...] = ()
+    """Those that are not there, below the folder of the products."""
 
 
 @dataclass(frozen=True)
 class SurveyStatus:
-    """What became of all exposures of a run.
-
-    Attributes
-    ----------
-    exposures : tuple of ExposureStatus
-        The exposures, in the order of the plan.
-    products : tuple of ProductStatus
-        What is made from them.
-    jobs : tuple of ClusterJob
-        Jobs of the cluster for other things (calibration frames, tracts) whose products are not
-        all there.
-    """
+    """What became of all exposures of a run."""
 
     exposures: tuple[ExposureStatus, ...] = field(default_factory=tuple)
+    """The exposures, in the order of the plan."""
     products: tuple[ProductStatus, ...] = field(default_factory=tuple)
+    """What is made from them."""
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
+    """Jobs of the cluster for other things (calibration frames, tracts) whose products are not all
+    there."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
