@@ -38,11 +38,10 @@ from coaddflow.instrument.header_values import (
 from coaddflow.settings.calibrated import (
     FLUX_ZERO_POINTS,
     CalibratedSettings,
+    CompanionSettings,
     Fact,
     FactsTableSettings,
-    MaskSettings,
     PixelUnit,
-    WeightSettings,
 )
 from coaddflow.tables.exposures import ImageRow, explain, path_in_table, read_images, write_images
 
@@ -242,9 +241,7 @@ def _find_hdu(hdus: Sequence[_Hdu], which: int | str) -> int:
     raise HeaderValueError("missing_hdu", f"has no HDU {which}")
 
 
-def _companion_hdu(
-    hdus: Sequence[_Hdu], companion: WeightSettings | MaskSettings, number: int
-) -> int:
+def _companion_hdu(hdus: Sequence[_Hdu], companion: CompanionSettings, number: int) -> int:
     """Return the HDU of the weight or mask of image ``number`` among the HDUs of its file."""
     which = companion.hdu if companion.hdu is not None else number + companion.hdu_offset
     return _find_hdu(hdus, which)
@@ -254,7 +251,7 @@ def _companion(
     file: Path,
     hdus: Sequence[_Hdu],
     number: int,
-    companion: WeightSettings | MaskSettings,
+    companion: CompanionSettings,
     what: str,
 ) -> tuple[Path, int] | None:
     """Return file and HDU of the weight or mask of an image; None if the settings say none."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from coaddflow.settings.base import Section
+from coaddflow.settings.value_key import ValueKey
 
 PixelUnit = Literal[
     "electron",
@@ -21,30 +22,13 @@ FLUX_ZERO_POINTS = {"nanojansky": 31.4, "microjansky": 23.9, "jansky": 8.9, "nan
 """AB magnitude of one unit."""
 
 
-class Fact(Section):
+class Fact(ValueKey):
     """Where to find one property of an image: in a header, a table, the file name, or here."""
 
-    keyword: str | None = None
-    """Keyword of the image header, or else of the primary header."""
     column: str | None = None
     """Column of the table `facts`."""
     value: str | int | float | None = None
     """The value itself, the same for all images."""
-    pattern: str | None = None
-    """Regular expression whose first group is the value; applied to the keyword or column, or to
-    the file name if neither is given."""
-    values: dict[str, str] = Field(default_factory=dict)
-    """Translations of values, such as long filter names."""
-    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = "none"
-    """Unit of the value."""
-    scale: Literal["tai", "utc", "tt"] = "utc"
-    """Time scale of a time."""
-    factor: float = 1.0
-    """Multiplies a number, before the offset."""
-    offset: float = 0.0
-    """Added to a number, after the factor."""
-    default: str | float | None = None
-    """Value if keyword or column is missing; null: it is required."""
 
     @model_validator(mode="after")
     def _check(self) -> "Fact":
@@ -65,36 +49,35 @@ class FactsTableSettings(Section):
     must select one row."""
 
 
-class WeightSettings(Section):
+class CompanionSettings(Section):
+    """Where the weight map or the mask of an image is."""
+
+    kind: str
+    replace: tuple[str, str] | None = None
+    """Text in the name of the image file and its replacement in the name of this file; null: the
+    same file."""
+    hdu: int | str | None = None
+    """HDU number or name; null: the HDU of the image plus `hdu_offset`."""
+    hdu_offset: int = 0
+    """HDU of this minus that of the image."""
+
+
+class WeightSettings(CompanionSettings):
     """Weight map of an image."""
 
     kind: Literal["inverse_variance", "variance", "rms", "none"] = "none"
     """Quantity in the weight map; `none`: the variance is estimated from the sky."""
-    replace: tuple[str, str] | None = None
-    """Text in the name of the image file and its replacement in the name of the weight file; null:
-    the same file."""
-    hdu: int | str | None = None
-    """HDU number or name; null: the HDU of the image plus `hdu_offset`."""
-    hdu_offset: int = 0
-    """Weight HDU minus image HDU."""
     zero_planes: tuple[str, ...] = ("NO_DATA",)
     """Mask planes set where the weight is zero or not a number. SAT pixels of the mask are kept, so
     that cores of bright stars are not holes."""
 
 
-class MaskSettings(Section):
+class MaskSettings(CompanionSettings):
     """Mask of an image."""
 
     kind: Literal["bits", "codes", "named_bits", "none"] = "none"
     """`bits`: sums of powers of two; `codes`: each value is one condition; `named_bits`: bits named
     in header cards MP_<name>."""
-    replace: tuple[str, str] | None = None
-    """Text in the name of the image file and its replacement in the name of the mask file; null:
-    the same file."""
-    hdu: int | str | None = None
-    """HDU number or name; null: the HDU of the image plus `hdu_offset`."""
-    hdu_offset: int = 0
-    """Mask HDU minus image HDU."""
     planes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Mask planes for each bit number (0 is the lowest), code or name; an empty list: none."""
     unlisted: tuple[str, ...] = ("BAD",)
