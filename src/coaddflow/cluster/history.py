@@ -195,10 +195,8 @@ def latest_jobs(
 
 
 def _outcome_from_words(text: str) -> Outcome:
-    for outcome, pattern in _WORDS:
-        if re.search(pattern, text, re.IGNORECASE):
-            return outcome
-    return "failed"
+    found = (outcome for outcome, words in _WORDS if re.search(words, text, re.IGNORECASE))
+    return next(found, "failed")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def settings_page() -> str:
 
 def model_tables(model: type[BaseModel], title: str) -> str:
     """Return the keys of a model as Markdown: the top level under a title, then each section."""
-    top = [name for name, field in model.model_fields.items() if _section(field) is None]
+    top = [name for name, field in model.model_fields.items() if _section(field)[1] != ""]
     lines = [f"## {title}", "", *_table(model, top), ""]
     for names, section in _sections(model).items():
         lines += _section_lines(names, section)
@@ -69,10 +69,8 @@ def _sections(top: type[BaseModel]) -> dict[tuple[str, ...], type[BaseModel]]:
 
     def collect(model: type[BaseModel], prefix: str) -> None:
         for key, field in model.model_fields.items():
-            inner = _section(field) or _element_section(field)
+            inner, suffix = _section(field)
             if inner is not None:
-                of_mapping = typing.get_origin(field.annotation) is dict
-                suffix = "" if _section(field) else (".<name>" if of_mapping else "[]")
                 name = f"{prefix}{key}{suffix}"
                 names.setdefault(inner, []).append(name)
                 collect(inner, f"{name}.")
@@ -110,21 +108,16 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a field that is a section (optional or not), else None."""
+def _section(field: FieldInfo) -> tuple[type[BaseModel] | None, str | None]:
+    """Return the model of a field that is a section, or a mapping or list of them; else None.
+
+    Also what follows the name of the field: nothing after that of a section.
+    """
     for option in (field.annotation, *typing.get_args(field.annotation)):
         if isinstance(option, type) and issubclass(option, BaseModel):
-            is_plain = option is field.annotation or _is_union(field.annotation)
-            return option if is_plain else None
-    return None
-
-
-def _element_section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of the values of a mapping or of the items of a list, else None."""
-    for option in typing.get_args(field.annotation):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
+            suffix = {dict: ".<name>", tuple: "[]", list: "[]"}
+            return option, suffix.get(typing.get_origin(field.annotation), "")
+    return None, None
 
 
 def _is_union(annotation: object) -> bool:

@@ -29,19 +29,15 @@ def _survey(plan: "Plan") -> Iterator[Names]:
     yield {}
 
 
-def _exposures(plan: "Plan") -> Iterator[Names]:
-    for exposure in plan.exposures:
-        yield {"exposure": exposure}
+def _each(name: str, attribute: str) -> Callable[["Plan"], Iterator[Names]]:
+    """Return a function that lists what an attribute of a plan holds, under a name."""
+    return lambda plan: ({name: str(value)} for value in getattr(plan, attribute))
 
 
-def _raw_exposures(plan: "Plan") -> Iterator[Names]:
-    for exposure in plan.science:
-        yield {"exposure": exposure}
-
-
-def _imported_exposures(plan: "Plan") -> Iterator[Names]:
-    for exposure in plan.images:
-        yield {"exposure": exposure}
+_exposures = _each("exposure", "exposures")
+_raw_exposures = _each("exposure", "science")
+_imported_exposures = _each("exposure", "images")
+_tracts = _each("tract", "tracts")
 
 
 def _ccds(exposures: Callable[["Plan"], Iterator[Names]]) -> Callable[["Plan"], Iterator[Names]]:
@@ -59,11 +55,6 @@ def _exposures_on_tracts(plan: "Plan") -> Iterator[Names]:
     for exposure in plan.exposures:
         for tract in plan.overlaps[exposure]:
             yield {"exposure": exposure, "tract": str(tract)}
-
-
-def _tracts(plan: "Plan") -> Iterator[Names]:
-    for tract in plan.tracts:
-        yield {"tract": str(tract)}
 
 
 def _bands_of_tracts(plan: "Plan") -> Iterator[Names]:
