@@ -319,10 +319,7 @@ def _raw_exposures(settings: Settings) -> tuple[dict[str, ExposureRow], dict[str
         )
     science = [row for row in used if row.kind == "science" and _has_band(settings, row.band)]
     calibration = [row for row in used if row.kind != "science"]
-    return (
-        {row.exposure: row for row in science},
-        {row.exposure: row for row in calibration},
-    )
+    return {row.exposure: row for row in science}, {row.exposure: row for row in calibration}
 
 
 def _images(settings: Settings) -> dict[str, dict[int, ImageRow]]:
