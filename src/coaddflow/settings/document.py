@@ -96,7 +96,8 @@ def _purpose(model: type[BaseModel]) -> str:
 
 
 def _table(model: type[BaseModel], names: Iterable[str]) -> list[str]:
-    rows, meaning = ["| key | type | default | meaning |", "|---|---|---|---|"], descriptions(model)
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    meaning = descriptions(model)
     for name in names:
         field = model.model_fields[name]
         cells = [f"`{name}`", _type_of(field), _default_of(field), meaning[name]]
