@@ -145,8 +145,6 @@ class UnexpectedError(Exception):
         Type and message of the exception.
     """
 
-    lasting = True
-
     def __init__(self, where: str, cause: str):
         super().__init__(where, cause)
 

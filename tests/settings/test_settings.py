@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,8 @@ from pydantic import BaseModel
 from coaddflow.cli.arguments import read_settings
 from coaddflow.errors import InputError
 from coaddflow.settings import Settings, load_settings
-from coaddflow.settings.base import Section
-from coaddflow.settings.document import (
-    default_settings,
-    setting_names,
-    settings_page,
-    settings_schema,
-)
+from coaddflow.settings.base import Section, descriptions
+from coaddflow.settings.document import default_settings, settings_page, settings_schema
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config.yaml"
@@ -37,6 +33,16 @@ def sections(model=Settings):
                 yield from sections(option)
 
 
+def setting_names(model=Settings, prefix=""):
+    """Yield the dotted names of all settings, each section before its keys."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for section in (field.annotation, *typing.get_args(field.annotation)):
+            is_section = isinstance(section, type) and issubclass(section, BaseModel)
+            if is_section and typing.get_origin(field.annotation) is not dict:
+                yield from setting_names(section, f"{prefix}{name}.")
+
+
 def test_all_defaults_are_allowed_values():
     assert load_settings(yaml.safe_load(default_settings())) == Settings()
 
@@ -46,7 +52,7 @@ def test_every_setting_is_explained_and_no_unknown_key_is_swallowed():
         assert issubclass(model, Section) and model.__doc__, model
         assert model.model_config["extra"] == "forbid" and model.model_config["frozen"], model
         for name, field in model.model_fields.items():
-            text = field.description or (field.annotation.__doc__ or "")
+            text = descriptions(model)[name] or (field.annotation.__doc__ or "")
             assert text.strip().endswith("."), f"{model.__name__}.{name}"
 
 

@@ -24,7 +24,6 @@ exit codes: 0 done, 2 wrong usage or unusable settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     add_config(parser)
     parser.add_argument(
         "--cores", type=int, default=8, help="cores of one cluster job, as in the profile (8)"
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     from coaddflow.errors import InputError
     from coaddflow.workflow.cost import asked_memory, forecast, widths
     from coaddflow.workflow.measured import disk_used, measured, suggestion

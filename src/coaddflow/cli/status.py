@@ -19,7 +19,6 @@ or the exposure was refused
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of this command."""
     add_config(parser)
     parser.add_argument("--results", default="results", help="folder of the products")
     parser.add_argument("--logs", default="logs", help="folder of the job logs")
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
     from coaddflow.workflow.plan import make_plan
     from coaddflow.workflow.status import status_json, status_table, survey_status
 

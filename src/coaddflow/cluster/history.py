@@ -130,33 +130,22 @@ class JobNames:
 
 
 class ClusterJob(NamedTuple):
-    """A job of a cluster.
-
-    Attributes
-    ----------
-    system : {"Slurm", "PBS"}
-        The queue system.
-    job_id : str
-        Its number there.
-    name : str
-        Its name in Snakemake: the group with its rules, or the rule with its wildcards.
-    outcome : str
-        How it ended, a key of `EXPLANATIONS` or "done".
-    words : str
-        How it ended, in the words of the cluster.
-    log : str
-        The log of the job.
-    names : JobNames
-        How the jobs are called.
-    """
+    """A job of a cluster."""
 
     system: Literal["Slurm", "PBS"]
+    """The queue system."""
     job_id: str
+    """Its number there."""
     name: str
+    """Its name in Snakemake: the group with its rules, or the rule with its wildcards."""
     outcome: Outcome
+    """How it ended, a key of `EXPLANATIONS` or "done"."""
     words: str
+    """How it ended, in the words of the cluster."""
     log: str
+    """The log of the job."""
     names: JobNames
+    """How the jobs are called."""
 
     @property
     def unit(self) -> str:
@@ -206,10 +195,8 @@ def latest_jobs(
 
 
 def _outcome_from_words(text: str) -> Outcome:
-    for outcome, pattern in _WORDS:
-        if re.search(pattern, text, re.IGNORECASE):
-            return outcome
-    return "failed"
+    found = (outcome for outcome, words in _WORDS if re.search(words, text, re.IGNORECASE))
+    return next(found, "failed")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -51,26 +51,18 @@ Completed = subprocess.CompletedProcess[bytes]
 
 
 class Submission(NamedTuple):
-    """A call of sbatch by the executor.
-
-    Attributes
-    ----------
-    command, environ : list of str, dict
-        The real sbatch and its arguments; its environment, which becomes that of the job.
-    run, comment : str
-        Name of the run and of the job; no other live job has both.
-    clusters : str
-        Clusters that are asked for, if any.
-    script : bytes
-        The script, if it comes on standard input.
-    """
+    """A call of sbatch by the executor."""
 
     command: list[str]
     environ: dict[str, str]
+    """The real sbatch and its arguments; its environment, which becomes that of the job."""
     run: str
     comment: str
+    """Name of the run and of the job; no other live job has both."""
     clusters: str
+    """Clusters that are asked for, if any."""
     script: bytes
+    """The script, if it comes on standard input."""
 
 
 def main(arguments: list[str], wrapper: Path) -> int:

@@ -38,11 +38,10 @@ from coaddflow.instrument.header_values import (
 from coaddflow.settings.calibrated import (
     FLUX_ZERO_POINTS,
     CalibratedSettings,
+    CompanionSettings,
     Fact,
     FactsTableSettings,
-    MaskSettings,
     PixelUnit,
-    WeightSettings,
 )
 from coaddflow.tables.exposures import ImageRow, explain, path_in_table, read_images, write_images
 
@@ -80,21 +79,14 @@ def ingest_calibrated(
 
 @dataclass(frozen=True)
 class FactsTable:
-    """A table with a row for each image, which is found by the values of its key columns.
-
-    Attributes
-    ----------
-    path : str
-        The file, for messages.
-    keys : mapping of str to Fact
-        Key columns, and where an image has the values that they must equal.
-    rows : mapping
-        The rows, by the values of the key columns.
-    """
+    """A table with a row for each image, which is found by the values of its key columns."""
 
     path: str
+    """The file, for messages."""
     keys: Mapping[str, Fact]
+    """Key columns, and where an image has the values that they must equal."""
     rows: Mapping[tuple[str, ...], list[dict[str, object]]]
+    """The rows, by the values of the key columns."""
 
     @classmethod
     def read(cls, settings: FactsTableSettings) -> "FactsTable | None":
@@ -249,9 +241,7 @@ def _find_hdu(hdus: Sequence[_Hdu], which: int | str) -> int:
     raise HeaderValueError("missing_hdu", f"has no HDU {which}")
 
 
-def _companion_hdu(
-    hdus: Sequence[_Hdu], companion: WeightSettings | MaskSettings, number: int
-) -> int:
+def _companion_hdu(hdus: Sequence[_Hdu], companion: CompanionSettings, number: int) -> int:
     """Return the HDU of the weight or mask of image ``number`` among the HDUs of its file."""
     which = companion.hdu if companion.hdu is not None else number + companion.hdu_offset
     return _find_hdu(hdus, which)
@@ -261,7 +251,7 @@ def _companion(
     file: Path,
     hdus: Sequence[_Hdu],
     number: int,
-    companion: WeightSettings | MaskSettings,
+    companion: CompanionSettings,
     what: str,
 ) -> tuple[Path, int] | None:
     """Return file and HDU of the weight or mask of an image; None if the settings say none."""

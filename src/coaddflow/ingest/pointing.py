@@ -23,28 +23,19 @@ from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow
 
 @dataclass(frozen=True)
 class Pointing:
-    """Where the camera looked, as its fitted CCDs tell.
-
-    Attributes
-    ----------
-    ra, dec : float
-        Pointing, ICRS degrees.
-    rotation : float
-        Rotation of the exposure, degrees in [0, 360).
-    rms : float
-        What is left between predicted and fitted outlines, arcsec.
-    extent : float
-        Rms distance of the outlines from their centre, arcsec: what `rms` compares with.
-    shift : float
-        Distance of the pointing from the one assumed before, arcsec.
-    """
+    """Where the camera looked, as its fitted CCDs tell."""
 
     ra: float
     dec: float
+    """Pointing, ICRS degrees."""
     rotation: float
+    """Rotation of the exposure, degrees in [0, 360)."""
     rms: float
+    """What is left between predicted and fitted outlines, arcsec."""
     extent: float
+    """Rms distance of the outlines from their centre, arcsec: what `rms` compares with."""
     shift: float
+    """Distance of the pointing from the one assumed before, arcsec."""
 
 
 def fit_pointing(

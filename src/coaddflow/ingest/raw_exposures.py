@@ -56,28 +56,20 @@ class Skip:
 
 @dataclass
 class IngestReport:
-    """What became of the files.
-
-    Attributes
-    ----------
-    added, replaced, unchanged, kept : list of str
-        Exposures (or images) that are new, that were replaced, that the table has with the same
-        values, and that it has with other values, which were kept.
-    skipped : list of Skip
-        Files that were not used, with the reason.
-    n_rows : int
-        Rows of the table now.
-    written : bool
-        Whether the table was changed.
-    """
+    """What became of the files."""
 
     added: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    """Exposures (or images) that are new, that were replaced, that the table has with the same
+    values, and that it has with other values, which were kept."""
     skipped: list[Skip] = field(default_factory=list)
+    """Files that were not used, with the reason."""
     n_rows: int = 0
+    """Rows of the table now."""
     written: bool = False
+    """Whether the table was changed."""
 
 
 @dataclass(frozen=True)
@@ -234,20 +226,12 @@ def repoint(
             skipped.append(Skip(row.exposure, "camera_does_not_fit", message))
             continue
         pointings[row.exposure] = found
-        rows[-1] = replace_pointing(row, found)
+        # rounded to 0.04 milliarcseconds
+        pointing = {"ra": round(found.ra, 8) % 360.0, "dec": round(found.dec, 8)}
+        pointing["rotation"] = round(found.rotation, 6) % 360.0
+        rows[-1] = row.model_copy(update=pointing)
     write_exposures(table, rows)
     return pointings, skipped
-
-
-def replace_pointing(row: ExposureRow, pointing: Pointing) -> ExposureRow:
-    """Return the row with another pointing, rounded to 0.04 milliarcseconds."""
-    return row.model_copy(
-        update={
-            "ra": round(pointing.ra, 8) % 360.0,
-            "dec": round(pointing.dec, 8),
-            "rotation": round(pointing.rotation, 6) % 360.0,
-        }
-    )
 
 
 def _product(template: str, results: Path, **wildcards: str) -> Path:

@@ -7,31 +7,12 @@ from pydantic import Field, model_validator
 
 from coaddflow.errors import InputError
 from coaddflow.settings.base import Section
+from coaddflow.settings.value_key import ValueKey
 
 
-class HeaderKey(Section):
+class HeaderKey(ValueKey):
     """Where to find one property of an exposure."""
 
-    keyword: str | None = Field(
-        None, description="Header keyword; null: use the file name with `pattern`, or `default`."
-    )
-    pattern: str | None = Field(
-        None,
-        description="Regular expression whose first group is the value; applied to the header "
-        "value, or to the file name if no keyword is given.",
-    )
-    values: dict[str, str] = Field(
-        default_factory=dict, description="Translations of values, such as long filter names."
-    )
-    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
-        "none", description="Unit of the value."
-    )
-    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale of a time.")
-    offset: float = Field(0.0, description="Added to the value, after the factor.")
-    factor: float = Field(1.0, description="Multiplies the value, before the offset.")
-    default: str | float | None = Field(
-        None, description="Value if the keyword is missing; null: the keyword is required."
-    )
     form: str = Field(
         "{}",
         description="How the simulator writes the value: a Python format such as {} or {:08d}.",

@@ -38,22 +38,15 @@ class NotFitsError(Exception):
 
 @dataclass(frozen=True)
 class HduHeader:
-    """The header of one HDU.
-
-    Attributes
-    ----------
-    index : int
-        Number of the HDU in the file, from 0.
-    header, text : astropy.io.fits.Header, bytes
-        The header, and the same as it stands in the file, in ASCII.
-    data_size : int
-        Bytes of the data, without padding.
-    """
+    """The header of one HDU."""
 
     index: int
+    """Number of the HDU in the file, from 0."""
     header: fits.Header
     text: bytes
+    """The header, and the same as it stands in the file, in ASCII."""
     data_size: int
+    """Bytes of the data, without padding."""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyError, VerifyWarning
@@ -22,6 +21,7 @@ from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import check_id
 from coaddflow.geometry.angles import is_sexagesimal, sexagesimal
 from coaddflow.instrument.fits_hdus import HduHeader, NotFitsError, open_fits, walk_hdus
+from coaddflow.settings.value_key import ValueKey
 
 # 1900 to 2173: a Julian Date or a year in the place of an MJD is noticed
 _MJD_RANGE = (15020.0, 115000.0)
@@ -39,36 +39,16 @@ class HeaderValueError(CoaddflowError):
         return self.message
 
 
-class ValueKey(Protocol):
-    """Where a value stands: `camera.HeaderKey` or an entry of the settings `calibrated`."""
-
-    keyword: str | None
-    pattern: str | None
-    values: dict[str, str]
-    unit: str
-    scale: str
-    offset: float
-    factor: float
-    default: str | float | None
-
-
 @dataclass(frozen=True)
 class FileHeaders:
-    """Everything in which the values of a file are looked up.
-
-    Attributes
-    ----------
-    file : Path
-        The file, for values in its name.
-    headers : tuple of astropy.io.fits.Header
-        Headers in the order in which keywords are looked up.
-    table_row : mapping, optional
-        The row of a table that belongs to the file.
-    """
+    """Everything in which the values of a file are looked up."""
 
     file: Path
+    """The file, for values in its name."""
     headers: tuple[fits.Header, ...]
+    """Headers in the order in which keywords are looked up."""
     table_row: Mapping[str, object] | None = None
+    """The row of a table that belongs to the file."""
 
 
 def read_headers(path: Path, hdu: int) -> tuple[fits.Header, ...]:

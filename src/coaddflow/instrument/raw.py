@@ -40,29 +40,20 @@ _FIRST_IMAGE = "first image"
 
 @dataclass(frozen=True)
 class RawCcd:
-    """One CCD as it was read out.
-
-    Attributes
-    ----------
-    detector : Detector
-        The CCD; gain, read noise and saturation of its amplifiers are those of the header where
-        the camera file names keywords for them.
-    arrays : tuple of ndarray, each of shape (ny, nx) of the raw file
-        For every amplifier the array in which its data, prescan and overscan sections stand. In
-        a file with one HDU per CCD all entries are the same array.
-    header : astropy.io.fits.Header
-        Header of the CCD's (first) HDU.
-    exposure_header : astropy.io.fits.Header
-        Header that describes the exposure (``layout.header_hdu`` of the camera file).
-    path : Path
-        The file.
-    """
+    """One CCD as it was read out."""
 
     detector: Detector
+    """The CCD; gain, read noise and saturation of its amplifiers are those of the header where the
+    camera file names keywords for them."""
     arrays: tuple[NDArray, ...]
+    """For every amplifier the array of the file, shape (ny, nx), in which its data, prescan and
+    overscan sections stand. In a file with one HDU per CCD all entries are the same array."""
     header: fits.Header
+    """Header of the CCD's (first) HDU."""
     exposure_header: fits.Header
+    """Header that describes the exposure (``layout.header_hdu`` of the camera file)."""
     path: Path
+    """The file."""
 
 
 def read_raw_ccd(

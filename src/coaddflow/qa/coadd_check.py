@@ -33,32 +33,32 @@ _SPOILT = (
 _NEIGHBOUR_RADIUS = 5.0
 """Distance to the next detected source of an isolated star, in FWHM."""
 
+_MIN_SIGNAL_TO_NOISE = 50.0
+"""Fainter sources are not compared with stars."""
+
+_MATCH_RADIUS = 1.0
+"""Largest distance of a source from its star, pixels."""
+
+_BLOCK = 12
+"""Side of the blocks whose means tell how correlated the noise is, pixels."""
+
 
 @dataclass(frozen=True)
 class StarResiduals:
-    """Measured minus true, for the isolated stars of a coadd.
-
-    Attributes
-    ----------
-    index : ndarray of int, shape (n,)
-        Rows of the catalogue.
-    dx, dy : ndarray of float64, shape (n,)
-        Offsets in pixels.
-    flux, flux_error : ndarray of float64, shape (n,)
-        Total fluxes and their errors, in the unit of the image.
-    true_flux : ndarray of float64, shape (n,)
-        Fluxes of the catalogue.
-    fwhm : float
-        Of the stars, pixels.
-    """
+    """Measured minus true, for the isolated stars of a coadd; arrays have the shape (n,)."""
 
     index: NDArray[np.int64]
+    """Rows of the catalogue."""
     dx: NDArray[np.float64]
     dy: NDArray[np.float64]
+    """Offsets in pixels."""
     flux: NDArray[np.float64]
     flux_error: NDArray[np.float64]
+    """Total fluxes and their errors, in the unit of the image."""
     true_flux: NDArray[np.float64]
+    """Fluxes of the catalogue."""
     fwhm: float
+    """FWHM of the stars, pixels."""
 
     def position_rms(self) -> float:
         """Return the root mean square offset of one axis, pixels."""
@@ -71,20 +71,15 @@ class StarResiduals:
         return middle, 1.2533 * mad_sigma(ratio, middle) / np.sqrt(ratio.size)
 
 
-def detect_on(masked_image: MaskedImage, initial_fwhm: float = 3.0) -> tuple[Table, float]:
+def detect_on(masked_image: MaskedImage) -> tuple[Table, float]:
     """Return the sources of an image whose sky is zero, and the FWHM of its stars in pixels."""
-    settings = DetectionSettings(initial_fwhm=initial_fwhm)
+    settings = DetectionSettings()
     fwhm = measure_seeing(masked_image, settings)
     return detect_sources(masked_image, fwhm, settings).sources, fwhm
 
 
 def check_stars(
-    masked_image: MaskedImage,
-    x: ArrayLike,
-    y: ArrayLike,
-    true_flux: ArrayLike,
-    min_signal_to_noise: float = 50.0,
-    match_radius: float = 1.0,
+    masked_image: MaskedImage, x: ArrayLike, y: ArrayLike, true_flux: ArrayLike
 ) -> StarResiduals:
     """Measure isolated stars of a coadd whose true places and fluxes are known [1]_.
 
@@ -94,20 +89,16 @@ def check_stars(
         The coadd; its sky is zero.
     x, y, true_flux : array_like, shape (n,)
         True positions of stars (pixels, 0-based) and total fluxes in the unit of the image.
-    min_signal_to_noise : float
-        Fainter sources are not looked at.
-    match_radius : float
-        Largest distance of a source from a star, pixels.
     """
     photometry = PhotometrySettings()
     sources, fwhm = detect_on(masked_image)
     xy = np.column_stack([sources["x"], sources["y"]])
     alone = cKDTree(xy).query(xy, k=2)[0][:, 1] > _NEIGHBOUR_RADIUS * fwhm
     good = alone & ((np.asarray(sources["flags"]) & int(_SPOILT)) == 0)
-    good &= np.asarray(sources["signal_to_noise"]) > min_signal_to_noise
+    good &= np.asarray(sources["signal_to_noise"]) > _MIN_SIGNAL_TO_NOISE
     fwhm = common_size(sources["fwhm"][good])
     distance, index = cKDTree(np.column_stack([x, y])).query(xy[good])
-    matched = distance < match_radius
+    matched = distance < _MATCH_RADIUS
     found, index = xy[good][matched], index[matched]
     radius = photometry.radii[photometry.standard] * fwhm
     measured = aperture_fluxes(masked_image, *found.T, [radius])
@@ -133,51 +124,46 @@ def empty_sky(masked_image: MaskedImage, grow: int = 8) -> NDArray[np.bool_]:
         np.where(measured, masked_image.variance, np.inf)
     )
     smooth = ndimage.gaussian_filter(significance, 2.0)
-    noise = 1.4826 * np.median(np.abs(smooth[measured] - np.median(smooth[measured])))
-    sources = smooth > np.median(smooth[measured]) + 3.0 * noise
+    sources = smooth > np.median(smooth[measured]) + 3.0 * mad_sigma(smooth[measured])
     sources |= masked_image.has_any(MaskPlane.DETECTED | MaskPlane.SAT)
     return measured & ~ndimage.binary_dilation(sources, iterations=grow)
 
 
-def sky_noise(masked_image: MaskedImage, mesh_size: int = 64, grow: int = 8) -> float:
+def sky_noise(masked_image: MaskedImage, mesh_size: int, grow: int) -> float:
     """Return the standard deviation of empty sky, with what is left of the sky taken away.
 
     The remaining sky is fitted in superpixels of ``mesh_size``; for ``grow`` see `empty_sky`.
     """
-    return _robust_deviation(masked_image.image - _sky(masked_image, mesh_size), masked_image, grow)
+    deviation = masked_image.image - _sky(masked_image, mesh_size)
+    return mad_sigma(deviation[empty_sky(masked_image, grow)])
 
 
-def sky_chi(masked_image: MaskedImage, mesh_size: int = 128) -> float:
+def sky_chi(masked_image: MaskedImage) -> float:
     """Return the standard deviation of empty sky in units of what the variance plane says.
 
     It is 1 for a correct variance plane: correlations between pixels do not change the noise
     of single pixels, which the variance plane is about, but that of sums [2]_.
     """
-    deviation = masked_image.image - _sky(masked_image, mesh_size)
     with np.errstate(invalid="ignore"):
-        return _robust_deviation(deviation / np.sqrt(masked_image.variance), masked_image)
+        chi = (masked_image.image - _sky(masked_image)) / np.sqrt(masked_image.variance)
+    return mad_sigma(chi[empty_sky(masked_image)])
 
 
-def sky_covariance(masked_image: MaskedImage, block: int = 12) -> float:
+def sky_covariance(masked_image: MaskedImage) -> float:
     """Return the variance of means of blocks over that of uncorrelated pixels [2]_.
 
     This is the measured covariance factor, in variance; blocks with a source are left out.
     """
     empty = empty_sky(masked_image)
-    ny, nx = (size // block for size in empty.shape)
-    cut = (slice(ny * block), slice(nx * block))
-    shape = (ny, block, nx, block)
+    ny, nx = (size // _BLOCK for size in empty.shape)
+    cut = (slice(ny * _BLOCK), slice(nx * _BLOCK))
+    shape = (ny, _BLOCK, nx, _BLOCK)
     whole = empty[cut].reshape(shape).all(axis=(1, 3))
-    deviation = (masked_image.image - _sky(masked_image, 128))[cut].reshape(shape)
+    deviation = (masked_image.image - _sky(masked_image))[cut].reshape(shape)
     means = deviation.mean(axis=(1, 3))[whole]
-    expected = masked_image.variance[cut].reshape(shape).mean(axis=(1, 3))[whole] / block**2
-    chi = means / np.sqrt(expected)
-    return float((1.4826 * np.median(np.abs(chi - np.median(chi)))) ** 2)
+    expected = masked_image.variance[cut].reshape(shape).mean(axis=(1, 3))[whole] / _BLOCK**2
+    return mad_sigma(means / np.sqrt(expected)) ** 2
 
 
-def _sky(masked_image: MaskedImage, mesh_size: int) -> NDArray[np.float32]:
+def _sky(masked_image: MaskedImage, mesh_size: int = 128) -> NDArray[np.float32]:
     return estimate_background(masked_image, BackgroundSettings(mesh_size=mesh_size)).model()
-
-
-def _robust_deviation(values: NDArray, masked_image: MaskedImage, grow: int = 8) -> float:
-    return mad_sigma(values[empty_sky(masked_image, grow)])

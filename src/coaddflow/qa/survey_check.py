@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import sep
+from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
@@ -36,35 +37,24 @@ _FAINTEST_KNOWN = 24.5
 
 @dataclass(frozen=True)
 class BandFigures:
-    """How good the coadds of a band are.
-
-    Attributes
-    ----------
-    band : str
-        Band.
-    n_stars : int
-        Isolated bright stars that were measured.
-    position_rms : float
-        Of one axis, measured minus true, milliarcsec.
-    flux_bias, flux_bias_error : float
-        Median of measured over true flux - 1, and its error.
-    chi : tuple of float
-        Standard deviation of empty sky over what the variance plane says, one a patch.
-    covariance : float
-        Variance of means of blocks over that of uncorrelated pixels, median of the patches.
-    n_sources, n_spurious : int
-        Detections of 10 sigma, and those far from anything that is on the true sky.
-    """
+    """How good the coadds of a band are."""
 
     band: str
+    """Band."""
     n_stars: int
+    """Isolated bright stars that were measured."""
     position_rms: float
+    """Of one axis, measured minus true, milliarcsec."""
     flux_bias: float
     flux_bias_error: float
+    """Median of measured over true flux - 1, and its error."""
     chi: tuple[float, ...]
+    """Standard deviation of empty sky over what the variance plane says, one a patch."""
     covariance: float
+    """Variance of means of blocks over that of uncorrelated pixels, median of the patches."""
     n_sources: int
     n_spurious: int
+    """Detections of 10 sigma, and those far from anything that is on the true sky."""
 
 
 def check_band(results: str | Path, truth: str | Path, band: str) -> BandFigures:
@@ -135,15 +125,13 @@ def trail_left(results: str | Path, truth: str | Path, exposure: str) -> tuple[f
         sky = empty_sky(coadd.masked_image) & (coadd.n_inputs >= 3)
         on_coadds.append(_values_at(coadd.masked_image, header, sky, ra, dec))
         warp, warp_header = read_masked_image(path)
-        left = round(coadd.box[0] + warp_header["LTV1"]), round(coadd.box[1] + warp_header["LTV2"])
-        part = np.zeros(warp.shape, bool)
-        _paste(part, sky, left)
+        part = _on_warp(warp, warp_header, coadd, sky)
         part &= ~warp.has_any(MaskPlane.NO_DATA | MaskPlane.BAD)
         on_warps.append(_values_at(warp, warp_header, part, ra, dec))
     return float(np.mean(np.concatenate(on_warps))), float(np.mean(np.concatenate(on_coadds)))
 
 
-def noise_gain(coadd: Coadd, warps: Sequence[str | Path], mesh_size: int = 32) -> float:
+def noise_gain(coadd: Coadd, warps: Sequence[str | Path]) -> float:
     """Return how many times lower the sky noise of a coadd is than that of its exposures.
 
     Where all exposures overlap; the median over the exposures, whose warps are given. For crowded
@@ -154,15 +142,12 @@ def noise_gain(coadd: Coadd, warps: Sequence[str | Path], mesh_size: int = 32) -
 
     def noise(image: MaskedImage, region: NDArray[np.bool_]) -> float:
         hidden = np.where(region, image.mask, np.int32(MaskPlane.NO_DATA))
-        return sky_noise(MaskedImage(image.image, image.variance, hidden), mesh_size, grow=2)
+        return sky_noise(MaskedImage(image.image, image.variance, hidden), mesh_size=32, grow=2)
 
     single = []
     for path in warps:
         warp, header = read_masked_image(path)
-        region = np.zeros(warp.shape, bool)
-        corner = round(coadd.box[0] + header["LTV1"]), round(coadd.box[1] + header["LTV2"])
-        _paste(region, everywhere, corner)
-        single.append(noise(warp, region))
+        single.append(noise(warp, _on_warp(warp, header, coadd, everywhere)))
     return float(np.median(single)) / noise(coadd.masked_image, everywhere)
 
 
@@ -221,12 +206,16 @@ def _values_at(
     return image.image[rows, columns][usable[rows, columns]]
 
 
-def _paste(target: NDArray, source: NDArray, corner: tuple[int, int]) -> None:
-    """Copy ``source`` into ``target``, its first pixel to ``corner`` (x, y), as far as it fits."""
-    x, y = corner
-    rows = slice(max(y, 0), min(y + source.shape[0], target.shape[0]))
-    columns = slice(max(x, 0), min(x + source.shape[1], target.shape[1]))
+def _on_warp(
+    warp: MaskedImage, header: fits.Header, coadd: Coadd, pixels: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return which pixels of a warp are among some pixels of its coadd."""
+    x, y = round(coadd.box[0] + header["LTV1"]), round(coadd.box[1] + header["LTV2"])
+    found = np.zeros(warp.shape, bool)
+    rows = slice(max(y, 0), min(y + pixels.shape[0], warp.shape[0]))
+    columns = slice(max(x, 0), min(x + pixels.shape[1], warp.shape[1]))
     if rows.start < rows.stop and columns.start < columns.stop:
-        target[rows, columns] = source[
+        found[rows, columns] = pixels[
             rows.start - y : rows.stop - y, columns.start - x : columns.stop - x
         ]
+    return found

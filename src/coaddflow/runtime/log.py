@@ -164,7 +164,7 @@ def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
     for log in sorted(folder.rglob("*.log")):
         if log.stat().st_mtime < since:
             continue
-        last = _result_line(log)
+        last = (_last_lines(log) or [""])[-1]
         if not last.startswith(FINISHED):
             reason = last.removeprefix(FAILED)
             if not last.startswith(FAILED):
@@ -215,11 +215,6 @@ def failure_table(failed: list[FailedJob], limit: int = 50) -> str:
     if len(failed) > limit:
         lines.append(f"  ... and {len(failed) - limit} more")
     return "\n".join(lines)
-
-
-def _result_line(path: Path) -> str:
-    """Return the last line of a file."""
-    return (_last_lines(path) or [""])[-1]
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -30,8 +30,8 @@ WARPED_PATCHES = 4
 
 COADD_BYTES_PER_PIXEL = 30
 COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.06
-READ_COADD_BYTES_PER_PIXEL = 60
 DEPTH_SECONDS_PER_MPIXEL = 0.15
+READ_COADD_BYTES_PER_PIXEL = 60
 """A patch that is read for the picture of its tract."""
 
 PICTURE_BYTES_PER_PIXEL = 165
@@ -84,14 +84,7 @@ def ccd_seconds(n_pixels: int) -> float:
 def calib_memory(n_pixels: int, n_frames: int, stack_gb: float) -> int:
     """Return the memory of combining frames of one CCD, MB.
 
-    Parameters
-    ----------
-    n_pixels : int
-        Pixels of the CCD.
-    n_frames : int
-        Frames that are combined.
-    stack_gb : float
-        Size from which the stack stands on disk (settings ``calibs.memory``), GB.
+    From ``stack_gb`` (settings ``calibs.memory``), GB, the stack stands on disk.
     """
     stack = min(4 * n_pixels * n_frames, 1e9 * stack_gb)
     return _megabytes(2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
@@ -122,16 +115,9 @@ def warped_ccd_memory(ccd_pixels: int) -> int:
 
 
 def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
-    """Return the memory of one coadd, MB: the patch, and the blocks of all warps in work.
+    """Return the memory of one coadd, MB: the patch with its border, and the blocks of all warps.
 
-    Parameters
-    ----------
-    patch_pixels : int
-        Pixels of the patch with its border.
-    n_inputs : int
-        Exposures that can touch it.
-    block_mb : float
-        Setting ``coadd.memory_mb``.
+    ``n_inputs`` exposures can touch it; ``block_mb`` is the setting ``coadd.memory_mb``.
     """
     side = math.sqrt(patch_pixels)
     pixel = STACK_BYTES_PER_PIXEL * max(n_inputs, 1)
@@ -156,12 +142,7 @@ def picture_memory(patch_pixels: int, n_patches: int) -> int:
 def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
     """Return the memory of all CCDs of an exposure that wait until it is solved, MB.
 
-    Parameters
-    ----------
-    n_pixels : sequence of int
-        Pixels of each of its CCDs.
-    crosstalk : bool
-        Whether the signals of their amplifiers wait as well.
+    With ``crosstalk`` the signals of their amplifiers wait as well.
     """
     each = HELD_BYTES_PER_PIXEL + (SIGNAL_BYTES_PER_PIXEL if crosstalk else 0)
     return math.ceil(each * sum(n_pixels) / 1e6)
@@ -170,27 +151,16 @@ def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
 def spool_memory(n_pixels: int, spool_mb: float) -> int:
     """Return the memory of the warps of a tract that wait for their patches, MB.
 
-    Parameters
-    ----------
-    n_pixels : int
-        Pixels of all CCDs that can touch the tract, together.
-    spool_mb : float
-        Setting ``coadd.spool_mb``: what they may have; the others wait on disk.
+    ``n_pixels`` are those of all CCDs that can touch the tract. What does not fit into ``spool_mb``
+    (setting ``coadd.spool_mb``) waits on disk.
     """
     return math.ceil(min(spool_mb, HELD_BYTES_PER_PIXEL * SPOOL_ROOM * n_pixels / 1e6))
 
 
 def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_size: int) -> int:
-    """Return what background matching needs beside that in the process that gathers, MB.
+    """Return what matching the skies of a band on a tract needs in the process that gathers, MB.
 
-    Parameters
-    ----------
-    n_exposures : int
-        Exposures of the band on the tract.
-    patch_pixels, n_patches : int
-        Pixels of a patch, and patches.
-    bin_size : int
-        Setting ``coadd.background_matching.bin_size``.
+    ``bin_size`` is the setting ``coadd.background_matching.bin_size``.
     """
     squares = patch_pixels * n_patches / bin_size**2
     return math.ceil(MATCHING_BYTES_PER_SQUARE * n_exposures * squares / 1e6)

@@ -40,20 +40,16 @@ from coaddflow.settings.warp import WarpSettings
 class Settings(Section):
     """The settings of a run; `config.yaml` shows every key with its default."""
 
-    camera: str | None = Field(
-        None,
-        description="Name of a shipped camera, or path of a camera file; needed for raw exposures.",
-    )
-    exposures: str | None = Field(
-        None, description="Table of raw exposures, made by `coaddflow ingest`."
-    )
-    bands: tuple[str, ...] | None = Field(
-        None, description="Bands to process; null: all in the exposure table."
-    )
-    exclude: tuple[str, ...] = Field(
-        (), description="Exposures to ignore, as if they were not in the tables."
-    )
-    exclude_ccds: tuple[int, ...] = Field((), description="CCDs to ignore in all exposures.")
+    camera: str | None = None
+    """Name of a shipped camera, or path of a camera file; needed for raw exposures."""
+    exposures: str | None = None
+    """Table of raw exposures, made by `coaddflow ingest`."""
+    bands: tuple[str, ...] | None = None
+    """Bands to process; null: all in the exposure table."""
+    exclude: tuple[str, ...] = ()
+    """Exposures to ignore, as if they were not in the tables."""
+    exclude_ccds: tuple[int, ...] = ()
+    """CCDs to ignore in all exposures."""
     refcat: RefcatSettings = Field(default_factory=RefcatSettings)
     calibs: CalibsSettings = Field(default_factory=CalibsSettings)
     detrend: DetrendSettings = Field(default_factory=DetrendSettings)

@@ -1,8 +1,12 @@
 """Base class of all sections of the settings."""
 
+import ast
+import inspect
+import itertools
+import textwrap
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
 
 class Section(BaseModel):
@@ -14,7 +18,7 @@ class Section(BaseModel):
         Settings of the section that products do not depend on (memory, scratch folders).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     without_effect: ClassVar[frozenset[str]] = frozenset()
 
@@ -50,3 +54,30 @@ class Section(BaseModel):
                 # a default of the section above that this class does not have
                 found |= plain or self.model_dump(mode="json", include={name})
         return dict(sorted(found.items()))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> Any:
+        schema = handler(core)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for name, text in descriptions(cls).items():
+            properties[name] = properties[name] | ({"description": text} if text else {})
+        return schema
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """Return what is said of each field of a model: in the text below it, or in its `Field`.
+
+    The texts are taken from the source when they are asked for: a run has no use for them.
+    """
+    found = {name: field.description or "" for name, field in model.model_fields.items()}
+    for section in reversed(model.__mro__):
+        if issubclass(section, Section):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(section)))
+            for statement, below in itertools.pairwise(tree.body[0].body):
+                match statement, below:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(text))),
+                    ) if name in found:
+                        found[name] = " ".join(text.split())
+    return found

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from coaddflow.settings.base import Section
+from coaddflow.settings.value_key import ValueKey
 
 PixelUnit = Literal[
     "electron",
@@ -21,33 +22,13 @@ FLUX_ZERO_POINTS = {"nanojansky": 31.4, "microjansky": 23.9, "jansky": 8.9, "nan
 """AB magnitude of one unit."""
 
 
-class Fact(Section):
+class Fact(ValueKey):
     """Where to find one property of an image: in a header, a table, the file name, or here."""
 
-    keyword: str | None = Field(
-        None, description="Keyword of the image header, or else of the primary header."
-    )
-    column: str | None = Field(None, description="Column of the table `facts`.")
-    value: str | int | float | None = Field(
-        None, description="The value itself, the same for all images."
-    )
-    pattern: str | None = Field(
-        None,
-        description="Regular expression whose first group is the value; applied to the keyword or "
-        "column, or to the file name if neither is given.",
-    )
-    values: dict[str, str] = Field(
-        default_factory=dict, description="Translations of values, such as long filter names."
-    )
-    unit: Literal["degree", "hourangle", "radian", "mjd", "jd", "iso", "second", "none"] = Field(
-        "none", description="Unit of the value."
-    )
-    scale: Literal["tai", "utc", "tt"] = Field("utc", description="Time scale of a time.")
-    factor: float = Field(1.0, description="Multiplies a number, before the offset.")
-    offset: float = Field(0.0, description="Added to a number, after the factor.")
-    default: str | float | None = Field(
-        None, description="Value if keyword or column is missing; null: it is required."
-    )
+    column: str | None = None
+    """Column of the table `facts`."""
+    value: str | int | float | None = None
+    """The value itself, the same for all images."""
 
     @model_validator(mode="after")
     def _check(self) -> "Fact":
@@ -59,64 +40,48 @@ class Fact(Section):
 class FactsTableSettings(Section):
     """A table with one row per image, such as the CCD table of a survey."""
 
-    path: str | None = Field(None, description="FITS table, ECSV or CSV file; null: no table.")
-    hdu: int = Field(1, ge=1, description="HDU of a FITS table.")
-    match: dict[str, Fact] = Field(
-        default_factory=dict,
-        description="For each key column of the table, the property of the image that it must "
-        "equal; together they must select one row.",
-    )
+    path: str | None = None
+    """FITS table, ECSV or CSV file; null: no table."""
+    hdu: int = Field(1, ge=1)
+    """HDU of a FITS table."""
+    match: dict[str, Fact] = Field(default_factory=dict)
+    """For each key column of the table, the property of the image that it must equal; together they
+    must select one row."""
 
 
-class WeightSettings(Section):
+class CompanionSettings(Section):
+    """Where the weight map or the mask of an image is."""
+
+    kind: str
+    replace: tuple[str, str] | None = None
+    """Text in the name of the image file and its replacement in the name of this file; null: the
+    same file."""
+    hdu: int | str | None = None
+    """HDU number or name; null: the HDU of the image plus `hdu_offset`."""
+    hdu_offset: int = 0
+    """HDU of this minus that of the image."""
+
+
+class WeightSettings(CompanionSettings):
     """Weight map of an image."""
 
-    kind: Literal["inverse_variance", "variance", "rms", "none"] = Field(
-        "none",
-        description="Quantity in the weight map; `none`: the variance is estimated from the sky.",
-    )
-    replace: tuple[str, str] | None = Field(
-        None,
-        description="Text in the name of the image file and its replacement in the name of the "
-        "weight file; null: the same file.",
-    )
-    hdu: int | str | None = Field(
-        None, description="HDU number or name; null: the HDU of the image plus `hdu_offset`."
-    )
-    hdu_offset: int = Field(0, description="Weight HDU minus image HDU.")
-    zero_planes: tuple[str, ...] = Field(
-        ("NO_DATA",),
-        description="Mask planes set where the weight is zero or not a number. SAT pixels of the "
-        "mask are kept, so that cores of bright stars are not holes.",
-    )
+    kind: Literal["inverse_variance", "variance", "rms", "none"] = "none"
+    """Quantity in the weight map; `none`: the variance is estimated from the sky."""
+    zero_planes: tuple[str, ...] = ("NO_DATA",)
+    """Mask planes set where the weight is zero or not a number. SAT pixels of the mask are kept, so
+    that cores of bright stars are not holes."""
 
 
-class MaskSettings(Section):
+class MaskSettings(CompanionSettings):
     """Mask of an image."""
 
-    kind: Literal["bits", "codes", "named_bits", "none"] = Field(
-        "none",
-        description="`bits`: sums of powers of two; `codes`: each value is one condition; "
-        "`named_bits`: bits named in header cards MP_<name>.",
-    )
-    replace: tuple[str, str] | None = Field(
-        None,
-        description="Text in the name of the image file and its replacement in the name of the "
-        "mask file; null: the same file.",
-    )
-    hdu: int | str | None = Field(
-        None, description="HDU number or name; null: the HDU of the image plus `hdu_offset`."
-    )
-    hdu_offset: int = Field(0, description="Mask HDU minus image HDU.")
-    planes: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict,
-        description="Mask planes for each bit number (0 is the lowest), code or name; an empty "
-        "list: none.",
-    )
-    unlisted: tuple[str, ...] = Field(
-        ("BAD",),
-        description="Mask planes for bits, codes or names that `planes` does not list.",
-    )
+    kind: Literal["bits", "codes", "named_bits", "none"] = "none"
+    """`bits`: sums of powers of two; `codes`: each value is one condition; `named_bits`: bits named
+    in header cards MP_<name>."""
+    planes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Mask planes for each bit number (0 is the lowest), code or name; an empty list: none."""
+    unlisted: tuple[str, ...] = ("BAD",)
+    """Mask planes for bits, codes or names that `planes` does not list."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,54 +109,49 @@ class MaskSettings(Section):
 class CalibratedSettings(Section):
     """Images calibrated elsewhere: any FITS image with a WCS and a zero-point."""
 
-    table: str | None = Field(
-        None, description="Table of the images, made by `coaddflow ingest --calibrated`."
-    )
-    names: tuple[str, ...] = Field(
-        ("*.fits", "*.fits.gz", "*.fits.fz"), description="Shell patterns of the image files."
-    )
-    hdu: int | str | None = Field(
-        None, description="HDU number or name of the image; null: every HDU with a 2-d image."
-    )
-    exposure: Fact = Field(Fact(pattern=r"^([^.]+)"), description="Exposure id.")
-    ccd: Fact = Field(Fact(value=0), description="CCD number.")
-    band: Fact = Field(Fact(keyword="FILTER"), description="Band.")
-    mjd: Fact = Field(Fact(keyword="MJD-OBS", unit="mjd"), description="Start of the exposure.")
-    exposure_time: Fact = Field(
-        Fact(keyword="EXPTIME", unit="second"), description="Exposure time, s."
-    )
-    facts: FactsTableSettings = Field(
-        FactsTableSettings(), description="Table of properties that are not in the headers."
-    )
-    weight: WeightSettings = Field(WeightSettings(), description="Weight map.")
-    mask: MaskSettings = Field(MaskSettings(), description="Mask.")
-    unit: PixelUnit = Field("electron", description="Unit of the pixels.")
-    gain: Fact = Field(
-        Fact(value=1.0),
-        description="Electrons per count (ADU), or per flux unit for images in flux units.",
-    )
-    zero_point: Fact | None = Field(
-        None,
-        description="AB magnitude of one `zero_point_unit`; null: follows from the unit (images in "
-        "flux units).",
-    )
-    zero_point_unit: PixelUnit | None = Field(
-        None, description="Unit to which the zero-point refers; null: that of the image."
-    )
-    zero_point_error: Fact | None = Field(None, description="Error of the zero-point, mag.")
-    seeing: Fact | None = Field(None, description="FWHM of the PSF; null: measured.")
-    seeing_unit: Literal["arcsec", "pixel"] = Field("arcsec", description="Unit of the seeing.")
-    sky: Fact | None = Field(
-        None, description="Sky level per pixel; null: measured, if the image still has its sky."
-    )
-    sky_unit: PixelUnit | None = Field(
-        None, description="Unit of the sky level; null: that of the image."
-    )
-    subtract_sky: Literal["measured", "given", "none"] = Field(
-        "measured",
-        description="Sky to subtract: `measured` on a mesh (settings `background`), `given` (the "
-        "level `sky`; better where a bright object fills the image), or `none`.",
-    )
+    table: str | None = None
+    """Table of the images, made by `coaddflow ingest --calibrated`."""
+    names: tuple[str, ...] = ("*.fits", "*.fits.gz", "*.fits.fz")
+    """Shell patterns of the image files."""
+    hdu: int | str | None = None
+    """HDU number or name of the image; null: every HDU with a 2-d image."""
+    exposure: Fact = Fact(pattern=r"^([^.]+)")
+    """Exposure id."""
+    ccd: Fact = Fact(value=0)
+    """CCD number."""
+    band: Fact = Fact(keyword="FILTER")
+    """Band."""
+    mjd: Fact = Fact(keyword="MJD-OBS", unit="mjd")
+    """Start of the exposure."""
+    exposure_time: Fact = Fact(keyword="EXPTIME", unit="second")
+    """Exposure time, s."""
+    facts: FactsTableSettings = FactsTableSettings()
+    """Table of properties that are not in the headers."""
+    weight: WeightSettings = WeightSettings()
+    """Weight map."""
+    mask: MaskSettings = MaskSettings()
+    """Mask."""
+    unit: PixelUnit = "electron"
+    """Unit of the pixels."""
+    gain: Fact = Fact(value=1.0)
+    """Electrons per count (ADU), or per flux unit for images in flux units."""
+    zero_point: Fact | None = None
+    """AB magnitude of one `zero_point_unit`; null: follows from the unit (images in flux units)."""
+    zero_point_unit: PixelUnit | None = None
+    """Unit to which the zero-point refers; null: that of the image."""
+    zero_point_error: Fact | None = None
+    """Error of the zero-point, mag."""
+    seeing: Fact | None = None
+    """FWHM of the PSF; null: measured."""
+    seeing_unit: Literal["arcsec", "pixel"] = "arcsec"
+    """Unit of the seeing."""
+    sky: Fact | None = None
+    """Sky level per pixel; null: measured, if the image still has its sky."""
+    sky_unit: PixelUnit | None = None
+    """Unit of the sky level; null: that of the image."""
+    subtract_sky: Literal["measured", "given", "none"] = "measured"
+    """Sky to subtract: `measured` on a mesh (settings `background`), `given` (the level `sky`;
+    better where a bright object fills the image), or `none`."""
 
     @model_validator(mode="after")
     def _check(self) -> "CalibratedSettings":

@@ -11,14 +11,12 @@ class _Kind(Section):
     """What all kinds of calibration frames have in common."""
 
     source: str
-    path: str | None = Field(
-        None,
-        description="With `given`: path of the files; {ccd} and {band} are replaced.",
-    )
-    exposures: tuple[str, ...] | None = Field(
-        None, description="Exposures to make it from; null: all that are suitable."
-    )
-    min_frames: int = Field(3, ge=2, description="Fewest exposures; with fewer it is not made.")
+    path: str | None = None
+    """With `given`: path of the files; {ccd} and {band} are replaced."""
+    exposures: tuple[str, ...] | None = None
+    """Exposures to make it from; null: all that are suitable."""
+    min_frames: int = Field(3, ge=2)
+    """Fewest exposures; with fewer it is not made."""
 
     @model_validator(mode="after")
     def _check(self) -> "_Kind":
@@ -30,93 +28,64 @@ class _Kind(Section):
 class BiasSettings(_Kind):
     """Master bias, in counts, after overscan subtraction."""
 
-    source: Literal["frames", "given", "none"] = Field(
-        "frames", description="`frames`: made from bias exposures; `given`: read from `path`."
-    )
+    source: Literal["frames", "given", "none"] = "frames"
+    """`frames`: made from bias exposures; `given`: read from `path`."""
 
 
 class DarkSettings(_Kind):
     """Master dark, in electrons per second."""
 
-    source: Literal["frames", "night_sky", "given", "none"] = Field(
-        "frames",
-        description="`frames`: made from dark exposures; `night_sky`: the additive pattern of "
-        "dithered science exposures (hot and warm pixels, bias structure), with zero mean; "
-        "`given`: read from `path`.",
-    )
+    source: Literal["frames", "night_sky", "given", "none"] = "frames"
+    """`frames`: made from dark exposures; `night_sky`: the additive pattern of dithered science
+    exposures (hot and warm pixels, bias structure), with zero mean; `given`: read from `path`."""
 
 
 class FlatSettings(_Kind):
     """Flat of each band, with median 1 on each CCD."""
 
-    source: Literal["frames", "night_sky", "given", "none"] = Field(
-        "frames",
-        description="`frames`: made from flat exposures of the band; `night_sky`: from the sky of "
-        "dithered science exposures of the band; `given`: read from `path`.",
-    )
-    scales: Literal["all", "large", "small"] = Field(
-        "all",
-        description="Part of the night-sky flat that is used: `all`, only the smooth illumination "
-        "(`large`), or only the response of single pixels (`small`).",
-    )
-    smoothing: int = Field(
-        64, ge=4, description="Pixels over which the illumination of `large` is averaged."
-    )
+    source: Literal["frames", "night_sky", "given", "none"] = "frames"
+    """`frames`: made from flat exposures of the band; `night_sky`: from the sky of dithered science
+    exposures of the band; `given`: read from `path`."""
+    scales: Literal["all", "large", "small"] = "all"
+    """Part of the night-sky flat that is used: `all`, only the smooth illumination (`large`), or
+    only the response of single pixels (`small`)."""
+    smoothing: int = Field(64, ge=4)
+    """Pixels over which the illumination of `large` is averaged."""
 
 
 class DefectsSettings(_Kind):
     """Map of hot, dead and other bad pixels."""
 
-    source: Literal["frames", "night_sky", "given", "none"] = Field(
-        "frames",
-        description="`frames`: made from the master dark and the flats; `night_sky`: from dithered "
-        "science exposures; `given`: read from `path`.",
-    )
-    hot_sigma: float = Field(
-        10.0, gt=0, description="Hot pixels: minimum excess over the neighbours, in robust sigma."
-    )
-    hot_rate: float | None = Field(
-        None,
-        gt=0,
-        description="Hot pixels: additional minimum excess in the dark, electrons per second, "
-        "which leaves weakly hot pixels to dark subtraction; null: none.",
-    )
-    response: float = Field(
-        0.3,
-        gt=0,
-        lt=1,
-        description="Pixels whose flat differs from its neighbourhood by more than this fraction "
-        "are bad.",
-    )
-    column_sigma: float = Field(
-        8.0,
-        gt=0,
-        description="Bad columns: minimum deviation of a segment of a column, in robust sigma.",
-    )
+    source: Literal["frames", "night_sky", "given", "none"] = "frames"
+    """`frames`: made from the master dark and the flats; `night_sky`: from dithered science
+    exposures; `given`: read from `path`."""
+    hot_sigma: float = Field(10.0, gt=0)
+    """Hot pixels: minimum excess over the neighbours, in robust sigma."""
+    hot_rate: float | None = Field(None, gt=0)
+    """Hot pixels: additional minimum excess in the dark, electrons per second, which leaves weakly
+    hot pixels to dark subtraction; null: none."""
+    response: float = Field(0.3, gt=0, lt=1)
+    """Pixels whose flat differs from its neighbourhood by more than this fraction are bad."""
+    column_sigma: float = Field(8.0, gt=0)
+    """Bad columns: minimum deviation of a segment of a column, in robust sigma."""
 
 
 class NightSkySettings(Section):
     """Calibration frames from dithered science exposures."""
 
-    min_frames: int = Field(5, ge=3, description="Fewest science exposures; fewer are rejected.")
-    threshold: float = Field(
-        2.0, gt=0, description="Sources are masked above this many sigma of the smoothed frame."
-    )
-    growth: int = Field(2, ge=0, description="Growth of masked sources, pixels.")
-    mesh: int = Field(64, ge=8, description="Mesh size of the local sky in this search, pixels.")
-    max_persistence: float = Field(
-        0.3,
-        gt=0,
-        le=1,
-        description="Largest fraction of source pixels that may be sources in more than half of "
-        "the exposures; above it the dithers are too small and the exposures are rejected.",
-    )
-    min_clear: int = Field(
-        3,
-        ge=2,
-        description="Pixels free of sources in fewer exposures than this are filled from "
-        "neighbours.",
-    )
+    min_frames: int = Field(5, ge=3)
+    """Fewest science exposures; fewer are rejected."""
+    threshold: float = Field(2.0, gt=0)
+    """Sources are masked above this many sigma of the smoothed frame."""
+    growth: int = Field(2, ge=0)
+    """Growth of masked sources, pixels."""
+    mesh: int = Field(64, ge=8)
+    """Mesh size of the local sky in this search, pixels."""
+    max_persistence: float = Field(0.3, gt=0, le=1)
+    """Largest fraction of source pixels that may be sources in more than half of the exposures;
+    above it the dithers are too small and the exposures are rejected."""
+    min_clear: int = Field(3, ge=2)
+    """Pixels free of sources in fewer exposures than this are filled from neighbours."""
 
 
 class CalibsSettings(Section):
@@ -124,21 +93,19 @@ class CalibsSettings(Section):
 
     without_effect: ClassVar[frozenset[str]] = frozenset({"memory"})
 
-    bias: BiasSettings = Field(default_factory=BiasSettings, description="Master bias.")
-    dark: DarkSettings = Field(default_factory=DarkSettings, description="Master dark.")
-    flat: FlatSettings = Field(default_factory=FlatSettings, description="Flats.")
-    defects: DefectsSettings = Field(default_factory=DefectsSettings, description="Defects.")
-    night_sky: NightSkySettings = Field(
-        default_factory=NightSkySettings, description="Calibration frames from science exposures."
-    )
-    clip_sigma: float = Field(
-        4.0,
-        ge=2,
-        description="Values farther than this many sigma from the median of a pixel are rejected.",
-    )
-    clip_iterations: int = Field(3, ge=0, le=20, description="Iterations of clipping.")
-    memory: float = Field(
-        1.0,
-        gt=0,
-        description="Stacks larger than this, GB, are kept on disk while they are combined.",
-    )
+    bias: BiasSettings = Field(default_factory=BiasSettings)
+    """Master bias."""
+    dark: DarkSettings = Field(default_factory=DarkSettings)
+    """Master dark."""
+    flat: FlatSettings = Field(default_factory=FlatSettings)
+    """Flats."""
+    defects: DefectsSettings = Field(default_factory=DefectsSettings)
+    """Defects."""
+    night_sky: NightSkySettings = Field(default_factory=NightSkySettings)
+    """Calibration frames from science exposures."""
+    clip_sigma: float = Field(4.0, ge=2)
+    """Values farther than this many sigma from the median of a pixel are rejected."""
+    clip_iterations: int = Field(3, ge=0, le=20)
+    """Iterations of clipping."""
+    memory: float = Field(1.0, gt=0)
+    """Stacks larger than this, GB, are kept on disk while they are combined."""

@@ -14,74 +14,44 @@ class ClipSettings(Section):
     its noise, plus ``relative`` times the median, plus ``wings`` times the peak of a star nearby.
     """
 
-    enabled: bool = Field(True, description="Reject outliers.")
-    sigma: float = Field(5.0, gt=0.0, description="Threshold in units of the noise.")
-    relative: float = Field(
-        0.3,
-        ge=0.0,
-        description="Fraction of the median added to the threshold, for differing PSFs; what the "
-        "stated seeing predicts is added to it.",
-    )
-    wings: float = Field(
-        0.1,
-        ge=0.0,
-        description="Fraction of the peak of a star added to the threshold beside it, for "
-        "differing wings of PSFs; less beyond about 1 FWHM.",
-    )
-    unknown_seeing_ratio: float = Field(
-        1.5,
-        ge=1.0,
-        description="How much sharper than the others an exposure of unknown seeing may be.",
-    )
-    smooth_sigma: float | None = Field(
-        5.0,
-        gt=0.0,
-        description="Threshold for means of 4 x 4 pixels, in units of the noise, which finds faint "
-        "trails; null: off.",
-    )
-    grow_sigma: float = Field(
-        2.5,
-        gt=0.0,
-        description="Threshold for neighbours of an outlier, in units of the noise.",
-    )
-    grow_radius: int = Field(
-        2, ge=0, le=8, description="Distance from an outlier to which `grow_sigma` applies, pixels."
-    )
-    max_fraction: float = Field(
-        0.03,
-        ge=0.0,
-        lt=0.5,
-        description="Of n epochs at most min(0.4 n, 2 + max_fraction n) may be outliers at a "
-        "pixel; where there are more, the source varies and nothing is rejected.",
-    )
+    enabled: bool = True
+    """Reject outliers."""
+    sigma: float = Field(5.0, gt=0.0)
+    """Threshold in units of the noise."""
+    relative: float = Field(0.3, ge=0.0)
+    """Fraction of the median added to the threshold, for differing PSFs; what the stated seeing
+    predicts is added to it."""
+    wings: float = Field(0.1, ge=0.0)
+    """Fraction of the peak of a star added to the threshold beside it, for differing wings of PSFs;
+    less beyond about 1 FWHM."""
+    unknown_seeing_ratio: float = Field(1.5, ge=1.0)
+    """How much sharper than the others an exposure of unknown seeing may be."""
+    smooth_sigma: float | None = Field(5.0, gt=0.0)
+    """Threshold for means of 4 x 4 pixels, in units of the noise, which finds faint trails; null:
+    off."""
+    grow_sigma: float = Field(2.5, gt=0.0)
+    """Threshold for neighbours of an outlier, in units of the noise."""
+    grow_radius: int = Field(2, ge=0, le=8)
+    """Distance from an outlier to which `grow_sigma` applies, pixels."""
+    max_fraction: float = Field(0.03, ge=0.0, lt=0.5)
+    """Of n epochs at most min(0.4 n, 2 + max_fraction n) may be outliers at a pixel; where there
+    are more, the source varies and nothing is rejected."""
 
 
 class BackgroundMatchingSettings(Section):
     """Matching of the skies of the exposures of a tract; needs `parallel.coadd: tract`."""
 
-    enabled: bool = Field(False, description="Match the skies.")
-    model: Literal["constant", "plane"] = Field(
-        "constant", description="Correction of an exposure: a constant or a plane."
-    )
-    bin_size: int = Field(
-        256,
-        ge=8,
-        le=4096,
-        description="Side of the squares in which the skies are compared, tract pixels.",
-    )
-    min_fraction: float = Field(
-        0.2,
-        gt=0.0,
-        le=1.0,
-        description="Smallest fraction of a square that must be sky without detected sources or "
-        "flaws.",
-    )
-    sigma: float = Field(
-        4.0,
-        gt=0.0,
-        description="Squares that deviate from the solution by more than this many standard "
-        "deviations are rejected.",
-    )
+    enabled: bool = False
+    """Match the skies."""
+    model: Literal["constant", "plane"] = "constant"
+    """Correction of an exposure: a constant or a plane."""
+    bin_size: int = Field(256, ge=8, le=4096)
+    """Side of the squares in which the skies are compared, tract pixels."""
+    min_fraction: float = Field(0.2, gt=0.0, le=1.0)
+    """Smallest fraction of a square that must be sky without detected sources or flaws."""
+    sigma: float = Field(4.0, gt=0.0)
+    """Squares that deviate from the solution by more than this many standard deviations are
+    rejected."""
 
 
 class CoaddSettings(Section):
@@ -91,41 +61,29 @@ class CoaddSettings(Section):
         {"memory_mb", "keep_warps", "spool_mb", "scratch"}
     )
 
-    bad_planes: tuple[str, ...] = Field(
-        ("BAD", "SAT", "CR", "EDGE", "NO_DATA", "INTRP", "STREAK"),
-        description="Mask planes whose pixels are excluded.",
-    )
-    fill_planes: tuple[str, ...] = Field(
-        ("SAT", "INTRP"),
-        description="Where all exposures are excluded, pixels with one of these planes are used "
-        "with a large variance, and keep their bits, so that cores of bright stars are not holes.",
-    )
-    fill_error: float = Field(1.0, ge=0.0, description="Relative error added to such pixels.")
-    clip: ClipSettings = Field(default_factory=ClipSettings, description="Rejection of outliers.")
+    bad_planes: tuple[str, ...] = ("BAD", "SAT", "CR", "EDGE", "NO_DATA", "INTRP", "STREAK")
+    """Mask planes whose pixels are excluded."""
+    fill_planes: tuple[str, ...] = ("SAT", "INTRP")
+    """Where all exposures are excluded, pixels with one of these planes are used with a large
+    variance, and keep their bits, so that cores of bright stars are not holes."""
+    fill_error: float = Field(1.0, ge=0.0)
+    """Relative error added to such pixels."""
+    clip: ClipSettings = Field(default_factory=ClipSettings)
+    """Rejection of outliers."""
     background_matching: BackgroundMatchingSettings = Field(
-        default_factory=BackgroundMatchingSettings,
-        description="Matching of the skies of the exposures of a tract.",
+        default_factory=BackgroundMatchingSettings
     )
-    keep_warps: bool = Field(
-        False,
-        description="With `parallel.coadd: tract`, also write the warps to results/warp, as "
-        "`patch` does. Finished tracts are not redone for it (`snakemake --forcerun tract` does).",
-    )
-    spool_mb: int = Field(
-        4096,
-        ge=0,
-        description="Memory in which a tract job keeps warps that wait for their patches, MB; the "
-        "others wait in `scratch`.",
-    )
-    scratch: str | None = Field(
-        None,
-        description="Folder for waiting warps that do not fit into memory; null: the temporary "
-        "folder (TMPDIR), or results/scratch if workers may be on other nodes (`parallel.backend: "
-        "mpi`, `dask`), all of which need access.",
-    )
-    memory_mb: int = Field(
-        512,
-        ge=16,
-        description="Memory for the pixels of all warps that a patch processes at a time, MB; "
-        "blocks of pixels are sized to fit, but not below 32 x 32 and the margin for clipping.",
-    )
+    """Matching of the skies of the exposures of a tract."""
+    keep_warps: bool = False
+    """With `parallel.coadd: tract`, also write the warps to results/warp, as `patch` does. Finished
+    tracts are not redone for it (`snakemake --forcerun tract` does)."""
+    spool_mb: int = Field(4096, ge=0)
+    """Memory in which a tract job keeps warps that wait for their patches, MB; the others wait in
+    `scratch`."""
+    scratch: str | None = None
+    """Folder for waiting warps that do not fit into memory; null: the temporary folder (TMPDIR), or
+    results/scratch if workers may be on other nodes (`parallel.backend: mpi`, `dask`), all of which
+    need access."""
+    memory_mb: int = Field(512, ge=16)
+    """Memory for the pixels of all warps that a patch processes at a time, MB; blocks of pixels are
+    sized to fit, but not below 32 x 32 and the margin for clipping."""

@@ -6,16 +6,17 @@ rewrites a settings file: its values, all other keys with their defaults, and th
 each key from the model above it. Comments at the beginning of the file are kept.
 """
 
+import itertools
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from coaddflow.settings import load_settings
+from coaddflow.settings.base import descriptions
 
 WIDTH = 100
 
@@ -23,39 +24,19 @@ SHORT = {"calibrated": "Images calibrated elsewhere, see configs/decam-calibrate
 """Sections that are not written out if they have their defaults, and what stands there instead."""
 
 
-def commented_settings(config: Mapping[str, Any], beginning: str = "") -> str:
-    """Return a settings file with all keys and their descriptions.
+def rewrite(path: str | Path) -> str:
+    """Return a settings file rewritten with all keys and their descriptions.
 
-    Parameters
-    ----------
-    config : mapping
-        Chosen values, as in a settings file.
-    beginning : str
-        Comment lines at the beginning.
-
-    Raises
-    ------
-    InputError
-        If a value is not allowed.
+    Raises InputError if a value is not allowed.
     """
-    lines = [beginning.rstrip()] if beginning else []
-    lines += _section_lines(load_settings(config), 0)
+    text = Path(path).read_text(encoding="utf-8")
+    beginning = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    lines = [*beginning, *_section_lines(load_settings(yaml.safe_load(text) or {}), 0)]
     return "\n".join(lines).strip() + "\n"
 
 
-def rewrite(path: str | Path) -> str:
-    """Return a settings file rewritten with all keys and their descriptions."""
-    text = Path(path).read_text(encoding="utf-8")
-    beginning: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        beginning.append(line)
-    return commented_settings(yaml.safe_load(text) or {}, "\n".join(beginning))
-
-
 def _section_lines(section: BaseModel, depth: int) -> Iterator[str]:
-    indent = "  " * depth
+    indent, meaning = "  " * depth, descriptions(type(section))
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if depth == 0 or isinstance(value, BaseModel):
@@ -64,11 +45,11 @@ def _section_lines(section: BaseModel, depth: int) -> Iterator[str]:
             yield from _comment(SHORT[name], indent)
             yield f"{indent}# {name}: ..."
         elif isinstance(value, BaseModel):
-            yield from _comment(field.description or type(value).__doc__ or "", indent)
+            yield from _comment(meaning[name] or type(value).__doc__ or "", indent)
             yield f"{indent}{name}:"
             yield from _section_lines(value, depth + 1)
         else:
-            yield from _comment(field.description or "", indent)
+            yield from _comment(meaning[name], indent)
             yield f"{indent}{name}: {_plain(value)}"
 
 

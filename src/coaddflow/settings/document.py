@@ -7,12 +7,13 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from coaddflow.settings import Settings
+from coaddflow.settings.base import descriptions
 
 _INTRODUCTION = """\
 # Settings
@@ -43,8 +44,8 @@ def settings_page() -> str:
 
 def model_tables(model: type[BaseModel], title: str) -> str:
     """Return the keys of a model as Markdown: the top level under a title, then each section."""
-    top = {name: field for name, field in model.model_fields.items() if _section(field) is None}
-    lines = [f"## {title}", "", *_table(top), ""]
+    top = [name for name, field in model.model_fields.items() if _section(field)[1] != ""]
+    lines = [f"## {title}", "", *_table(model, top), ""]
     for names, section in _sections(model).items():
         lines += _section_lines(names, section)
     return "\n".join(lines).rstrip() + "\n"
@@ -62,25 +63,14 @@ def default_settings() -> str:
     return yaml.safe_dump(Settings().model_dump(mode="json"), sort_keys=False)
 
 
-def setting_names(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all settings, each section before its keys."""
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name}"
-        section = _section(field)
-        if section is not None:
-            yield from setting_names(section, f"{prefix}{name}.")
-
-
 def _sections(top: type[BaseModel]) -> dict[tuple[str, ...], type[BaseModel]]:
     """Return all sections with their names, in the order of the model."""
     names: dict[type[BaseModel], list[str]] = {}
 
     def collect(model: type[BaseModel], prefix: str) -> None:
         for key, field in model.model_fields.items():
-            inner = _section(field) or _element_section(field)
+            inner, suffix = _section(field)
             if inner is not None:
-                of_mapping = typing.get_origin(field.annotation) is dict
-                suffix = "" if _section(field) else (".<name>" if of_mapping else "[]")
                 name = f"{prefix}{key}{suffix}"
                 names.setdefault(inner, []).append(name)
                 collect(inner, f"{name}.")
@@ -96,7 +86,7 @@ def _section_lines(names: tuple[str, ...], model: type[BaseModel]) -> list[str]:
     if len(names) > 1:
         also = ", ".join(f"`{name}`" for name in names[1:])
         lines += [f"The same keys are in {also}.", ""]
-    return [*lines, *_table(model.model_fields), ""]
+    return [*lines, *_table(model, model.model_fields), ""]
 
 
 def _purpose(model: type[BaseModel]) -> str:
@@ -105,10 +95,12 @@ def _purpose(model: type[BaseModel]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def _table(fields: dict[str, FieldInfo]) -> list[str]:
+def _table(model: type[BaseModel], names: Iterable[str]) -> list[str]:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in fields.items():
-        cells = [f"`{name}`", _type_of(field), _default_of(field), field.description or ""]
+    meaning = descriptions(model)
+    for name in names:
+        field = model.model_fields[name]
+        cells = [f"`{name}`", _type_of(field), _default_of(field), meaning[name]]
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return rows
 
@@ -117,21 +109,16 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a field that is a section (optional or not), else None."""
+def _section(field: FieldInfo) -> tuple[type[BaseModel] | None, str | None]:
+    """Return the model of a field that is a section, or a mapping or list of them; else None.
+
+    Also what follows the name of the field: nothing after that of a section.
+    """
     for option in (field.annotation, *typing.get_args(field.annotation)):
         if isinstance(option, type) and issubclass(option, BaseModel):
-            is_plain = option is field.annotation or _is_union(field.annotation)
-            return option if is_plain else None
-    return None
-
-
-def _element_section(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of the values of a mapping or of the items of a list, else None."""
-    for option in typing.get_args(field.annotation):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
+            suffix = {dict: ".<name>", tuple: "[]", list: "[]"}
+            return option, suffix.get(typing.get_origin(field.annotation), "")
+    return None, None
 
 
 def _is_union(annotation: object) -> bool:

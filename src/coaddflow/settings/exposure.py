@@ -1,7 +1,5 @@
 """Settings of the solutions for a whole exposure."""
 
-from typing import Any
-
 from pydantic import Field
 
 from coaddflow.settings.base import Section
@@ -13,7 +11,8 @@ from coaddflow.settings.sky_correction import SkyCorrectionSettings
 class ExposureCrosstalkSettings(Section):
     """Crosstalk between CCDs, with the coefficients of the camera file."""
 
-    enabled: bool = Field(False, description="Correct it; within a CCD: `detrend.crosstalk`.")
+    enabled: bool = False
+    """Correct it; within a CCD: `detrend.crosstalk`."""
 
 
 class ExposureSettings(Section):
@@ -28,7 +27,3 @@ class ExposureSettings(Section):
     def enabled(self) -> tuple[str, ...]:
         """Names of the enabled parts."""
         return tuple(name for name in type(self).model_fields if getattr(self, name).enabled)
-
-    def parts(self) -> dict[str, Any]:
-        """Return the enabled parts, on which products depend, as plain values."""
-        return {name: getattr(self, name).model_dump(mode="json") for name in self.enabled}

@@ -10,35 +10,20 @@ from coaddflow.settings.base import Section
 class ParallelSettings(Section):
     """What one job of the scheduler is, and how it distributes its work."""
 
-    calexp: Literal["ccd", "exposure"] = Field(
-        "ccd",
-        description="`ccd`: one job per CCD, grouped by exposure on a cluster; `exposure`: one job "
-        "per exposure, with the pixels of all its CCDs in memory.",
-    )
-    coadd: Literal["patch", "tract"] = Field(
-        "patch",
-        description="`patch`: one job per patch and band, grouped by tract on a cluster; `tract`: "
-        "one job per tract and band, which reads each calexp once.",
-    )
-    workers: int = Field(
-        8,
-        ge=1,
-        description="CCDs or patches that a job of an exposure or tract processes at a time, each "
-        "on a core; limited by the cores of the run or node.",
-    )
-    backend: Literal["processes", "serial", "mpi", "dask"] = Field(
-        "processes",
-        description="How such a job distributes its work: processes on its machine, serially, MPI "
-        "ranks, or dask workers (docs/pool.md).",
-    )
-    mpi_command: tuple[str, ...] = Field(
-        ("mpirun",),
-        min_length=1,
-        description="Command that starts MPI ranks; `-n` and their number are appended. `[srun]` "
-        "inside Slurm.",
-    )
-    dask_address: str | None = Field(
-        None,
-        description="Dask scheduler (`tcp://...`) or its scheduler file (`....json`); null: "
-        "workers are started on the machine of the job.",
-    )
+    calexp: Literal["ccd", "exposure"] = "ccd"
+    """`ccd`: one job per CCD, grouped by exposure on a cluster; `exposure`: one job per exposure,
+    with the pixels of all its CCDs in memory."""
+    coadd: Literal["patch", "tract"] = "patch"
+    """`patch`: one job per patch and band, grouped by tract on a cluster; `tract`: one job per
+    tract and band, which reads each calexp once."""
+    workers: int = Field(8, ge=1)
+    """CCDs or patches that a job of an exposure or tract processes at a time, each on a core;
+    limited by the cores of the run or node."""
+    backend: Literal["processes", "serial", "mpi", "dask"] = "processes"
+    """How such a job distributes its work: processes on its machine, serially, MPI ranks, or dask
+    workers (docs/pool.md)."""
+    mpi_command: tuple[str, ...] = Field(("mpirun",), min_length=1)
+    """Command that starts MPI ranks; `-n` and their number are appended. `[srun]` inside Slurm."""
+    dask_address: str | None = None
+    """Dask scheduler (`tcp://...`) or its scheduler file (`....json`); null: workers are started on
+    the machine of the job."""

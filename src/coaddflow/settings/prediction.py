@@ -8,10 +8,6 @@ from coaddflow.settings.base import Section
 class PredictionSettings(Section):
     """Allowance for wrong pointings when the work is planned."""
 
-    margin: float = Field(
-        0.05,
-        ge=0,
-        le=5,
-        description="Degrees by which every predicted CCD is enlarged when tracts and patches are "
-        "chosen for an exposure; a CCD fitted outside it is an error.",
-    )
+    margin: float = Field(0.05, ge=0, le=5)
+    """Degrees by which every predicted CCD is enlarged when tracts and patches are chosen for an
+    exposure; a CCD fitted outside it is an error."""

@@ -14,18 +14,15 @@ _CATALOGUE_ENDINGS = (".fits", ".fit", ".fits.gz", ".csv", ".csv.gz", ".ecsv", "
 class MagnitudeColumn(Section):
     """Columns with the magnitudes of one band."""
 
-    magnitude: str = Field(description="Column of the magnitude.")
-    error: str | None = Field(
-        None, description="Column of the magnitude error, mag; null: unknown."
-    )
-    color: tuple[str, str] | None = Field(
-        None, description="Two magnitude columns; the colour is the first minus the second."
-    )
-    color_terms: tuple[float, ...] = Field(
-        (),
-        description="c0, c1, c2, ...: c0 + c1 * colour + c2 * colour^2 ... is added to the "
-        "magnitude to transform it to the band of the camera.",
-    )
+    magnitude: str
+    """Column of the magnitude."""
+    error: str | None = None
+    """Column of the magnitude error, mag; null: unknown."""
+    color: tuple[str, str] | None = None
+    """Two magnitude columns; the colour is the first minus the second."""
+    color_terms: tuple[float, ...] = ()
+    """c0, c1, c2, ...: c0 + c1 * colour + c2 * colour^2 ... is added to the magnitude to transform
+    it to the band of the camera."""
 
     @model_validator(mode="after")
     def _check(self) -> "MagnitudeColumn":
@@ -43,40 +40,31 @@ class MagnitudeColumn(Section):
 class RefcatSettings(Section):
     """Reference catalogue: its files and columns."""
 
-    path: str | tuple[str, ...] = Field(
-        (),
-        description="File, folder, or pattern such as `gaia/*.fits`, or a list of these; FITS "
-        "tables, CSV and ECSV.",
-    )
-    format: Literal["auto", "fits", "csv", "ecsv"] = Field(
-        "auto", description="Format of the files; `auto`: from their names."
-    )
-    ra: str = Field("ra", description="Column of the right ascension, ICRS degrees.")
-    dec: str = Field("dec", description="Column of the declination, ICRS degrees.")
-    bands: dict[str, MagnitudeColumn] = Field(
-        default_factory=dict, description="Magnitude columns of each band."
-    )
+    path: str | tuple[str, ...] = ()
+    """File, folder, or pattern such as `gaia/*.fits`, or a list of these; FITS tables, CSV and
+    ECSV."""
+    format: Literal["auto", "fits", "csv", "ecsv"] = "auto"
+    """Format of the files; `auto`: from their names."""
+    ra: str = "ra"
+    """Column of the right ascension, ICRS degrees."""
+    dec: str = "dec"
+    """Column of the declination, ICRS degrees."""
+    bands: dict[str, MagnitudeColumn] = Field(default_factory=dict)
+    """Magnitude columns of each band."""
     fallback: MagnitudeColumn | None = Field(
-        default_factory=lambda: MagnitudeColumn(magnitude="mag"),
-        description="Magnitude columns of bands that are not in `bands`; null: such bands are an "
-        "error.",
+        default_factory=lambda: MagnitudeColumn(magnitude="mag")
     )
-    pm_ra: str | None = Field(
-        None,
-        description="Column of the proper motion in right ascension times cos(dec), mas/year.",
-    )
-    pm_dec: str | None = Field(
-        None, description="Column of the proper motion in declination, mas/year."
-    )
-    epoch: float | None = Field(
-        None, description="Epoch of the positions, Julian year, such as 2016.0."
-    )
-    epoch_column: str | None = Field(
-        None, description="Column of the epoch, if it differs between stars."
-    )
-    faintest: float | None = Field(
-        None, description="Faintest magnitude in the band that is used; null: no limit."
-    )
+    """Magnitude columns of bands that are not in `bands`; null: such bands are an error."""
+    pm_ra: str | None = None
+    """Column of the proper motion in right ascension times cos(dec), mas/year."""
+    pm_dec: str | None = None
+    """Column of the proper motion in declination, mas/year."""
+    epoch: float | None = None
+    """Epoch of the positions, Julian year, such as 2016.0."""
+    epoch_column: str | None = None
+    """Column of the epoch, if it differs between stars."""
+    faintest: float | None = None
+    """Faintest magnitude in the band that is used; null: no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> "RefcatSettings":

@@ -12,37 +12,31 @@ class SelectionSettings(Section):
     every CCD that is left out, with the reason.
     """
 
-    max_seeing: float | None = Field(None, gt=0, description="Largest FWHM of the PSF, arcsec.")
-    max_ellipticity: float | None = Field(None, ge=0, le=1, description="Largest |e| of the PSF.")
-    min_zero_point: float | None = Field(
-        None,
-        description="Smallest zero-point for one electron per second, mag (zero-point less 2.5 "
-        "log10(exposure time)); leaves out cloudy exposures.",
-    )
-    max_zero_point_loss: float | None = Field(
-        None,
-        ge=0,
-        description="Largest loss of this zero-point relative to the median of the band in the "
-        "tract, mag; leaves out cloudy exposures where the clear zero-point is not known.",
-    )
-    max_zero_point_scatter: float | None = Field(
-        None, ge=0, description="Largest scatter of the stars of the zero-point, mag."
-    )
-    max_sky: float | None = Field(
-        None, description="Largest sky level, electrons per second per square arcsecond."
-    )
-    max_astrometry_rms: float | None = Field(
-        None, gt=0, description="Largest rms residual of the astrometric fit in one axis, arcsec."
-    )
-    min_matched: int | None = Field(
-        None, ge=0, description="Fewest stars of the CCD in the astrometric fit."
-    )
-    min_zero_point_stars: int | None = Field(
-        None, ge=0, description="Fewest stars of the zero-point."
-    )
-    min_psf_stars: int | None = Field(None, ge=0, description="Fewest stars of the PSF model.")
-    min_depth: float | None = Field(
-        None, description="Smallest 5-sigma magnitude of a point source on the calexp."
-    )
-    exclude_exposures: tuple[str, ...] = Field((), description="Exposures to leave out.")
-    exclude_ccds: tuple[int, ...] = Field((), description="CCDs to leave out of all exposures.")
+    max_seeing: float | None = Field(None, gt=0)
+    """Largest FWHM of the PSF, arcsec."""
+    max_ellipticity: float | None = Field(None, ge=0, le=1)
+    """Largest |e| of the PSF."""
+    min_zero_point: float | None = None
+    """Smallest zero-point for one electron per second, mag (zero-point less 2.5 log10(exposure
+    time)); leaves out cloudy exposures."""
+    max_zero_point_loss: float | None = Field(None, ge=0)
+    """Largest loss of this zero-point relative to the median of the band in the tract, mag; leaves
+    out cloudy exposures where the clear zero-point is not known."""
+    max_zero_point_scatter: float | None = Field(None, ge=0)
+    """Largest scatter of the stars of the zero-point, mag."""
+    max_sky: float | None = None
+    """Largest sky level, electrons per second per square arcsecond."""
+    max_astrometry_rms: float | None = Field(None, gt=0)
+    """Largest rms residual of the astrometric fit in one axis, arcsec."""
+    min_matched: int | None = Field(None, ge=0)
+    """Fewest stars of the CCD in the astrometric fit."""
+    min_zero_point_stars: int | None = Field(None, ge=0)
+    """Fewest stars of the zero-point."""
+    min_psf_stars: int | None = Field(None, ge=0)
+    """Fewest stars of the PSF model."""
+    min_depth: float | None = None
+    """Smallest 5-sigma magnitude of a point source on the calexp."""
+    exclude_exposures: tuple[str, ...] = ()
+    """Exposures to leave out."""
+    exclude_ccds: tuple[int, ...] = ()
+    """CCDs to leave out of all exposures."""

@@ -60,27 +60,18 @@ class Exposing:
 
 @dataclass(frozen=True)
 class ExposedCcd:
-    """A CCD after its exposure, before readout.
-
-    Attributes
-    ----------
-    detector : Detector
-        The CCD.
-    gains : tuple of float
-        True electrons per count of its amplifiers.
-    counts : list of ndarray of float32
-        Counts above bias of each amplifier, in readout order, without crosstalk.
-    levels : BiasLevels
-        Bias levels of the exposure.
-    cosmic_rays : tuple of ndarray
-        Pixels x, y and electrons of cosmic rays.
-    """
+    """A CCD after its exposure, before readout."""
 
     detector: Detector
+    """The CCD."""
     gains: tuple[float, ...]
+    """True electrons per count of its amplifiers."""
     counts: list[NDArray[np.float32]]
+    """Counts above bias of each amplifier, in readout order, without crosstalk."""
     levels: BiasLevels
+    """Bias levels of the exposure."""
     cosmic_rays: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]
+    """Pixels x, y and electrons of cosmic rays."""
 
 
 def expose_ccd(exposing: Exposing, ccd: int) -> ExposedCcd:

@@ -18,55 +18,39 @@ KINDS = ("bias", "dark", "flat", "science")
 
 @dataclass(frozen=True)
 class Observation:
-    """One exposure: what the header says of it, and what is true.
-
-    Attributes
-    ----------
-    exposure, kind, band : str
-        Id; science, bias, dark or flat; band, empty for bias and dark.
-    mjd : float
-        Start, MJD TAI.
-    exposure_time : float
-        Seconds.
-    ra, dec, rotation : float
-        True pointing and rotation, degrees.
-    header_ra, header_dec, header_rotation : float
-        What the header says.
-    seeing : float
-        FWHM of the PSF at the centre of the field, arcsec.
-    psf_size : tuple of 3 float
-        Relative change of the FWHM with x, y and r^2 (in units of the field's radius).
-    psf_shear : tuple of 6 float
-        Shear (g1, g2) at the centre, and its change with x, y: g1, g2, g1_x, g1_y, g2_x, g2_y.
-    extinction : tuple of 3 float
-        Extinction by clouds at the centre and its change with x and y, mag.
-    sky : tuple of 3 float
-        Factor on the sky's brightness, and its relative change with x and y.
-    scale, distortion : float
-        Relative changes of the camera's scale and distortion.
-    trail : tuple of 4 float, optional
-        Two points (x, y, x, y) of a satellite's trail in the focal plane, mm.
-    """
+    """One exposure: what the header says of it, and what is true."""
 
     exposure: str
     kind: str
     band: str
+    """Id; science, bias, dark or flat; band, empty for bias and dark."""
     mjd: float
+    """Start, MJD TAI."""
     exposure_time: float
+    """Seconds."""
     ra: float
     dec: float
     rotation: float
+    """True pointing and rotation, degrees."""
     header_ra: float
     header_dec: float
     header_rotation: float
+    """What the header says."""
     seeing: float = 1.0
+    """FWHM of the PSF at the centre of the field, arcsec."""
     psf_size: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Relative change of the FWHM with x, y and r^2 (in units of the field's radius)."""
     psf_shear: tuple[float, ...] = (0.0,) * 6
+    """Shear (g1, g2) at the centre, and its change with x, y: g1, g2, g1_x, g1_y, g2_x, g2_y."""
     extinction: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Extinction by clouds at the centre and its change with x and y, mag."""
     sky: tuple[float, ...] = (1.0, 0.0, 0.0)
+    """Factor on the sky's brightness, and its relative change with x and y."""
     scale: float = 0.0
     distortion: float = 0.0
+    """Relative changes of the camera's scale and distortion."""
     trail: tuple[float, ...] | None = None
+    """Two points (x, y, x, y) of a satellite's trail in the focal plane, mm."""
 
 
 def plan_observations(

@@ -16,18 +16,12 @@ _MARGIN_COUNTS = 50.0
 
 @dataclass(frozen=True)
 class BiasLevels:
-    """Bias level of each amplifier in one exposure.
-
-    Attributes
-    ----------
-    mean : ndarray of float64, shape (n_amplifiers,)
-        Counts.
-    rows : ndarray of float64, shape (n_amplifiers, n_rows)
-        Change with the row of the raw array, counts.
-    """
+    """Bias level of each amplifier in one exposure."""
 
     mean: NDArray[np.float64]
+    """Counts; shape (n_amplifiers,)."""
     rows: NDArray[np.float64]
+    """Change with the row of the raw array, counts; shape (n_amplifiers, n_rows)."""
 
 
 def bias_levels(

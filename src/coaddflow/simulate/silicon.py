@@ -23,21 +23,14 @@ _DEAD = 0.05
 
 @dataclass(frozen=True)
 class Silicon:
-    """Properties of one CCD that stay.
-
-    Attributes
-    ----------
-    response : ndarray of float32, shape (ny, nx)
-        Relative response of the pixels, about 1; nearly 0 in defects.
-    dark : ndarray of float32, shape (ny, nx)
-        Dark current, electrons per second.
-    gains : tuple of float
-        True electrons per count of the amplifiers.
-    """
+    """Properties of one CCD that stay."""
 
     response: NDArray[np.float32]
+    """Relative response of the pixels, about 1, nearly 0 in defects; shape (ny, nx)."""
     dark: NDArray[np.float32]
+    """Dark current, electrons per second; shape (ny, nx)."""
     gains: tuple[float, ...]
+    """True electrons per count of the amplifiers."""
 
 
 def make_silicon(settings: SimulationSettings, detector: Detector) -> Silicon:

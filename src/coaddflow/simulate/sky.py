@@ -33,35 +33,25 @@ _MJD_J2000 = 51544.5
 
 @dataclass(frozen=True)
 class SkyCatalogue:
-    """Sources on the sky; all arrays have the shape (n,).
-
-    Attributes
-    ----------
-    id : ndarray of int64
-        Unique in the survey.
-    ra, dec : ndarray of float64
-        ICRS positions at `epoch` of the reference catalogue, degrees.
-    magnitude, color : ndarray of float64
-        AB magnitude in bands whose colour coefficient is 0, and colour.
-    radius : ndarray of float64
-        Half-light radius of the major axis, arcsec; 0 for stars.
-    sersic, axis_ratio, angle : ndarray of float64
-        Sersic index, minor over major axis, position angle of the major axis (degrees).
-    pm_ra, pm_dec : ndarray of float64
-        Proper motion, mas per year, in right ascension times cos(dec).
-    """
+    """Sources on the sky; all arrays have the shape (n,)."""
 
     id: NDArray[np.int64]
+    """Unique in the survey."""
     ra: FloatArray
     dec: FloatArray
+    """ICRS positions at `epoch` of the reference catalogue, degrees."""
     magnitude: FloatArray
     color: FloatArray
+    """AB magnitude in bands whose colour coefficient is 0, and colour."""
     radius: FloatArray
+    """Half-light radius of the major axis, arcsec; 0 for stars."""
     sersic: FloatArray
     axis_ratio: FloatArray
     angle: FloatArray
+    """Sersic index, minor over major axis, position angle of the major axis (degrees)."""
     pm_ra: FloatArray
     pm_dec: FloatArray
+    """Proper motion, mas per year, in right ascension times cos(dec)."""
 
     def __len__(self) -> int:
         return len(self.id)

@@ -29,27 +29,18 @@ _HEADER_WIDTH = 130  # where astropy breaks the lines of a header
 
 @dataclass(frozen=True)
 class Column:
-    """What the header of a table says about a column.
-
-    Attributes
-    ----------
-    name : str
-        Its name, without blanks.
-    kind : type
-        ``int``, ``float`` or ``str``.
-    length : int, optional
-        Number of floats in each cell, which are written as a JSON list.
-    unit : str
-        Unit in the FITS convention; empty if there is none.
-    description : str
-        Its meaning; empty if the header need not say it.
-    """
+    """What the header of a table says about a column."""
 
     name: str
+    """Its name, without blanks."""
     kind: type
+    """``int``, ``float`` or ``str``."""
     length: int | None = None
+    """Number of floats in each cell, which are written as a JSON list."""
     unit: str = ""
+    """Unit in the FITS convention; empty if there is none."""
     description: str = ""
+    """Its meaning; empty if the header need not say it."""
 
 
 def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:

@@ -162,8 +162,8 @@ def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:
 
 def _values(cells: dict[str, str]) -> dict[str, object]:
     """Return the values of a row: empty cells are absent ones, lists are JSON."""
-    values: dict[str, object] = {name: cell for name, cell in cells.items() if cell}
-    for name in ("footprint_ra", "footprint_dec"):
-        if name in values:
-            values[name] = json.loads(cells[name])
-    return values
+    return {
+        name: json.loads(cell) if name.startswith("footprint_") else cell
+        for name, cell in cells.items()
+        if cell
+    }

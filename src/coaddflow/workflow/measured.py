@@ -76,12 +76,11 @@ def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list
 
 def core_hours_of(kind: str, steps: Iterable[Measured]) -> float | None:
     """Return the measured CPU time of a kind of job, or of "all"; None if none has run."""
-    hours = [step.core_hours for step in steps if kind in ("all", kind_of(_group(step.rule)))]
+    groups = {name: stage.group for name, stage in STAGES.items()}
+    hours = [
+        step.core_hours for step in steps if kind in ("all", kind_of(groups.get(step.rule, "")))
+    ]
     return sum(hours) if hours else None
-
-
-def _group(rule: str) -> str:
-    return STAGES[rule].group if rule in STAGES else ""
 
 
 def suggestion(

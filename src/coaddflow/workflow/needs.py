@@ -50,12 +50,8 @@ class Needs:
     def snakemake_share(self, cores: int | None) -> int:
         """Return this step's part of the memory of the Snakemakes in a job of a cluster, MB.
 
-        Snakemake adds the memory of steps that run side by side.
-
-        Parameters
-        ----------
-        cores : int or None
-            Cores of the job; None: as many as its steps can use.
+        Snakemake adds the memory of steps that run side by side, on the cores of the job (None: as
+        many as its steps can use).
         """
         if not self.width:
             return 0
@@ -86,10 +82,6 @@ def of(
     ----------
     stage : Stage
         The stage; its entry in the registry names the function here that answers.
-    plan : Plan
-        The plan.
-    names : mapping of str to str
-        What the job works on.
     cores : int, optional
         Cores of the job, which a job that scatters may not exceed with workers of its own.
     on_tasks : bool
@@ -186,14 +178,7 @@ def of_ccd(plan: Plan, names: Names) -> Needs:
 def _workers(plan: Plan, n_items: int, cores: int | None, on_tasks: bool) -> tuple[int, int, int]:
     """Return the workers of a job, its cores, and the workers for which it needs memory.
 
-    Parameters
-    ----------
-    plan : Plan
-        The plan.
-    n_items : int
-        Items that can be worked on at a time.
-    cores, on_tasks
-        See `of`.
+    ``n_items`` can be worked on at a time; the others are parameters of `of`.
     """
     parallel = plan.settings.parallel
     workers = 1 if parallel.backend == "serial" else min(parallel.workers, n_items)

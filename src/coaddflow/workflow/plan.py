@@ -27,54 +27,36 @@ MAX_REFCAT_INPUTS = 16
 
 @dataclasses.dataclass(frozen=True)
 class CcdPlan:
-    """Planning data of a CCD of the camera.
-
-    Attributes
-    ----------
-    size : tuple of int
-        Columns and rows.
-    extension : str
-        What stands for the CCD in the name of its raw file.
-    fingerprint : str
-        Checksum of all that the camera file says about this CCD and about the camera as a whole;
-        a CCD is done again when it changes.
-    """
+    """Planning data of a CCD of the camera."""
 
     size: tuple[int, int]
+    """Columns and rows."""
     extension: str
+    """What stands for the CCD in the name of its raw file."""
     fingerprint: str
+    """Checksum of all that the camera file says about this CCD and about the camera as a whole; a
+    CCD is done again when it changes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What there is to do.
-
-    Attributes
-    ----------
-    settings : Settings
-        The settings of the run.
-    science, calibration : dict of str to ExposureRow
-        Raw exposures by id: those on the sky that are used, and bias, dark and flat frames.
-    images : dict of str to dict of int to ImageRow
-        Images calibrated elsewhere: exposure id, CCD.
-    ccds : dict of int to CcdPlan
-        The CCDs of the camera that are used.
-    skymap : SkymapSettings
-        The sky map, with nothing left to be fitted.
-    overlaps : dict of str to dict of int to list of str
-        Patches that an exposure can touch: exposure id, tract.
-    crosstalk : str
-        Checksum of what the camera file says about crosstalk between CCDs.
-    """
+    """What there is to do."""
 
     settings: Settings
+    """The settings of the run."""
     science: Mapping[str, ExposureRow]
     calibration: Mapping[str, ExposureRow]
+    """Raw exposures by id: those on the sky that are used, and bias, dark and flat frames."""
     images: Mapping[str, Mapping[int, ImageRow]]
+    """Images calibrated elsewhere: exposure id, CCD."""
     ccds: Mapping[int, CcdPlan]
+    """The CCDs of the camera that are used."""
     skymap: SkymapSettings
+    """The sky map, with nothing left to be fitted."""
     overlaps: Mapping[str, Mapping[int, Sequence[str]]]
+    """Patches that an exposure can touch: exposure id, tract."""
     crosstalk: str = ""
+    """Checksum of what the camera file says about crosstalk between CCDs."""
 
     @functools.cached_property
     def exposures(self) -> list[str]:
@@ -337,10 +319,7 @@ def _raw_exposures(settings: Settings) -> tuple[dict[str, ExposureRow], dict[str
         )
     science = [row for row in used if row.kind == "science" and _has_band(settings, row.band)]
     calibration = [row for row in used if row.kind != "science"]
-    return (
-        {row.exposure: row for row in science},
-        {row.exposure: row for row in calibration},
-    )
+    return {row.exposure: row for row in science}, {row.exposure: row for row in calibration}
 
 
 def _images(settings: Settings) -> dict[str, dict[int, ImageRow]]:

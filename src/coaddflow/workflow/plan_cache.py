@@ -109,19 +109,13 @@ def _work_out(
     )
     if camera is not None:
         overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
+    between_ccds = [link.changed() for link in camera.crosstalk] if camera is not None else []
     return {
         "ccds": _ccds(camera, settings.exclude_ccds) if camera is not None else {},
-        "crosstalk": _crosstalk(camera) if camera is not None else "",
+        "crosstalk": _fingerprint(between_ccds) if between_ccds else "",
         "skymap": skymap.settings.model_dump(mode="json"),
         "overlaps": overlaps,
     }
-
-
-def _crosstalk(camera) -> str:
-    """Return a checksum of the crosstalk between CCDs; empty if there is none."""
-    if not camera.crosstalk:
-        return ""
-    return _fingerprint([link.changed() for link in camera.crosstalk])
 
 
 def _fingerprint(values: list) -> str:

@@ -7,6 +7,7 @@ Snakemake's is replaced.
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,21 +87,11 @@ class Progress(logging.Handler):
 
 
 def follow(progress: Progress, workflow: Any, cost: Mapping[str, float]) -> None:
-    """Let `progress` hear the messages of a run; called when it begins.
+    """Let `progress` hear the messages of a run (a `snakemake.workflow.Workflow`) that begins.
 
-    Parameters
-    ----------
-    progress : Progress
-        What prints how far the run is.
-    workflow : snakemake.workflow.Workflow
-        The run.
-    cost : mapping of str to float
-        CPU seconds of a job of each rule.
+    ``cost`` is the CPU time of a job of each rule, seconds.
     """
-    jobs: dict[str, int] = {}
-    for job in workflow.dag.needrun_jobs():
-        jobs[job.rule.name] = jobs.get(job.rule.name, 0) + 1
-    progress.plan(jobs, cost)
+    progress.plan(Counter(job.rule.name for job in workflow.dag.needrun_jobs()), cost)
     logger = logging.getLogger("snakemake.logging")
     logger.addHandler(progress)
     logger.addFilter(progress.passes)

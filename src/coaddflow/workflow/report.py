@@ -53,7 +53,7 @@ def notes(plan: Plan) -> list[str]:
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
     if off_map:
         found.append(f"{len(off_map)} exposures lie off the sky map: {_some(off_map)}")
-    missing = [e for e in plan.science if not Path(_any_raw(plan, e)).exists()]
+    missing = [e for e in plan.science if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
     if missing:
         found.append(
             f"the raw files of {len(missing)} exposures are not there ({_some(missing)}): what "
@@ -139,10 +139,6 @@ def _ccd_summary(plan: Plan) -> str:
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     failed = f"; {reasons.total()} failed ({why})" if reasons else ""
     return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}"
-
-
-def _any_raw(plan: Plan, exposure: str) -> str:
-    return plan.raw_file(exposure, min(plan.ccds))
 
 
 def _some(names: list[str], limit: int = 5) -> str:

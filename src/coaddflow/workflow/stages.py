@@ -29,19 +29,15 @@ def _survey(plan: "Plan") -> Iterator[Names]:
     yield {}
 
 
-def _exposures(plan: "Plan") -> Iterator[Names]:
-    for exposure in plan.exposures:
-        yield {"exposure": exposure}
+def _each(name: str, attribute: str) -> Callable[["Plan"], Iterator[Names]]:
+    """Return a function that lists what an attribute of a plan holds, under a name."""
+    return lambda plan: ({name: str(value)} for value in getattr(plan, attribute))
 
 
-def _raw_exposures(plan: "Plan") -> Iterator[Names]:
-    for exposure in plan.science:
-        yield {"exposure": exposure}
-
-
-def _imported_exposures(plan: "Plan") -> Iterator[Names]:
-    for exposure in plan.images:
-        yield {"exposure": exposure}
+_exposures = _each("exposure", "exposures")
+_raw_exposures = _each("exposure", "science")
+_imported_exposures = _each("exposure", "images")
+_tracts = _each("tract", "tracts")
 
 
 def _ccds(exposures: Callable[["Plan"], Iterator[Names]]) -> Callable[["Plan"], Iterator[Names]]:
@@ -59,11 +55,6 @@ def _exposures_on_tracts(plan: "Plan") -> Iterator[Names]:
     for exposure in plan.exposures:
         for tract in plan.overlaps[exposure]:
             yield {"exposure": exposure, "tract": str(tract)}
-
-
-def _tracts(plan: "Plan") -> Iterator[Names]:
-    for tract in plan.tracts:
-        yield {"tract": str(tract)}
 
 
 def _bands_of_tracts(plan: "Plan") -> Iterator[Names]:
@@ -114,18 +105,12 @@ def _patch_by_patch(plan: "Plan") -> bool:
 
 
 class Product(NamedTuple):
-    """A kind of file that a stage makes.
-
-    Attributes
-    ----------
-    path : str
-        Template, relative to the working folder.
-    units : callable
-        What there is one of, in a plan.
-    """
+    """A kind of file that a stage makes."""
 
     path: str
+    """Template, relative to the working folder."""
     units: Callable[["Plan"], Iterable[Names]]
+    """What there is one of, in a plan."""
 
     def files(self, plan: "Plan") -> list[str]:
         """Return the files of this kind that a plan makes."""
@@ -134,53 +119,36 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the workflow.
-
-    Attributes
-    ----------
-    name : str
-        Name of its rule, and of its folder of logs.
-    products : tuple of Product
-        What it makes. The first is what its job promises Snakemake, and is written last.
-    sections : tuple of str
-        Sections of the settings that its products depend on.
-    version : int
-        Raised when its results change for the same settings and input: its jobs, and all that
-        depend on them, then run again.
-    includes : tuple of str
-        Stages whose work its job does as well.
-    group : str
-        Jobs that go to a cluster as one, with wildcards; empty: each by itself.
-    is_planned : callable
-        Whether the stage is part of a plan.
-    is_target : bool
-        Whether a run asks for its products by name. Those of single CCDs are asked for by their
-        exposure.
-    needs : str
-        Function of `workflow.needs` that says what memory and time its job needs.
-    after : tuple of str
-        Stages of the same group whose products it takes.
-    scatters : bool
-        Whether its job scatters its work over workers.
-    needs_most : bool
-        Whether its job needs most among those of its group: its memory and time are to be raised.
-    label : str
-        What its products are called, in plural, by ``coaddflow status``; empty: not listed there.
-    """
+    """A stage of the workflow."""
 
     name: str
+    """Name of its rule, and of its folder of logs."""
     products: tuple[Product, ...]
+    """What it makes. The first is what its job promises Snakemake, and is written last."""
     sections: tuple[str, ...] = ()
+    """Sections of the settings that its products depend on."""
     version: int = 1
+    """Raised when its results change for the same settings and input: its jobs, and all that depend
+    on them, then run again."""
     includes: tuple[str, ...] = ()
+    """Stages whose work its job does as well."""
     group: str = ""
+    """Jobs that go to a cluster as one, with wildcards; empty: each by itself."""
     is_planned: Callable[["Plan"], bool] = _always
+    """Whether the stage is part of a plan."""
     is_target: bool = True
+    """Whether a run asks for its products by name. Those of single CCDs are asked for by their
+    exposure."""
     needs: str = "of_tables"
+    """Function of `workflow.needs` that says what memory and time its job needs."""
     after: tuple[str, ...] = ()
+    """Stages of the same group whose products it takes."""
     scatters: bool = False
+    """Whether its job scatters its work over workers."""
     needs_most: bool = False
+    """Whether its job needs most among those of its group: its memory and time are to be raised."""
     label: str = ""
+    """What its products are called, in plural, by ``coaddflow status``; empty: not listed there."""
 
     @property
     def versions(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
@@ -20,6 +20,7 @@ from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_job, files_by_label, job_names
 
 State = Literal["done", "failed", "missing"]
+_STATES: tuple[State, ...] = get_args(State)
 
 ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING = 0, 1, 3
 """Exit codes of `coaddflow status` (2 is for wrong usage and unusable input)."""
@@ -34,55 +35,37 @@ _AGAIN = {
 
 @dataclass(frozen=True)
 class CcdStatus:
-    """What became of one CCD.
-
-    Attributes
-    ----------
-    exposure, ccd : str, int
-        The CCD.
-    state : {"done", "failed", "missing"}
-        ``failed``: the CCD has a row that says why it has no calexp. ``missing``: there is no
-        result yet, or it is gone.
-    reason : str
-        Short code of a failure; for missing CCDs what is known, if anything.
-    message : str
-        The same in one sentence.
-    log : str
-        Log of the CCD's job, if there is one and the CCD is not done.
-    """
+    """What became of one CCD."""
 
     exposure: str
     ccd: int
+    """The CCD."""
     state: State
+    """``failed``: the CCD has a row that says why it has no calexp. ``missing``: there is no result
+    yet, or it is gone."""
     reason: str = ""
+    """Short code of a failure; for missing CCDs what is known, if anything."""
     message: str = ""
+    """The same in one sentence."""
     log: str = ""
+    """Log of the CCD's job, if there is one and the CCD is not done."""
 
 
 @dataclass(frozen=True)
 class ExposureStatus:
-    """What became of the CCDs of one exposure.
-
-    Attributes
-    ----------
-    exposure, band : str
-        The exposure.
-    ccds : tuple of CcdStatus
-        Its CCDs, in order.
-    manifest : bool
-        Whether its manifest is written: whether later stages can use it.
-    note : str
-        Why the manifest is not written, where a log tells.
-    job : ClusterJob or None
-        The last job of the cluster that was to make it, if that did not end well.
-    """
+    """What became of the CCDs of one exposure."""
 
     exposure: str
     band: str
+    """The exposure."""
     ccds: tuple[CcdStatus, ...]
+    """Its CCDs, in order."""
     manifest: bool
+    """Whether its manifest is written: whether later stages can use it."""
     note: str = ""
+    """Why the manifest is not written, where a log tells."""
     job: ClusterJob | None = None
+    """The last job of the cluster that was to make it, if that did not end well."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -96,41 +79,27 @@ class ExposureStatus:
 
 @dataclass(frozen=True)
 class ProductStatus:
-    """How many products of tracts and survey are there.
-
-    Attributes
-    ----------
-    kind : str
-        What they are called: the label of their stage in the registry.
-    planned : int
-        How many there should be.
-    missing : tuple of str
-        Those that are not there, below the folder of the products.
-    """
+    """How many products of tracts and survey are there."""
 
     kind: str
+    """What they are called: the label of their stage in the registry."""
     planned: int
+    """How many there should be."""
     missing: tuple[str, ...] = ()
+    """Those that are not there, below the folder of the products."""
 
 
 @dataclass(frozen=True)
 class SurveyStatus:
-    """What became of all exposures of a run.
-
-    Attributes
-    ----------
-    exposures : tuple of ExposureStatus
-        The exposures, in the order of the plan.
-    products : tuple of ProductStatus
-        What is made from them.
-    jobs : tuple of ClusterJob
-        Jobs of the cluster for other things (calibration frames, tracts) whose products are not
-        all there.
-    """
+    """What became of all exposures of a run."""
 
     exposures: tuple[ExposureStatus, ...] = field(default_factory=tuple)
+    """The exposures, in the order of the plan."""
     products: tuple[ProductStatus, ...] = field(default_factory=tuple)
+    """What is made from them."""
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
+    """Jobs of the cluster for other things (calibration frames, tracts) whose products are not all
+    there."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -235,22 +204,16 @@ def _exposure_status(
                 f"{results / 'summary' / exposure}.ecsv and run the workflow again"
             )
         log = log_folder / f"{ccd}.log"
-        if state == "missing" and str(ccd) in ended and _tells(ended[str(ccd)], job):
-            reason, message = "job_failed", _why_ended(ended[str(ccd)], job)
+        step = ended.get(str(ccd))
+        # Snakemake leaves empty logs of all steps of a job that failed: that of the job tells more
+        if state == "missing" and step and (step.reason != NO_LOG or job is None):
+            reason, message = "job_failed", _why_ended(step, job)
         shown = str(log) if state != "done" and log.is_file() else ""
         ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown))
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
     return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note, job)
-
-
-def _tells(ended: FailedJob, job: ClusterJob | None) -> bool:
-    """Return whether a log tells more than what became of the whole job.
-
-    Snakemake leaves empty logs of all steps of a job that failed.
-    """
-    return ended.reason != NO_LOG or job is None
 
 
 def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
@@ -332,7 +295,7 @@ def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> l
     width = max(8, *(len(exposure.exposure) for exposure in exposures[:limit]))
     lines = [f"{'exposure':<{width}} {'band':<6} {'done':>5} {'failed':>6} {'missing':>7}"]
     for exposure in exposures[:limit]:
-        counts = [exposure.count(state) for state in ("done", "failed", "missing")]
+        counts = [exposure.count(state) for state in _STATES]
         refused = "  no manifest" if exposure.note and not exposure.manifest else ""
         lines.append(
             f"{exposure.exposure:<{width}} {exposure.band:<6} {counts[0]:>5} {counts[1]:>6} "
@@ -388,10 +351,9 @@ def _rest(total: int, limit: int | None, what: str) -> list[str]:
 
 def status_json(status: SurveyStatus) -> str:
     """Return the status as JSON: totals, and for each exposure what is not done."""
-    states: tuple[State, ...] = ("done", "failed", "missing")
     content = {
         "exit_code": status.exit_code,
-        "ccds": {state: status.count(state) for state in states},
+        "ccds": {state: status.count(state) for state in _STATES},
         "exposures": [
             {
                 "exposure": exposure.exposure,
@@ -399,7 +361,7 @@ def status_json(status: SurveyStatus) -> str:
                 "manifest": exposure.manifest,
                 "note": exposure.note,
                 "job": exposure.job and _job_json(exposure.job),
-                **{state: exposure.count(state) for state in states},
+                **{state: exposure.count(state) for state in _STATES},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
             }
             for exposure in status.exposures
