@@ -39,8 +39,18 @@ def load_refcat(
 ) -> Table:
     """Read the reference stars of a field.
 
-    It is a cone around ICRS ``ra``, ``dec``; all angles are in degrees. The band of the exposure
-    chooses the magnitudes, and proper motions are applied to its time, ``mjd``.
+    Parameters
+    ----------
+    settings : RefcatSettings
+        Files, columns, bands, proper motions.
+    ra, dec : float
+        Centre of the field, ICRS degrees.
+    radius : float
+        Radius of the cone, degrees.
+    band : str
+        Band of the exposure, which chooses the magnitudes.
+    mjd : float
+        Time of the exposure, to which proper motions are applied.
 
     Returns
     -------

@@ -70,8 +70,16 @@ def detrend_ccd(
 ) -> DetrendedCcd:
     """Turn raw counts into electrons, with cosmic rays and defects masked and filled.
 
-    The exposure time, in seconds, scales the dark. The sections detrend, cosmics and interpolation
-    of the settings are used.
+    Parameters
+    ----------
+    raw : RawCcd
+        The raw pixels (see `raw.read_raw_ccd`).
+    calibs : CcdCalibs
+        Calibration frames.
+    exposure_time : float
+        Exposure time, s; for the dark.
+    settings : Settings
+        Sections detrend, cosmics and interpolation.
 
     Raises
     ------
@@ -102,8 +110,14 @@ def finish_detrending(
 ) -> DetrendedCcd:
     """Make the steps from crosstalk on; see `detrend_ccd`.
 
-    The CCD, from `begin_detrending`, is used up: its arrays are changed. ``aggressors`` are
-    amplifiers of other CCDs (see `crosstalk.collect_aggressors`).
+    Parameters
+    ----------
+    ccd : PartlyDetrendedCcd
+        From `begin_detrending`. It is used up: its arrays are changed.
+    calibs, exposure_time, settings
+        See `detrend_ccd`.
+    aggressors : sequence of Aggressor
+        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`).
     """
     correct_crosstalk(ccd, aggressors)
     assemble(ccd)
@@ -126,8 +140,12 @@ def finish_detrending(
 def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     """Subtract the sky, find and measure the sources, model the PSF, repair saturated stars.
 
-    The image is detrended, in electrons, and is not changed. The sections background, detection,
-    psf, photometry and interpolation of the settings are used.
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Detrended, electrons. It is not changed.
+    settings : Settings
+        Sections background, detection, psf, photometry and interpolation.
 
     Returns
     -------
@@ -162,10 +180,20 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
 def calibrate_ccd(
     measured: MeasuredCcd, ccd: CcdId, initial_wcs: WCS, refcat: Table, settings: Settings
 ) -> Calexp:
-    """Solve for WCS and zero-point of a CCD by itself, and apply them (see `apply_calibration`).
+    """Solve for WCS and zero-point of a CCD by itself, and apply them.
 
-    ``initial_wcs`` is the predicted WCS, and ``refcat`` has the reference stars of the field:
-    columns ra, dec, mag, mag_err. The sections astrometry and photometry of the settings are used.
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD; its sources get columns (see `apply_calibration`).
+    ccd : CcdId
+        Which CCD it is.
+    initial_wcs : astropy.wcs.WCS
+        The predicted WCS.
+    refcat : astropy.table.Table
+        Reference stars of the field: columns ra, dec, mag, mag_err.
+    settings : Settings
+        Sections astrometry and photometry.
 
     Raises
     ------
@@ -190,8 +218,20 @@ def apply_calibration(
 
     The sources get the columns ``is_astrometric`` and ``is_photometric`` (stars that WCS and
     zero-point rest on), ``ra``, ``dec`` (ICRS degrees), ``magnitude`` and ``magnitude_error`` (of
-    the PSF flux; NaN where that is not positive). The table of sources is changed in place.
-    ``photometric``, shape (n sources,), are the stars that the zero-point rests on.
+    the PSF flux; NaN where that is not positive).
+
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD; its sources are changed in place.
+    ccd : CcdId
+        Which CCD it is.
+    solution : AstrometrySolution
+        Its WCS.
+    photometric : ndarray of bool, shape (n sources,)
+        The stars that the zero-point rests on.
+    zero : ZeroPoint
+        Its zero-point.
     """
     sources = measured.sources
     sources["is_astrometric"] = np.isin(np.arange(len(sources)), solution.source_index)

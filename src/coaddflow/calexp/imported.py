@@ -37,9 +37,17 @@ _KEYWORDS = {keyword: KEYWORDS[keyword] for keyword in _KNOWN} | {
 def import_image(row: ImageRow, settings: Settings) -> Calexp:
     """Read an image that was calibrated elsewhere, in the form of a calexp.
 
-    It has no PSF and sources, and the WCS of the image's header. Paths in its row of the table of
-    images are relative to the working folder. The sections calibrated (weight, mask, unit,
-    subtract_sky), background and detection of the settings are used.
+    Parameters
+    ----------
+    row : ImageRow
+        Its row in the table of images; paths relative to the working folder.
+    settings : Settings
+        Sections calibrated (weight, mask, unit, subtract_sky), background and detection.
+
+    Returns
+    -------
+    Calexp
+        Without PSF and sources; its WCS is that of the image's header.
 
     Raises
     ------
@@ -141,10 +149,16 @@ def _saturated_variance(
 def variance_from_sky(
     image: NDArray[np.float32], background: Background, photons: bool
 ) -> NDArray[np.float32]:
-    """Return variances for an image with its sky and without a weight map: the noise of the sky.
+    """Return variances for an image without a weight map: the noise of its sky, as measured.
 
-    ``photons`` adds the photon noise of the sources that stand out of the sky; the image is then in
-    electrons.
+    Parameters
+    ----------
+    image : ndarray of float32, shape (ny, nx)
+        The image, with its sky.
+    background : Background
+        The sky of the image.
+    photons : bool
+        The image is in electrons: add the photon noise of the sources that stand out of the sky.
     """
     variance = background.rms() ** 2
     if photons:
@@ -155,9 +169,21 @@ def variance_from_sky(
 def mask_planes(
     values: NDArray[np.integer], header: fits.Header, settings: MaskSettings
 ) -> NDArray[np.int32]:
-    """Translate the pixels of a mask, shape (ny, nx), into the planes of `MaskPlane`.
+    """Translate a mask into the planes of `MaskPlane`.
 
-    The settings say what bits, codes or names mean; the header of the mask gives names to bits.
+    Parameters
+    ----------
+    values : ndarray of int, shape (ny, nx)
+        Pixels of the mask.
+    header : astropy.io.fits.Header
+        Its header, for the names of bits.
+    settings : MaskSettings
+        What bits, codes or names mean.
+
+    Returns
+    -------
+    ndarray of int32, shape (ny, nx)
+        Bits of `MaskPlane`.
     """
     planes = {key: int(planes_from_names(names)) for key, names in settings.planes.items()}
     unlisted = int(planes_from_names(settings.unlisted))

@@ -76,9 +76,25 @@ def make_calexp(
     """Do the whole job of one CCD: raw frame or calibrated image to calexp, sources and row.
 
     The row of an earlier run, the calexp that it names and the exposure's manifest are removed
-    first: where a manifest stands, the calexps that it names are whole. ``row`` is what the table
-    says about the exposure, or about the image calibrated elsewhere, which has no camera. The row
-    that was written is returned.
+    first: where a manifest stands, the calexps that it names are whole.
+
+    Parameters
+    ----------
+    row : ExposureRow or ImageRow
+        What the table says about the exposure, or about the image calibrated elsewhere.
+    ccd : int
+        The CCD.
+    files : CcdFiles
+        Its files.
+    camera : Camera or None
+        The camera; None for an image calibrated elsewhere.
+    settings : Settings
+        The sections of the stage.
+
+    Returns
+    -------
+    CcdRow
+        The row that was written.
 
     Raises
     ------

@@ -92,8 +92,14 @@ def calexp_header(
 ) -> fits.Header:
     """Return the keywords of a calexp, without BUNIT and the WCS.
 
-    ``figures`` are what was measured, by name; those that are None have no card. ``keywords`` says
-    which of them are written, in this order: name and comment by keyword.
+    Parameters
+    ----------
+    ccd : CcdId
+        What it is an image of.
+    figures : mapping
+        What was measured, by name; figures that are None have no card.
+    keywords : mapping
+        Which of them are written, in this order: name and comment by keyword.
 
     Raises
     ------
@@ -131,10 +137,18 @@ def write_calexp(
     provenance: fits.Header | None = None,
     compression: Compression = "none",
 ) -> None:
-    """Write a calexp and its sources, each file whole or not at all, the calexp last.
+    """Write a calexp and its sources, each file whole or not at all.
 
-    An image without sources has one file only. ``provenance`` are cards for the primary headers:
-    version, settings, inputs. For the compression see `masked_image.image_hdu`.
+    Parameters
+    ----------
+    path, sources_path : str or Path
+        Where to; the calexp is written last. An image without sources has one file only.
+    calexp : Calexp
+        What.
+    provenance : astropy.io.fits.Header, optional
+        Cards for the primary headers: version, settings, inputs.
+    compression : {"none", "lossless", "quantized"}
+        See `masked_image.image_hdu`.
 
     Raises
     ------
@@ -195,7 +209,15 @@ def read_sources(path: str | Path) -> Table:
 
 
 def done_row(calexp: Calexp, path: str) -> CcdRow:
-    """Return the row of a CCD whose calexp is at this path, relative to the working folder."""
+    """Return the row of a CCD whose calexp has been written.
+
+    Parameters
+    ----------
+    calexp : Calexp
+        The calexp.
+    path : str
+        Its file, relative to the working folder.
+    """
     ny, nx = calexp.masked_image.shape
     ra, dec = pixel_to_sky(calexp.wcs, *outline((nx, ny), FOOTPRINT_POINTS_PER_EDGE))
     return CcdRow(

@@ -188,11 +188,27 @@ def measure_crosstalk(
     settings: MeasurementSettings,
     progress: Callable[[str | Path], None] | None = None,
 ) -> list[MeasuredCrosstalk]:
-    """Measure the crosstalk between amplifiers of some CCDs on raw exposures: all ordered pairs.
+    """Measure the crosstalk between amplifiers on raw exposures.
 
-    Raw files hold one exposure each (see `instrument.raw.read_raw_ccd`); ``progress`` is called
-    with each when it is done. The coefficients of the camera are not used. ``detrend`` says how
-    the bias level is found.
+    Parameters
+    ----------
+    files : iterable of str or Path
+        Raw files, one an exposure (see `instrument.raw.read_raw_ccd`).
+    camera : Camera
+        The camera; its coefficients of crosstalk are not used.
+    ccds : sequence of int
+        CCDs whose amplifiers are looked at.
+    detrend : DetrendSettings
+        How the bias level is found.
+    settings : MeasurementSettings
+        How crosstalk is measured.
+    progress : callable, optional
+        Called with each file when it is done.
+
+    Returns
+    -------
+    list of MeasuredCrosstalk
+        All ordered pairs.
 
     Raises
     ------

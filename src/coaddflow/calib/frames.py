@@ -53,7 +53,14 @@ def combine_bias(
 ) -> MaskedImage:
     """Return the master bias in counts; pixels without a value are NO_DATA.
 
-    The frames, ``n_frames`` of them, are bias exposures in counts, detrended up to assembly.
+    Parameters
+    ----------
+    frames : iterable of MaskedImage
+        Bias exposures in counts, detrended up to assembly.
+    n_frames : int
+        How many there are.
+    settings : CalibsSettings
+        Clipping, memory and least number of frames.
 
     Raises
     ------
@@ -70,8 +77,16 @@ def combine_dark(
 ) -> MaskedImage:
     """Return the master dark, in electrons per second.
 
-    The frames are dark exposures in electrons, detrended up to the gain. They are weighted by the
-    square of their exposure times (seconds, all above 0), since read noise dominates a dark [2]_.
+    Exposures are weighted by the square of their time, since read noise dominates a dark [2]_.
+
+    Parameters
+    ----------
+    frames : iterable of MaskedImage
+        Dark exposures in electrons, detrended up to the gain.
+    exposure_times : sequence of float
+        Seconds, all above 0.
+    settings : CalibsSettings
+        See `combine_bias`.
 
     Raises
     ------
@@ -95,8 +110,13 @@ def combine_flat(
 ) -> MaskedImage:
     """Return the flat of one band; its median is 1.
 
-    The frames, ``n_frames`` of them, are flat exposures in electrons, detrended up to the dark.
-    Each is divided by its median over the CCD, and weighted by this level, as its photons are.
+    Parameters
+    ----------
+    frames : iterable of MaskedImage
+        Flat exposures in electrons, detrended up to the dark. Each is divided by its median over
+        the CCD, and weighted by this level, as its photons are.
+    n_frames, settings
+        See `combine_bias`.
 
     Raises
     ------

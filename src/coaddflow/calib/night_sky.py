@@ -52,10 +52,21 @@ def night_sky_dark(
 ) -> MaskedImage:
     """Return the additive pattern of a CCD from dithered science exposures.
 
-    It is in electrons per second, of median zero, and used as a dark. The exposures, in electrons
-    and detrended up to the gain, are asked for one by one. Each has its median sky subtracted, is
-    divided by its exposure time (seconds, above 0), and is weighted by its noise. Pixels that were
-    seen free of sources too rarely are filled from their neighbours and flagged INTRP.
+    Parameters
+    ----------
+    frames : iterable of MaskedImage, each of shape (ny, nx)
+        Science exposures in electrons, detrended up to the gain. Asked for one by one.
+    exposure_times : sequence of float
+        Seconds, all above 0.
+    settings : CalibsSettings
+        Search for sources, clipping, memory and least number of frames.
+
+    Returns
+    -------
+    MaskedImage
+        Electrons per second, of median zero; used as a dark. Each exposure has its median sky
+        subtracted, is divided by its exposure time, and is weighted by its noise. Pixels that
+        were seen free of sources too rarely are filled from their neighbours and flagged INTRP.
 
     Raises
     ------
@@ -82,9 +93,15 @@ def night_sky_flat(
 ) -> MaskedImage:
     """Return the flat of a CCD, of median 1, from the sky of dithered exposures of one band.
 
-    The frames, ``n_frames`` of them, are science exposures in electrons, detrended up to the dark:
-    what is left of the bias level is taken for sky. ``settings.flat.scales`` and ``smoothing``
-    choose the scales.
+    Parameters
+    ----------
+    frames : iterable of MaskedImage, each of shape (ny, nx)
+        Science exposures in electrons, detrended up to the dark: what is left of the bias level
+        is taken for sky.
+    n_frames : int
+        How many there are.
+    settings : CalibsSettings
+        See `night_sky_dark`; ``settings.flat.scales`` and ``smoothing`` choose the scales.
 
     Raises
     ------

@@ -88,7 +88,14 @@ class SkyCorrection:
 def bin_sky(warp: Warp, bad_planes: Sequence[str], settings: BackgroundMatchingSettings) -> SkyBins:
     """Measure the sky of a warp in squares.
 
-    Pixels of detected sources (DETECTED) and those with one of ``bad_planes`` are not used.
+    Parameters
+    ----------
+    warp : Warp
+        Pixels on the tract; those of detected sources are flagged DETECTED.
+    bad_planes : sequence of str
+        Mask planes with which a pixel is not used.
+    settings : BackgroundMatchingSettings
+        Size of the squares, and the part of one that must be usable.
     """
     size = settings.bin_size
     planes = planes_from_names(tuple(bad_planes)) | MaskPlane.DETECTED | MaskPlane.NO_DATA
@@ -120,9 +127,19 @@ def merge_bins(parts: Sequence[SkyBins]) -> SkyBins:
 def match_backgrounds(
     skies: Mapping[str, SkyBins], settings: BackgroundMatchingSettings
 ) -> dict[str, SkyCorrection]:
-    """Solve for the corrections of all exposures of a tract, from the sky of each.
+    """Solve for the corrections of all exposures of a tract.
 
-    Those without overlap get one too, which is zero.
+    Parameters
+    ----------
+    skies : mapping of str to SkyBins
+        The sky of each exposure.
+    settings : BackgroundMatchingSettings
+        Constants or planes, and the threshold for squares that deviate.
+
+    Returns
+    -------
+    dict of str to SkyCorrection
+        For each exposure, also those without overlap (zero).
     """
     exposures = sorted(skies)
     value, weight, places = _as_grid([skies[exposure] for exposure in exposures])
@@ -275,9 +292,12 @@ def _report(
 
 
 def overlap_groups(weight: NDArray[np.float64]) -> list[list[int]]:
-    """Return the groups of exposures that are linked by common squares, by their first exposures.
+    """Return the groups of exposures that are linked by common squares.
 
-    ``weight``, shape (exposures, squares), is positive where an exposure has a value.
+    Parameters
+    ----------
+    weight : ndarray, shape (exposures, squares)
+        Positive where an exposure has a value.
     """
     from scipy.sparse.csgraph import connected_components
 

@@ -66,10 +66,18 @@ def make_depth(
 ) -> None:
     """Make the depth maps of a tract in all bands, and the table of their medians: the whole job.
 
-    The table, ``.../{tract}.ecsv``, is written last; the maps go to
-    ``.../{band}/{tract}/{patch}.fits``. The coadds are ``.../{band}/{tract}/{patch}.fits``, or
-    lists that name them; the corner databases are ``.../{band}/{tract}.sqlite``. Used are the
-    sections warp and products.
+    Parameters
+    ----------
+    table : str or Path
+        ``.../{tract}.ecsv``, written last. The maps go to ``.../{band}/{tract}/{patch}.fits``.
+    coadds : iterable of str or Path
+        Coadds ``.../{band}/{tract}/{patch}.fits``, or lists that name them.
+    databases : iterable of str or Path
+        Corner databases of the tract, ``.../{band}/{tract}.sqlite``.
+    tract : Tract
+        The tract.
+    settings : Settings
+        Sections warp and products.
 
     Raises
     ------
@@ -124,7 +132,10 @@ def _band_depth(
 def coadd_seeing(inputs: Table) -> float:
     """Return the FWHM of the PSF of a coadd, arcsec; NaN if that of no exposure is known.
 
-    Of its table of inputs the columns ``seeing`` (arcsec), ``weight``, ``n_used`` are needed.
+    Parameters
+    ----------
+    inputs : astropy.table.Table
+        The inputs of the coadd: columns ``seeing`` (arcsec), ``weight``, ``n_used``.
     """
     seeing, weight = (np.asarray(inputs[name], float) for name in ("seeing", "weight"))
     known = np.isfinite(seeing) & (seeing > 0) & (np.asarray(inputs["n_used"]) > 0)

@@ -46,9 +46,18 @@ def make_coadd(
 ) -> None:
     """Coadd a patch in one band from warps on disk: the whole job.
 
-    The coadd is written to ``path`` also if nothing covers the patch. ``database`` is that of the
-    corners on the tract, and ``warps`` are the tables of the warps of all exposures that can touch
-    the patch. Used are the sections coadd, selection, warp (its kernel) and products.
+    Parameters
+    ----------
+    path : str or Path
+        The coadd. It is written also if nothing covers the patch.
+    database : str or Path
+        The corner database of the tract.
+    warps : sequence of str or Path
+        Tables of the warps of all exposures that can touch the patch.
+    tract, band, patch : Tract, str, str
+        Which coadd.
+    settings : Settings
+        Sections coadd, selection, warp (its kernel) and products.
     """
     # the list of a tract's coadds says that all of them are of one job
     coadd_table_path(path).unlink(missing_ok=True)
@@ -112,11 +121,19 @@ class TractInputs:
         reader_of: Callable[[str], WarpReader],
         corrections: Mapping[str, SkyCorrection] | None = None,
     ) -> PatchWork:
-        """Return the coadd that is to be made of a patch, of the CCDs from `select`.
+        """Return the coadd that is to be made of a patch.
 
-        ``reader_of`` gives the warp of an exposure on the patch; its pixels of CCDs that were left
-        out are not used. ``corrections`` are what is subtracted from the exposures, if their
-        backgrounds are matched.
+        Parameters
+        ----------
+        patch : str
+            Patch id.
+        selection : Selection
+            From `select`.
+        reader_of : callable
+            Gives the warp of an exposure on the patch; its pixels of CCDs that were left out are
+            not used.
+        corrections : mapping of str to SkyCorrection, optional
+            What is subtracted from the exposures, if their backgrounds are matched.
         """
         x0, y0, x1, y1 = self._tract.patch(patch).outer_box
         selected: dict[str, list[CcdRow]] = {}
@@ -155,9 +172,20 @@ def write_patch(
     band: str,
     settings: Settings,
 ) -> Coadd:
-    """Coadd a patch and write it; ``database``, that of the corners, is named in the header.
+    """Coadd a patch and write it.
 
-    Used are the sections coadd, selection, warp (its kernel) and products.
+    Parameters
+    ----------
+    path : str or Path
+        The coadd.
+    work : PatchWork
+        What goes in.
+    database : str or Path
+        The corner database, for the header.
+    tract, band : Tract, str
+        Which coadd.
+    settings : Settings
+        Sections coadd, selection, warp (its kernel) and products.
     """
     coadd = coadd_patch(
         work.inputs,

@@ -41,8 +41,15 @@ _WAVELENGTH_ORDER = "KHJYyzIiRrVgGBUu"
 def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -> None:
     """Make the picture of a tract from its coadds in all bands: the whole job.
 
-    The coadds are ``.../{band}/{tract}/{patch}.fits``, or the list of those of a band
-    (``.../{band}/{tract}.ecsv``).
+    Parameters
+    ----------
+    path : str or Path
+        The picture.
+    tract : Tract
+        The tract.
+    coadds : sequence of str or Path
+        ``.../{band}/{tract}/{patch}.fits``, or the list of a band's coadds
+        (``.../{band}/{tract}.ecsv``).
     """
     by_band: dict[str, dict[str, Path]] = {}
     for coadd in coadd_files(coadds):
@@ -63,9 +70,23 @@ def bin_patch(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], tuple[int, int]]:
     """Add up the pixels of a patch over bins that begin at multiples of a factor on the tract.
 
-    Pixels, shape (ny, nx), that are not finite are left out; ``corner`` is the tract pixel (x0, y0)
-    of the first one. Returned are the sums over the finite pixels of each bin and the numbers of
-    these pixels, shapes (my, mx), and column and row of the first bin on the tract's grid of bins.
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+        Pixels; what is not finite is left out.
+    corner : tuple of int
+        Tract pixel (x0, y0) of the first pixel.
+    factor : int
+        Side of the bins.
+
+    Returns
+    -------
+    sums : ndarray of float64, shape (my, mx)
+        Sum over the finite pixels of each bin.
+    counts : ndarray of int64, shape (my, mx)
+        Their number.
+    first : tuple of int
+        Column and row of the first bin on the tract's grid of bins.
     """
     finite = np.isfinite(image)
     sums, counts = np.where(finite, image, 0.0).astype(float), finite.astype(np.int64)
@@ -138,11 +159,24 @@ def write_picture(
     coadds: Mapping[str, Mapping[str, str | Path]],
     max_size: int = PICTURE_SIDE,
 ) -> None:
-    """Write a PNG of the coadds of a tract; raise InputError if one cannot be read.
+    """Write a PNG of the coadds of a tract.
 
-    ``coadds`` are, for each band from the reddest to the bluest, the files of its patches. Of more
-    than three bands the first, the middle and the last are taken. ``max_size`` is the largest
-    number of columns and of rows.
+    Parameters
+    ----------
+    path : str or Path
+        Final name.
+    tract : Tract
+        The tract.
+    coadds : mapping
+        For each band, from the reddest to the bluest, the file of each patch. Of more than three
+        bands the first, the middle and the last are taken.
+    max_size : int
+        Largest number of columns and of rows.
+
+    Raises
+    ------
+    InputError
+        If a coadd cannot be read.
     """
     bands = list(coadds)
     if len(bands) > 3:

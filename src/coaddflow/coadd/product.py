@@ -29,8 +29,18 @@ def write_coadd(
 ) -> None:
     """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS.
 
-    ``cards`` go into the primary header (provenance); for ``compression`` see
-    `coaddflow.image.masked_image.image_hdu`.
+    Parameters
+    ----------
+    path : str or Path
+        Final name.
+    coadd : Coadd
+        The product.
+    tract : Tract
+        For the WCS.
+    cards : astropy.io.fits.Header, optional
+        Cards of the primary header (provenance).
+    compression : {"none", "lossless", "quantized"}
+        See `coaddflow.image.masked_image.image_hdu`.
     """
     header = part_header(tract, coadd.box)
     primary = fits.PrimaryHDU(header=cards)

@@ -63,7 +63,16 @@ class SpooledWarp:
 
 
 def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
-    """Put the warp of a box of the tract into its slot (`Spool.reserve`).
+    """Put a warp into its slot of the spool.
+
+    Parameters
+    ----------
+    slot : SpoolSlot
+        Room for at least as many pixels (`Spool.reserve`).
+    box : tuple of int
+        Where the pixels are on the tract.
+    pixels : MaskedImage
+        The pixels.
 
     Raises
     ------
@@ -120,7 +129,15 @@ class Spool:
         self._cleanup.close()
 
     def reserve(self, n_pixels: int, name: str) -> SpoolSlot:
-        """Reserve room for a warp of so many pixels at most, perhaps in a file of this name."""
+        """Reserve room for a warp.
+
+        Parameters
+        ----------
+        n_pixels : int
+            Most pixels that it may have.
+        name : str
+            A name for a file, no two alike.
+        """
         n_bytes = BYTES_PER_PIXEL * n_pixels
         if self.in_memory + n_bytes <= self._memory:
             slot = self._slot("memory", self.in_memory, n_bytes)

@@ -54,10 +54,17 @@ class SurveyUpdate:
 
 
 def build_tract_database(path: str | Path, manifests: Iterable[str | Path], tract: Tract) -> None:
-    """Make the corner database of a tract; an earlier file is replaced as a whole.
+    """Make the corner database of a tract.
 
-    The manifests are those of all exposures that can touch the tract. The database lists all their
-    CCDs, also those that failed or lie elsewhere.
+    Parameters
+    ----------
+    path : str or Path
+        The file; replaced as a whole.
+    manifests : iterable of str or Path
+        Manifests of all exposures that can touch the tract. The database lists all their CCDs,
+        also those that failed or lie elsewhere.
+    tract : Tract
+        The tract.
 
     Raises
     ------
@@ -87,12 +94,30 @@ def build_survey_database(
 def update_survey_database(
     path: str | Path, manifests: Iterable[str | Path], skymap: SkyMap
 ) -> SurveyUpdate:
-    """Update the corner database of a survey from the manifests of all its exposures.
+    """Update the corner database of a survey from its manifests.
 
     Only rows of exposures whose manifest is new, has another checksum or no longer exists are
     touched; the content is that of a rebuilt database. If the old file is missing, damaged, or of
-    another schema version or sky map, the database is rebuilt. A changed copy replaces the file as
-    a whole. Errors are those of `build_tract_database`.
+    another schema version or sky map, the database is rebuilt.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; a changed copy replaces it as a whole.
+    manifests : iterable of str or Path
+        Manifests of all exposures.
+    skymap : SkyMap
+        Tracts and patches.
+
+    Returns
+    -------
+    SurveyUpdate
+        The changes.
+
+    Raises
+    ------
+    InputError
+        As `build_tract_database`.
     """
     paths = list(dict.fromkeys(str(manifest) for manifest in manifests))
     known = _known_manifests(path, skymap)

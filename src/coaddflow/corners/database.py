@@ -127,9 +127,19 @@ class CornerDatabase:
         return [_ccd_row(row) for row in rows]
 
     def query_point(self, ra: float, dec: float, band: str | None = None) -> list[CcdRow]:
-        """Return the CCDs, perhaps of one band only, whose footprint contains a position.
+        """Return the CCDs whose footprint contains a position.
 
-        It is in ICRS degrees; RA may be outside 0 to 360. The order is by exposure and CCD.
+        Parameters
+        ----------
+        ra, dec : float
+            ICRS degrees; RA may be outside 0 to 360.
+        band : str, optional
+            Only this band.
+
+        Returns
+        -------
+        list of CcdRow
+            By exposure and CCD.
 
         Raises
         ------
@@ -152,10 +162,24 @@ class CornerDatabase:
         return [ccd for ccd in map(_ccd_row, rows) if _holds(ccd, ra, dec)]
 
     def query_patch(self, tract: int, patch: str, band: str | None = None) -> list[CcdOverlap]:
-        """Return the CCDs, perhaps of one band only, that overlap the outer box of a patch.
+        """Return the CCDs that overlap the outer box of a patch.
 
-        They are in the order of exposure and CCD, before any selection. Raise InputError if the
-        database has no such patch.
+        Parameters
+        ----------
+        tract, patch : int, str
+            The patch.
+        band : str, optional
+            Only this band.
+
+        Returns
+        -------
+        list of CcdOverlap
+            By exposure and CCD, before any selection.
+
+        Raises
+        ------
+        InputError
+            If the database has no such patch.
         """
         self._require_patch(tract, patch)
         rows = self.query(
@@ -170,8 +194,23 @@ class CornerDatabase:
     def select(self, tract: int, patch: str, band: str, settings: SelectionSettings) -> Selection:
         """Return which CCDs go into the coadd of a patch, and which do not, with the reasons.
 
-        The reference of ``max_zero_point_loss`` is the median of all CCDs of the band in this
-        database. Raise InputError if it has no such patch.
+        Parameters
+        ----------
+        tract, patch, band : int, str, str
+            The coadd.
+        settings : SelectionSettings
+            The cuts. The reference of ``max_zero_point_loss`` is the median of all CCDs of the
+            band in this database.
+
+        Returns
+        -------
+        Selection
+            Both lists by exposure and CCD.
+
+        Raises
+        ------
+        InputError
+            If the database has no such patch.
         """
         reference = None
         if settings.max_zero_point_loss is not None:

@@ -77,8 +77,19 @@ def reasons_against(
 ) -> tuple[str, ...]:
     """Return every reason for which a CCD is left out of the coadds; empty if it goes in.
 
-    A reason is a text such as ``"seeing 1.93 > 1.8 arcsec"``. ``reference_zero_point`` is the
-    median magnitude of one electron per second (`median_zero_point`) of the CCD's band.
+    Parameters
+    ----------
+    row : CcdRow
+        The CCD's row of the manifest.
+    settings : SelectionSettings
+        The cuts.
+    reference_zero_point : float, optional
+        Median magnitude of one electron per second (`median_zero_point`) of the CCD's band.
+
+    Returns
+    -------
+    tuple of str
+        Such as ``"seeing 1.93 > 1.8 arcsec"``.
     """
     if row.state == "failed":
         return (f"failed: {row.reason}",)

@@ -19,11 +19,21 @@ def make_survey_database(
     skymap: SkyMap,
     overlaps: Mapping[str, Mapping[int, Sequence[str]]],
 ) -> SurveyUpdate:
-    """Update the survey's corner database from all manifests, and compare it with the plan.
+    """Update the survey's corner database and compare it with the plan.
 
     Each exposure was compared with the plan when it was gathered; here all are compared with the
-    current plan, so that reducing the margin leaves no hole. ``overlaps`` are the patches that each
-    exposure can touch, by exposure and tract (`Plan.overlaps`).
+    current plan, so that reducing the margin leaves no hole.
+
+    Parameters
+    ----------
+    path : str or Path
+        The database.
+    manifests : iterable of str or Path
+        Manifests of all exposures.
+    skymap : SkyMap
+        Tracts and patches.
+    overlaps : mapping
+        Patches that each exposure can touch, by exposure and tract (`Plan.overlaps`).
 
     Raises
     ------

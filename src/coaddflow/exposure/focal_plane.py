@@ -276,10 +276,27 @@ def fit_field(
     Outliers are rejected, the errors and priors are measured, and the fit is repeated until it
     keeps the same stars.
 
-    Of the matched stars, ``pairs``, the first fit uses those that are ``kept``; they are returned
-    as the last one keeps them. ``start`` gives the tangent plane: the equations are linear near its
-    pointing. ``order`` is that of the common polynomial, ``limits`` are the widest priors of the
-    CCDs' terms, and ``clip_sigma`` is the limit of outliers in units of the scatter of all stars.
+    Parameters
+    ----------
+    pairs : mapping of int to CcdPairs
+        Matched stars of each CCD; the first fit uses those that are ``kept``.
+    start : FieldModel
+        Gives the tangent plane; the equations are linear near its pointing.
+    order : int
+        Order of the common polynomial.
+    limits : Priors
+        The widest priors of the CCDs' terms.
+    clip_sigma : float
+        Limit of outliers in units of the scatter of all stars.
+    priors : Priors, optional
+        Those of an earlier fit.
+
+    Returns
+    -------
+    fit : FieldFit
+        The fit.
+    pairs : dict of int to CcdPairs
+        The stars, with ``kept`` set.
     """
     priors, scale, model = priors or limits, 1.0, start
     for _ in range(12):

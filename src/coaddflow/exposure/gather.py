@@ -26,12 +26,20 @@ def make_manifest(
     camera: Camera | None = None,
     margin: float = 0.0,
 ) -> list[CcdRow]:
-    """Gather the rows of an exposure into its manifest, ``.../{exposure}.ecsv``.
+    """Gather the rows of an exposure into its manifest.
 
-    The exposure fails if more than ``max_failed_fraction`` of its CCDs have failed: the rows then
-    go to ``{exposure}.failed.ecsv`` beside it, and there is no manifest. ``exposure``, ``camera``
-    and ``margin`` are what the run was planned from; None for images calibrated elsewhere, which
-    were planned from their own WCS.
+    Parameters
+    ----------
+    manifest : str or Path
+        ``.../{exposure}.ecsv``. If the exposure fails, the rows go to ``{exposure}.failed.ecsv``
+        beside it, and there is no manifest.
+    rows : sequence of CcdRow
+        The rows of its CCDs.
+    max_failed_fraction : float
+        The exposure fails if more of its CCDs than this have failed.
+    exposure, camera, margin : ExposureRow, Camera, float
+        What the run was planned from; None for images calibrated elsewhere, which were planned
+        from their own WCS.
 
     Raises
     ------

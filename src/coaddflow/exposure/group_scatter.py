@@ -30,10 +30,14 @@ _LEAST_KNOWN = 0.1
 
 
 def prior_variance(constants: FloatArray, sigma: float) -> FloatArray:
-    """Return the variance, shape (n,), of the normal prior that replaces Student's in the next fit.
+    """Return the variance of the normal prior that replaces Student's in the next fit.
 
-    ``constants`` are those of the n CCDs in the last fit, zeros before the first, and ``sigma`` is
-    the width of the prior.
+    Parameters
+    ----------
+    constants : ndarray of float64, shape (n,)
+        Constants of the CCDs in the last fit; zeros before the first.
+    sigma : float
+        Width of the prior.
     """
     return (_FREEDOM * sigma**2 + constants**2) / (_FREEDOM + 1.0)
 
@@ -43,8 +47,14 @@ def group_scatter(
 ) -> float:
     """Return an improved estimate of the width of the prior of the constants.
 
-    Arrays, shape (n,), are constants of all CCDs in the last fit, their variances, and the
-    `prior_variance` of this fit; limits are the smallest and the largest width.
+    Parameters
+    ----------
+    constants, variance : ndarray of float64, shape (n,)
+        Constants of all CCDs in the last fit, and their variances.
+    prior : ndarray of float64, shape (n,)
+        The `prior_variance` of this fit.
+    limits : tuple of float
+        Smallest and largest width.
     """
     known = np.clip(1.0 - variance / prior, 0.0, 1.0).mean()
     scatter2 = np.median(constants**2) / _MEDIAN_CHI2 / max(known, _LEAST_KNOWN)

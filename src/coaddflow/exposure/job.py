@@ -90,10 +90,16 @@ class ExposureTask:
 
 
 def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job, as `run` describes it.
+    """Make the calexps of an exposure and its manifest: the whole job.
 
-    At most as many CCDs as ``workers`` are in work at a time, and fewer where the memory of the
-    job, MB, is less than it would like.
+    Parameters
+    ----------
+    spec : mapping
+        What to do; see `run`.
+    workers : int
+        CCDs that are in work at a time, at most.
+    memory_mb : float
+        Memory of the job, MB. With less than it would like, fewer CCDs are in work at a time.
 
     Raises
     ------
@@ -119,11 +125,16 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job (`launch.run_job`).
+    """Make the calexps of an exposure and its manifest: the whole job (`scatter.run_job`).
 
-    ``spec`` has plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or
-    ``images`` (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration
-    frames of each; ``config``: the settings, and ``sections``: those that make a calexp.
+    Parameters
+    ----------
+    pool : Pool
+        The pool.
+    spec : mapping
+        Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
+        (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
+        of each; ``config``: the settings, and ``sections``: those that make a calexp.
 
     Raises
     ------

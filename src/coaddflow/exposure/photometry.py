@@ -185,9 +185,22 @@ def solve_zero_point(
 ) -> ExposureZeroPoint | None:
     """Solve for the zero-point of an exposure.
 
-    ``stars`` are those of each CCD (`calexp.zero_point.matched_stars`), possibly none;
-    ``photometry`` gives their error floor. Returns None, with a warning in the log, if there are
-    fewer than ``settings.min_stars`` stars: each CCD then has a zero-point of its own.
+    Parameters
+    ----------
+    stars : mapping of int to MatchedStars
+        The stars of each CCD (`calexp.matched_stars`), possibly none.
+    camera : Camera
+        The camera.
+    settings : ExposurePhotometrySettings
+        Order, clipping, constants of CCDs.
+    photometry : PhotometrySettings
+        `error_floor`.
+
+    Returns
+    -------
+    ExposureZeroPoint or None
+        None, with a warning in the log, if there are fewer than ``settings.min_stars`` stars:
+        each CCD then has a zero-point of its own.
     """
     sample = _sample(stars, camera, photometry.error_floor)
     n_known = np.count_nonzero(sample.known)
@@ -239,8 +252,14 @@ def flatten(measured: MeasuredCcd, zero_map: ZeroPointMap) -> MeasuredCcd:
     the sky varies over the CCD as the depth does. At the centre nothing changes: noise, depth and
     sky of the manifest, which are medians over the CCD, still hold, and so does the gain of 1 in
     the header, to the size of the map. The subtracted sky remains in electrons as they were
-    counted: image / factor + background.model() is the detrended image. ``measured`` is not
-    changed.
+    counted: image / factor + background.model() is the detrended image.
+
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD, its sky subtracted; it is not changed.
+    zero_map : ZeroPointMap
+        From `ExposureZeroPoint.of_ccd`.
     """
     before, factor = measured.masked_image, zero_map.flux_factor()
     image = MaskedImage(before.image * factor, before.variance * factor**2, before.mask)

@@ -127,8 +127,18 @@ class FocalPlaneSky:
     def of_ccd(self, camera: Camera, detector: Detector, own: Background) -> Background:
         """Return the sky of one CCD as the background of a calexp.
 
-        Of the CCD's ``own`` sky superpixels and noise are kept. `Background.model` of the result is
-        the sky to subtract, and `Background.level` its median.
+        Parameters
+        ----------
+        camera, detector : Camera, Detector
+            Where the CCD is.
+        own : Background
+            The CCD's own sky, of which superpixels and noise are kept.
+
+        Returns
+        -------
+        Background
+            `Background.model` is the sky to subtract, `Background.level` its median, and
+            `Background.noise` that of ``own``.
         """
         x, y = camera.pixel_to_focal(detector, *_centres(own))
         return own.with_sky(self.response.get(detector.id, 1.0) * self.smooth(x, y))
@@ -137,10 +147,22 @@ class FocalPlaneSky:
 def fit_focal_plane_sky(
     backgrounds: Mapping[int, Background], camera: Camera, settings: SkyCorrectionSettings
 ) -> FocalPlaneSky | None:
-    """Fit the sky of an exposure to the superpixels of the own sky of its measured CCDs.
+    """Fit the sky of an exposure to the superpixels of its CCDs.
 
-    Returns None, with a warning in the log, if too few superpixels show sky; the CCDs then keep
-    their own.
+    Parameters
+    ----------
+    backgrounds : mapping of int to Background
+        The own sky of each measured CCD.
+    camera : Camera
+        The camera.
+    settings : SkyCorrectionSettings
+        Scale, clipping, prior of the response.
+
+    Returns
+    -------
+    FocalPlaneSky or None
+        None, with a warning in the log, if too few superpixels show sky; the CCDs then keep their
+        own.
     """
     pixels = _superpixels(backgrounds, camera)
     if pixels is None:
@@ -189,9 +211,20 @@ def apply_focal_plane_sky(
     of a bright star is its excess over its surroundings. Fluxes of empty positions differ by the
     area of an aperture times the error of a superpixel's mean.
 
-    ``measured`` is not changed. What is returned has the sky of the focal plane as ``background``:
-    image + background.model() is the detrended image to rounding, as before. Without a sky of the
-    focal plane it is the CCD as it was.
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD; it is not changed.
+    camera, detector : Camera, Detector
+        Where it is.
+    sky : FocalPlaneSky or None
+        None leaves the CCD as it is.
+
+    Returns
+    -------
+    MeasuredCcd
+        With the sky of the focal plane as ``background``: image + background.model() is the
+        detrended image to rounding, as before.
     """
     if sky is None:
         return measured

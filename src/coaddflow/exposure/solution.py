@@ -118,9 +118,23 @@ def solve_ccds(
     summaries: Mapping[int, CcdSummary],
     settings: Settings,
 ) -> ExposureSolution:
-    """Solve an exposure: each CCD that was measured is in ``ccds`` or in ``failures``.
+    """Solve an exposure.
 
-    The sections exposure, astrometry, photometry and refcat of the settings are used.
+    Parameters
+    ----------
+    exposure : ExposureRow
+        What the table says about it.
+    camera : Camera
+        The camera.
+    summaries : mapping of int to CcdSummary
+        The CCDs that were measured.
+    settings : Settings
+        Sections exposure, astrometry, photometry and refcat.
+
+    Returns
+    -------
+    ExposureSolution
+        Each CCD is in ``ccds`` or in ``failures``.
 
     Raises
     ------
@@ -208,8 +222,20 @@ def apply_solution(
 ) -> Calexp:
     """Apply the solution of an exposure to the CCD whose pixels are here.
 
-    The CCD is not changed, but for columns that its sources get. The settings say which parts are
-    switched on, for the header.
+    Parameters
+    ----------
+    measured : MeasuredCcd
+        The CCD; it is not changed, but for columns that its sources get.
+    ccd : CcdId
+        Which CCD it is.
+    solution : CcdSolution
+        Its part of the solution.
+    sky : FocalPlaneSky or None
+        The sky of the exposure.
+    camera : Camera
+        The camera.
+    settings : ExposureSettings
+        Which parts are switched on, for the header.
     """
     measured = apply_focal_plane_sky(measured, camera, camera.detector(ccd.ccd), sky)
     if solution.zero_map is not None:

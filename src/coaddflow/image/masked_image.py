@@ -123,12 +123,20 @@ def image_hdu(
     header: fits.Header | None = None,
     compression: Compression = "none",
 ) -> fits.ImageHDU | fits.CompImageHDU:
-    """Return an image extension with this EXTNAME, compressed as the settings say.
+    """Return an image extension, compressed as the settings say.
 
-    ``header`` has further cards (WCS, units, provenance). The compression ``lossless`` is GZIP_2
-    for floats and RICE for integers; ``quantized`` is RICE with a step of 1/16 of the noise and
-    subtractive dithering (Pence et al. 2010, PASP 122, 1065) for floats. NaN and infinity survive
-    ``none`` and ``lossless``.
+    Parameters
+    ----------
+    name : str
+        EXTNAME.
+    pixels : ndarray, shape (ny, nx)
+        Pixel values.
+    header : astropy.io.fits.Header, optional
+        Further cards (WCS, units, provenance).
+    compression : {"none", "lossless", "quantized"}
+        ``lossless`` is GZIP_2 for floats and RICE for integers; ``quantized`` is RICE with a
+        step of 1/16 of the noise and subtractive dithering (Pence et al. 2010, PASP 122, 1065)
+        for floats. NaN and infinity survive ``none`` and ``lossless``.
     """
     if compression == "none":
         # in the byte order of FITS: astropy would swap the bytes four times to write and sum them
@@ -152,9 +160,16 @@ def masked_image_hdus(
 ) -> list[fits.ImageHDU | fits.CompImageHDU]:
     """Return the IMAGE, MASK and VARIANCE extensions of a product.
 
-    The cards of ``header`` (the WCS, above all) go into all three; ``unit`` is the BUNIT of the
-    image, and that of the variance is its square. See `image_hdu` for ``compression``; masks are
-    always kept exactly.
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        The pixels.
+    header : astropy.io.fits.Header, optional
+        Cards for all three extensions (the WCS, above all).
+    unit : str
+        BUNIT of the image; that of the variance is its square.
+    compression : {"none", "lossless", "quantized"}
+        See `image_hdu`. Masks are always kept exactly.
     """
     header = header if header is not None else fits.Header()
     image_header, mask_cards, variance_header = header.copy(), header.copy(), header.copy()

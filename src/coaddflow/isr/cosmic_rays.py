@@ -50,9 +50,14 @@ _SHARPEST_STARS = 3.0
 def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> NDArray[np.bool_]:
     """Return the pixels hit by cosmic rays, shape (ny, nx), grown by ``settings.growth`` pixels.
 
-    The image is detrended, in electrons, with its sky. Its pixels that are BAD, SAT or NO_DATA are
-    left out, and never used to judge others. The seeing of the settings is used where the image
-    has too few stars to show how sharp they are (see `star_sharpness`).
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Detrended, in electrons, with its sky. Pixels that are BAD, SAT or NO_DATA are left out, and
+        never used to judge others.
+    settings : CosmicsSettings
+        Thresholds. The seeing is used where the image has too few stars to show how sharp they are
+        (see `star_sharpness`).
 
     Raises
     ------

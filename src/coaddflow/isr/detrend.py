@@ -169,8 +169,13 @@ def subtract_overscan(ccd: PartlyDetrendedCcd) -> None:
 def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] = ()) -> None:
     """Subtract the ghosts that other amplifiers, of this CCD and of others, leave in each one.
 
-    ``aggressors`` are the amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those
-    without a signal are left out; a warning and the card CFXTKMIS name them.
+    Parameters
+    ----------
+    ccd : PartlyDetrendedCcd
+        The CCD.
+    aggressors : sequence of Aggressor
+        Amplifiers of other CCDs (see `crosstalk.collect_aggressors`). Those without a signal
+        are left out; a warning and the card CFXTKMIS name them.
     """
     amplifiers = ccd.detector.amplifiers
     sources: dict[str, list[tuple[float, int | AmplifierSignal]]] = {a.name: [] for a in amplifiers}

@@ -25,8 +25,14 @@ def overscan_level(
 ) -> tuple[NDArray[np.float32], float, float]:
     """Return the bias level for each row of an amplifier's data [1]_.
 
-    ``array``, shape (ny, nx), is the raw one that contains the overscan. Its columns next to the
-    data are left out, since trailing charge reaches them.
+    Parameters
+    ----------
+    array : ndarray, shape (ny, nx)
+        The raw array that contains the overscan.
+    amplifier : Amplifier
+        Its sections.
+    settings : DetrendSettings
+        Method; columns next to the data are left out, since trailing charge reaches them.
 
     Returns
     -------

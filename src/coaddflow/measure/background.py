@@ -148,9 +148,15 @@ class Background:
 
 
 def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings) -> Background:
-    """Estimate the sky of a detrended CCD [1]_ [2]_.
+    """Estimate the sky of a CCD [1]_ [2]_.
 
-    Pixels of the planes `NOT_MEASURED` and those that are not finite are left out.
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        The detrended image, shape (ny, nx). Pixels of the planes `NOT_MEASURED` and those that are
+        not finite are left out.
+    settings : BackgroundSettings
+        Mesh, clipping and masking.
 
     Raises
     ------

@@ -127,10 +127,16 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
 def detect_sources(
     masked_image: MaskedImage, fwhm: float, settings: DetectionSettings
 ) -> Detection:
-    """Find sources in an image without its sky, electrons [1]_ [2]_ [3]_.
+    """Find sources in an image without its sky [1]_ [2]_ [3]_.
 
-    Its variance plane sets the threshold. ``fwhm`` is that of the PSF, pixels: the matched filter
-    is a Gaussian of this width.
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Image whose sky has been subtracted, electrons. Its variance plane sets the threshold.
+    fwhm : float
+        FWHM of the PSF in pixels: the matched filter is a Gaussian of this width.
+    settings : DetectionSettings
+        Threshold and deblending.
 
     Returns
     -------
@@ -200,8 +206,12 @@ def common_size(sizes: ArrayLike) -> float:
     """Return the size at which most sources gather: that of stars.
 
     The peak of the density of log(size), smoothed by 5 %. Cosmic rays and galaxies may be many,
-    but are of all sizes. Of the sizes, shape (n,), all positive and brightest source first, only
-    the first thousand are looked at.
+    but are of all sizes.
+
+    Parameters
+    ----------
+    sizes : array_like, shape (n,)
+        Positive sizes, brightest source first; only the first thousand are looked at.
     """
     log_size = np.log(np.asarray(sizes, dtype=float)[:1000])
     distance = (log_size[:, None] - log_size) / _SIZE_SMOOTHING

@@ -221,7 +221,12 @@ def zero_point(stars: MatchedStars, settings: PhotometrySettings) -> ZeroPoint:
     units of each star's error, or of the median absolute deviation if that is larger. The error
     is scaled up where the scatter of the stars is larger than their errors say.
 
-    `clip_sigma`, `error_floor` and `min_zero_point_stars` of the settings are used.
+    Parameters
+    ----------
+    stars : MatchedStars
+        Fluxes and magnitudes, with their errors.
+    settings : PhotometrySettings
+        `clip_sigma`, `error_floor` and `min_zero_point_stars` are used.
 
     Raises
     ------

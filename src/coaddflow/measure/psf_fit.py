@@ -92,11 +92,27 @@ def fit_psf(
     is_star: NDArray[np.bool_],
     settings: PsfSettings,
 ) -> tuple[PsfModel, PsfQuality, NDArray[np.bool_]]:
-    """Fit the PSF of a CCD to its stars, in the image without its sky, electrons.
+    """Fit the PSF of a CCD to its stars.
 
-    Pixels that belong to neighbours have no weight. ``is_star``, shape (n sources,), is from
-    `measure.stars.select_stars`; of the same shape are the flags that are returned, of the stars
-    that were not clipped.
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Image without its sky, electrons.
+    detection : Detection
+        Its sources, and the pixels that belong to them: those of neighbours have no weight.
+    is_star : ndarray of bool, shape (n sources,)
+        From `measure.stars.select_stars`.
+    settings : PsfSettings
+        Size, sampling, order, clipping.
+
+    Returns
+    -------
+    model : PsfModel
+        The PSF.
+    quality : PsfQuality
+        Its figures.
+    used : ndarray of bool, shape (n sources,)
+        The stars of `is_star` that were not clipped.
 
     Raises
     ------

@@ -64,9 +64,13 @@ class PsfModel:
     def images_at(self, x: ArrayLike, y: ArrayLike, sub_pixel: bool = True) -> NDArray[np.float32]:
         """Return images of the PSF, shape (n, 2 half + 1, 2 half + 1), each of sum 1.
 
-        Positions x and y, shape (n,), are in pixels, 0-based. With ``sub_pixel`` the central pixel
-        of an image is the pixel (round(x), round(y)) of the CCD and the PSF is off its centre as
-        the position is. Otherwise it is exactly centred.
+        Parameters
+        ----------
+        x, y : array_like, shape (n,)
+            Positions in pixels, 0-based.
+        sub_pixel : bool
+            If true the central pixel of an image is the pixel (round(x), round(y)) of the CCD
+            and the PSF is off its centre as the position is. Otherwise it is exactly centred.
         """
         x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
         dx, dy = (x - np.rint(x), y - np.rint(y)) if sub_pixel else (0.0 * x, 0.0 * y)

@@ -39,8 +39,19 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     """Select the stars that a PSF can be made from [1]_ [2]_.
 
     Stars are bright, whole, isolated, and have the same half-light radius, up to a polynomial
-    over the CCD of second order (fewer stars: lower). Returns flags of the sources, a table from
-    `detection.detect_sources`, shape (n,): true for at most ``settings.max_stars``, the brightest.
+    over the CCD of second order (fewer stars: lower).
+
+    Parameters
+    ----------
+    sources : astropy.table.Table
+        From `detection.detect_sources`.
+    settings : PsfSettings
+        Limits.
+
+    Returns
+    -------
+    ndarray of bool, shape (n sources,)
+        True for stars; at most ``settings.max_stars``, the brightest.
 
     Raises
     ------

@@ -27,9 +27,14 @@ class Packed(NamedTuple):
 
 
 def pack(value: Any, name: str) -> Packed:
-    """Pickle an object, called ``name`` in error messages; large arrays in it are not copied.
+    """Pickle an object; large arrays in it are not copied.
 
-    It must not change as long as the result is in use.
+    Parameters
+    ----------
+    value : object
+        What to pickle. It must not change as long as the result is in use.
+    name : str
+        Its name in error messages.
 
     Raises
     ------

@@ -177,11 +177,20 @@ class Pool:
         return self._busy
 
     def broadcast(self, **constants: Any) -> None:
-        """Send constants to all workers, once to each; they replace earlier ones of the same names.
+        """Send constants to all workers, once to each.
 
         Functions find them by name in `Worker.constants`. Arrays in them are read-only, and are
-        in memory once for all worker processes of a machine. Raise CannotPickle if one cannot be
-        pickled.
+        in memory once for all worker processes of a machine.
+
+        Parameters
+        ----------
+        **constants : object
+            The constants. They replace earlier ones of the same names.
+
+        Raises
+        ------
+        CannotPickle
+            If a constant cannot be pickled.
         """
         for name, value in constants.items():
             self._define(name, value)

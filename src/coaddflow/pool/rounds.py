@@ -97,10 +97,19 @@ class Rounds:
         self._left.add(key)
 
     def do(self, function: Function, arguments: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Do one round; return the results by key, in the order of `keys`.
+        """Do one round.
 
-        It is a call of ``function(argument, worker)``, which is defined in a module, for each of
-        `keys`.
+        Parameters
+        ----------
+        function : callable
+            ``function(argument, worker)``; defined in a module.
+        arguments : mapping
+            One for each of `keys`.
+
+        Returns
+        -------
+        dict
+            The results by key, in the order of `keys`.
 
         Raises
         ------

@@ -84,7 +84,14 @@ def ccd_seconds(n_pixels: int) -> float:
 def calib_memory(n_pixels: int, n_frames: int, stack_gb: float) -> int:
     """Return the memory of combining frames of one CCD, MB.
 
-    From ``stack_gb`` (settings ``calibs.memory``), GB, the stack stands on disk.
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels of the CCD.
+    n_frames : int
+        Frames that are combined.
+    stack_gb : float
+        Size from which the stack stands on disk (settings ``calibs.memory``), GB.
     """
     stack = min(4 * n_pixels * n_frames, 1e9 * stack_gb)
     return _megabytes(2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
@@ -115,9 +122,16 @@ def warped_ccd_memory(ccd_pixels: int) -> int:
 
 
 def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
-    """Return the memory of one coadd, MB: the patch with its border, and the blocks of all warps.
+    """Return the memory of one coadd, MB: the patch, and the blocks of all warps in work.
 
-    ``n_inputs`` exposures can touch it; ``block_mb`` is the setting ``coadd.memory_mb``.
+    Parameters
+    ----------
+    patch_pixels : int
+        Pixels of the patch with its border.
+    n_inputs : int
+        Exposures that can touch it.
+    block_mb : float
+        Setting ``coadd.memory_mb``.
     """
     side = math.sqrt(patch_pixels)
     pixel = STACK_BYTES_PER_PIXEL * max(n_inputs, 1)
@@ -142,7 +156,12 @@ def picture_memory(patch_pixels: int, n_patches: int) -> int:
 def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
     """Return the memory of all CCDs of an exposure that wait until it is solved, MB.
 
-    With ``crosstalk`` the signals of their amplifiers wait as well.
+    Parameters
+    ----------
+    n_pixels : sequence of int
+        Pixels of each of its CCDs.
+    crosstalk : bool
+        Whether the signals of their amplifiers wait as well.
     """
     each = HELD_BYTES_PER_PIXEL + (SIGNAL_BYTES_PER_PIXEL if crosstalk else 0)
     return math.ceil(each * sum(n_pixels) / 1e6)
@@ -151,16 +170,27 @@ def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
 def spool_memory(n_pixels: int, spool_mb: float) -> int:
     """Return the memory of the warps of a tract that wait for their patches, MB.
 
-    ``n_pixels`` are those of all CCDs that can touch the tract. What does not fit into ``spool_mb``
-    (setting ``coadd.spool_mb``) waits on disk.
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels of all CCDs that can touch the tract, together.
+    spool_mb : float
+        Setting ``coadd.spool_mb``: what they may have; the others wait on disk.
     """
     return math.ceil(min(spool_mb, HELD_BYTES_PER_PIXEL * SPOOL_ROOM * n_pixels / 1e6))
 
 
 def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_size: int) -> int:
-    """Return what matching the skies of a band on a tract needs in the process that gathers, MB.
+    """Return what background matching needs beside that in the process that gathers, MB.
 
-    ``bin_size`` is the setting ``coadd.background_matching.bin_size``.
+    Parameters
+    ----------
+    n_exposures : int
+        Exposures of the band on the tract.
+    patch_pixels, n_patches : int
+        Pixels of a patch, and patches.
+    bin_size : int
+        Setting ``coadd.background_matching.bin_size``.
     """
     squares = patch_pixels * n_patches / bin_size**2
     return math.ceil(MATCHING_BYTES_PER_SQUARE * n_exposures * squares / 1e6)

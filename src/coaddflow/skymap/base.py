@@ -41,7 +41,15 @@ class SkyMap(ABC):
     def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.int64] | int:
         """Return the tract in whose inner region positions lie; -1 off the map.
 
-        Positions are ICRS degrees, shape (...), as are the numbers returned; an int for scalars.
+        Parameters
+        ----------
+        ra, dec : array_like, shape (...)
+            ICRS degrees.
+
+        Returns
+        -------
+        int or ndarray of int64, shape (...)
+            An int for scalars.
 
         Raises
         ------

@@ -47,8 +47,16 @@ def predicted_overlaps(
 ) -> Overlaps:
     """Return the tracts and patches that each exposure can touch.
 
-    The exposures are rows of the exposure table, each exposure once, and ``margin`` is the largest
-    distance of a CCD from its predicted position, degrees.
+    Parameters
+    ----------
+    exposures : iterable of Pointing
+        Rows of the exposure table, each exposure once.
+    camera : Camera
+        Positions of the CCDs.
+    skymap : SkyMap
+        Tracts and patches.
+    margin : float
+        Largest distance of a CCD from its predicted position, degrees.
 
     Returns
     -------
@@ -69,10 +77,20 @@ def predicted_overlaps_of_images(
 ) -> Overlaps:
     """Return the tracts and patches that images with a known WCS can touch.
 
-    The images are rows of the table of images, in any order. ``margin`` is the largest error of the
-    WCS, degrees; as the table has only the corners, one hundredth of the image's size is added for
-    edges bent by distortion. The result is that of `predicted_overlaps`, with exposures in the
-    order of their first image.
+    Parameters
+    ----------
+    images : iterable of ImageCorners
+        Rows of the table of images, in any order.
+    skymap : SkyMap
+        Tracts and patches.
+    margin : float
+        Largest error of the WCS, degrees. As the table has only the corners, one hundredth of the
+        image's size is added for edges bent by distortion.
+
+    Returns
+    -------
+    dict of str to dict of int to list of str
+        As `predicted_overlaps`; exposures in the order of their first image.
     """
     corners: dict[str, list[ImageRow]] = defaultdict(list)
     for image in images:

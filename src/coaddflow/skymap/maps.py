@@ -11,8 +11,18 @@ from coaddflow.skymap.tangent import Footprint, TangentSkyMap, fit_tangent
 def make_skymap(settings: SkymapSettings, footprints: Iterable[Footprint] | None = None) -> SkyMap:
     """Return the sky map that the settings describe.
 
-    The footprints are needed where the settings leave the centre or the size of a tangent tract to
-    be fitted; see `fit_tangent`.
+    Parameters
+    ----------
+    settings : SkymapSettings
+        Kind and parameters.
+    footprints : iterable of (ra, dec), optional
+        Outlines of the exposures, degrees; needed where the settings leave the centre or the
+        size of a tangent tract to be fitted.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to fit to, or the exposures do not fit on one tangent plane.
     """
     if settings.kind == "rings":
         return RingsSkyMap(settings)

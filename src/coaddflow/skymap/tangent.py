@@ -70,7 +70,14 @@ def fit_tangent(
 
     The tract is the smallest upright one that contains all footprints. Its centre is rounded to a
     thousandth of a degree. An added exposure can move it; a survey that grows should have it fixed
-    in its settings. The footprints are outlines (ra, dec) of the exposures, degrees.
+    in its settings.
+
+    Parameters
+    ----------
+    settings : SkymapSettings
+        Of kind ``tangent``.
+    footprints : iterable of (ra, dec), optional
+        Outlines of the exposures, degrees.
 
     Raises
     ------

@@ -118,9 +118,26 @@ def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
 def warp_whole_ccd(
     number: int, ccd: CcdImage, tract: Tract, outer: Box, settings: WarpSettings
 ) -> Warp | None:
-    """Warp one CCD to all pixels that it covers in a box of a tract; None if there are none.
+    """Warp one CCD to all pixels of a tract that it covers.
 
-    The pixels are those that `warp_patches` gives where no other CCD comes first.
+    Parameters
+    ----------
+    number : int
+        Its number.
+    ccd : CcdImage
+        Its pixels.
+    tract : Tract
+        The tract.
+    outer : tuple of int
+        Box of the tract beyond which pixels are not needed.
+    settings : WarpSettings
+        Kernel and treatment of flags.
+
+    Returns
+    -------
+    Warp or None
+        The same pixels as `warp_patches` gives where no other CCD comes first; None if there are
+        none.
     """
     kernel = make_kernel(settings.kernel)
     prepared = {number: _prepare(number, ccd, tract, kernel, settings)}

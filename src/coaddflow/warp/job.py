@@ -25,8 +25,23 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
     """Warp the CCDs of an exposure to a tract: the whole job.
 
     All CCDs that are done are warped; the selection decides later which ones are good enough for
-    the coadds, so that changing it does not redo any warp. The table,
-    ``.../{tract}/{exposure}.ecsv``, is written last. Used are the sections warp and products.
+    the coadds, so that changing it does not redo any warp.
+
+    Parameters
+    ----------
+    table : str or Path
+        ``.../{tract}/{exposure}.ecsv``, written last.
+    manifest : str or Path
+        The manifest of the exposure.
+    tract : Tract
+        The tract.
+    settings : Settings
+        Sections warp and products.
+
+    Returns
+    -------
+    WarpTable
+        What was written.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
     patch_ccds = ccds_of_patches(rows.values(), tract)

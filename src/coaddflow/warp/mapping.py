@@ -127,10 +127,21 @@ def cubic_weights(t: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 def mapping_error(
     grid: PixelGrid, ccd_wcs: "WCS", shape: tuple[int, int], tract: Tract, n: int = 23
 ) -> float:
-    """Return the largest error of the interpolated mapping by the grid of `map_ccd`, CCD pixels.
+    """Return the largest error of an interpolated mapping on a CCD.
 
-    It is infinite if a pixel of the CCD is not covered. The check is made at n x n positions,
-    incommensurate with the grid.
+    Parameters
+    ----------
+    grid : PixelGrid
+        The grid to check.
+    ccd_wcs, shape, tract
+        The input of `map_ccd`.
+    n : int
+        The check is made at n x n positions, incommensurate with the grid.
+
+    Returns
+    -------
+    float
+        CCD pixels; infinite if a pixel of the CCD is not covered.
     """
     ny, nx = shape
     x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, n), np.linspace(-0.5, ny - 0.5, n))

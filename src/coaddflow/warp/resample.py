@@ -72,14 +72,24 @@ class Rules(NamedTuple):
 
 
 def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
-    """Return the weights of the taps of a kernel, which sum to 1, shape (n, taps).
+    """Return the weights of the taps of a kernel, which sum to 1.
 
-    ``phase``, shape (n,), is the position after the pixel before it, 0 to 1. Lanczos weights alone
-    sum to 1 only within 1 %: without the normalisation a constant would ripple with the phase. Nor
-    do they preserve centroids: a slope is shifted by up to 0.02 pixel, a star of 6 pixels FWHM by
-    0.013, one of 3 pixels by 0.003 the other way. Half of the first moment is therefore removed, by
-    weights proportional to the window of the kernel times the distance, which leaves less than
-    0.005 pixel for stars of 2.5 to 6 pixels FWHM at any phase.
+    Parameters
+    ----------
+    name : {"lanczos3", "lanczos5", "bilinear"}
+        The kernel.
+    phase : array_like, shape (n,)
+        Position after the pixel before it, 0 to 1.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, taps)
+        Weights. Lanczos weights alone sum to 1 only within 1 %: without the normalisation a
+        constant would ripple with the phase. Nor do they preserve centroids: a slope is shifted by
+        up to 0.02 pixel, a star of 6 pixels FWHM by 0.013, one of 3 pixels by 0.003 the other way.
+        Half of the first moment is therefore removed, by weights proportional to the window of the
+        kernel times the distance, which leaves less than 0.005 pixel for stars of 2.5 to 6 pixels
+        FWHM at any phase.
     """
     half = _TAPS[name] // 2
     distance = np.arange(1 - half, half + 1) - np.asarray(phase, float)[:, None]
@@ -110,11 +120,21 @@ def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
     a single pixel, whose variance the VARIANCE plane states, is less so. For white noise of
     variance s^2 per input pixel, the sum over an aperture of n pixels has the variance
     n * area_ratio * s^2, and each pixel area_ratio^2 * s^2 * sum(w^2), where the sum over the
-    squared weights is taken in the mean over all phases. Their ratio per pixel is returned,
-    area_ratio * mean(sum w^2), 0.798 for lanczos3 at equal scales: divide a sum over the VARIANCE
-    plane by it to get the variance of a flux in an aperture that is large against the kernel.
-    Coadds have the factor of their warps. ``area_ratio`` is the number of input pixels that an
-    output pixel covers.
+    squared weights is taken in the mean over all phases. Their ratio per pixel is returned:
+    divide a sum over the VARIANCE plane by it to get the variance of a flux in an aperture that
+    is large against the kernel. Coadds have the factor of their warps.
+
+    Parameters
+    ----------
+    name : {"lanczos3", "lanczos5", "bilinear"}
+        The kernel.
+    area_ratio : float
+        Input pixels that an output pixel covers.
+
+    Returns
+    -------
+    float
+        area_ratio * mean(sum w^2); 0.798 for lanczos3 at equal scales.
     """
     phases = (np.arange(_PHASES) + 0.5) / _PHASES
     return area_ratio * float(np.mean(np.sum(kernel_weights(name, phases) ** 2, axis=1))) ** 2
@@ -128,8 +148,19 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
     """Copy a CCD into the form that the compiled loop wants.
 
     A pixel cannot be used if its value is not finite, its variance not finite and positive, or
-    if it has the bit NO_DATA. The result is a copy; the input, which must be in native byte order,
-    is no longer needed.
+    if it has the bit NO_DATA.
+
+    Parameters
+    ----------
+    masked_image : MaskedImage
+        Pixels of the CCD, shape (ny, nx), in native byte order.
+    kernel : Kernel
+        The kernel for resampling.
+
+    Returns
+    -------
+    Source
+        A copy; the input is no longer needed.
     """
     ny, nx = masked_image.shape
     half, lanes = len(kernel.taps) // 2, _lanes(len(kernel.taps))

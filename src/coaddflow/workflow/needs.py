@@ -50,8 +50,12 @@ class Needs:
     def snakemake_share(self, cores: int | None) -> int:
         """Return this step's part of the memory of the Snakemakes in a job of a cluster, MB.
 
-        Snakemake adds the memory of steps that run side by side, on the cores of the job (None: as
-        many as its steps can use).
+        Snakemake adds the memory of steps that run side by side.
+
+        Parameters
+        ----------
+        cores : int or None
+            Cores of the job; None: as many as its steps can use.
         """
         if not self.width:
             return 0

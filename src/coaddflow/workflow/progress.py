@@ -87,9 +87,16 @@ class Progress(logging.Handler):
 
 
 def follow(progress: Progress, workflow: Any, cost: Mapping[str, float]) -> None:
-    """Let `progress` hear the messages of a run (a `snakemake.workflow.Workflow`) that begins.
+    """Let `progress` hear the messages of a run; called when it begins.
 
-    ``cost`` is the CPU time of a job of each rule, seconds.
+    Parameters
+    ----------
+    progress : Progress
+        What prints how far the run is.
+    workflow : snakemake.workflow.Workflow
+        The run.
+    cost : mapping of str to float
+        CPU seconds of a job of each rule.
     """
     progress.plan(Counter(job.rule.name for job in workflow.dag.needrun_jobs()), cost)
     logger = logging.getLogger("snakemake.logging")
