@@ -3,8 +3,8 @@
 #     snakemake -n                       the whole plan, to the last coadd
 #     snakemake --profile profiles/local run it on this machine
 #
-# The rules stand in rules/, one file a stage, in the order in which the data flow; what they call
-# stands in scripts/, one thin script a rule. docs/workflow.md tells how it works.
+# The rules are in rules/, in the order of the data; the scripts that they call, one for each rule,
+# are in scripts/. docs/workflow.md tells how it works.
 
 from snakemake.utils import min_version
 
@@ -19,7 +19,7 @@ localrules:
 
 
 rule all:
-    """Everything: calibration frames, calexps, corner databases, warps, coadds, pictures."""
+    """Everything: calibration frames, calexps, corner databases, warps, coadds, depth, pictures."""
     default_target: True
     input:
         all_products,

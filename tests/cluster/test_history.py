@@ -151,8 +151,8 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
     [
         ("job killed: walltime 65 exceeded limit 60 (exit status 271)", "time limit"),
         ("Can Never Run: Insufficient amount of resource: mem", "never runs"),
-        ("PBS does not know the job any more: killed, or its node was lost", "node failed"),
-        (f"{GONE}: {LIKELY}", "node failed"),
+        (f"{GONE}: {LIKELY}", "unknown"),
+        ("failed; its node was lost (exit status -20)", "node failed"),
         (DELETED, "cancelled"),
         ("terminated by user", "cancelled"),
         ("exceeded resource mem (exit status -27)", "out of memory"),

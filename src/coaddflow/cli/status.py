@@ -1,4 +1,4 @@
-"""Tell what became of every exposure and CCD: done, failed with reason, or missing; and coadds."""
+"""Tell what became of every exposure and CCD, and which products of tracts are missing."""
 
 import argparse
 
@@ -13,8 +13,8 @@ examples:
   coaddflow status --json | python -m json.tool
 
 exit codes: 0 all is done, 1 all has been tried and some CCDs failed, 2 wrong usage or unusable
-settings, 3 something is missing, CCDs, coadds, databases or pictures: not run yet, the job crashed,
-or the exposure was refused
+settings, 3 a CCD or another product is missing: not run yet, the job crashed, or the exposure was
+refused
 """
 
 

@@ -184,7 +184,7 @@ def check_job_age() -> None:
             f"this Slurm forgets jobs {age[1]} s after their end (MinJobAge), but squeue must know "
             f"them for {LEAST_JOB_AGE} s",
             remedy="ask for a longer MinJobAge, or use the accounting: "
-            "--slurm-status-command sacct (docs/slurm.md says what it costs)",
+            "--slurm-status-command sacct (see docs/slurm.md)",
         )
 
 

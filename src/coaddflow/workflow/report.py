@@ -47,7 +47,7 @@ def notes(plan: Plan) -> list[str]:
             found.append(f"no master {kind}{which}: too few exposures in the table")
     if plan.settings.exposure.crosstalk.enabled and not plan.crosstalk:
         found.append(
-            "exposure.crosstalk is switched on, but the camera file knows of no crosstalk between "
+            "exposure.crosstalk is switched on, but the camera file has no crosstalk between "
             "CCDs; `coaddflow crosstalk` measures it"
         )
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]

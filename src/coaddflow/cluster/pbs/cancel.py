@@ -37,7 +37,7 @@ def list_all():
         print(f"{job_id} {records.name_of(label)}: deleted")
     for label in tickets:
         if label not in by_id.values():
-            print(f"{records.name_of(label)}: will do nothing; its id is not known")
+            print(f"{records.name_of(label)}: will end as soon as it starts; its id is not known")
     others = len(by_id) - len(ours)
     if others:
         print(f"{others} jobs of the survey of which this is a copy: left alone")

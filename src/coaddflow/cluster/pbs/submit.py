@@ -29,7 +29,7 @@ def main(path):
             outcome.tidy()
             job_id = live_job(script, deadline)
             if job_id:
-                print(f"PBS job {job_id} ({script.name}) still lives: taken up", file=sys.stderr)
+                print(f"PBS job {job_id} ({script.name}) still exists: it is used", file=sys.stderr)
             else:
                 job_id = submit(script, arguments, deadline)
     except server.ServerAwayError as error:
@@ -137,7 +137,7 @@ def delete(label, job_id, deadline):
         if code == 0:
             records.note_deletion(job_id)
         if is_alive(job_id, deadline):
-            raise server.ServerAwayError(f"job {job_id} is deleted and still lives")
+            raise server.ServerAwayError(f"job {job_id} was deleted and still exists")
 
     ask_patiently(ended, deadline)
 
