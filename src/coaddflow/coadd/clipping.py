@@ -179,13 +179,8 @@ def find_outliers(
     if settings.smooth_sigma is not None:
         smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
         means, noises = _bin_means(image, variance, state, np.float32(covariance), x_offset)
-        known = ~np.isnan(means)
-        # of the epochs that are here: which others are in the stack depends on its size
-        typical = _median_plane(
-            np.where(known, epochs.sharpness[:, None, None], np.float32(np.nan))
-        )
-        flagged = _flag_bins(means, noises, _median_plane(means), typical, wings, peaks, smooth)
-        _mark_bins(state, flagged, known, limits.max_fraction, x_offset)
+        flagged = _flag_bins(means, noises, _median_plane(means), wings, peaks, smooth)
+        _mark_bins(state, flagged, ~np.isnan(means), limits.max_fraction, x_offset)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
     _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
 
@@ -312,37 +307,60 @@ def _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
 
 
 @numba.njit(cache=True, nogil=True)
-def _flag_bins(means, noises, medians, typical, wings, peaks, limits):
+def _flag_bins(means, noises, medians, wings, peaks, limits):
     """Return which means are outliers, shape (n, rows, columns)."""
-    flagged = np.zeros(means.shape, np.bool_)
-    for k, y, x in np.ndindex(means.shape):
-        value, noise, median, wing = means[k, y, x], noises[k, y, x], medians[y, x], wings[y, x]
-        flagged[k, y, x] = _is_outlier(value, noise, median, k, typical[y, x], peaks, wing, limits)
+    n, ny, nx = means.shape
+    flagged = np.zeros((n, ny, nx), np.bool_)
+    values = np.empty(n, np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            # of the epochs that are here: which others are in the stack depends on its size
+            count = 0
+            for k in range(n):
+                if not np.isnan(means[k, y, x]):
+                    values[count] = peaks[0][k]
+                    count += 1
+            if count == 0:
+                continue
+            typical = _median(values, count)
+            for k in range(n):
+                value, noise = means[k, y, x], noises[k, y, x]
+                flagged[k, y, x] = _is_outlier(
+                    value, noise, medians[y, x], k, typical, peaks, wings[y, x], limits
+                )
     return flagged
 
 
 @numba.njit(cache=True, nogil=True)
 def _find_crowded(flagged, known, max_fraction):
     """Return the bins in which more epochs are flagged than artifacts can explain."""
-    crowded = np.zeros(flagged.shape[1:], np.bool_)
-    for y, x in np.ndindex(crowded.shape):
-        found, count = np.count_nonzero(flagged[:, y, x]), np.count_nonzero(known[:, y, x])
-        crowded[y, x] = found > max_outliers(count, max_fraction)
+    n, ny, nx = flagged.shape
+    crowded = np.zeros((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            found, count = 0, 0
+            for k in range(n):
+                found += flagged[k, y, x]
+                count += known[k, y, x]
+            crowded[y, x] = found > max_outliers(count, max_fraction)
     return crowded
 
 
 @numba.njit(cache=True, nogil=True)
 def _mark_bins(state, flagged, known, max_fraction, x_offset):
     """Mark the values in flagged bins, unless too many epochs are flagged there or beside."""
+    n, rows, columns = flagged.shape
     crowded = _find_crowded(flagged, known, max_fraction)
-    for k, row, column in np.ndindex(flagged.shape):
-        beside = crowded[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
-        if not flagged[k, row, column] or beside.any():
-            continue
-        first = column * BIN - x_offset
-        for y in range(row * BIN, (row + 1) * BIN):
-            for x in range(max(first, 0), min(first + BIN, state.shape[2])):
-                _mark_if_allowed(state, k, y, x, max_fraction)
+    for k in range(n):
+        for row in range(rows):
+            for column in range(columns):
+                beside = (slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2))
+                if not flagged[k, row, column] or crowded[beside].any():
+                    continue
+                first = column * BIN - x_offset
+                for y in range(row * BIN, (row + 1) * BIN):
+                    for x in range(max(first, 0), min(first + BIN, state.shape[2])):
+                        _mark_if_allowed(state, k, y, x, max_fraction)
 
 
 @numba.njit(cache=True, nogil=True)

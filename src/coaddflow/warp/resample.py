@@ -359,12 +359,8 @@ def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
 
 
 @numba.njit(cache=True, nogil=True)
-def _cubic(line, i):
-    """Return the coefficients of the cubic through four values of a line, those at i - 1 to i + 2.
-
-    The variable of the cubic is 0 at i and 1 at i + 1.
-    """
-    p0, p1, p2, p3 = line[i - 1], line[i], line[i + 1], line[i + 2]
+def _cubic(p0, p1, p2, p3):
+    """Return the coefficients of the cubic through values at -1, 0, 1, 2."""
     return (
         p1,
         p2 - p0 / 3.0 - p1 / 2.0 - p3 / 6.0,
@@ -377,7 +373,9 @@ def _cubic(line, i):
 def _interpolate_line(plane, row, t, line):
     """Interpolate the nodes between two rows of nodes, for all columns."""
     for i in range(plane.shape[1]):
-        c0, c1, c2, c3 = _cubic(plane[:, i], row)
+        c0, c1, c2, c3 = _cubic(
+            plane[row - 1, i], plane[row, i], plane[row + 1, i], plane[row + 2, i]
+        )
         line[i] = c0 + t * (c1 + t * (c2 + t * c3))
 
 
@@ -403,12 +401,18 @@ def _resample_rows(source, planes, placing, table, taps, target, rows, rules):
             first = grid_x0 + column * step
             if first >= target[0].shape[1] or first + step <= 0 or np.isnan(line_x[column]):
                 continue
-            _place_pixels(_cubic(line_x, column), _cubic(line_y, column), source, lanes, places)
-            _scale_pixels(_cubic(line_area, column), rules.scale, factors)
+            cubic_x, cubic_y = _cubic(*_four(line_x, column)), _cubic(*_four(line_y, column))
+            _place_pixels(cubic_x, cubic_y, source, lanes, places)
+            _scale_pixels(_cubic(*_four(line_area, column)), rules.scale, factors)
             n_done += _resample_cell(
                 source, (places, factors), table, taps, target, (first, y_out), rules
             )
     return n_done
+
+
+@numba.njit(cache=True, nogil=True)
+def _four(line, i):
+    return line[i - 1], line[i], line[i + 1], line[i + 2]
 
 
 @numba.njit(cache=True, nogil=True)
