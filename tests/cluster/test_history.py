@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coaddflow.cluster.history import latest_jobs
-from coaddflow.cluster.pbs.outcome import DELETED, GONE, LIKELY
+from coaddflow.cluster.pbs.outcome import DELETED, GONE, LIKELY, NO_CODE
 from coaddflow.workflow.report import failure_text
 from coaddflow.workflow.stages import job_names
 
@@ -152,6 +152,9 @@ def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
         ("job killed: walltime 65 exceeded limit 60 (exit status 271)", "time limit"),
         ("Can Never Run: Insufficient amount of resource: mem", "never runs"),
         (f"{GONE}: {LIKELY}", "unknown"),
+        (f"{NO_CODE}: {LIKELY}", "unknown"),
+        (f"{GONE}; =>> PBS: job killed by root", "cancelled"),
+        (f"{GONE}; step exit code 137", "out of memory"),
         ("failed; its node was lost (exit status -20)", "node failed"),
         (DELETED, "cancelled"),
         ("terminated by user", "cancelled"),

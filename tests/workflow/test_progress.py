@@ -24,6 +24,7 @@ def finished(rule):
 def test_time_left_follows_the_cost_of_the_jobs():
     now, said = [0.0], []
     progress = Progress(said.append, clock=lambda: now[0])
+    now[0] += 1000.0  # planning is not among what takes time per job
     progress.plan({"calexp": 10, "manifest": 10}, {"calexp": 9.0, "manifest": 1.0})
     for _ in range(5):
         now[0] += 60.0
@@ -34,6 +35,19 @@ def test_time_left_follows_the_cost_of_the_jobs():
     progress.emit(finished("manifest"))
     assert len(said) == 5, "not a line for every job"
     assert progress.done == 6
+
+
+def test_after_ctrl_c_only_errors_of_jobs_are_not_shown():
+    progress = Progress(None)
+    error = logging.LogRecord("x", logging.ERROR, "", 0, "Unable to cancel jobs", (), None)
+    job_error = logging.LogRecord("x", logging.ERROR, "", 0, "Error in rule calexp", (), None)
+    error.event, error.exception = LogEvent.ERROR, "WorkflowError"
+    job_error.event = LogEvent.JOB_ERROR
+    assert progress.passes(error) and progress.passes(job_error)
+    text = "Terminating processes on user request, this might take some time."
+    progress.emit(logging.LogRecord("x", logging.WARNING, "", 0, text, (), None))
+    assert progress.interrupted
+    assert progress.passes(error) and not progress.passes(job_error)
 
 
 @pytest.mark.parametrize(

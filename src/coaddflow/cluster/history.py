@@ -87,10 +87,10 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ),
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
-    ("unknown", r"no longer knows the job"),
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
     # the kernel, or Slurm without confinement, says only this
     ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
+    ("unknown", r"no longer knows the job|ended without an exit code"),
 )
 
 

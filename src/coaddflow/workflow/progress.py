@@ -16,6 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 _SECONDS_BETWEEN_LINES = 30.0
 _INTERRUPTED = "Terminating processes on user request"
 """How Snakemake begins its message after Ctrl-C."""
+_ERRORS_OF_JOBS = ("RuleException", "CalledProcessError")
 
 
 class Progress(logging.Handler):
@@ -50,7 +51,8 @@ class Progress(logging.Handler):
         self.interrupted = False
 
     def plan(self, jobs: Mapping[str, int], cost: Mapping[str, float]) -> None:
-        """Take the number of jobs of each rule that will run, and the CPU seconds of one."""
+        """Begin with the number of jobs of each rule that will run, and the CPU seconds of one."""
+        self._begun = self._said = self._clock()
         self._cost = cost
         self.total = sum(jobs.values())
         self._work = sum(self._cost_of(rule) * number for rule, number in jobs.items())
@@ -65,7 +67,10 @@ class Progress(logging.Handler):
 
     def passes(self, record: logging.LogRecord) -> bool:
         """Return whether a message is worth showing: not what Ctrl-C does to running jobs."""
-        return not (self.interrupted and record.levelno >= logging.ERROR)
+        if not self.interrupted or record.levelno < logging.ERROR:
+            return True
+        of_a_job = getattr(record, "exception", "") in _ERRORS_OF_JOBS
+        return getattr(record, "event", None) == LogEvent.ERROR and not of_a_job
 
     def _finish(self, rule: str) -> None:
         self.done += 1

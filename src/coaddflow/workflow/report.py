@@ -124,8 +124,9 @@ def failure_text(logs: str | Path, since: float) -> str:
 
 
 def _went_well(job: ClusterJob) -> bool:
-    """Return whether a job is done. Where Slurm says nothing, it is if its log has been removed."""
-    return job.outcome == "done" or (job.outcome == "unknown" and not Path(job.log).exists())
+    """Return whether a job is done: where Slurm says nothing, if its log has been removed."""
+    silent = job.system == "Slurm" and job.outcome == "unknown"
+    return job.outcome == "done" or (silent and not Path(job.log).exists())
 
 
 def _ccd_summary(plan: Plan) -> str:

@@ -11,7 +11,7 @@ DOUBTFUL = "doubtful"
 GONE = "PBS no longer knows the job, and it left no exit code"
 NO_CODE = "ended without an exit code"
 DELETED = "deleted because Snakemake was interrupted or needed the job replaced, or by cancel.py"
-LIKELY = "it was killed or deleted, or its node failed"
+LIKELY = "it was killed, or its node failed"
 EXIT_STATUS = {
     **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
     **dict.fromkeys((-4, -5, -6), "its node was lost: it was started again"),
