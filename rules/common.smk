@@ -43,12 +43,12 @@ if not workflow.overwrite_configfiles:
     configfile: config_file()
 
 
-def exit_on_input_error(step, *arguments):
+def exit_on_input_error(step, *arguments, hint=""):
     """Do a step of the run; a mistake of the user ends it with one line, no traceback."""
     try:
         return step(*arguments)
     except InputError as error:
-        sys.exit(f"coaddflow: error: {error}{report.demo_hint(workflow)}")
+        sys.exit(f"coaddflow: error: {error}{hint}")
 
 
 def checked_plan():
@@ -63,7 +63,7 @@ def checked_plan():
     return plan
 
 
-PLAN = exit_on_input_error(checked_plan)
+PLAN = exit_on_input_error(checked_plan, hint=report.demo_hint(workflow))
 SETTINGS = PLAN.settings
 INPUTS = Inputs(PLAN)
 PARAMS = Params(PLAN)

@@ -8,7 +8,7 @@ rule depth:
         coadds=INPUTS.on_tract("coadd", "tract"),
         databases=INPUTS.on_tract("tract_corners"),
     output:
-        table="results/depth/{tract}.ecsv",
+        table=paths.DEPTH_TABLE,
     log:
         "logs/depth/{tract}.log",
     benchmark:

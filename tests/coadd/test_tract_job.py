@@ -382,17 +382,17 @@ def test_a_worker_that_is_killed_while_it_coadds(survey, by_patches, tmp_path, m
         os.kill(worker, signal.SIGKILL)
 
     threads = []
-    scatter = tract_job._timed
+    scatter = tract_job._timed_map
 
-    def timed(pool, what, function):
+    def timed(pool, what, function, works, **options):
         if what == "patches coadded":
             (worker,) = pool.processes.values()
             os.kill(worker, signal.SIGSTOP)
             threads.append(threading.Thread(target=kill, args=(worker,)))
             threads[0].start()
-        return scatter(pool, what, function)
+        return scatter(pool, what, function, works, **options)
 
-    monkeypatch.setattr(tract_job, "_timed", timed)
+    monkeypatch.setattr(tract_job, "_timed_map", timed)
     with pytest.raises(PoolError, match=r"1 of 6 patches failed.*patch \d_\d: worker 0 .*SIGKILL"):
         run(tmp_path, workers=1, parallel={"backend": "processes"})
     threads[0].join()

@@ -4,25 +4,60 @@ When a default changes: raise the version of the stages that use it (workflow/st
 ``python tests/workflow/recorded_defaults.py`` records the defaults of now.
 """
 
+import typing
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
+from coaddflow.instrument.camera import Camera
 from coaddflow.settings import Settings
 from coaddflow.settings.base import Section
+from coaddflow.tables.exposures import ExposureRow, ImageRow
 from coaddflow.workflow.stages import STAGES
 
 RECORDED = Path(__file__).with_suffix(".yaml")
 
+MODELS = {"camera": Camera, "exposures": ExposureRow, "images": ImageRow}
+"""What params carry besides settings (`Stage.reads`), values that are the default left out."""
+
+UNUSED = {(Camera, "description"), (Camera, "header"), (ExposureRow, "n_files")}
+"""What of them no params carry."""
+
 
 def defaults_of_now():
-    """Return the version of each stage, and the defaults of the sections that it uses."""
+    """Return the version of each stage, and the defaults of the sections and models it uses."""
     settings = Settings()
-    sections = {name for stage in STAGES.values() for name in stage.sections}
+    sections = {name for stage in STAGES.values() for name in (*stage.sections, *stage.reads)}
     return {
         "versions": {name: stage.version for name, stage in STAGES.items()},
-        "defaults": {name: _plain(getattr(settings, name)) for name in sorted(sections)},
+        "defaults": {
+            name: _of_model(MODELS[name]) if name in MODELS else _plain(getattr(settings, name))
+            for name in sorted(sections)
+        },
     }
+
+
+def _of_model(model):
+    """Return all defaults of a model and of the models in it, by class: ``Detector.rotation``."""
+    found = {}
+    for name, field in model.model_fields.items():
+        if (model, name) in UNUSED:
+            continue
+        default = field.get_default(call_default_factory=True)
+        if default is not PydanticUndefined:
+            plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+            found[f"{model.__name__}.{name}"] = list(plain) if isinstance(plain, tuple) else plain
+        for nested in _models_in(field.annotation):
+            found |= _of_model(nested)
+    return found
+
+
+def _models_in(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
 
 
 def _plain(section):

@@ -49,7 +49,12 @@ def test_every_rule_has_a_stage_and_says_what_it_does(workflow):
         output = re.sub(r"\{(\w+),[^}]*\}", r"{\1}", str(rule.output[0]))
         assert output == stage.products[0].path
         assert rule.log
-        assert "made_by" in dict(rule.params.items())
+        params = dict(rule.params.items())
+        assert "made_by" in params
+        assert "camera" in stage.reads or "camera" not in params
+        assert ("skymap" in stage.reads) == ("skymap" in params)
+        rows = {"table_row", "images", "exposure_times"}
+        assert bool({"exposures", "images"} & {*stage.reads}) == bool(rows & params.keys())
 
 
 def test_all_stages_of_a_plan_are_rules(raw_survey, tmp_path):
@@ -124,7 +129,8 @@ def stages_to_raise(recorded, now):
     return {
         name
         for name, stage in STAGES.items()
-        if changed & set(stage.sections) and now["versions"][name] == recorded["versions"].get(name)
+        if changed & {*stage.sections, *stage.reads}
+        and now["versions"][name] == recorded["versions"].get(name)
     }
 
 
@@ -142,6 +148,10 @@ def test_the_record_of_defaults_notices_a_change():
     assert stages_to_raise(recorded, now) == users >= {"warp", "coadd", "tract"}
     now["versions"] |= dict.fromkeys(users, 2)
     assert not stages_to_raise(recorded, now)
+    now["defaults"]["skymap"]["patch_border"] = 50
+    assert stages_to_raise(recorded, now) == {"tract_corners", "survey_corners", "picture"}
+    now["defaults"]["camera"]["Amplifier.flip_x"] = True
+    assert {"calexp", "exposure", "master_flat"} <= stages_to_raise(recorded, now)
 
 
 def test_provenance_and_params_hold_what_differs_from_the_defaults():

@@ -111,7 +111,8 @@ def test_a_finished_survey_is_done(plan_of, tmp_path):
     assert (status.count("done"), status.exit_code) == (12, 0)
     assert status_table(status).splitlines() == [
         "2 exposures, 2 done; 12 CCDs: 12 done, 0 failed, 0 missing",
-        "2 of 2 corner databases, 1 of 1 coadds, 1 of 1 pictures, 2 of 2 depth maps",
+        "2 of 2 corner databases, 1 of 1 coadds, 1 of 1 pictures, 1 of 1 depth tables, "
+        "1 of 1 depth maps",
     ]
 
 
@@ -132,8 +133,8 @@ def test_a_tract_in_one_job_counts_by_its_list(plan_of, tmp_path):
     plan = plan_of("a", parallel={"coadd": "tract"})
     finish(tmp_path, "a")
     finish_tracts(tmp_path)
-    coadds = {kind.kind: kind for kind in survey_status(plan).products}["coadds"]
-    assert coadds.missing == ("coadd/r/0.ecsv",)
+    lists = {kind.kind: kind for kind in survey_status(plan).products}["lists of coadds"]
+    assert lists.missing == ("coadd/r/0.ecsv",)
     (tmp_path / "results/coadd/r/0.ecsv").touch()
     assert survey_status(plan).exit_code == 0
 

@@ -144,6 +144,23 @@ def test_a_finished_survey_has_all_products_and_nothing_to_do(finished_survey, p
     assert finished_survey.plan().planned_nothing
 
 
+def test_a_lost_product_is_made_again_as_status_says(survey, coarse_survey, tmp_path):
+    """Snakemake sees only what a job promises: `status` says what to remove for the others."""
+    depth = next((survey / "results/depth").glob("*/*/*.fits"))
+    depth.unlink()
+    band, tract, _ = depth.relative_to(survey / "results/depth").parts
+    assert survey.plan().planned_nothing
+    assert "(remove results/depth/TRACT.ecsv, then run again)" in survey.coaddflow("status").text
+    (survey / f"results/depth/{tract}.ecsv").unlink()
+    assert survey.plan().jobs == {("depth", f"tract {tract}"): 1}
+    coarse = coarse_survey.copy_to(tmp_path / "coarse")
+    (coarse / f"results/coadd/{band}/{tract}" / depth.name).unlink()
+    told = coarse.coaddflow("status").text
+    assert "(remove results/coadd/BAND/TRACT.ecsv, then run again)" in told
+    (coarse / f"results/coadd/{band}/{tract}.ecsv").unlink()
+    assert coarse.plan().rules["tract"] == 1
+
+
 def test_files_touched_without_other_content_redo_nothing(survey, plan):
     exposure = plan.exposures[0]
     for name in (
@@ -175,7 +192,7 @@ def test_an_exposure_dropped_and_added_redoes_what_hangs_on_it(
     only_its = set(jobs_of_coadds(plan, tracts, bands)) - set(
         jobs_of_coadds(smaller, tracts, bands)
     )
-    assert ("not in the survey any more" in dropped.text) == bool(only_its)
+    assert ("no longer in the survey" in dropped.text) == bool(only_its)
 
     # as if it had never been there
     for path in (survey / "results").rglob(f"{exposure}*"):

@@ -1,4 +1,4 @@
-"""Where everything that a run makes stands, relative to its working folder.
+"""Where everything that a run makes is, relative to its working folder.
 
 Templates: the rules take them as they are, ``CALEXP.format(exposure="1001", ccd=3)`` names a file.
 """
@@ -28,3 +28,6 @@ WARP = "results/warp/{tract}/{exposure}/{patch}.fits"
 COADD = "results/coadd/{band}/{tract}/{patch}.fits"
 COADD_TABLE = "results/coadd/{band}/{tract}.ecsv"
 PICTURE = "results/coadd/{tract}.png"
+
+DEPTH = "results/depth/{band}/{tract}/{patch}.fits"
+DEPTH_TABLE = "results/depth/{tract}.ecsv"

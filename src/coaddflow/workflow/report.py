@@ -52,12 +52,12 @@ def notes(plan: Plan) -> list[str]:
         )
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
     if off_map:
-        found.append(f"{len(off_map)} exposures lie off the sky map: {_some(off_map)}")
+        found.append(f"{_count(len(off_map), 'exposure')} off the sky map: {_some(off_map)}")
     missing = [e for e in plan.science if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
     if missing:
         found.append(
-            f"the raw files of {len(missing)} exposures are not there ({_some(missing)}): what "
-            "has been made from them stays as it is, the others fail"
+            f"the raw files of {_count(len(missing), 'exposure')} are missing ({_some(missing)}): "
+            "what has been made from them stays as it is, the others fail"
         )
     return found
 
@@ -88,8 +88,8 @@ def success_text(plan: Plan) -> str:
     left_over = leftover_coadds(plan)
     if left_over:
         lines.append(
-            f"coaddflow: note: {len(left_over)} coadds are of exposures that are not in the survey "
-            f"any more, and may be removed: {_some(left_over)}"
+            f"coaddflow: note: {_count(len(left_over), 'coadd')} of exposures that are no longer "
+            f"in the survey may be removed: {_some(left_over)}"
         )
     return "\n".join(lines)
 
@@ -114,7 +114,7 @@ def failure_text(logs: str | Path, since: float) -> str:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
     return "\n".join(
         [
-            f"coaddflow: {len(failed)} steps failed; all independent steps finished:",
+            f"coaddflow: {_count(len(failed), 'step')} failed; all independent steps finished:",
             *([joblog.failure_table(failed)] if failed else []),
             *(f"  {job.unit}  {job.explanation}" for job in killed),
             "coaddflow: `coaddflow status` shows every exposure, docs/failures.md what to do; "
@@ -140,6 +140,10 @@ def _ccd_summary(plan: Plan) -> str:
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     failed = f"; {reasons.total()} failed ({why})" if reasons else ""
     return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -111,6 +111,8 @@ class Product(NamedTuple):
     """Template, relative to the working folder."""
     units: Callable[["Plan"], Iterable[Names]]
     """What there is one of, in a plan."""
+    label: str = ""
+    """What ``coaddflow status`` calls them, in plural; empty: they are not listed there."""
 
     def files(self, plan: "Plan") -> list[str]:
         """Return the files of this kind that a plan makes."""
@@ -126,7 +128,9 @@ class Stage:
     products: tuple[Product, ...]
     """What it makes. The first is what its job promises Snakemake, and is written last."""
     sections: tuple[str, ...] = ()
-    """Sections of the settings that its products depend on."""
+    """Sections of the settings that its products depend on, and that provenance names."""
+    reads: tuple[str, ...] = ()
+    """What its params have besides: "skymap", "camera", and the tables "exposures" and "images"."""
     version: int = 1
     """Raised when its results change for the same settings and input: its jobs, and all that depend
     on them, then run again."""
@@ -147,8 +151,6 @@ class Stage:
     """Whether its job scatters its work over workers."""
     needs_most: bool = False
     """Whether its job needs most among those of its group: its memory and time are to be raised."""
-    label: str = ""
-    """What its products are called, in plural, by ``coaddflow status``; empty: not listed there."""
 
     @property
     def versions(self) -> dict[str, int]:
@@ -186,10 +188,11 @@ class Stage:
 
         The job is named by its group, such as ``tract_0``, or by the stage if it has none.
         """
-        if not self.is_planned(plan) or not (self.label or self.is_target):
+        if not self.is_planned(plan):
             return
-        for product in self.products if self.label else self.products[:1]:
-            for names in product.units(plan):
+        for product in self.products:
+            wanted = product.label or (self.is_target and product is self.products[0])
+            for names in product.units(plan) if wanted else ():
                 yield product.path.format(**names), self.group.format(**names) or self.name
 
 
@@ -207,6 +210,8 @@ _CALEXP_SECTIONS = (
 )
 _IMPORT_SECTIONS = ("calibrated", "background", "detection", "psf", "photometry", "products")
 _CALIB_SECTIONS = ("calibs", "detrend", "products")
+_COADD_SECTIONS = ("coadd", "selection", "warp", "products")
+_RAW = ("camera", "exposures")
 
 _EXPOSURE = "exposure_{exposure}"
 _TRACT = "tract_{tract}"
@@ -224,6 +229,7 @@ def _master(kind: str) -> Stage:
         calib_stage(kind),
         (Product(path, _calibration_frames(kind)),),
         _CALIB_SECTIONS,
+        _RAW,
         group=_CALIBS,
         is_planned=_from_raw,
         needs=f"of_{kind}",
@@ -241,6 +247,7 @@ _ALL = (
             Product(paths.SOURCES, _ccds(_raw_exposures)),
         ),
         _CALEXP_SECTIONS,
+        _RAW,
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and _ccd_by_ccd(plan),
         is_target=False,
@@ -254,6 +261,7 @@ _ALL = (
             Product(paths.CALEXP, _ccds(_imported_exposures)),
         ),
         _IMPORT_SECTIONS,
+        ("images",),
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
         is_target=False,
@@ -263,6 +271,7 @@ _ALL = (
     Stage(
         "manifest",
         (Product(paths.MANIFEST, _exposures),),
+        reads=("exposures",),
         group=_EXPOSURE,
         is_planned=_ccd_by_ccd,
         needs="of_manifest",
@@ -272,6 +281,7 @@ _ALL = (
         "exposure",
         (Product(paths.MANIFEST, _raw_exposures),),
         (*_CALEXP_SECTIONS, "exposure"),
+        _RAW,
         includes=("calexp", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
@@ -283,6 +293,7 @@ _ALL = (
         "calibrated_exposure",
         (Product(paths.MANIFEST, _imported_exposures),),
         _IMPORT_SECTIONS,
+        ("images",),
         includes=("calibrated", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and not _ccd_by_ccd(plan),
@@ -292,44 +303,48 @@ _ALL = (
     ),
     Stage(
         "tract_corners",
-        (Product(paths.TRACT_CORNERS, _bands_of_tracts),),
+        (Product(paths.TRACT_CORNERS, _bands_of_tracts, "corner databases"),),
+        reads=("skymap",),
         group=_TRACT,
-        label="corner databases",
     ),
     Stage(
         "survey_corners",
-        (Product(paths.SURVEY_CORNERS, _survey),),
+        (Product(paths.SURVEY_CORNERS, _survey, "corner databases"),),
         ("prediction",),
-        label="corner databases",
+        ("skymap",),
         needs="of_survey",
     ),
     Stage(
         "warp",
         (Product(paths.WARP_TABLE, _exposures_on_tracts),),
         ("warp", "products"),
+        ("skymap",),
         group=_TRACT,
         is_planned=_patch_by_patch,
         needs="of_warp",
     ),
     Stage(
         "coadd",
-        (Product(paths.COADD, _patches),),
-        ("coadd", "selection", "warp", "products"),
+        (Product(paths.COADD, _patches, "coadds"),),
+        _COADD_SECTIONS,
+        ("skymap",),
         group=_TRACT,
         is_planned=_patch_by_patch,
-        label="coadds",
         needs="of_coadd",
         needs_most=True,
         after=("tract_corners", "warp"),
     ),
     Stage(
         "tract",
-        (Product(paths.COADD_TABLE, _bands_of_tracts), Product(paths.COADD, _patches)),
-        ("coadd", "selection", "warp", "products"),
+        (
+            Product(paths.COADD_TABLE, _bands_of_tracts, "lists of coadds"),
+            Product(paths.COADD, _patches, "coadds"),
+        ),
+        _COADD_SECTIONS,
+        ("skymap",),
         includes=("warp", "coadd"),
         group=_TRACT,
         is_planned=lambda plan: not _patch_by_patch(plan),
-        label="coadds",
         needs="of_tract",
         needs_most=True,
         after=("tract_corners",),
@@ -337,23 +352,23 @@ _ALL = (
     ),
     Stage(
         "picture",
-        (Product(paths.PICTURE, _tracts),),
+        (Product(paths.PICTURE, _tracts, "pictures"),),
+        reads=("skymap",),
         group=_TRACT,
-        label="pictures",
         needs="of_picture",
         after=("coadd", "tract"),
     ),
     Stage(
         "depth",
         (
-            Product("results/depth/{tract}.ecsv", _tracts),
-            Product("results/depth/{band}/{tract}/{patch}.fits", _patches),
+            Product(paths.DEPTH_TABLE, _tracts, "depth tables"),
+            Product(paths.DEPTH, _patches, "depth maps"),
         ),
         ("warp", "products"),
+        ("skymap",),
         group=_TRACT,
         needs="of_depth",
         after=("coadd", "tract"),
-        label="depth maps",
     ),
 )
 
@@ -384,10 +399,28 @@ def files_by_job(plan: "Plan") -> dict[str, list[str]]:
 def files_by_label(plan: "Plan") -> dict[str, list[str]]:
     """Return the products of tracts and survey by what they are called in plural."""
     found: dict[str, list[str]] = {}
-    for stage in STAGES.values():
-        if stage.label:
-            found.setdefault(stage.label, []).extend(stage.files(plan))
+    for stage in _planned(plan):
+        for product in stage.products:
+            if product.label:
+                found.setdefault(product.label, []).extend(product.files(plan))
     return found
+
+
+def promises_by_label(plan: "Plan") -> dict[str, str]:
+    """Return what must be removed before a run makes missing products again, by their label.
+
+    Snakemake only knows what a job promises, which is the first product of its stage.
+    """
+    return {
+        product.label: stage.products[0].path
+        for stage in _planned(plan)
+        for product in stage.products[1:]
+        if product.label
+    }
+
+
+def _planned(plan: "Plan") -> Iterator[Stage]:
+    return (stage for stage in STAGES.values() if stage.is_planned(plan))
 
 
 def job_names() -> "JobNames":

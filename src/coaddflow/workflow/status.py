@@ -6,6 +6,7 @@ its jobs. All are read as the small texts that they are; no image is opened.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,12 @@ from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, 
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import files_by_job, files_by_label, job_names
+from coaddflow.workflow.stages import (
+    files_by_job,
+    files_by_label,
+    job_names,
+    promises_by_label,
+)
 
 State = Literal["done", "failed", "missing"]
 _STATES: tuple[State, ...] = get_args(State)
@@ -27,11 +33,6 @@ ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING = 0, 1, 3
 
 _LISTED = 20
 
-_AGAIN = {
-    "coadds": " (where a tract is one job: remove results/coadd/BAND/TRACT.ecsv, then run again)"
-}
-"""What to type where Snakemake does not see by itself what is missing."""
-
 
 @dataclass(frozen=True)
 class CcdStatus:
@@ -39,7 +40,6 @@ class CcdStatus:
 
     exposure: str
     ccd: int
-    """The CCD."""
     state: State
     """``failed``: the CCD has a row that says why it has no calexp. ``missing``: there is no result
     yet, or it is gone."""
@@ -57,7 +57,6 @@ class ExposureStatus:
 
     exposure: str
     band: str
-    """The exposure."""
     ccds: tuple[CcdStatus, ...]
     """Its CCDs, in order."""
     manifest: bool
@@ -82,11 +81,13 @@ class ProductStatus:
     """How many products of tracts and survey are there."""
 
     kind: str
-    """What they are called: the label of their stage in the registry."""
+    """What they are called: their label in the registry."""
     planned: int
     """How many there should be."""
     missing: tuple[str, ...] = ()
     """Those that are not there, below the folder of the products."""
+    promise: str = ""
+    """What must be removed before a run makes them again; empty: nothing."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,9 @@ def survey_status(
     # the step that refuses an exposure, or the one that does all of it
     steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
     notes = {job.job: job.reason for job in steps if job.reason != NO_LOG}
-    folders = _Folders(results)
+    folders, promises = _Folders(results), promises_by_label(plan)
     products = tuple(
-        ProductStatus(label, len(files), folders.missing(files))
+        ProductStatus(label, len(files), folders.missing(files), promises.get(label, ""))
         for label, files in files_by_label(plan).items()
     )
     unfinished = {job for job, files in files_by_job(plan).items() if folders.missing(files)}
@@ -328,7 +329,9 @@ def _product_lines(products: Sequence[ProductStatus], limit: int | None) -> list
     lines = []
     for kind in products:
         if 0 < len(kind.missing) < kind.planned:
-            lines.append(f"{kind.kind} that are missing{_AGAIN.get(kind.kind, '')}:")
+            promise = re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), kind.promise)
+            remedy = f" (remove {promise}, then run again)" if promise else ""
+            lines.append(f"{kind.kind} that are missing{remedy}:")
             lines += [f"  {name}" for name in kind.missing[:limit]]
             lines += _rest(len(kind.missing), limit, kind.kind)
     return [*lines, ""] if lines else []
