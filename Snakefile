@@ -3,8 +3,8 @@
 #     snakemake -n                       the whole plan, to the last coadd
 #     snakemake --profile profiles/local run it on this machine
 #
-# The rules are in rules/, in the order of the data; the scripts that they call, one for each rule,
-# are in scripts/. docs/workflow.md tells how it works.
+# The rules are in rules/, in the order of the data, and the scripts that they call in scripts/.
+# docs/workflow.md tells how it works.
 
 from snakemake.utils import min_version
 
