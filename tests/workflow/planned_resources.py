@@ -6,18 +6,28 @@ As on a cluster, but only planned. Each survey has a process of its own, since t
 parts of Snakemake.
 """
 
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
 
+import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.resources import GroupResources
 from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
+from snakemake.workflow import Workflow
+
+
+def as_on_slurm(workflow):
+    """Return the executor of the dry run under the name of one of Slurm's."""
+    return dataclasses.replace(workflow._executor_plugin, _name="slurm-jobstep")
 
 
 def planned(snakefile, cores):
     """Return the job graph of the survey in the working folder."""
+    if yaml.safe_load(Path("config.yaml").read_text()).get("parallel", {}).get("backend") == "mpi":
+        Workflow.executor_plugin = property(as_on_slurm)
     with SnakemakeApi(OutputSettings(dryrun=True)) as api:
         run = api.workflow(
             resource_settings=ResourceSettings(cores=cores, nodes=10),
@@ -29,7 +39,11 @@ def planned(snakefile, cores):
 
 
 def asked(dag):
-    """Return rule, memory, time limit and cores of all jobs, and of the groups they are sent in."""
+    """Return what all jobs ask for, and the groups they are sent in.
+
+    Rule or group; memory, time limit, cores, and of workers on several nodes tasks and the memory
+    of each.
+    """
     jobs = [job for job in dag.jobs if job.rule.name != "all"]
     # of a group that is planned only, Snakemake adds the memory of steps in turn
     groups = {
@@ -43,7 +57,8 @@ def asked(dag):
 
 
 def _amounts(resources):
-    return [resources[name] for name in ("mem_mb", "runtime", "_cores")]
+    names = ("mem_mb", "runtime", "_cores", "tasks", "mem_mb_per_cpu")
+    return [resources.get(name) for name in names]
 
 
 if __name__ == "__main__":

@@ -28,9 +28,12 @@ def test_products_are_the_same_to_the_bit(finished_survey, coarse_survey):
         "results/summary/*.ecsv",
         "results/warp/*/*/*.fits",
         "results/coadd/*/*/*.fits",
+        "results/depth/*/*/*.fits",
+        "results/depth/*.ecsv",
     )
     fine, coarse = contents(finished_survey, *products), contents(coarse_survey, *products)
     assert len(fine) > 30
+    assert sum(name.startswith("results/depth/") for name in fine) > 10
     assert fine.keys() == coarse.keys()
     assert [name for name in fine if fine[name] != coarse[name]] == []
     pictures = ("results/coadd/*.png",)

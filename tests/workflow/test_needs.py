@@ -13,35 +13,69 @@ from survey_run import REPOSITORY
 
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings
-from coaddflow.tables.exposures import ExposureRow, write_exposures
+from coaddflow.settings.exposure import ExposureSettings
+from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
 from coaddflow.workflow import needs
 from coaddflow.workflow.cost import forecast, steps
 from coaddflow.workflow.plan import make_plan
+from coaddflow.workflow.stages import STAGES
 
 CORES = 6
 
 COARSE = {"parallel": {"calexp": "exposure", "coadd": "tract", "workers": 3}}
 
-ALL_PARTS = {part: {"enabled": True} for part in ("crosstalk", "astrometry", "sky", "photometry")}
+ENABLED = {"enabled": True}
 
-MATCHED = {"background_matching": {"enabled": True}}
+PARTS = tuple(ExposureSettings.model_fields)
+
+EXPOSURE = {
+    "no parts": {},
+    **{part: {part: ENABLED} for part in PARTS},
+    "all parts": dict.fromkeys(PARTS, ENABLED),
+}
+"""The section `exposure`: each part of it alone, all, and none."""
 
 WITHOUT_CALIBS = {kind: {"source": "none"} for kind in ("bias", "dark", "flat", "defects")}
 
-SURVEYS = {
+CAMERAS = {
+    # the many calibration frames of large cameras are planned as those of the small one
     "hsc": {"camera": "hsc", "calibs": WITHOUT_CALIBS},
-    "hsc coarse": {"camera": "hsc", "calibs": WITHOUT_CALIBS, **COARSE},
-    "hsc all parts": {"camera": "hsc", "calibs": WITHOUT_CALIBS, "exposure": ALL_PARTS, **COARSE},
     "decam": {"camera": "decam", "calibs": WITHOUT_CALIBS},
-    "decam all parts": {"camera": "decam", "exposure": ALL_PARTS, **COARSE},
     "demo": {"camera": "demo"},
-    "demo night sky": {"camera": "demo", "calibs": {"dark": {"source": "night_sky"}}},
-    "demo matched": {"camera": "demo", "coadd": MATCHED | {"keep_warps": True}, **COARSE},
-    "demo serial": {"camera": "demo", "parallel": COARSE["parallel"] | {"backend": "serial"}},
+}
+
+ALL_ON_MPI = {
+    "exposure": EXPOSURE["all parts"],
+    "parallel": COARSE["parallel"] | {"backend": "mpi"},
+}
+
+IMPORTED = {
+    "calibrated": {"table": "images.ecsv", "unit": "nanojansky"},
+    "exposures": None,
+}
+
+SURVEYS = {
+    # one job a CCD and a patch, where no part of `exposure` can be enabled
+    **CAMERAS,
     **{
-        f"demo {part}": {"camera": "demo", "exposure": {part: {"enabled": True}}, **COARSE}
-        for part in ALL_PARTS
+        f"{name} {parts}": camera | COARSE | {"exposure": exposure}
+        for name, camera in CAMERAS.items()
+        for parts, exposure in EXPOSURE.items()
     },
+    **{f"{name} mpi": camera | ALL_ON_MPI for name, camera in CAMERAS.items()},
+    "demo night sky": {"camera": "demo", "calibs": {"dark": {"source": "night_sky"}}},
+    "demo flats": {
+        "camera": "demo",
+        "calibs": {k: v for k, v in WITHOUT_CALIBS.items() if k != "flat"},
+    },
+    "demo matched": CAMERAS["demo"]
+    | COARSE
+    | {"coadd": {"background_matching": ENABLED, "keep_warps": True}},
+    "demo serial": {"camera": "demo", "parallel": COARSE["parallel"] | {"backend": "serial"}},
+    "imported": IMPORTED,
+    "imported coarse": IMPORTED | COARSE | {"exposure": EXPOSURE["all parts"]},
+    "imported mpi": IMPORTED | ALL_ON_MPI,
+    "raw and imported": CAMERAS["demo"] | COARSE | {"calibrated": IMPORTED["calibrated"]},
 }
 """The settings in which surveys differ, by name."""
 
@@ -70,11 +104,35 @@ ROWS = [
 ]
 
 
+def image(exposure, ccd, nx):
+    """Return the row of an image that was calibrated elsewhere; those of a CCD differ in size."""
+    east, north = 150.1 + 0.1 * ccd, 2.2
+    return ImageRow(
+        exposure=exposure,
+        ccd=ccd,
+        band="r",
+        mjd=60000.0,
+        exposure_time=60.0,
+        path=f"raw/{exposure}_{ccd}.fits",
+        hdu=1,
+        nx=nx,
+        ny=4000,
+        footprint_ra=(east, east - 0.1, east - 0.1, east),
+        footprint_dec=(north, north, north + 0.1, north + 0.1),
+        electrons_per_unit=1.0,
+        zero_point=31.4,
+    )
+
+
+IMAGES = [image(f"old{i}", ccd, 2000 + 500 * ccd) for i in range(3) for ccd in range(i + 2)]
+
+
 def make_survey(folder, changes):
-    """Write the settings, the table, and empty raw files of a survey."""
+    """Write the settings, the tables, and empty files of a survey."""
     (folder / "raw").mkdir(parents=True)
     write_exposures(folder / "exposures.ecsv", ROWS)
-    for one in ROWS:
+    write_images(folder / "images.ecsv", IMAGES)
+    for one in (*ROWS, *IMAGES):
         (folder / one.path).touch()
     (folder / "stars.csv").write_text("ra,dec,mag\n")
     settings = {
@@ -111,8 +169,16 @@ def survey(surveys, request, monkeypatch):
 
 def test_rules_ask_for_what_the_plan_says(survey):
     plan, asked = survey
+    # workers are tasks of Slurm
+    mpi = plan.settings.parallel.backend == "mpi"
     said = Counter(
-        (rule, step.memory + step.snakemake_share(CORES), step.runtime, step.threads)
+        (
+            rule,
+            step.memory + step.snakemake_share(CORES),
+            step.runtime,
+            step.threads,
+            *((step.workers + 1, step.task_memory) if mpi and step.workers else (None, None)),
+        )
         for rule, step in steps(plan, CORES)
     )
     assert Counter(tuple(job) for job in asked["jobs"]) == said
@@ -125,9 +191,9 @@ def test_largest_jobs_of_the_cluster_are_those_of_the_plan(survey):
         groups = [group for group in asked["groups"] if group[0].startswith(prefix)]
         assert len(groups) == costs[kind].n_jobs
         if groups:
-            assert max(runtime for _, _, runtime, _ in groups) == costs[kind].runtime
+            assert max(group[2] for group in groups) == costs[kind].runtime
             # of steps with the same time limit the plan puts the largest side by side
-            largest = max(memory for _, memory, _, _ in groups)
+            largest = max(group[1] for group in groups)
             assert 0.97 * costs[kind].memory <= largest <= costs[kind].memory
 
 
@@ -139,9 +205,9 @@ def test_ccds_wait_in_memory_with_signals_of_aggressors_if_there_are_any(surveys
 
     # the camera file of HSC knows of no crosstalk between CCDs
     held = resources.held_memory([2048 * 4176] * 104, crosstalk=False)
-    assert memory("hsc all parts") - memory("hsc coarse") == held
-    with_signals = memory("demo crosstalk") - memory("demo matched")
-    assert with_signals > memory("demo sky") - memory("demo matched") > 0
+    assert memory("hsc all parts") - memory("hsc no parts") == held
+    with_signals = memory("demo crosstalk") - memory("demo no parts")
+    assert with_signals > memory("demo sky") - memory("demo no parts") > 0
 
 
 def test_tasks_of_slurm_have_their_share_and_the_gathering_one_its_own(surveys, monkeypatch):
@@ -157,3 +223,19 @@ def test_tasks_of_slurm_have_their_share_and_the_gathering_one_its_own(surveys, 
     assert many.task_memory * 20 >= many.memory - many.gathering
     huge = dataclasses.replace(many, gathering=10**6, memory=many.memory + 10**6)
     assert huge.task_memory > 10**6
+
+
+def test_it_is_said_of_every_stage_what_it_needs():
+    assert needs.OF_STAGE.keys() == STAGES.keys()
+
+
+def test_a_depth_map_needs_no_more_than_a_picture_of_its_patch(surveys, monkeypatch):
+    monkeypatch.chdir(surveys["hsc"])
+    plan = make_plan(Settings(**yaml.safe_load(Path("config.yaml").read_text())))
+    depth, picture = (
+        needs.of(STAGES[name], plan, {"tract": str(plan.tracts[0])})
+        for name in ("depth", "picture")
+    )
+    # a patch of 4200 x 4200 pixels takes 0.9 GB, with its image, variance, mask and map
+    assert 1300 < depth.memory < 1600
+    assert depth.memory < picture.memory

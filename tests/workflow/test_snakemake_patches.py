@@ -3,17 +3,16 @@
 When one fails after an update of Snakemake, look whether the replacement can go.
 """
 
-import inspect
+import json
 import logging
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-import snakemake.api  # first: its modules import each other
+import snakemake.api  # noqa: F401 - first: its modules import each other
 from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job
-from snakemake.scheduling.job_scheduler import JobScheduler
 from survey_run import environment
 
 from coaddflow.runtime.log import FAILED, FOR_GOOD
@@ -32,6 +31,69 @@ rule made:
     retries: 2
     shell: "echo begun >>attempts.txt; printf '%s' >{log}; false"
 """
+
+COUNTED = """
+import json
+from collections import Counter
+from coaddflow.workflow import snakemake_patches
+from snakemake.dag import DAG
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+COUNTS = Counter()
+
+def counted(owner, name):
+    original = getattr(owner, name)
+
+    def method(self):
+        COUNTS[name] += 1
+        return original(self)
+
+    setattr(owner, name, method)
+
+counted(DAG, "_check_groups")
+counted(JobScheduler, "_finish_jobs")
+if config.get("patched"):
+    snakemake_patches.check_groups_once()
+
+onstart:
+    if config.get("patched"):
+        snakemake_patches.lift_default_rate_limit(workflow)
+
+onsuccess:
+    with open("counts.json", "w") as stream:
+        json.dump(COUNTS, stream)
+
+rule all:
+    input: "0.txt", "1.txt", "2.txt"
+
+rule made:
+    output: "{n}.txt"
+    group: "g"
+    shell: "sleep 0.7; touch {output}"
+"""
+"""Four jobs, one after the other on one core. The scheduler begins each look at the waiting jobs
+with `_finish_jobs`."""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unpatched", "patched"])
+def patched(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def counts(patched, tmp_path_factory):
+    """How often a run of four jobs did what the replacements save it."""
+    folder = tmp_path_factory.mktemp("counts")
+    run_snakemake(folder, COUNTED, patched)
+    return json.loads((folder / "counts.json").read_text())
+
+
+def run_snakemake(folder, snakefile, patched):
+    """Run a workflow on one core, with replacements or without."""
+    (folder / "Snakefile").write_text(snakefile)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"]
+    command += ["--config", "patched=1"] if patched else []
+    subprocess.run(command, cwd=folder, check=False, capture_output=True, env=environment())
 
 
 class Counting(dict):
@@ -57,17 +119,16 @@ def looks_for_groups(n_before, size):
 
 def test_the_second_look_for_groups_takes_the_product_of_group_and_jobs():
     assert looks_for_groups(100, 20) > 20 * 100
-    assert "self._check_groups()" in inspect.getsource(snakemake.workflow.DAG)
 
 
-@pytest.mark.parametrize(("patched", "attempts"), [(False, 3), (True, 1)])
-def test_failures_for_good_are_repeated_unless_the_log_is_asked(tmp_path, patched, attempts):
+def test_a_run_looks_for_groups_twice_unless_the_second_look_is_left_out(patched, counts):
+    assert counts.get("_check_groups", 0) == (0 if patched else 1)
+
+
+def test_failures_for_good_are_repeated_unless_the_log_is_asked(tmp_path, patched):
     result = f"{FOR_GOOD}\\n{FAILED}too many failed CCDs\\n"
-    (tmp_path / "Snakefile").write_text(SNAKEFILE % result)
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"]
-    command += ["--config", "patched=1"] if patched else []
-    subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, env=environment())
-    assert (tmp_path / "attempts.txt").read_text().split() == ["begun"] * attempts
+    run_snakemake(tmp_path, SNAKEFILE % result, patched)
+    assert (tmp_path / "attempts.txt").read_text().split() == ["begun"] * (1 if patched else 3)
     assert isinstance(Job.restart_times, property)
     assert isinstance(GroupJob.restart_times, property)
 
@@ -84,9 +145,16 @@ def test_why_a_group_fails_is_dropped_unless_it_is_printed(caplog, capsys, monke
     assert "coaddflow: exposure_1001: sbatch: error: no such partition" in capsys.readouterr().err
 
 
-def test_the_default_limit_on_jobs_a_second_schedules_a_look_after_every_look():
-    source = inspect.getsource(JobScheduler.schedule)
-    assert "self._schedule_reevalutation(self.job_rate_limiter.timespan)" in source
+def test_the_default_limit_on_jobs_a_second_adds_looks_unless_it_is_lifted(patched, counts):
+    # one in the beginning, and one after each job
+    needed = 1 + 4
+    if patched:
+        assert counts["_finish_jobs"] == needed
+    else:  # and one a second after each of those
+        assert counts["_finish_jobs"] >= needed + 2
+
+
+def test_a_limit_on_jobs_a_second_of_the_user_stays():
     limit = SimpleNamespace(max_jobs=100, timespan=1)
     workflow = SimpleNamespace(
         scheduler=SimpleNamespace(job_rate_limiter="default"),

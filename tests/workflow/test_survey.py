@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 import sep
 from astropy.io import fits
+from scipy import ndimage
 from survey_run import REPOSITORY, Survey
 
-from coaddflow.image.masked_image import MaskPlane, planes_from_names, read_masked_image
-from coaddflow.qa.coadd_check import detect_on
+from coaddflow.coadd.product import read_coadd
+from coaddflow.image.masked_image import (
+    AB_ZERO_POINT,
+    MaskPlane,
+    planes_from_names,
+    read_masked_image,
+)
+from coaddflow.image.statistics import mad_sigma
+from coaddflow.qa.coadd_check import detect_on, empty_sky
 from coaddflow.qa.survey_check import check_band, coadds_of_band, trail_left
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.tables.manifest import read_manifest
@@ -70,6 +78,42 @@ def test_fluxes_are_unbiased(figures, band):
 def test_the_variance_plane_tells_the_noise_of_empty_sky(figures, band):
     assert figures[band].chi
     assert all(0.9 < chi < 1.1 for chi in figures[band].chi)
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_fluxes_of_empty_sky_scatter_by_a_fifth_of_the_flux_at_the_stated_depth(demo, band):
+    signal_to_noise = []
+    for path in sorted((demo / "results/depth" / band).glob("*/*.fits")):
+        coadd, _ = read_coadd(demo / "results/coadd" / band / path.parent.name / path.name)
+        depth, header = fits.getdata(path, "DEPTH", header=True)
+        if "SEEING" in header:
+            sigma = header["SEEING"] / 2.3548 / (3600.0 * abs(header["CD1_1"]))
+            flux, x, y = fluxes_of_empty_sky(coadd, sigma)
+            at_depth = 10.0 ** (-0.4 * (depth[y, x] - AB_ZERO_POINT))
+            signal_to_noise.append(5.0 * flux / at_depth)
+    signal_to_noise = np.concatenate(signal_to_noise)
+    # so that the scatter is known to 0.012 mag; without the covariance of pixels it is 0.12 off
+    assert signal_to_noise.size > 5000
+    assert abs(2.5 * np.log10(mad_sigma(signal_to_noise))) < 0.05
+
+
+def fluxes_of_empty_sky(coadd, sigma):
+    """Return the fluxes of a fitted Gaussian PSF on separate stamps of empty sky, and their places.
+
+    Where at least three exposures overlap: with fewer nothing is clipped.
+    """
+    image, radius = coadd.masked_image, int(np.ceil(3.0 * sigma))
+    profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    profile *= profile.sum() / (profile**2).sum()
+    fitted = np.where(np.isfinite(image.image), image.image, 0.0).astype(float)
+    for axis in (0, 1):
+        fitted = ndimage.convolve1d(fitted, profile, axis)
+    empty = empty_sky(image, grow=4) & (coadd.n_inputs >= 3)
+    whole = ndimage.minimum_filter(empty, 2 * radius + 1, mode="constant")
+    whole[np.arange(whole.shape[0]) % (2 * radius + 1) != 0] = False
+    whole[:, np.arange(whole.shape[1]) % (2 * radius + 1) != 0] = False
+    y, x = np.nonzero(whole)
+    return fitted[y, x], x, y
 
 
 @pytest.mark.parametrize("band", BANDS)

@@ -3,6 +3,8 @@
 Cluster jobs, core-hours, memory and time limit of the largest job, and disk, counted from
 exposures, CCDs and patches; what is done already is counted too. Where a run has left benchmark
 files, its figures stand beside the plan, and below is what to ask for next time.
+
+With `parallel.backend: mpi` jobs are counted as on Slurm, where each worker is a task.
 """
 
 import argparse

@@ -30,6 +30,10 @@ WARPED_PATCHES = 4
 
 COADD_BYTES_PER_PIXEL = 30
 COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.06
+DEPTH_BYTES_PER_PIXEL = 60
+"""A coadd that is read for its depth map: image, variance, mask and number of inputs, and the map
+and its copies in double precision; 50 were measured, with each compression."""
+
 DEPTH_SECONDS_PER_MPIXEL = 0.15
 READ_COADD_BYTES_PER_PIXEL = 60
 """A patch that is read for the picture of its tract."""
@@ -151,6 +155,11 @@ def picture_memory(patch_pixels: int, n_patches: int) -> int:
     """Return the memory of the picture of a tract, MB."""
     picture = PICTURE_BYTES_PER_PIXEL * min(PICTURE_SIDE**2, n_patches * patch_pixels)
     return _megabytes(READ_COADD_BYTES_PER_PIXEL * patch_pixels + picture)
+
+
+def depth_memory(patch_pixels: int) -> int:
+    """Return the memory of the depth maps of a tract, MB: one patch stands in memory at a time."""
+    return _megabytes(DEPTH_BYTES_PER_PIXEL * patch_pixels)
 
 
 def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:

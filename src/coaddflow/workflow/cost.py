@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow import needs
 from coaddflow.workflow.needs import Needs
 from coaddflow.workflow.plan import Plan
@@ -117,6 +118,10 @@ _KINDS = {"calibs": "calibration", "exposure": "exposure", "tract": "tract"}
 """Kinds of jobs, by how the names of their groups begin."""
 
 
+_CALIB_KINDS = {calib_stage(kind): kind for kind in CALIB_KINDS}
+"""Kinds of calibration frames, by the stage that makes them."""
+
+
 def kind_of(group: str) -> str:
     """Return the kind of a job, from the name of its group, or of its stage if it has none."""
     return _KINDS.get(group.partition("_")[0], "survey")
@@ -127,25 +132,50 @@ def _all_jobs(plan: Plan, cores: int) -> dict[str, list[Job]]:
     groups: dict[str, dict[int, list[Step]]] = {}
     on_tasks = plan.settings.parallel.backend == "mpi"
     for stage in STAGES.values():
+        is_alone, level = _is_alone(stage, plan), _level(stage, plan)
         for names in stage.units(plan):
             group = stage.group_in(plan).format(**names) or stage.name
+            if is_alone:
+                group = " ".join((group, stage.name, *names.values()))
             step = needs.of(stage, plan, names, cores, on_tasks)
-            levels = groups.setdefault(group, {})
-            levels.setdefault(_level(stage, plan), []).append((stage.name, step))
+            groups.setdefault(group, {}).setdefault(level, []).append((stage.name, step))
     jobs: dict[str, list[Job]] = {kind: [] for kind in (*_KINDS.values(), "survey")}
     for group, levels in groups.items():
         jobs[kind_of(group)].append([levels[level] for level in sorted(levels)])
     return jobs
 
 
+def _is_alone(stage: Stage, plan: Plan) -> bool:
+    """Return whether steps have nothing to do with others of their group.
+
+    Snakemake sends each of these as a job of its own.
+    """
+    group = stage.group_in(plan)
+    others = [
+        other
+        for other in STAGES.values()
+        if other.group_in(plan) == group and _has_jobs(other, plan)
+    ]
+    before = _before(stage, plan)
+    return not any(other in before or stage in _before(other, plan) for other in others)
+
+
 def _level(stage: Stage, plan: Plan) -> int:
     """Return how many steps of its job a step waits for, one after the other."""
+    return max((1 + _level(other, plan) for other in _before(stage, plan)), default=0)
+
+
+def _before(stage: Stage, plan: Plan) -> list[Stage]:
+    """Return the stages of a plan whose products a step takes, of those that may be in its job."""
     before = stage.after
-    if stage.sections == STAGES["master_bias"].sections:
-        kind = stage.name.removeprefix("master_")
-        before = tuple(map(calib_stage, needs.calib_sources(plan, kind)))
-    planned = (STAGES[name] for name in before if any(True for _ in STAGES[name].units(plan)))
-    return max((1 + _level(other, plan) for other in planned), default=0)
+    if stage.name in _CALIB_KINDS:
+        sources = needs.calib_sources(plan, _CALIB_KINDS[stage.name])
+        before = tuple(map(calib_stage, sources))
+    return [STAGES[name] for name in before if _has_jobs(STAGES[name], plan)]
+
+
+def _has_jobs(stage: Stage, plan: Plan) -> bool:
+    return any(True for _ in stage.units(plan))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ file that is missing today changes nothing.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from coaddflow.runtime import resources
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import Stage
+from coaddflow.workflow.stages import Stage, calib_stage
 
 SNAKEMAKE_MB = 300
 """The two Snakemakes in each job of a cluster."""
@@ -85,13 +85,13 @@ def of(
     Parameters
     ----------
     stage : Stage
-        The stage; its entry in the registry names the function here that answers.
+        The stage.
     cores : int, optional
         Cores of the job, which a job that scatters may not exceed with workers of its own.
     on_tasks : bool
         Whether its workers are tasks of Slurm, which may be on several nodes.
     """
-    needs_of = globals()[stage.needs]
+    needs_of = OF_STAGE[stage.name]
     if stage.scatters:
         return needs_of(plan, names, cores, on_tasks)
     return needs_of(plan, names)
@@ -146,9 +146,6 @@ def _of_calib(kind: str, plan: Plan, names: Names) -> Needs:
     seconds = resources.calib_seconds(nx * ny, n_files)
     memory = resources.calib_memory(nx * ny, n_files, plan.settings.calibs.memory)
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=nx * ny)
-
-
-of_bias, of_dark, of_flat, of_defects = (partial(_of_calib, kind) for kind in CALIB_KINDS)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -300,5 +297,28 @@ def of_depth(plan: Plan, names: Names) -> Needs:
     tract, pixels = int(names["tract"]), patch_pixels(plan)
     n_patches = sum(len(plan.patches_of(band, tract)) for band in plan.bands)
     seconds = resources.DEPTH_SECONDS_PER_MPIXEL * pixels / 1e6 * n_patches
-    memory = resources.picture_memory(pixels, 1)
+    memory = resources.depth_memory(pixels)
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=n_patches * pixels / 3)
+
+
+# ---------------------------------------------------------------------------------------------
+# By stage
+# ---------------------------------------------------------------------------------------------
+
+
+OF_STAGE: Mapping[str, Callable[..., Needs]] = {
+    **{calib_stage(kind): partial(_of_calib, kind) for kind in CALIB_KINDS},
+    "calexp": of_ccd,
+    "calibrated": of_ccd,
+    "manifest": of_manifest,
+    "exposure": of_exposure,
+    "calibrated_exposure": of_exposure,
+    "tract_corners": of_tables,
+    "survey_corners": of_survey,
+    "warp": of_warp,
+    "coadd": of_coadd,
+    "tract": of_tract,
+    "picture": of_picture,
+    "depth": of_depth,
+}
+"""What the jobs of each stage need, by its name in the registry."""

@@ -160,21 +160,27 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
         Raises
         ------
         ValueError
-            If the run has no such rule, or the wildcards are not those of the rule.
+            If the run has no such rule, or no job of the rule with these wildcards.
         """
         workflow = load_workflow(snakefile, configfile)
 
         from snakemake.dag import DAG
         from snakemake.jobs import Job as SnakemakeJob
 
-        if rule not in {known.name for known in workflow.rules}:
-            names = ", ".join(sorted(known.name for known in workflow.rules))
-            raise ValueError(f"this run has no rule {rule!r}; it has {names}")
-        found = workflow.get_rule(rule)
+        rules = {known.name: known for known in workflow.rules if known.script}
+        if rule not in rules:
+            raise ValueError(f"this run has no rule {rule!r}; it has {', '.join(sorted(rules))}")
+        found = rules[rule]
         if set(wildcards) != found.wildcard_names:
             wanted = ", ".join(sorted(found.wildcard_names)) or "none"
             raise ValueError(f"rule {rule!r} has the wildcards: {wanted}")
         values = {name: str(value) for name, value in wildcards.items()}
+        units = list(STAGES[rule].units(workflow.globals["PLAN"]))
+        if values not in units:
+            raise ValueError(
+                f"this run has no job {rule} {_text(values)}"
+                + (f"; it has, for example, {rule} {_text(units[0])}" if units else "")
+            )
         job = SnakemakeJob(found, DAG(workflow, rules=[]), values)
         return SimpleNamespace(
             rule=rule,
@@ -188,6 +194,10 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
             config=workflow.config,
             script=(Path(snakefile).parent / "rules" / found.script).resolve(),
         )
+
+
+def _text(wildcards: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in wildcards.items())
 
 
 def load_workflow(snakefile: str | Path, configfile: str | Path | None = None) -> Any:
