@@ -143,8 +143,6 @@ class Stage:
     is_target: bool = True
     """Whether a run asks for its products by name. Those of single CCDs are asked for by their
     exposure."""
-    needs: str = "of_tables"
-    """Function of `workflow.needs` that says what memory and time its job needs."""
     after: tuple[str, ...] = ()
     """Stages of the same group whose products it takes."""
     scatters: bool = False
@@ -232,7 +230,6 @@ def _master(kind: str) -> Stage:
         _RAW,
         group=_CALIBS,
         is_planned=_from_raw,
-        needs=f"of_{kind}",
         needs_most=kind == "flat",
     )
 
@@ -251,7 +248,6 @@ _ALL = (
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and _ccd_by_ccd(plan),
         is_target=False,
-        needs="of_ccd",
         needs_most=True,
     ),
     Stage(
@@ -265,7 +261,6 @@ _ALL = (
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
         is_target=False,
-        needs="of_ccd",
         needs_most=True,
     ),
     Stage(
@@ -274,7 +269,6 @@ _ALL = (
         reads=("exposures",),
         group=_EXPOSURE,
         is_planned=_ccd_by_ccd,
-        needs="of_manifest",
         after=("calexp", "calibrated"),
     ),
     Stage(
@@ -285,7 +279,6 @@ _ALL = (
         includes=("calexp", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
-        needs="of_exposure",
         needs_most=True,
         scatters=True,
     ),
@@ -297,7 +290,6 @@ _ALL = (
         includes=("calibrated", "manifest"),
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and not _ccd_by_ccd(plan),
-        needs="of_exposure",
         needs_most=True,
         scatters=True,
     ),
@@ -312,7 +304,6 @@ _ALL = (
         (Product(paths.SURVEY_CORNERS, _survey, "corner databases"),),
         ("prediction",),
         ("skymap",),
-        needs="of_survey",
     ),
     Stage(
         "warp",
@@ -321,7 +312,6 @@ _ALL = (
         ("skymap",),
         group=_TRACT,
         is_planned=_patch_by_patch,
-        needs="of_warp",
     ),
     Stage(
         "coadd",
@@ -330,7 +320,6 @@ _ALL = (
         ("skymap",),
         group=_TRACT,
         is_planned=_patch_by_patch,
-        needs="of_coadd",
         needs_most=True,
         after=("tract_corners", "warp"),
     ),
@@ -345,7 +334,6 @@ _ALL = (
         includes=("warp", "coadd"),
         group=_TRACT,
         is_planned=lambda plan: not _patch_by_patch(plan),
-        needs="of_tract",
         needs_most=True,
         after=("tract_corners",),
         scatters=True,
@@ -355,7 +343,6 @@ _ALL = (
         (Product(paths.PICTURE, _tracts, "pictures"),),
         reads=("skymap",),
         group=_TRACT,
-        needs="of_picture",
         after=("coadd", "tract"),
     ),
     Stage(
@@ -367,7 +354,6 @@ _ALL = (
         ("warp", "products"),
         ("skymap",),
         group=_TRACT,
-        needs="of_depth",
         after=("coadd", "tract"),
     ),
 )
