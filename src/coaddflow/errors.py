@@ -152,6 +152,26 @@ class UnexpectedError(Exception):
         return ": ".join(self.args)
 
 
+@contextlib.contextmanager
+def working_on(where: str) -> Iterator[None]:
+    """Turn a mistake in the program into an `UnexpectedError` that names what was worked on.
+
+    Results, errors that are raised on purpose, and trouble of the machine (a full disk, no memory)
+    pass as they are.
+
+    Parameters
+    ----------
+    where : str
+        What is being worked on, such as "exposure 1001, CCD 3".
+    """
+    try:
+        yield
+    except (CoaddflowError, UnexpectedError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnexpectedError(where, f"{type(error).__name__}: {error}") from error
+
+
 def is_lasting(error: BaseException | None) -> bool:
     """Return whether another attempt would fail in the same way.
 

@@ -19,7 +19,7 @@ from coaddflow.calexp.imported import import_image
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import done_row, failed_row, write_calexp
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import CcdFailure, CoaddflowError, UnexpectedError
+from coaddflow.errors import CcdFailure, working_on
 from coaddflow.files import remove_partial
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
@@ -133,15 +133,10 @@ def result_or_failed_row(
         A mistake in the program, with the exception as its cause.
     """
     try:
-        return step()
+        with working_on(f"exposure {ccd.exposure}, CCD {ccd.ccd}"):
+            return step()
     except CcdFailure as failure:
         return row_of_failure(ccd, files, failure)
-    except (CoaddflowError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        # what odd data make a library raise has a reason where it is called: this is our mistake
-        where = f"exposure {ccd.exposure}, CCD {ccd.ccd}"
-        raise UnexpectedError(where, f"{type(error).__name__}: {error}") from error
 
 
 def row_of_failure(ccd: CcdId, files: CcdFiles, failure: CcdFailure) -> CcdRow:

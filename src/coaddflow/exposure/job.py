@@ -33,7 +33,7 @@ from coaddflow.calexp.job import (
 )
 from coaddflow.calexp.model import CcdId, MeasuredCcd
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import InputError
+from coaddflow.errors import InputError, working_on
 from coaddflow.exposure.gather import make_manifest
 from coaddflow.exposure.solution import (
     CcdAstrometry,
@@ -217,7 +217,8 @@ def _solve_and_finish(
     summaries = _round(rounds, _measure_ccd, ended)
     if not summaries:
         return
-    solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
+    with working_on(f"exposure {task.exposure.exposure}"):
+        solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
     for ccd, failure in solutions.failures.items():
         ended[ccd] = row_of_failure(CcdId.of(task.exposure, ccd), task.files[ccd], failure)
         rounds.leave(ccd)
