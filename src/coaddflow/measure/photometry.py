@@ -273,11 +273,11 @@ def magnitude_offsets(
         Magnitude + 2.5 log10(flux) of these (of no meaning for others), and its variance, mag^2,
         to which the square of ``error_floor`` is added.
     """
-    *_, flux, flux_error, magnitude, magnitude_error = stars
-    known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (flux_error > 0)
+    flux, magnitude = stars.flux, stars.magnitude
+    known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (stars.flux_error > 0)
     offset = np.where(known, magnitude, 0.0) + 2.5 * np.log10(np.where(known, flux, 1.0))
-    relative = np.where(known, flux_error, 0.0) / np.where(known, flux, 1.0)
-    reference = np.where(np.isfinite(magnitude_error), magnitude_error, 0.0)
+    relative = np.where(known, stars.flux_error, 0.0) / np.where(known, flux, 1.0)
+    reference = np.where(np.isfinite(stars.magnitude_error), stars.magnitude_error, 0.0)
     variance = (2.5 / np.log(10.0) * relative) ** 2 + reference**2 + error_floor**2
     return known, offset, variance
 
