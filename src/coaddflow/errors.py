@@ -114,8 +114,12 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
         return f"{self.reason}: {self.message}"
 
 
+class LibraryFailure(CcdFailure):
+    """A library cannot work with the data of a CCD; the row of the CCD also names its file."""
+
+
 @contextlib.contextmanager
-def failing_ccd(reason: Reason, *errors: type[Exception]) -> Iterator[None]:
+def failing_ccd(reason: Reason, what: str, *errors: type[Exception]) -> Iterator[None]:
     """Let what a library raises on odd data fail the CCD.
 
     Stands around the call of the library and nothing else, so that a mistake in the program does
@@ -125,13 +129,20 @@ def failing_ccd(reason: Reason, *errors: type[Exception]) -> Iterator[None]:
     ----------
     reason : Reason
         Why the CCD fails.
+    what : str
+        What cannot be done, such as "the PSF model cannot be fitted to the stars".
     *errors : type of Exception
-        What the library raises on data that it cannot cope with.
+        What the library raises on data that it cannot work with.
+
+    Raises
+    ------
+    LibraryFailure
+        If one of these was raised; its message says ``what``, and what the library said.
     """
     try:
         yield
     except errors as error:
-        raise CcdFailure(reason, f"{type(error).__name__}: {error}") from error
+        raise LibraryFailure(reason, f"{what} ({type(error).__name__}: {error})") from error
 
 
 class UnexpectedError(Exception):

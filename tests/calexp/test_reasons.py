@@ -12,6 +12,7 @@ from astropy.io import fits
 from astropy.table import Table
 from starfield import add_stars, random_field
 
+from coaddflow.astrometry import ccd as astrometry_ccd
 from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp import ccd as calexp_ccd
@@ -22,6 +23,7 @@ from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.instrument.camera import camera_file, load_camera
+from coaddflow.measure import stars as measure_stars
 from coaddflow.measure.detection import detect_sources
 from coaddflow.measure.psf_fit import fit_psf
 from coaddflow.measure.stars import select_stars
@@ -444,9 +446,35 @@ def test_a_mistake_in_the_program_fails_the_job_for_good(frame, monkeypatch, ste
     assert not [*Path().rglob("*.json"), *Path().rglob("*.ecsv"), *Path("calexp").rglob("*.fits")]
 
 
+@pytest.mark.parametrize(
+    ("module", "function", "message"),
+    [
+        (astrometry_ccd, "fit_tan_sip", "astrometric_fit_failed: 7.fits: the solution cannot be"),
+        (measure_stars, "design_matrix", "no_psf_stars: 7.fits: the size of stars cannot be"),
+    ],
+)
+def test_data_that_a_library_cannot_solve_fail_the_ccd_and_the_row_names_the_raw_file(
+    frame, monkeypatch, module, function, message
+):
+    def not_solvable(*_arguments):
+        raise np.linalg.LinAlgError("Singular matrix")
+
+    def not_finite(x, y, order):
+        return np.full((len(x), 6), np.nan)  # of which LAPACK finds no singular values
+
+    replacement = not_solvable if function == "fit_tan_sip" else not_finite
+    monkeypatch.setattr(module, function, replacement)
+    row = frame.run()
+    assert f"{row.reason}: {row.message}".startswith(message)
+    assert "(LinAlgError: " in row.message
+
+
 def test_only_what_a_library_raises_on_odd_data_fails_the_ccd():
-    with pytest.raises(CcdFailure) as failure, failing_ccd(Reason.NO_STARS, ZeroDivisionError):
+    failing = Reason.NO_STARS, "stars cannot be counted", ZeroDivisionError
+    with pytest.raises(CcdFailure) as failure, failing_ccd(*failing):
         raise ZeroDivisionError("division by zero")
-    assert (failure.value.reason, "division" in failure.value.message) == ("no_stars", True)
-    with pytest.raises(NameError), failing_ccd(Reason.NO_STARS, ZeroDivisionError):
+    assert str(failure.value) == (
+        "no_stars: stars cannot be counted (ZeroDivisionError: division by zero)"
+    )
+    with pytest.raises(NameError), failing_ccd(*failing):
         raise NameError("no such name")

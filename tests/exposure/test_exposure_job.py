@@ -246,13 +246,17 @@ def test_a_ccd_whose_data_no_library_likes_is_a_row_and_the_others_go_on(
         return fit(*arguments, **options)
 
     monkeypatch.setattr(psf_fit.optimize, "least_squares", fit_all_but_the_second)
+    spec = whole_spec(raw_survey)
     with working_folder("survey") as folder:
-        do(whole_spec(raw_survey))
+        do(spec)
         rows = rows_of(folder)
         assert not (folder / "results/calexp/1001/1.fits").exists()
     assert [row.state for row in rows] == ["done", "failed", "done", "done"]
     assert rows[1].reason == "psf_fit_failed"
-    assert "`x0` is infeasible" in rows[1].message
+    assert rows[1].message == (
+        f"{spec['ccds'][1]['raw']}: the PSF model cannot be fitted to the stars "
+        "(ValueError: `x0` is infeasible.)"
+    )
 
 
 @pytest.mark.parametrize("backend", ["serial", "processes", pytest.param("dask", marks=needs_dask)])

@@ -34,6 +34,9 @@ _NEAR_ROTATION = 1.5
 _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
 
+_NO_FIT = "a WCS cannot be fitted to the matched stars"
+_NO_SIP = "the solution cannot be expressed as a TAN-SIP WCS"
+
 
 @dataclass(frozen=True)
 class CcdStars:
@@ -163,7 +166,7 @@ def match_ccd(
     Raises
     ------
     CcdFailure
-        With the reason too_few_stars or no_astrometric_match.
+        With the reason too_few_stars, no_astrometric_match or astrometric_fit_failed.
     """
     prior = _TanSip.approximating(initial_wcs, stars.shape)
     sources = stars.brightest_first(settings.max_sources)
@@ -201,7 +204,8 @@ def match_ccd(
         moved = match.similarity(expected[0] + 1j * expected[1])
         return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
 
-    return fit_tan_sip(to_sky, stars.shape)
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_SIP, np.linalg.LinAlgError, WcsError):
+        return fit_tan_sip(to_sky, stars.shape)
 
 
 def fit_ccd(
@@ -442,7 +446,7 @@ def _fit_clipped(
     for _ in range(10):
         # twice, since the first fit moves the tangent point
         for _ in range(2):
-            with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError):
+            with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_FIT, np.linalg.LinAlgError):
                 state = _fit_once(state, prior, xy[:, kept], sky[:, kept], error[kept], order)
         residual = state.residual(*xy, sky)
         distance = np.hypot(*residual) / error
@@ -498,5 +502,5 @@ def _fitted_wcs(state: _TanSip, shape: tuple[int, int]) -> WCS:
     plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
     for row, polynomial in zip(state.cd, plane, strict=True):
         polynomial[1, 0], polynomial[0, 1] = row
-    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError, WcsError):
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_SIP, np.linalg.LinAlgError, WcsError):
         return plane_to_tan_sip(state.crval, state.crpix, *plane, shape)

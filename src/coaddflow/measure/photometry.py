@@ -250,7 +250,8 @@ def zero_point(stars: MatchedStars, settings: PhotometrySettings) -> ZeroPoint:
             break
         used = kept
     weight = 1.0 / variance[used]
-    with failing_ccd(Reason.NO_PHOTOMETRIC_MATCH, ZeroDivisionError):  # weights sum to zero
+    what = "the weights of the stars for the zero-point sum to zero"
+    with failing_ccd(Reason.NO_PHOTOMETRIC_MATCH, what, ZeroDivisionError):
         value = float(np.average(offset[used], weights=weight))
     residual2 = (offset[used] - value) ** 2
     n = int(np.count_nonzero(used))
