@@ -446,27 +446,32 @@ def test_a_mistake_in_the_program_fails_the_job_for_good(frame, monkeypatch, ste
     assert not [*Path().rglob("*.json"), *Path().rglob("*.ecsv"), *Path("calexp").rglob("*.fits")]
 
 
-@pytest.mark.parametrize(
-    ("module", "function", "message"),
-    [
-        (astrometry_ccd, "fit_tan_sip", "astrometric_fit_failed: 7.fits: the solution cannot be"),
-        (measure_stars, "design_matrix", "no_psf_stars: 7.fits: the size of stars cannot be"),
-    ],
-)
-def test_data_that_a_library_cannot_solve_fail_the_ccd_and_the_row_names_the_raw_file(
-    frame, monkeypatch, module, function, message
-):
-    def not_solvable(*_arguments):
-        raise np.linalg.LinAlgError("Singular matrix")
+@pytest.mark.parametrize("call", [1, 2], ids=["of the prediction", "of the match"])
+def test_a_mapping_that_no_wcs_can_express_fails_the_ccd(frame, monkeypatch, call):
+    fit, calls = astrometry_ccd.fit_tan_sip, []
 
-    def not_finite(x, y, order):
-        return np.full((len(x), 6), np.nan)  # of which LAPACK finds no singular values
+    def not_solvable_once(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise np.linalg.LinAlgError("Singular matrix")
+        return fit(*arguments)
 
-    replacement = not_solvable if function == "fit_tan_sip" else not_finite
-    monkeypatch.setattr(module, function, replacement)
+    monkeypatch.setattr(astrometry_ccd, "fit_tan_sip", not_solvable_once)
     row = frame.run()
-    assert f"{row.reason}: {row.message}".startswith(message)
-    assert "(LinAlgError: " in row.message
+    assert row.reason == "astrometric_fit_failed"
+    assert row.message == (
+        "7.fits: the mapping to the sky cannot be expressed as a TAN-SIP WCS "
+        "(LinAlgError: Singular matrix)"
+    )
+
+
+def test_sizes_of_stars_that_cannot_be_fitted_fail_the_ccd(frame, monkeypatch):
+    monkeypatch.setattr(measure_stars, "design_matrix", lambda u, *_: np.full((len(u), 6), np.nan))
+    row = frame.run()
+    assert row.reason == "no_psf_stars"
+    assert row.message.startswith(
+        "7.fits: the size of stars cannot be fitted over the CCD (LinAlgError: "
+    )
 
 
 def test_only_what_a_library_raises_on_odd_data_fails_the_ccd():

@@ -9,6 +9,7 @@ References
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,7 +36,7 @@ _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
 
 _NO_FIT = "a WCS cannot be fitted to the matched stars"
-_NO_SIP = "the solution cannot be expressed as a TAN-SIP WCS"
+_NO_SIP = "the mapping to the sky cannot be expressed as a TAN-SIP WCS"
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,7 @@ def match_ccd(
         moved = match.similarity(expected[0] + 1j * expected[1])
         return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
 
-    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_SIP, np.linalg.LinAlgError, WcsError):
-        return fit_tan_sip(to_sky, stars.shape)
+    return _tan_sip(to_sky, stars.shape)
 
 
 def fit_ccd(
@@ -349,7 +349,7 @@ class _TanSip:
     @classmethod
     def approximating(cls, wcs: WCS, shape: tuple[int, int]) -> "_TanSip":
         """Return that of a WCS of any kind, by a fit that is good to 1e-4 pixel."""
-        return cls.of(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
+        return cls.of(_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
 
     @classmethod
     def of(cls, wcs: WCS) -> "_TanSip":
@@ -424,6 +424,15 @@ def _choose_order(
     edge = np.array([(cx, cy) for cx in (-nx, 0, nx) for cy in (-ny, 0, ny)]).T / 2.0 / scale
     u, v = ((c - (n - 1) / 2.0) / scale for c, n in zip(xy, (nx, ny), strict=True))
     return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
+
+
+def _tan_sip(
+    to_sky: Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]],
+    shape: tuple[int, int],
+) -> WCS:
+    """Return the TAN-SIP WCS of a mapping from pixels to the sky; see `fit_tan_sip`."""
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_SIP, np.linalg.LinAlgError, WcsError):
+        return fit_tan_sip(to_sky, shape)
 
 
 def _fit_clipped(
