@@ -113,7 +113,7 @@ def variance_from_weight(
     Parameters
     ----------
     weight : ndarray, shape (ny, nx)
-        The map.
+        Pixels of the weight map.
     kind : {"inverse_variance", "variance", "rms"}
         What its pixels are.
 

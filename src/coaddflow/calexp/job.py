@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class CcdFiles:
-    """Where the files of one CCD stand; paths as the products shall name them.
+    """Where the files of one CCD are; products name them by these paths.
 
     Attributes
     ----------
@@ -56,12 +56,12 @@ class CcdFiles:
 
     @property
     def calexp(self) -> str:
-        """The calexp."""
+        """The image, variance and mask of the calexp."""
         return str(Path(self.row).with_suffix(".fits"))
 
     @property
     def sources(self) -> str:
-        """The source catalogue."""
+        """The catalogue of its sources."""
         path = Path(self.row)
         return str(path.with_name(f"{path.stem}_sources.fits"))
 
@@ -83,9 +83,9 @@ def make_calexp(
     row : ExposureRow or ImageRow
         What the table says about the exposure, or about the image calibrated elsewhere.
     ccd : int
-        The CCD.
+        Number of the CCD.
     files : CcdFiles
-        Its files.
+        What it is made from, and where its products go.
     camera : Camera or None
         The camera; None for an image calibrated elsewhere.
     settings : Settings

@@ -144,7 +144,7 @@ def write_calexp(
     path, sources_path : str or Path
         Where to; the calexp is written last. An image without sources has one file only.
     calexp : Calexp
-        What.
+        The CCD; its WCS is written to the header too.
     provenance : astropy.io.fits.Header, optional
         Cards for the primary headers: version, settings, inputs.
     compression : {"none", "lossless", "quantized"}
@@ -214,7 +214,7 @@ def done_row(calexp: Calexp, path: str) -> CcdRow:
     Parameters
     ----------
     calexp : Calexp
-        The calexp.
+        What was written.
     path : str
         Its file, relative to the working folder.
     """

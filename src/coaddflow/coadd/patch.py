@@ -89,9 +89,9 @@ class PatchWork:
     """A coadd that is to be made."""
 
     patch: str
-    """Patch id."""
+    """Id of the patch, "x_y"."""
     inputs: tuple[CoaddInput, ...]
-    """What goes in."""
+    """The exposures that go in, in the order of summation."""
     rejected: tuple[Rejection, ...]
     """CCDs that were left out, with the reasons."""
     manifests: tuple[str, ...]

@@ -218,9 +218,11 @@ class CcdWork:
     """A CCD that is to be warped."""
 
     row: CcdRow
+    """Its row in the manifest."""
     box: Box
     """The pixels of the tract that it may reach."""
     slot: SpoolSlot
+    """Where its warp is kept until the patches are made."""
 
 
 @dataclass(frozen=True)
@@ -493,7 +495,7 @@ def _raise_if_any(failures: Sequence[Failure], n_items: int, what: str) -> None:
     CoaddflowError
         If all of them have to do with the data: another attempt would fail in the same way.
     PoolError
-        If a worker died, or something else happened that nobody foresaw.
+        If a worker died, or something else happened that was not expected.
     """
     if not failures:
         return

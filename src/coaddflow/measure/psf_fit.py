@@ -111,7 +111,7 @@ def fit_psf(
     Returns
     -------
     model : PsfModel
-        The PSF.
+        The model, which varies over the CCD.
     quality : PsfQuality
         Its figures.
     used : ndarray of bool, shape (n sources,)

@@ -48,7 +48,7 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     sources : astropy.table.Table
         From `detection.detect_sources`.
     settings : PsfSettings
-        Limits.
+        Limits of brightness and size; fewest and most stars.
 
     Returns
     -------
