@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class Reason(StrEnum):
-    """Why a CCD (or the calibration frame of one) fails: the codes that stand in tables."""
+    """Why a CCD (or the calibration frame of one) fails: the codes in tables."""
 
     # the raw file, or the image calibrated elsewhere
     MISSING_FILE = "missing_file"
@@ -114,8 +114,11 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
         return f"{self.reason}: {self.message}"
 
 
-class LibraryFailure(CcdFailure):
-    """A library cannot work with the data of a CCD; the row of the CCD also names its file."""
+class UnusableData(CcdFailure):
+    """A step that does not know files cannot work with the data of a CCD.
+
+    The row of the CCD then names the raw file, or the image calibrated elsewhere.
+    """
 
 
 @contextlib.contextmanager
@@ -136,13 +139,13 @@ def failing_ccd(reason: Reason, what: str, *errors: type[Exception]) -> Iterator
 
     Raises
     ------
-    LibraryFailure
+    UnusableData
         If one of these was raised; its message says ``what``, and what the library said.
     """
     try:
         yield
     except errors as error:
-        raise LibraryFailure(reason, f"{what} ({type(error).__name__}: {error})") from error
+        raise UnusableData(reason, f"{what} ({type(error).__name__}: {error})") from error
 
 
 class UnexpectedError(Exception):

@@ -386,6 +386,13 @@ def test_bad_input_fails_the_ccd_with_its_reason_and_leaves_nothing_else(frame, 
     assert [path.name for path in Path("calexp/7").iterdir()] == ["0.json"]
 
 
+def test_figures_that_are_not_finite_name_the_raw_file_and_what_to_check(frame):
+    not_finite(frame)
+    row = frame.run()
+    assert row.message.startswith("7.fits: the measured ")
+    assert "check the pixels of the image" in row.message
+
+
 def a_star_without_pixels():
     image, *_ = random_field((200, 200), 12, np.random.default_rng(1), flux=(1e4, 1e5), sky=0.0)
     settings = Settings()

@@ -232,7 +232,7 @@ def _bit_names(header: fits.Header, path: str) -> dict[int, str]:
 
 
 def _read_pixels(path: str, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
-    """Return an image as it stands in its file, and its header."""
+    """Return the pixels of an image as they are stored, and its header."""
     try:
         with warnings.catch_warnings():
             # headers of others are often not to the letter of the standard

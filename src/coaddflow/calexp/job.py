@@ -19,7 +19,7 @@ from coaddflow.calexp.imported import import_image
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import done_row, failed_row, write_calexp
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import CcdFailure, LibraryFailure, working_on
+from coaddflow.errors import CcdFailure, UnusableData, working_on
 from coaddflow.files import remove_partial
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
@@ -44,7 +44,7 @@ class CcdFiles:
     calibs : mapping of str to str
         Calibration frames that are applied: bias, dark, flat, defects.
     row : str
-        The row that is written last. The calexp and its sources stand beside it.
+        The row that is written last. The calexp and its sources are beside it.
     manifest : str
         The manifest of the exposure.
     """
@@ -141,8 +141,8 @@ def result_or_failed_row(
 
 def row_of_failure(ccd: CcdId, files: CcdFiles, failure: CcdFailure) -> CcdRow:
     """Remove the products of a CCD that has failed, and return the row that says why."""
-    if isinstance(failure, LibraryFailure):
-        # what was odd about the data is only to be seen in them
+    if isinstance(failure, UnusableData):
+        # the reason can only be found in the pixels
         failure = CcdFailure(failure.reason, f"{files.raw}: {failure.message}")
     _LOG.warning("CCD %d fails: %s", ccd.ccd, failure)
     remove_products(files)

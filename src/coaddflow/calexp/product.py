@@ -17,7 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from coaddflow.astrometry.ccd import AstrometrySolution
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd, StoredCalexp
-from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.errors import CcdFailure, InputError, Reason, UnusableData
 from coaddflow.files import sha256_of
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
@@ -108,8 +108,10 @@ def calexp_header(
     """
     for name, value in figures.items():
         if value is not None and not np.isfinite(value):
-            raise CcdFailure(
-                Reason.NOT_FINITE, f"its {name} comes out as {value}: the pixels make no sense"
+            raise UnusableData(
+                Reason.NOT_FINITE,
+                f"the measured {name} is {value}: check the pixels of the image and what it was "
+                "calibrated with",
             )
     values = {**figures, "flux_scale": flux_scale(figures["zero_point"])}
     cards = [
@@ -153,7 +155,7 @@ def write_calexp(
     Raises
     ------
     CcdFailure
-        ``no_wcs`` if the WCS is so odd that no header can hold it.
+        ``no_wcs`` if no FITS header can express the WCS.
     """
     header = calexp.header.copy()
     try:
