@@ -318,7 +318,7 @@ def test_faint_ghosts_of_saturated_pixels_are_flagged(counts, flagged):
 # the camera
 
 
-def test_the_camera_knows_who_shines_into_whom():
+def test_the_camera_knows_aggressors_and_victims_of_crosstalk():
     camera = Camera.model_validate({**_resolved(camera_content())})
     assert [camera.crosstalk_aggressors(ccd) for ccd in range(4)] == [
         ("A",),

@@ -96,7 +96,7 @@ def test_no_steps_between_ccds_that_respond_differently():
     ) > (0.1 * NOISE)
 
 
-def test_ccds_that_failed_leave_a_hole_that_hurts_nobody():
+def test_ccds_that_failed_leave_a_hole_that_does_not_affect_the_others():
     ccds = [d.id for d in DECAM.detectors if d.id not in (5, 20, 33, 34)]
     measured, true = meshes(moonlit, response=0.01, ccds=ccds)
     sky = fit_focal_plane_sky(measured, DECAM, SETTINGS)

@@ -95,7 +95,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
         run(parallel, tmp_path, numbers=[])
 
 
-def test_the_result_line_of_the_launcher_are_told_whole(tmp_path):
+def test_the_message_of_the_launcher_is_the_error_in_one_line(tmp_path):
     """Open MPI breaks a sentence over lines, between rules, and ends with a null byte."""
     launcher = tmp_path / "launcher"
     launcher.write_text(

@@ -149,7 +149,7 @@ def test_a_failure_is_a_value_and_costs_its_item_only(pool):
     assert "CCD 3" in raised.value.__notes__[0]
 
 
-def test_exceptions_that_do_not_travel_are_told_in_words(pool, monkeypatch):
+def test_exceptions_that_cannot_be_pickled_are_returned_as_text(pool, monkeypatch):
     # dask, once it has been imported, lets all classes of exceptions travel that there are
     monkeypatch.delitem(copyreg.dispatch_table, work.BadError, raising=False)
     bad, ended, good = pool.map(work.fail_badly, range(3))

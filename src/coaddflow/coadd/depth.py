@@ -70,7 +70,7 @@ def make_depth(
 ) -> None:
     """Make the depth maps of a tract in all bands, and the table of their medians: the whole job.
 
-    Maps of an earlier run whose patch or band has no coadd any more are removed.
+    Maps of an earlier run whose patch or band no longer has a coadd are removed.
 
     Parameters
     ----------

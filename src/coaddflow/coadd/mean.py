@@ -37,7 +37,7 @@ from coaddflow.warp.files import WarpReader
 from coaddflow.warp.resample import covariance_factor
 
 _MIN_ROWS, _MAX_ROWS = STACK_ROWS
-"""Larger blocks save little and cost time: their memory is taken from the system anew each time."""
+"""Larger blocks save little and cost time: the system allocates their memory each time."""
 
 _NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
 

@@ -177,9 +177,9 @@ def write_patch(
     Parameters
     ----------
     path : str or Path
-        The coadd.
+        Final name of the coadd.
     work : PatchWork
-        What goes in.
+        The patch and its exposures.
     database : str or Path
         The corner database, for the header.
     tract, band : Tract, str

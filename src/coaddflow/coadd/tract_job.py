@@ -227,7 +227,7 @@ class CcdWork:
 
 @dataclass(frozen=True)
 class WarpedCcd:
-    """What a worker tells of a CCD."""
+    """What a worker returns for a CCD."""
 
     warp: SpooledWarp | None
     """None if it has no pixel on the tract."""
@@ -501,9 +501,9 @@ def _raise_if_any(failures: Sequence[Failure], n_items: int, what: str) -> None:
         return
     for failure in failures:
         _LOG.error("%s\n%s", failure, failure.traceback)
-    told = "; ".join(f"{one.label}: {_reason(one)}" for one in failures[:_TOLD])
+    examples = "; ".join(f"{one.label}: {_reason(one)}" for one in failures[:_TOLD])
     more = f"; and {len(failures) - _TOLD} more" if len(failures) > _TOLD else ""
-    text = f"{len(failures)} of {n_items} {what} failed, the others are done: {told}{more}"
+    text = f"{len(failures)} of {n_items} {what} failed, the others are done: {examples}{more}"
     if all(is_lasting(one.error) for one in failures):
         raise CoaddflowError(text)
     raise PoolError(text)

@@ -143,7 +143,7 @@ def solve_exposure(
     stars : mapping of int to CcdStars
         The measured CCDs by number, without those that failed before.
     camera : Camera
-        The camera.
+        For the place of the CCDs in the focal plane.
     ra, dec, rotation : float
         Pointing and rotation from the exposure table, degrees; ``settings`` limit their errors.
     refcat : astropy.table.Table

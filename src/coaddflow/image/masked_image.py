@@ -163,7 +163,7 @@ def masked_image_hdus(
     Parameters
     ----------
     masked_image : MaskedImage
-        The pixels.
+        What is written.
     header : astropy.io.fits.Header, optional
         Cards for all three extensions (the WCS, above all).
     unit : str
