@@ -17,7 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from coaddflow.astrometry.ccd import AstrometrySolution
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd, StoredCalexp
-from coaddflow.errors import CcdFailure, InputError, Reason, UnusableData
+from coaddflow.errors import CcdFailure, InputError, Reason, UnusableData, failing_ccd
 from coaddflow.files import sha256_of
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
@@ -158,10 +158,9 @@ def write_calexp(
         ``no_wcs`` if no FITS header can express the WCS.
     """
     header = calexp.header.copy()
-    try:
+    what = "the WCS cannot be written to a header"
+    with failing_ccd(Reason.NO_WCS, what, ValueError, np.linalg.LinAlgError):
         header.update(wcs_to_header(calexp.wcs))
-    except (ValueError, np.linalg.LinAlgError) as error:
-        raise CcdFailure(Reason.NO_WCS, f"its WCS cannot be written: {error}") from error
     if calexp.sources is not None:
         table = fits.table_to_hdu(calexp.sources)
         table.name = "SOURCES"
