@@ -213,7 +213,7 @@ def test_two_parts_are_one_bit_for_bit(survey):
     assert all((signals[name].counts == again[name].counts).all() for name in again)
 
 
-def test_a_ccd_goes_on_without_an_aggressor_and_says_so(exposure, caplog):
+def test_a_ccd_without_the_signal_of_an_aggressor_is_done_and_says_so(exposure, caplog):
     camera, raw = exposure
     ghosted = {ccd: both[0] for ccd, both in raw.items()}
     everything = detrended(camera, ghosted)

@@ -233,7 +233,7 @@ def replace_files(monkeypatch, ccd, kind, **keys):
     monkeypatch.setattr(exposure_job, "task_of", with_others)
 
 
-def test_a_ccd_whose_data_no_library_likes_is_a_row_and_the_others_go_on(
+def test_a_ccd_with_data_that_a_library_rejects_is_a_row_and_the_others_are_done(
     raw_survey, working_folder, monkeypatch
 ):
     fit = psf_fit.optimize.least_squares

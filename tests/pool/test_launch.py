@@ -45,7 +45,7 @@ def test_a_job_returns_logs_and_fails_alike(parallel, tmp_path, caplog):
 
 
 @needs_mpi
-def test_a_lost_rank_fails_the_job_in_words(tmp_path):
+def test_a_lost_rank_fails_the_job_with_a_message(tmp_path):
     parallel = ParallelSettings(backend="mpi", mpi_command=MPI)
     with pytest.raises(PoolError, match="is gone: it was killed"):
         run(parallel, tmp_path, numbers=[1, "die", 2])
