@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class Reason(StrEnum):
-    """Why a CCD (or the calibration frame of one) fails: the codes that stand in tables."""
+    """Why a CCD (or the calibration frame of one) fails: the codes in tables."""
 
     # the raw file, or the image calibrated elsewhere
     MISSING_FILE = "missing_file"
@@ -114,8 +114,15 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
         return f"{self.reason}: {self.message}"
 
 
+class UnusableData(CcdFailure):
+    """A step that does not know files cannot work with the data of a CCD.
+
+    The row of the CCD then names the raw file, or the image calibrated elsewhere.
+    """
+
+
 @contextlib.contextmanager
-def failing_ccd(reason: Reason, *errors: type[Exception]) -> Iterator[None]:
+def failing_ccd(reason: Reason, what: str, *errors: type[Exception]) -> Iterator[None]:
     """Let what a library raises on odd data fail the CCD.
 
     Stands around the call of the library and nothing else, so that a mistake in the program does
@@ -125,13 +132,20 @@ def failing_ccd(reason: Reason, *errors: type[Exception]) -> Iterator[None]:
     ----------
     reason : Reason
         Why the CCD fails.
+    what : str
+        What cannot be done, such as "the PSF model cannot be fitted to the stars".
     *errors : type of Exception
-        What the library raises on data that it cannot cope with.
+        What the library raises on data that it cannot work with.
+
+    Raises
+    ------
+    UnusableData
+        If one of these was raised; its message says ``what``, and what the library said.
     """
     try:
         yield
     except errors as error:
-        raise CcdFailure(reason, f"{type(error).__name__}: {error}") from error
+        raise UnusableData(reason, f"{what} ({type(error).__name__}: {error})") from error
 
 
 class UnexpectedError(Exception):
@@ -150,6 +164,26 @@ class UnexpectedError(Exception):
 
     def __str__(self) -> str:
         return ": ".join(self.args)
+
+
+@contextlib.contextmanager
+def working_on(where: str) -> Iterator[None]:
+    """Turn a mistake in the program into an `UnexpectedError` that names what was worked on.
+
+    Results, errors that are raised on purpose, and trouble of the machine (a full disk, no memory)
+    pass as they are.
+
+    Parameters
+    ----------
+    where : str
+        What is being worked on, such as "exposure 1001, CCD 3".
+    """
+    try:
+        yield
+    except (CoaddflowError, UnexpectedError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnexpectedError(where, f"{type(error).__name__}: {error}") from error
 
 
 def is_lasting(error: BaseException | None) -> bool:

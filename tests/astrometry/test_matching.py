@@ -115,7 +115,7 @@ def test_good_prior_is_found_by_offsets_alone(seed):
     assert_found(match, truth, identity, 20)
 
 
-def test_brightness_without_any_use_is_no_hindrance():
+def test_a_match_is_found_where_brightness_says_nothing():
     truth = true_similarity(3)
     sources, references, identity = field(3, truth, 30, 30, density=30, rank_noise=100.0)
     match = match_pattern(sources, references, NEAR, WIDE, TOLERANCE)

@@ -208,7 +208,7 @@ def test_quantized_pixels_stay_within_a_sixteenth_of_the_noise(calexp, tmp_path)
     assert np.array_equal(again.mask, calexp.masked_image.mask)
 
 
-def test_header_tells_what_other_programs_need(calexp, tmp_path):
+def test_header_has_what_other_programs_need(calexp, tmp_path):
     path = tmp_path / "7.fits"
     write_calexp(path, tmp_path / "7_sources.fits", calexp)
     with fits.open(path, checksum=True) as hdus:

@@ -384,13 +384,14 @@ def test_the_same_numbers_mean_one_thing_as_bits_and_another_as_codes():
     bits = MaskSettings(kind="bits", planes={0: "BAD", 1: "SAT", 2: "CR"})
     codes = MaskSettings(kind="codes", planes={1: "BAD", 3: "SAT", 4: "SAT"}, unlisted=["SUSPECT"])
     bad, sat, cr, suspect = (int(MaskPlane[n]) for n in ("BAD", "SAT", "CR", "SUSPECT"))
-    assert mask_planes(values, header, bits).tolist() == [[0, bad, sat, bad | sat, cr]]
-    assert mask_planes(values, header, codes).tolist() == [[0, bad, suspect, sat, sat]]
+    assert mask_planes(values, header, bits, "m.fits").tolist() == [[0, bad, sat, bad | sat, cr]]
+    assert mask_planes(values, header, codes, "m.fits").tolist() == [[0, bad, suspect, sat, sat]]
 
 
 def test_a_bit_that_is_not_listed_is_bad_and_one_that_is_listed_as_nothing_is_nothing():
     values = np.array([[1 << 5, 1 << 9, (1 << 5) | (1 << 9)]], np.int64)
-    found = mask_planes(values, fits.Header(), MaskSettings(kind="bits", planes={5: []}))
+    settings = MaskSettings(kind="bits", planes={5: []})
+    found = mask_planes(values, fits.Header(), settings, "m.fits")
     bad = int(MaskPlane.BAD)
     assert found.tolist() == [[0, bad, bad]]
 
@@ -400,8 +401,22 @@ def test_bits_are_known_by_the_names_in_the_header():
     settings = MaskSettings(
         kind="named_bits", planes={"SAT": "SAT", "BAD": "BAD", "DETECTED": []}, unlisted=["CR"]
     )
-    found = mask_planes(np.array([[1, 8, 16, 2]]), header, settings)
+    found = mask_planes(np.array([[1, 8, 16, 2]]), header, settings, "m.fits")
     assert found.tolist() == [[int(MaskPlane.SAT), int(MaskPlane.BAD), 0, int(MaskPlane.CR)]]
+
+
+@pytest.mark.parametrize(
+    ("cards", "cause"),
+    [
+        ({"MP_SAT": "one"}, "MP_SAT is not the number of a bit"),
+        ({"MP_SAT": None}, "MP_SAT is not the number of a bit"),
+        ({"NAXIS": 2}, "names no bits"),
+    ],
+)
+def test_a_header_that_does_not_name_the_bits_fails_the_ccd_with_the_file_of_the_mask(cards, cause):
+    settings = MaskSettings(kind="named_bits", planes={"SAT": "SAT"})
+    with pytest.raises(CcdFailure, match=f"^damaged_file: masks/m.fits: .*{cause}"):
+        mask_planes(np.ones((1, 1), int), fits.Header(cards), settings, "masks/m.fits")
 
 
 def test_a_mask_plane_that_does_not_exist_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from astropy.io import fits
 from astropy.table import Table
 from starfield import add_stars, random_field
 
+from coaddflow.astrometry import ccd as astrometry_ccd
 from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp import ccd as calexp_ccd
@@ -22,6 +23,7 @@ from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.instrument.camera import camera_file, load_camera
+from coaddflow.measure import stars as measure_stars
 from coaddflow.measure.detection import detect_sources
 from coaddflow.measure.psf_fit import fit_psf
 from coaddflow.measure.stars import select_stars
@@ -384,6 +386,13 @@ def test_bad_input_fails_the_ccd_with_its_reason_and_leaves_nothing_else(frame, 
     assert [path.name for path in Path("calexp/7").iterdir()] == ["0.json"]
 
 
+def test_figures_that_are_not_finite_name_the_raw_file_and_what_to_check(frame):
+    not_finite(frame)
+    row = frame.run()
+    assert row.message.startswith("7.fits: the measured ")
+    assert "check the pixels of the image" in row.message
+
+
 def a_star_without_pixels():
     image, *_ = random_field((200, 200), 12, np.random.default_rng(1), flux=(1e4, 1e5), sky=0.0)
     settings = Settings()
@@ -444,9 +453,40 @@ def test_a_mistake_in_the_program_fails_the_job_for_good(frame, monkeypatch, ste
     assert not [*Path().rglob("*.json"), *Path().rglob("*.ecsv"), *Path("calexp").rglob("*.fits")]
 
 
+@pytest.mark.parametrize("call", [1, 2], ids=["of the prediction", "of the match"])
+def test_a_mapping_that_no_wcs_can_express_fails_the_ccd(frame, monkeypatch, call):
+    fit, calls = astrometry_ccd.fit_tan_sip, []
+
+    def not_solvable_once(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise np.linalg.LinAlgError("Singular matrix")
+        return fit(*arguments)
+
+    monkeypatch.setattr(astrometry_ccd, "fit_tan_sip", not_solvable_once)
+    row = frame.run()
+    assert row.reason == "astrometric_fit_failed"
+    assert row.message == (
+        "7.fits: the mapping to the sky cannot be expressed as a TAN-SIP WCS "
+        "(LinAlgError: Singular matrix)"
+    )
+
+
+def test_sizes_of_stars_that_cannot_be_fitted_fail_the_ccd(frame, monkeypatch):
+    monkeypatch.setattr(measure_stars, "design_matrix", lambda u, *_: np.full((len(u), 6), np.nan))
+    row = frame.run()
+    assert row.reason == "no_psf_stars"
+    assert row.message.startswith(
+        "7.fits: the size of stars cannot be fitted over the CCD (LinAlgError: "
+    )
+
+
 def test_only_what_a_library_raises_on_odd_data_fails_the_ccd():
-    with pytest.raises(CcdFailure) as failure, failing_ccd(Reason.NO_STARS, ZeroDivisionError):
+    failing = Reason.NO_STARS, "stars cannot be counted", ZeroDivisionError
+    with pytest.raises(CcdFailure) as failure, failing_ccd(*failing):
         raise ZeroDivisionError("division by zero")
-    assert (failure.value.reason, "division" in failure.value.message) == ("no_stars", True)
-    with pytest.raises(NameError), failing_ccd(Reason.NO_STARS, ZeroDivisionError):
+    assert str(failure.value) == (
+        "no_stars: stars cannot be counted (ZeroDivisionError: division by zero)"
+    )
+    with pytest.raises(NameError), failing_ccd(*failing):
         raise NameError("no such name")

@@ -213,7 +213,7 @@ def test_two_parts_are_one_bit_for_bit(survey):
     assert all((signals[name].counts == again[name].counts).all() for name in again)
 
 
-def test_a_ccd_goes_on_without_an_aggressor_and_says_so(exposure, caplog):
+def test_a_ccd_without_the_signal_of_an_aggressor_is_done_and_says_so(exposure, caplog):
     camera, raw = exposure
     ghosted = {ccd: both[0] for ccd, both in raw.items()}
     everything = detrended(camera, ghosted)
@@ -318,7 +318,7 @@ def test_faint_ghosts_of_saturated_pixels_are_flagged(counts, flagged):
 # the camera
 
 
-def test_the_camera_knows_who_shines_into_whom():
+def test_the_camera_knows_aggressors_and_victims_of_crosstalk():
     camera = Camera.model_validate({**_resolved(camera_content())})
     assert [camera.crosstalk_aggressors(ccd) for ccd in range(4)] == [
         ("A",),

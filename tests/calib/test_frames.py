@@ -202,7 +202,7 @@ class Detector:
             yield frame(image)
 
 
-def test_hot_pixels_are_told_from_stars_by_the_drift(rng):
+def test_the_drift_of_the_sky_distinguishes_hot_pixels_from_stars(rng):
     detector = Detector(rng)
     pattern = night_sky_dark(detector.frames(), [TIME] * N_FRAMES, SETTINGS)
     found = hot_pixel_map(pattern, SETTINGS.defects)

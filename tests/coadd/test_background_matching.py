@@ -65,7 +65,7 @@ def test_constants_vanish_and_the_weighted_mean_stays(rng):
     assert max(abs(one.coefficients[0]) for one in again.values()) < 1e-9
 
 
-def test_groups_without_overlap_keep_their_own_mean_and_are_told(rng, caplog):
+def test_groups_without_overlap_keep_their_own_mean_and_are_logged(rng, caplog):
     skies = {
         "a": exposure(range(5), range(5), rng, error=lambda index: 8.0),
         "b": exposure(range(3, 8), range(5), rng, error=lambda index: -8.0),

@@ -73,6 +73,23 @@ def write_patch(folder, tract, patch, variance, seeing):
     return path
 
 
+def test_maps_without_a_coadd_are_removed_and_other_files_stay(tmp_path, tract):
+    database = tmp_path / "corners" / "r" / f"{tract.id}.sqlite"
+    build_tract_database(database, [], tract)
+    patch, other_patch = tract.patch_ids()[:2]
+    coadds = [write_patch(tmp_path, tract, patch, 1.0, 0.8)]
+    folder, table = tmp_path / "depth", tmp_path / "depth" / f"{tract.id}.ecsv"
+    stale = [f"r/{tract.id}/{other_patch}.fits", f"g/{tract.id}/{patch}.fits"]
+    others = [f"r/{tract.id + 1}/{other_patch}.fits", f"r/{tract.id}/mine.fits", "r/notes.txt"]
+    for name in (*stale, *others):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    make_depth(table, coadds, [database], tract, Settings().only("warp", "products"))
+    assert not [name for name in stale if (folder / name).exists()]
+    assert [name for name in others if (folder / name).exists()] == others
+    assert (folder / "r" / str(tract.id) / f"{patch}.fits").exists()
+
+
 def test_maps_and_table_of_a_tract(tmp_path, tract):
     database = tmp_path / "corners" / "r" / f"{tract.id}.sqlite"
     build_tract_database(database, [], tract)

@@ -96,7 +96,7 @@ def test_a_patch_with_nothing_selected_is_written_and_empty():
         assert (hdus["MASK"].data & int(MaskPlane.NO_DATA)).all()
 
 
-def test_warps_made_anew_take_away_the_coadds_that_hang_on_them(survey):
+def test_warps_that_are_made_again_remove_the_coadds_made_of_them(survey):
     hanging, others = f"coadd/r/{TRACT.id}/0_0.fits", f"coadd/g/{TRACT.id}/0_0.fits"
     for path in (hanging, others):
         (survey / path).parent.mkdir(parents=True)

@@ -188,7 +188,7 @@ def test_a_job_that_fails_leaves_nothing_of_an_earlier_run(by_patches, survey, t
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_with_little_memory_warps_wait_on_disk_and_few_items_are_in_work(
+def test_with_little_memory_warps_wait_on_disk_and_few_items_are_processed_at_a_time(
     by_patches, tmp_path, caplog, monkeypatch
 ):
     limits = []

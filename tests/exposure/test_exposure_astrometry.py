@@ -170,7 +170,7 @@ def test_misplaced_turned_ccds_and_unknown_distortion(camera):
     assert fit.n_stars == sum(s.n_matched for s in result.solutions.values())
 
 
-def test_terms_of_the_ccds_say_how_they_stand(camera):
+def test_terms_of_the_ccds_say_how_they_are_displaced(camera):
     truth = built(camera, distortion=camera.distortion)
     result = Exposure(truth, 100).solve(camera)
     known, found = [], []

@@ -20,6 +20,7 @@ from coaddflow.calexp.job import make_calexp
 from coaddflow.calexp.product import read_calexp
 from coaddflow.errors import InputError, is_lasting
 from coaddflow.exposure import job as exposure_job
+from coaddflow.exposure import solution
 from coaddflow.exposure.job import make_exposure
 from coaddflow.measure import psf_fit
 from coaddflow.pool import Pool, PoolError
@@ -232,7 +233,7 @@ def replace_files(monkeypatch, ccd, kind, **keys):
     monkeypatch.setattr(exposure_job, "task_of", with_others)
 
 
-def test_a_ccd_whose_data_no_library_likes_is_a_row_and_the_others_go_on(
+def test_a_ccd_with_data_that_a_library_rejects_is_a_row_and_the_others_are_done(
     raw_survey, working_folder, monkeypatch
 ):
     fit = psf_fit.optimize.least_squares
@@ -245,13 +246,17 @@ def test_a_ccd_whose_data_no_library_likes_is_a_row_and_the_others_go_on(
         return fit(*arguments, **options)
 
     monkeypatch.setattr(psf_fit.optimize, "least_squares", fit_all_but_the_second)
+    spec = whole_spec(raw_survey)
     with working_folder("survey") as folder:
-        do(whole_spec(raw_survey))
+        do(spec)
         rows = rows_of(folder)
         assert not (folder / "results/calexp/1001/1.fits").exists()
     assert [row.state for row in rows] == ["done", "failed", "done", "done"]
     assert rows[1].reason == "psf_fit_failed"
-    assert "`x0` is infeasible" in rows[1].message
+    assert rows[1].message == (
+        f"{spec['ccds'][1]['raw']}: the PSF model cannot be fitted to the stars "
+        "(ValueError: `x0` is infeasible.)"
+    )
 
 
 @pytest.mark.parametrize("backend", ["serial", "processes", pytest.param("dask", marks=needs_dask)])
@@ -272,6 +277,46 @@ def test_a_mistake_in_the_program_ends_the_job_for_good(
         "AttributeError: 'NoneType' object has no attribute 'mask'"
     )
     assert "exposure_faults.py" in text, "the traceback leads to the line"
+
+
+def job_with_a_broken_solution(raw_survey, monkeypatch, error):
+    """Run the job of an exposure whose sky raises an error; return its log."""
+
+    def break_down(*_arguments):
+        raise error
+
+    monkeypatch.setattr(solution, "fit_focal_plane_sky", break_down)
+    with pytest.raises(SystemExit), job_log("job.log"):
+        spec = spec_of(raw_survey, ["sky"], parallel={"backend": "serial"})
+        make_exposure(spec, workers=1, memory_mb=4000)
+    return Path("job.log").read_text()
+
+
+def test_a_mistake_in_the_solution_of_an_exposure_ends_the_job_for_good(
+    raw_survey, working_folder, monkeypatch
+):
+    error = AttributeError("'NoneType' object has no attribute 'mean'")
+    with working_folder("survey") as folder:
+        text = job_with_a_broken_solution(raw_survey, monkeypatch, error)
+        assert not list((folder / "results/summary").glob("*.ecsv"))
+        assert failed_for_good(["job.log"])
+    assert text.splitlines()[-1] == (
+        "coaddflow: failed: UnexpectedError: exposure 1001: "
+        "AttributeError: 'NoneType' object has no attribute 'mean'"
+    )
+    assert "in break_down" in text, "the traceback leads to the line"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("160 GB"), OSError(5, "Input/output error")], ids=repr
+)
+def test_trouble_of_the_machine_in_the_solution_is_tried_again(
+    raw_survey, working_folder, monkeypatch, error
+):
+    with working_folder("survey"):
+        text = job_with_a_broken_solution(raw_survey, monkeypatch, error)
+        assert not failed_for_good(["job.log"])
+    assert "UnexpectedError" not in text
 
 
 def test_a_ccd_that_cannot_be_read_is_a_missing_aggressor_for_the_others(

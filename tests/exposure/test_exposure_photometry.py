@@ -193,7 +193,7 @@ def test_signal_over_noise_stays_and_the_centre_is_untouched():
     assert before.image.min() == before.image.max()
 
 
-def test_header_tells_what_was_applied_to_the_pixels():
+def test_header_says_what_was_applied_to_the_pixels():
     detector = CAMERA.detector(CCDS[12])
     solution = solve_zero_point(exposure(20), CAMERA, SETTINGS, PHOTOMETRY)
     _, zero_map = solution.of_ccd(CAMERA, detector)

@@ -89,7 +89,7 @@ def test_a_ccd_outside_the_margin_fails_the_exposure(rows_of):
     gather(rows_of(shift=0.05), margin=0.1)
 
 
-def test_a_calexp_that_is_gone_is_told(rows_of, tmp_path):
+def test_a_missing_calexp_is_reported(rows_of, tmp_path):
     rows = rows_of()
     (tmp_path / "2.fits").unlink()
     with pytest.raises(InputError, match=r"2\.fits: the calexp of CCD 2 is gone"):

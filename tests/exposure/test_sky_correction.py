@@ -96,7 +96,7 @@ def test_no_steps_between_ccds_that_respond_differently():
     ) > (0.1 * NOISE)
 
 
-def test_ccds_that_failed_leave_a_hole_that_hurts_nobody():
+def test_ccds_that_failed_leave_a_hole_that_does_not_affect_the_others():
     ccds = [d.id for d in DECAM.detectors if d.id not in (5, 20, 33, 34)]
     measured, true = meshes(moonlit, response=0.01, ccds=ccds)
     sky = fit_focal_plane_sky(measured, DECAM, SETTINGS)
@@ -124,6 +124,25 @@ def test_a_galaxy_that_fills_half_a_ccd_is_not_taken_for_its_response(response):
     filled = [ccd for ccd, own in inside.items() if own.mean() > 0.4]
     assert filled
     assert max(np.abs(error[ccd]).max() for ccd in filled) < 0.02 * NOISE
+
+
+@pytest.mark.parametrize("response", [0.0, 0.02])
+def test_superpixels_of_a_galaxy_are_not_in_the_fit(response):
+    light = galaxy(8.0, 200.0, *DECAM.detector(30).center)
+    measured, _ = meshes(moonlit, light, response)
+    brighter = {}
+    for ccd, own in measured.items():
+        disc = light(*centres(DECAM, ccd, own))
+        more = np.where(disc > 5.0, 1.5 * disc, 0.0)
+        brighter[ccd] = dataclasses.replace(own, mean=own.mean + more)
+    sky, same = (fit_focal_plane_sky(each, DECAM, SETTINGS) for each in (measured, brighter))
+    change = [
+        sky.of_ccd(DECAM, DECAM.detector(ccd), own).mean
+        - same.of_ccd(DECAM, DECAM.detector(ccd), own).mean
+        for ccd, own in measured.items()
+    ]
+    assert np.abs(brighter[30].mean - measured[30].mean).max() > 10.0 * NOISE
+    assert max(np.abs(each).max() for each in change) < 1e-4 * NOISE
 
 
 def test_low_superpixels_are_not_left_above_the_sky():

@@ -119,7 +119,7 @@ def test_masked_pixels_are_neither_found_nor_do_they_make_others_found():
     assert found.mean() < 3e-4
 
 
-def test_switched_off_and_senseless():
+def test_switched_off_and_with_a_wrong_gain():
     image, *_ = scene(2.5, n_tracks=5)
     assert not find_cosmic_rays(image, CosmicsSettings(enabled=False)).any()
     image.variance /= 400.0  # a gain that is wrong by far

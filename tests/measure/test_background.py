@@ -96,6 +96,18 @@ def test_a_whole_image_in_one_superpixel():
     assert background.level == pytest.approx(SKY, abs=5 * SIGMA / np.sqrt(1200))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_strip_of_single_superpixels_has_a_gradient_along_it_only(axis):
+    sky = 400.0 + 0.5 * np.arange(512.0) + np.zeros((48, 1))
+    sky = sky if axis else sky.T
+    image = MaskedImage(sky, np.full(sky.shape, 500.0), np.zeros(sky.shape, int))
+    background = estimate_background(image, SETTINGS)
+    assert background.mean.shape[1 - axis] == 1
+    model = background.model()
+    assert np.abs(model - sky).max() < 0.1
+    assert np.ptp(model, axis=1 - axis).max() < 1e-3
+
+
 def test_image_without_noise_is_its_own_sky():
     image = MaskedImage(np.full((128, 128), 7.0), np.ones((128, 128)), np.zeros((128, 128), int))
     assert estimate_background(image, SETTINGS).model() == pytest.approx(7.0, abs=1e-5)

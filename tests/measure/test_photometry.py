@@ -70,7 +70,7 @@ def test_aperture_errors_are_those_of_the_pixels():
     assert abs(np.mean(chi)) < 0.3
 
 
-def test_apertures_over_border_or_holes_are_told():
+def test_apertures_over_border_or_holes_are_flagged():
     image, x, y, _ = field(1e5, n=3)
     image.mask[round(y[0]), round(x[0]) + 3] = MaskPlane.NO_DATA
     image.image[round(y[0]), round(x[0]) + 3] = np.nan
@@ -143,7 +143,7 @@ def test_masked_pixels_do_not_change_psf_fluxes():
     assert measured.incomplete.all()
 
 
-def test_psf_flux_at_the_border_is_told_and_outside_is_nan():
+def test_psf_flux_at_the_border_is_flagged_and_outside_is_nan():
     image, *_ = field(1e5, n=3)
     measured = psf_fluxes(image, true_psf(), [1.0, -30.0, 40.0], [60.0, 60.0, 40.0])
     assert measured.incomplete.tolist() == [True, True, False]
@@ -192,7 +192,7 @@ def test_zero_point_is_recovered_among_outliers_within_its_error():
     assert abs(np.mean(chi)) < 0.5
 
 
-def test_zero_point_tells_the_scatter_of_its_stars():
+def test_zero_point_has_the_scatter_of_its_stars():
     flux, flux_error, magnitude, catalogue_error = photometry(70, n=400, outliers=0)
     result = zero_point_of(flux, flux_error, magnitude, catalogue_error)
     assert result.scatter == pytest.approx(0.022, rel=0.1)

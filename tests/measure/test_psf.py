@@ -230,7 +230,7 @@ def test_adaptive_moments_of_a_gaussian_are_its_own():
     assert moments == pytest.approx(np.array([[5.0, 3.0, 1.2]] * 2), rel=1e-3)
 
 
-def test_stamps_stand_on_the_pixel_of_the_position():
+def test_stamps_are_centred_on_the_pixel_of_the_position():
     plane = np.arange(30.0).reshape(5, 6)
     stamps, inside = cut_stamps(plane, [2.4, 0.0], [1.6, 0.0], 1)
     assert np.array_equal(stamps[0], plane[1:4, 1:4])

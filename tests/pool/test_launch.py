@@ -45,7 +45,7 @@ def test_a_job_returns_logs_and_fails_alike(parallel, tmp_path, caplog):
 
 
 @needs_mpi
-def test_a_lost_rank_fails_the_job_in_words(tmp_path):
+def test_a_lost_rank_fails_the_job_with_a_message(tmp_path):
     parallel = ParallelSettings(backend="mpi", mpi_command=MPI)
     with pytest.raises(PoolError, match="is gone: it was killed"):
         run(parallel, tmp_path, numbers=[1, "die", 2])
@@ -95,7 +95,7 @@ def test_a_program_that_is_not_there_is_named(tmp_path):
         run(parallel, tmp_path, numbers=[])
 
 
-def test_the_result_line_of_the_launcher_are_told_whole(tmp_path):
+def test_the_message_of_the_launcher_is_the_error_in_one_line(tmp_path):
     """Open MPI breaks a sentence over lines, between rules, and ends with a null byte."""
     launcher = tmp_path / "launcher"
     launcher.write_text(

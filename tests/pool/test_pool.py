@@ -149,7 +149,7 @@ def test_a_failure_is_a_value_and_costs_its_item_only(pool):
     assert "CCD 3" in raised.value.__notes__[0]
 
 
-def test_exceptions_that_do_not_travel_are_told_in_words(pool, monkeypatch):
+def test_exceptions_that_cannot_be_pickled_are_returned_as_text(pool, monkeypatch):
     # dask, once it has been imported, lets all classes of exceptions travel that there are
     monkeypatch.delitem(copyreg.dispatch_table, work.BadError, raising=False)
     bad, ended, good = pool.map(work.fail_badly, range(3))
@@ -181,7 +181,7 @@ def test_what_cannot_be_pickled_is_named(pool):
     assert pool.map(work.square, [2]) == [4]
 
 
-def test_functions_of_the_script_itself_are_refused_in_words(pool, backend, monkeypatch):
+def test_functions_of_the_script_itself_are_refused_with_a_message(pool, backend, monkeypatch):
     if backend == "serial":
         pytest.skip("the serial backend runs in the script itself")
     monkeypatch.setattr(work.square, "__module__", "__main__")
@@ -189,7 +189,7 @@ def test_functions_of_the_script_itself_are_refused_in_words(pool, backend, monk
         pool.map(work.square, [1])
 
 
-def test_a_map_that_is_given_up_does_not_disturb_the_next(pool):
+def test_a_map_that_is_abandoned_does_not_disturb_the_next(pool):
     def stop(done, _total, _last):
         raise KeyboardInterrupt
 
@@ -561,7 +561,7 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(name, package, m
 
 
 @outside
-def test_wrong_arguments_are_refused_in_words():
+def test_wrong_arguments_are_refused_with_a_message():
     for arguments, cause in (
         ({"backend": "spark"}, "Choose one of serial, processes, mpi, dask"),
         ({"workers": 0}, "0 workers"),
@@ -618,6 +618,6 @@ def test_a_lost_rank_ends_the_program():
 
 @outside
 @needs_mpi
-def test_mpi_without_its_program_is_refused_in_words():
+def test_mpi_without_its_program_is_refused_with_a_message():
     with pytest.raises(InputError, match="mpirun -n RANKS python -m"), Pool("mpi"):
         pass

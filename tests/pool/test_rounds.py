@@ -31,7 +31,7 @@ def test_every_round_finds_what_the_one_before_has_kept(pool):
     assert rounds.do(work.add_to_state, numbers(10)) == numbers(11)
 
 
-def test_what_is_left_is_not_worked_on_any_more(pool):
+def test_items_that_leave_are_no_longer_processed(pool):
     rounds = Rounds(pool, KEYS)
     rounds.do(work.add_to_state, numbers(1))
     rounds.leave("b")
@@ -40,7 +40,7 @@ def test_what_is_left_is_not_worked_on_any_more(pool):
 
 
 @pytest.mark.parametrize("fatal_round", [0, 1, 2])
-def test_items_of_a_dead_worker_are_begun_anew(processes, tmp_path, fatal_round, caplog):
+def test_items_of_a_dead_worker_are_restarted(processes, tmp_path, fatal_round, caplog):
     rounds = Rounds(processes, KEYS, label="CCD {}".format)
     for number in range(3):
         arguments = numbers(10**number)

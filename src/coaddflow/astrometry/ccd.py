@@ -9,6 +9,7 @@ References
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +34,9 @@ _NEAR_SHIFT = 1.0 / 60.0  # degrees; the pointing of most telescopes is better t
 _NEAR_ROTATION = 1.5
 _NEAR_SCALE = 0.005
 _MAX_ITERATIONS = 15
+
+_NO_FIT = "a WCS cannot be fitted to the matched stars"
+_NO_SIP = "the mapping to the sky cannot be expressed as a TAN-SIP WCS"
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def match_ccd(
     Raises
     ------
     CcdFailure
-        With the reason too_few_stars or no_astrometric_match.
+        With the reason too_few_stars, no_astrometric_match or astrometric_fit_failed.
     """
     prior = _TanSip.approximating(initial_wcs, stars.shape)
     sources = stars.brightest_first(settings.max_sources)
@@ -201,7 +205,7 @@ def match_ccd(
         moved = match.similarity(expected[0] + 1j * expected[1])
         return tan_deproject(*(prior.cd @ np.stack([moved.real, moved.imag])), *prior.crval)
 
-    return fit_tan_sip(to_sky, stars.shape)
+    return _tan_sip(to_sky, stars.shape)
 
 
 def fit_ccd(
@@ -345,7 +349,7 @@ class _TanSip:
     @classmethod
     def approximating(cls, wcs: WCS, shape: tuple[int, int]) -> "_TanSip":
         """Return that of a WCS of any kind, by a fit that is good to 1e-4 pixel."""
-        return cls.of(fit_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
+        return cls.of(_tan_sip(lambda x, y: pixel_to_sky(wcs, x, y), shape))
 
     @classmethod
     def of(cls, wcs: WCS) -> "_TanSip":
@@ -422,6 +426,15 @@ def _choose_order(
     return supported_order(np.stack([u, v]), edge, settings.sip_order, settings)
 
 
+def _tan_sip(
+    to_sky: Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]],
+    shape: tuple[int, int],
+) -> WCS:
+    """Return the TAN-SIP WCS of a mapping from pixels to the sky; see `fit_tan_sip`."""
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_SIP, np.linalg.LinAlgError, WcsError):
+        return fit_tan_sip(to_sky, shape)
+
+
 def _fit_clipped(
     state: _TanSip,
     prior: _TanSip,
@@ -442,7 +455,7 @@ def _fit_clipped(
     for _ in range(10):
         # twice, since the first fit moves the tangent point
         for _ in range(2):
-            with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError):
+            with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_FIT, np.linalg.LinAlgError):
                 state = _fit_once(state, prior, xy[:, kept], sky[:, kept], error[kept], order)
         residual = state.residual(*xy, sky)
         distance = np.hypot(*residual) / error
@@ -498,5 +511,5 @@ def _fitted_wcs(state: _TanSip, shape: tuple[int, int]) -> WCS:
     plane = [row[0] * state.a + row[1] * state.b for row in state.cd]
     for row, polynomial in zip(state.cd, plane, strict=True):
         polynomial[1, 0], polynomial[0, 1] = row
-    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError, WcsError):
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, _NO_SIP, np.linalg.LinAlgError, WcsError):
         return plane_to_tan_sip(state.crval, state.crpix, *plane, shape)

@@ -227,7 +227,7 @@ def _read_file(
         with warnings.catch_warnings():
             # astropy only warns of a file that ends too early, and then gives what there is
             warnings.filterwarnings("error", message=".*truncated.*")
-            # strange units of columns that nobody asked for
+            # unknown units, of columns that are not used
             warnings.simplefilter("ignore", UnitsWarning)
             names = {ra, dec, *others}
             if file_format == "fits":

@@ -1,6 +1,6 @@
 """One CCD from raw counts to calibrated image: all its steps, in their order.
 
-The job of a CCD makes them at one go: `detrend_ccd`, `measure_ccd`, `calibrate_ccd`. The job of an
+The job of a CCD makes them in one go: `detrend_ccd`, `measure_ccd`, `calibrate_ccd`. The job of an
 exposure, which holds all CCDs, interrupts twice: between `begin_detrending` and `finish_detrending`
 the CCDs exchange the signals of their amplifiers, for crosstalk, and instead of `calibrate_ccd` it
 applies the solution of the whole exposure (`exposure.solution`) with `apply_calibration`. Nothing
@@ -28,18 +28,14 @@ from coaddflow.isr.crosstalk import Aggressor
 from coaddflow.isr.detrend import (
     CcdCalibs,
     PartlyDetrendedCcd,
-    apply_gain,
-    assemble,
-    correct_crosstalk,
+    counts_above_overscan,
+    counts_to_electrons,
     divide_flat,
-    linearise,
+    join_amplifiers,
     mask_defects,
     mask_edge,
-    mask_saturation,
     note_amplifiers,
-    subtract_bias,
     subtract_dark,
-    subtract_overscan,
 )
 from coaddflow.measure.background import estimate_background
 from coaddflow.measure.detection import SourceFlag, detect_sources, measure_seeing, set_detected
@@ -95,10 +91,7 @@ def detrend_ccd(
 
 def begin_detrending(raw: RawCcd, settings: Settings) -> PartlyDetrendedCcd:
     """Make the steps that come before crosstalk between CCDs; see `detrend_ccd`."""
-    ccd = PartlyDetrendedCcd.of(raw, settings.detrend)
-    mask_saturation(ccd)
-    subtract_overscan(ccd)
-    return ccd
+    return counts_above_overscan(raw, settings.detrend)  # saturation, overscan
 
 
 def finish_detrending(
@@ -119,11 +112,8 @@ def finish_detrending(
     aggressors : sequence of Aggressor
         Amplifiers of other CCDs (see `crosstalk.collect_aggressors`).
     """
-    correct_crosstalk(ccd, aggressors)
-    assemble(ccd)
-    subtract_bias(ccd, calibs.bias)
-    linearise(ccd)
-    apply_gain(ccd)
+    join_amplifiers(ccd, aggressors)  # crosstalk, assembly
+    counts_to_electrons(ccd, calibs.bias)  # bias, linearity, gain
     subtract_dark(ccd, calibs.dark, exposure_time)
     divide_flat(ccd, calibs.flat)
     mask_defects(ccd, calibs.defects)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import KEYWORDS, calexp_header
-from coaddflow.errors import CcdFailure, InputError, Reason, failing_ccd
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.ingest.calibrated_images import pixel_scale_of
@@ -113,7 +113,7 @@ def variance_from_weight(
     Parameters
     ----------
     weight : ndarray, shape (ny, nx)
-        The map.
+        Pixels of the weight map.
     kind : {"inverse_variance", "variance", "rms"}
         What its pixels are.
 
@@ -167,7 +167,7 @@ def variance_from_sky(
 
 
 def mask_planes(
-    values: NDArray[np.integer], header: fits.Header, settings: MaskSettings
+    values: NDArray[np.integer], header: fits.Header, settings: MaskSettings, path: str
 ) -> NDArray[np.int32]:
     """Translate a mask into the planes of `MaskPlane`.
 
@@ -179,17 +179,24 @@ def mask_planes(
         Its header, for the names of bits.
     settings : MaskSettings
         What bits, codes or names mean.
+    path : str
+        Its file, for messages.
 
     Returns
     -------
     ndarray of int32, shape (ny, nx)
         Bits of `MaskPlane`.
+
+    Raises
+    ------
+    CcdFailure
+        ``damaged_file`` if bits have names and the header does not give them.
     """
     planes = {key: int(planes_from_names(names)) for key, names in settings.planes.items()}
     unlisted = int(planes_from_names(settings.unlisted))
     if settings.kind == "codes":
         return _translate(values, lambda code: planes.get(str(code), unlisted if code else 0))
-    names = _bit_names(header) if settings.kind == "named_bits" else {}
+    names = _bit_names(header, path) if settings.kind == "named_bits" else {}
 
     def of_bits(value: int) -> int:
         union = 0
@@ -208,17 +215,24 @@ def _translate(values: NDArray[np.integer], meaning: Callable[[int], int]) -> ND
     return meanings[where].reshape(values.shape)
 
 
-def _bit_names(header: fits.Header) -> dict[int, str]:
+def _bit_names(header: fits.Header, path: str) -> dict[int, str]:
     """Return the names that cards MP_<name> give to the bits of a mask."""
-    with failing_ccd(Reason.DAMAGED_FILE, ValueError, TypeError):
-        names = {int(header[key]): key[3:] for key in header if key.startswith("MP_")}
+    names = {}
+    for key in header:
+        if key.startswith("MP_"):
+            try:
+                names[int(header[key])] = key[3:]
+            except (ValueError, TypeError, fits.VerifyError) as error:
+                cause = f"{path}: {key} is not the number of a bit of the mask ({error})"
+                raise CcdFailure(Reason.DAMAGED_FILE, cause) from error
     if not names:
-        raise CcdFailure(Reason.DAMAGED_FILE, "the header of the mask names no bits (MP_<name>)")
+        cause = f"{path}: the header of the mask names no bits (MP_<name>)"
+        raise CcdFailure(Reason.DAMAGED_FILE, cause)
     return names
 
 
 def _read_pixels(path: str, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
-    """Return an image as it stands in its file, and its header."""
+    """Return the pixels of an image as they are stored, and its header."""
     try:
         with warnings.catch_warnings():
             # headers of others are often not to the letter of the standard
@@ -254,7 +268,7 @@ def _read_mask(row: ImageRow, settings: MaskSettings) -> NDArray[np.int32]:
         values = values.astype(np.int64)
     if values.dtype.kind not in "iub":
         raise CcdFailure(Reason.DAMAGED_FILE, f"{row.mask_path}: the mask is not of whole numbers")
-    return mask_planes(values, header, settings)
+    return mask_planes(values, header, settings, row.mask_path)
 
 
 def _known_figures(

@@ -19,7 +19,7 @@ from coaddflow.calexp.imported import import_image
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import done_row, failed_row, write_calexp
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import CcdFailure, CoaddflowError, UnexpectedError
+from coaddflow.errors import CcdFailure, UnusableData, working_on
 from coaddflow.files import remove_partial
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class CcdFiles:
-    """Where the files of one CCD stand; paths as the products shall name them.
+    """Where the files of one CCD are; products name them by these paths.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class CcdFiles:
     calibs : mapping of str to str
         Calibration frames that are applied: bias, dark, flat, defects.
     row : str
-        The row that is written last. The calexp and its sources stand beside it.
+        The row that is written last. The calexp and its sources are beside it.
     manifest : str
         The manifest of the exposure.
     """
@@ -56,12 +56,12 @@ class CcdFiles:
 
     @property
     def calexp(self) -> str:
-        """The calexp."""
+        """The image, variance and mask of the calexp."""
         return str(Path(self.row).with_suffix(".fits"))
 
     @property
     def sources(self) -> str:
-        """The source catalogue."""
+        """The catalogue of its sources."""
         path = Path(self.row)
         return str(path.with_name(f"{path.stem}_sources.fits"))
 
@@ -83,9 +83,9 @@ def make_calexp(
     row : ExposureRow or ImageRow
         What the table says about the exposure, or about the image calibrated elsewhere.
     ccd : int
-        The CCD.
+        Number of the CCD.
     files : CcdFiles
-        Its files.
+        What it is made from, and where its products go.
     camera : Camera or None
         The camera; None for an image calibrated elsewhere.
     settings : Settings
@@ -133,19 +133,17 @@ def result_or_failed_row(
         A mistake in the program, with the exception as its cause.
     """
     try:
-        return step()
+        with working_on(f"exposure {ccd.exposure}, CCD {ccd.ccd}"):
+            return step()
     except CcdFailure as failure:
         return row_of_failure(ccd, files, failure)
-    except (CoaddflowError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        # what odd data make a library raise has a reason where it is called: this is our mistake
-        where = f"exposure {ccd.exposure}, CCD {ccd.ccd}"
-        raise UnexpectedError(where, f"{type(error).__name__}: {error}") from error
 
 
 def row_of_failure(ccd: CcdId, files: CcdFiles, failure: CcdFailure) -> CcdRow:
     """Remove the products of a CCD that has failed, and return the row that says why."""
+    if isinstance(failure, UnusableData):
+        # the reason can only be found in the pixels
+        failure = CcdFailure(failure.reason, f"{files.raw}: {failure.message}")
     _LOG.warning("CCD %d fails: %s", ccd.ccd, failure)
     remove_products(files)
     return failed_row(ccd, failure)

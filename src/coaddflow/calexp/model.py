@@ -112,7 +112,7 @@ class Calexp:
 
 @dataclass
 class StoredCalexp:
-    """What `read_calexp` finds in a file: as `Calexp`, with the header as it stands there.
+    """What `read_calexp` finds in a file: as `Calexp`, with the header of the file.
 
     PSF and background are None where an image was calibrated elsewhere.
     """

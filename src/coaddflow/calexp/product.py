@@ -17,7 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from coaddflow.astrometry.ccd import AstrometrySolution
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd, StoredCalexp
-from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.errors import CcdFailure, InputError, Reason, UnusableData, failing_ccd
 from coaddflow.files import sha256_of
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
@@ -108,8 +108,10 @@ def calexp_header(
     """
     for name, value in figures.items():
         if value is not None and not np.isfinite(value):
-            raise CcdFailure(
-                Reason.NOT_FINITE, f"its {name} comes out as {value}: the pixels make no sense"
+            raise UnusableData(
+                Reason.NOT_FINITE,
+                f"the measured {name} is {value}: check the pixels of the image and what it was "
+                "calibrated with",
             )
     values = {**figures, "flux_scale": flux_scale(figures["zero_point"])}
     cards = [
@@ -144,7 +146,7 @@ def write_calexp(
     path, sources_path : str or Path
         Where to; the calexp is written last. An image without sources has one file only.
     calexp : Calexp
-        What.
+        The CCD; its WCS is written to the header too.
     provenance : astropy.io.fits.Header, optional
         Cards for the primary headers: version, settings, inputs.
     compression : {"none", "lossless", "quantized"}
@@ -153,13 +155,12 @@ def write_calexp(
     Raises
     ------
     CcdFailure
-        ``no_wcs`` if the WCS is so odd that no header can hold it.
+        ``no_wcs`` if no FITS header can express the WCS.
     """
     header = calexp.header.copy()
-    try:
+    what = "the WCS cannot be written to a header"
+    with failing_ccd(Reason.NO_WCS, what, ValueError, np.linalg.LinAlgError):
         header.update(wcs_to_header(calexp.wcs))
-    except (ValueError, np.linalg.LinAlgError) as error:
-        raise CcdFailure(Reason.NO_WCS, f"its WCS cannot be written: {error}") from error
     if calexp.sources is not None:
         table = fits.table_to_hdu(calexp.sources)
         table.name = "SOURCES"
@@ -214,7 +215,7 @@ def done_row(calexp: Calexp, path: str) -> CcdRow:
     Parameters
     ----------
     calexp : Calexp
-        The calexp.
+        What was written.
     path : str
         Its file, relative to the working folder.
     """

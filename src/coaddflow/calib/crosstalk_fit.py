@@ -46,12 +46,7 @@ from coaddflow.image.statistics import mad_sigma, weighted_median
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import AmplifierSignal
-from coaddflow.isr.detrend import (
-    PartlyDetrendedCcd,
-    grow,
-    mask_saturation,
-    subtract_overscan,
-)
+from coaddflow.isr.detrend import PartlyDetrendedCcd, counts_above_overscan, grow
 from coaddflow.measure.background import estimate_background
 from coaddflow.settings.background import BackgroundSettings
 from coaddflow.settings.detrend import DetrendSettings
@@ -221,10 +216,7 @@ def measure_crosstalk(
 
         def read(number: int, path: str | Path = path) -> PartlyDetrendedCcd:
             raw = read_raw_ccd(path, camera, camera.detector(number), detrend.check_raw)
-            ccd = PartlyDetrendedCcd.of(raw, detrend)
-            mask_saturation(ccd)
-            subtract_overscan(ccd)
-            return ccd
+            return counts_above_overscan(raw, detrend)
 
         sums.add_exposure(read)
         if progress is not None:

@@ -162,7 +162,7 @@ def find_defects(
         Flats of any bands. Pixels that differ from their neighbourhood by more than
         ``settings.response`` are bad, and so are pixels that are unknown in any frame.
     settings : DefectsSettings
-        Limits.
+        Limits beyond which a pixel counts as bad.
     both_signs : bool
         Pixels of the dark below their neighbourhood are bad as well: dead ones, in a pattern of
         the night sky.

@@ -31,15 +31,10 @@ from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.raw import RawCcd, read_raw_ccd
 from coaddflow.isr.detrend import (
     CcdCalibs,
-    PartlyDetrendedCcd,
-    apply_gain,
-    assemble,
-    correct_crosstalk,
-    linearise,
-    mask_saturation,
-    subtract_bias,
+    counts_above_overscan,
+    counts_to_electrons,
+    join_amplifiers,
     subtract_dark,
-    subtract_overscan,
 )
 from coaddflow.settings import Settings
 from coaddflow.settings.detrend import DetrendSettings
@@ -199,16 +194,11 @@ def detrend_frame(
     For a bias the result is in counts above the overscan, otherwise in electrons; for a flat it is
     without dark current, which is scaled by the exposure time (s).
     """
-    ccd = PartlyDetrendedCcd.of(raw, settings)
-    mask_saturation(ccd)
-    subtract_overscan(ccd)
-    correct_crosstalk(ccd)
-    assemble(ccd)
+    ccd = counts_above_overscan(raw, settings)
+    join_amplifiers(ccd)
     if kind == "bias":
         return ccd.masked_image
-    subtract_bias(ccd, calibs.bias)
-    linearise(ccd)
-    apply_gain(ccd)
+    counts_to_electrons(ccd, calibs.bias)
     if kind == "flat":
         subtract_dark(ccd, calibs.dark, exposure_time)
     return ccd.masked_image

@@ -157,7 +157,7 @@ def find_outliers(
     epochs : Epochs
         From `describe_epochs`, for the same exposures.
     settings : ClipSettings
-        Thresholds.
+        Thresholds of outliers and of their neighbours, and how many epochs may be outliers.
     covariance : float
         Variance of single pixels relative to white noise
         (`coaddflow.warp.resample.covariance_factor`), for the noise of means of pixels.

@@ -13,7 +13,8 @@ References
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +42,15 @@ _BIN = 0.001
 """Magnitudes to which the median of a tract is known: its pixels are counted in bins."""
 
 
+_PATCH = re.compile(r"[0-9]+_[0-9]+")
+
+
 @dataclass(frozen=True)
 class DepthRow:
     """The depth of a coadd, or of all coadds of a band on the tract."""
 
     band: str
-    "Band."
+    "Band of the coadds."
     patch: str
     "Patch id; ``all``: the whole tract."
     depth: float
@@ -65,6 +69,8 @@ def make_depth(
     settings: Settings,
 ) -> None:
     """Make the depth maps of a tract in all bands, and the table of their medians: the whole job.
+
+    Maps of an earlier run whose patch or band no longer has a coadd are removed.
 
     Parameters
     ----------
@@ -91,10 +97,20 @@ def make_depth(
     by_band: dict[str, list[Path]] = {}
     for coadd in coadd_files(coadds):
         by_band.setdefault(coadd.parts[-3], []).append(coadd)
+    _remove_stale_maps(table, by_band)
     for band, paths in sorted(by_band.items()):
         folder = table.parent / band / table.stem
         rows += _band_depth(band, paths, folder, factors[band], tract, settings)
     write_records(table, DepthRow, rows, {"tract": tract.id})
+
+
+def _remove_stale_maps(table: Path, coadds: Mapping[str, Sequence[Path]]) -> None:
+    """Remove the maps of a tract that belong to none of these coadds, by band."""
+    for path in table.parent.glob(f"*/{table.stem}/*.fits"):
+        current = {coadd.name for coadd in coadds.get(path.parts[-3], ())}
+        if _PATCH.fullmatch(path.stem) and path.name not in current:
+            path.unlink(missing_ok=True)
+            _LOG.info("removed %s, whose coadd is no longer made", path)
 
 
 def _factor(database: str | Path, tract: Tract, settings: Settings) -> float:

@@ -37,7 +37,7 @@ from coaddflow.warp.files import WarpReader
 from coaddflow.warp.resample import covariance_factor
 
 _MIN_ROWS, _MAX_ROWS = STACK_ROWS
-"""Larger blocks save little and cost time: their memory is taken from the system anew each time."""
+"""Larger blocks save little and cost time: the system allocates their memory each time."""
 
 _NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
 
@@ -49,7 +49,7 @@ class CoaddInput:
     exposure: str
     """Exposure id; the order of summation."""
     reader: WarpReader
-    """Its warp."""
+    """Reads the pixels of its warp."""
     weight: float
     """Inverse sky variance in nJy^-2 (`exposure_weight`)."""
     ccds: str = ""
@@ -57,9 +57,11 @@ class CoaddInput:
     seeing: float = np.nan
     """FWHM in arcsec; NaN if not known."""
     zero_point: float = np.nan
+    """Median of its CCDs, mag; NaN if not known. Like the next two for the table of inputs."""
     mjd: float = np.nan
+    """Date, MJD; NaN if not known."""
     exposure_time: float = np.nan
-    """These three for the table of inputs: magnitude, date, s; NaN if not known."""
+    """Exposure time, s; NaN if not known."""
     sky_offset: float | None = None
     """What background matching subtracts at the middle of the patch, nJy per pixel."""
 

@@ -89,9 +89,9 @@ class PatchWork:
     """A coadd that is to be made."""
 
     patch: str
-    """Patch id."""
+    """Id of the patch, "x_y"."""
     inputs: tuple[CoaddInput, ...]
-    """What goes in."""
+    """The exposures that go in, in the order of summation."""
     rejected: tuple[Rejection, ...]
     """CCDs that were left out, with the reasons."""
     manifests: tuple[str, ...]
@@ -177,9 +177,9 @@ def write_patch(
     Parameters
     ----------
     path : str or Path
-        The coadd.
+        Final name of the coadd.
     work : PatchWork
-        What goes in.
+        The patch and its exposures.
     database : str or Path
         The corner database, for the header.
     tract, band : Tract, str

@@ -44,9 +44,9 @@ def make_picture(path: str | Path, tract: Tract, coadds: Sequence[str | Path]) -
     Parameters
     ----------
     path : str or Path
-        The picture.
+        Final name of the picture.
     tract : Tract
-        The tract.
+        For the place of the patches.
     coadds : sequence of str or Path
         ``.../{band}/{tract}/{patch}.fits``, or the list of a band's coadds
         (``.../{band}/{tract}.ecsv``).
@@ -166,7 +166,7 @@ def write_picture(
     path : str or Path
         Final name.
     tract : Tract
-        The tract.
+        For the place of the patches.
     coadds : mapping
         For each band, from the reddest to the bluest, the file of each patch. Of more than three
         bands the first, the middle and the last are taken.

@@ -34,7 +34,7 @@ def write_coadd(
     path : str or Path
         Final name.
     coadd : Coadd
-        The product.
+        Pixels, numbers of exposures and table of inputs.
     tract : Tract
         For the WCS.
     cards : astropy.io.fits.Header, optional

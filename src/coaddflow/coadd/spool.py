@@ -72,7 +72,7 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
     box : tuple of int
         Where the pixels are on the tract.
     pixels : MaskedImage
-        The pixels.
+        Image, variance and mask inside the box.
 
     Raises
     ------
@@ -106,7 +106,7 @@ class Spool:
     scratch : str or Path
         Folder for what goes beyond; it is made if need be.
     one_machine : bool
-        Whether all workers are processes of this machine. If not, all warps stand in files of
+        Whether all workers are processes of this machine. If not, all warps are in files of
         the folder, which all nodes must have.
     """
 

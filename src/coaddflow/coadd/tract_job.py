@@ -218,14 +218,16 @@ class CcdWork:
     """A CCD that is to be warped."""
 
     row: CcdRow
+    """Its row in the manifest."""
     box: Box
     """The pixels of the tract that it may reach."""
     slot: SpoolSlot
+    """Where its warp is kept until the patches are made."""
 
 
 @dataclass(frozen=True)
 class WarpedCcd:
-    """What a worker tells of a CCD."""
+    """What a worker returns for a CCD."""
 
     warp: SpooledWarp | None
     """None if it has no pixel on the tract."""
@@ -493,15 +495,15 @@ def _raise_if_any(failures: Sequence[Failure], n_items: int, what: str) -> None:
     CoaddflowError
         If all of them have to do with the data: another attempt would fail in the same way.
     PoolError
-        If a worker died, or something else happened that nobody foresaw.
+        If a worker died, or something else happened that was not expected.
     """
     if not failures:
         return
     for failure in failures:
         _LOG.error("%s\n%s", failure, failure.traceback)
-    told = "; ".join(f"{one.label}: {_reason(one)}" for one in failures[:_TOLD])
+    examples = "; ".join(f"{one.label}: {_reason(one)}" for one in failures[:_TOLD])
     more = f"; and {len(failures) - _TOLD} more" if len(failures) > _TOLD else ""
-    text = f"{len(failures)} of {n_items} {what} failed, the others are done: {told}{more}"
+    text = f"{len(failures)} of {n_items} {what} failed, the others are done: {examples}{more}"
     if all(is_lasting(one.error) for one in failures):
         raise CoaddflowError(text)
     raise PoolError(text)

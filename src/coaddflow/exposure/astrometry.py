@@ -143,7 +143,7 @@ def solve_exposure(
     stars : mapping of int to CcdStars
         The measured CCDs by number, without those that failed before.
     camera : Camera
-        The camera.
+        For the place of the CCDs in the focal plane.
     ra, dec, rotation : float
         Pointing and rotation from the exposure table, degrees; ``settings`` limit their errors.
     refcat : astropy.table.Table
@@ -351,7 +351,8 @@ def _exclude_uncertain(outcome: _Outcome, max_formal_error: float) -> None:
 def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> AstrometrySolution:
     """Convert the model of a CCD to its own TAN-SIP WCS."""
     stars, model, where = outcome.pairs[ccd.number], outcome.fit.model, ccd.where
-    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, np.linalg.LinAlgError, WcsError):
+    what = "the solution of the exposure cannot be expressed as a TAN-SIP WCS of the CCD"
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, what, np.linalg.LinAlgError, WcsError):
         wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), ccd.stars.shape)
     nx, ny = where.detector.size
     predicted = field.camera.pixel_to_sky(

@@ -185,7 +185,7 @@ class CcdPairs:
     Attributes
     ----------
     ccd : CcdPlace
-        The CCD.
+        Where the CCD is in the focal plane.
     place : ndarray, shape (2, n)
         Measured positions, field pixels.
     sky : ndarray, shape (2, n)
@@ -218,7 +218,7 @@ class FieldFit:
     Attributes
     ----------
     model : FieldModel
-        The model.
+        The fitted mapping of the focal plane to the sky.
     priors : Priors
         The priors that were used.
     error_scale : float
@@ -294,7 +294,7 @@ def fit_field(
     Returns
     -------
     fit : FieldFit
-        The fit.
+        Model, its errors and the priors that were used.
     pairs : dict of int to CcdPairs
         The stars, with ``kept`` set.
     """

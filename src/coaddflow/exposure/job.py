@@ -8,8 +8,8 @@ every CCD is done in one piece, as a job of its own does it, and with the same b
 
 Failures are of three kinds. A CCD that fails for reasons of its own is a row of the manifest. What
 is not the fault of a CCD (a setting, a full disk, a mistake in the program) ends the job, after the
-other CCDs of its round have ended. A worker that dies costs only time: its CCDs are begun anew,
-once; if that ends a worker again the job ends, and the scheduler tries it with more memory.
+other CCDs of its round have ended. A worker that dies costs only time: its CCDs are begun
+again, once; if that ends a worker again the job ends, and the scheduler tries it with more memory.
 """
 
 import logging
@@ -33,7 +33,7 @@ from coaddflow.calexp.job import (
 )
 from coaddflow.calexp.model import CcdId, MeasuredCcd
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import InputError
+from coaddflow.errors import InputError, working_on
 from coaddflow.exposure.gather import make_manifest
 from coaddflow.exposure.solution import (
     CcdAstrometry,
@@ -77,7 +77,7 @@ class ExposureTask:
 
     @property
     def corrects_crosstalk(self) -> bool:
-        """Whether CCDs are corrected for what others shine into them."""
+        """Whether crosstalk from aggressor amplifiers of other CCDs is subtracted."""
         enabled = self.exposure is not None and self.settings.exposure.crosstalk.enabled
         return enabled and bool(self.camera.crosstalk)
 
@@ -97,9 +97,9 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
     spec : mapping
         What to do; see `run`.
     workers : int
-        CCDs that are in work at a time, at most.
+        Largest number of CCDs that are processed at the same time.
     memory_mb : float
-        Memory of the job, MB. With less than it would like, fewer CCDs are in work at a time.
+        Memory of the job, MB. With little memory fewer CCDs are processed at the same time.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
-    """Make the calexps of an exposure and its manifest: the whole job (`scatter.run_job`).
+    """Make the calexps of an exposure and its manifest: the whole job (`pool.launch.run_job`).
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
 def _solve_and_finish(
     pool: Pool, task: ExposureTask, rounds: Rounds, ended: dict[int, CcdRow]
 ) -> None:
-    """Scatter, gather, scatter."""
+    """Measure the CCDs on the workers, solve for all of them here, finish them on the workers."""
     if task.corrects_crosstalk:
         found = _round(rounds, _begin_ccd, ended)
         for ccd in list(found):
@@ -217,7 +217,8 @@ def _solve_and_finish(
     summaries = _round(rounds, _measure_ccd, ended)
     if not summaries:
         return
-    solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
+    with working_on(f"exposure {task.exposure.exposure}"):
+        solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
     for ccd, failure in solutions.failures.items():
         ended[ccd] = row_of_failure(CcdId.of(task.exposure, ccd), task.files[ccd], failure)
         rounds.leave(ccd)
@@ -231,7 +232,7 @@ def _round(
     ended: dict[int, CcdRow],
     arguments: Mapping[int, Any] | None = None,
 ) -> dict[int, Any]:
-    """Do a round (arguments: the CCDs); return what goes on. What has ended has a row."""
+    """Do a round (arguments: the CCDs); add the rows of CCDs that ended, return other results."""
     results = rounds.do(function, arguments or {ccd: ccd for ccd in rounds.keys})
     ended |= {ccd: row for ccd, row in results.items() if _is_row(row)}
     return {ccd: result for ccd, result in results.items() if not _is_row(result)}
@@ -319,7 +320,7 @@ def _aggressors(ccd: int, task: ExposureTask, worker: Worker) -> tuple[Aggressor
 
 
 def _own_astrometry(ccd: int, task: ExposureTask, measured: MeasuredCcd) -> CcdAstrometry:
-    """Solve a CCD by itself; of the catalogue only the stars of the solution go on."""
+    """Solve a CCD by itself; return only those catalogue stars that are in the solution."""
     exposure, detector = task.exposure, task.camera.detector(ccd)
     refcat = reference_stars(exposure, task.camera, detector, task.settings)
     initial = predicted_wcs(task.camera, detector, exposure.ra, exposure.dec, exposure.rotation)

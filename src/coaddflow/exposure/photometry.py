@@ -188,9 +188,9 @@ def solve_zero_point(
     Parameters
     ----------
     stars : mapping of int to MatchedStars
-        The stars of each CCD (`calexp.matched_stars`), possibly none.
+        The stars of each CCD (`zero_point.matched_stars`), possibly none.
     camera : Camera
-        The camera.
+        For the place of the CCDs in the focal plane.
     settings : ExposurePhotometrySettings
         Order, clipping, constants of CCDs.
     photometry : PhotometrySettings

@@ -154,7 +154,7 @@ def fit_focal_plane_sky(
     backgrounds : mapping of int to Background
         The own sky of each measured CCD.
     camera : Camera
-        The camera.
+        For the place of the CCDs in the focal plane.
     settings : SkyCorrectionSettings
         Scale, clipping, prior of the response.
 

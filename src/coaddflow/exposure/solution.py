@@ -100,9 +100,9 @@ class ExposureSolution:
     Attributes
     ----------
     ccds : dict of int to CcdSolution
-        The CCDs that are solved.
+        What each CCD gets that is solved.
     failures : dict of int to CcdFailure
-        The others.
+        Why each of the other CCDs fails.
     sky : FocalPlaneSky or None
         The sky of the focal plane; None: each CCD keeps its own.
     """
@@ -125,7 +125,7 @@ def solve_ccds(
     exposure : ExposureRow
         What the table says about it.
     camera : Camera
-        The camera.
+        For the place of the CCDs in the focal plane.
     summaries : mapping of int to CcdSummary
         The CCDs that were measured.
     settings : Settings
@@ -233,7 +233,7 @@ def apply_solution(
     sky : FocalPlaneSky or None
         The sky of the exposure.
     camera : Camera
-        The camera.
+        For the place of the CCDs in the focal plane.
     settings : ExposureSettings
         Which parts are switched on, for the header.
     """

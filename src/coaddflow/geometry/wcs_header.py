@@ -178,7 +178,7 @@ def read_wcs(header: fits.Header, path: str | Path | None = None) -> WCS:
     try:
         cards = _read_cards(header)
         with warnings.catch_warnings():
-            # units and defaults are settled above; what astropy still mends is of no concern
+            # units and defaults are settled above: what astropy still fixes does not matter
             warnings.simplefilter("ignore", FITSFixedWarning)
             wcs = build_wcs(cards) if cards.projection != "TPV" else _build_tpv(cards)
             if not np.isfinite(pixel_to_sky(wcs, *centre_pixel(wcs))).all():

@@ -59,11 +59,11 @@ class MaskedImage:
     """An image with its variance and mask, each of shape (ny, nx)."""
 
     image: NDArray[np.float32]
-    """Pixel values."""
+    """Pixel values; NaN where nothing was measured."""
     variance: NDArray[np.float32]
     """Variance of the pixel values, in the square of their unit."""
     mask: NDArray[np.int32]
-    """Bits of `MaskPlane`."""
+    """What is known of each pixel: bits of `MaskPlane`."""
 
     def __post_init__(self):
         self.image = np.asarray(self.image, dtype=np.float32)
@@ -163,7 +163,7 @@ def masked_image_hdus(
     Parameters
     ----------
     masked_image : MaskedImage
-        The pixels.
+        What is written.
     header : astropy.io.fits.Header, optional
         Cards for all three extensions (the WCS, above all).
     unit : str

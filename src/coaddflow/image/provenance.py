@@ -24,7 +24,7 @@ from coaddflow import __version__
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
-    """Return a short checksum of settings, given as plain values (`Settings.section`)."""
+    """Return a short checksum of settings, given as plain values (`Settings.provenance`)."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

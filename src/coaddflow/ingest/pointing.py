@@ -26,8 +26,9 @@ class Pointing:
     """Where the camera looked, as its fitted CCDs tell."""
 
     ra: float
+    """RA of the pointing, ICRS degrees."""
     dec: float
-    """Pointing, ICRS degrees."""
+    """Dec of the pointing, ICRS degrees."""
     rotation: float
     """Rotation of the exposure, degrees in [0, 360)."""
     rms: float

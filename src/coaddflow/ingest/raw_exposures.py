@@ -59,11 +59,13 @@ class IngestReport:
     """What became of the files."""
 
     added: list[str] = field(default_factory=list)
+    """Exposures (or images) that are new in the table."""
     replaced: list[str] = field(default_factory=list)
+    """Those whose row was replaced."""
     unchanged: list[str] = field(default_factory=list)
+    """Those that the table has with the same values."""
     kept: list[str] = field(default_factory=list)
-    """Exposures (or images) that are new, that were replaced, that the table has with the same
-    values, and that it has with other values, which were kept."""
+    """Those that the table has with other values, which were kept."""
     skipped: list[Skip] = field(default_factory=list)
     """Files that were not used, with the reason."""
     n_rows: int = 0

@@ -63,8 +63,8 @@ def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> ND
     ------
     CcdFailure
         ``too_many_cosmic_rays`` if more than ``settings.max_fraction`` of the pixels are hit;
-        ``wrong_shape`` if the image is smaller than 5 pixels; ``detection_failed`` if it is so
-        spoilt that no stars can be looked for.
+        ``wrong_shape`` if the image is smaller than 5 pixels; ``detection_failed`` if
+        stars cannot be detected in it.
     """
     ignored = masked_image.has_any(_IGNORED)
     ignored |= ~np.isfinite(masked_image.image) | ~np.isfinite(masked_image.variance)

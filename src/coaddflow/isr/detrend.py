@@ -1,13 +1,14 @@
 """The steps of detrending: from the raw counts of one CCD to electrons with variance and mask.
 
 Each step changes a `PartlyDetrendedCcd` in place and notes in its header what it did. They are
-in the order in which they are made; `calexp.ccd` makes all of them on a science frame,
-`calib.masters` the first ones on frames for calibration. What happened last on the way of the
-signal from the sky to the file is undone first, as in [1]_ and [2]_. Saturation is judged on the
-raw counts, crosstalk is removed before amplifiers are turned and joined (it happens between pixels
-that are read at the same moment), linearity needs counts above the bias, and the photon noise is
-computed from electrons before the dark current is subtracted, since its electrons fluctuate as
-well [3]_.
+in the order in which they are made. Those up to electrons are put together here
+(`counts_above_overscan`, `join_amplifiers`, `counts_to_electrons`), since frames for calibration
+(`calib.masters`) and the measurement of crosstalk (`calib.crosstalk_fit`) make them as well;
+`calexp.ccd` makes all steps on a science frame. What happened last on the way of the signal from
+the sky to the file is undone first, as in [1]_ and [2]_. Saturation is judged on the raw counts,
+crosstalk is removed before amplifiers are turned and joined (it happens between pixels that are
+read at the same moment), linearity needs counts above the bias, and the photon noise is computed
+from electrons before the dark current is subtracted, since its electrons fluctuate as well [3]_.
 
 References
 ----------
@@ -127,6 +128,27 @@ class PartlyDetrendedCcd:
                     np.nan_to_num(in_order, nan=0.0), self.saturated[amplifier.name]
                 )
         return found
+
+
+def counts_above_overscan(raw: RawCcd, settings: DetrendSettings) -> PartlyDetrendedCcd:
+    """Return a CCD in counts above its overscan, by amplifier, with saturation flagged."""
+    ccd = PartlyDetrendedCcd.of(raw, settings)
+    mask_saturation(ccd)
+    subtract_overscan(ccd)
+    return ccd
+
+
+def join_amplifiers(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] = ()) -> None:
+    """Turn counts of amplifiers into an image in counts, without crosstalk."""
+    correct_crosstalk(ccd, aggressors)
+    assemble(ccd)
+
+
+def counts_to_electrons(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
+    """Turn an image in counts above the overscan into electrons, above the bias and linear."""
+    subtract_bias(ccd, bias)
+    linearise(ccd)
+    apply_gain(ccd)
 
 
 def mask_saturation(ccd: PartlyDetrendedCcd) -> None:

@@ -37,7 +37,7 @@ def overscan_level(
     Returns
     -------
     level : ndarray of float32, shape (rows of the data section,)
-        Counts.
+        Bias level of each row, counts.
     noise : float
         Standard deviation of single overscan pixels, counts.
     error : float

@@ -93,7 +93,7 @@ class Background:
         mesh = self._filled(self.mean)
         if self.filter_size > 1:
             half = self.filter_size // 2
-            padded = np.pad(mesh, half, mode="reflect", reflect_type="odd")
+            padded = _extrapolated(mesh, half)
             mesh = ndimage.median_filter(padded, size=self.filter_size)[half:-half, half:-half]
         return self._interpolated(mesh, degree=3)
 
@@ -141,10 +141,24 @@ class Background:
 
     def _interpolated(self, mesh: NDArray[np.float64], degree: int) -> NDArray[np.float32]:
         # a ring of linearly extrapolated superpixels carries gradients to the very edge
-        padded = np.pad(mesh, 1, mode="reflect", reflect_type="odd")
+        padded = _extrapolated(mesh, 1)
         rows = _interpolation_matrix(self.y_edges, degree)
         columns = _interpolation_matrix(self.x_edges, degree)
         return (rows @ padded).astype(np.float32) @ columns.T.astype(np.float32)
+
+
+def _extrapolated(mesh: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Return a mesh with rings of superpixels around it that carry its gradients on.
+
+    Along an axis with one superpixel there is no gradient: its value is repeated.
+    """
+    for axis in (0, 1):
+        added = [(width, width) if a == axis else (0, 0) for a in (0, 1)]
+        if mesh.shape[axis] > 1:
+            mesh = np.pad(mesh, added, mode="reflect", reflect_type="odd")
+        else:
+            mesh = np.pad(mesh, added, mode="edge")
+    return mesh
 
 
 def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings) -> Background:

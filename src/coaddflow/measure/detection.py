@@ -178,7 +178,7 @@ def set_detected(
 ) -> None:
     """Set the DETECTED plane of an image, in place, on the segments of all sources and around them.
 
-    Segments grow by `settings.grow` times the FWHM (pixels).
+    Segments grow by ``settings.grow`` times the FWHM (pixels).
     """
     reach = 2 * round(settings.grow * fwhm) + 1
     inside = ndimage.maximum_filter((detection.segments > 0).astype(np.uint8), size=reach) > 0

@@ -250,7 +250,8 @@ def zero_point(stars: MatchedStars, settings: PhotometrySettings) -> ZeroPoint:
             break
         used = kept
     weight = 1.0 / variance[used]
-    with failing_ccd(Reason.NO_PHOTOMETRIC_MATCH, ZeroDivisionError):  # weights sum to zero
+    what = "the weights of the stars for the zero-point sum to zero"
+    with failing_ccd(Reason.NO_PHOTOMETRIC_MATCH, what, ZeroDivisionError):
         value = float(np.average(offset[used], weights=weight))
     residual2 = (offset[used] - value) ** 2
     n = int(np.count_nonzero(used))
@@ -273,11 +274,11 @@ def magnitude_offsets(
         Magnitude + 2.5 log10(flux) of these (of no meaning for others), and its variance, mag^2,
         to which the square of ``error_floor`` is added.
     """
-    *_, flux, flux_error, magnitude, magnitude_error = stars
-    known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (flux_error > 0)
+    flux, magnitude = stars.flux, stars.magnitude
+    known = np.isfinite(magnitude) & np.isfinite(flux) & (flux > 0) & (stars.flux_error > 0)
     offset = np.where(known, magnitude, 0.0) + 2.5 * np.log10(np.where(known, flux, 1.0))
-    relative = np.where(known, flux_error, 0.0) / np.where(known, flux, 1.0)
-    reference = np.where(np.isfinite(magnitude_error), magnitude_error, 0.0)
+    relative = np.where(known, stars.flux_error, 0.0) / np.where(known, flux, 1.0)
+    reference = np.where(np.isfinite(stars.magnitude_error), stars.magnitude_error, 0.0)
     variance = (2.5 / np.log(10.0) * relative) ** 2 + reference**2 + error_floor**2
     return known, offset, variance
 

@@ -45,6 +45,9 @@ _CORE, _WHOLE = 0.02, 0.7
 _PRIOR_OF_MEAN, _PRIOR_OF_CHANGE, _PRIOR_FLOOR = 0.1, 1.0, 2e-3
 _MAX_ITERATIONS = 60
 
+_NO_FIT = "the PSF model cannot be fitted to the stars"
+_NO_FLUXES = "the fluxes and centres of the PSF stars cannot be fitted"
+
 _TOLERANCE = 1e-11
 """Conjugate gradients stop when the squared residual is this part of the right side."""
 
@@ -108,7 +111,7 @@ def fit_psf(
     Returns
     -------
     model : PsfModel
-        The PSF.
+        The model, which varies over the CCD.
     quality : PsfQuality
         Its figures.
     used : ndarray of bool, shape (n sources,)
@@ -204,7 +207,7 @@ def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> Ps
     def misfit(parameters):
         return weight[near] * (value - _moffat(dx, dy, *parameters))
 
-    with failing_ccd(Reason.PSF_FIT_FAILED, ValueError, np.linalg.LinAlgError):
+    with failing_ccd(Reason.PSF_FIT_FAILED, _NO_FIT, ValueError, np.linalg.LinAlgError):
         fitted = optimize.least_squares(
             misfit,
             (1.0 / fwhm**2, 0.8 * fwhm, 3.0, 0.0, 0.0),
@@ -259,7 +262,7 @@ def _fit_fluxes_and_centres(stars: _Stars, model: PsfModel) -> None:
         weight = stars.usable / (stars.sky_variance[:, None, None] + light)
         normal = np.einsum("nija,nij,nijb->nab", design, weight, design, optimize=True)
         right_side = np.einsum("nija,nij,nij->na", design, weight, stars.pixels, optimize=True)
-        with failing_ccd(Reason.PSF_FIT_FAILED, np.linalg.LinAlgError):
+        with failing_ccd(Reason.PSF_FIT_FAILED, _NO_FLUXES, np.linalg.LinAlgError):
             solution = np.linalg.solve(normal, right_side[..., None])[..., 0]
         flux = np.where(solution[:, 0] > 0, solution[:, 0], stars.flux)
         shift = np.clip(solution[:, 1:] / flux[:, None], -0.2, 0.2)
@@ -320,7 +323,7 @@ def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> 
     blocks = np.einsum("np,nq,nij->ijpq", terms, terms, hessian, optimize=True)
     diagonal = np.arange(terms.shape[1])
     blocks[:, :, diagonal, diagonal] += tightness.transpose(1, 2, 0)
-    with failing_ccd(Reason.PSF_FIT_FAILED, np.linalg.LinAlgError):
+    with failing_ccd(Reason.PSF_FIT_FAILED, _NO_FIT, np.linalg.LinAlgError):
         inverse = np.linalg.inv(blocks)
 
     def precondition(basis):

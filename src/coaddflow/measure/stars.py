@@ -12,7 +12,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from coaddflow.errors import CcdFailure, Reason
+from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import design_matrix
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.detection import SourceFlag, common_size
@@ -34,6 +34,8 @@ _SMALLEST_TOLERANCE = 0.02
 _ISOLATION_RADIUS = 3.0
 _NEIGHBOUR_FRACTION = 0.05
 
+_NO_DRIFT = "the size of stars cannot be fitted over the CCD"
+
 
 def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     """Select the stars that a PSF can be made from [1]_ [2]_.
@@ -46,7 +48,7 @@ def select_stars(sources: Table, settings: PsfSettings) -> NDArray[np.bool_]:
     sources : astropy.table.Table
         From `detection.detect_sources`.
     settings : PsfSettings
-        Limits.
+        Limits of brightness and size; fewest and most stars.
 
     Returns
     -------
@@ -122,7 +124,8 @@ def _of_one_size(
         on_locus = np.abs(deviation) < tolerance
         n = np.count_nonzero(on_locus)
         used = terms[:, : 6 if n >= 40 else 3 if n >= 15 else 1]
-        drift = used @ np.linalg.lstsq(used[on_locus], size[on_locus], rcond=None)[0]
+        with failing_ccd(Reason.NO_PSF_STARS, _NO_DRIFT, np.linalg.LinAlgError):
+            drift = used @ np.linalg.lstsq(used[on_locus], size[on_locus], rcond=None)[0]
         deviation = size - drift
         deviation -= np.median(deviation[on_locus])
         scatter = mad_sigma(deviation[on_locus], 0.0)

@@ -12,9 +12,13 @@ class Task:
     index: int
     """Position of the item in its map."""
     item: Any
+    """Argument of the function."""
     label: str
+    """Name of the item in messages."""
     cost: float = 0.0
+    """Expected time in any unit: the longest item is done first."""
     memory: int = 0
+    """Memory that it needs, bytes."""
     owner: int | None = None
     """The only worker that can do it, because it holds the state of the item."""
 

@@ -14,7 +14,7 @@ class SkyMap(ABC):
     """A set of tracts. Made by `make_skymap`."""
 
     settings: SkymapSettings
-    """Its parameters, complete."""
+    """Its parameters, also those that have a default."""
     n_tracts: int
     """Tracts are numbered from 0 to ``n_tracts - 1``."""
 

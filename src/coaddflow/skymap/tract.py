@@ -54,8 +54,9 @@ class Tract:
     id: int
     """Number in the sky map."""
     ra: float
+    """RA of the tangent point, ICRS degrees."""
     dec: float
-    """Tangent point, ICRS degrees."""
+    """Dec of the tangent point, ICRS degrees."""
     reference_pixel: tuple[float, float]
     """Position of the tangent point, 0-based pixels (x, y)."""
     n_patches: tuple[int, int]
@@ -63,7 +64,7 @@ class Tract:
     patch_inner_size: tuple[int, int]
     """Columns and rows of the inner box of every patch."""
     patch_border: int
-    """Pixels."""
+    """Width of the border of the outer box around the inner box, pixels."""
     pixel_scale: float
     """Arcseconds per pixel at the tangent point."""
 

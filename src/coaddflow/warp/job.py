@@ -37,11 +37,6 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         The tract.
     settings : Settings
         Sections warp and products.
-
-    Returns
-    -------
-    WarpTable
-        What was written.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
     patch_ccds = ccds_of_patches(rows.values(), tract)
@@ -86,7 +81,7 @@ def read_ccd(row: CcdRow) -> CcdImage:
     _LOG.info("read %s", row.path)
     if not Path(row.path).exists():
         raise InputError(
-            "the calexp is not there any more",
+            "the calexp no longer exists",
             path=row.path,
             remedy=f"remove {MANIFEST.format(exposure=row.exposure)} and run the workflow again",
         )

@@ -40,13 +40,15 @@ class PixelGrid(NamedTuple):
     """CCD pixel positions of the pixels of a tract, on the nodes of a grid."""
 
     x0: int
+    """Tract column of the first node, a multiple of ``step``."""
     y0: int
-    """Tract pixel of the first node, a multiple of ``step``."""
+    """Tract row of the first node, a multiple of ``step``."""
     step: int
     """Distance of the nodes in tract pixels."""
     x: NDArray[np.float64]
+    """Column of the CCD at each node, 0-based, shape (rows, columns); NaN far outside the CCD."""
     y: NDArray[np.float64]
-    """0-based pixel of the CCD, shape (rows, columns); NaN far outside it."""
+    """Row of the CCD at each node, likewise."""
     area: NDArray[np.float64]
     """Area of a tract pixel in CCD pixels, shape (rows, columns); NaN one or two nodes earlier."""
 

@@ -34,7 +34,7 @@ _NO_DATA, _EDGE = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.EDGE)
 
 
 class Kernel(NamedTuple):
-    """A tabulated kernel."""
+    """An interpolation kernel, tabulated by the phase of the position within a pixel."""
 
     table: NDArray[np.float32]
     """Weights of the taps for each phase, which sum to 1, shape (2049 * lanes,); ``lanes`` is the
@@ -48,17 +48,20 @@ class Source(NamedTuple):
     """Pixels of a CCD, prepared for resampling by `prepare_source`; planes have the shape (n,)."""
 
     image: NDArray[np.float32]
-    variance: NDArray[np.float32]
     """Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels."""
+    variance: NDArray[np.float32]
+    """Likewise."""
     mask: NDArray[np.int32]
     """Likewise; NO_DATA for unusable pixels."""
     state: NDArray[np.uint8]
     """State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
     and no bit is set, 1 if bits are set, 2 if some pixels are unusable."""
     nx: int
+    """Columns without margin."""
     ny: int
+    """Rows without margin."""
     stride: int
-    """Columns and rows without margin; columns with margin."""
+    """Columns with margin."""
 
 
 class Rules(NamedTuple):
@@ -67,8 +70,9 @@ class Rules(NamedTuple):
     scale: float
     """Factor on the fluxes, on top of the area of the pixels."""
     mask_threshold: float
-    max_missing: float
     """See `coaddflow.settings.warp.WarpSettings`."""
+    max_missing: float
+    """Likewise."""
 
 
 def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
