@@ -5,7 +5,6 @@ Templates: the rules take them as they are, ``CALEXP.format(exposure="1001", ccd
 
 RESULTS = "results"
 LOGS = "logs"
-BENCHMARKS = "results/benchmarks"
 
 CALIB_KINDS = ("bias", "dark", "flat", "defects")
 """Calibration frames, in the order in which they are made."""
@@ -17,13 +16,11 @@ CALEXP = "results/calexp/{exposure}/{ccd}.fits"
 SOURCES = "results/calexp/{exposure}/{ccd}_sources.fits"
 ROW = "results/calexp/{exposure}/{ccd}.json"
 MANIFEST = "results/summary/{exposure}.ecsv"
-FAILED_MANIFEST = "results/summary/{exposure}.failed.ecsv"
 
 TRACT_CORNERS = "results/corners/{band}/{tract}.sqlite"
 SURVEY_CORNERS = "results/corners.sqlite"
 
 WARP_TABLE = "results/warp/{tract}/{exposure}.ecsv"
-WARP = "results/warp/{tract}/{exposure}/{patch}.fits"
 
 COADD = "results/coadd/{band}/{tract}/{patch}.fits"
 COADD_TABLE = "results/coadd/{band}/{tract}.ecsv"
