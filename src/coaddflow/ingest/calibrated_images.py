@@ -19,13 +19,18 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs
-from coaddflow.ingest.raw_exposures import PROGRESS, IngestReport, Skip, files_in, merge_rows
+from coaddflow.ingest.raw_exposures import (
+    IngestReport,
+    Skip,
+    files_in,
+    merge_rows,
+    with_progress,
+)
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (
     FileHeaders,
@@ -62,7 +67,7 @@ def ingest_calibrated(
     report = IngestReport()
     files = _image_files(sources, settings, report)
     rows: list[ImageRow] = []
-    for file in tqdm(files, "reading headers", **PROGRESS):
+    for file in with_progress(files, "reading headers"):
         try:
             for row in _rows_of(file, settings, facts, table):
                 if isinstance(row, Skip):

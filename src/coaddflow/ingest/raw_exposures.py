@@ -6,12 +6,12 @@ never keeps the others from coming in. Exposures that the table already has stay
 
 import fnmatch
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from coaddflow.errors import InputError
 from coaddflow.ingest.pointing import Pointing, fit_pointing
@@ -39,10 +39,9 @@ from coaddflow.tables.exposures import (
 )
 from coaddflow.tables.manifest import CcdRow, read_manifest, read_row
 
-PROGRESS = {"delay": 0.5, "leave": False, "disable": None}
-"""Progress bars are shown on a terminal only, and only while there is something to wait for."""
-
 _CAMERA_KEY = "camera key header."
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def ingest(
     raw, skipped = find_raw_files(sources, camera)
     report = IngestReport(skipped=skipped)
     rows: list[ExposureRow] = []
-    for group in tqdm(raw, "reading headers", **PROGRESS):
+    for group in with_progress(raw, "reading headers"):
         try:
             rows.append(exposure_row(group, camera, table))
         except HeaderValueError as error:
@@ -174,6 +173,13 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
         raise HeaderValueError("bad_value", explain(error.errors()[0])) from error
 
 
+def with_progress(items: Collection[Item], what: str) -> Iterable[Item]:
+    """Return the items; a bar shows how far they are, on a terminal and only if it takes time."""
+    from tqdm import tqdm  # jobs that import this module have no use for it
+
+    return tqdm(items, what, delay=0.5, leave=False, disable=None)
+
+
 def repoint(
     table: str | Path,
     results: str | Path,
@@ -207,7 +213,7 @@ def repoint(
     skipped: list[Skip] = []
     rows: list[ExposureRow] = []
     old = read_exposures(table)
-    for row in tqdm(old, "reading manifests", **PROGRESS):
+    for row in with_progress(old, "reading manifests"):
         rows.append(row)
         if row.kind != "science" or (
             not also_passed

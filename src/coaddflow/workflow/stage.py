@@ -9,12 +9,10 @@ Only the standard library is imported here: the number of threads of the numeric
 set before they are loaded.
 """
 
-import argparse
 import contextlib
 import functools
 import logging
 import os
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -253,6 +251,9 @@ def _log_on_terminal() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one job of a survey in this process, by the script of its rule."""
+    import argparse
+    import runpy
+
     parser = argparse.ArgumentParser(
         prog="python -m coaddflow.workflow.stage",
         description="Run one job of a survey in this process; call it in the survey's folder.",
