@@ -56,8 +56,7 @@ SIMULATION = {
     "stars": {"density": 40.0, "brightest": 13.0, "faintest": 18.5, "slope": 0.2},
     "calibration": {"bias": 0, "dark": 0, "flat": 0},
 }
-NO_COSMIC_RAYS = {"cosmics": {"enabled": False}, "interpolation": {"planes": []}}
-SETTINGS = Settings(**NO_COSMIC_RAYS)
+SETTINGS = Settings()
 
 
 def camera_content():
@@ -144,7 +143,7 @@ def test_ghosts_are_below_the_noise_after_correction(exposure):
     worst_before = 0.0
     for ccd, (ghosted, clean) in raw.items():
         # the truth: no crosstalk at all
-        without = Settings(detrend={"crosstalk": False}, **NO_COSMIC_RAYS)
+        without = Settings(detrend={"crosstalk": False})
         truth = detrend_ccd(clean, CcdCalibs(), 15.0, without).masked_image
         before = detrend_ccd(ghosted, CcdCalibs(), 15.0, without).masked_image
         after = corrected[ccd].masked_image
@@ -304,7 +303,7 @@ def test_ghosts_between_ccds_follow_the_order_of_readout(victim, place):
 @pytest.mark.parametrize(("counts", "flagged"), [(60000.0, True), (59000.0, False)])
 def test_faint_ghosts_of_saturated_pixels_are_flagged(counts, flagged):
     # the ghost of 2 counts is less than the noise of 2.7, but may be more than it seems
-    settings = Settings(detrend={"edge": 0}, **NO_COSMIC_RAYS)
+    settings = Settings(detrend={"edge": 0})
     begun = begin_detrending(raw_ccd(make_detector(1, {}), np.full((40, 80), 1000.0)), settings)
     light = np.full((40, 80), 1000.0)
     light[7, 11] = counts

@@ -78,9 +78,7 @@ def structures(rng):
 
 
 def detrend(raw, calibs, exposure_time, settings):
-    """Detrend a CCD without a look for cosmic rays."""
-    off = {"cosmics": {"enabled": False}, "interpolation": {"planes": []}}
-    return detrend_ccd(raw, calibs, exposure_time, Settings(detrend=settings, **off))
+    return detrend_ccd(raw, calibs, exposure_time, Settings(detrend=settings))
 
 
 def frame(pixels, variance=0.0):

@@ -1,10 +1,10 @@
 """One CCD from raw counts to calibrated image: all its steps, in their order.
 
-The job of a CCD makes them in one go: `detrend_ccd`, `measure_ccd`, `calibrate_ccd`. The job of an
-exposure, which holds all CCDs, interrupts twice: between `begin_detrending` and `finish_detrending`
-the CCDs exchange the signals of their amplifiers, for crosstalk, and instead of `calibrate_ccd` it
-applies the solution of the whole exposure (`exposure.solution`) with `apply_calibration`. Nothing
-here reads or writes files.
+The job of a CCD makes them in one go: `detrend_ccd`, `remove_cosmic_rays`, `measure_ccd`,
+`calibrate_ccd`. The job of an exposure, which holds all CCDs, interrupts twice: between
+`begin_detrending` and `finish_detrending` the CCDs exchange the signals of their amplifiers, for
+crosstalk, and instead of `calibrate_ccd` it applies the solution of the whole exposure
+(`exposure.solution`) with `apply_calibration`. Nothing here reads or writes files.
 """
 
 import logging
@@ -64,7 +64,7 @@ _MAGNITUDE = 2.5 / np.log(10.0)
 def detrend_ccd(
     raw: RawCcd, calibs: CcdCalibs, exposure_time: float, settings: Settings
 ) -> DetrendedCcd:
-    """Turn raw counts into electrons, with cosmic rays and defects masked and filled.
+    """Turn raw counts into electrons, with defects masked.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def detrend_ccd(
     exposure_time : float
         Exposure time, s; for the dark.
     settings : Settings
-        Sections detrend, cosmics and interpolation.
+        Section detrend.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def detrend_ccd(
         If a calibration frame has another shape than the CCD, or the overscan does not suit
         the chosen method.
     CcdFailure
-        ``bad_overscan``, ``too_many_cosmic_rays`` or ``detection_failed``.
+        ``bad_overscan``.
     """
     ccd = begin_detrending(raw, settings)
     return finish_detrending(ccd, calibs, exposure_time, settings)
@@ -119,12 +119,29 @@ def finish_detrending(
     mask_defects(ccd, calibs.defects)
     mask_edge(ccd)
     note_amplifiers(ccd)
-    image, fill = ccd.masked_image, settings.interpolation
+    return DetrendedCcd(ccd.masked_image, ccd.header)
+
+
+def remove_cosmic_rays(image: MaskedImage, settings: Settings) -> None:
+    """Mask cosmic rays, and fill what is masked; by then the calibration frames are released.
+
+    Parameters
+    ----------
+    image : MaskedImage
+        Detrended, electrons. It is changed.
+    settings : Settings
+        Sections cosmics and interpolation.
+
+    Raises
+    ------
+    CcdFailure
+        ``too_many_cosmic_rays`` or ``detection_failed``.
+    """
+    fill = settings.interpolation
     cosmic_rays = find_cosmic_rays(image, settings.cosmics)
     image.mask[cosmic_rays] |= np.int32(MaskPlane.CR)
     n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
     _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic_rays.sum(), n_filled)
-    return DetrendedCcd(image, ccd.header)
 
 
 def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
@@ -133,7 +150,7 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     Parameters
     ----------
     masked_image : MaskedImage
-        Detrended, electrons. It is not changed.
+        Detrended and without cosmic rays, electrons. It is not changed.
     settings : Settings
         Sections background, detection, psf, photometry and interpolation.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
-from coaddflow.calexp.ccd import calibrate_ccd, detrend_ccd, measure_ccd
+from coaddflow.calexp.ccd import calibrate_ccd, detrend_ccd, measure_ccd, remove_cosmic_rays
 from coaddflow.calexp.imported import import_image
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import done_row, failed_row, write_calexp
@@ -168,6 +168,7 @@ def calexp_row(
         row.exposure_time,
         settings,
     )
+    remove_cosmic_rays(detrended.masked_image, settings)
     refcat = reference_stars(row, camera, detector, settings)
     initial_wcs = predicted_wcs(camera, detector, row.ra, row.dec, row.rotation)
     measured = measure_ccd(detrended.masked_image, settings)

@@ -33,7 +33,7 @@ class CcdId(NamedTuple):
 
 
 class DetrendedCcd(NamedTuple):
-    """A CCD in electrons, with its sky, and with cosmic rays and defects masked and filled.
+    """A CCD in electrons, with its sky, and with defects masked.
 
     The header says what was done: one card for each step, and gain, read noise and overscan of the
     amplifiers.

@@ -22,7 +22,12 @@ import numpy as np
 
 from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs, reference_stars
-from coaddflow.calexp.ccd import begin_detrending, finish_detrending, measure_ccd
+from coaddflow.calexp.ccd import (
+    begin_detrending,
+    finish_detrending,
+    measure_ccd,
+    remove_cosmic_rays,
+)
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
@@ -293,6 +298,7 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
             task.settings,
             _aggressors(ccd, task, worker) if task.corrects_crosstalk else (),
         )
+        remove_cosmic_rays(detrended.masked_image, task.settings)
         measured = measure_ccd(detrended.masked_image, task.settings)
         worker.state.update(measured=measured, cards=detrended.header)
         astrometry = None
