@@ -3,6 +3,7 @@
 The whole job of a CCD runs on a good frame of which one thing is spoilt.
 """
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ from coaddflow.astrometry import ccd as astrometry_ccd
 from coaddflow.astrometry.ccd import CcdStars, solve_ccd
 from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp import ccd as calexp_ccd
+from coaddflow.calexp import job as calexp_job
 from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.calib.frames import defects_frame, write_master
 from coaddflow.calib.masters import make_master
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import wcs_to_header
+from coaddflow.image.masked_image import MaskedImage
 from coaddflow.instrument.camera import camera_file, load_camera
+from coaddflow.isr.detrend import CcdCalibs
 from coaddflow.measure import stars as measure_stars
 from coaddflow.measure.detection import detect_sources
 from coaddflow.measure.psf_fit import fit_psf
@@ -479,6 +483,26 @@ def test_sizes_of_stars_that_cannot_be_fitted_fail_the_ccd(frame, monkeypatch):
     assert row.message.startswith(
         "7.fits: the size of stars cannot be fitted over the CCD (LinAlgError: "
     )
+
+
+def test_calibration_frames_are_released_before_the_search_for_cosmic_rays(frame, monkeypatch):
+    """No other step takes as much memory: with the frames held, a job would be killed."""
+    frames, search = [], calexp_ccd.find_cosmic_rays
+
+    def read(_paths):
+        bias = MaskedImage.empty(SHAPE)
+        bias.image[:] = bias.variance[:] = 0.0
+        bias.mask[:] = 0
+        frames.append(weakref.ref(bias))
+        return CcdCalibs(bias=bias)
+
+    def search_without_frames(*arguments):
+        assert [one() for one in frames] == [None]
+        return search(*arguments)
+
+    monkeypatch.setattr(calexp_job, "read_calibs", read)
+    monkeypatch.setattr(calexp_ccd, "find_cosmic_rays", search_without_frames)
+    assert frame.run().state == "done"
 
 
 def test_only_what_a_library_raises_on_odd_data_fails_the_ccd():
