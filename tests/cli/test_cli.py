@@ -161,7 +161,7 @@ def test_settings_that_cannot_work_are_refused_with_file_and_key(folder, capsys,
     assert all(line.startswith("coaddflow: error: ") for line in err.splitlines())
 
 
-def test_all_problems_of_a_run_are_told_together(folder, capsys):
+def test_all_problems_of_a_run_are_reported_together(folder, capsys):
     call(capsys, "ingest", "raw")
     write_config(folder, refcat={"path": "nosuch.csv"}, coadd={"bad_planes": ["SATUR"]})
     code, _, err = call(capsys, "check-config")
@@ -313,7 +313,7 @@ def database(folder):
     build_survey_database("results/corners.sqlite", ["results/summary/e1.ecsv"], skymap)
 
 
-def test_the_ccds_on_a_position_are_told(database, capsys):
+def test_the_ccds_on_a_position_are_reported(database, capsys):
     code, out, _ = call(capsys, "corners", "query", "10:00:00", "-2:15:00")
     assert code == 0 and out.splitlines()[1].split()[:3] == ["e1", "3", "r"]
     code, out, _ = call(capsys, "corners", "query", "150", "-2.25", "--band", "r", "--json")
@@ -323,13 +323,13 @@ def test_the_ccds_on_a_position_are_told(database, capsys):
     assert code == 1 and out.startswith("no CCD covers")
 
 
-def test_the_ccds_on_a_patch_are_told(database, capsys):
+def test_the_ccds_on_a_patch_are_reported(database, capsys):
     code, out, _ = call(capsys, "corners", "patch", "0", "0_0")
     assert code == 0 and "patch_fraction" in out.splitlines()[0]
     assert "has no tract 7" in error_of(capsys, "corners", "patch", "7", "0_0")
 
 
-def test_without_a_database_the_remedy_is_told(folder, capsys):
+def test_without_a_database_the_remedy_is_reported(folder, capsys):
     said = error_of(capsys, "corners", "query", "150", "2")
     assert "results/corners.sqlite" in said and "run the workflow" in said.lower()
 

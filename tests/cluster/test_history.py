@@ -138,7 +138,7 @@ def test_the_last_job_of_an_exposure_counts(survey):
         ("survey_corners", "survey_corners"),
     ],
 )
-def test_what_to_do_is_told_with_the_rule_that_needs_it(survey, name, rule):
+def test_what_to_do_is_reported_with_the_rule_that_needs_it(survey, name, rule):
     survey(5, f"group_{name}")
     survey.sacct("5|OUT_OF_MEMORY\n")
     told = latest_jobs(survey.folder, NAMES)[NAMES.unit(name)].explanation
@@ -195,7 +195,7 @@ def test_the_records_of_pbs_say_how_a_job_ended(tmp_path, reason, outcome, monke
         ("Priority", "live"),
     ],
 )
-def test_a_job_that_waits_for_what_never_comes_is_told(survey, tmp_path, reason, outcome):
+def test_a_job_that_waits_for_what_never_comes_is_reported(survey, tmp_path, reason, outcome):
     survey(5, "group_tract_0_coadd_warp")
     survey.sacct("5|PENDING\n")
     (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\necho '5|PENDING|{reason}'\n")

@@ -92,7 +92,7 @@ def test_pixels_of_one_ccd_come_back_as_unsigned_integers(tmp_path, pixels, suff
     assert raw.exposure_header["EXPID"] == "e1"
 
 
-def test_what_stands_behind_the_ccd_is_never_looked_at(tmp_path, pixels):
+def test_what_follows_the_ccd_is_never_looked_at(tmp_path, pixels):
     path = write_mef(tmp_path / "a.fits", pixels)
     content = bytearray(path.read_bytes())
     behind = 4 * 4 * 2880  # four HDUs of a block of header and three of data

@@ -106,7 +106,7 @@ def test_out_of_memory_is_retried_with_more(one, undisturbed):
     check(one, undisturbed)
 
 
-def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
+def test_time_limit_is_reported_and_retried(one, undisturbed, cluster):
     run = start(one, "--retries", "1")
     job_id, node = one.wait_for_job()
     one.wait_for_step()

@@ -181,7 +181,7 @@ def test_cancelled_before_it_began(one, cluster):
         cluster.slurm("scontrol", "update", "partition=main", "state=up")
 
 
-def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
+def test_out_of_memory_is_reported_and_retried_with_more(one, undisturbed, cluster):
     memory = ("--set-resources", "calexp:mem_mb=60*attempt**4")
     run = one.run_exposures("--retries", "0", *memory)
     one.check_failed(run, "probably ran out of memory", "calexp:mem_mb=")
@@ -192,7 +192,7 @@ def test_out_of_memory_is_told_and_retried_with_more(one, undisturbed, cluster):
     check_as_undisturbed(one, undisturbed)
 
 
-def test_time_limit_is_told_and_retried(one, undisturbed, cluster):
+def test_time_limit_is_reported_and_retried(one, undisturbed, cluster):
     run = one.run_exposures("--retries", "0")
     job_id, node = one.wait_for_job()
     one.wait_for_step()

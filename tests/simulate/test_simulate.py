@@ -158,7 +158,7 @@ def centroid(image, x, y):
 @pytest.mark.parametrize("profile", ["moffat", "kolmogorov"])
 @pytest.mark.parametrize("magnitude", [16.0, 22.0])
 @pytest.mark.parametrize(("ccd", "x", "y"), [(0, 150.0, 160.5), (3, 163.37, 141.81)])
-def test_star_stands_at_its_pixel_with_its_flux(profile, magnitude, ccd, x, y):
+def test_star_is_at_its_pixel_with_its_flux(profile, magnitude, ccd, x, y):
     settings = quiet(psf={"profile": profile, "ellipticity": 0.05, "field_ellipticity": 0.05})
     settings = star_on(settings, ccd, x, y, magnitude)
     exposing = first(settings)

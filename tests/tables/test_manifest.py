@@ -66,7 +66,7 @@ def test_damaged_files_are_named(tmp_path):
         read_manifest(tmp_path / "1.ecsv")
 
 
-def test_a_ccd_stands_once_in_a_manifest(tmp_path, rows):
+def test_a_ccd_is_once_in_a_manifest(tmp_path, rows):
     with pytest.raises(ValueError, match="once"):
         write_manifest(tmp_path / "m.ecsv", [rows[0], rows[0]])
     assert not list(tmp_path.iterdir())

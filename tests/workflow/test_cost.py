@@ -82,7 +82,7 @@ def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
     assert whole_tracts.disk < tracts.disk, "no warps on disk"
 
 
-def test_what_was_asked_for_stands_beside_what_was_measured(plan, tmp_path):
+def test_what_was_asked_for_is_beside_what_was_measured(plan, tmp_path):
     asked = asked_memory(plan, cores=8)
     assert asked["calexp"] == resources.ccd_memory(MPIX)
     assert asked["coadd"] == resources.coadd_memory(MPIX, 2, 100)

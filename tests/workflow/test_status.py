@@ -139,7 +139,7 @@ def test_a_tract_in_one_job_counts_by_its_list(plan_of, tmp_path):
     assert survey_status(plan).exit_code == 0
 
 
-def test_a_failed_ccd_is_told_with_its_reason_and_its_log(plan_of, tmp_path):
+def test_a_failed_ccd_is_reported_with_its_reason_and_its_log(plan_of, tmp_path):
     plan = plan_of("a")
     finish(tmp_path, "a", {4: ("no_stars", 'only 1 source, in "a b.fits"')})
     with job_log(tmp_path / "logs/calexp/a/4.log"):
@@ -165,7 +165,7 @@ def test_a_crashed_job_is_missing_with_the_last_word_of_its_log(plan_of, tmp_pat
     assert status.exit_code == 3
 
 
-def test_an_exposure_that_was_refused_is_told_with_the_reason(plan_of, tmp_path):
+def test_an_exposure_that_was_refused_is_reported_with_the_reason(plan_of, tmp_path):
     plan = plan_of("a")
     finish(tmp_path, "a", {ccd: ("no_stars", "clouds") for ccd in range(4)}, manifest=False)
     with pytest.raises(SystemExit), job_log(tmp_path / "logs/manifest/a.log"):
@@ -238,7 +238,7 @@ def test_json_has_the_same_numbers(plan_of, tmp_path):
     assert first["not_done"][0]["reason"] == "no_stars" and not second["manifest"]
 
 
-def test_a_large_survey_is_told_in_few_lines_and_seconds(plan_of, tmp_path):
+def test_a_large_survey_is_reported_in_few_lines_and_seconds(plan_of, tmp_path):
     names = [f"e{number:03d}" for number in range(200)]
     plan = plan_of(*names)
     finish(tmp_path, "e000", {1: ("no_stars", "clouds")})

@@ -177,9 +177,7 @@ def test_files_touched_without_other_content_redo_nothing(survey, plan):
 
 
 @pytest.mark.parametrize("choose", [in_two_tracts, in_one_tract])
-def test_an_exposure_dropped_and_added_redoes_what_hangs_on_it(
-    survey, plan, finished_survey, choose
-):
+def test_an_exposure_dropped_and_added_redoes_its_dependents(survey, plan, finished_survey, choose):
     exposure = choose(plan)
     tracts, bands = list(plan.overlaps[exposure]), [plan.band_of(exposure)]
     survey.write_settings(exclude=[exposure])
@@ -207,7 +205,7 @@ def test_an_exposure_dropped_and_added_redoes_what_hangs_on_it(
     )
 
 
-def test_an_exposure_with_other_pixels_redoes_what_hangs_on_it(survey, plan, finished_survey):
+def test_an_exposure_with_other_pixels_redoes_its_dependents(survey, plan, finished_survey):
     exposure = in_two_tracts(plan)
     raw = survey / f"data/raw/{exposure}.fits"
     with fits.open(raw, mode="update") as hdus:
@@ -258,7 +256,7 @@ def test_a_changed_setting_redoes_what_uses_it(survey, plan):
 # Failures
 
 
-def test_failures_cost_only_what_hangs_on_them_and_are_not_forgotten(survey, plan):
+def test_failures_cost_only_their_dependents_and_are_not_forgotten(survey, plan):
     """A broken CCD, a missing raw file and a broken exposure at once; then all are mended."""
     one, two, three = plan.exposures[:3]
     raw = {name: survey / f"data/raw/{name}.fits" for name in (one, two, three)}
