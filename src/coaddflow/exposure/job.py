@@ -57,6 +57,7 @@ from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
 from coaddflow.tables.manifest import CcdRow
+from coaddflow.tables.paths import ROW
 
 _LOG = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
         item["ccd"]: CcdFiles(
             raw=item["raw"],
             calibs=item.get("calibs", {}),
-            row=f"results/calexp/{name}/{item['ccd']}.json",
+            row=ROW.format(exposure=name, ccd=item["ccd"]),
             manifest=spec["manifest"],
         )
         for item in spec["ccds"]
