@@ -15,7 +15,8 @@ from astropy.time import Time
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.angles import parse_declination, parse_right_ascension
-from coaddflow.ingest.raw_exposures import PROGRESS, find_raw_files, ingest, repoint
+from coaddflow.ingest import raw_exposures
+from coaddflow.ingest.raw_exposures import find_raw_files, ingest, repoint
 from coaddflow.instrument.camera import load_camera
 from coaddflow.instrument.file_layout import FileLayout, HeaderKey
 from coaddflow.instrument.header_values import (
@@ -474,7 +475,7 @@ def test_progress_is_shown_on_a_terminal_and_on_long_work_only(tmp_path, camera,
     for number in range(5):
         raw_file(tmp_path / "raw", f"e{number}")
     assert said(Terminal()) == ""
-    monkeypatch.setitem(PROGRESS, "delay", 0)
+    monkeypatch.setattr(raw_exposures, "PROGRESS_DELAY", 0)
     assert "reading headers" in said(Terminal())
     assert said(io.StringIO()) == ""
 

@@ -43,6 +43,9 @@ _CAMERA_KEY = "camera key header."
 
 Item = TypeVar("Item")
 
+PROGRESS_DELAY = 0.5
+"""Seconds before a progress bar is shown."""
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -177,7 +180,7 @@ def with_progress(items: Collection[Item], what: str) -> Iterable[Item]:
     """Return the items; a bar shows how far they are, on a terminal and only if it takes time."""
     from tqdm import tqdm  # jobs that import this module have no use for it
 
-    return tqdm(items, what, delay=0.5, leave=False, disable=None)
+    return tqdm(items, what, delay=PROGRESS_DELAY, leave=False, disable=None)
 
 
 def repoint(
