@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "cluster"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "on_cluster"))
 
 from slurm_cluster import SlurmCluster, missing_programs, which
 from survey import SIMULATION, Survey, coarse_granularity, make_survey
