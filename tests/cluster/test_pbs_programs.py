@@ -331,7 +331,7 @@ def test_live_job_of_the_group_is_taken_up(server, state):
     # the second run has other numbers, and fewer jobs left; the last of them may be another one
     again = submit(threads=1, resources={"mem_mb": 450, "runtime": 5}, targets=TARGETS[:1])
     assert again.stdout.strip() == job_id
-    assert "taken up" in again.stderr
+    assert "still exists: it is used" in again.stderr
     assert len(server.calls("qsub")) == 1
 
 
@@ -451,7 +451,7 @@ def test_kill_between_submission_and_note(server):
     assert submit().returncode == -signal.SIGKILL
     again = submit(run="second")
     assert again.stdout.strip() == "999.node1"
-    assert "taken up" in again.stderr
+    assert "still exists: it is used" in again.stderr
     assert len(server.calls("qsub")) == 1
 
 
