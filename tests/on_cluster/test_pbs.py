@@ -145,7 +145,7 @@ def test_master_killed_and_resumed_while_its_jobs_run(survey, undisturbed, clust
     assert "is still in the queue" in survey.status()[1]
     survey.run("--unlock").check()
     again = start(survey)
-    again.wait_for_text("taken up", times=2)
+    again.wait_for_text("still exists: it is used", times=2)
     cluster.go_on(paused)
     again.check()
     assert names_of(cluster, run) == {"exposure_1001": 1, "exposure_1002": 1}
