@@ -126,7 +126,7 @@ def test_node_dies_in_the_middle_of_an_exposure(one, undisturbed, cluster):
     one.wait_for_step()
     cluster.kill_node(node)
     try:
-        one.check_failed(run, "its node was lost")
+        one.check_failed(run, "it was killed, or its node failed")
         start(one).check()
     finally:
         cluster.start_node(node)
