@@ -115,6 +115,8 @@ def test_maps_and_table_of_a_tract(tmp_path, tract):
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "DEPTH"]
         depth, header = hdus["DEPTH"].data, hdus["DEPTH"].header
         assert header["BUNIT"] == "mag"
+        place = [header[key] for key in ("FILTER", "TRACT", "PATCH")]
+        assert place == ["r", tract.id, patches[0]]
         assert header["SEEING"] == 0.8
         assert np.isnan(depth).sum() == depth.shape[0] * (depth.shape[1] // 2)
         assert np.nanmedian(depth) == pytest.approx(rows[0].depth, abs=1e-3)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from coaddflow.coadd.product import read_coadd
 from coaddflow.corners.database import CornerDatabase
+from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import AB_ZERO_POINT, image_hdu, write_fits
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
@@ -130,7 +131,10 @@ def _band_depth(
         coadd, _ = read_coadd(path)
         seeing = coadd_seeing(coadd.inputs)
         depth = depth_map(coadd.masked_image.variance, seeing, tract.pixel_scale, factor)
-        _write_map(folder / path.name, depth, seeing, coadd.box, tract, path, settings)
+        header = _header(tract, coadd.box, band, path.stem, seeing)
+        primary = fits.PrimaryHDU(header=provenance_header(settings.provenance(), [path]))
+        compression = settings.products.compression
+        write_fits(folder / path.name, [primary, image_hdu("DEPTH", depth, header, compression)])
         values = depth[np.isfinite(depth)]
         median = float(np.median(values)) if values.size else float("nan")
         rows.append(DepthRow(band, path.stem, round(median, 4), round(seeing, 4), values.size))
@@ -181,23 +185,15 @@ def depth_map(
     return (AB_ZERO_POINT - 2.5 * np.log10(5.0 * noise)).astype(np.float32)
 
 
-def _write_map(
-    path: Path,
-    depth: NDArray[np.float32],
-    seeing: float,
-    box: tuple[int, int, int, int],
-    tract: Tract,
-    coadd: Path,
-    settings: Settings,
-) -> None:
-    """Write a depth map: PRIMARY, DEPTH."""
+def _header(tract: Tract, box: Box, band: str, patch: str, seeing: float) -> fits.Header:
+    """Return the header of a depth map."""
     header = part_header(tract, box)
     del header["PHOTZP"]
     header["BUNIT"] = ("mag", "AB, point source at 5 sigma")
+    header["FILTER"], header["TRACT"], header["PATCH"] = band, tract.id, patch
     if np.isfinite(seeing):
         header["SEEING"] = (seeing, "[arcsec] FWHM of the PSF that is assumed")
-    primary = fits.PrimaryHDU(header=provenance_header(settings.provenance(), [coadd]))
-    write_fits(path, [primary, image_hdu("DEPTH", depth, header, settings.products.compression)])
+    return header
 
 
 def _median(counts: NDArray[np.int64]) -> float:
