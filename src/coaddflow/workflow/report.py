@@ -26,9 +26,9 @@ def start_text(plan: Plan) -> str:
     n_patches = sum(len(plan.patches_of(band, t)) for band in plan.bands for t in plan.tracts)
     n_ccds = sum(len(plan.ccds_of(exposure)) for exposure in plan.exposures)
     lines = [
-        f"coaddflow: {len(plan.exposures)} exposures with {n_ccds} CCDs in "
-        f"{len(plan.bands)} bands ({', '.join(plan.bands)}), {len(plan.tracts)} tracts, "
-        f"{n_patches} coadds"
+        f"coaddflow: {_count(len(plan.exposures), 'exposure')} with {_count(n_ccds, 'CCD')} in "
+        f"{_count(len(plan.bands), 'band')} ({', '.join(plan.bands)}), "
+        f"{_count(len(plan.tracts), 'tract')}, {_count(n_patches, 'coadd')}"
     ]
     lines += [f"coaddflow: note: {note}" for note in notes(plan)]
     return "\n".join(lines)
