@@ -20,10 +20,7 @@ _NO_MAGNITUDE = (
 
 
 def measure_zero_point(
-    measured: MeasuredCcd,
-    solution: AstrometrySolution,
-    refcat: Table,
-    settings: PhotometrySettings,
+    measured: MeasuredCcd, solution: AstrometrySolution, refcat: Table, settings: PhotometrySettings
 ) -> tuple[np.ndarray, ZeroPoint]:
     """Compare the total fluxes of the stars of an astrometric match with the catalogue.
 
@@ -43,10 +40,7 @@ def measure_zero_point(
 
 
 def matched_stars(
-    measured: MeasuredCcd,
-    solution: AstrometrySolution,
-    refcat: Table,
-    settings: PhotometrySettings,
+    measured: MeasuredCcd, solution: AstrometrySolution, refcat: Table, settings: PhotometrySettings
 ) -> MatchedStars:
     """Return the stars of an astrometric match, with fluxes and catalogue magnitudes.
 

@@ -183,11 +183,7 @@ class _Frames:
 
 
 def detrend_frame(
-    raw: RawCcd,
-    calibs: CcdCalibs,
-    exposure_time: float,
-    settings: DetrendSettings,
-    kind: CalibKind,
+    raw: RawCcd, calibs: CcdCalibs, exposure_time: float, settings: DetrendSettings, kind: CalibKind
 ) -> MaskedImage:
     """Detrend a frame as far as a calibration frame of this kind needs it.
 

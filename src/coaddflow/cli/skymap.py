@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_position(find)
     add_json(find)
     fit = commands.add_parser(
-        "fit",
-        help="the tract that holds all exposures, as YAML for the settings",
-        epilog=EXAMPLE,
+        "fit", help="the tract that holds all exposures, as YAML for the settings", epilog=EXAMPLE
     )
     for command, run in ((find, run_find), (fit, run_fit)):
         command.formatter_class = argparse.RawDescriptionHelpFormatter

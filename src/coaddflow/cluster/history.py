@@ -162,10 +162,7 @@ class ClusterJob(NamedTuple):
 
 
 def latest_jobs(
-    folder: str | Path,
-    names: JobNames,
-    since: float = 0.0,
-    wanted: Callable[[str], bool] = bool,
+    folder: str | Path, names: JobNames, since: float = 0.0, wanted: Callable[[str], bool] = bool
 ) -> dict[str, ClusterJob]:
     """Return the last job of every exposure, tract and CCD that was submitted from a folder.
 

@@ -47,9 +47,7 @@ class ExposureNotSolved(Exception):  # noqa: N818 - a result that travels as an 
     """The CCDs of an exposure have no common solution; the text says why."""
 
 
-def locate_exposure(
-    field: ExposureField,
-) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs]]:
+def locate_exposure(field: ExposureField) -> tuple[ExposureField, FieldModel, dict[int, CcdPairs]]:
     """Find where an exposure points; raise ExposureNotSolved.
 
     Returns the field with the reference stars near each CCD; a model of pointing, rotation and

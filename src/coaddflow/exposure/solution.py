@@ -113,10 +113,7 @@ class ExposureSolution:
 
 
 def solve_ccds(
-    exposure: ExposureRow,
-    camera: Camera,
-    summaries: Mapping[int, CcdSummary],
-    settings: Settings,
+    exposure: ExposureRow, camera: Camera, summaries: Mapping[int, CcdSummary], settings: Settings
 ) -> ExposureSolution:
     """Solve an exposure.
 
@@ -152,10 +149,7 @@ def solve_ccds(
 
 
 def _solve_astrometry(
-    exposure: ExposureRow,
-    camera: Camera,
-    summaries: Mapping[int, CcdSummary],
-    settings: Settings,
+    exposure: ExposureRow, camera: Camera, summaries: Mapping[int, CcdSummary], settings: Settings
 ) -> tuple[dict[int, CcdAstrometry], dict[int, CcdFailure]]:
     """Return solution and catalogue of each CCD, and the failures."""
     if not settings.exposure.astrometry.enabled:

@@ -118,10 +118,7 @@ def planes_from_names(names: list[str] | tuple[str, ...]) -> MaskPlane:
 
 
 def image_hdu(
-    name: str,
-    pixels: NDArray,
-    header: fits.Header | None = None,
-    compression: Compression = "none",
+    name: str, pixels: NDArray, header: fits.Header | None = None, compression: Compression = "none"
 ) -> fits.ImageHDU | fits.CompImageHDU:
     """Return an image extension, compressed as the settings say.
 

@@ -24,13 +24,7 @@ from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs
-from coaddflow.ingest.raw_exposures import (
-    IngestReport,
-    Skip,
-    files_in,
-    merge_rows,
-    with_progress,
-)
+from coaddflow.ingest.raw_exposures import IngestReport, Skip, files_in, merge_rows, with_progress
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (
     FileHeaders,
@@ -253,11 +247,7 @@ def _companion_hdu(hdus: Sequence[_Hdu], companion: CompanionSettings, number: i
 
 
 def _companion(
-    file: Path,
-    hdus: Sequence[_Hdu],
-    number: int,
-    companion: CompanionSettings,
-    what: str,
+    file: Path, hdus: Sequence[_Hdu], number: int, companion: CompanionSettings, what: str
 ) -> tuple[Path, int] | None:
     """Return file and HDU of the weight or mask of an image; None if the settings say none."""
     if companion.kind == "none":

@@ -73,10 +73,7 @@ class Channel:
             If there are too many open files.
         """
         head, descriptors, flags, _ = socket.recv_fds(
-            self._socket,
-            _COUNT.size,
-            _MOST_DESCRIPTORS,
-            getattr(socket, "MSG_CMSG_CLOEXEC", 0),
+            self._socket, _COUNT.size, _MOST_DESCRIPTORS, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         )
         try:
             if flags & socket.MSG_CTRUNC:

@@ -34,11 +34,7 @@ async def _work(scheduler: str, folder: str, lifeline: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     end_when(pipe_has_ended(lifeline))
     worker = distributed.Worker(
-        scheduler,
-        nthreads=1,
-        memory_limit=None,
-        local_directory=folder,
-        dashboard=False,
+        scheduler, nthreads=1, memory_limit=None, local_directory=folder, dashboard=False
     )
     await worker
     ends = [asyncio.ensure_future(one) for one in (stop.wait(), worker.finished())]

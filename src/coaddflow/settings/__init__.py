@@ -20,11 +20,7 @@ from coaddflow.settings.calibrated import CalibratedSettings
 from coaddflow.settings.calibs import CalibsSettings
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.detection import DetectionSettings
-from coaddflow.settings.detrend import (
-    CosmicsSettings,
-    DetrendSettings,
-    InterpolationSettings,
-)
+from coaddflow.settings.detrend import CosmicsSettings, DetrendSettings, InterpolationSettings
 from coaddflow.settings.exposure import ExposureSettings
 from coaddflow.settings.parallel import ParallelSettings
 from coaddflow.settings.photometry import PhotometrySettings

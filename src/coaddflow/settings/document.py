@@ -27,13 +27,7 @@ This page is generated from `src/coaddflow/settings/` (`coaddflow settings`). Me
 in [stages.md](stages.md), mask planes in [products.md](products.md#mask-planes).
 """
 
-_PLAIN = {
-    str: "text",
-    int: "integer",
-    float: "number",
-    bool: "true/false",
-    type(None): "null",
-}
+_PLAIN = {str: "text", int: "integer", float: "number", bool: "true/false", type(None): "null"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 

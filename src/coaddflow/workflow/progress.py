@@ -38,9 +38,7 @@ class Progress(logging.Handler):
     """
 
     def __init__(
-        self,
-        say: Callable[[str], None] | None,
-        clock: Callable[[], float] = time.monotonic,
+        self, say: Callable[[str], None] | None, clock: Callable[[], float] = time.monotonic
     ):
         super().__init__(logging.INFO)
         self._cost: Mapping[str, float] = {}

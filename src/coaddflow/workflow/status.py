@@ -18,12 +18,7 @@ from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, 
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import (
-    files_by_job,
-    files_by_label,
-    job_names,
-    promises_by_label,
-)
+from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, promises_by_label
 
 State = Literal["done", "failed", "missing"]
 _STATES: tuple[State, ...] = get_args(State)
@@ -117,10 +112,7 @@ class SurveyStatus:
 
 
 def survey_status(
-    plan: Plan,
-    results: str | Path = "results",
-    logs: str | Path = "logs",
-    folder: str | Path = ".",
+    plan: Plan, results: str | Path = "results", logs: str | Path = "logs", folder: str | Path = "."
 ) -> SurveyStatus:
     """Find out what became of every CCD of a run.
 
