@@ -5,7 +5,9 @@ Snakemake's is replaced.
 """
 
 import logging
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -57,14 +59,19 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a message of Snakemake."""
-        event, text = getattr(record, "event", None), record.getMessage()
-        if event == LogEvent.JOB_FINISHED:
-            self._finish(text.partition("(Rule: ")[2].rstrip(")"))
-        elif event is None and text.startswith(_INTERRUPTED):
-            self.interrupted = True
+        if getattr(record, "event", None) == LogEvent.JOB_FINISHED:
+            self._finish(record.getMessage().partition("(Rule: ")[2].rstrip(")"))
 
     def passes(self, record: logging.LogRecord) -> bool:
-        """Return whether a message is worth showing: not what Ctrl-C does to running jobs."""
+        """Return whether a message is worth showing: not what Ctrl-C does to running jobs.
+
+        Called before the message is printed.
+        """
+        if record.getMessage().startswith(_INTERRUPTED):
+            self.interrupted = True
+            # a second Ctrl-C would break off the ending of jobs and the removal of locks
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not self.interrupted or record.levelno < logging.ERROR:
             return True
         of_a_job = getattr(record, "exception", "") in _ERRORS_OF_JOBS
