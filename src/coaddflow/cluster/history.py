@@ -90,7 +90,7 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
     # the kernel, or Slurm without confinement, says only this
     ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
-    ("unknown", r"no longer knows the job|ended without an exit code"),
+    ("unknown", f"{pbs_outcome.GONE}|{pbs_outcome.NO_CODE}"),
 )
 
 
