@@ -91,6 +91,38 @@ def test_folders_of_dead_jobs_of_this_machine_are_removed_and_no_others(tmp_path
     os.close(lock)
 
 
+def test_links_and_folders_of_others_in_a_shared_scratch_folder_are_left_alone(tmp_path):
+    """Anybody may write there: a name that looks like a spool may lead anywhere."""
+    prefix = f"coaddflow-{platform.node()}-"
+    scratch, precious = tmp_path / "scratch", tmp_path / "precious"
+    for folder in (scratch, precious, scratch / f"{prefix}writable"):
+        folder.mkdir()
+    for folder in (precious, scratch / f"{prefix}writable"):
+        (folder / "lock").touch()
+        (folder / "thesis.tex").touch()
+    (scratch / f"{prefix}writable").chmod(0o777)  # anybody may have put the files there
+    (scratch / f"{prefix}link").symlink_to(precious)
+    (scratch / f"{prefix}own").mkdir()
+    (scratch / f"{prefix}own" / "lock").symlink_to(precious / "lock")
+    (scratch / f"{prefix}file").touch()
+    before = sorted(path.name for path in scratch.rglob("*"))
+    with Spool(0, scratch, one_machine=False) as spool:
+        write_warp(spool.reserve(1200, "a"), (0, 0, 40, 30), pixels(np.random.default_rng(2)))
+    assert sorted(path.name for path in scratch.rglob("*")) == before
+    assert sorted(path.name for path in precious.iterdir()) == ["lock", "thesis.tex"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
+def test_folders_of_other_users_are_left_alone(tmp_path):
+    other = tmp_path / f"coaddflow-{platform.node()}-other"
+    other.mkdir()
+    (other / "lock").touch()
+    os.chown(other, 12345, 12345)
+    with Spool(0, tmp_path, one_machine=False):
+        pass
+    assert (other / "lock").exists()
+
+
 def test_without_locks_the_spool_works_and_no_other_folder_is_removed(tmp_path, monkeypatch):
     def no_locks(_descriptor, _operation):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -1,14 +1,18 @@
 """The pool keeps its promises, and the same ones whatever does the work."""
 
+import contextlib
 import copyreg
 import functools
 import gc
+import json
 import logging
 import math
 import operator
 import os
 import resource
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -579,11 +583,65 @@ def test_dask_workers_of_a_scheduler_elsewhere():
     with Pool("dask", 1) as owner:
         assert owner.map(work.square, [3]) == [9]
         own = owner._backend._own
-        with Pool("dask", address=own.cluster.scheduler_address) as pool:
+        with _dask_certificate_of(own), Pool("dask", address=own.cluster.scheduler_address) as pool:
             first = pool.map(work.hold, range(3))
             assert pool.map_again(first, work.held) == [(0, 10 * i, None) for i in range(3)]
             assert owner.map(work.square, [4]) == [16]
         assert owner.map(work.square, [5]) == [25]
+
+
+def _dask_certificate_of(own):
+    """Set what a user of a scheduler with TLS has in the configuration of dask."""
+    import dask
+
+    certificate, key = json.loads(own._certificate)
+    tls = {"ca-file": certificate, "client.cert": certificate, "client.key": key}
+    return dask.config.set({f"distributed.comm.tls.{name}": value for name, value in tls.items()})
+
+
+@outside
+@linux
+def test_no_stranger_is_listened_to(backend, pool):
+    """Another user of the machine may reach all ports of 127.0.0.1."""
+    pool.map(work.square, range(4))
+    assert pool.processes
+    processes = (os.getpid(), *pool.processes.values())
+    ports = {port for process in processes for port in _listening(process)}
+    if backend != "dask":
+        assert not ports
+        return
+    assert len(ports) == 3  # the scheduler and two workers
+    for port in ports:
+        with socket.create_connection(("127.0.0.1", port), 5) as plain, plain.makefile("rb") as got:
+            plain.sendall(b"GET /info/main/workers.html HTTP/1.0\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert b"HTTP" not in got.read()
+        anonymous = ssl.create_default_context()
+        anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", port), 5) as connection,
+            pytest.raises((ssl.SSLError, ConnectionResetError)),
+            anonymous.wrap_socket(connection) as encrypted,
+        ):
+            encrypted.read()  # TLS 1.3 tells of a missing certificate after the handshake
+
+
+def _listening(process):
+    """Return the TCP ports on which a process listens."""
+    sockets = set()
+    for one in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sockets.add(str(one.readlink()))
+    lines = [
+        line.split()
+        for family in ("tcp", "tcp6")
+        for line in Path(f"/proc/{process}/net/{family}").read_text().splitlines()[1:]
+    ]
+    return {
+        int(fields[1].split(":")[1], 16)
+        for fields in lines
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets
+    }
 
 
 def _run_with_mpi(*arguments):

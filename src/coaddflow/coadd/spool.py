@@ -10,11 +10,14 @@ the next job on that machine, if the file system knows locks.
 """
 
 import contextlib
+import errno
 import fcntl
+import glob
 import os
 import platform
-import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -186,10 +189,10 @@ def _shared_folder(scratch: Path):
     """
     prefix = f"coaddflow-{platform.node()}-"
     with _making(scratch):
-        for folder in scratch.glob(f"{prefix}*"):
+        for folder in scratch.glob(f"{glob.escape(prefix)}*"):
             _remove_if_dead(folder)
         hidden = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=scratch))
-        lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         # without locks, as on some parallel file systems, no folder counts as dead
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -197,29 +200,50 @@ def _shared_folder(scratch: Path):
     try:
         yield folder
     finally:
-        _remove_locked(folder, lock)
+        with contextlib.suppress(OSError), _own_folder(folder) as inside:
+            _remove_locked(folder, inside, lock)
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """Remove the folder of a job that has ended."""
-    with contextlib.suppress(OSError):
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    """Remove the folder of a job of this user that has ended."""
+    with contextlib.suppress(OSError), _own_folder(folder) as inside:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.open("lock", flags, dir_fd=inside)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
             return
-        _remove_locked(folder, lock)
+        _remove_locked(folder, inside, lock)
 
 
-def _remove_locked(folder: Path, lock: int) -> None:
+@contextlib.contextmanager
+def _own_folder(path: Path) -> Iterator[int]:
+    """Open a folder; raise OSError if it is a link, or of somebody else.
+
+    Others may write in a scratch folder as well. What is opened here stays the same folder,
+    whatever they put in its place.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(errno.EPERM, "the folder is not one of this user alone", path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove_locked(folder: Path, inside: int, lock: int) -> None:
     """Remove a folder of which this process has the lock, and the lock last, when it is closed.
 
     NFS keeps a file that is open under another name, and with it the folder.
     """
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            if path.name != "lock":
-                path.unlink(missing_ok=True)
-    os.close(lock)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for name in os.listdir(inside):
+            if name != "lock":
+                os.unlink(name, dir_fd=inside)
+    finally:
+        os.close(lock)
+    os.unlink("lock", dir_fd=inside)
+    folder.rmdir()

@@ -6,10 +6,14 @@ disk; for others that is a setting of theirs (docs/pool.md).
 Messages are packed by the pool, not by dask, which does not align the arrays that it receives:
 their sums then have other bits. Workers that are started here are not those of
 `distributed.LocalCluster`, which runs the script of the master again in each worker.
+
+Who reaches a scheduler or worker of dask can run code as its owner. Those that are started here
+therefore speak TLS with a certificate of their own, which both ends must show, and serve no pages.
 """
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import platform
@@ -50,6 +54,13 @@ WORKER_SETTINGS = {
     "distributed.worker.memory.terminate": False,
 }
 """No pixels are written to disk when memory is short."""
+
+
+class WithoutPages:
+    """A scheduler or worker that does not serve HTTP, which dask lets anybody read."""
+
+    def start_http_server(self, *_: object, **__: object) -> None:
+        """Start none."""
 
 
 class Frames:
@@ -305,6 +316,10 @@ def _wait_for_file(path: Path) -> None:
         time.sleep(0.2)
 
 
+class _Scheduler(WithoutPages, distributed.Scheduler):
+    pass
+
+
 class _OwnWorkers:
     """A scheduler in this process, and worker processes that end with it."""
 
@@ -313,8 +328,13 @@ class _OwnWorkers:
         self._logger = logging.getLogger("distributed")
         self._log_level = self._logger.level
         self._logger.setLevel(logging.CRITICAL)  # the pool reports what matters
-        self.cluster = distributed.LocalCluster(
-            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=False
+        security = distributed.Security.temporary()
+        self._certificate = json.dumps([security.tls_worker_cert, security.tls_worker_key]).encode()
+        options = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
+        self.cluster = distributed.SpecCluster(
+            scheduler={"cls": _Scheduler, "options": options | {"dashboard": False}},
+            security=security,
+            silence_logs=False,
         )
         self._processes = [self._start() for _ in range(n_workers)]
 
@@ -335,8 +355,15 @@ class _OwnWorkers:
             self._logger.setLevel(self._log_level)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return start_python(
-            "coaddflow.pool.dask_child",
-            [self.cluster.scheduler_address, str(self._lifeline[0])],
-            descriptors=(self._lifeline[0],),
-        )
+        read, write = os.pipe()
+        try:
+            with os.fdopen(write, "wb") as stream:
+                stream.write(self._certificate)
+            descriptors = (self._lifeline[0], read)
+            return start_python(
+                "coaddflow.pool.dask_child",
+                [self.cluster.scheduler_address, *map(str, descriptors)],
+                descriptors,
+            )
+        finally:
+            os.close(read)

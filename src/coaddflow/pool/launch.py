@@ -11,9 +11,7 @@ import importlib
 import json
 import logging
 import os
-import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,7 @@ from typing import Any
 from coaddflow.errors import CoaddflowError, InputError, is_lasting
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
-from coaddflow.pool.lifeline import connect, end_when
+from coaddflow.pool.lifeline import Address, Listener, connect, end_when
 from coaddflow.pool.processes import terminate_then_kill
 from coaddflow.settings.parallel import ParallelSettings
 
@@ -108,11 +106,12 @@ def _run_with_mpi(request: dict[str, Any], command: Sequence[str], folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".mpi.", dir=folder) as shared,
-        socket.create_server(("", 0)) as lifeline,
+        Listener() as lifeline,
     ):
-        request["lifeline"] = (platform.node(), lifeline.getsockname()[1])
+        request["lifeline"] = lifeline.address
         request["paths"] = sys.path
         request["level"] = logging.getLogger().getEffectiveLevel()
+        # it holds the key of the lifeline; only the owner may enter the folder
         (Path(shared) / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         program = [sys.executable, "-m", "coaddflow.pool", "-m", __name__, shared]
         ranks = ["-n", str(request["workers"] + 1)]
@@ -203,12 +202,12 @@ def _from_plain(error: Mapping[str, Any]) -> CoaddflowError:
 # Rank 0 of the MPI program --------------------------------------------------------------------
 
 
-def _end_with(host: str, port: int) -> None:
+def _end_with(address: Address) -> None:
     """End this process when the one that started MPI ends.
 
     The end of standard input would not do: Open MPI does not pass it on.
     """
-    connection = connect(host, port)
+    connection = connect(address, rank=0)
 
     def wait() -> bool:
         with contextlib.suppress(ConnectionError):
@@ -247,7 +246,7 @@ def _log_lines(level: int) -> Iterator[None]:
 def main(shared: str) -> int:
     """Do a request on rank 0, and write the result beside it."""
     request = json.loads((Path(shared) / _REQUEST).read_text(encoding="utf-8"))
-    _end_with(*request["lifeline"])
+    _end_with(Address(*request["lifeline"]))
     sys.path += [path for path in request["paths"] if path not in sys.path]
     with _log_lines(request["level"]):
         try:

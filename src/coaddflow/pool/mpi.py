@@ -12,7 +12,6 @@ import contextlib
 import os
 import platform
 import runpy
-import secrets
 import signal
 import socket
 import struct
@@ -27,7 +26,7 @@ from mpi4py import MPI
 from coaddflow.errors import InputError
 from coaddflow.pool.backend import Backend, Event, Joined, Replied
 from coaddflow.pool.failure import PoolError
-from coaddflow.pool.lifeline import Stopped, connect, end_when, keep_alive, raise_on_sigterm
+from coaddflow.pool.lifeline import Listener, Stopped, connect, end_when, raise_on_sigterm
 from coaddflow.pool.messages import Begin, End, Message, Run, Stop, from_frames, to_frames
 from coaddflow.pool.worker import WorkerLoop
 from coaddflow.runtime.threads import single_threaded
@@ -37,8 +36,6 @@ _MOST_BYTES = 1 << 30  # per MPI message: counts are 32 bit in many versions
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_IN_TRANSFER = 2e-5, 1e-3, 5e-5
 _SECONDS_TO_CONNECT = 60.0
 _SECONDS_TO_STOP = 5.0
-_TOKEN_BYTES = 16
-_RANK = struct.Struct("<q")
 
 
 def send_frames(comm: MPI.Comm, rank: int, frames: Sequence[Any], check: Callable[[], None]) -> int:
@@ -128,29 +125,18 @@ _world: World | None = None
 def _accept_lifelines(comm: MPI.Comm) -> dict[int, socket.socket]:
     """Accept the connections of all other ranks."""
     lifelines: dict[int, socket.socket] = {}
-    with socket.create_server(("", 0), backlog=comm.size) as server:
-        server.settimeout(_SECONDS_TO_CONNECT)
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        comm.bcast((platform.node(), server.getsockname()[1], token))
+    with Listener(backlog=comm.size) as listener:
+        comm.bcast(listener.address)
         while len(lifelines) < comm.size - 1:
-            connection, _ = server.accept()
-            connection.settimeout(_SECONDS_TO_CONNECT)
-            said = connection.recv(_TOKEN_BYTES + _RANK.size, socket.MSG_WAITALL)
-            if not secrets.compare_digest(said[:_TOKEN_BYTES], token):
-                connection.close()  # not one of the ranks
-                continue
-            keep_alive(connection)
+            rank, connection = listener.accept(_SECONDS_TO_CONNECT)
             connection.setblocking(False)
-            lifelines[_RANK.unpack(said[_TOKEN_BYTES:])[0]] = connection
+            lifelines[rank] = connection
     return lifelines
 
 
 def _connect_lifeline(comm: MPI.Comm) -> socket.socket:
     """Connect to rank 0."""
-    host, port, token = comm.bcast(None)
-    connection = connect(host, port)
-    connection.sendall(token + _RANK.pack(comm.rank))
-    return connection
+    return connect(comm.bcast(None), comm.rank)
 
 
 class MpiBackend(Backend):
