@@ -186,8 +186,8 @@ def read_calexp(path: str | Path) -> StoredCalexp:
         If the file is missing, damaged, or no calexp.
     """
     remedy = (
-        f"remove {Path(path).with_suffix('.json')}, if it exists, and the manifest of its exposure, "
-        "and run the workflow again"
+        f"remove {Path(path).with_suffix('.json')}, if it exists, and the manifest of its "
+        "exposure, and run the workflow again"
     )
     masked_image, header = read_masked_image(path, remedy)
     try:

@@ -23,6 +23,7 @@ from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import NDArray
 
+from coaddflow.coadd.mean import effective_area
 from coaddflow.coadd.product import read_coadd
 from coaddflow.corners.database import CornerDatabase
 from coaddflow.geometry.box import Box
@@ -36,8 +37,6 @@ from coaddflow.warp.files import part_header
 from coaddflow.warp.resample import covariance_factor
 
 _LOG = logging.getLogger(__name__)
-
-_SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 
 _BIN = 0.001
 """Magnitudes to which the median of a tract is known: its pixels are counted in bins."""
@@ -179,7 +178,7 @@ def depth_map(
     factor : float
         Covariance factor of the pixels.
     """
-    area = 4.0 * np.pi * (seeing * _SIGMA_PER_FWHM / pixel_scale) ** 2
+    area = effective_area(seeing, pixel_scale)
     usable = np.isfinite(variance) & (variance > 0)
     noise = np.sqrt(np.where(usable, variance, np.nan) * (area / factor))
     return (AB_ZERO_POINT - 2.5 * np.log10(5.0 * noise)).astype(np.float32)

@@ -61,6 +61,10 @@ class CoaddSettings(Section):
         {"memory_mb", "keep_warps", "spool_mb", "scratch"}
     )
 
+    weight: Literal["point_source", "sky"] = "point_source"
+    """Weight of an exposure: `point_source` is the inverse of sky variance times the effective area
+    of the PSF, best for stars and faint galaxies; `sky` is the inverse of the sky variance, best
+    for surface brightness."""
     bad_planes: tuple[str, ...] = ("BAD", "SAT", "CR", "EDGE", "NO_DATA", "INTRP", "STREAK")
     """Mask planes whose pixels are excluded."""
     fill_planes: tuple[str, ...] = ("SAT", "INTRP")
