@@ -1,10 +1,10 @@
 """Background matching against Montage on the same tiles: the steps that are left in the overlaps.
 
-Tiles of a sky with structure at all scales (amplitudes go with k^-1.5), stars under differing
-seeing, and noise; each has an offset, and with ``plane`` a gradient. Montage's mDiffExec, mFitExec,
-mBgModel and mBgExec (Debian: montage) and `coadd.background_matching` get the same pixels. A step is
-the median difference in one of eight parts of an overlap, measured on the corrected pixels; printed
-is their rms, in units of the noise of a pixel.
+Tiles of a sky with structure at all scales (amplitudes go with k^-1.5), stars under different
+seeing, and noise; each has an offset, and with ``plane`` a gradient. Montage's mDiffExec,
+mFitExec, mBgModel and mBgExec (Debian: montage) and `coadd.background_matching` get the same
+pixels. A step is the median difference in one of eight parts of an overlap, measured on the
+corrected pixels; printed is their rms, in units of the noise of a pixel.
 
     python benchmarks/background_matching.py [--seed N] [--size PIXELS]
 """

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from scipy import ndimage
 from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 
 from coaddflow.errors import InputError
@@ -178,6 +179,24 @@ def test_a_stretched_kernel_is_continuous_and_sums_to_one():
         np.testing.assert_allclose(weights[::-1], weights[:, ::-1], atol=1e-12)
         assert np.abs(np.diff(weights, axis=0)).max() < 0.02
     assert [stretch_of(area) for area in (0.5, 1.0, 1.1, 4.0, 15.9)] == [1.0, 1.0, 1.0, 2.0, 4.0]
+
+
+def test_a_saturated_core_has_no_black_rim():
+    """Where the pixels in the core are lower than its rim, as wells that overflowed may be."""
+    tract = make_tract(200)
+    wcs = make_wcs((100, 100), 0.2, rotation=20.0, shift=(0.4, 0.3))
+    image = draw_star((100, 100), 50.0, 50.0, 1e7, 8.0)
+    ccd = make_ccd(image)
+    saturated = image > 60000.0
+    ccd.mask[saturated] = int(MaskPlane.SAT)
+    ccd.image[saturated] = 100.0
+    lowest = ndimage.minimum_filter(ccd.image, 5)
+    warp = warp_ccd(ccd, wcs, tract)
+    v, u = np.nonzero(warp.has_any(MaskPlane.SAT))
+    assert len(u) > 40
+    x, y = (np.rint(p).astype(int) for p in wcs.all_world2pix(*tract.pixel_to_sky(u, v), 0))
+    assert (warp.image[v, u] >= 0.99 * lowest[y, x]).all()
+    assert warp.image[v, u].min() > 90.0
 
 
 def test_kernels_sum_to_one_and_hit_the_pixels():

@@ -41,6 +41,7 @@ _MAX_VECTOR = 16
 
 _CLEAN, _FLAGGED, _INCOMPLETE = 0, 1, 2
 _NO_DATA, _EDGE = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.EDGE)
+_SAT = np.int32(MaskPlane.SAT)
 
 
 class Kernel(NamedTuple):
@@ -270,7 +271,7 @@ def resample(
         enough weight (``rules.mask_threshold``). Where unusable pixels have less weight than
         ``rules.max_missing``, the others are used and EDGE is set. If the kernel is stretched, its
         single weights are small: then the weights of all pixels with a bit are summed, and EDGE
-        takes as much.
+        takes as much. A pixel with the bit SAT is not lower than all pixels around it.
     origin : tuple of int
         Tract pixel (x0, y0) of the first pixel of ``target``.
     rows : tuple of int
@@ -455,6 +456,23 @@ def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
 
 
 @numba.njit(cache=True, nogil=True)
+def _lowest_around(source, start, taps):
+    """Return the smallest of the four pixels around a position; unusable ones are left out.
+
+    A kernel rings at the border of a saturated core, where the image is not that of a star: what
+    it takes below all pixels around would be a black hole in the coadd.
+    """
+    low = np.float32(np.inf)
+    before = len(taps) // 2 - 1
+    for j in range(2):
+        for i in range(2):
+            pixel = start + (before + j) * source.stride + before + i
+            if (source.mask[pixel] & _NO_DATA) == 0:
+                low = min(low, source.image[pixel])
+    return low if low < np.inf else np.float32(-np.inf)
+
+
+@numba.njit(cache=True, nogil=True)
 def _cubic(p0, p1, p2, p3):
     """Return the coefficients of the cubic through values at -1, 0, 1, 2."""
     return (
@@ -597,6 +615,8 @@ def _resample_incomplete(source, placed, table, taps, target, span, rules):
             bits = _gather_bits(source, start, table, row_x, row_y, taps, rules)
         else:
             value, noise, bits = _weigh_incomplete(source, start, table, row_x, row_y, taps, rules)
+        if (bits & _SAT) != 0:
+            value = max(value, _lowest_around(source, start, taps))
         image[y_out, first + i] = value * factors[i]
         variance[y_out, first + i] = noise * factors[i] * factors[i]
         mask[y_out, first + i] = bits
