@@ -193,8 +193,19 @@ def is_lasting(error: BaseException | None) -> bool:
     """
     if not isinstance(error, CoaddflowError | UnexpectedError):
         return False
-    while error is not None:
-        if isinstance(error, OSError | MemoryError) or not getattr(error, "lasting", True):
-            return False
+    return not any(
+        isinstance(cause, OSError | MemoryError) or not getattr(cause, "lasting", True)
+        for cause in causes(error)
+    )
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on, each once.
+
+    ``raise error from error`` makes an error its own cause, and two errors can be each other's.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
         error = error.__cause__
-    return True

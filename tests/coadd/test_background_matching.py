@@ -1,4 +1,4 @@
-"""Skies that differ are brought to one level, which is the mean of them."""
+"""Skies that differ are brought to one level, compared in places that both exposures see."""
 
 import logging
 
@@ -18,8 +18,8 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.coadd import BackgroundMatchingSettings
 from coaddflow.warp.files import Warp
 
-CONSTANT = BackgroundMatchingSettings(enabled=True, bin_size=16)
-PLANE = BackgroundMatchingSettings(enabled=True, bin_size=16, model="plane")
+CONSTANT = BackgroundMatchingSettings(enabled=True)
+PLANE = BackgroundMatchingSettings(enabled=True, model="plane")
 
 
 def true_sky(index):
@@ -28,8 +28,8 @@ def true_sky(index):
 
 
 def exposure(columns, rows, rng, weight=100.0, error=lambda index: 0.0):
-    """The sky of an exposure on some squares, with an error of its background."""
-    index = np.array([(x, y) for y in rows for x in columns])
+    """The sky of an exposure in some cells, with an error of its background."""
+    index = np.array([(x, y) for y in rows for x in columns], np.int32)
     value = true_sky(index) + error(index) + rng.normal(0.0, weight**-0.5, len(index))
     return SkyBins(index, value, np.full(len(index), weight))
 
@@ -55,14 +55,9 @@ def test_constants_vanish_and_the_weighted_mean_stays(rng):
     }
     found = match_backgrounds(skies, CONSTANT)
     level = {e: errors[e] - found[e].coefficients[0] for e in errors}
-    assert np.ptp(list(level.values())) < 0.15  # noise of the squares: 0.05 to 0.14
+    assert np.ptp(list(level.values())) < 0.15  # noise of the cells: 0.05 to 0.14
     mean = sum(skies[e].weight.sum() * found[e].coefficients[0] for e in errors)
     assert mean == pytest.approx(0.0, abs=1e-6 * sum(s.weight.sum() for s in skies.values()))
-    # as if nothing had been there to correct
-    again = match_backgrounds(
-        {e: SkyBins(s.index, corrected(s, found[e]), s.weight) for e, s in skies.items()}, CONSTANT
-    )
-    assert max(abs(one.coefficients[0]) for one in again.values()) < 1e-9
 
 
 def test_groups_without_overlap_keep_their_own_mean_and_are_logged(rng, caplog):
@@ -80,8 +75,7 @@ def test_groups_without_overlap_keep_their_own_mean_and_are_logged(rng, caplog):
     assert (c["c"], c["d"]) == (pytest.approx(-2.0, abs=0.1), pytest.approx(2.0, abs=0.1))
     assert c["e"] == 0.0
     assert "3 groups" in caplog.text and "Alone: e" in caplog.text
-    grid = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], float)
-    assert overlap_groups(grid) == [[0, 1], [2], [3]]
+    assert overlap_groups(4, [(0, 1)]) == [[0, 1], [2], [3]]
 
 
 def test_planes_are_found_and_a_constant_is_not_enough_for_them(rng):
@@ -99,44 +93,124 @@ def test_planes_are_found_and_a_constant_is_not_enough_for_them(rng):
         assert (np.std(both[0] - both[1]) < 0.2) == (settings is PLANE)
 
 
-def test_one_exposure_that_sees_something_else_in_some_squares_does_not_matter(rng):
+@pytest.mark.parametrize("settings", [CONSTANT, PLANE], ids=["constant", "plane"])
+def test_one_exposure_that_sees_something_else_in_some_cells_does_not_matter(rng, settings):
     def ghost(index):
         return np.where((index[:, 0] < 3) & (index[:, 1] < 4), 500.0, 6.0)
 
     skies = {e: exposure(range(10), range(10), rng) for e in "abc"}
     skies["d"] = exposure(range(10), range(10), rng, error=ghost)
-    found = match_backgrounds(skies, CONSTANT)
+    found = match_backgrounds(skies, settings)
     assert found["d"].coefficients[0] - found["a"].coefficients[0] == pytest.approx(6.0, abs=0.1)
 
 
-def test_sources_and_flaws_are_no_sky(rng):
-    shape = (40, 70)
+def test_a_solution_that_is_not_better_than_none_is_not_applied(rng, caplog):
+    """Half of an overlap differs one way and half the other: no constant helps."""
+
+    def split(index):
+        return np.where(index[:, 1] % 8 < 5, 10.0, -12.0)
+
+    skies = {
+        "a": exposure(range(8), range(32), rng),
+        "b": exposure(range(8), range(32), rng, error=split),
+    }
+    # the cells that differ by -12 are taken for outliers, but the steps there count
+    with caplog.at_level(logging.INFO):
+        found = match_backgrounds(skies, CONSTANT)
+    assert [one.coefficients for one in found.values()] == [(0.0,), (0.0,)]
+    assert "background matching is not applied" in caplog.text
+
+
+def nebula(shape, rng, slope=-1.5):
+    """Structure at all scales, of rms 1: a power law of the amplitudes."""
+    ky, kx = np.meshgrid(np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1]), indexing="ij")
+    k = np.hypot(kx, ky)
+    k[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.normal(size=shape)) * k**slope
+    plane = np.fft.irfft2(spectrum, shape)
+    return plane / plane.std()
+
+
+@pytest.mark.parametrize("settings", [CONSTANT, PLANE], ids=["constant", "plane"])
+def test_tiles_that_overlap_little_on_a_nebula_leave_no_steps(rng, settings, caplog):
+    """Each fills another part of a square: what it sees there is another part of the nebula."""
+    side, overlap, sky = 500, 60, 40.0 * nebula((1024, 1024), rng)
+    boxes, images = {}, {}
+    for j in range(2):
+        for i in range(2):
+            x0, y0 = i * (side - overlap), j * (side - overlap)
+            box = boxes[f"{i}{j}"] = (x0, y0, x0 + side, y0 + side)
+            y, x = np.mgrid[:side, :side] / side - 0.5
+            error = rng.uniform(-5, 5)
+            if settings is PLANE:
+                error = error + rng.uniform(-5, 5) * x + rng.uniform(-5, 5) * y
+            image = sky[box[1] : box[3], box[0] : box[2]] + error + rng.normal(0, 1, (side, side))
+            images[f"{i}{j}"] = image.astype(np.float32)
+    skies = {}
+    for name, image in images.items():
+        # the brightest part is detected, and not quite the same part by all
+        mask = np.where(image > 45.0, np.int32(MaskPlane.DETECTED), 0)
+        warp = Warp(boxes[name], MaskedImage(image, np.ones_like(image), mask))
+        skies[name] = bin_sky(warp, ("BAD",), settings)
+    with caplog.at_level(logging.INFO):
+        found = match_backgrounds(skies, settings)
+    assert "4 exposures matched; steps in their 6 overlaps" in caplog.text
+    steps = []
+    for name, other in (("00", "10"), ("00", "01"), ("10", "11"), ("01", "11")):
+        a, b = boxes[name], boxes[other]
+        common = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+        left = []
+        for one in (name, other):
+            image = CorrectedWarp(
+                Warp(boxes[one], MaskedImage(images[one], np.ones_like(images[one]), 0 * mask)),
+                found[one],
+            ).read_box(common)
+            left.append(image.image)
+        steps.append(np.mean(left[0] - left[1]))
+    assert np.abs(steps).max() < 0.04  # noise of the mean of an overlap: 0.008
+
+
+def test_cells_are_covered_whole_and_weigh_less_with_stars_in_them(rng):
+    shape = (64, 96)
     image = rng.normal(20.0, 1.0, shape).astype(np.float32)
     mask = np.zeros(shape, np.int32)
-    image[:, 30:40] += 1000.0
-    mask[:, 30:40] = int(MaskPlane.DETECTED)
+    image[30:38, 28:36] += 100.0
     image[5] = 1e6
     mask[5] = int(MaskPlane.CR)
-    mask[:, 60:] = int(MaskPlane.NO_DATA)
-    image[:, 60:] = np.nan
-    warp = Warp((8, 4, 78, 44), MaskedImage(image, np.ones(shape), mask))
+    mask[:, 90:] = int(MaskPlane.NO_DATA)
+    image[:, 90:] = np.nan
+    warp = Warp((8, 4, 104, 68), MaskedImage(image, np.ones(shape), mask))
     sky = bin_sky(warp, ("CR",), CONSTANT)
-    np.testing.assert_allclose(sky.value, 20.0, atol=1.0)
-    places = {tuple(place) for place in sky.index.tolist()}
-    assert (1, 1) in places
-    # columns 64 to 80 of the tract: four columns of sky only; 32 to 48: ten are a source
-    assert (4, 1) in places and (5, 1) not in places
-    strict = CONSTANT.model_copy(update={"min_fraction": 0.9})
-    assert {x for x, _ in bin_sky(warp, ("CR",), strict).index.tolist()} == {1, 3}
+    places = [tuple(place) for place in sky.index.tolist()]
+    # columns 16 to 96 of the tract, rows 16 to 64
+    assert set(places) == {(x, y) for x in range(1, 6) for y in range(1, 4)}
+    star = np.array([place == (2, 2) for place in places])
+    np.testing.assert_allclose(sky.value[~star], 20.0, atol=0.4)
+    assert sky.weight[star].max() < 0.02 * sky.weight[~star].min()
+    np.testing.assert_allclose(sky.weight[~star], 256.0, rtol=0.25)
+    thin = bin_sky(warp, ("CR",), CONSTANT, thin=4).index.tolist()
+    assert 0 < len(thin) < 0.5 * len(places)
+    assert {tuple(place) for place in thin} < set(places)
 
 
-def test_ccds_of_an_exposure_share_squares():
+def test_bad_pixels_do_not_move_the_value_of_a_cell_on_a_slope(rng):
+    y, x = np.mgrid[:64, :64]
+    image = (0.5 * x - 0.2 * y).astype(np.float32)
+    mask = np.where(rng.random((64, 64)) < 0.3, np.int32(MaskPlane.CR), 0)
+    mask[:, 40:44] = int(MaskPlane.BAD)
+    warp = Warp((0, 0, 64, 64), MaskedImage(image, np.ones_like(image), mask))
+    sky = bin_sky(warp, ("BAD", "CR"), CONSTANT)
+    assert len(sky.index) == 16
+    np.testing.assert_allclose(sky.value, ((sky.index + 0.5) * 16 - 0.5) @ [0.5, -0.2], atol=1e-4)
+
+
+def test_ccds_of_an_exposure_share_cells():
     one = SkyBins(np.array([[0, 0], [1, 0]]), np.array([1.0, 2.0]), np.array([1.0, 1.0]))
     two = SkyBins(np.array([[1, 0], [2, 0]]), np.array([5.0, 7.0]), np.array([3.0, 1.0]))
     merged = merge_bins([one, two])
     assert merged.index.tolist() == [[0, 0], [1, 0], [2, 0]]
-    assert merged.value.tolist() == [1.0, 4.25, 7.0]
-    assert merged.weight.tolist() == [1.0, 4.0, 1.0]
+    assert merged.value.tolist() == [1.0, 2.0, 7.0]
+    assert merged.weight.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_correction_is_subtracted_where_it_belongs():

@@ -7,7 +7,13 @@ from astropy.wcs import WCS
 from skyscene import draw_star, make_ccd, make_tract, make_wcs
 
 from coaddflow.coadd.clipping import max_outliers
-from coaddflow.coadd.mean import CoaddInput, _make_blocks, coadd_patch, exposure_weight
+from coaddflow.coadd.mean import (
+    CoaddInput,
+    _make_blocks,
+    coadd_patch,
+    effective_area,
+    exposure_weight,
+)
 from coaddflow.coadd.product import read_coadd, write_coadd
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskPlane
@@ -466,6 +472,50 @@ def test_weight_of_an_exposure_is_its_inverse_sky_variance():
     assert exposure_weight([10.0, np.nan], [28.9, 28.9]) == pytest.approx(1e-4)
     with pytest.raises(InputError, match="no CCD"):
         exposure_weight([np.nan], [28.9])
+
+
+def test_weight_of_an_exposure_counts_pixels_of_the_coadd_and_the_area_of_its_psf():
+    # twice the side is four times the area, and twice the noise of a pixel
+    assert exposure_weight([10.0], [28.9], 2.0) == pytest.approx(0.25e-4)
+    assert exposure_weight([10.0], [28.9], [np.nan]) == pytest.approx(1e-4)
+    assert effective_area(1.0, 0.2) == pytest.approx(4 * np.pi * (5.0 / 2.35482) ** 2, rel=1e-4)
+    assert exposure_weight([10.0], [28.9], area=50.0) == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize("flux", [2e3, 1e6])
+def test_one_exposure_of_bad_seeing_costs_no_depth_and_no_flux(flux):
+    """Three of 0.9 to 1.0 arcsec and one of 4.7."""
+    seeing, sigma = np.array([0.9, 0.95, 1.0, 4.7]), np.array([10.0, 11.0, 9.0, 12.0])
+    box, shape = (0, 0, 200, 200), (200, 200)
+    stars = [draw_star(shape, 99.6, 100.3, 1.0, one / SCALE) for one in seeing]
+    rng = np.random.default_rng(3)
+    noise = [rng.normal(0.0, s, shape) for s in sigma]
+    weights = {
+        kind: [
+            exposure_weight([s], [31.4], area=float(effective_area(fwhm, SCALE)) ** (kind != "sky"))
+            for s, fwhm in zip(sigma, seeing, strict=True)
+        ]
+        for kind in ("sky", "point_source")
+    }
+    ideal = sum((star**2).sum() / s**2 for star, s in zip(stars, sigma, strict=True)) ** 0.5
+    near = np.hypot(*(np.mgrid[:200, :200].T - (100.3, 99.6)).T) * SCALE < 3.0
+    gain, lost = {}, {}
+    for kind, chosen in weights.items():
+        share = np.array(chosen) / np.sum(chosen)
+        psf = np.tensordot(share, stars, 1)
+        gain[kind] = np.sqrt((psf**2).sum() / np.sum(share**2 * sigma**2)) / ideal
+        planes = [
+            coadd_patch(
+                make_inputs(images, sigma, seeing, box, chosen), box, SETTINGS, pixel_scale=SCALE
+            ).masked_image.image
+            for images in ([flux * p + n for p, n in zip(stars, noise, strict=True)], noise)
+        ]
+        lost[kind] = 1.0 - (planes[0] - planes[1])[near].sum() / flux
+    assert gain["sky"] < 0.92
+    assert gain["point_source"] > 0.99
+    # the aperture misses the wings of the fourth exposure, in proportion to its weight
+    assert lost["sky"] > 0.05
+    assert abs(lost["point_source"]) < 0.004
 
 
 def test_unusable_inputs_are_named():

@@ -6,13 +6,13 @@ from astropy.io import fits
 from astropy.table import Table
 from skyscene import make_tract
 
-from coaddflow.coadd.depth import DepthRow, coadd_seeing, depth_map, make_depth
+from coaddflow.coadd.depth import coadd_seeing, depth_map, make_depth
 from coaddflow.coadd.mean import Coadd
 from coaddflow.coadd.product import write_coadd
 from coaddflow.corners.build import build_tract_database
 from coaddflow.image.masked_image import AB_ZERO_POINT, MaskedImage
 from coaddflow.settings import Settings
-from coaddflow.tables.ecsv import read_records
+from coaddflow.tables.depths import read_depth_table
 
 SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 
@@ -60,7 +60,7 @@ def tract():
     return make_tract(patches=2)
 
 
-def write_patch(folder, tract, patch, variance, seeing):
+def write_patch(folder, tract, patch, variance, seeing, left_out=()):
     """Write a coadd with a constant variance; its left half has no data."""
     box = tract.patch(patch).outer_box
     shape = (box[3] - box[1], box[2] - box[0])
@@ -68,6 +68,10 @@ def write_patch(folder, tract, patch, variance, seeing):
     planes[:, : shape[1] // 2] = np.inf
     image = MaskedImage(np.zeros(shape, np.float32), planes, np.zeros(shape, np.int32))
     inputs = Table({"exposure": ["1"], "seeing": [seeing], "weight": [1.0], "n_used": [5]})
+    inputs["ccds"], inputs["reason"] = "4", ""
+    for exposure, ccd, reason in left_out:
+        inputs.add_row((exposure, 3.0, 0.0, 0, ccd, ""))
+        inputs["reason"] = [*inputs["reason"][:-1], reason]
     path = folder / "coadd" / "r" / str(tract.id) / f"{patch}.fits"
     write_coadd(path, Coadd(box, image, np.ones(shape, np.int16), inputs), tract)
     return path
@@ -94,14 +98,19 @@ def test_maps_and_table_of_a_tract(tmp_path, tract):
     database = tmp_path / "corners" / "r" / f"{tract.id}.sqlite"
     build_tract_database(database, [], tract)
     patches = tract.patch_ids()[:2]
+    too_wide = "seeing 3 times the median > 2"
+    left_out = (
+        [("3", "1", too_wide), ("3", "2", too_wide), ("2", "1", "failed: no_stars")],
+        [("1", "5", "CCD is excluded by the settings")],
+    )
     coadds = [
-        write_patch(tmp_path, tract, patch, variance, 0.8)
-        for patch, variance in zip(patches, (4.0, 1.0), strict=True)
+        write_patch(tmp_path, tract, patch, variance, 0.8, left)
+        for patch, variance, left in zip(patches, (4.0, 1.0), left_out, strict=True)
     ]
     settings = Settings().only("warp", "products")
     table = tmp_path / "depth" / f"{tract.id}.ecsv"
     make_depth(table, coadds, [database], tract, settings)
-    rows = read_records(table, DepthRow, "a table of depths")
+    rows = read_depth_table(table)
     assert [(row.band, row.patch) for row in rows] == [
         ("r", patches[0]),
         ("r", patches[1]),
@@ -111,6 +120,11 @@ def test_maps_and_table_of_a_tract(tmp_path, tract):
     assert rows[1].depth - rows[0].depth == pytest.approx(2.5 * np.log10(2.0), abs=2e-4)
     assert min(row.depth for row in rows) <= rows[2].depth <= max(row.depth for row in rows)
     assert rows[2].n_pixels == rows[0].n_pixels + rows[1].n_pixels
+    assert [(row.n_exposures, row.n_left_out, row.left_out) for row in rows] == [
+        (1, 2, "3"),
+        (1, 1, ""),
+        (1, 3, "3"),
+    ]
     with fits.open(tmp_path / "depth" / "r" / str(tract.id) / f"{patches[0]}.fits") as hdus:
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "DEPTH"]
         depth, header = hdus["DEPTH"].data, hdus["DEPTH"].header

@@ -17,7 +17,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
-from coaddflow.tables.manifest import write_manifest
+from coaddflow.tables.manifest import read_manifest, write_manifest
 from coaddflow.warp.job import make_warps
 
 TRACT = make_tract(size=200)
@@ -53,6 +53,7 @@ def _calexp(exposure, ccd, seeing):
 
 
 def coadd(**settings):
+    settings = {"coadd": {"weight": "sky"}} | settings
     warps = ["warp/a.ecsv", "warp/b.ecsv"]
     make_coadd("r/7/0_0.fits", "corners.sqlite", warps, TRACT, "r", "0_0", Settings(**settings))
     with fits.open("r/7/0_0.fits") as hdus:
@@ -87,13 +88,49 @@ def test_a_ccd_that_is_not_selected_gives_no_pixel_and_is_named_with_the_reason(
 
 
 @pytest.mark.usefixtures("survey")
-def test_a_patch_with_nothing_selected_is_written_and_empty():
-    image, n_inputs, inputs = coadd(selection={"exclude_exposures": ["a", "b"]})
+def test_a_selection_that_leaves_nothing_is_an_error_that_names_the_settings():
+    selection = {"exclude_exposures": ["a"], "max_seeing": 0.5, "max_ellipticity": 0.9}
+    with pytest.raises(InputError) as raised:
+        coadd(selection=selection)
+    assert str(raised.value).startswith(
+        "corners.sqlite: the selection leaves out all 4 CCDs of band r on tract 7 (CCDs by "
+        "setting: selection.max_seeing 4, selection.max_ellipticity 4, selection.exclude_exposures "
+        "2). Relax selection.max_seeing"
+    )
+    assert not Path("r/7/0_0.fits").exists()
+
+
+@pytest.mark.usefixtures("survey")
+def test_a_band_without_calexps_has_coadds_without_data():
+    """Nothing was selected away: an edge of the survey, or exposures that failed."""
+    failed = [
+        read_manifest(f"{exposure}.ecsv")[ccd].model_copy(
+            update={"state": "failed", "reason": "no_stars"}
+        )
+        for exposure in "ab"
+        for ccd in (0, 1)
+    ]
+    for exposure in "ab":
+        write_manifest(f"{exposure}.ecsv", [row for row in failed if row.exposure == exposure])
+    build_tract_database("corners.sqlite", ["a.ecsv", "b.ecsv"], TRACT)
+    image, n_inputs, _ = coadd()
     assert np.isnan(image).all()
     assert (n_inputs == 0).all()
-    assert set(inputs["reason"]) == {"exposure is excluded by the settings"}
     with fits.open("r/7/0_0.fits") as hdus:
         assert (hdus["MASK"].data & int(MaskPlane.NO_DATA)).all()
+
+
+@pytest.mark.usefixtures("survey")
+def test_weights_follow_the_seeing_and_what_is_far_from_the_median_is_left_out():
+    weights = {}
+    for kind in ("sky", "point_source"):
+        _, _, inputs = coadd(coadd={"weight": kind})
+        weights[kind] = np.asarray(inputs["weight"])
+    np.testing.assert_allclose(weights["sky"], 1.0)
+    # the median of the CCDs: 1.0 and 1.5 arcsec
+    assert weights["point_source"][0] / weights["point_source"][1] == pytest.approx(2.25)
+    _, _, inputs = coadd(selection={"max_seeing_ratio": 1.9})
+    assert list(inputs["reason"]) == ["", "", "seeing 2 times the median > 1.9"]
 
 
 def test_warps_that_are_made_again_remove_the_coadds_made_of_them(survey):

@@ -3,7 +3,8 @@
 import pytest
 
 from coaddflow.corners.selection import (
-    median_zero_point,
+    BandMedians,
+    band_medians,
     reasons_against,
     sky_brightness,
     zero_point_per_second,
@@ -25,6 +26,7 @@ def row(**kwargs):
         "zero_point": 32.0,
         "zero_point_scatter": 0.02,
         "sky_level": 400.0,
+        "sky_noise": 10.0,
         "pixel_scale": 0.2,
         "astrometry_rms": 0.03,
         "n_matched": 50,
@@ -79,6 +81,8 @@ def test_every_setting_has_a_cut():
         "max_ellipticity": 0.0,
         "min_zero_point": 99.0,
         "max_zero_point_loss": 0.0,
+        "max_seeing_ratio": 1.5,
+        "max_noise_ratio": 1.5,
         "max_zero_point_scatter": 0.0,
         "max_sky": 0.0,
         "max_astrometry_rms": 1e-6,
@@ -90,15 +94,18 @@ def test_every_setting_has_a_cut():
         "exclude_ccds": (4,),
     }
     assert set(tried) == set(SelectionSettings.model_fields)
+    medians = BandMedians(zero_point=28.0, seeing=0.5, noise=1.0)
     for name, value in tried.items():
-        assert len(reasons_against(row(), SelectionSettings(**{name: value}), 28.0)) == 1
-    assert len(reasons_against(row(), SelectionSettings(**tried), 28.0)) == len(tried)
+        settings = SelectionSettings(max_seeing_ratio=None, max_noise_ratio=None)
+        settings = settings.model_copy(update={name: value})
+        assert len(reasons_against(row(), settings, medians)) == 1
+    assert len(reasons_against(row(), SelectionSettings(**tried), medians)) == len(tried)
 
 
 def test_zero_point_against_the_median_of_the_band():
     rows = [row(zero_point=z) for z in (32.0, 32.1, 32.2, 30.0)] + [row(zero_point=None)]
-    reference = median_zero_point(rows)
-    assert reference == pytest.approx(27.05)
+    reference = band_medians(rows)
+    assert reference.zero_point == pytest.approx(27.05)
     settings = SelectionSettings(max_zero_point_loss=0.3)
     assert [bool(reasons_against(r, settings, reference)) for r in rows] == [
         False,
@@ -107,10 +114,25 @@ def test_zero_point_against_the_median_of_the_band():
         True,
         True,
     ]
-    assert median_zero_point([row(zero_point=None)]) is None
+    assert band_medians([row(zero_point=None)]).zero_point is None
     assert reasons_against(rows[0], settings, None) == ("zero-point is not known",)
 
 
 def test_a_failed_ccd_keeps_its_own_reason():
     failed = row(state="failed", reason="no_stars", seeing=None)
     assert reasons_against(failed, SelectionSettings(max_seeing=1.0)) == ("failed: no_stars",)
+
+
+def test_what_is_far_from_the_median_of_the_band_is_left_out_by_default():
+    rows = [row(seeing=s) for s in (0.9, 1.0, 1.1, 1.9, 4.7)] + [row(seeing=None)]
+    medians = band_medians(rows)
+    assert [reasons_against(r, SelectionSettings(), medians) for r in rows] == [
+        *[()] * 4,
+        ("seeing 4.273 times the median > 2",),
+        (),
+    ]
+    # through clouds of three magnitudes; the unit is flux: more exposure time is not more noise
+    rows = [row(), row(zero_point=34.0, sky_noise=63.0), row(zero_point=29.0), row(sky_noise=None)]
+    medians = band_medians(rows)
+    assert [len(reasons_against(r, SelectionSettings(), medians)) for r in rows] == [0, 0, 1, 0]
+    assert reasons_against(rows[0], SelectionSettings()) == ()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from scipy import ndimage
 from skyscene import draw_star, make_ccd, make_tract, make_wcs, measure_star
 
 from coaddflow.errors import InputError
@@ -11,7 +12,7 @@ from coaddflow.settings.warp import WarpSettings
 from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp.ccds import CcdImage, order_patches, warp_patches
 from coaddflow.warp.files import Warp, WarpFile, write_warp, write_warps
-from coaddflow.warp.resample import covariance_factor, kernel_weights
+from coaddflow.warp.resample import covariance_factor, kernel_weights, stretch_of
 
 SHAPE = (240, 200)
 SETTINGS = WarpSettings()
@@ -122,6 +123,80 @@ def test_noise_is_what_the_variance_plane_and_the_covariance_factor_say(kernel):
     assert np.var(sums) == pytest.approx(predicted, rel=0.35)
     expected = 9.0 * 100.0 * ratio
     assert predicted / side**2 == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("pixel_scale", "kernel"), [(0.4, "lanczos3"), (0.8, "lanczos3"), (0.3, "bilinear")]
+)
+def test_a_coarse_grid_uses_all_photons(pixel_scale, kernel):
+    """White noise of 1 per pixel of 0.2 arcsec: a coarse pixel is the sum of ``ratio`` of them."""
+    shape, rng, ratio = (320, 320), np.random.default_rng(1), (pixel_scale / 0.2) ** 2
+    tract, wcs = make_tract(int(90 / pixel_scale), pixel_scale), make_wcs(shape, 0.2, rotation=13.0)
+    settings = WarpSettings(kernel=kernel)
+    warp = warp_ccd(make_ccd(rng.normal(0.0, 1.0, shape), 1.0), wcs, tract, settings)
+    good = warp.mask == 0
+    assert good.sum() > 0.8 * 320**2 / ratio
+    assert np.std(warp.image[good]) < 1.02 * ratio**0.5
+    chi = warp.image[good] / np.sqrt(warp.variance[good])
+    assert np.std(chi) == pytest.approx(1.0, abs=0.05)
+    of_large_apertures = np.mean(warp.variance[good]) / covariance_factor(kernel, ratio)
+    assert of_large_apertures == pytest.approx(ratio, rel=0.005)
+    fluxes = []
+    for x, y in rng.uniform(110.0, 210.0, (8, 2)):
+        star = warp_ccd(make_ccd(draw_star(shape, x, y, 1.0, 3.5)), wcs, tract, settings)
+        fluxes.append(np.nansum(star.image))
+    np.testing.assert_allclose(fluxes, 1.0, atol=0.01)
+
+
+def test_flags_on_a_coarse_grid_go_where_their_pixels_have_weight_together():
+    tract, wcs = make_tract(100, 0.8), make_wcs((320, 320), 0.2)
+    ccd = make_ccd(np.full((320, 320), 50.0))
+    ccd.mask[160:164, 160:164] = MaskPlane.CR
+    ccd.mask[100, 100] = MaskPlane.INTRP  # a hundredth of the weight of any coarse pixel, or so
+    ccd.mask[:, 220:224] = MaskPlane.BAD | MaskPlane.NO_DATA
+    ccd.image[:, 220:224] = 1e9
+    warp = warp_ccd(ccd, wcs, tract)
+    v, u = np.nonzero(warp.has_any(MaskPlane.CR))
+    x, y = tract.sky_to_pixel(*wcs.all_pix2world(161.5, 161.5, 0))
+    assert 4 <= len(u) <= 16
+    assert max(abs(u - x).max(), abs(v - y).max()) < 2.6
+    assert warp.has_any(MaskPlane.INTRP).sum() <= 4
+    data = ~warp.has_any(MaskPlane.NO_DATA)
+    np.testing.assert_allclose(warp.image[data], 50.0 * 16, rtol=1e-5)
+    # a coarse pixel has no data, and those beside it say so
+    row = warp.mask[50]
+    x, _ = tract.sky_to_pixel(*wcs.all_pix2world(221.5, 160.0, 0))
+    near = row[int(x) - 4 : int(x) + 6]
+    assert 1 <= np.count_nonzero(near & MaskPlane.NO_DATA) <= 3
+    assert 2 <= np.count_nonzero(near & MaskPlane.EDGE) <= 6
+
+
+def test_a_stretched_kernel_is_continuous_and_sums_to_one():
+    phase = np.linspace(0.0, 1.0, 101)
+    for kernel, stretch in (("lanczos3", 1.125), ("lanczos3", 2.0), ("bilinear", 3.5)):
+        weights = kernel_weights(kernel, phase, stretch)
+        np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-12)
+        np.testing.assert_allclose(weights[::-1], weights[:, ::-1], atol=1e-12)
+        assert np.abs(np.diff(weights, axis=0)).max() < 0.02
+    assert [stretch_of(area) for area in (0.5, 1.0, 1.1, 4.0, 15.9)] == [1.0, 1.0, 1.0, 2.0, 4.0]
+
+
+def test_a_saturated_core_has_no_black_rim():
+    """Where the pixels in the core are lower than its rim, as wells that overflowed may be."""
+    tract = make_tract(200)
+    wcs = make_wcs((100, 100), 0.2, rotation=20.0, shift=(0.4, 0.3))
+    image = draw_star((100, 100), 50.0, 50.0, 1e7, 8.0)
+    ccd = make_ccd(image)
+    saturated = image > 60000.0
+    ccd.mask[saturated] = int(MaskPlane.SAT)
+    ccd.image[saturated] = 100.0
+    lowest = ndimage.minimum_filter(ccd.image, 5)
+    warp = warp_ccd(ccd, wcs, tract)
+    v, u = np.nonzero(warp.has_any(MaskPlane.SAT))
+    assert len(u) > 40
+    x, y = (np.rint(p).astype(int) for p in wcs.all_world2pix(*tract.pixel_to_sky(u, v), 0))
+    assert (warp.image[v, u] >= 0.99 * lowest[y, x]).all()
+    assert warp.image[v, u].min() > 90.0
 
 
 def test_kernels_sum_to_one_and_hit_the_pixels():

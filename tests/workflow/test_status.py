@@ -8,9 +8,11 @@ import pytest
 from coaddflow.errors import InputError
 from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
+from coaddflow.tables.depths import DepthRow, write_depth_table
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
 from coaddflow.tables.manifest import CcdRow, write_manifest, write_row
 from coaddflow.workflow.plan import make_plan
+from coaddflow.workflow.report import success_text
 from coaddflow.workflow.status import status_json, status_table, survey_status
 
 SKYMAP = {
@@ -114,6 +116,32 @@ def test_a_finished_survey_is_done(plan_of, tmp_path):
         "2 of 2 corner databases, 1 of 1 coadds, 1 of 1 pictures, 1 of 1 depth tables, "
         "1 of 1 depth maps",
     ]
+
+
+def test_what_the_selection_left_out_is_told(plan_of, tmp_path):
+    plan = plan_of("a", "b")
+    finish(tmp_path, "a")
+    finish(tmp_path, "b")
+    finish_tracts(tmp_path)
+    table = tmp_path / "results/depth/0.ecsv"
+    rows = [
+        DepthRow("r", "0_0", float("nan"), float("nan"), 0, 0, 2, "b"),
+        DepthRow("r", "1_0", 24.0, 0.8, 100, 1, 1, ""),
+        DepthRow("r", "all", 24.0, 0.8, 100, 1, 3, "b"),
+    ]
+    write_depth_table(table, rows, 0)
+    told = (
+        "tract 0, band r: the selection left out 3 CCDs, among them all of exposure b; "
+        "so that nothing is left of patch 0_0"
+    )
+    status = survey_status(plan)
+    assert told in status_table(status)
+    assert told in success_text(plan)
+    assert json.loads(status_json(status))["left_out"] == [told]
+    write_depth_table(table, [DepthRow("r", "all", float("nan"), 0.8, 0, 0, 0, "")], 0)
+    assert "tract 0, band r: the coadds have no data" in status_table(survey_status(plan))
+    write_depth_table(table, [DepthRow("r", "all", 24.0, 0.8, 100, 2, 0, "")], 0)
+    assert survey_status(plan).left_out == ()
 
 
 @pytest.mark.parametrize("lost", ["coadd/r/0/0_0.fits", "coadd/0.png", "corners/r/0.sqlite"])

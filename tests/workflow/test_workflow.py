@@ -6,6 +6,7 @@ What ran is taken from Snakemake's own lists of jobs.
 import contextlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -313,6 +314,39 @@ def _overwrite_with_zeros(path, extensions):
         for name in extensions:
             hdus[name].data[:] = 0
             hdus[name].add_checksum()
+
+
+@pytest.mark.parametrize("harm", ["truncated", "removed"])
+@pytest.mark.parametrize("granularity", ["fine", "coarse"])
+def test_the_remedy_for_a_harmed_calexp_works(
+    finished_survey, coarse_survey, plan, tmp_path, granularity, harm
+):
+    """One error, and one remedy, whatever its jobs are; here one of the two for each harm."""
+    finished = {"fine": finished_survey, "coarse": coarse_survey}[granularity]
+    survey = finished.copy_to(tmp_path / "survey")
+    exposure = next(e for e in plan.exposures if len(plan.overlaps[e]) == 1)
+    band, (tract,) = plan.band_of(exposure), plan.overlaps[exposure]
+    calexp = survey / f"results/calexp/{exposure}/{next(iter(plan.ccds))}.fits"
+    whole = calexp.read_bytes()
+    if harm == "truncated":
+        calexp.write_bytes(whole[: len(whole) // 2])
+    else:
+        calexp.unlink()
+    lost = {
+        "fine": f"results/warp/{tract}/{exposure}.ecsv",
+        "coarse": f"results/coadd/{band}/{tract}.ecsv",
+    }
+    (survey / lost[granularity]).unlink()
+    run = survey.run()
+    assert run.returncode != 0
+    assert len(set(re.findall(r"failed: .*", run.text))) == 1, run.text
+    remedy = re.search(r"[Rr]emove (results/\S+(?: and results/\S+)*) and run the wor", run.text)
+    for name in remedy.group(1).split(" and "):
+        (survey / name).unlink()
+    mended = survey.run()
+    assert mended.returncode == 0, mended.text
+    assert calexp.read_bytes() == whole
+    assert survey.plan().planned_nothing
 
 
 def test_raw_files_that_were_archived_are_not_missed(survey, plan):

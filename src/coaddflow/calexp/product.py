@@ -185,13 +185,17 @@ def read_calexp(path: str | Path) -> StoredCalexp:
     InputError
         If the file is missing, damaged, or no calexp.
     """
-    masked_image, header = read_masked_image(path)
+    remedy = (
+        f"remove {Path(path).with_suffix('.json')}, if it exists, and the manifest of its "
+        "exposure, and run the workflow again"
+    )
+    masked_image, header = read_masked_image(path, remedy)
     try:
         with fits.open(path, memmap=False) as hdus:
             psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None
             background = background_from_hdu(hdus["BACKGROUND"]) if "BACKGROUND" in hdus else None
     except (InputError, OSError) as error:
-        raise InputError(str(error), path, "remove it and run the workflow again") from error
+        raise InputError(str(error), path, remedy) from error
     return StoredCalexp(masked_image, read_wcs(header, path), header, psf, background)
 
 

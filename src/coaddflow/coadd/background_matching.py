@@ -2,20 +2,31 @@
 
 Each calexp had its own sky subtracted, and what is left of it differs from exposure to exposure.
 Where exposures overlap they see the same sky, so the difference there is an error of their
-backgrounds. The skies are compared in squares of tract pixels without detected sources. With
-v_ep the sky of exposure e in square p, w_ep its weight, and c_e the correction of e,
+backgrounds. It is formed only of the same places: the tract is cut into small cells, a cell counts
+for an exposure that covers it whole, and two exposures are compared in the cells that count for
+both. (Medians over larger squares of which each exposure fills another part would take structure
+of the sky for a difference.) Sources are the same in both as well and are not masked: a mask would
+cut them at another level in each exposure. Where pixels are bad, the value of a cell is that of a
+plane through the others, at its centre. Cells with structure that no plane describes, stars above
+all, have less weight.
 
-    sum_p sum_{e<f} (w_ep w_fp / W_p) (v_ep - v_fp - c_e(p) + c_f(p))^2,   W_p = sum_e w_ep
+With v_ep the sky of exposure e in cell p, w_ep its weight, and c_e the correction of e,
+
+    sum_(e<f) sum_p (w_ep w_fp / W_p) (v_ep - v_fp - c_e(p) + c_f(p))^2,   W_p = sum_e w_ep
 
 is made smallest: the pairwise rectification of [1]_ for all pairs of overlapping exposures at
-once, weighted so that it is the same as solving for one common sky s_p in each square (the
-simultaneous solution of [2]_). [3]_ match each exposure to a reference instead, which needs one
-that covers all.
+once, weighted as if one common sky were solved for in each cell (the simultaneous solution of
+[2]_). [3]_ match each exposure to a reference instead, which needs one that covers all. Cells of an
+overlap that deviate from its own constant or plane are rejected before.
 
 Differences do not tell what is common to all exposures. Of all solutions the smallest in
 sum_e g_e c_e^2 is taken, g_e = sum_p w_ep: the weighted mean of the corrections is zero in every
 group of exposures that overlaps link, so that the coadd keeps its mean level, and an
-exposure that overlaps no other is left as it is.
+exposure that overlaps no other is left as it is. Slopes that the overlaps hardly determine are held
+to zero.
+
+The steps that are left are measured in all cells of the overlaps, also the rejected ones; a
+solution that leaves larger steps than there were is not applied.
 
 References
 ----------
@@ -25,9 +36,10 @@ References
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,24 +51,33 @@ from coaddflow.warp.files import Warp
 
 _LOG = logging.getLogger(__name__)
 
+_MOST_MISSING = 0.1
+"""Part of a cell without data up to which it is covered: dead pixels, but not the border."""
+
+_STRUCTURE_ERROR = 0.05
+"""Error of a cell relative to the scatter of its pixels about a plane beyond their noise: stars at
+its border under different seeing, zero-points."""
+
+_MAX_DIFFERENCES = 4_000_000
+"""Differences that are solved for at a time; of larger overlaps a part of the cells is taken."""
+
+_FEWEST_OF_PAIR, _SEGMENTS = 16, 8
 _MAX_ROUNDS = 10
+_NO_DATA = np.int32(MaskPlane.NO_DATA)
 _NOT_DETERMINED = 1e-9
 """Eigenvalues of the scaled normal matrix, relative to the largest, that count as zero."""
-
-_HOLD_OF_SLOPES = 1e-3
-"""Weight with which slopes are held to zero, relative to that of the data."""
 
 
 @dataclass(frozen=True)
 class SkyBins:
-    """The sky in squares of the tract."""
+    """The sky in cells of the tract."""
 
-    index: NDArray[np.int64]
-    """Number of the square along x and y, from the origin of the tract, shape (n, 2)."""
-    value: NDArray[np.float64]
-    """Median of its pixels without sources or flaws, nJy per pixel, shape (n,)."""
-    weight: NDArray[np.float64]
-    """Number of these pixels over their typical variance, shape (n,)."""
+    index: NDArray[np.int32]
+    """Number of the cell along x and y, from the origin of the tract, shape (n, 2)."""
+    value: NDArray[np.float32]
+    """Sky at the centre of the cell, nJy per pixel, shape (n,)."""
+    weight: NDArray[np.float32]
+    """Its inverse variance, shape (n,)."""
 
 
 @dataclass(frozen=True)
@@ -85,43 +106,124 @@ class SkyCorrection:
         return float(np.dot(self.coefficients, place[: len(self.coefficients)]))
 
 
-def bin_sky(warp: Warp, bad_planes: Sequence[str], settings: BackgroundMatchingSettings) -> SkyBins:
-    """Measure the sky of a warp in squares.
+# The cells of one exposure -----------------------------------------------------------------------
+
+
+def bin_sky(
+    warp: Warp, bad_planes: Sequence[str], settings: BackgroundMatchingSettings, thin: int = 1
+) -> SkyBins:
+    """Measure the sky of a warp in cells.
 
     Parameters
     ----------
     warp : Warp
-        Pixels on the tract; those of detected sources are flagged DETECTED.
+        Pixels on the tract.
     bad_planes : sequence of str
         Mask planes with which a pixel is not used.
     settings : BackgroundMatchingSettings
-        Size of the squares, and the part of one that must be usable.
+        Size of the cells, and the part of one that must be usable.
+    thin : int
+        Only one in so many cells is measured, the same ones in all exposures.
     """
-    size = settings.bin_size
-    planes = planes_from_names(tuple(bad_planes)) | MaskPlane.DETECTED | MaskPlane.NO_DATA
-    usable = ~warp.masked_image.has_any(planes)
+    size, image = settings.bin_size, warp.masked_image
     x0, y0, x1, y1 = warp.box
-    found = []
-    for row in range(y0 // size, -(-y1 // size)):
-        rows = slice(max(row * size - y0, 0), (row + 1) * size - y0)
-        for column in range(x0 // size, -(-x1 // size)):
-            part = rows, slice(max(column * size - x0, 0), (column + 1) * size - x0)
-            good = usable[part]
-            if np.count_nonzero(good) >= settings.min_fraction * size**2:
-                image = warp.masked_image.image[part][good]
-                variance = warp.masked_image.variance[part][good]
-                found.append((column, row, np.median(image), image.size / np.median(variance)))
-    table = np.array(found, dtype=np.float64).reshape(-1, 4)
-    return SkyBins(table[:, :2].astype(np.int64), table[:, 2], table[:, 3])
+    columns, rows = np.arange(x0 // size, -(-x1 // size)), np.arange(y0 // size, -(-y1 // size))
+    # on a slant, so that also a narrow overlap has some
+    chosen = (columns[None, :] + 3 * rows[:, None]) % thin == 0
+    place = np.argwhere(chosen) + np.array([rows[0], columns[0]])
+    planes = (image.image, image.variance, image.mask)
+    bad = np.int32(planes_from_names(tuple(bad_planes)))
+    found = _measure_cells(planes, (x0, y0), place, size, bad, settings.min_fraction)
+    good = found[:, 1] > 0
+    value, weight = found[good].astype(np.float32).T
+    return SkyBins(place[good, ::-1].astype(np.int32), value, weight)
+
+
+@numba.njit(cache=True, nogil=True)
+def _measure_cells(planes, origin, place, size, bad, min_fraction):
+    """Return value and weight (0: not usable) of the cells, shape (n, 2)."""
+    found = np.zeros((len(place), 2))
+    fewest = max(min_fraction * size * size, 4.0)
+    for k in range(len(place)):
+        corner = place[k, 0] * size - origin[1], place[k, 1] * size - origin[0]
+        sums, n_missing = _sum_cell(planes, corner, size, bad)
+        if n_missing <= _MOST_MISSING * size * size and sums[0] >= fewest:
+            found[k] = _value_at_centre(sums)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_cell(planes, corner, size, bad):
+    """Return the sums that the fit of a plane needs, and the number of pixels without data."""
+    image, variance, mask = planes
+    ny, nx = image.shape
+    sums, n_missing = np.zeros(11), 0
+    for j in range(size):
+        for i in range(size):
+            y, x = corner[0] + j, corner[1] + i
+            if not (0 <= y < ny and 0 <= x < nx) or (mask[y, x] & _NO_DATA) != 0:
+                n_missing += 1
+                continue
+            value, noise = np.float64(image[y, x]), np.float64(variance[y, x])
+            if (mask[y, x] & bad) != 0 or not (np.isfinite(value) and 0.0 < noise < np.inf):
+                continue
+            u, v = i - (size - 1) / 2.0, j - (size - 1) / 2.0
+            terms = (1.0, u, v, u * u, u * v, v * v, value, value * u, value * v, value**2, noise)
+            for t in range(11):
+                sums[t] += terms[t]
+    return sums, n_missing
+
+
+@numba.njit(cache=True, nogil=True)
+def _value_at_centre(sums):
+    """Return value and inverse variance at the centre of a plane through the pixels of a cell."""
+    n, u, v, uu, uv, vv, s, su, sv, ss, noise = sums
+    # of the inverse of the symmetric matrix of the fit, times its determinant
+    a, b, c = uu * vv - uv * uv, uv * v - u * vv, u * uv - uu * v
+    d, e, f = n * vv - v * v, u * v - n * uv, n * uu - u * u
+    determinant = n * a + u * b + v * c
+    if determinant <= 1e-6 * n * uu * vv:
+        return 0.0, 0.0
+    value = (a * s + b * su + c * sv) / determinant
+    slope_u = (b * s + d * su + e * sv) / determinant
+    slope_v = (c * s + e * su + f * sv) / determinant
+    scatter = (ss - value * s - slope_u * su - slope_v * sv) / n
+    structure = max(scatter - noise / n, 0.0)
+    return value, 1.0 / (a / determinant * noise / n + _STRUCTURE_ERROR**2 * structure)
 
 
 def merge_bins(parts: Sequence[SkyBins]) -> SkyBins:
-    """Return the sky of an exposure from that of its CCDs: weighted means in common squares."""
-    index, place = _unique_squares(parts)
-    weight = np.concatenate([one.weight for one in parts])
+    """Return the sky of an exposure from that of its CCDs; in common cells that of the first."""
+    index = np.concatenate([one.index for one in parts])
+    _, first = np.unique(_cell_numbers(index), return_index=True)
     value = np.concatenate([one.value for one in parts])
-    total = np.bincount(place, weight, len(index))
-    return SkyBins(index, np.bincount(place, weight * value, len(index)) / total, total)
+    weight = np.concatenate([one.weight for one in parts])
+    return SkyBins(index[first], value[first], weight[first])
+
+
+def _cell_numbers(index: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return one number for each cell."""
+    x, y = index.astype(np.int64).T
+    return (y << 32) + x
+
+
+# The differences of all pairs --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """The cells that count for two exposures."""
+
+    first: int
+    second: int
+    difference: NDArray[np.float64]
+    """First less second, nJy per pixel, shape (n,)."""
+    weight: NDArray[np.float64]
+    """See the sum in the module's docstring; for all cells, where only a part of them is here."""
+    place: NDArray[np.float64]
+    """Centres of the cells on the tract, pixels, shape (n, 2)."""
+    n_cells: int
+    """How many there are in all."""
 
 
 def match_backgrounds(
@@ -134,116 +236,171 @@ def match_backgrounds(
     skies : mapping of str to SkyBins
         The sky of each exposure.
     settings : BackgroundMatchingSettings
-        Constants or planes, and the threshold for squares that deviate.
+        Constants or planes, and the threshold for cells that deviate.
 
     Returns
     -------
     dict of str to SkyCorrection
-        For each exposure, also those without overlap (zero).
+        For each exposure, also those without overlap (zero). All are zero, and a warning is
+        logged, if the solution would leave larger steps in the overlaps than there were.
     """
     exposures = sorted(skies)
-    value, weight, places = _as_grid([skies[exposure] for exposure in exposures])
-    middles = (places + 0.5) * settings.bin_size - 0.5
-    centre, size = _extents(weight, middles, settings.bin_size)
-    basis = _basis(middles, settings.model, centre, size)
-    coefficients, used = _solve_robustly(value, weight, basis, settings.sigma)
-    _report(exposures, value, used, basis, coefficients)
-    return {
-        exposure: SkyCorrection(
-            tuple(float(c) for c in coefficients[k]), tuple(centre[k].tolist()), float(size[k])
+    cells = [skies[exposure] for exposure in exposures]
+    frames = [_Frame.of(sky, settings) for sky in cells]
+    overlaps = list(_overlaps(cells, settings.bin_size))
+    _report_groups(exposures, overlaps)
+    hold = np.array([sky.weight.sum(dtype=float) for sky in cells])
+    kept = [_without_outliers(one, settings) for one in overlaps]
+    coefficients = _solve(kept, frames, hold)
+    before, after = (
+        _steps(overlaps, frames, c) for c in (np.zeros_like(coefficients), coefficients)
+    )
+    if overlaps and after >= before:
+        _LOG.warning(
+            "background matching is not applied: it would leave steps of %.3g nJy (rms) in the "
+            "%d overlaps, where there are %.3g without it",
+            after,
+            len(overlaps),
+            before,
         )
-        for k, exposure in enumerate(exposures)
+        coefficients = np.zeros_like(coefficients)
+    elif overlaps:
+        _LOG.info(
+            "skies of %d exposures matched; steps in their %d overlaps: rms %.3g nJy before, "
+            "%.3g nJy after",
+            len(exposures),
+            len(overlaps),
+            before,
+            after,
+        )
+    return {
+        exposure: SkyCorrection(tuple(map(float, c)), frame.centre, frame.size)
+        for exposure, c, frame in zip(exposures, coefficients, frames, strict=True)
     }
 
 
-def _as_grid(
-    skies: Sequence[SkyBins],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return values and weights (0: none), shape (exposures, squares), and the squares."""
-    places, place = _unique_squares(skies)
-    owner = np.repeat(np.arange(len(skies)), [len(sky.value) for sky in skies])
-    shape = (len(skies), len(places))
-    value, weight = np.zeros(shape), np.zeros(shape)
-    value[owner, place] = np.concatenate([sky.value for sky in skies])
-    weight[owner, place] = np.concatenate([sky.weight for sky in skies])
-    return value, weight, places
+@dataclass(frozen=True)
+class _Frame:
+    """Where an exposure is on the tract, for the terms of its correction."""
+
+    centre: tuple[float, float]
+    size: float
+    n_terms: int
+
+    @classmethod
+    def of(cls, sky: SkyBins, settings: BackgroundMatchingSettings) -> "_Frame":
+        """Return the frame of an exposure."""
+        n_terms, side = {"constant": 1, "plane": 3}[settings.model], settings.bin_size
+        if not len(sky.index):
+            return cls((0.0, 0.0), float(side), n_terms)
+        low, high = sky.index.min(axis=0), sky.index.max(axis=0)
+        middle = ((low + high + 1.0) * side - 1.0) / 2.0
+        return cls(
+            tuple(middle.tolist()), float(max((high - low).max() / 2.0, 1.0) * side), n_terms
+        )
+
+    def terms(self, place: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the terms at places on the tract, shape (n, n_terms)."""
+        terms = np.ones((len(place), self.n_terms))
+        if self.n_terms > 1:
+            terms[:, 1:] = (place - self.centre) / self.size
+        return terms
 
 
-def _unique_squares(skies: Sequence[SkyBins]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the squares that some skies have, and for each of their values which one it is."""
-    index = np.concatenate([sky.index for sky in skies])
-    places, place = np.unique(index, axis=0, return_inverse=True)
-    return places, place.reshape(-1)
+def _overlaps(cells: Sequence[SkyBins], bin_size: int) -> Iterator[_Overlap]:
+    """Yield the overlaps of all pairs of exposures that have some."""
+    numbers = [_cell_numbers(sky.index) for sky in cells]
+    known, place = np.unique(np.concatenate([*numbers, np.zeros(0, np.int64)]), return_inverse=True)
+    places = np.split(place.reshape(-1), np.cumsum([len(n) for n in numbers])[:-1])
+    total = np.zeros(len(known))
+    for sky, where in zip(cells, places, strict=True):
+        total[where] += sky.weight
+    most = max(_FEWEST_OF_PAIR, _MAX_DIFFERENCES // max(len(cells) * (len(cells) - 1) // 2, 1))
+    found = np.full(len(known), -1, np.int64)
+    for e, sky in enumerate(cells):
+        found[places[e]] = np.arange(len(places[e]))
+        for f in range(e + 1, len(cells)):
+            ours = found[places[f]]
+            theirs = np.flatnonzero(ours >= 0)
+            if theirs.size:
+                chosen = theirs[:: -(-theirs.size // most)]
+                part = ours[chosen], chosen
+                yield _overlap(e, f, sky, cells[f], part, total, places, theirs.size, bin_size)
+        found[places[e]] = -1
 
 
-def _extents(
-    weight: NDArray[np.float64], middles: NDArray[np.float64], bin_size: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return centre (n, 2) and half extent (n,) of the exposures, pixels."""
-    centre, size = np.zeros((len(weight), 2)), np.full(len(weight), float(bin_size))
-    for k, covered in enumerate(weight > 0):
-        if covered.any():
-            low, high = middles[covered].min(axis=0), middles[covered].max(axis=0)
-            centre[k], size[k] = (low + high) / 2, max((high - low).max() / 2, bin_size)
-    return centre, size
+def _overlap(e, f, first, second, part, total, places, n_cells, bin_size) -> _Overlap:
+    """Return the overlap of two exposures in some of its cells."""
+    ours, theirs = part
+    weight = first.weight[ours].astype(float) * second.weight[theirs]
+    weight *= n_cells / len(theirs) / total[places[f][theirs]]
+    return _Overlap(
+        e,
+        f,
+        first.value[ours].astype(float) - second.value[theirs],
+        weight,
+        (second.index[theirs] + 0.5) * bin_size - 0.5,
+        n_cells,
+    )
 
 
-def _basis(middles: NDArray, model: str, centre: NDArray, size: NDArray) -> NDArray[np.float64]:
-    """Return the functions that a correction is made of, shape (terms, exposures, squares)."""
-    constant = np.ones((1, len(centre), len(middles)))
-    if model == "constant":
-        return constant
-    slopes = (middles.T[:, None, :] - centre.T[:, :, None]) / size[None, :, None]
-    return np.concatenate([constant, slopes])
+def _without_outliers(overlap: _Overlap, settings: BackgroundMatchingSettings) -> _Overlap:
+    """Leave out the cells that deviate from the constant or plane of their overlap.
 
-
-def _solve_robustly(
-    value: NDArray, weight: NDArray, basis: NDArray, sigma: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Solve, leave out what deviates, and solve again; return coefficients and weights used."""
-    used, hold = weight, weight.sum(axis=1)
+    Where the others deviate by more than their noise, their weights are reduced.
+    """
+    frame = _Frame(
+        tuple(overlap.place.mean(axis=0).tolist()),
+        float(max(np.ptp(overlap.place, axis=0).max() / 2.0, settings.bin_size)),
+        {"constant": 1, "plane": 3}[settings.model],
+    )
+    terms, root = frame.terms(overlap.place), np.sqrt(overlap.weight)
+    left = (overlap.difference - np.median(overlap.difference)) * root
+    kept = np.ones(len(left), np.bool_)
     for _ in range(_MAX_ROUNDS):
-        coefficients = _solve(value, used, basis, hold)
-        deviation = np.abs(_residuals(value, weight, used, basis, coefficients))
-        deviation *= np.sqrt(weight)
-        shared = _shared(used)
-        if not shared.any():
+        noise = mad_sigma(left[kept], centre=0.0)
+        good = np.abs(left) <= settings.sigma * noise if noise > 0 else kept
+        fit = np.linalg.lstsq(
+            terms[good] * root[good, None], overlap.difference[good] * root[good], rcond=1e-6
+        )[0]
+        left = (overlap.difference - terms @ fit) * root
+        if np.array_equal(good, kept):
             break
-        noise = mad_sigma(deviation[shared], centre=0.0)
-        kept = np.where(deviation <= sigma * noise, weight, 0.0) if noise > 0 else used
-        if np.array_equal(kept, used):
-            break
-        used = kept
-    return coefficients, used
+        kept = good
+    chi = np.sqrt(np.mean(left[kept] ** 2) * overlap.n_cells / len(left))
+    return replace(
+        overlap,
+        difference=overlap.difference[kept],
+        weight=overlap.weight[kept] / max(chi, 1.0) ** 2,
+        place=overlap.place[kept],
+    )
 
 
-def _shared(used: NDArray) -> NDArray[np.bool_]:
-    """Return which values are compared: alone in a square, an exposure agrees with itself."""
-    return (used > 0) & (np.count_nonzero(used, axis=0) > 1)
-
-
-def _solve(value: NDArray, weight: NDArray, basis: NDArray, hold: NDArray) -> NDArray[np.float64]:
+def _solve(
+    overlaps: Sequence[_Overlap], frames: Sequence[_Frame], hold: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return the coefficients that make the weighted differences smallest, shape (n, terms).
 
     ``hold``: of each exposure, the weight g in what the differences leave open.
     """
-    n_terms, n, _ = basis.shape
-    total = weight.sum(axis=0)
-    inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-    common = (weight * value).sum(axis=0) * inverse
-    terms = weight * basis
-    flat = terms.reshape(n_terms * n, -1)
-    normal = -(flat * inverse) @ flat.T
-    own = np.einsum("jep,lep->jle", terms, basis)
-    for j in range(n_terms):
-        for k in range(n_terms):
-            block = normal[j * n : (j + 1) * n, k * n : (k + 1) * n]
-            block[np.diag_indices(n)] += own[j, k]
-    right = (terms * (value - common)).sum(axis=2).reshape(-1)
-    hold = np.tile(np.where(hold > 0, hold, 1.0), n_terms)
-    normal[np.arange(n, n_terms * n), np.arange(n, n_terms * n)] += _HOLD_OF_SLOPES * hold[n:]
-    solution = _smallest_solution(normal, right, hold)
-    return solution.reshape(n_terms, n).T
+    n, n_terms = len(frames), frames[0].n_terms if frames else 1
+    normal, right = np.zeros((n, n_terms, n, n_terms)), np.zeros((n, n_terms))
+    for one in overlaps:
+        sides = {one.first: 1.0, one.second: -1.0}
+        terms = {e: sign * frames[e].terms(one.place) for e, sign in sides.items()}
+        for e in sides:
+            weighted = terms[e] * one.weight[:, None]
+            right[e] += weighted.T @ one.difference
+            for f in sides:
+                normal[e, :, f] += weighted.T @ terms[f]
+    normal, right = normal.reshape(n * n_terms, -1), right.reshape(-1)
+    if n_terms > 1 and overlaps:
+        # a slope is not expected to be larger than the differences are
+        typical = np.mean([np.mean(one.difference**2) for one in overlaps])
+        slopes = np.flatnonzero(np.arange(n * n_terms) % n_terms)
+        normal[slopes, slopes] += 1.0 / max(typical, 1e-300)
+    hold = np.repeat(np.where(hold > 0, hold, 1.0), n_terms)
+    return _smallest_solution(normal, right, hold).reshape(n, n_terms)
 
 
 def _smallest_solution(normal: NDArray, right: NDArray, hold: NDArray) -> NDArray[np.float64]:
@@ -255,52 +412,52 @@ def _smallest_solution(normal: NDArray, right: NDArray, hold: NDArray) -> NDArra
     return scale * (vectors @ ((vectors.T @ (scale * right)) / eigenvalues[known]))
 
 
-def _residuals(
-    value: NDArray, weight: NDArray, used: NDArray, basis: NDArray, coefficients: NDArray
-) -> NDArray[np.float64]:
-    """Return what is left of the differences to the common sky; 0 where there is no value."""
-    left = value - np.einsum("jep,ej->ep", basis, coefficients)
-    total = used.sum(axis=0)
-    common = np.divide((used * left).sum(axis=0), total, out=np.zeros_like(total), where=total > 0)
-    return np.where((weight > 0) & (total > 0), left - common, 0.0)
+def _steps(
+    overlaps: Sequence[_Overlap], frames: Sequence[_Frame], coefficients: NDArray[np.float64]
+) -> float:
+    """Return the steps between corrected exposures, rms over parts of their overlaps.
+
+    Of each overlap all cells count, in up to eight parts along its longer side: the median of each.
+    """
+    steps, weights = [], []
+    for one in overlaps:
+        e, f = one.first, one.second
+        left = one.difference - frames[e].terms(one.place) @ coefficients[e]
+        left += frames[f].terms(one.place) @ coefficients[f]
+        along = one.place[:, np.argmax(np.ptp(one.place, axis=0))]
+        parts = np.array_split(left[np.argsort(along, kind="stable")], min(_SEGMENTS, len(left)))
+        steps += [np.median(part) for part in parts]
+        weights += [one.n_cells * len(part) / len(left) for part in parts]
+    return float(np.sqrt(np.average(np.square(steps), weights=weights))) if steps else 0.0
 
 
-def _report(
-    exposures: Sequence[str], value: NDArray, used: NDArray, basis: NDArray, coefficients: NDArray
-) -> None:
-    """Log what the matching did, and which exposures it could not compare."""
-    shared = _shared(used)
-    if shared.any():
-        before = _residuals(value, used, used, basis, np.zeros_like(coefficients))[shared]
-        after = _residuals(value, used, used, basis, coefficients)[shared]
-        _LOG.info(
-            "skies of %d exposures matched in %d squares: rms %.3g nJy before, %.3g nJy after",
-            len(exposures),
-            np.count_nonzero(shared.any(axis=0)),
-            np.sqrt(np.mean(before**2)),
-            np.sqrt(np.mean(after**2)),
-        )
-    groups = overlap_groups(used)
+def _report_groups(exposures: Sequence[str], overlaps: Sequence[_Overlap]) -> None:
+    """Warn of exposures that cannot be compared."""
+    groups = overlap_groups(len(exposures), [(one.first, one.second) for one in overlaps])
     alone = [exposures[group[0]] for group in groups if len(group) == 1]
     if len(groups) > 1:
         _LOG.warning(
-            "the exposures form %d groups that do not overlap in sky without sources; the levels "
-            "of different groups are not matched. Alone: %s",
+            "the exposures form %d groups that do not overlap in usable sky; the levels of "
+            "different groups are not matched. Alone: %s",
             len(groups),
             ", ".join(alone) or "none",
         )
 
 
-def overlap_groups(weight: NDArray[np.float64]) -> list[list[int]]:
-    """Return the groups of exposures that are linked by common squares.
+def overlap_groups(n_exposures: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the groups of exposures that are linked by overlaps.
 
     Parameters
     ----------
-    weight : ndarray, shape (exposures, squares)
-        Positive where an exposure has a value.
+    n_exposures : int
+        How many there are.
+    pairs : sequence of (int, int)
+        Those that overlap.
     """
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    covered = (weight > 0).astype(float)
-    n_groups, group = connected_components(covered @ covered.T, directed=False)
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(n_exposures, n_exposures))
+    n_groups, group = connected_components(links, directed=False)
     return [np.flatnonzero(group == k).tolist() for k in range(n_groups)]

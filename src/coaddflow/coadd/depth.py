@@ -15,7 +15,6 @@ References
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from astropy.io import fits
 from astropy.table import Table
 from numpy.typing import NDArray
 
+from coaddflow.coadd.mean import effective_area
 from coaddflow.coadd.product import read_coadd
 from coaddflow.corners.database import CornerDatabase
 from coaddflow.geometry.box import Box
@@ -31,13 +31,11 @@ from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.coadds import coadd_files
-from coaddflow.tables.ecsv import write_records
+from coaddflow.tables.depths import WHOLE_TRACT, DepthRow, write_depth_table
 from coaddflow.warp.files import part_header
 from coaddflow.warp.resample import covariance_factor
 
 _LOG = logging.getLogger(__name__)
-
-_SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 
 _BIN = 0.001
 """Magnitudes to which the median of a tract is known: its pixels are counted in bins."""
@@ -46,20 +44,8 @@ _BIN = 0.001
 _PATCH = re.compile(r"[0-9]+_[0-9]+")
 
 
-@dataclass(frozen=True)
-class DepthRow:
-    """The depth of a coadd, or of all coadds of a band on the tract."""
-
-    band: str
-    "Band of the coadds."
-    patch: str
-    "Patch id; ``all``: the whole tract."
-    depth: float
-    "Median over the pixels with a value, AB magnitude of a point source at 5 sigma."
-    seeing: float
-    "FWHM of the PSF that is assumed, arcsec."
-    n_pixels: int
-    "Pixels with a value; those in the overlap of two patches count twice."
+Ccd = tuple[str, str]
+"""Exposure and CCD."""
 
 
 def make_depth(
@@ -102,7 +88,7 @@ def make_depth(
     for band, paths in sorted(by_band.items()):
         folder = table.parent / band / table.stem
         rows += _band_depth(band, paths, folder, factors[band], tract, settings)
-    write_records(table, DepthRow, rows, {"tract": tract.id})
+    write_depth_table(table, rows, tract.id)
 
 
 def _remove_stale_maps(table: Path, coadds: Mapping[str, Sequence[Path]]) -> None:
@@ -127,6 +113,8 @@ def _band_depth(
 ) -> list[DepthRow]:
     """Write the maps of a band; return a row for each, and one for all."""
     rows, counts = [], np.zeros(0, np.int64)
+    all_used: set[str] = set()
+    all_left: set[Ccd] = set()
     for path in sorted(coadds, key=lambda path: patch_position(path.stem)):
         coadd, _ = read_coadd(path)
         seeing = coadd_seeing(coadd.inputs)
@@ -137,7 +125,9 @@ def _band_depth(
         write_fits(folder / path.name, [primary, image_hdu("DEPTH", depth, header, compression)])
         values = depth[np.isfinite(depth)]
         median = float(np.median(values)) if values.size else float("nan")
-        rows.append(DepthRow(band, path.stem, round(median, 4), round(seeing, 4), values.size))
+        used, left = _used_and_left_out(coadd.inputs)
+        all_used, all_left = all_used | used, all_left | left
+        rows.append(_row(band, path.stem, median, seeing, values.size, used, left))
         _LOG.info("%s: %.3f mag at 5 sigma, seeing %.2f arcsec", path, median, seeing)
         found = np.bincount(np.maximum(values / _BIN, 0).astype(np.int64), minlength=counts.size)
         found[: counts.size] += counts
@@ -146,7 +136,35 @@ def _band_depth(
     weights = [row.n_pixels for row in filled] or [1]
     seeing = float(np.average([row.seeing for row in filled] or [np.nan], weights=weights))
     n_pixels = sum(row.n_pixels for row in rows)
-    return [*rows, DepthRow(band, "all", round(_median(counts), 4), round(seeing, 4), n_pixels)]
+    whole = _row(band, WHOLE_TRACT, _median(counts), seeing, n_pixels, all_used, all_left)
+    return [*rows, whole]
+
+
+def _used_and_left_out(inputs: Table) -> tuple[set[str], set[Ccd]]:
+    """Return the exposures that are used in a coadd, and the CCDs that the selection left out."""
+    used = {str(row["exposure"]) for row in inputs if row["n_used"]}
+    if "reason" not in inputs.colnames:
+        return used, set()
+    left = {
+        (str(row["exposure"]), str(row["ccds"]))
+        for row in inputs
+        if str(row["reason"]).strip() and not str(row["reason"]).startswith("failed")
+    }
+    return used, left
+
+
+def _row(
+    band: str,
+    patch: str,
+    depth: float,
+    seeing: float,
+    n_pixels: int,
+    used: set[str],
+    left: set[Ccd],
+) -> DepthRow:
+    without = ",".join(sorted({exposure for exposure, _ in left} - used))
+    figures = round(depth, 4), round(seeing, 4), n_pixels, len(used), len(left)
+    return DepthRow(band, patch, *figures, without)
 
 
 def coadd_seeing(inputs: Table) -> float:
@@ -179,7 +197,7 @@ def depth_map(
     factor : float
         Covariance factor of the pixels.
     """
-    area = 4.0 * np.pi * (seeing * _SIGMA_PER_FWHM / pixel_scale) ** 2
+    area = effective_area(seeing, pixel_scale)
     usable = np.isfinite(variance) & (variance > 0)
     noise = np.sqrt(np.where(usable, variance, np.nan) * (area / factor))
     return (AB_ZERO_POINT - 2.5 * np.log10(5.0 * noise)).astype(np.float32)

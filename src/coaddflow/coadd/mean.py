@@ -1,12 +1,20 @@
-"""Coadds: all exposures of a band on one patch, as an inverse-variance weighted mean.
+"""Coadds: all exposures of a band on one patch, as a weighted mean.
 
-The weight is one number per exposure, the inverse of its sky variance in nJy. Weights from the
+The weight is one number per exposure: the inverse of the variance of its sky in nJy, times, unless
+`coadd.weight` is ``sky``, the effective area of its PSF. The latter is the inverse variance of the
+flux of a faint star that is fitted with the PSF [1]_: with it, the coadd of exposures of different
+seeing has nearly the signal-to-noise of a simultaneous fit to all of them. Weights from the
 variance of each pixel would contain the photon noise of the sources: bright pixels would get less
 weight, and the PSF of the coadd and the calibration would depend on flux. It is also the same
 number in all patches and tracts, so that overlapping coadds agree.
 
 Warps are read in blocks of rows and never whole; sums are made in the order of the exposure ids,
 so the result depends neither on the size of the blocks nor on the number of threads.
+
+References
+----------
+.. [1] King 1983, PASP 95, 163 (noise-equivalent area); Annis et al. 2014, ApJ 794, 120, section 3
+   (weights with the square of the seeing, for stripe 82).
 """
 
 from collections.abc import Sequence
@@ -39,6 +47,8 @@ from coaddflow.warp.resample import covariance_factor
 _MIN_ROWS, _MAX_ROWS = STACK_ROWS
 """Larger blocks save little and cost time: the system allocates their memory each time."""
 
+_SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
+
 _NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
 
 
@@ -51,7 +61,7 @@ class CoaddInput:
     reader: WarpReader
     """Reads the pixels of its warp."""
     weight: float
-    """Inverse sky variance in nJy^-2 (`exposure_weight`)."""
+    """Inverse variance, nJy^-2 (`exposure_weight`)."""
     ccds: str = ""
     """CCDs that contribute, joined by commas."""
     seeing: float = np.nan
@@ -82,8 +92,23 @@ class Coadd:
     and n_clipped (pixels); with background matching sky_offset."""
 
 
-def exposure_weight(sky_noise: ArrayLike, zero_point: ArrayLike) -> float:
-    """Return the weight of an exposure: the inverse of its sky variance in nJy^-2.
+def effective_area(seeing: ArrayLike, pixel_scale: float) -> NDArray[np.float64]:
+    """Return the noise-equivalent area of Gaussian PSFs, pixels [1]_.
+
+    Parameters
+    ----------
+    seeing : array_like
+        FWHM, arcsec.
+    pixel_scale : float
+        Arcsec per pixel.
+    """
+    return 4.0 * np.pi * (np.asarray(seeing, float) * _SIGMA_PER_FWHM / pixel_scale) ** 2
+
+
+def exposure_weight(
+    sky_noise: ArrayLike, zero_point: ArrayLike, scale: ArrayLike = 1.0, area: float = 1.0
+) -> float:
+    """Return the weight of an exposure: an inverse variance in nJy^-2.
 
     Parameters
     ----------
@@ -91,6 +116,10 @@ def exposure_weight(sky_noise: ArrayLike, zero_point: ArrayLike) -> float:
         Standard deviation of empty sky per pixel.
     zero_point : array_like, shape (n_ccds,)
         AB magnitude of one unit of it.
+    scale : array_like, shape (n_ccds,)
+        Side of a pixel of the coadd in pixels of the CCD; NaN where it is not known, taken as 1.
+    area : float
+        Effective area of the PSF in pixels of the coadd; 1 for the variance of a pixel.
 
     Returns
     -------
@@ -103,13 +132,14 @@ def exposure_weight(sky_noise: ArrayLike, zero_point: ArrayLike) -> float:
         If no CCD has a positive noise and a zero-point.
     """
     noise = np.asarray(sky_noise, float) * np.vectorize(flux_scale, otypes=[float])(zero_point)
+    noise *= np.nan_to_num(np.asarray(scale, float), nan=1.0)
     noise = noise[np.isfinite(noise) & (noise > 0)]
     if noise.size == 0:
         raise InputError(
             "no CCD of the exposure has a sky noise and a zero-point",
             remedy="leave the exposure out, or look at its row in results/summary",
         )
-    return float(np.median(noise) ** -2.0)
+    return float(np.median(noise) ** -2.0 / area)
 
 
 def coadd_patch(

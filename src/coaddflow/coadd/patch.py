@@ -15,7 +15,14 @@ from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
 from coaddflow.coadd.background_matching import SkyCorrection
-from coaddflow.coadd.mean import Coadd, CoaddInput, coadd_patch, exposure_weight, inputs_table
+from coaddflow.coadd.mean import (
+    Coadd,
+    CoaddInput,
+    coadd_patch,
+    effective_area,
+    exposure_weight,
+    inputs_table,
+)
 from coaddflow.coadd.product import write_coadd
 from coaddflow.coadd.readers import CorrectedWarp, LayeredWarp, WithoutCcds
 from coaddflow.corners.database import CornerDatabase, Rejection, Selection
@@ -101,12 +108,19 @@ class PatchWork:
 class TractInputs:
     """What goes into the coadds of a band on a tract, as its corner database says.
 
-    The database must stay open. Used is the section selection.
+    The database must stay open. Used are the section selection and the weight of the coadds.
+
+    Raises
+    ------
+    InputError
+        If the selection leaves out all CCDs of the band.
     """
 
     def __init__(self, corners: CornerDatabase, tract: Tract, band: str, settings: Settings):
         self._corners = corners
         self._tract, self._band, self._cuts = tract, band, settings.selection
+        self._weight = settings.coadd.weight
+        corners.require_some(tract.id, band, settings.selection)
         self._manifests = corners.manifests()
         self._of_exposure: dict[str, tuple[float, float]] = {}
 
@@ -159,9 +173,23 @@ class TractInputs:
         """Return figures of a whole exposure, so that overlapping patches agree."""
         if exposure not in self._of_exposure:
             ccds = [row for row in self._corners.ccds(exposure) if row.state == "done"]
-            weight = exposure_weight(_column(ccds, "sky_noise"), _column(ccds, "zero_point"))
-            self._of_exposure[exposure] = (weight, _median(ccds, "seeing"))
+            seeing = _median(ccds, "seeing")
+            weight = exposure_weight(
+                _column(ccds, "sky_noise"),
+                _column(ccds, "zero_point"),
+                self._tract.pixel_scale / _column(ccds, "pixel_scale"),
+                self._area(seeing),
+            )
+            self._of_exposure[exposure] = (weight, seeing)
         return self._of_exposure[exposure]
+
+    def _area(self, seeing: float) -> float:
+        """Return the area that the weight of an exposure counts, pixels of the coadd."""
+        if self._weight == "sky":
+            return 1.0
+        if not seeing > 0:
+            seeing = self._corners.band_medians(self._band).seeing or self._tract.pixel_scale
+        return float(effective_area(seeing, self._tract.pixel_scale))
 
 
 def write_patch(

@@ -17,6 +17,7 @@ from coaddflow.image.masked_image import (
     write_fits,
 )
 from coaddflow.skymap.tract import Tract
+from coaddflow.tables.coadds import coadd_table_path
 from coaddflow.warp.files import part_box, part_header
 
 
@@ -65,9 +66,10 @@ def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
     InputError
         If the file is missing, damaged or no coadd.
     """
-    masked_image, header = read_masked_image(path)
+    remedy = f"remove it and, if it exists, {coadd_table_path(path)}, and run the workflow again"
+    masked_image, header = read_masked_image(path, remedy)
     masked_image.variance[np.isnan(masked_image.variance)] = np.inf
-    with reading(path, "coadd"), fits.open(path, memmap=False) as hdus:
+    with reading(path, "coadd", remedy), fits.open(path, memmap=False) as hdus:
         box = part_box(header, masked_image.shape)
         n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
         inputs = Table(hdus["INPUTS"].data)

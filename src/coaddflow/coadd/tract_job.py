@@ -2,13 +2,14 @@
 
 Three rounds on the pool. (1) Each CCD is read, warped to all pixels of the tract that it reaches,
 and put into the spool. (2) What the master gathers is small: where the warps are, and the sky in
-squares, from which it solves for the differences between the skies of the exposures, if they are
+cells, from which it solves for the differences between the skies of the exposures, if they are
 to be matched. (3) Each patch takes the pixels of its exposures from the spool, block by block, and
 is coadded and written. Without matched skies the pixels are those of the rules `warp` and `coadd`,
 to the bit.
 """
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -223,6 +224,8 @@ class CcdWork:
     """The pixels of the tract that it may reach."""
     slot: SpoolSlot
     """Where its warp is kept until the patches are made."""
+    thin: int
+    """Of the cells in which skies are compared, one in so many is measured."""
 
 
 @dataclass(frozen=True)
@@ -255,11 +258,13 @@ def _plan_ccds(
     if job.settings.coadd.keep_warps:
         rows = [row for row in corners.ccds() if ccds_of_patches([row], job.tract)]
         wanted |= {(row.exposure, row.ccd): row for row in rows}
+    boxes = {ccd: _predicted_box(wanted[ccd], job.tract) for ccd in sorted(wanted)}
+    n_cells = sum(map(_area, boxes.values())) / job.settings.coadd.background_matching.bin_size**2
+    thin = max(math.ceil(n_cells / resources.MATCHING_CELLS), 1)
     works = []
-    for exposure, ccd in sorted(wanted):
-        box = _predicted_box(wanted[exposure, ccd], job.tract)
+    for (exposure, ccd), box in boxes.items():
         slot = spool.reserve(_area(box), f"{exposure}-{ccd}")
-        works.append(CcdWork(wanted[exposure, ccd], box, slot))
+        works.append(CcdWork(wanted[exposure, ccd], box, slot, thin))
     _LOG.info(
         "%d CCDs for %d patches; room for their warps: %d MB of memory, %d MB of scratch",
         len(works),
@@ -288,7 +293,7 @@ def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
         spooled = write_warp(work.slot, warp.box, warp.masked_image)
         coadd = job.settings.coadd
         if coadd.background_matching.enabled:
-            sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching)
+            sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching, work.thin)
     return WarpedCcd(spooled, sky)
 
 

@@ -5,6 +5,7 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from coaddflow.corners.schema import APPLICATION_ID, MANIFEST_COLUMNS, SCHEMA_VERSION, require_rtree
-from coaddflow.corners.selection import median_zero_point, reasons_against
+from coaddflow.corners.selection import BandMedians, band_medians, cuts_against, reasons_against
 from coaddflow.errors import InputError
 from coaddflow.geometry import polygon, sphere
 from coaddflow.settings.selection import SelectionSettings
@@ -67,7 +68,7 @@ class CornerDatabase:
                 "there is no corner database", path=path, remedy="run the workflow that makes it"
             )
         require_rtree()
-        self._zero_points: dict[str, float | None] = {}
+        self._medians: dict[str, BandMedians] = {}
         self._connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True
         )
@@ -199,8 +200,7 @@ class CornerDatabase:
         tract, patch, band : int, str, str
             The coadd.
         settings : SelectionSettings
-            The cuts. The reference of ``max_zero_point_loss`` is the median of all CCDs of the
-            band in this database.
+            The cuts. Some are relative to the medians of all CCDs of the band in this database.
 
         Returns
         -------
@@ -212,24 +212,46 @@ class CornerDatabase:
         InputError
             If the database has no such patch.
         """
-        reference = None
-        if settings.max_zero_point_loss is not None:
-            reference = self._median_zero_point(band)
+        medians = self.band_medians(band)
         selection = Selection([], [])
         for overlap in self.query_patch(tract, patch, band):
-            reasons = reasons_against(overlap.ccd, settings, reference)
+            reasons = reasons_against(overlap.ccd, settings, medians)
             if reasons:
                 selection.rejected.append(Rejection(overlap, reasons))
             else:
                 selection.selected.append(overlap)
         return selection
 
-    def _median_zero_point(self, band: str) -> float | None:
-        """Return the median of all CCDs of a band, computed once: the file does not change."""
-        if band not in self._zero_points:
-            rows = self.query("SELECT * FROM ccds WHERE band = ? AND state = 'done'", (band,))
-            self._zero_points[band] = median_zero_point(map(_ccd_row, rows))
-        return self._zero_points[band]
+    def band_medians(self, band: str) -> BandMedians:
+        """Return the medians of all CCDs of a band, computed once: the file does not change."""
+        if band not in self._medians:
+            self._medians[band] = band_medians(self._done(band))
+        return self._medians[band]
+
+    def require_some(self, tract: int, band: str, settings: SelectionSettings) -> None:
+        """Raise InputError if the cuts leave out all CCDs of a band on a tract that has some."""
+        rows, medians = self._done(band, tract), self.band_medians(band)
+        cuts = Counter(setting for row in rows for setting in cuts_against(row, settings, medians))
+        if not rows or any(not cuts_against(row, settings, medians) for row in rows):
+            return
+        names = ", ".join(f"selection.{name} {count}" for name, count in cuts.most_common())
+        raise InputError(
+            f"the selection leaves out all {len(rows)} CCDs of band {band} on tract {tract} "
+            f"(CCDs by setting: {names})",
+            path=self.path,
+            remedy=f"relax selection.{cuts.most_common(1)[0][0]}, or leave the exposures out "
+            "of the survey with the setting exclude",
+        )
+
+    def _done(self, band: str, tract: int | None = None) -> list[CcdRow]:
+        """Return the CCDs of a band that have a calexp; with a tract, those that overlap it."""
+        rows = self.query(
+            "SELECT * FROM ccds WHERE band = ? AND state = 'done' AND (? IS NULL"
+            " OR ccd_key IN (SELECT ccd_key FROM ccd_patches WHERE tract = ?))"
+            " ORDER BY exposure, ccd",
+            (band, tract, tract),
+        )
+        return list(map(_ccd_row, rows))
 
     def _require_patch(self, tract: int, patch: str) -> None:
         if not self.query("SELECT 1 FROM tracts WHERE tract = ?", (tract,)):

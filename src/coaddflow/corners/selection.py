@@ -1,7 +1,9 @@
 """Which CCDs are good enough for a coadd, and why the others are not.
 
 The cuts are settings (`SelectionSettings`) on values of the manifest (`CcdRow`), in units that do
-not depend on exposure time and pixel scale.
+not depend on exposure time and pixel scale. Some are relative to the median of the band in the
+tract: an exposure more may move it, and with it what passes; the coadds of a tract depend on all of
+its exposures in any case, and no warp depends on the selection.
 """
 
 import math
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coaddflow.image.masked_image import flux_scale
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.tables.manifest import CcdRow
 
@@ -52,10 +55,36 @@ def sky_brightness(row: CcdRow) -> float | None:
     return row.sky_level / row.exposure_time / row.pixel_scale**2
 
 
-def median_zero_point(rows: Iterable[CcdRow]) -> float | None:
-    """Return the median magnitude of one electron per second; None if it is known of no CCD."""
-    values = [value for row in rows if (value := zero_point_per_second(row)) is not None]
-    return float(np.median(values)) if values else None
+def sky_noise_flux(row: CcdRow) -> float | None:
+    """Return the sky noise of one square arcsecond in nJy, or None where it is not known."""
+    if row.sky_noise is None or row.zero_point is None or not row.pixel_scale:
+        return None
+    return row.sky_noise * flux_scale(row.zero_point) / row.pixel_scale
+
+
+@dataclass(frozen=True)
+class BandMedians:
+    """Medians over the CCDs of a band in a tract; None if the figure is known of no CCD."""
+
+    zero_point: float | None = None
+    """Magnitude of one electron per second."""
+    seeing: float | None = None
+    """FWHM, arcsec."""
+    noise: float | None = None
+    """Sky noise of one square arcsecond, nJy."""
+
+
+def band_medians(rows: Iterable[CcdRow]) -> BandMedians:
+    """Return the medians that cuts are relative to."""
+    rows = list(rows)
+
+    def median(figure: Callable[[CcdRow], float | None]) -> float | None:
+        values = [value for row in rows if (value := figure(row)) is not None]
+        return float(np.median(values)) if values else None
+
+    return BandMedians(
+        median(zero_point_per_second), median(lambda row: row.seeing), median(sky_noise_flux)
+    )
 
 
 _CUTS = (
@@ -73,7 +102,7 @@ _CUTS = (
 
 
 def reasons_against(
-    row: CcdRow, settings: SelectionSettings, reference_zero_point: float | None = None
+    row: CcdRow, settings: SelectionSettings, medians: BandMedians | None = None
 ) -> tuple[str, ...]:
     """Return every reason for which a CCD is left out of the coadds; empty if it goes in.
 
@@ -83,8 +112,8 @@ def reasons_against(
         The CCD's row of the manifest.
     settings : SelectionSettings
         The cuts.
-    reference_zero_point : float, optional
-        Median magnitude of one electron per second (`median_zero_point`) of the CCD's band.
+    medians : BandMedians, optional
+        Of the CCD's band in the tract.
 
     Returns
     -------
@@ -93,19 +122,41 @@ def reasons_against(
     """
     if row.state == "failed":
         return (f"failed: {row.reason}",)
-    reasons = []
+    return tuple(cuts_against(row, settings, medians or BandMedians()).values())
+
+
+def cuts_against(row: CcdRow, settings: SelectionSettings, medians: BandMedians) -> dict[str, str]:
+    """Return the settings that leave out a CCD with a calexp, and the reason of each."""
+    found = {}
     if row.exposure in settings.exclude_exposures:
-        reasons.append("exposure is excluded by the settings")
+        found["exclude_exposures"] = "exposure is excluded by the settings"
     if row.ccd in settings.exclude_ccds:
-        reasons.append("CCD is excluded by the settings")
-    reasons += [reason for cut in _CUTS if (reason := cut.reason(row, settings)) is not None]
+        found["exclude_ccds"] = "CCD is excluded by the settings"
+    for cut in _CUTS:
+        if (reason := cut.reason(row, settings)) is not None:
+            found[cut.setting] = reason
+    return found | _relative_cuts(row, settings, medians)
+
+
+def _relative_cuts(
+    row: CcdRow, settings: SelectionSettings, medians: BandMedians
+) -> dict[str, str]:
+    """Return which cuts relative to the median of the band a CCD fails."""
+    found = {}
     if settings.max_zero_point_loss is not None:
-        value = zero_point_per_second(row)
-        if value is None or reference_zero_point is None:
-            reasons.append("zero-point is not known")
-        elif reference_zero_point - value > settings.max_zero_point_loss:
-            reasons.append(
-                f"zero-point {reference_zero_point - value:.4g} below the median "
-                f"> {settings.max_zero_point_loss:.4g} mag"
+        value, limit = zero_point_per_second(row), settings.max_zero_point_loss
+        if value is None or medians.zero_point is None:
+            found["max_zero_point_loss"] = "zero-point is not known"
+        elif medians.zero_point - value > limit:
+            found["max_zero_point_loss"] = (
+                f"zero-point {medians.zero_point - value:.4g} below the median > {limit:.4g} mag"
             )
-    return tuple(reasons)
+    for setting, words, value, median in (
+        ("max_seeing_ratio", "seeing", row.seeing, medians.seeing),
+        ("max_noise_ratio", "sky noise", sky_noise_flux(row), medians.noise),
+    ):
+        limit = getattr(settings, setting)
+        # what is not known is kept: images calibrated elsewhere have no such figures
+        if limit is not None and value is not None and median and value > limit * median:
+            found[setting] = f"{words} {value / median:.4g} times the median > {limit:.4g}"
+    return found

@@ -195,7 +195,7 @@ def write_fits(path: str | Path, hdus: list) -> None:
     """Write extensions after a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
 
     If the first is no `PrimaryHDU` (provenance), an empty one is put before it. The same pixels and
-    cards give the same bytes, except for tiles that are compressed with gzip, which hold the time.
+    cards give the same bytes.
     """
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
@@ -216,7 +216,27 @@ def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
     stream = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(stream)
     stream.seek(0)
-    return fits.open(stream, disable_image_compression=True)[1]
+    table = fits.open(stream, disable_image_compression=True)[1]
+    _clear_gzip_times(stream.getbuffer(), table)
+    return table
+
+
+def _clear_gzip_times(content: memoryview, table: fits.BinTableHDU) -> None:
+    """Set the time in the gzip header (RFC 1952: bytes 4 to 7) of each compressed tile to 0.
+
+    Quantised images have such tiles too, where the pixels of a tile could not be quantised.
+    """
+    start, header = table.fileinfo()["datLoc"], table.header
+    heap = start + header.get("THEAP", header["NAXIS1"] * header["NAXIS2"])
+    kind = table.columns.dtype.newbyteorder(">")
+    rows = np.frombuffer(content, kind, header["NAXIS2"], start)
+    columns = ["GZIP_COMPRESSED_DATA"]
+    if header["ZCMPTYPE"].startswith("GZIP"):
+        columns.append("COMPRESSED_DATA")
+    for name in set(columns) & set(rows.dtype.names):
+        for length, offset in rows[name]:
+            if length:
+                content[heap + offset + 4 : heap + offset + 8] = bytes(4)
 
 
 @contextlib.contextmanager
@@ -230,8 +250,13 @@ def reading(
         raise InputError(f"is not a readable {what} ({error})", path, remedy) from error
 
 
-def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
+def read_masked_image(
+    path: str | Path, remedy: str = "remove it and run the workflow again"
+) -> tuple[MaskedImage, fits.Header]:
     """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
+
+    ``remedy`` is what an error says about a damaged file: what makes it again depends on which
+    product it is.
 
     Raises
     ------
@@ -240,7 +265,7 @@ def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
     """
     # given a name, astropy opens the file twice
     with (
-        reading(path, "product of coaddflow"),
+        reading(path, "product of coaddflow", remedy),
         warnings.catch_warnings(),
         Path(path).open("rb") as stream,
         fits.open(stream, memmap=False) as hdus,

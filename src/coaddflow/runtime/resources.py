@@ -56,8 +56,11 @@ STACK_COPIES = 1.2
 STACK_HALO = 60
 """Rows that clipping needs above and below a block at most."""
 
-MATCHING_BYTES_PER_SQUARE = 160
-"""The sky of an exposure in a square of the tract, and what solving for planes needs beside it."""
+MATCHING_BYTES_PER_CELL = 200
+"""The sky of an exposure in a cell of the tract, and what comparing the cells needs beside it."""
+
+MATCHING_CELLS = 4_000_000
+"""Cells of all exposures that are compared at most: of more cells a part is taken."""
 
 SPOOL_ROOM = 2.3
 """Pixels of the box around a turned CCD on a tract, over those of the CCD, at most."""
@@ -201,8 +204,10 @@ def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_siz
     bin_size : int
         Setting ``coadd.background_matching.bin_size``.
     """
-    squares = patch_pixels * n_patches / bin_size**2
-    return math.ceil(MATCHING_BYTES_PER_SQUARE * n_exposures * squares / 1e6)
+    cells = min(n_exposures * patch_pixels * n_patches / bin_size**2, MATCHING_CELLS)
+    # a matrix of all coefficients, its eigenvectors, and two copies
+    matrices = 4 * 8 * (3 * n_exposures) ** 2
+    return math.ceil((MATCHING_BYTES_PER_CELL * cells + matrices) / 1e6)
 
 
 def time_limit(seconds: float) -> int:

@@ -45,13 +45,15 @@ class BackgroundMatchingSettings(Section):
     """Match the skies."""
     model: Literal["constant", "plane"] = "constant"
     """Correction of an exposure: a constant or a plane."""
-    bin_size: int = Field(256, ge=8, le=4096)
-    """Side of the squares in which the skies are compared, tract pixels."""
-    min_fraction: float = Field(0.2, gt=0.0, le=1.0)
-    """Smallest fraction of a square that must be sky without detected sources or flaws."""
+    bin_size: int = Field(16, ge=4, le=256)
+    """Side of the cells in which the skies are compared, tract pixels. Two exposures are compared
+    in the cells that both cover whole; overlaps narrower than this have none."""
+    min_fraction: float = Field(0.5, gt=0.0, le=1.0)
+    """Smallest fraction of a cell that must be usable sky. Cells on extended sources, which are
+    mostly detected, are used with a larger error."""
     sigma: float = Field(4.0, gt=0.0)
-    """Squares that deviate from the solution by more than this many standard deviations are
-    rejected."""
+    """Cells that deviate from the constant or plane of their overlap by more than this many
+    standard deviations are rejected."""
 
 
 class CoaddSettings(Section):
@@ -61,6 +63,10 @@ class CoaddSettings(Section):
         {"memory_mb", "keep_warps", "spool_mb", "scratch"}
     )
 
+    weight: Literal["point_source", "sky"] = "point_source"
+    """Weight of an exposure: `point_source` is the inverse of sky variance times the effective area
+    of the PSF, best for stars and faint galaxies; `sky` is the inverse of the sky variance, best
+    for surface brightness."""
     bad_planes: tuple[str, ...] = ("BAD", "SAT", "CR", "EDGE", "NO_DATA", "INTRP", "STREAK")
     """Mask planes whose pixels are excluded."""
     fill_planes: tuple[str, ...] = ("SAT", "INTRP")

@@ -8,9 +8,16 @@ from coaddflow.settings.base import Section
 class SelectionSettings(Section):
     """Quality cuts on the CCDs of a coadd; null: no cut.
 
-    A CCD for which the value of a cut is unknown is left out. The INPUTS table of the coadd lists
-    every CCD that is left out, with the reason.
+    A CCD for which the value of a cut is unknown is left out, except by the two ratios. The INPUTS
+    table of the coadd lists every CCD that is left out, with the reason; `coaddflow status` counts
+    them. Where a band has no CCD left on a tract, its coadds fail.
     """
+
+    max_seeing_ratio: float | None = Field(2.0, ge=1.0)
+    """Largest FWHM of the PSF relative to the median of the band in the tract."""
+    max_noise_ratio: float | None = Field(10.0, ge=1.0)
+    """Largest sky noise in nJy (per area on the sky) relative to the median of the band in the
+    tract: such a CCD would have a hundredth of the weight."""
 
     max_seeing: float | None = Field(None, gt=0)
     """Largest FWHM of the PSF, arcsec."""

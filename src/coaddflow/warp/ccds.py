@@ -20,7 +20,15 @@ from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.warp.files import Warp
 from coaddflow.warp.mapping import PixelGrid, footprint_box, map_ccd
-from coaddflow.warp.resample import Kernel, Rules, Source, make_kernel, prepare_source, resample
+from coaddflow.warp.resample import (
+    Kernel,
+    Rules,
+    Source,
+    make_kernel,
+    prepare_source,
+    resample,
+    stretch_of,
+)
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -76,7 +84,6 @@ def warp_patches(
     InputError
         If the WCS of a CCD cannot be inverted on it.
     """
-    kernel = make_kernel(settings.kernel)
     order = order_patches(patch_ccds)
     last_use = {ccd: patch for patch in order for ccd in patch_ccds[patch]}
     prepared: dict[int, _PreparedCcd] = {}
@@ -84,11 +91,9 @@ def warp_patches(
         numbers = sorted(set(patch_ccds[patch]))
         for ccd in numbers:
             if ccd not in prepared:
-                prepared[ccd] = _prepare(ccd, load_calexp(ccd), tract, kernel, settings)
+                prepared[ccd] = _prepare(ccd, load_calexp(ccd), tract, settings)
         outer = tract.patch(patch).outer_box
-        warp = _resample_ccds(
-            {ccd: prepared[ccd] for ccd in numbers}, outer, kernel, settings, threads
-        )
+        warp = _resample_ccds({ccd: prepared[ccd] for ccd in numbers}, outer, settings, threads)
         prepared = {ccd: one for ccd, one in prepared.items() if last_use[ccd] != patch}
         yield patch, warp
 
@@ -139,9 +144,8 @@ def warp_whole_ccd(
         The same pixels as `warp_patches` gives where no other CCD comes first; None if there are
         none.
     """
-    kernel = make_kernel(settings.kernel)
-    prepared = {number: _prepare(number, ccd, tract, kernel, settings)}
-    return _resample_ccds(prepared, outer, kernel, settings, 1)
+    prepared = {number: _prepare(number, ccd, tract, settings)}
+    return _resample_ccds(prepared, outer, settings, 1)
 
 
 @dataclass(frozen=True)
@@ -149,22 +153,21 @@ class _PreparedCcd:
     """A CCD in memory, for the patches that need it."""
 
     source: Source
+    kernel: Kernel
     grid: PixelGrid
     box: Box
     scale: float
 
 
-def _prepare(
-    number: int, ccd: CcdImage, tract: Tract, kernel: Kernel, settings: WarpSettings
-) -> _PreparedCcd:
+def _prepare(number: int, ccd: CcdImage, tract: Tract, settings: WarpSettings) -> _PreparedCcd:
     shape = ccd.masked_image.shape
     try:
-        return _PreparedCcd(
-            prepare_source(ccd.masked_image, kernel),
-            map_ccd(ccd.wcs, shape, tract, settings.grid_step, settings.grid_tolerance),
-            footprint_box(ccd.wcs, shape, tract),
-            ccd.scale,
-        )
+        grid = map_ccd(ccd.wcs, shape, tract, settings.grid_step, settings.grid_tolerance)
+        # of the CCD and not of a patch, so that patches agree
+        kernel = make_kernel(settings.kernel, stretch_of(float(np.nanmedian(grid.area))))
+        source = prepare_source(ccd.masked_image, kernel)
+        box = footprint_box(ccd.wcs, shape, tract)
+        return _PreparedCcd(source, kernel, grid, box, ccd.scale)
     except InputError as error:
         raise InputError(f"CCD {number}: {error.cause}", remedy=error.remedy) from error
 
@@ -172,7 +175,6 @@ def _prepare(
 def _resample_ccds(
     ccds: Mapping[int, _PreparedCcd],
     outer: Box,
-    kernel: Kernel,
     settings: WarpSettings,
     threads: int,
 ) -> Warp | None:
@@ -183,8 +185,7 @@ def _resample_ccds(
     box = enclosing_box(parts)
     target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
     counts = {
-        number: _resample_into(target, box, ccd, kernel, settings, threads)
-        for number, ccd in ccds.items()
+        number: _resample_into(target, box, ccd, settings, threads) for number, ccd in ccds.items()
     }
     return trim(target, box, counts)
 
@@ -193,7 +194,6 @@ def _resample_into(
     target: MaskedImage,
     box: Box,
     ccd: _PreparedCcd,
-    kernel: Kernel,
     settings: WarpSettings,
     threads: int,
 ) -> int:
@@ -203,7 +203,7 @@ def _resample_into(
 
     def work(row: int) -> int:
         rows = (row, min(row + _ROWS_PER_TASK, last))
-        return resample(ccd.source, ccd.grid, kernel, target, box[:2], rows, rules)
+        return resample(ccd.source, ccd.grid, ccd.kernel, target, box[:2], rows, rules)
 
     tasks = range(first, last, _ROWS_PER_TASK)
     if threads == 1:

@@ -5,6 +5,10 @@ error of the nearest phase is 1.4e-4 pixel rms). All taps of a row of the kernel
 one vector instruction (`_weigh_window`); the rest is plain compiled Python. Sums have a fixed order
 without "fast math", so the result is the same on every machine and for any number of threads.
 
+On a grid coarser than the CCD the kernel is stretched to the pixels of the grid (`stretch_of`), so
+that all photons are used. Else pixels between the taps would be left out, and the noise of the
+others would be aliased: with pixels four times larger at ten times the variance.
+
 References
 ----------
 .. [1] Duchon 1979, J. Appl. Meteor. 18, 1016 (Lanczos filtering); Bertin et al. 2002, ASP Conf.
@@ -18,7 +22,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
@@ -29,8 +33,15 @@ KernelName = Literal["lanczos3", "lanczos5", "bilinear"]
 _TAPS = {"bilinear": 2, "lanczos3": 6, "lanczos5": 10}
 _PHASES = 2048
 
+_STRETCH_STEPS = 8
+"""Kernels are stretched by multiples of 1/8: few tables, and none for scales that are alike."""
+
+_MAX_VECTOR = 16
+"""Taps in one vector; the loop for longer kernels is not unrolled."""
+
 _CLEAN, _FLAGGED, _INCOMPLETE = 0, 1, 2
 _NO_DATA, _EDGE = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.EDGE)
+_SAT = np.int32(MaskPlane.SAT)
 
 
 class Kernel(NamedTuple):
@@ -39,9 +50,12 @@ class Kernel(NamedTuple):
     table: NDArray[np.float32]
     """Weights of the taps for each phase, which sum to 1, shape (2049 * lanes,); ``lanes`` is the
     number of taps rounded up to a power of two, and the weights beyond the taps are 0."""
-    taps: tuple[int, ...]
+    taps: tuple[int, ...] | NDArray[np.int64]
     """Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
-    compiler knows the length of a tuple.)"""
+    compiler knows the length of a tuple.) An array for long kernels, for which ``lanes`` is the
+    number of taps."""
+    stretch: float
+    """CCD pixels per unit of the kernel, at least 1 (`stretch_of`)."""
 
 
 class Source(NamedTuple):
@@ -75,7 +89,16 @@ class Rules(NamedTuple):
     """Likewise."""
 
 
-def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
+def stretch_of(area: float) -> float:
+    """Return by how much a kernel is stretched for output pixels that cover ``area`` CCD pixels.
+
+    The square root of the area in steps of 1/8, at least 1: a grid that is finer than the CCD, or
+    coarser by less than 6 %, has the kernel of the CCD's pixels.
+    """
+    return max(1.0, round(_STRETCH_STEPS * area**0.5) / _STRETCH_STEPS)
+
+
+def kernel_weights(name: KernelName, phase: ArrayLike, stretch: float = 1.0) -> NDArray[np.float64]:
     """Return the weights of the taps of a kernel, which sum to 1.
 
     Parameters
@@ -84,6 +107,8 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
         The kernel.
     phase : array_like, shape (n,)
         Position after the pixel before it, 0 to 1.
+    stretch : float
+        CCD pixels per unit of the kernel.
 
     Returns
     -------
@@ -96,10 +121,13 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
         FWHM at any phase.
     """
     half = _TAPS[name] // 2
-    distance = np.arange(1 - half, half + 1) - np.asarray(phase, float)[:, None]
+    reach = int(np.ceil(half * stretch))
+    distance = np.arange(1 - reach, reach + 1) - np.asarray(phase, float)[:, None]
+    distance /= stretch
     if name == "bilinear":
-        return 1.0 - np.abs(distance)
-    window = np.sinc(distance / half)
+        weights = np.maximum(1.0 - np.abs(distance), 0.0)
+        return weights / weights.sum(axis=1, keepdims=True)
+    window = np.where(np.abs(distance) <= half, np.sinc(distance / half), 0.0)
     weights = np.sinc(distance) * window
     weights /= weights.sum(axis=1, keepdims=True)
     lever = window * (distance - np.average(distance, axis=1, weights=window, keepdims=True))
@@ -108,13 +136,15 @@ def kernel_weights(name: KernelName, phase: ArrayLike) -> NDArray[np.float64]:
 
 
 @cache
-def make_kernel(name: KernelName) -> Kernel:
+def make_kernel(name: KernelName, stretch: float = 1.0) -> Kernel:
     """Return the table of a kernel."""
-    taps = _TAPS[name]
-    weights = kernel_weights(name, np.arange(_PHASES + 1) / _PHASES)
+    weights = kernel_weights(name, np.arange(_PHASES + 1) / _PHASES, stretch)
+    taps = weights.shape[1]
     table = np.zeros((_PHASES + 1, _lanes(taps)), np.float32)
     table[:, :taps] = weights
-    return Kernel(table.ravel(), tuple(range(1 - taps // 2, taps // 2 + 1)))
+    offsets = np.arange(1 - taps // 2, taps // 2 + 1)
+    kept = tuple(offsets.tolist()) if taps <= _MAX_VECTOR else offsets
+    return Kernel(table.ravel(), kept, stretch)
 
 
 def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
@@ -133,7 +163,7 @@ def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
     name : {"lanczos3", "lanczos5", "bilinear"}
         The kernel.
     area_ratio : float
-        Input pixels that an output pixel covers.
+        Input pixels that an output pixel covers; the kernel is that for this ratio.
 
     Returns
     -------
@@ -141,11 +171,12 @@ def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
         area_ratio * mean(sum w^2); 0.798 for lanczos3 at equal scales.
     """
     phases = (np.arange(_PHASES) + 0.5) / _PHASES
-    return area_ratio * float(np.mean(np.sum(kernel_weights(name, phases) ** 2, axis=1))) ** 2
+    weights = kernel_weights(name, phases, stretch_of(area_ratio))
+    return area_ratio * float(np.mean(np.sum(weights**2, axis=1))) ** 2
 
 
 def _lanes(taps: int) -> int:
-    return 1 << (taps - 1).bit_length()
+    return 1 << (taps - 1).bit_length() if taps <= _MAX_VECTOR else taps
 
 
 def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
@@ -238,7 +269,9 @@ def resample(
     target : MaskedImage
         Changed in place, where its mask has NO_DATA. A pixel takes the bits of input pixels with
         enough weight (``rules.mask_threshold``). Where unusable pixels have less weight than
-        ``rules.max_missing``, the others are used and EDGE is set.
+        ``rules.max_missing``, the others are used and EDGE is set. If the kernel is stretched, its
+        single weights are small: then the weights of all pixels with a bit are summed, and EDGE
+        takes as much. A pixel with the bit SAT is not lower than all pixels around it.
     origin : tuple of int
         Tract pixel (x0, y0) of the first pixel of ``target``.
     rows : tuple of int
@@ -254,8 +287,18 @@ def resample(
         kernel.taps,
         (target.image, target.variance, target.mask),
         rows,
-        Rules(*(np.float32(value) for value in rules)),
+        _Rules(*(np.float32(value) for value in rules), kernel.stretch > 1.0),
     )
+
+
+class _Rules(NamedTuple):
+    """`Rules` for the compiled loop."""
+
+    scale: np.float32
+    mask_threshold: np.float32
+    max_missing: np.float32
+    summed: bool
+    """Whether the weights of all pixels with a bit are summed."""
 
 
 @intrinsic
@@ -324,9 +367,59 @@ def _sum_lanes(builder, values: ir.Value) -> ir.Value:
     return builder.extract_element(values, ir.IntType(32)(0))
 
 
+def _weigh(image, variance, start, stride, table, row_x, row_y, taps):
+    """Sum a window, as `_weigh_window`, for any kernel."""
+
+
+@overload(_weigh, inline="always")
+def _choose_weigh(image, variance, start, stride, table, row_x, row_y, taps):
+    return _weigh_unrolled if isinstance(taps, types.UniTuple) else _weigh_long_window
+
+
+def _weigh_unrolled(image, variance, start, stride, table, row_x, row_y, taps):
+    return _weigh_window(image, variance, start, stride, table, row_x, row_y, taps)
+
+
+def _weigh_long_window(image, variance, start, stride, table, row_x, row_y, taps):
+    """Sum a window of a long kernel."""
+    value, noise = np.float32(0), np.float32(0)
+    for j in range(len(taps)):
+        line, line_noise = np.float32(0), np.float32(0)
+        for i in range(len(taps)):
+            weight, pixel = table[row_x + i], start + j * stride + i
+            line += weight * image[pixel]
+            line_noise += weight * weight * variance[pixel]
+        weight = table[row_y + j]
+        value += weight * line
+        noise += weight * weight * line_noise
+    return value, noise
+
+
 @numba.njit(cache=True, nogil=True)
-def _gather_bits(source, start, table, row_x, row_y, taps, threshold):
+def _sum_bits(source, start, table, row_x, row_y, taps, threshold):
+    """Return the flags whose pixels in a window have together enough weight."""
+    sums = np.zeros(32, np.float32)
+    for j in range(len(taps)):
+        for i in range(len(taps)):
+            mask = source.mask[start + j * source.stride + i]
+            if mask != 0:
+                weight = abs(table[row_y + j] * table[row_x + i])
+                for bit in range(31):
+                    if mask & (np.int32(1) << bit):
+                        sums[bit] += weight
+    bits = np.int32(0)
+    for bit in range(31):
+        if sums[bit] > threshold:
+            bits |= np.int32(1) << bit
+    return bits
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather_bits(source, start, table, row_x, row_y, taps, rules):
     """Return the union of the flags of the pixels of a window with enough weight."""
+    threshold = rules.mask_threshold
+    if rules.summed:
+        return _sum_bits(source, start, table, row_x, row_y, taps, threshold)
     bits = np.int32(0)
     for j in range(len(taps)):
         pixel = start + j * source.stride
@@ -356,10 +449,27 @@ def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
                 noise += weight * weight * source.variance[pixel]
     if missing > rules.max_missing:
         return np.float32(np.nan), np.float32(np.inf), _NO_DATA
-    bits = _gather_bits(source, start, table, row_x, row_y, taps, rules.mask_threshold)
-    if missing > 0:
+    bits = _gather_bits(source, start, table, row_x, row_y, taps, rules)
+    if missing > (rules.mask_threshold if rules.summed else np.float32(0)):
         bits |= _EDGE
     return value / total, noise / (total * total), bits & ~_NO_DATA
+
+
+@numba.njit(cache=True, nogil=True)
+def _lowest_around(source, start, taps):
+    """Return the smallest of the four pixels around a position; unusable ones are left out.
+
+    A kernel rings at the border of a saturated core, where the image is not that of a star: what
+    it takes below all pixels around would be a black hole in the coadd.
+    """
+    low = np.float32(np.inf)
+    before = len(taps) // 2 - 1
+    for j in range(2):
+        for i in range(2):
+            pixel = start + (before + j) * source.stride + before + i
+            if (source.mask[pixel] & _NO_DATA) == 0:
+                low = min(low, source.image[pixel])
+    return low if low < np.inf else np.float32(-np.inf)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -470,7 +580,7 @@ def _resample_cell(source, placed, table, taps, target, corner, rules):
             n_later += 1
             continue
         row_x, row_y = places[1, i], places[2, i]
-        value, noise = _weigh_window(
+        value, noise = _weigh(
             source.image, source.variance, start, source.stride, table, row_x, row_y, taps
         )
         image[y_out, first + i] = value * factors[i]
@@ -499,12 +609,14 @@ def _resample_incomplete(source, placed, table, taps, target, span, rules):
             continue
         row_x, row_y = places[1, i], places[2, i]
         if source.state[start] == _FLAGGED:
-            value, noise = _weigh_window(
+            value, noise = _weigh(
                 source.image, source.variance, start, source.stride, table, row_x, row_y, taps
             )
-            bits = _gather_bits(source, start, table, row_x, row_y, taps, rules.mask_threshold)
+            bits = _gather_bits(source, start, table, row_x, row_y, taps, rules)
         else:
             value, noise, bits = _weigh_incomplete(source, start, table, row_x, row_y, taps, rules)
+        if (bits & _SAT) != 0:
+            value = max(value, _lowest_around(source, start, taps))
         image[y_out, first + i] = value * factors[i]
         variance[y_out, first + i] = noise * factors[i] * factors[i]
         mask[y_out, first + i] = bits

@@ -14,8 +14,11 @@ from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_label, job_names
+
+_LISTED = 10
 
 INTERRUPTED = 130
 """Exit code of a run that was ended with Ctrl-C, as shells have it."""
@@ -85,6 +88,7 @@ def success_text(plan: Plan) -> str:
     lines += [f"coaddflow: picture {path}" for path in pictures if Path(path).exists()][:10]
     coadds = Path(paths.COADD).parents[2]
     lines.append(f"coaddflow: coadds {coadds}/, corner database {paths.SURVEY_CORNERS}")
+    lines += [f"coaddflow: note: {line}" for line in left_out_lines(plan)[:_LISTED]]
     left_over = leftover_coadds(plan)
     if left_over:
         lines.append(

@@ -17,6 +17,7 @@ from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
+from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, promises_by_label
 
@@ -96,6 +97,8 @@ class SurveyStatus:
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
     """Jobs of the cluster for other things (calibration frames, tracts) whose products are not all
     there."""
+    left_out: tuple[str, ...] = ()
+    """What the selection left out of the coadds of each band and tract, and which have no data."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -152,7 +155,7 @@ def survey_status(
         for job in jobs.values()
         if not job.unit.startswith("exposure_") and job.outcome != "done" and job.unit in unfinished
     ]
-    return SurveyStatus(exposures, products, tuple(others))
+    return SurveyStatus(exposures, products, tuple(others), tuple(left_out_lines(plan, results)))
 
 
 class _Folders:
@@ -266,6 +269,8 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         *_failure_lines(status, limit),
         *_product_lines(status.products, limit),
         *_job_lines(status.jobs, limit),
+        *status.left_out[:limit],
+        *_rest(len(status.left_out), limit, "bands of tracts with CCDs that are left out"),
     ]
     n_done = sum(exposure.is_done for exposure in status.exposures)
     lines.append(
@@ -363,6 +368,7 @@ def status_json(status: SurveyStatus) -> str:
         ],
         "products": [asdict(kind) for kind in status.products],
         "jobs": [_job_json(job) for job in status.jobs],
+        "left_out": list(status.left_out),
     }
     return json.dumps(content, indent=1)
 
