@@ -204,7 +204,7 @@ class Plan:
         if scatters and package and importlib.util.find_spec(package) is None:
             raise InputError(
                 f"parallel.backend {parallel.backend!r} needs the package {package}",
-                remedy=f"pip install 'coaddflow[{parallel.backend}]'",
+                remedy=f"install it: pip install 'coaddflow[{parallel.backend}]'",
             )
         if parallel.coadd == "tract" and scratch and Path(scratch).is_file():
             raise InputError(
