@@ -18,7 +18,7 @@ try:
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
     from coaddflow.tables import paths
-    from coaddflow.workflow import cost, needs, progress, report
+    from coaddflow.workflow import catalogue, cost, needs, progress, report
     from coaddflow.workflow import snakemake_patches, stages
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
@@ -212,6 +212,7 @@ PROGRESS = progress.Progress(progress.to_user)
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
+    exit_on_input_error(catalogue.check_before_run, PLAN)
     exit_on_input_error(cluster.begin, workflow)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))

@@ -7,7 +7,7 @@ References
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.refcat_columns import DEC, RA, read_stars
-from coaddflow.errors import CcdFailure, Reason
+from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.sphere import from_vector, separation, to_vector
 from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.settings.refcat import MagnitudeColumn, RefcatSettings
@@ -138,6 +138,26 @@ def count_stars(
                 known = np.isfinite(magnitude[near]).sum(), np.isnan(motion[near]).sum()
                 counts[index] += (len(near), *known)
     return [FieldStars(*map(int, row)) for row in counts]
+
+
+def check_catalogue(settings: RefcatSettings, bands: Iterable[str]) -> None:
+    """Read every file of the catalogue, with the columns that some bands need.
+
+    Raises
+    ------
+    InputError
+        If a file is not there, damaged or truncated, or has no star, or a column is missing or not
+        numeric; names the file.
+    """
+    for path in settings.files():
+        for column in dict.fromkeys(settings.magnitude_column(band) for band in bands):
+            _, vectors = read_stars(path, settings, column)
+            if len(vectors) == 0:
+                raise InputError(
+                    "the reference catalogue has no star with a position",
+                    path=path,
+                    remedy="get the file again, or take it out of refcat.path",
+                )
 
 
 def stars_in_cone(refcat: Table, ra: float, dec: float, radius: float) -> NDArray[np.intp]:

@@ -100,7 +100,12 @@ def read_stars(
         If the file is not readable, or a column is missing, not numeric, or in a unit that cannot
         be converted; names the file.
     """
-    state = path.stat()
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}", path=path, remedy="check refcat.path"
+        ) from error
     columns = settings.model_copy(update={"bands": {}, "fallback": column, "path": ()})
     return _read_stars(path, (state.st_mtime_ns, state.st_size), columns.model_dump_json())
 
