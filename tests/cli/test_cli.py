@@ -148,7 +148,7 @@ def test_a_reader_that_has_enough_is_no_error(folder):
         ("detection: {max_seeing: 2}\n", "(did you mean 'selection.max_seeing'?)"),
         ("exposure: exposures.ecsv\n", "keys of its own (did you mean 'exposures'?)"),
         ("calibs: {dark: {exposure: [a]}}\n", "(did you mean 'exposures'?)"),
-        ("psf:\n\torder: 2\n", "config.yaml: is not YAML"),
+        ("psf:\n\torder: 2\n", "config.yaml: is not YAML in line 2: a tab. Indent with spaces"),
         ("psf: {order: two}\n", "config.yaml: setting 'psf.order': "),
         ("psf:\n  order: 1\n  order: 2\n", "duplicate key 'order' in lines 2 and 3"),
         ("camera: nosuch\nexposures: exposures.ecsv\n", "there is no camera 'nosuch'"),

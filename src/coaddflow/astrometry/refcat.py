@@ -149,15 +149,16 @@ def check_catalogue(settings: RefcatSettings, bands: Iterable[str]) -> None:
         If a file is not there, damaged or truncated, or has no star, or a column is missing or not
         numeric; names the file.
     """
-    for path in settings.files():
+    files, n_stars = settings.files(), 0
+    for path in files:
         for column in dict.fromkeys(settings.magnitude_column(band) for band in bands):
-            _, vectors = read_stars(path, settings, column)
-            if len(vectors) == 0:
-                raise InputError(
-                    "the reference catalogue has no star with a position",
-                    path=path,
-                    remedy="get the file again, or take it out of refcat.path",
-                )
+            n_stars += len(read_stars(path, settings, column)[1])
+    if n_stars == 0:
+        raise InputError(
+            "the reference catalogue has no star with a position",
+            path=_names(files),
+            remedy="get the file again, or check refcat.path",
+        )
 
 
 def stars_in_cone(refcat: Table, ra: float, dec: float, radius: float) -> NDArray[np.intp]:

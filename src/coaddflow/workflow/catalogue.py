@@ -42,7 +42,7 @@ def check_before_run(plan: Plan, checked: Path = CHECKED) -> None:
     with contextlib.suppress(OSError):
         if checked.read_text(encoding="utf-8") == key:
             return
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "coaddflow.workflow.catalogue"],
         input=json.dumps(asked),
         capture_output=True,
