@@ -16,10 +16,10 @@ try:
     from coaddflow.errors import InputError
     from coaddflow.runtime import resources
     from coaddflow.settings import load_settings
-    from coaddflow.settings.keys import check_keys
+    from coaddflow.settings.keys import read_file
     from coaddflow.tables import paths
-    from coaddflow.workflow import cost, needs, progress, report
-    from coaddflow.workflow import snakemake_patches, stages
+    from coaddflow.workflow import catalogue, cost, needs, progress, report
+    from coaddflow.workflow import snakemake_patches, stages, targets
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
     from coaddflow.workflow.plan import make_plan
@@ -30,17 +30,14 @@ except ModuleNotFoundError as error:
     )
 
 
+if workflow.is_main_process:
+    progress.plan_until_interrupted()
+
+
 def config_file():
     """Return the settings file of a run that names none: the working folder's, or the demo's."""
     own = "config.yaml"
     return own if os.path.exists(own) else os.path.join(workflow.basedir, own)
-
-
-# A file given with --configfile must not be mixed with the demo's settings, so the default is
-# read only where none is given.
-if not workflow.overwrite_configfiles:
-
-    configfile: config_file()
 
 
 def exit_on_input_error(step, *arguments, hint=""):
@@ -51,12 +48,19 @@ def exit_on_input_error(step, *arguments, hint=""):
         sys.exit(f"coaddflow: error: {error}{hint}")
 
 
+# A file given with --configfile must not be mixed with the demo's settings, so the default is
+# read only where none is given.
+if not workflow.overwrite_configfiles:
+    exit_on_input_error(read_file, config_file())
+
+    configfile: config_file()
+
+
 def checked_plan():
     """Return the plan of the run."""
     # jobs have been checked by the run that started them
     for path in workflow.configfiles if workflow.is_main_process else ():
-        with open(path, encoding="utf-8") as stream:
-            check_keys(stream.read(), path)
+        read_file(path)
     source = ", ".join(str(path) for path in workflow.configfiles) or None
     plan = make_plan(load_settings(config, source))
     plan.check()
@@ -98,6 +102,10 @@ ON_CLUSTER = (
 INSIDE_SLURM = not workflow.is_main_process and cluster.hand_down_allocation(os.environ)
 
 snakemake_patches.replace_internals(RUN_STARTED, workflow.is_main_process)
+if workflow.is_main_process:
+    snakemake_patches.check_targets_first(
+        lambda files: exit_on_input_error(targets.check_targets, PLAN, files)
+    )
 
 
 def is_planned(name):
@@ -212,6 +220,7 @@ PROGRESS = progress.Progress(progress.to_user)
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
+    exit_on_input_error(catalogue.check_before_run, PLAN)
     exit_on_input_error(cluster.begin, workflow)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))

@@ -8,7 +8,7 @@ mistake in the program (or trouble of the machine): it ends the job with a trace
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -92,6 +92,30 @@ class InputError(CoaddflowError):
         where = f"{self.path}: " if self.path is not None else ""
         remedy = f". {self.remedy[0].upper()}{self.remedy[1:]}" if self.remedy else ""
         return f"{where}{self.cause}{remedy}"
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return the question for the known name that is most like one that matches nothing.
+
+    Parameters
+    ----------
+    name : object
+        What the user wrote: a text or a number.
+    known : iterable
+        What there is.
+
+    Returns
+    -------
+    str
+        Such as ``" (did you mean 'exposures'?)"``; empty if nothing is like it.
+    """
+    import difflib
+
+    spelled = {str(one).lower(): str(one) for one in known}
+    text = str(name).lower()
+    near = difflib.get_close_matches(text, spelled, n=1, cutoff=0.6)
+    near = near or [one for one in spelled if min(len(one), len(text)) > 1 and one.startswith(text)]
+    return f" (did you mean {spelled[near[0]]!r}?)" if near else ""
 
 
 class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an exception

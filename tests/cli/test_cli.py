@@ -142,8 +142,13 @@ def test_a_reader_that_has_enough_is_no_error(folder):
         (None, "config.yaml: the settings cannot be read: No such file"),
         ("camera: [", "config.yaml: is not YAML"),
         ("- 1\n- 2\n", "config.yaml: has no settings in it"),
-        ("camara: demo\n", "config.yaml: unknown setting 'camara'"),
-        ("psf: {ordre: 2}\n", "config.yaml: unknown setting 'psf.ordre'"),
+        ("camara: demo\n", "unknown setting 'camara' (did you mean 'camera'?)"),
+        ("psf: {ordre: 2}\n", "unknown setting 'psf.ordre' (did you mean 'order'?)"),
+        ("psf.order: 2\n", "unknown setting 'psf.order' (did you mean psf: {order: ...}?)"),
+        ("detection: {max_seeing: 2}\n", "(did you mean 'selection.max_seeing'?)"),
+        ("exposure: exposures.ecsv\n", "keys of its own (did you mean 'exposures'?)"),
+        ("calibs: {dark: {exposure: [a]}}\n", "(did you mean 'exposures'?)"),
+        ("psf:\n\torder: 2\n", "config.yaml: is not YAML in line 2: a tab. Indent with spaces"),
         ("psf: {order: two}\n", "config.yaml: setting 'psf.order': "),
         ("psf:\n  order: 1\n  order: 2\n", "duplicate key 'order' in lines 2 and 3"),
         ("camera: nosuch\nexposures: exposures.ecsv\n", "there is no camera 'nosuch'"),
@@ -173,6 +178,50 @@ def test_good_settings_are_said_to_be_good(folder, capsys):
     call(capsys, "ingest", "raw")
     code, out, err = call(capsys, "check-config", "config.yaml")
     assert (code, err) == (0, "") and "2 exposures" in out and "are good" in out
+    assert "e1  1 stars, 1 with a magnitude" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"exclude": ["e11"]}, "'exclude': there is no exposure 'e11' (did you mean 'e1'?)"),
+        ({"exclude": [1001]}, "there is no exposure '1001'"),
+        ({"bands": ["g"]}, "'bands': there is no band 'g'"),
+        ({"exclude_ccds": [77]}, "'exclude_ccds': there is no CCD 77"),
+        ({"selection": {"exclude_exposures": ["E2"]}}, "(did you mean 'e2'?)"),
+        ({"selection": {"exclude_ccds": [99]}}, "'selection.exclude_ccds': there is no CCD 99"),
+        ({"calibs": {"dark": {"exposures": ["no-such"]}}}, "'calibs.dark.exposures': there is no"),
+        ({"calibs": {"bias": {"exposures": ["e1"]}}}, "'e1' is a science exposure in the table"),
+        (
+            {"refcat": {"path": "stars.csv", "fallback": {"magnitude": "gmag"}}},
+            "did you mean 'mag'",
+        ),
+        ({"refcat": {"path": "far.csv"}}, "far.csv: no star of the reference catalogue is in the"),
+        ({"refcat": {"path": "nomag.csv"}}, "no star in the fields of band 'r' has a magnitude"),
+        ({"refcat": {"path": "garbage.csv"}}, "garbage.csv: the reference catalogue has no column"),
+        ({"refcat": {"path": "cut.fits"}}, "cut.fits: is not a readable fits catalogue"),
+        ({"calibs": {"bias": {"source": "given", "path": "cut.fits"}}}, "cut.fits: is not a whole"),
+    ],
+)
+def test_what_the_settings_name_is_opened_and_looked_for(folder, capsys, changes, said):
+    call(capsys, "ingest", "raw")
+    (folder / "far.csv").write_text("ra,dec,mag\n10,50,15\n")
+    (folder / "nomag.csv").write_text("ra,dec,mag\n150,-2.25,-999\n")
+    (folder / "garbage.csv").write_text("garbage")
+    stars = fits.BinTableHDU.from_columns([fits.Column("ra", "D", array=np.zeros(1000))])
+    stars.writeto("cut.fits")
+    (folder / "cut.fits").write_bytes((folder / "cut.fits").read_bytes()[:9000])
+    write_config(folder, **changes)
+    code, _, err = call(capsys, "check-config")
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_exposures_without_a_reference_star_are_named(folder, capsys):
+    call(capsys, "ingest", "raw")
+    table = Path("exposures.ecsv")
+    table.write_text(table.read_text().replace("e2,science,r,150.0", "e2,science,r,10.0"))
+    code, out, _ = call(capsys, "check-config")
+    assert code == 0 and "no reference star in the field of 1 of 2 exposures" in out
 
 
 # ingest

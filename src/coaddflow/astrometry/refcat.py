@@ -6,19 +6,17 @@ References
    (propagation of positions; parallax and perspective are left out).
 """
 
-import functools
-import gzip
-import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from astropy.io import ascii as text_tables
-from astropy.io import fits
 from astropy.table import Table
-from astropy.units import UnitsWarning
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
+from coaddflow.astrometry.refcat_columns import DEC, RA, read_stars
 from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.sphere import from_vector, separation, to_vector
 from coaddflow.instrument.camera import Camera, Detector
@@ -56,7 +54,9 @@ def load_refcat(
     -------
     astropy.table.Table
         Columns ra, dec (ICRS degrees at ``mjd``), mag, mag_err (in ``band``; NaN where not
-        known), brightest first. Rows that occur in more than one file are there once.
+        known), motion_known (whether the position is that at ``mjd``; a star whose proper motion
+        the catalogue lacks stays at its catalogue position), brightest first. Rows that occur in
+        more than one file are there once.
 
     Raises
     ------
@@ -84,7 +84,81 @@ def load_refcat(
         )
     # NaN goes last
     order = np.lexsort((stars[:, 0], stars[:, 2]))
-    return Table(stars[order], names=("ra", "dec", "mag", "mag_err"))
+    table = Table(stars[order, :4], names=("ra", "dec", "mag", "mag_err"))
+    table["motion_known"] = stars[order, 4].astype(bool)
+    return table
+
+
+class FieldStars(NamedTuple):
+    """How many stars a catalogue has in a field."""
+
+    stars: int
+    """Stars with a position."""
+    with_magnitude: int
+    """Those with a magnitude in the band of the exposure."""
+    without_motion: int
+    """Those whose proper motion the catalogue lacks."""
+
+
+def count_stars(
+    settings: RefcatSettings, fields: Sequence[tuple[float, float, float, str]]
+) -> list[FieldStars]:
+    """Count the stars of the catalogue in many fields, each file being read once.
+
+    Parameters
+    ----------
+    settings : RefcatSettings
+        Files, columns, bands.
+    fields : sequence of (ra, dec, radius, band)
+        Cones, degrees, and the band whose magnitudes are asked for.
+
+    Raises
+    ------
+    InputError
+        As `load_refcat`; in every file every column that the bands need is read.
+    """
+    counts = np.zeros((len(fields), 3), dtype=int)
+    by_band: dict[str, list[int]] = defaultdict(list)
+    for index, (*_, band) in enumerate(fields):
+        by_band[band].append(index)
+    for path in settings.files():
+        for band, indices in by_band.items():
+            column = settings.magnitude_column(band)
+            columns, vectors = read_stars(path, settings, column)
+            if len(vectors) == 0:
+                continue
+            tree, magnitude = cKDTree(vectors), _magnitudes(columns, column)[0]
+            motion = np.zeros(len(vectors))
+            if settings.pm_ra is not None:
+                motion = columns[settings.pm_ra] * columns[settings.pm_dec]
+            for index in indices:
+                ra, dec, radius, _ = fields[index]
+                chord = 2.0 * np.sin(np.radians(min(radius, 180.0)) / 2.0)
+                near = tree.query_ball_point(to_vector(ra, dec), chord)
+                known = np.isfinite(magnitude[near]).sum(), np.isnan(motion[near]).sum()
+                counts[index] += (len(near), *known)
+    return [FieldStars(*map(int, row)) for row in counts]
+
+
+def check_catalogue(settings: RefcatSettings, bands: Iterable[str]) -> None:
+    """Read every file of the catalogue, with the columns that some bands need.
+
+    Raises
+    ------
+    InputError
+        If a file is not there, damaged or truncated, or has no star, or a column is missing or not
+        numeric; names the file.
+    """
+    files, n_stars = settings.files(), 0
+    for path in files:
+        for column in dict.fromkeys(settings.magnitude_column(band) for band in bands):
+            n_stars += len(read_stars(path, settings, column)[1])
+    if n_stars == 0:
+        raise InputError(
+            "the reference catalogue has no star with a position",
+            path=_names(files),
+            remedy="get the file again, or check refcat.path",
+        )
 
 
 def stars_in_cone(refcat: Table, ra: float, dec: float, radius: float) -> NDArray[np.intp]:
@@ -132,19 +206,21 @@ def _stars_near(
     column: MagnitudeColumn,
     mjd: float,
 ) -> FloatArray:
-    """Return rows of ra, dec, mag, mag_err at the epoch, shape (n, 4), also a bit outside."""
-    columns, vectors = _read_catalogue(path, settings, column)
+    """Return rows of ra, dec, mag, mag_err, motion_known at the epoch, also a bit outside."""
+    columns, vectors = read_stars(path, settings, column)
     near = _within(vectors, centre, radius + _MOTION_MARGIN)
     columns = {name: values[near] for name, values in columns.items()}
-    ra, dec = columns[settings.ra], columns[settings.dec]
+    ra, dec = columns[RA], columns[DEC]
+    known = np.ones(len(ra))
     if settings.pm_ra is None:
         ra = ra % 360.0
     else:
         epoch = columns[settings.epoch_column] if settings.epoch_column else settings.epoch
         years = 2000.0 + (mjd - _MJD_J2000) / _DAYS_PER_YEAR - epoch
         motion = columns[settings.pm_ra], columns[settings.pm_dec]
+        known = np.isfinite(motion[0] * motion[1] * years).astype(float)
         ra, dec = from_vector(_apply_proper_motion(vectors[near], ra, dec, *motion, years))
-    return np.stack([ra, dec, *_magnitudes(columns, column)], axis=1)
+    return np.stack([ra, dec, *_magnitudes(columns, column), known], axis=1)
 
 
 def _within(vectors: FloatArray, centre: FloatArray, radius: float) -> NDArray[np.bool_]:
@@ -171,7 +247,11 @@ def _apply_proper_motion(
     zero = np.zeros_like(ra)
     east = np.stack([-np.sin(ra), np.cos(ra), zero], axis=1)
     north = np.stack([-np.sin(dec) * np.cos(ra), -np.sin(dec) * np.sin(ra), np.cos(dec)], axis=1)
-    angle = [np.nan_to_num(pm * np.asarray(years) * _RADIANS_PER_MAS) for pm in (pm_ra, pm_dec)]
+    # a star of which one component is not known stays where it is
+    known = np.isfinite(pm_ra * pm_dec * np.asarray(years))
+    angle = [
+        np.where(known, pm * np.asarray(years) * _RADIANS_PER_MAS, 0.0) for pm in (pm_ra, pm_dec)
+    ]
     moved = vectors + angle[0][:, None] * east + angle[1][:, None] * north
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
@@ -190,126 +270,6 @@ def _magnitudes(
     if column.error is None:
         return magnitude, np.full_like(magnitude, np.nan)
     return magnitude, columns[column.error]
-
-
-def _read_catalogue(
-    path: Path, settings: RefcatSettings, column: MagnitudeColumn
-) -> tuple[dict[str, FloatArray], FloatArray]:
-    """Read what is needed of one file, or take it from memory if it has just been read."""
-    optional = (settings.pm_ra, settings.pm_dec, settings.epoch_column)
-    names = {name for name in optional if name is not None} | set(column.columns)
-    file_format = _format_of(path) if settings.format == "auto" else settings.format
-    changed = path.stat().st_mtime_ns
-    return _read_file(path, changed, file_format, settings.ra, settings.dec, tuple(sorted(names)))
-
-
-def _format_of(path: Path) -> str:
-    """Return fits, csv or ecsv, from the file's name."""
-    for ending in (".fits", ".fit", ".csv", ".ecsv"):
-        if path.name.lower().removesuffix(".gz").endswith(ending):
-            return "fits" if ending == ".fit" else ending[1:]
-    raise InputError(
-        "the format of the reference catalogue does not show in its name",
-        path=path,
-        remedy="set refcat.format to fits, csv or ecsv",
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _read_file(
-    path: Path, changed: int, file_format: str, ra: str, dec: str, others: tuple[str, ...]
-) -> tuple[dict[str, FloatArray], FloatArray]:
-    """Read columns (float64) of one file by name, and unit vectors at the catalogue's epoch.
-
-    It is read again if it was ``changed`` (its time) since.
-    """
-    try:
-        with warnings.catch_warnings():
-            # astropy only warns of a file that ends too early, and then gives what there is
-            warnings.filterwarnings("error", message=".*truncated.*")
-            # unknown units, of columns that are not used
-            warnings.simplefilter("ignore", UnitsWarning)
-            names = {ra, dec, *others}
-            if file_format == "fits":
-                columns = _read_fits(path, names)
-            else:
-                columns = _read_text(path, names, file_format)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, UserWarning) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"is not a readable {file_format} catalogue ({cause})",
-            path=path,
-            remedy="check the file, refcat.path and refcat.format",
-        ) from error
-    for name, low, high in ((ra, -180.0, 360.0), (dec, -90.0, 90.0)):
-        values = columns[name][np.isfinite(columns[name])]
-        if np.any((values < low) | (values > high)):
-            raise InputError(
-                f"column {name!r} has values outside of {low:g} to {high:g}",
-                path=path,
-                remedy=f"set refcat.{'ra' if name == ra else 'dec'} to the column in degrees",
-            )
-    known = np.isfinite(columns[ra]) & np.isfinite(columns[dec])
-    columns = {name: values[known] for name, values in columns.items()}
-    return columns, to_vector(columns[ra], columns[dec])
-
-
-def _read_fits(path: Path, names: set[str]) -> dict[str, FloatArray]:
-    """Return columns of the first table of a FITS file."""
-    # opened here, since astropy leaves a broken file open
-    with path.open("rb") as stream, fits.open(stream, memmap=False) as hdus:
-        tables = [hdu for hdu in hdus if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))]
-        if not tables:
-            raise ValueError("it has no table")
-        found = {column.name: column.unit for column in tables[0].columns}
-        _check_names(path, names, list(found))
-        data = tables[0].data
-        return {name: _numbers(path, name, data[name], found[name]) for name in names}
-
-
-def _read_text(path: Path, names: set[str], file_format: str) -> dict[str, FloatArray]:
-    """Return columns of a CSV or ECSV file; empty fields become NaN."""
-    comment = {"comment": "#"} if file_format == "csv" else {}
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        lines = stream.read().splitlines()
-    table = text_tables.read(lines, format=file_format, guess=False, **comment)
-    _check_names(path, names, table.colnames)
-    columns = {}
-    for name in names:
-        values, unit = table[name], table[name].unit
-        if values.dtype.kind in "iuf" and np.ma.isMaskedArray(values):
-            values = values.astype(float).filled(np.nan)
-        columns[name] = _numbers(path, name, np.asarray(values), unit and str(unit))
-    return columns
-
-
-def _check_names(path: Path, names: set[str], found: list[str]) -> None:
-    missing = sorted(names - set(found))
-    if missing:
-        listed = ", ".join(found[:40]) + (", ..." if len(found) > 40 else "")
-        raise InputError(
-            f"the reference catalogue has no column {missing[0]!r}; it has {listed}",
-            path=path,
-            remedy="say in the settings, section refcat, which column means what",
-        )
-
-
-def _numbers(path: Path, name: str, values: NDArray, unit: str | None) -> FloatArray:
-    """Return a column as float64; positions in radians or hours are refused."""
-    if values.dtype.kind not in "fiu" or values.ndim != 1:
-        raise InputError(
-            f"column {name!r} of the reference catalogue is not a column of numbers",
-            path=path,
-            remedy="angles must be in decimal degrees and empty magnitudes NaN or left empty",
-        )
-    if (unit or "").strip().lower() in ("rad", "radian", "h", "hour", "hourangle"):
-        raise InputError(
-            f"column {name!r} of the reference catalogue is in {unit}",
-            path=path,
-            remedy="convert it to degrees",
-        )
-    return values.astype(np.float64)
 
 
 def _names(files: Sequence[Path]) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coaddflow.errors import InputError
 from coaddflow.geometry.angles import parse_declination, parse_right_ascension
 
 if TYPE_CHECKING:
@@ -57,23 +56,7 @@ def _angle(parse: Callable[[str], float]) -> Callable[[str], float]:
 
 def read_settings(path: str | Path) -> "Settings":
     """Read a settings file; raise InputError if it is not one."""
-    import yaml
-
     from coaddflow.settings import load_settings
-    from coaddflow.settings.keys import check_keys
+    from coaddflow.settings.keys import read_file
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or "not text"
-        raise InputError(
-            f"the settings cannot be read: {cause}", path=path, remedy="give the file with --config"
-        ) from error
-    try:
-        content = yaml.safe_load(text)
-        check_keys(text, path)
-    except yaml.YAMLError as error:
-        raise InputError(f"is not YAML: {error}", path=path, remedy="correct the line") from error
-    if content is not None and not isinstance(content, dict):
-        raise InputError("has no settings in it", path=path, remedy="write keys and values")
-    return load_settings(content or {}, path)
+    return load_settings(read_file(path), path)

@@ -1,16 +1,23 @@
-"""Check a settings file, and all files that it names, before anything runs."""
+"""Check a settings file, and open all files that it names, before anything runs.
+
+Tables, camera, reference catalogue and given calibration files are read; exposures, bands and CCDs
+that the settings name are looked for. The number of reference stars in the field of each exposure
+is shown.
+"""
 
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from coaddflow.cli.arguments import DEFAULT_CONFIG, read_settings
 from coaddflow.errors import InputError
 
 if TYPE_CHECKING:
+    from coaddflow.astrometry.refcat import FieldStars
     from coaddflow.settings import Settings
+    from coaddflow.workflow.plan import Plan
 
 HELP = "check a settings file and the files that it names"
 
@@ -21,6 +28,8 @@ examples:
 
 exit codes: 0 the run can start, 2 it cannot; each problem has a line of its own
 """
+
+_LISTED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +74,14 @@ def _problems(settings: "Settings") -> list[str]:
     if settings.camera is not None:
         checks.insert(0, lambda: load_camera(settings.camera))
     found = [error for check in checks if (error := _error_of(check))]
+    plans: list[Plan] = []
     if not found:
-        found += filter(None, [_error_of(lambda: print(start_text(make_plan(settings))))])
+        found += filter(None, [_error_of(lambda: plans.append(make_plan(settings)))])
+    for plan in plans:
+        print(start_text(plan))
+        found += filter(None, [_error_of(plan.check)])
+        found += _problems_of_catalogue(plan)
+        found += _problems_of_given_frames(plan)
     return list(dict.fromkeys(found))
 
 
@@ -77,3 +92,98 @@ def _error_of(check: Callable[[], object]) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def _problems_of_catalogue(plan: "Plan") -> list[str]:
+    """Return what is wrong with the reference catalogue; print how many stars it has."""
+    if not plan.science:
+        return []
+    from coaddflow.astrometry.refcat import check_catalogue, count_stars, exposure_cone
+    from coaddflow.instrument.camera import load_camera
+
+    refcat = plan.settings.refcat
+    bands = {row.band for row in plan.science.values()}
+    camera = load_camera(plan.settings.camera)
+    detectors = [camera.detector(ccd) for ccd in plan.ccds]
+    fields = [
+        (*exposure_cone(camera, detectors, row.ra, row.dec, row.rotation, 0.0), row.band)
+        for row in plan.science.values()
+    ]
+    try:
+        check_catalogue(refcat, sorted(bands))
+        counts = dict(zip(plan.science, count_stars(refcat, fields), strict=True))
+    except InputError as error:
+        return [str(error)]
+    print("\n".join(_star_lines(counts)))
+    if not any(count.stars for count in counts.values()):
+        return [
+            f"{', '.join(map(str, refcat.files()[:3]))}: no star of the reference catalogue is in "
+            "the field of any exposure. Give the catalogue of this part of the sky (refcat.path), "
+            "or check refcat.ra, refcat.dec, refcat.position_unit and the pointings in the table"
+        ]
+    problems = []
+    for band in sorted(bands):
+        of_band = [counts[row.exposure] for row in plan.science.values() if row.band == band]
+        if any(c.stars for c in of_band) and not any(c.with_magnitude for c in of_band):
+            column = refcat.magnitude_column(band).magnitude
+            problems.append(
+                f"setting 'refcat': no star in the fields of band {band!r} has a magnitude in "
+                f"column {column!r}. Name another column in refcat.bands.{band}.magnitude, or "
+                "widen refcat.plausible_magnitudes"
+            )
+    return problems
+
+
+def _star_lines(counts: "dict[str, FieldStars]") -> Iterator[str]:
+    """Yield how many reference stars there are for the exposures, those with fewest first."""
+    fewest = sorted(counts, key=lambda exposure: counts[exposure].stars)
+    yield (
+        f"reference stars in the field of an exposure: {counts[fewest[0]].stars} to "
+        f"{counts[fewest[-1]].stars}"
+    )
+    for exposure in fewest[:_LISTED]:
+        count = counts[exposure]
+        line = f"  {exposure}  {count.stars} stars, {count.with_magnitude} with a magnitude"
+        if count.without_motion:
+            line += f", {count.without_motion} without proper motion (at their catalogue position)"
+        yield line
+    if len(fewest) > _LISTED:
+        yield f"  ... and {len(fewest) - _LISTED} exposures with more"
+    without = [exposure for exposure in fewest if not counts[exposure].stars]
+    if without:
+        yield (
+            f"coaddflow: note: no reference star in the field of {len(without)} of {len(counts)} "
+            f"exposures, which will fail: {', '.join(without[:_LISTED])}"
+            + (", ..." if len(without) > _LISTED else "")
+        )
+
+
+def _problems_of_given_frames(plan: "Plan") -> list[str]:
+    """Return which calibration files that the settings name are not whole FITS files."""
+    import zlib
+    from pathlib import Path
+
+    from coaddflow.instrument.fits_hdus import NotFitsError, open_fits, walk_hdus
+    from coaddflow.tables.paths import CALIB_KINDS
+
+    problems = []
+    given = {
+        str(plan.calib_product(kind, ccd, row.band)): kind
+        for kind in CALIB_KINDS
+        if getattr(plan.settings.calibs, kind).source == "given"
+        for ccd in plan.ccds
+        for row in plan.science.values()
+    }
+    for name, kind in given.items():
+        if not Path(name).is_file():
+            continue  # said by Plan.check
+        try:
+            with open_fits(Path(name)) as stream:
+                for _ in walk_hdus(stream):
+                    pass
+        except (NotFitsError, EOFError, OSError, zlib.error) as error:
+            problems.append(
+                f"{name}: is not a whole FITS file ({error}). Give another file in "
+                f"calibs.{kind}.path, or get this one again"
+            )
+    return problems

@@ -23,7 +23,7 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from coaddflow.errors import InputError
+from coaddflow.errors import InputError, did_you_mean
 from coaddflow.geometry import sphere
 from coaddflow.geometry.box import Box
 from coaddflow.instrument.file_layout import FileLayout, HeaderMap
@@ -193,7 +193,12 @@ class Camera(Section):
         try:
             return self._by_id[ccd]
         except KeyError:
-            raise InputError(f"camera {self.name!r} has no CCD {ccd}") from None
+            known = sorted(self._by_id)
+            raise InputError(
+                f"camera {self.name!r} has no CCD {ccd}",
+                remedy=f"its CCDs are {', '.join(map(str, known[:12]))}"
+                + (f", ..., {known[-1]}" if len(known) > 12 else ""),
+            ) from None
 
     def crosstalk_into(self, ccd: int) -> tuple[Crosstalk, ...]:
         """Return the crosstalk links from other CCDs into this one."""
@@ -340,8 +345,9 @@ def camera_file(name: str | Path) -> Path:
         return Path(str(resources.files("coaddflow.instrument") / "cameras" / f"{name}.yaml"))
     if not path.is_file():
         raise InputError(
-            f"there is no camera {str(name)!r}",
-            remedy=f"use one of {shipped_cameras()} or the path of a camera file",
+            f"there is no camera {str(name)!r}{did_you_mean(name, shipped_cameras())}",
+            remedy=f"set camera to one of {', '.join(shipped_cameras())}, or to the path of a "
+            "camera file",
         )
     return path
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from coaddflow.errors import InputError
+from coaddflow.errors import InputError, did_you_mean
 from coaddflow.settings.astrometry import AstrometrySettings
 from coaddflow.settings.background import BackgroundSettings
-from coaddflow.settings.base import Section
+from coaddflow.settings.base import Ids, Section
 from coaddflow.settings.calexp import CalexpSettings
 from coaddflow.settings.calibrated import CalibratedSettings
 from coaddflow.settings.calibs import CalibsSettings
@@ -40,9 +40,9 @@ class Settings(Section):
     """Name of a shipped camera, or path of a camera file; needed for raw exposures."""
     exposures: str | None = None
     """Table of raw exposures, made by `coaddflow ingest`."""
-    bands: tuple[str, ...] | None = None
+    bands: Ids | None = None
     """Bands to process; null: all in the exposure table."""
-    exclude: tuple[str, ...] = ()
+    exclude: Ids = ()
     """Exposures to ignore, as if they were not in the tables."""
     exclude_ccds: tuple[int, ...] = ()
     """CCDs to ignore in all exposures."""
@@ -134,5 +134,40 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if not key:
         return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}"
+        return f"unknown setting {key!r}{_what_was_meant(problem['loc'])}"
+    if problem["type"] == "model_type":
+        return f"setting {key!r} is a section with keys of its own{_what_was_meant(problem['loc'])}"
     return f"setting {key!r}: {problem['msg']}, not {problem['input']!r}"
+
+
+def _what_was_meant(loc: tuple[str | int, ...]) -> str:
+    """Return a question for the setting that an unknown key may stand for.
+
+    Such are a similar key of the same section, the same key of another section, and a key that is
+    written with its sections before it.
+    """
+    sections = _keys_by_section(Settings)
+    own, name = ".".join(map(str, loc[:-1])), str(loc[-1])
+    dotted = f"{own}.{name}" if own else name
+    if "." in name:
+        section, _, last = dotted.rpartition(".")
+        if last in sections.get(section, ()):
+            return f" (did you mean {name.replace('.', ': {')}: ...{'}' * name.count('.')}?)"
+    # a section is not meant where its own name was written
+    similar = did_you_mean(name, [key for key in sections.get(own, ()) if key != name])
+    if similar:
+        return similar
+    known = [f"{section}.{key}".strip(".") for section, keys in sections.items() for key in keys]
+    elsewhere = [key for key in known if key.rpartition(".")[2] == name and key != dotted]
+    if elsewhere:
+        return f" (did you mean {' or '.join(map(repr, elsewhere[:3]))}?)"
+    return did_you_mean(dotted, known)
+
+
+def _keys_by_section(model: type[Section], prefix: str = "") -> dict[str, list[str]]:
+    """Return the keys of all sections of a model, by the dotted name of their section."""
+    found = {prefix: list(model.model_fields)}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= _keys_by_section(field.annotation, f"{prefix}.{name}".strip("."))
+    return found

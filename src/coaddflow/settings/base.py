@@ -1,12 +1,23 @@
 """Base class of all sections of the settings."""
 
 import ast
+import datetime
 import inspect
 import itertools
 import textwrap
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler
+
+
+def _as_id(value: object) -> object:
+    """Return the text of an id that YAML took for a number or a date."""
+    is_id = isinstance(value, int | datetime.date) and not isinstance(value, bool)
+    return str(value) if is_id else value
+
+
+Ids = tuple[Annotated[str, BeforeValidator(_as_id)], ...]
+"""Ids of exposures or bands; ``[1001]`` is the id "1001"."""
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from coaddflow.settings.base import Section
+from coaddflow.settings.base import Ids, Section
 
 
 class _Kind(Section):
@@ -13,7 +13,7 @@ class _Kind(Section):
     source: str
     path: str | None = None
     """With `given`: path of the files; {ccd} and {band} are replaced."""
-    exposures: tuple[str, ...] | None = None
+    exposures: Ids | None = None
     """Exposures to make it from; null: all that are suitable."""
     min_frames: int = Field(3, ge=2)
     """Fewest exposures; with fewer it is not made."""

@@ -8,7 +8,14 @@ from pydantic import Field, model_validator
 from coaddflow.errors import InputError
 from coaddflow.settings.base import Section
 
-_CATALOGUE_ENDINGS = (".fits", ".fit", ".fits.gz", ".csv", ".csv.gz", ".ecsv", ".ecsv.gz")
+_PLAIN_ENDINGS = (".fits", ".fit", ".cat", ".csv", ".ecsv", ".tsv", ".vot", ".votable", ".xml")
+_CATALOGUE_ENDINGS = (
+    *_PLAIN_ENDINGS,
+    *(f"{ending}.gz" for ending in _PLAIN_ENDINGS),
+    ".parquet",
+    ".parq",
+)
+"""Names of files that are taken from a folder."""
 
 
 class MagnitudeColumn(Section):
@@ -18,6 +25,9 @@ class MagnitudeColumn(Section):
     """Column of the magnitude."""
     error: str | None = None
     """Column of the magnitude error, mag; null: unknown."""
+    unit: Literal["auto", "mag", "nJy", "uJy", "mJy", "Jy"] = "auto"
+    """What `magnitude` and `color` are: magnitudes, or fluxes, which become AB magnitudes; `auto`:
+    as the file says, else magnitudes."""
     color: tuple[str, str] | None = None
     """Two magnitude columns; the colour is the first minus the second."""
     color_terms: tuple[float, ...] = ()
@@ -31,24 +41,32 @@ class MagnitudeColumn(Section):
         return self
 
     @property
+    def magnitudes(self) -> tuple[str, ...]:
+        """Columns of magnitudes (or fluxes) that are needed."""
+        return (self.magnitude, *(self.color or ()))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are needed."""
-        error = (self.error,) if self.error is not None else ()
-        return (self.magnitude, *error, *(self.color or ()))
+        return (*self.magnitudes, *((self.error,) if self.error is not None else ()))
 
 
 class RefcatSettings(Section):
     """Reference catalogue: its files and columns."""
 
     path: str | tuple[str, ...] = ()
-    """File, folder, or pattern such as `gaia/*.fits`, or a list of these; FITS tables, CSV and
-    ECSV."""
-    format: Literal["auto", "fits", "csv", "ecsv"] = "auto"
-    """Format of the files; `auto`: from their names."""
+    """File, folder, or pattern such as `gaia/*.fits`, or a list of these: FITS tables, VOTable,
+    CSV, tab-separated text, ECSV (Gaia's bulk files) and Parquet (needs `coaddflow[parquet]`),
+    plain or gzip-compressed."""
+    format: Literal["auto", "fits", "votable", "csv", "tsv", "ecsv", "parquet"] = "auto"
+    """Format of the files; `auto`: from their first bytes."""
     ra: str = "ra"
-    """Column of the right ascension, ICRS degrees."""
+    """Column of the right ascension, ICRS. Names of columns may differ in capitals."""
     dec: str = "dec"
-    """Column of the declination, ICRS degrees."""
+    """Column of the declination, ICRS."""
+    position_unit: Literal["auto", "deg", "rad", "hourangle"] = "auto"
+    """Unit of the positions; `auto`: as the file says, else degrees (LSST's `coord_ra` and
+    `coord_dec`: radians, if their values can be)."""
     bands: dict[str, MagnitudeColumn] = Field(default_factory=dict)
     """Magnitude columns of each band."""
     fallback: MagnitudeColumn | None = Field(
@@ -56,13 +74,18 @@ class RefcatSettings(Section):
     )
     """Magnitude columns of bands that are not in `bands`; null: such bands are an error."""
     pm_ra: str | None = None
-    """Column of the proper motion in right ascension times cos(dec), mas/year."""
+    """Column of the proper motion in right ascension times cos(dec). A star without one stays at
+    its catalogue position."""
     pm_dec: str | None = None
-    """Column of the proper motion in declination, mas/year."""
-    epoch: float | None = None
+    """Column of the proper motion in declination."""
+    motion_unit: Literal["auto", "mas/yr", "arcsec/yr", "deg/yr", "rad/yr"] = "auto"
+    """Unit of the proper motions; `auto`: as the file says, else mas/yr (LSST's: rad/yr)."""
+    epoch: float | None = Field(None, ge=1800.0, le=2200.0)
     """Epoch of the positions, Julian year, such as 2016.0."""
     epoch_column: str | None = None
-    """Column of the epoch, if it differs between stars."""
+    """Column of the epoch, if it differs between stars: Julian year, MJD or JD."""
+    plausible_magnitudes: tuple[float, float] = (0.0, 40.0)
+    """Magnitudes that are not between these are missing values: catalogues write 0, 99 or -999."""
     faintest: float | None = None
     """Faintest magnitude in the band that is used; null: no limit."""
 
@@ -72,6 +95,8 @@ class RefcatSettings(Section):
             raise ValueError("pm_ra and pm_dec go together: give both or none")
         if self.pm_ra is not None and self.epoch is None and self.epoch_column is None:
             raise ValueError("proper motions need the epoch of the positions: epoch")
+        if not self.plausible_magnitudes[0] < self.plausible_magnitudes[1]:
+            raise ValueError("plausible_magnitudes are the smallest and the largest, in this order")
         return self
 
     def magnitude_column(self, band: str) -> MagnitudeColumn:

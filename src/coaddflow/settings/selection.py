@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from coaddflow.settings.base import Section
+from coaddflow.settings.base import Ids, Section
 
 
 class SelectionSettings(Section):
@@ -43,7 +43,7 @@ class SelectionSettings(Section):
     """Fewest stars of the PSF model."""
     min_depth: float | None = None
     """Smallest 5-sigma magnitude of a point source on the calexp."""
-    exclude_exposures: tuple[str, ...] = ()
+    exclude_exposures: Ids = ()
     """Exposures to leave out."""
     exclude_ccds: tuple[int, ...] = ()
     """CCDs to leave out of all exposures."""

@@ -54,7 +54,12 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
         If it is not text, or a row has more or fewer cells than there are columns.
     """
     lines = [line for _, line in numbered_lines(path)]
-    names, *rows = csv.reader(lines, delimiter=delimiter) if lines else [[]]
+    if not lines:
+        raise ValueError("it is empty")
+    names, *rows = csv.reader(lines, delimiter=delimiter)
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise ValueError(f"row {number} has {len(row)} of {len(names)} cells: it is cut off")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 

@@ -19,6 +19,7 @@ from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.workflow.names import unmatched_ccds, unmatched_names
 from coaddflow.workflow.plan_cache import PLAN_CACHE, cached
 
 MAX_REFCAT_INPUTS = 16
@@ -204,7 +205,7 @@ class Plan:
         if scatters and package and importlib.util.find_spec(package) is None:
             raise InputError(
                 f"parallel.backend {parallel.backend!r} needs the package {package}",
-                remedy=f"pip install 'coaddflow[{parallel.backend}]'",
+                remedy=f"install it: pip install 'coaddflow[{parallel.backend}]'",
             )
         if parallel.coadd == "tract" and scratch and Path(scratch).is_file():
             raise InputError(
@@ -262,8 +263,10 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
         If there is nothing to do, a table or the camera is not usable, or an exposure id is in
         both tables.
     """
-    science, calibration = _raw_exposures(settings)
-    images = _images(settings)
+    raw_rows, image_rows = _tables(settings)
+    science, calibration = _raw_exposures(settings, raw_rows)
+    images = _images(settings, image_rows)
+    _refuse(unmatched_names(settings, raw_rows, image_rows))
     twice = sorted(set(images) & (set(science) | set(calibration)))
     if twice:
         raise InputError(
@@ -278,6 +281,7 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
             remedy="check the settings bands and exclude, and the kinds in the table",
         )
     worked_out = cached(settings, science, images, cache)
+    _refuse(unmatched_ccds(settings, image_rows, worked_out["camera_ccds"]))
     return Plan(
         settings=settings,
         science=science,
@@ -296,39 +300,42 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
     )
 
 
-def _raw_exposures(settings: Settings) -> tuple[dict[str, ExposureRow], dict[str, ExposureRow]]:
-    """Return the raw science exposures that are used, and the calibration frames."""
-    if settings.exposures is None:
-        if settings.calibrated.table is None:
-            raise InputError(
-                "the settings name no exposures",
-                remedy="set exposures (raw frames) or calibrated.table (images calibrated "
-                "elsewhere)",
-            )
-        return {}, {}
-    if settings.camera is None:
-        raise InputError("the settings name no camera", remedy="set camera: raw exposures need one")
-    rows = read_exposures(settings.exposures)
-    unknown = sorted(set(settings.exclude) - {row.exposure for row in rows})
-    used = [row for row in rows if row.exposure not in settings.exclude]
-    if unknown and settings.calibrated.table is None:
+def _tables(settings: Settings) -> tuple[list[ExposureRow], list[ImageRow]]:
+    """Return all rows of the tables of raw exposures, and of images calibrated elsewhere."""
+    if settings.exposures is None and settings.calibrated.table is None:
         raise InputError(
-            f"setting 'exclude': there is no exposure {unknown[0]!r}",
-            path=settings.exposures,
-            remedy="correct the list, or take it out",
+            "the settings name no exposures",
+            remedy="set exposures (raw frames) or calibrated.table (images calibrated elsewhere)",
         )
+    if settings.exposures is not None and settings.camera is None:
+        raise InputError("the settings name no camera", remedy="set camera: raw exposures need one")
+    rows = [] if settings.exposures is None else read_exposures(settings.exposures)
+    table = settings.calibrated.table
+    return rows, [] if table is None else read_images(table)
+
+
+def _refuse(unmatched: Sequence[str]) -> None:
+    """Raise InputError if names in the settings match nothing."""
+    if unmatched:
+        raise InputError("; ".join(unmatched), remedy="correct the settings, or take the names out")
+
+
+def _raw_exposures(
+    settings: Settings, rows: Sequence[ExposureRow]
+) -> tuple[dict[str, ExposureRow], dict[str, ExposureRow]]:
+    """Return the raw science exposures that are used, and the calibration frames."""
+    used = [row for row in rows if row.exposure not in settings.exclude]
     science = [row for row in used if row.kind == "science" and _has_band(settings, row.band)]
     calibration = [row for row in used if row.kind != "science"]
     return {row.exposure: row for row in science}, {row.exposure: row for row in calibration}
 
 
-def _images(settings: Settings) -> dict[str, dict[int, ImageRow]]:
+def _images(settings: Settings, rows: Sequence[ImageRow]) -> dict[str, dict[int, ImageRow]]:
     """Return the images calibrated elsewhere that are used."""
-    if settings.calibrated.table is None:
-        return {}
     images: dict[str, dict[int, ImageRow]] = {}
-    for row in read_images(settings.calibrated.table):
-        if row.exposure not in settings.exclude and _has_band(settings, row.band):
+    for row in rows:
+        excluded = row.exposure in settings.exclude or row.ccd in settings.exclude_ccds
+        if not excluded and _has_band(settings, row.band):
             images.setdefault(row.exposure, {})[row.ccd] = row
     return images
 

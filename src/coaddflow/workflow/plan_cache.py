@@ -24,6 +24,7 @@ PLAN_SOURCES = (
     "tables",
     "instrument",
     "skymap",
+    "workflow/names.py",
     "workflow/plan.py",
     "workflow/plan_cache.py",
     "workflow/stages.py",
@@ -112,6 +113,7 @@ def _work_out(
     between_ccds = [link.changed() for link in camera.crosstalk] if camera is not None else []
     return {
         "ccds": _ccds(camera, settings.exclude_ccds) if camera is not None else {},
+        "camera_ccds": [d.id for d in camera.detectors] if camera is not None else [],
         "crosstalk": _fingerprint(between_ccds) if between_ccds else "",
         "skymap": skymap.settings.model_dump(mode="json"),
         "overlaps": overlaps,
@@ -125,8 +127,6 @@ def _fingerprint(values: list) -> str:
 
 def _ccds(camera, exclude: Sequence[int]) -> dict[int, dict]:
     """Return the planning data of each CCD, as plain values."""
-    for ccd in exclude:
-        camera.detector(ccd)
     unrelated = ("detectors", "description", "header", "crosstalk")
     common = {key: value for key, value in camera.changed().items() if key not in unrelated}
     return {

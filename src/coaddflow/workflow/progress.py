@@ -96,6 +96,20 @@ class Progress(logging.Handler):
         return self._cost.get(rule, 1.0)
 
 
+def plan_until_interrupted() -> None:
+    """Let Ctrl-C end the planning of a run with one line; called when planning begins.
+
+    Snakemake shows a traceback until the first job has begun.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_planning)
+
+
+def _end_planning(number: int, _frame: object) -> None:
+    to_user("coaddflow: interrupted while planning: nothing was changed; the same command again")
+    raise SystemExit(128 + number)
+
+
 def follow(progress: Progress, workflow: Any, cost: Mapping[str, float]) -> None:
     """Let `progress` hear the messages of a run; called when it begins.
 
@@ -108,6 +122,9 @@ def follow(progress: Progress, workflow: Any, cost: Mapping[str, float]) -> None
     cost : mapping of str to float
         CPU seconds of a job of each rule.
     """
+    if signal.getsignal(signal.SIGINT) is _end_planning:
+        # from here on it is Snakemake's to end jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     progress.plan(Counter(job.rule.name for job in workflow.dag.needrun_jobs()), cost)
     logger = logging.getLogger("snakemake.logging")
     logger.addHandler(progress)

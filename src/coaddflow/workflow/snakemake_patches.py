@@ -6,7 +6,7 @@ says so and the run goes on without.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import snakemake.api  # noqa: F401 - first: the modules of Snakemake import each other
@@ -85,6 +85,20 @@ def lift_default_rate_limit(workflow: Any) -> None:
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
+
+
+def check_targets_first(check: Callable[[Iterable[str]], None]) -> None:
+    """Check the files that the user has named before planning begins.
+
+    Planned by Snakemake, a product of an exposure, tract or patch that the survey does not have
+    ends in the KeyError of an input function, with a traceback.
+    """
+
+    async def init(dag: DAG, *arguments: Any, **options: Any) -> None:
+        check(sorted(map(str, dag.targetfiles or ())))
+        await original(dag, *arguments, **options)
+
+    original = _replace(DAG, "init", init)
 
 
 def _replace(owner: type, name: str, replacement: Any) -> Callable[..., Any]:

@@ -245,6 +245,7 @@ _ALL = (
         ),
         _CALEXP_SECTIONS,
         _RAW,
+        version=2,
         group=_EXPOSURE,
         is_planned=lambda plan: _from_raw(plan) and _ccd_by_ccd(plan),
         is_target=False,

@@ -1,0 +1,92 @@
+"""Files that a user asks a run for by name: whether the run makes them, and if not, why."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from coaddflow.errors import InputError, did_you_mean
+from coaddflow.tables import paths
+from coaddflow.workflow.plan import Plan
+from coaddflow.workflow.stages import STAGES, Names, Product
+
+_LISTED = 12
+
+
+def check_targets(plan: Plan, files: Iterable[str]) -> None:
+    """Raise InputError if a run is asked for a file that it does not make.
+
+    Without this, Snakemake shows the KeyError of an input function, or makes an empty coadd of a
+    band that the survey does not have.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the run.
+    files : iterable of str
+        Files that the user has named, relative to the working folder.
+    """
+    made: set[str] | None = None
+    for file in files:
+        name = Path(file).as_posix()
+        matches = [
+            (product, match.groupdict())
+            for stage in STAGES.values()
+            if stage.is_planned(plan)
+            for product in stage.products
+            if (match := re.fullmatch(_pattern(product.path), name))
+        ]
+        if not matches:
+            _check_other(plan, name)
+            continue
+        if made is None:
+            made = {path for stage in STAGES.values() for path in stage.files(plan)}
+        if name not in made:
+            raise InputError(
+                f"this run does not make {name}: {_why(plan, *matches[0])}",
+                remedy="`snakemake -n` shows all that it makes",
+            )
+
+
+def _pattern(template: str) -> str:
+    """Return the regular expression of the files of a template."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(template))
+
+
+def _check_other(plan: Plan, name: str) -> None:
+    """Refuse a file that is not named like any product of the run, unless it is there."""
+    if name.startswith(("logs/", "results/benchmarks/")) or Path(name).exists():
+        return
+    rules = [stage.name for stage in STAGES.values() if stage.is_planned(plan)]
+    raise InputError(
+        f"there is no target {name!r}{did_you_mean(name, ['all', *rules])}",
+        remedy="a target is a product (docs/products.md), such as "
+        f"{next(iter(STAGES['survey_corners'].files(plan)))}; after --configfile FILE write -- "
+        "before it",
+    )
+
+
+def _why(plan: Plan, product: Product, names: Names) -> str:
+    """Return why a plan has no product of these names: which of them is unknown."""
+    known: dict[str, Callable[[], Iterable[object]]] = {
+        "exposure": lambda: plan.exposures,
+        "ccd": lambda: sorted({c for e in plan.exposures for c in plan.ccds_of(e)}),
+        "band": lambda: plan.bands,
+        "tract": lambda: plan.tracts,
+        "kind": lambda: paths.CALIB_KINDS,
+    }
+    for kind, value in names.items():
+        there = [str(one) for one in known[kind]()] if kind in known else []
+        if there and value not in there:
+            what = "CCD" if kind == "ccd" else kind
+            listed = ", ".join(there[:_LISTED]) + (", ..." if len(there) > _LISTED else "")
+            return f"there is no {what} {value!r}{did_you_mean(value, there)}; there are {listed}"
+    alike = [
+        unit
+        for unit in product.units(plan)
+        if all(unit.get(kind) == names[kind] for kind in names if kind != "patch")
+    ]
+    if "patch" in names and alike:
+        patches = [unit["patch"] for unit in alike]
+        listed = ", ".join(patches[:_LISTED]) + (", ..." if len(patches) > _LISTED else "")
+        return f"no exposure can touch patch {names['patch']!r}; those that can be are {listed}"
+    return "nothing is made of " + ", ".join(f"{kind} {value}" for kind, value in names.items())
