@@ -82,7 +82,8 @@ class Survey:
     @cached_property
     def tract(self) -> Tract:
         """The pixels of the coadds."""
-        return TangentSkyMap(load_settings(self.folder / "config.yaml").skymap).tract(0)
+        config = yaml.safe_load((self.folder / "config.yaml").read_text("utf-8"))
+        return TangentSkyMap(load_settings(config).skymap).tract(0)
 
     def done(self, band: str) -> list[CcdRow]:
         """Return the CCDs of a band that have a calexp."""

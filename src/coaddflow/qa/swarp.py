@@ -51,7 +51,9 @@ def write_weights(
         weight = weight_of[str(header["EXPOSURE"])] * header["FLXSCALE"] ** 2
         pixels = np.where((calexp.mask & bad) == 0, weight, 0.0).astype(np.float32)
         paths.append(folder / f"weight-{number}.fits")
-        fits.PrimaryHDU(pixels).writeto(paths[-1], overwrite=True)
+        # the extension of the weights must be that of the image
+        hdus = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(pixels)])
+        hdus.writeto(paths[-1], overwrite=True)
     return paths
 
 
@@ -93,7 +95,7 @@ def run_swarp(
     options = {
         "IMAGEOUT_NAME": output,
         "WEIGHTOUT_NAME": folder / "coadd.weight.fits",
-        "WEIGHT_IMAGE": ",".join(map(str, weights)),
+        "WEIGHT_IMAGE": ",".join(f"{path}[1]" for path in weights),
         "WEIGHT_TYPE": "MAP_WEIGHT",
         "RESCALE_WEIGHTS": "N",
         "COMBINE_TYPE": combine,
