@@ -2,20 +2,23 @@
 # make test    set everything up and run the tests
 # make lint    set everything up and check the style of code and workflow
 # make set-up  only set everything up
+# make science simulate a survey and measure what the workflow makes of it against truth and SWarp
 # make config  bring the keys and comments of config.yaml up to date with the model
 # make test-slurm, make test-pbs: see cluster.mk
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=/some/folder where the packages go,
-# PYTEST_ARGS="-k warp" what is tested.
+# PYTEST_ARGS="-k warp" what is tested, SCIENCE_ARGS="--camera mini --seed 5" the survey of
+# make science (SCIENCE_ARGS=--help lists all).
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+SCIENCE_ARGS ?=
 
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test lint set-up config
+.PHONY: demo test science lint set-up config
 
 demo: $(VENV)/.set-up-demo
 	$(RUN) coaddflow simulate configs/demo-survey.yaml data/demo
@@ -26,6 +29,9 @@ demo: $(VENV)/.set-up-demo
 
 test: $(VENV)/.set-up-test
 	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+science: $(VENV)/.set-up-science
+	$(RUN) python benchmarks/science $(SCIENCE_ARGS)
 
 lint: $(VENV)/.set-up-test
 	$(RUN) ruff check .
@@ -45,6 +51,10 @@ $(VENV)/.set-up-demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.set-up-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/.set-up-demo
+
+$(VENV)/.set-up-science: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[science]'
 	touch $@ $(VENV)/.set-up-demo
 
 $(BIN)/python:

@@ -67,7 +67,9 @@ def draw_sources(
     nx, ny = detector.size
     canvas = galsim.Image(image, xmin=0, ymin=0)
     x, y = optics.sky_to_pixel(
-        detector, *sky.position_at(optics.observation.mjd, optics.settings.refcat.epoch)
+        detector,
+        *sky.position_at(optics.observation.mjd, optics.settings.refcat.epoch),
+        sky.color,
     )
     inside = _near(x, y, nx, ny, _MAX_RADIUS) & (electrons > 0)
     sky, electrons, x, y = sky.select(inside), electrons[inside], x[inside], y[inside]
@@ -76,7 +78,7 @@ def draw_sources(
     scale = np.sqrt(np.abs(np.linalg.det(jacobian)))
     radius = stamp_radius(optics.settings.psf, sky, electrons, fwhm / scale, scale, faint_level)
     for i in np.flatnonzero(_near(x, y, nx, ny, radius)):
-        source = _psf(galsim, optics.settings.psf, fwhm[i] / scale[i], g1[i], g2[i])
+        source = psf_profile(galsim, optics.settings.psf, fwhm[i] / scale[i], g1[i], g2[i])
         if sky.radius[i] > 0:
             source = galsim.Convolve(_galaxy(galsim, sky, i, jacobian[i]), source)
         half = int(np.ceil(radius[i]))
@@ -127,7 +129,8 @@ def _near(
     return (x > -margin) & (x < nx + margin) & (y > -margin) & (y < ny + margin)
 
 
-def _psf(galsim: ModuleType, psf: PsfSimulation, fwhm: float, g1: float, g2: float) -> Any:
+def psf_profile(galsim: ModuleType, psf: PsfSimulation, fwhm: float, g1: float, g2: float) -> Any:
+    """Return the PSF as an object of GalSim, of flux 1; ``fwhm`` in pixels."""
     if psf.profile == "moffat":
         profile = galsim.Moffat(beta=psf.beta, fwhm=fwhm)
     else:

@@ -46,6 +46,8 @@ class Observation:
     """Extinction by clouds at the centre and its change with x and y, mag."""
     sky: tuple[float, ...] = (1.0, 0.0, 0.0)
     """Factor on the sky's brightness, and its relative change with x and y."""
+    zenith: tuple[float, ...] = (0.0, 0.0)
+    """Zenith distance, and the position angle of the zenith, degrees."""
     scale: float = 0.0
     distortion: float = 0.0
     """Relative changes of the camera's scale and distortion."""
@@ -167,10 +169,20 @@ def _with_peculiarities(
         psf_shear=_floats(shear),
         extinction=_floats(clouds),
         sky=_floats(brightness),
+        zenith=_zenith(settings, plain.band, pointing, index),
         scale=float(scale),
         distortion=float(distortion),
         trail=_trail(rng, radius) if every and index % every == every // 2 else None,
     )
+
+
+def _zenith(
+    settings: SimulationSettings, band: str, pointing: int, index: int
+) -> tuple[float, float]:
+    """Draw the zenith distance of an exposure and the position angle of the zenith, degrees."""
+    rng = stream(settings.seed, "zenith", band, pointing, index)
+    distance = settings.atmosphere.zenith_distance * rng.uniform(0.5, 1.0)
+    return float(distance), float(rng.uniform(0.0, 360.0))
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ References
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,7 @@ from scipy.interpolate import RectBivariateSpline
 
 from coaddflow.geometry import sphere
 from coaddflow.instrument.camera import Camera, Detector, outline
+from coaddflow.simulate.atmosphere import Atmosphere
 from coaddflow.simulate.observations import Observation
 from coaddflow.simulate.settings import SimulationSettings
 from coaddflow.simulate.streams import stream
@@ -70,11 +72,17 @@ class Optics:
     observation: Observation
     radius: float
 
+    @cached_property
+    def atmosphere(self) -> Atmosphere:
+        """The air above the exposure."""
+        return Atmosphere(self.settings, self.observation)
+
     def sky_to_pixel(
-        self, detector: Detector, ra: ArrayLike, dec: ArrayLike
+        self, detector: Detector, ra: ArrayLike, dec: ArrayLike, color: ArrayLike | None = None
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the true pixels of sources; NaN far outside the field."""
+        """Return the true pixels of sources (of a colour); NaN far outside the field."""
         seen = self.observation
+        ra, dec = self.atmosphere.apparent(ra, dec, color)
         return self.camera.sky_to_pixel(detector, ra, dec, seen.ra, seen.dec, seen.rotation)
 
     def jacobian(self, detector: Detector, x: ArrayLike, y: ArrayLike) -> FloatArray:
@@ -111,8 +119,12 @@ class Optics:
         fwhm = seen.seeing * (1.0 + size[0] * u + size[1] * v + size[2] * (u**2 + v**2))
         g1, g2, g1_x, g1_y, g2_x, g2_y = seen.psf_shear
         g1, g2 = g1 + g1_x * u + g1_y * v, g2 + g2_x * u + g2_y * v
+        plane = np.stack([u, v]) * self.radius * self.camera.degrees_per_mm
+        fwhm = fwhm * self.atmosphere.seeing(plane)
         # from the axes of the focal plane to those of the CCD
-        turn = np.exp(-2j * np.radians(detector.rotation)) * (g1 + 1j * g2)
+        turn = np.exp(-2j * np.radians(detector.rotation)) * (
+            g1 + 1j * g2 + self.atmosphere.shear(plane)
+        )
         strength = np.minimum(1.0, 0.3 / np.maximum(np.abs(turn), 1e-9))
         return np.maximum(fwhm, 0.3 * seen.seeing), turn.real * strength, turn.imag * strength
 

@@ -141,6 +141,31 @@ class SkySimulation(Section):
     )
 
 
+class AtmosphereSimulation(Section):
+    """What the air does to positions and PSF, in each exposure anew."""
+
+    turbulence: float = _amount(
+        0.0, "Displacement of stars in each axis by turbulence, smooth over arcminutes, mas (rms)."
+    )
+    zenith_distance: float = _amount(
+        0.0,
+        "Largest zenith distance, degrees; exposures are at half of it to all of it. Differences "
+        "of refraction in the field, and dispersion; 0: none.",
+        lt=75,
+    )
+    dispersion: float = _amount(
+        20.0,
+        "Displacement away from the zenith for a colour larger by 1, at a zenith distance of 45 "
+        "degrees, mas.",
+    )
+    seeing_structure: float = _amount(
+        0.0, "Relative variation of the FWHM over arcminutes (rms).", lt=0.2
+    )
+    shear_structure: float = _amount(
+        0.0, "Variation of each component of the PSF's shear over arcminutes (rms).", lt=0.1
+    )
+
+
 class DetectorSimulation(Section):
     """CCDs and electronics."""
 
@@ -254,6 +279,7 @@ class SimulationSettings(Section):
     psf: PsfSimulation = Field(default_factory=PsfSimulation)
     optics: OpticsSimulation = Field(default_factory=OpticsSimulation)
     sky: SkySimulation = Field(default_factory=SkySimulation)
+    atmosphere: AtmosphereSimulation = Field(default_factory=AtmosphereSimulation)
     detector: DetectorSimulation = Field(default_factory=DetectorSimulation)
     cosmic_rays: CosmicRaysSimulation = Field(default_factory=CosmicRaysSimulation)
     satellites: SatellitesSimulation = Field(default_factory=SatellitesSimulation)

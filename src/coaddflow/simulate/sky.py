@@ -190,7 +190,7 @@ def truth_table(settings: SimulationSettings, sky: SkyCatalogue) -> Table:
     table["ra"], table["dec"] = sky.ra, sky.dec
     for band in settings.bands:
         table[f"mag_{band}"] = sky.band_magnitude(settings, band)
-    for name in ("radius", "sersic", "axis_ratio", "angle", "pm_ra", "pm_dec"):
+    for name in ("color", "radius", "sersic", "axis_ratio", "angle", "pm_ra", "pm_dec"):
         table[name] = getattr(sky, name)
     return _with_units(table, settings)
 

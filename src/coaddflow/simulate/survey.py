@@ -28,7 +28,7 @@ from coaddflow.simulate.drawing import load_galsim
 from coaddflow.simulate.frames import ExposedCcd, Exposing, expose_ccd, read_out
 from coaddflow.simulate.observations import Observation, exposure_table, plan_observations
 from coaddflow.simulate.optics import field_radius, true_camera
-from coaddflow.simulate.settings import SimulationSettings
+from coaddflow.simulate.settings import SimulationSettings, load_simulation_settings
 from coaddflow.simulate.sky import SkyCatalogue, join, reference_catalogue, sky_around, truth_table
 from coaddflow.simulate.writer import Arrays, raw_name, write_ccd, write_exposure
 
@@ -108,7 +108,8 @@ def _is_done(folder: Path, settings: SimulationSettings) -> bool:
     """Tell whether the survey is there; raise InputError if the folder holds another one."""
     record = folder / "simulation.yaml"
     if record.is_file():
-        if record.read_text(encoding="utf-8") == _settings_text(settings):
+        # compared as settings: a survey made before there was some effect is still the same
+        if load_simulation_settings(record) == settings:
             return True
         raise InputError(
             "holds a survey that was simulated with other settings",
