@@ -20,7 +20,7 @@ from astropy.time import Time
 from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import check_id
 from coaddflow.geometry.angles import is_sexagesimal, sexagesimal
-from coaddflow.instrument.fits_hdus import HduHeader, NotFitsError, open_fits, walk_hdus
+from coaddflow.image.fits_hdus import HduHeader, NotFitsError, open_fits, walk_hdus
 from coaddflow.settings.value_key import ValueKey
 
 # 1900 to 2173: a Julian Date or a year in the place of an MJD is noticed
