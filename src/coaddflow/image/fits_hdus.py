@@ -112,8 +112,9 @@ class HduHeader:
 
     @property
     def name(self) -> str:
-        """EXTNAME in capitals; empty if there is none."""
-        return str(self.keywords.get("EXTNAME") or "").strip().upper()
+        """EXTNAME in capitals; PRIMARY or empty if there is none."""
+        given = str(self.keywords.get("EXTNAME") or "").strip().upper()
+        return given or ("" if self.index else "PRIMARY")
 
     @property
     def is_compressed(self) -> bool:

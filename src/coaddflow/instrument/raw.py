@@ -8,7 +8,6 @@ References
 .. [2] White et al. 2012, "Tiled Image Convention for Storing Compressed Images in FITS".
 """
 
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -33,6 +32,8 @@ from coaddflow.image.fits_hdus import (
     walk_hdus,
 )
 from coaddflow.instrument.camera import Amplifier, Camera, Detector
+from coaddflow.instrument.header_values import FileHeaders, HeaderValueError, header_number
+from coaddflow.settings.value_key import ValueKey
 from coaddflow.tables.exposures import ccd_file
 
 _COPY_AGAIN = "Copy it again from the archive"
@@ -171,7 +172,7 @@ def _read_hdus(
                 body = read_data(stream, hdu)
                 if check:
                     _check_bytes(path, hdu, body)
-                read = _Hdu(hdu.header, _decode(path, hdu, body))
+                read = _Hdu(hdu.header, decode_image(path, hdu, body))
                 found.update(dict.fromkeys(names, read))
             if len(found) == len(wanted) + 1:
                 return found
@@ -246,8 +247,12 @@ def _binning_text(hdu: HduHeader) -> str:
     return ""
 
 
-def _decode(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
-    """Turn the bytes of an HDU into pixels."""
+def decode_image(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
+    """Turn the bytes of an HDU into pixels, shape `HduHeader.shape`; CcdFailure if that fails."""
+    is_scaled = any(keyword in hdu.header for keyword in ("BSCALE", "BZERO"))
+    if not hdu.is_compressed and hdu.keywords["BITPIX"] < 0 and not is_scaled:
+        kind = f"f{hdu.pixel_bytes}"
+        return np.frombuffer(body, f">{kind}").reshape(hdu.shape).astype(kind)
     is_primary = hdu.index == 0
     primary = b"" if is_primary else fits.PrimaryHDU().header.tostring().encode("ascii")
     try:
@@ -314,22 +319,31 @@ def _check_pixels(path: Path, detector: Detector, amplifier: Amplifier, data: ND
 
 def _with_header_values(path: Path, amplifier: Amplifier, headers: list) -> Amplifier:
     """Replace gain, read noise and saturation by what the headers say."""
-    update = {}
-    for name in ("gain", "read_noise", "saturation"):
+    values, problem = amplifier_values(amplifier, headers)
+    if problem:
+        raise CcdFailure(
+            Reason.MISSING_KEYWORD, f"{path}: {problem}. Correct the header or the camera file"
+        )
+    return amplifier.model_copy(update=values)
+
+
+def amplifier_values(
+    amplifier: Amplifier, headers: Sequence[fits.Header]
+) -> tuple[dict[str, float], str]:
+    """Return gain, read noise and saturation of those that headers give, and what is wrong."""
+    values: dict[str, float] = {}
+    for name, limit in (("gain", 1e4), ("read_noise", 1e5), ("saturation", 1e10)):
         keyword = getattr(amplifier, f"{name}_keyword")
         if keyword is None:
             continue
+        key = ValueKey(keyword=keyword)
+        image = FileHeaders(Path(), tuple(headers))
         try:
-            value = next((header[keyword] for header in headers if keyword in header), None)
-        except (fits.VerifyError, ValueError) as error:
-            value = error
-        valid = isinstance(value, (int, float)) and math.isfinite(value)
-        if not valid or value < 0 or (value == 0 and name != "read_noise"):
-            raise CcdFailure(
-                Reason.MISSING_KEYWORD,
-                f"{path}: keyword {keyword} ({name} of amplifier {amplifier.name}) is "
-                f"{'missing' if value is None else f'not a valid number: {value!r}'}. "
-                "Correct the header or the camera file",
-            )
-        update[name] = float(value)
-    return amplifier.model_copy(update=update)
+            values[name] = header_number(key, "gain" if name == "gain" else "value", image)
+        except HeaderValueError as error:
+            absent = "missing" if error.missing else f"not a valid number ({error})"
+            return values, f"keyword {keyword} ({name} of amplifier {amplifier.name}) is {absent}"
+        if not 0.0 <= values[name] <= limit or (values[name] == 0.0 and name != "read_noise"):
+            number = f"not a valid number: {values[name]:g}"
+            return values, f"keyword {keyword} ({name} of amplifier {amplifier.name}) is {number}"
+    return values, ""

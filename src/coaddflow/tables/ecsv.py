@@ -60,7 +60,8 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
 
 def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     """Return the lines that are neither comments nor empty, with their numbers from 1."""
-    lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
+    # not `splitlines`, to which some letters of other scripts are ends of lines
+    lines = enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1)
     return [(n, line) for n, line in lines if line.strip() and not line.startswith("#")]
 
 
