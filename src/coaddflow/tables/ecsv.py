@@ -54,8 +54,19 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
         If it is not text, or a row has more or fewer cells than there are columns.
     """
     lines = [line for _, line in numbered_lines(path)]
-    names, *rows = csv.reader(lines, delimiter=delimiter) if lines else [[]]
+    try:
+        names, *rows = csv.reader(lines, delimiter=delimiter) if lines else [[]]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def cells_of(line: str, delimiter: str = ",") -> list[str]:
+    """Return the cells of one line; ValueError if it cannot be divided into cells."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter))
+    except (csv.Error, StopIteration) as error:
+        raise ValueError(str(error)) from error
 
 
 def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -108,7 +119,7 @@ def read_records(path: str | Path, record: type[Record], what: str) -> list[Reco
     try:
         rows = read_rows(path)
         return [record(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError) as error:
         raise damaged(path, what, error) from error
 
 
@@ -174,7 +185,7 @@ def read_meta(path: str | Path) -> dict[str, str | int]:
     try:
         start = header.index("meta: !!omap")
         return dict(yaml.safe_load("\n".join(header[start:]))["meta"])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"its header is damaged: {error}") from error
 
 

@@ -8,7 +8,6 @@ Paths in a table are relative to the table's folder, unless they are absolute.
 """
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -276,7 +275,7 @@ def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row
     if not lines:
         raise InputError("the table is empty", path=path, remedy=remedy)
     (header_number, header), *body = lines
-    names = next(csv.reader([header]))
+    names = _cells_of(header, f"{path}, line {header_number}")
     _check_columns(names, model, f"{path}, line {header_number}")
     rows: list[tuple[Row, str]] = []
     seen: dict[tuple, int] = {}
@@ -308,7 +307,7 @@ def _check_columns(names: Sequence[str], model: type[_Row], where: str) -> None:
 
 
 def _parse(line: str, names: Sequence[str], model: type[Row], where: str) -> Row:
-    cells = next(csv.reader([line]))
+    cells = _cells_of(line, where)
     if len(cells) != len(names):
         cause = f"{len(cells)} values for {len(names)} columns"
         raise InputError(cause, path=where, remedy=_ROW_REMEDY)
@@ -323,12 +322,20 @@ def _parse(line: str, names: Sequence[str], model: type[Row], where: str) -> Row
         raise InputError("; ".join(problems), path=where, remedy=_ROW_REMEDY) from error
 
 
+def _cells_of(line: str, where: str) -> list[str]:
+    try:
+        return ecsv.cells_of(line)
+    except ValueError as error:
+        cause = f"the line cannot be divided into cells ({error})"
+        raise InputError(cause, path=where, remedy=_ROW_REMEDY) from error
+
+
 def _value(cell: str, annotation: object) -> object:
     """Return what a cell stands for: a text, None, or a list of numbers in JSON."""
     if cell == "" and annotation is not str:
         return None
     if typing.get_origin(annotation) is tuple:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(cell)
     return cell
 
