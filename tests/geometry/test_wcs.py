@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from astropy.coordinates import FK4, FK5, SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
@@ -165,19 +166,148 @@ def test_scamp_writes_tpv_under_the_name_of_tan():
     assert distance_in_pixels(sky, scamp) == 0.0
 
 
-def test_sip_without_suffix_is_sip():
+def said(header):
+    """Return the WCS of a header, and which contradictions were said."""
+    sentences = []
+    return read_wcs(header, say=sentences.append), sentences
+
+
+def test_ctype_decides_whether_sip_counts():
     wcs = sip_wcs(3)
     header = wcs.to_header(relax=True)
     header["NAXIS1"], header["NAXIS2"] = 2048, 4096
     pixels = grid((4096, 2048))
-    for name in ("-SIP", ""):
-        header["CTYPE1"], header["CTYPE2"] = f"RA---TAN{name}", f"DEC--TAN{name}"
-        sky = pixel_to_sky(read_wcs(header), *pixels)
-        assert distance_in_pixels(sky, pixel_to_sky(wcs, *pixels)) < 1e-4
+    for names in (("-SIP", "-SIP"), ("-SIP", "")):
+        header["CTYPE1"], header["CTYPE2"] = f"RA---TAN{names[0]}", f"DEC--TAN{names[1]}"
+        found, sentences = said(header)
+        assert distance_in_pixels(pixel_to_sky(found, *pixels), pixel_to_sky(wcs, *pixels)) < 1e-4
+        assert bool(sentences) == (names[1] == "")
+    # what is left over from before the image was resampled
+    header["CTYPE1"], header["CTYPE2"] = "RA---TAN", "DEC--TAN"
+    found, sentences = said(header)
     header["CTYPE1"] = "RA---TAN-SIP"
     del header["B_ORDER"]
     with pytest.raises(InputError, match="B_ORDER"):
         read_wcs(header)
+    for key in [key for key in header if key.startswith(("A_", "B_", "AP_", "BP_"))]:
+        del header[key]
+    header["CTYPE1"] = "RA---TAN"
+    linear = pixel_to_sky(read_wcs(header), *pixels)
+    assert distance_in_pixels(pixel_to_sky(found, *pixels), linear) < 1e-9
+    assert "SIP cards (A_ORDER, ...) are not used" in sentences[0]
+
+
+def test_ctype_decides_between_pv_and_sip():
+    sip = {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 3e-5, "B_0_2": 3e-5}
+    pv = {"PV1_1": 1.001, "PV1_4": 1e-3, "PV2_1": 1.001, "PV2_4": 1e-3}
+    for ctype, counts, other in (("TAN", pv, sip), ("TPV", pv, sip), ("TAN-SIP", sip, pv)):
+        names = {"CTYPE1": f"RA---{ctype}", "CTYPE2": f"DEC--{ctype}"}
+        right, nothing = said(plain(**names, **counts))
+        both, sentences = said(plain(**names, **counts, **other))
+        assert not nothing and len(sentences) == 1
+        assert distance_in_pixels(pixel_to_sky(right, *grid()), pixel_to_sky(both, *grid())) == 0.0
+        # and each of them moves pixels
+        linear = pixel_to_sky(read_wcs(plain()), *grid())
+        assert distance_in_pixels(pixel_to_sky(right, *grid()), linear) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("projection", "order"), [("TAN", 8), ("TAN", 9), ("ZEA", 2), ("SIN", 3), ("STG", 9)]
+)
+def test_sip_that_tpv_cannot_say_is_fitted_to_a_thousandth_of_a_pixel(projection, order):
+    header = plain(CTYPE1=f"RA---{projection}-SIP", CTYPE2=f"DEC--{projection}-SIP")
+    header.update({"A_ORDER": order, "B_ORDER": order, "A_2_0": 1e-4, "B_0_2": -1e-4})
+    header[f"A_{order}_0"] = 0.1 / 200.0**order
+    pixels = grid()
+    truth = astropy_wcs(header).all_pix2world(*pixels, 0)
+    wcs = read_wcs(header)
+    written = wcs_to_header(wcs)
+    for found in (wcs, read_wcs(written)):
+        assert distance_in_pixels(pixel_to_sky(found, *pixels), truth) < 1e-3
+
+
+def test_a_distortion_that_no_fit_follows_is_refused():
+    header = plain(CTYPE1="RA---TAN-SIP", CTYPE2="DEC--TAN-SIP", A_ORDER=9, B_ORDER=9)
+    header["A_9_0"] = 300.0 / 200.0**9
+    with pytest.raises(InputError, match=r"SIP of order 9 cannot be written.*lower order"):
+        read_wcs(header)
+    del header["NAXIS1"]
+    with pytest.raises(InputError, match="NAXIS1"):
+        read_wcs(header)
+
+
+@pytest.mark.parametrize(
+    ("cards", "frame"),
+    [
+        ({"EQUINOX": 1950.0}, FK4(equinox="B1950")),
+        ({"EQUINOX": "B1950"}, FK4(equinox="B1950")),
+        ({"EPOCH": 1950.0}, FK4(equinox="B1950")),
+        ({"RADESYS": "FK4"}, FK4(equinox="B1950")),
+        ({"RADECSYS": "FK4", "EQUINOX": 1975.0}, FK4(equinox="B1975")),
+        ({"RADESYS": "FK5", "EQUINOX": 1950.0}, FK5(equinox="J1950")),
+        ({"EQUINOX": 2017.9}, FK5(equinox="J2017.9")),
+        ({"EQUINOX": "J2000"}, None),
+        ({"EQUINOX": "2000.0"}, None),
+        ({"EPOCH": 2000.0}, None),
+        ({"RADECSYS": "FK5/J2000"}, None),
+        ({"RADESYS": "FK5", "EQUINOX": 2000}, None),
+        ({"RADESYS": "ICRS", "EQUINOX": "NOW"}, None),
+        ({"RADESYS": "icrs", "EPOCH": 2017.3}, None),
+        ({"EQUINOX": "NaN"}, None),
+    ],
+)
+def test_equinoxes_in_all_dialects(cards, frame):
+    x, y = grid()
+    axes = pixel_to_sky(read_wcs(plain()), x, y)
+    truth = SkyCoord(*axes, unit="deg", frame="icrs" if frame is None else frame).icrs
+    wcs, sentences = said(plain(**cards))
+    assert distance_in_pixels(pixel_to_sky(wcs, x, y), (truth.ra.deg, truth.dec.deg)) < 1e-3
+    assert [frame is not None] == [bool(sentences)]
+    assert wcs.wcs.radesys == "ICRS"
+
+
+def test_cards_that_astropy_cannot_parse():
+    text = plain(EQUINOX=2000.0, CROTA2=0.0).tostring()
+
+    def with_nan(key):
+        at = text.index(f"{key:<8}=")
+        return fits.Header.fromstring(text[:at] + f"{key:<8}=  NaN".ljust(80) + text[at + 80 :])
+
+    truth = pixel_to_sky(read_wcs(plain()), *grid())
+    for key in ("EQUINOX", "CROTA2"):
+        assert distance_in_pixels(pixel_to_sky(read_wcs(with_nan(key)), *grid()), truth) == 0.0
+    with pytest.raises(InputError, match="CRVAL1 is 'NaN'"):
+        read_wcs(with_nan("CRVAL1"))
+
+
+def test_units_of_the_axes():
+    truth = pixel_to_sky(read_wcs(plain()), *grid())
+    for unit, size in (("rad", np.radians(1.0)), ("arcsec", 3600.0), ("Degrees", 1.0)):
+        names = ("CRVAL1", "CRVAL2", "CD1_1", "CD2_2")
+        cards = {key: plain()[key] * size for key in names} | {"CUNIT1": unit, "CUNIT2": unit}
+        assert distance_in_pixels(pixel_to_sky(read_wcs(plain(**cards)), *grid()), truth) < 1e-6
+
+
+def test_numbers_in_quotes_and_old_names_of_the_matrix():
+    truth = pixel_to_sky(read_wcs(plain()), *grid())
+    quoted = plain(CRVAL1="150.1", CRVAL2="2.2 deg", CRPIX1="1.50D+02", CD1_1=str(-SCALE))
+    assert distance_in_pixels(pixel_to_sky(read_wcs(quoted), *grid()), truth) < 1e-7
+    none = {"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None}
+    old = plain(**none, CDELT1=-SCALE, CDELT2=SCALE, PC001001=1.0, PC001002=0.0, PC002001=0.0)
+    assert distance_in_pixels(pixel_to_sky(read_wcs(old), *grid()), truth) < 1e-7
+
+
+def test_ways_to_write_the_matrix_that_contradict_each_other():
+    truth = pixel_to_sky(read_wcs(plain()), *grid())
+    for cards, sentence in (
+        ({"CDELT1": -2 * SCALE, "CDELT2": 2 * SCALE}, "different pixel scales: CD counts"),
+        ({"PC1_1": 0.5, "PC2_2": 1.0}, "CD and PC cards: CD counts"),
+        ({"CDELT1": -SCALE, "CDELT2": SCALE}, ""),
+        ({"CDELT1": 1.0, "CDELT2": 1.0}, ""),
+    ):
+        wcs, sentences = said(plain(**cards))
+        assert distance_in_pixels(pixel_to_sky(wcs, *grid()), truth) < 1e-9
+        assert (sentence in sentences[0]) if sentence else not sentences
 
 
 @pytest.mark.parametrize("projection", ["SIN", "TAN", "ARC", "STG", "ZEA"])
@@ -235,9 +365,19 @@ def test_declination_may_come_first():
         ({"CRVAL2": 97.0}, "declination"),
         ({"CRPIX2": None}, "CRPIX2"),
         ({"CD1_1": 0.0}, "singular"),
+        ({"CRVAL1": None, "CRPIX2": None}, "CRVAL1, CRPIX2 are missing"),
+        ({"CD1_1": None, "CD1_2": None, "CD2_1": None, "CD2_2": None}, "CDELT1 and CDELT2"),
+        ({"CRVAL1": 1e300}, "right ascension is 1e+300"),
+        ({"CRPIX1": 1e20}, "CRPIX"),
+        ({"CD1_1": 1e20, "CD2_2": 1e20}, "CD, CDELT"),
+        ({"CD1_1": True}, "CD1_1"),
         ({"CUNIT1": "rad"}, "CUNIT1"),
-        ({"RADESYS": "FK4"}, "FK4"),
-        ({"RADESYS": "FK5", "EQUINOX": 1950.0}, "1950"),
+        ({"CUNIT2": "furlong"}, "CUNIT2"),
+        ({"CTYPE2": "DEC--SIN"}, "TAN for one axis and SIN for the other"),
+        ({"RADESYS": "GAPPT"}, "GAPPT"),
+        ({"EQUINOX": "NOW"}, "RADESYS = 'ICRS'"),
+        ({"EQUINOX": 1e20}, "EQUINOX"),
+        ({"EPOCH": 2017.3}, "time of the exposure"),
         ({"CPDIS1": "LOOKUP"}, "look-up table"),
     ],
 )

@@ -355,6 +355,23 @@ class TestTangent:
         with pytest.raises(InputError, match="no exposures"):
             make_skymap(SkymapSettings(kind="tangent"))
 
+    @pytest.mark.parametrize("away", [10.0, 29.9, 120.0])
+    def test_a_stray_pointing_is_named_and_does_not_stretch_the_tract(self, away):
+        settings = SkymapSettings(kind="tangent", pixel_scale=0.2)
+        good = [square(150.1 + 0.002 * n, 2.2, 0.02) for n in range(5)]
+        names = [*(f"good{n}" for n in range(5)), "stray7"]
+        with pytest.raises(InputError, match=r"1 of 6 exposures.*stray7.*exclude"):
+            make_skymap(settings, [*good, square(150.1 + away, 2.2 + away / 9, 0.02)], names)
+        assert make_skymap(settings, good).tract(0).width < 1000
+
+    def test_two_fields_and_a_large_one_are_no_strays(self, caplog):
+        settings = SkymapSettings(kind="tangent", pixel_scale=1.0)
+        two = [square(10.0 + 3.0 * (n % 2), 3.0 * (n % 2), 0.05) for n in range(6)]
+        strip = [square(10.0 + 0.2 * n, 2.2, 0.1) for n in range(60)]
+        for footprints in (two, strip):
+            assert make_skymap(settings, footprints).tract(0).width > 9000
+        assert not caplog.messages
+
     def test_exposures_over_half_the_sky(self):
         with pytest.raises(InputError, match="too far apart"):
             make_skymap(

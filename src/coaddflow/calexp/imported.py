@@ -4,12 +4,13 @@ What the pixels, weights and masks mean is in the settings `calibrated`; electro
 zero-point, seeing and sky of each image are in its row of the table of images.
 """
 
-import warnings
+import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
@@ -17,15 +18,32 @@ from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import KEYWORDS, calexp_header
 from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.wcs_header import read_wcs
+from coaddflow.image.checksum import wrong_sum
+from coaddflow.image.fits_hdus import (
+    HduHeader,
+    data_sum,
+    open_fits,
+    problem_of,
+    read_data,
+    walk_hdus,
+)
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.ingest.calibrated_images import pixel_scale_of
+from coaddflow.instrument.raw import decode_image
 from coaddflow.measure.background import Background, estimate_background
 from coaddflow.measure.detection import detect_sources, measure_seeing, set_detected
 from coaddflow.settings import Settings
 from coaddflow.settings.calibrated import FLUX_ZERO_POINTS, MaskSettings
 from coaddflow.tables.exposures import ImageRow
 
+_LOG = logging.getLogger(__name__)
+
 _NO_STARS = {Reason.NO_STARS, Reason.DETECTION_FAILED}
+
+_INGEST_AGAIN = "ingest it again with --replace"
+
+_LEAST_LIMIT = 1 << 28
+"""Bytes that an HDU of a compressed file may have, however small the image is."""
 
 _KNOWN = "PHOTZP", "FLXSCALE", "PHOTZPE", "SEEING", "SKYLEVEL", "SKYNOISE", "DEPTH", "PIXSCALE"
 _KEYWORDS = {keyword: KEYWORDS[keyword] for keyword in _KNOWN} | {
@@ -58,8 +76,8 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
         If the settings name a mask plane that does not exist.
     """
     own = settings.calibrated
-    pixels, header = _read_pixels(row.path, row.hdu, (row.ny, row.nx))
-    mask = _read_mask(row, own.mask)
+    pixels, header = _read_pixels(row.path, row.hdu, (row.ny, row.nx), own.check_sums)
+    mask = _read_mask(row, own.mask, own.check_sums)
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
     if not np.any(np.nan_to_num(image)):
@@ -67,7 +85,7 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
     mask[~np.isfinite(image)] |= int(MaskPlane.NO_DATA)
     variance = np.ones_like(image)
     if own.weight.kind != "none":
-        weight, _ = _read_pixels(row.weight_path, row.weight_hdu, (row.ny, row.nx))
+        weight, _ = _read_pixels(row.weight_path, row.weight_hdu, (row.ny, row.nx), own.check_sums)
         variance, known = variance_from_weight(weight, own.weight.kind)
         variance *= to_electrons**2
         if not known.any():
@@ -95,6 +113,7 @@ def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settin
     if own.subtract_sky == "measured":
         masked_image.image -= background.model()
     elif own.subtract_sky == "given":
+        _compare_sky(masked_image, row)
         masked_image.image -= np.float32(row.sky_level)
     figures = _known_figures(masked_image, row, background)
     figures["pixel_scale"] = pixel_scale_of(wcs, (row.nx, row.ny))
@@ -103,6 +122,21 @@ def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settin
     ccd = CcdId.of(row, row.ccd)
     header = calexp_header(ccd, figures, _KEYWORDS)
     return Calexp(ccd, masked_image, wcs, None, subtracted, None, figures, header)
+
+
+def _compare_sky(masked_image: MaskedImage, row: ImageRow) -> None:
+    """Say so if the image is fainter than its given sky, which no object can make it."""
+    known = np.isfinite(masked_image.image) & np.isfinite(masked_image.variance)
+    median = float(np.median(masked_image.image[known]))
+    noise = float(np.sqrt(np.median(masked_image.variance[known])))
+    if median < row.sky_level - max(3.0 * noise, 0.1 * abs(row.sky_level)):
+        _LOG.warning(
+            "%s: the given sky is %.5g electrons, and the median of the image %.5g: correct "
+            "calibrated.sky or sky_unit",
+            row.path,
+            row.sky_level,
+            median,
+        )
 
 
 def variance_from_weight(
@@ -231,39 +265,58 @@ def _bit_names(header: fits.Header, path: str) -> dict[int, str]:
     return names
 
 
-def _read_pixels(path: str, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
-    """Return the pixels of an image as they are stored, and its header."""
+def _read_pixels(
+    path: str, number: int, shape: tuple[int, int], check: bool
+) -> tuple[NDArray, fits.Header]:
+    """Return the pixels of an image as they are stored, and its header.
+
+    With ``check``, DATASUM and CHECKSUM are verified where they stand in the header.
+    """
     try:
-        with warnings.catch_warnings():
-            # headers of others are often not to the letter of the standard
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            with fits.open(path, memmap=False) as hdus:
-                pixels, header = hdus[hdu].data, hdus[hdu].header.copy()
-    except FileNotFoundError:
-        raise CcdFailure(
-            Reason.MISSING_FILE, f"{path}: the file is not there: ingest again"
-        ) from None
-    except Exception as error:  # astropy raises anything, AttributeError too, on damaged cards
+        with open_fits(Path(path)) as stream:
+            for hdu in walk_hdus(stream, max(_LEAST_LIMIT, 32 * shape[0] * shape[1])):
+                if hdu.index == number:
+                    return _read_hdu(path, hdu, stream, shape, check)
+    except CcdFailure:
+        raise
+    except Exception as error:
         # trouble of the machine (a disk, a network) is no fault of the file: the job fails
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+        found = problem_of(error)
+        if found is None:
             raise
-        raise CcdFailure(
-            Reason.DAMAGED_FILE, f"{path}: cannot be read ({error}): copy it"
-        ) from error
-    if pixels is None or pixels.shape != shape:
-        found = "no image" if pixels is None else f"shape {pixels.shape}"
+        if found[0] == Reason.MISSING_FILE:
+            cause = f"{path}: the file is not there ({found[1]}): ingest again"
+            raise CcdFailure(Reason.MISSING_FILE, cause) from error
+        cause = f"{path}: cannot be read ({found[1]}): copy it"
+        raise CcdFailure(Reason.DAMAGED_FILE, cause) from error
+    raise CcdFailure(Reason.CHANGED_FILE, f"{path} has no HDU {number}: {_INGEST_AGAIN}")
+
+
+def _read_hdu(
+    path: str, hdu: HduHeader, stream: BinaryIO, shape: tuple[int, int], check: bool
+) -> tuple[NDArray, fits.Header]:
+    if hdu.shape != shape:
+        found = f"shape {hdu.shape}" if hdu.is_image else "no image"
         raise CcdFailure(
             Reason.CHANGED_FILE,
-            f"{path}[{hdu}]: has {found}, not {shape} as the table says: ingest it again with "
-            "--replace",
+            f"{path}[{hdu.index}]: has {found}, not {shape} as the table says: {_INGEST_AGAIN}",
         )
-    return pixels, header
+    body = read_data(stream, hdu)
+    which = wrong_sum(hdu, data_sum(body)) if check else None
+    if which:
+        what = "data" if which == "DATASUM" else "header or data"
+        raise CcdFailure(
+            Reason.DAMAGED_FILE,
+            f"{path}[{hdu.index}]: the {what} differ from their {which}: copy it, or set "
+            "calibrated.check_sums to false if the header was edited",
+        )
+    return decode_image(Path(path), hdu, body), hdu.header
 
 
-def _read_mask(row: ImageRow, settings: MaskSettings) -> NDArray[np.int32]:
+def _read_mask(row: ImageRow, settings: MaskSettings, check: bool) -> NDArray[np.int32]:
     if settings.kind == "none":
         return np.zeros((row.ny, row.nx), np.int32)
-    values, header = _read_pixels(row.mask_path, row.mask_hdu, (row.ny, row.nx))
+    values, header = _read_pixels(row.mask_path, row.mask_hdu, (row.ny, row.nx), check)
     if values.dtype.kind == "f" and np.array_equal(values, np.round(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "iub":

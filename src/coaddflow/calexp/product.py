@@ -17,7 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from coaddflow.astrometry.ccd import AstrometrySolution
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd, StoredCalexp
-from coaddflow.errors import CcdFailure, InputError, Reason, UnusableData, failing_ccd
+from coaddflow.errors import CcdFailure, Reason, UnusableData, failing_ccd
 from coaddflow.files import sha256_of
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
@@ -26,6 +26,7 @@ from coaddflow.image.masked_image import (
     flux_scale,
     masked_image_hdus,
     read_masked_image,
+    reading,
     write_fits,
 )
 from coaddflow.instrument.camera import outline
@@ -190,27 +191,17 @@ def read_calexp(path: str | Path) -> StoredCalexp:
         "exposure, and run the workflow again"
     )
     masked_image, header = read_masked_image(path, remedy)
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None
-            background = background_from_hdu(hdus["BACKGROUND"]) if "BACKGROUND" in hdus else None
-    except (InputError, OSError) as error:
-        raise InputError(str(error), path, remedy) from error
+    with reading(path, "calexp", remedy, is_checked=True), fits.open(path, memmap=False) as hdus:
+        psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None
+        background = background_from_hdu(hdus["BACKGROUND"]) if "BACKGROUND" in hdus else None
     return StoredCalexp(masked_image, read_wcs(header, path), header, psf, background)
 
 
 def read_sources(path: str | Path) -> Table:
     """Read the sources of a calexp; raise InputError if the file is missing or damaged."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", AstropyUserWarning)
-            return Table.read(path, hdu="SOURCES")
-    except (OSError, KeyError, ValueError, TypeError, AstropyUserWarning) as error:
-        raise InputError(
-            f"is not a readable source catalogue ({error})",
-            path,
-            "remove it and run the workflow again",
-        ) from error
+    with reading(path, "source catalogue"), warnings.catch_warnings():
+        warnings.simplefilter("error", AstropyUserWarning)
+        return Table.read(path, hdu="SOURCES")
 
 
 def done_row(calexp: Calexp, path: str) -> CcdRow:

@@ -24,12 +24,14 @@ from scipy import ndimage
 
 from coaddflow.calib.combine import clipped_mean, stacked
 from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.image.fits_hdus import as_plane
 from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,
     MaskPlane,
     masked_image_hdus,
     read_masked_image,
+    reading,
     write_fits,
 )
 from coaddflow.image.statistics import iqr_sigma
@@ -283,26 +285,29 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
     CcdFailure
         ``no_calibration`` if the frame could not be made for this CCD.
     """
-    try:
-        with warnings.catch_warnings(), fits.open(path, memmap=False) as hdus:
-            warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
-            failed = hdus[0].header.get("CFFAILED")
-            if failed is not None:
-                why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
-                raise CcdFailure(Reason.NO_CALIBRATION, f"{path}: no {kind} ({failed}: {why})")
-            if "IMAGE" not in hdus:
-                return _bare_image(next(hdu.data for hdu in hdus if _is_image(hdu)), kind)
-    except (OSError, StopIteration, TypeError, ValueError, AstropyUserWarning) as error:
-        raise InputError(
-            f"is not a readable calibration frame ({str(error) or 'it has no image'})",
-            path=path,
-            remedy=f"remove it to have it made again, or correct calibs.{kind}.path",
-        ) from error
+    remedy = f"remove it to have it made again, or correct calibs.{kind}.path"
+    with (
+        reading(path, "calibration frame", remedy),
+        warnings.catch_warnings(),
+        fits.open(path, memmap=False) as hdus,
+    ):
+        warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
+        failed = hdus[0].header.get("CFFAILED")
+        if failed is not None:
+            why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
+            raise CcdFailure(Reason.NO_CALIBRATION, f"{path}: no {kind} ({failed}: {why})")
+        if "IMAGE" not in hdus:
+            pixels = next((plane for hdu in hdus if (plane := _plane_of(hdu)) is not None), None)
+            if pixels is None:
+                raise ValueError("it has no image")
+            return _bare_image(pixels, kind)
     return read_masked_image(path)[0]
 
 
-def _is_image(hdu: fits.hdu.base._BaseHDU) -> bool:
-    return hdu.is_image and hdu.data is not None and hdu.data.ndim == 2
+def _plane_of(hdu: fits.hdu.base._BaseHDU) -> NDArray | None:
+    """Return the image of an HDU, of two dimensions; None if it has none."""
+    pixels = as_plane(hdu.data) if hdu.is_image and hdu.data is not None else None
+    return pixels if pixels is not None and pixels.ndim == 2 else None
 
 
 def _bare_image(pixels: NDArray, kind: CalibKind) -> MaskedImage:

@@ -136,7 +136,7 @@ def _camera_and_table(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def _report_text(report: "IngestReport") -> str:
-    lines = _skip_lines(report.skipped)
+    lines = _skip_lines(report.skipped) + _skip_lines(report.doubtful, "used, but ")
     if report.kept:
         more = ", ..." if len(report.kept) > _LISTED else ""
         lines.append(
@@ -151,14 +151,14 @@ def _report_text(report: "IngestReport") -> str:
     return "\n".join([*lines, f"{', '.join(counts)}; the table has {report.n_rows} rows"])
 
 
-def _skip_lines(skipped: Sequence["Skip"]) -> list[str]:
-    """Return what was skipped, by reason, the first few of each with their messages."""
+def _skip_lines(skipped: Sequence["Skip"], what: str = "skipped, ") -> list[str]:
+    """Return what was skipped (or doubted), by reason, the first few of each with messages."""
     by_reason: dict[str, list[Skip]] = {}
     for skip in skipped:
         by_reason.setdefault(skip.reason, []).append(skip)
     lines = []
     for reason, skips in by_reason.items():
-        lines.append(f"skipped, {reason}: {len(skips)}")
+        lines.append(f"{what}{reason}: {len(skips)}")
         lines += [f"  {skip.file}: {skip.message}" for skip in skips[:_LISTED]]
         if len(skips) > _LISTED:
             lines.append(f"  ... and {len(skips) - _LISTED} more (--json lists all)")

@@ -106,9 +106,7 @@ class CornerDatabase:
         try:
             return self._connection.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"is not a readable corner database ({error})", path=self.path, remedy=_REBUILD
-            ) from error
+            raise self._damaged(error) from error
 
     def meta(self) -> dict[str, str]:
         """Return the table ``meta``: what the database is of."""
@@ -125,7 +123,7 @@ class CornerDatabase:
             "SELECT * FROM ccds WHERE ? IS NULL OR exposure = ? ORDER BY exposure, ccd",
             (exposure, exposure),
         )
-        return [_ccd_row(row) for row in rows]
+        return [self._ccd_row(row) for row in rows]
 
     def query_point(self, ra: float, dec: float, band: str | None = None) -> list[CcdRow]:
         """Return the CCDs whose footprint contains a position.
@@ -160,7 +158,7 @@ class CornerDatabase:
             " ORDER BY exposure, ccd",
             (x, x, y, y, z, z, band, band),
         )
-        return [ccd for ccd in map(_ccd_row, rows) if _holds(ccd, ra, dec)]
+        return [ccd for ccd in map(self._ccd_row, rows) if _holds(ccd, ra, dec)]
 
     def query_patch(self, tract: int, patch: str, band: str | None = None) -> list[CcdOverlap]:
         """Return the CCDs that overlap the outer box of a patch.
@@ -188,9 +186,7 @@ class CornerDatabase:
             " WHERE tract = ? AND patch = ? AND (? IS NULL OR band = ?) ORDER BY exposure, ccd",
             (tract, patch, band, band),
         )
-        return [
-            CcdOverlap(_ccd_row(row), row["patch_fraction"], row["ccd_fraction"]) for row in rows
-        ]
+        return [self._overlap(row) for row in rows]
 
     def select(self, tract: int, patch: str, band: str, settings: SelectionSettings) -> Selection:
         """Return which CCDs go into the coadd of a patch, and which do not, with the reasons.
@@ -251,7 +247,7 @@ class CornerDatabase:
             " ORDER BY exposure, ccd",
             (band, tract, tract),
         )
-        return list(map(_ccd_row, rows))
+        return list(map(self._ccd_row, rows))
 
     def _require_patch(self, tract: int, patch: str) -> None:
         if not self.query("SELECT 1 FROM tracts WHERE tract = ?", (tract,)):
@@ -267,15 +263,31 @@ class CornerDatabase:
                 remedy="patches are named 'x_y'; `coaddflow skymap find RA DEC` prints the name",
             )
 
+    def _ccd_row(self, row: sqlite3.Row) -> CcdRow:
+        """Return the row of a CCD in its manifest; InputError if it is not what was written."""
+        try:
+            outline = json.loads(row["footprint"] or "[]")
+            return CcdRow.model_validate(
+                {
+                    **{name: row[name] for name in MANIFEST_COLUMNS},
+                    "footprint_ra": [vertex[0] for vertex in outline],
+                    "footprint_dec": [vertex[1] for vertex in outline],
+                }
+            )
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise self._damaged(error) from error
 
-def _ccd_row(row: sqlite3.Row) -> CcdRow:
-    """Return the row of a CCD in its manifest (validated when the manifest was read)."""
-    outline = json.loads(row["footprint"] or "[]")
-    return CcdRow.model_construct(
-        **{name: row[name] for name in MANIFEST_COLUMNS},
-        footprint_ra=[vertex[0] for vertex in outline],
-        footprint_dec=[vertex[1] for vertex in outline],
-    )
+    def _overlap(self, row: sqlite3.Row) -> CcdOverlap:
+        """Return the CCD of a row, and its fractions."""
+        try:
+            fractions = float(row["patch_fraction"]), float(row["ccd_fraction"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise self._damaged(error) from error
+        return CcdOverlap(self._ccd_row(row), *fractions)
+
+    def _damaged(self, error: Exception) -> InputError:
+        cause = f"is not a readable corner database ({error})"
+        return InputError(" ".join(cause.split()), path=self.path, remedy=_REBUILD)
 
 
 def _holds(ccd: CcdRow, ra: float, dec: float) -> bool:

@@ -4,6 +4,7 @@ Mask planes are bits with names; every MASK extension says in its header which b
 name (keywords ``MP_<name>``), so that no reader needs this module to understand a file.
 """
 
+import collections
 import contextlib
 import enum
 import io
@@ -18,8 +19,9 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
-from coaddflow.errors import InputError
+from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import atomic_path
+from coaddflow.image.fits_hdus import open_fits, walk_hdus
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
@@ -241,12 +243,25 @@ def _clear_gzip_times(content: memoryview, table: fits.BinTableHDU) -> None:
 
 @contextlib.contextmanager
 def reading(
-    path: str | Path, what: str, remedy: str = "remove it and run the workflow again"
+    path: str | Path,
+    what: str,
+    remedy: str = "remove it and run the workflow again",
+    is_checked: bool = False,
 ) -> Iterator[None]:
-    """Raise InputError if a FITS file turns out in the block not to be a readable ``what``."""
+    """Raise InputError if a FITS file turns out in the block not to be a readable ``what``.
+
+    The sizes that its headers state are compared with the file before the block reads anything,
+    unless that was done before (``is_checked``). Stands around reading and nothing else: whatever
+    a library raises on a damaged file is caught.
+    """
     try:
+        if not is_checked:
+            with open_fits(Path(path)) as stream:
+                collections.deque(walk_hdus(stream), maxlen=0)
         yield
-    except (OSError, KeyError, TypeError, ValueError, AstropyUserWarning) as error:
+    except (CoaddflowError, MemoryError):
+        raise
+    except Exception as error:
         raise InputError(f"is not a readable {what} ({error})", path, remedy) from error
 
 

@@ -2,21 +2,19 @@
 
 Values come from headers, file names, a table or the settings `calibrated`. They are converted here,
 once, so that the table of images is complete: electrons per unit, the magnitude of one electron,
-the corners on the sky. Pixels are not read.
+the corners on the sky. Pixels are not read; the length of a file is compared with its headers.
 """
 
 import fnmatch
 import math
-import warnings
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyError
 from astropy.table import Table
-from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from pydantic import ValidationError
 
@@ -24,15 +22,26 @@ from coaddflow.errors import InputError
 from coaddflow.geometry import sphere
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs
-from coaddflow.ingest.raw_exposures import IngestReport, Skip, files_in, merge_rows, with_progress
+from coaddflow.image.fits_hdus import HduHeader, NotFitsError
+from coaddflow.ingest.raw_exposures import (
+    IngestReport,
+    Skip,
+    check_name,
+    files_in,
+    merge_rows,
+    printable,
+    with_progress,
+)
 from coaddflow.instrument.camera import outline
 from coaddflow.instrument.header_values import (
     FileHeaders,
     HeaderValueError,
+    Problems,
     header_id,
     header_mjd,
     header_number,
     header_text,
+    read_hdus,
 )
 from coaddflow.settings.calibrated import (
     FLUX_ZERO_POINTS,
@@ -45,6 +54,24 @@ from coaddflow.settings.calibrated import (
 from coaddflow.tables.exposures import ImageRow, explain, path_in_table, read_images, write_images
 
 _SETTING = "setting calibrated."
+
+_FLUX_UNITS = {
+    "njy": "nanojansky",
+    "nanojansky": "nanojansky",
+    "ujy": "microjansky",
+    "mujy": "microjansky",
+    "microjansky": "microjansky",
+    "jy": "jansky",
+    "jansky": "jansky",
+    "nmgy": "nanomaggy",
+    "nanomaggy": "nanomaggy",
+    "nanomaggies": "nanomaggy",
+}
+_COUNT_UNITS = dict.fromkeys(("e", "e-", "el", "elec", "electron", "electrons"), "electron")
+_COUNT_UNITS |= dict.fromkeys(("adu", "adus", "dn", "count", "counts", "ct", "cts"), "adu")
+_PER_SECOND = re.compile(
+    r"\s*(/\s*|per\s+|\.\s*)(s|sec|secs|second|seconds)$|[\s.*]*s(\^|\*\*)?-1$"
+)
 
 
 def ingest_calibrated(
@@ -63,13 +90,13 @@ def ingest_calibrated(
     rows: list[ImageRow] = []
     for file in with_progress(files, "reading headers"):
         try:
-            for row in _rows_of(file, settings, facts, table):
+            for row in _rows_of(file, settings, facts, table, report):
                 if isinstance(row, Skip):
                     report.skipped.append(row)
                 else:
                     rows.append(row)
         except HeaderValueError as error:
-            report.skipped.append(Skip(str(file), error.reason, error.message))
+            report.skipped.append(Skip(printable(file), error.reason, error.message))
     old = read_images(table) if Path(table).is_file() else []
     merged = merge_rows(old, rows, table, replace_rows, report)
     report.written = write_images(table, merged)
@@ -147,12 +174,17 @@ def _image_files(
     parts = [c.replace[1].lower() for c in (settings.weight, settings.mask) if c.replace]
     for path in files_in(sources):
         name = path.name.lower()
+        try:
+            check_name(path)
+        except HeaderValueError as error:
+            report.skipped.append(Skip(printable(path), error.reason, error.message))
+            continue
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
             files.append(path)
         elif not any(part in name for part in parts):
             message = f"images are named {' or '.join(settings.names)}"
-            report.skipped.append(Skip(str(path), "other_name", message))
-    if not files:
+            report.skipped.append(Skip(printable(path), "other_name", message))
+    if not files and not any(skip.reason == "bad_name" for skip in report.skipped):
         raise InputError(
             "no images in it",
             path=", ".join(str(source) for source in sources),
@@ -162,7 +194,11 @@ def _image_files(
 
 
 def _rows_of(
-    file: Path, settings: CalibratedSettings, facts: FactsTable | None, table: str | Path
+    file: Path,
+    settings: CalibratedSettings,
+    facts: FactsTable | None,
+    table: str | Path,
+    report: IngestReport,
 ) -> Iterator[ImageRow | Skip]:
     """Yield the rows of all images in a file, or why an image has none.
 
@@ -173,50 +209,26 @@ def _rows_of(
     if not numbers:
         raise HeaderValueError("no_image", "has no 2-d image: set calibrated.hdu")
     for number in numbers:
+        notes: list[str] = []
+        name = f"{printable(file)}[{number}]"
         try:
-            yield _row_of(file, hdus, number, settings, facts, table)
+            yield _row_of(file, hdus, number, settings, facts, table, notes)
         except HeaderValueError as error:
-            yield Skip(f"{file}[{number}]", error.reason, error.message)
+            yield Skip(name, error.reason, error.message)
+        else:
+            report.doubtful += [Skip(name, "doubtful", note) for note in notes]
 
 
-@dataclass(frozen=True)
-class _Hdu:
-    """Header of an HDU, as if it were not compressed."""
-
-    name: str
-    header: fits.Header
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of its image, rows first; empty if it has none."""
-        axes = range(self.header.get("NAXIS", 0), 0, -1)
-        return tuple(self.header[f"NAXIS{axis}"] for axis in axes)
-
-
-def _hdus_of(file: Path) -> list[_Hdu]:
-    """Return the headers of all HDUs of a file."""
+def _hdus_of(file: Path) -> list[HduHeader]:
+    """Return the headers of all HDUs of a file, with whose sizes its length agrees."""
     try:
-        # headers from elsewhere are often not strictly standard, which does not matter here
-        collect = warnings.catch_warnings(record=True, action="always", category=AstropyUserWarning)
-        with collect as said, fits.open(file, memmap=False) as hdus:
-            found = [
-                _Hdu(str(hdu.name), hdu.header.copy() if _is_image(hdu) else fits.Header())
-                for hdu in hdus
-            ]
-            if any("Error validating header" in str(warning.message) for warning in said):
-                raise OSError(f"cut off or damaged behind HDU {len(found) - 1}")
-            return found
-    except (OSError, ValueError, EOFError, IndexError, VerifyError) as error:
-        raise HeaderValueError(
-            "not_readable", f"is not a readable FITS file ({error}): copy it again"
-        ) from error
+        return read_hdus(file)
+    except HeaderValueError as error:
+        cause = f"is not a readable FITS file: it {error.message}"
+        raise HeaderValueError("not_readable", cause) from error
 
 
-def _is_image(hdu: object) -> bool:
-    return isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU)
-
-
-def _image_hdus(hdus: Sequence[_Hdu], settings: CalibratedSettings) -> list[int]:
+def _image_hdus(hdus: Sequence[HduHeader], settings: CalibratedSettings) -> list[int]:
     """Return the numbers of the HDUs with images that are neither weights nor masks."""
     if settings.hdu is not None:
         return [_find_hdu(hdus, settings.hdu)]
@@ -233,21 +245,21 @@ def _image_hdus(hdus: Sequence[_Hdu], settings: CalibratedSettings) -> list[int]
     return numbers
 
 
-def _find_hdu(hdus: Sequence[_Hdu], which: int | str) -> int:
+def _find_hdu(hdus: Sequence[HduHeader], which: int | str) -> int:
     for number, hdu in enumerate(hdus):
         if which == number or (isinstance(which, str) and hdu.name.upper() == which.upper()):
             return number
     raise HeaderValueError("missing_hdu", f"has no HDU {which}")
 
 
-def _companion_hdu(hdus: Sequence[_Hdu], companion: CompanionSettings, number: int) -> int:
+def _companion_hdu(hdus: Sequence[HduHeader], companion: CompanionSettings, number: int) -> int:
     """Return the HDU of the weight or mask of image ``number`` among the HDUs of its file."""
     which = companion.hdu if companion.hdu is not None else number + companion.hdu_offset
     return _find_hdu(hdus, which)
 
 
 def _companion(
-    file: Path, hdus: Sequence[_Hdu], number: int, companion: CompanionSettings, what: str
+    file: Path, hdus: Sequence[HduHeader], number: int, companion: CompanionSettings, what: str
 ) -> tuple[Path, int] | None:
     """Return file and HDU of the weight or mask of an image; None if the settings say none."""
     if companion.kind == "none":
@@ -285,24 +297,29 @@ def _companion(
 
 def _row_of(
     file: Path,
-    hdus: Sequence[_Hdu],
+    hdus: Sequence[HduHeader],
     number: int,
     settings: CalibratedSettings,
     facts: FactsTable | None,
     table: str | Path,
+    notes: list[str],
 ) -> ImageRow:
-    """Make the row of one image; HeaderValueError if a value is missing or impossible."""
-    header = hdus[number].header
-    image = FileHeaders(file, (header, hdus[0].header))
+    """Make the row of one image; HeaderValueError, with all that is wrong, if that is impossible.
+
+    What is doubtful is added to ``notes``.
+    """
+    header = _header_of(hdus[number])
+    image = FileHeaders(file, (header, _header_of(hdus[0])), notes=notes)
     if facts is not None:
-        image = FileHeaders(file, image.headers, facts.row_of(image))
-    exposure_time = header_number(settings.exposure_time, "exposure_time", image)
+        image = FileHeaders(file, image.headers, facts.row_of(image), notes)
+    problems = Problems()
+    exposure_time = problems.read(header_number, settings.exposure_time, "exposure_time", image)
     ny, nx = hdus[number].shape
     values = {
-        "exposure": header_id(settings.exposure, "exposure", image, _SETTING),
-        "ccd": _whole_number(header_text(settings.ccd, "ccd", image)),
-        "band": header_id(settings.band, "band", image, _SETTING),
-        "mjd": header_mjd(settings.mjd, "mjd", image),
+        "exposure": problems.read(header_id, settings.exposure, "exposure", image, _SETTING),
+        "ccd": problems.read(_ccd_of, settings, image),
+        "band": problems.read(header_id, settings.band, "band", image, _SETTING),
+        "mjd": problems.read(header_mjd, settings.mjd, "mjd", image),
         "exposure_time": exposure_time,
         "path": path_in_table(file, table),
         "hdu": number,
@@ -310,22 +327,70 @@ def _row_of(
         "ny": ny,
     }
     for what, companion in (("weight", settings.weight), ("mask", settings.mask)):
-        found = _companion(file, hdus, number, companion, what)
+        found = problems.read(_companion, file, hdus, number, companion, what)
         if found is not None:
             values[f"{what}_path"] = path_in_table(found[0], table)
             values[f"{what}_hdu"] = found[1]
-    corners, pixel_scale = _corners(header, (nx, ny))
-    values |= corners | _photometry(settings, image, exposure_time, pixel_scale)
+    problems.read(_check_unit, settings, image)
+    place = problems.read(_corners, header, (nx, ny), notes)
+    if place is not None and exposure_time is not None:
+        figures = problems.read(_photometry, settings, image, exposure_time, place[1])
+        values |= place[0] | (figures or {})
+    problems.raise_all()
     try:
         return ImageRow.model_validate(values)
     except ValidationError as error:
         raise HeaderValueError("bad_value", explain(error.errors()[0])) from error
 
 
-def _corners(header: fits.Header, size: tuple[int, int]) -> tuple[dict[str, tuple], float]:
+def _header_of(hdu: HduHeader) -> fits.Header:
+    try:
+        return hdu.header
+    except NotFitsError as error:
+        raise HeaderValueError("not_fits", f"is not a FITS file ({error})") from error
+
+
+def _ccd_of(settings: CalibratedSettings, image: FileHeaders) -> int:
+    return _whole_number(header_text(settings.ccd, "ccd", image))
+
+
+def _check_unit(settings: CalibratedSettings, image: FileHeaders) -> None:
+    """Compare BUNIT with the setting; HeaderValueError if the pixels would be wrong."""
+    said = header_text(Fact(keyword="BUNIT", default=""), "unit", image)
+    unit = _unit_of(said)
+    if not settings.check_unit or unit in (None, settings.unit):
+        return
+    count_units = _COUNT_UNITS.values()
+    plain, own = (name.removesuffix("_per_second") for name in (unit, settings.unit))
+    same_rate = unit.endswith("_per_second") == settings.unit.endswith("_per_second")
+    text = f"BUNIT is {said!r}, and calibrated.unit is {settings.unit}"
+    if same_rate and plain in count_units and own in count_units:
+        # headers often keep the unit of the raw frame
+        image.notes.append(f"{text}, which counts: set it to {unit} if the header is right")
+        return
+    raise HeaderValueError(
+        "other_unit",
+        f"{text}: set it to {unit}, or calibrated.check_unit to false if BUNIT is wrong",
+    )
+
+
+def _unit_of(text: str) -> PixelUnit | None:
+    """Return the unit that a BUNIT names; None for those that are not known here."""
+    plain = text.strip().lower()
+    if plain in _FLUX_UNITS:
+        return _FLUX_UNITS[plain]
+    counts = _PER_SECOND.sub("", plain).strip()
+    if counts not in _COUNT_UNITS:
+        return None
+    return _COUNT_UNITS[counts] + ("" if counts == plain else "_per_second")
+
+
+def _corners(
+    header: fits.Header, size: tuple[int, int], notes: list[str]
+) -> tuple[dict[str, tuple], float]:
     """Return the corners on the sky, and the arcseconds per pixel at the image's centre."""
     try:
-        wcs = read_wcs(header)
+        wcs = read_wcs(header, say=notes.append)
     except InputError as error:
         raise HeaderValueError("no_wcs", f"{error.cause}: {error.remedy}") from error
     ra, dec = pixel_to_sky(wcs, *outline(size, 1))
@@ -348,7 +413,7 @@ def _photometry(
         return electrons_per(unit or settings.unit, gain, exposure_time)
 
     scale = electrons(settings.unit)
-    if not scale > 0:
+    if not 0.0 < scale < 1e30:
         raise HeaderValueError(
             "bad_value", f"gain {gain:g} and exposure time {exposure_time:g} s give no electrons"
         )

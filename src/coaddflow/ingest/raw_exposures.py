@@ -1,11 +1,13 @@
 """Ingest: a folder of raw files becomes the table of exposures.
 
-Only headers are read. A file that cannot be used is skipped with its reason, never silently, and
-never keeps the others from coming in. Exposures that the table already has stay as they are.
+Only headers are read; the sizes in them are compared with the file and the camera. A file that
+cannot be used is skipped with its reason, never silently, and never keeps the others from coming
+in. Exposures that the table already has stay as they are.
 """
 
 import fnmatch
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +16,27 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from coaddflow.errors import InputError
+from coaddflow.image.fits_hdus import HduHeader
 from coaddflow.ingest.pointing import Pointing, fit_pointing
-from coaddflow.instrument.camera import Camera
+from coaddflow.instrument.camera import Amplifier, Camera, Detector
 from coaddflow.instrument.file_layout import file_template
 from coaddflow.instrument.header_values import (
     FileHeaders,
     HeaderValueError,
+    Problems,
     header_id,
     header_mjd,
     header_number,
     header_text,
-    read_headers,
+    headers_of,
+    read_hdus,
+)
+from coaddflow.instrument.raw import (
+    amplifier_hdu,
+    amplifier_values,
+    is_hdu,
+    largest_hdu,
+    shape_problem,
 )
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
@@ -70,6 +82,8 @@ class IngestReport:
     """Those that the table has with other values, which were kept."""
     skipped: list[Skip] = field(default_factory=list)
     """Files that were not used, with the reason."""
+    doubtful: list[Skip] = field(default_factory=list)
+    """Files that were used, and what in them contradicts the camera, the settings or itself."""
     n_rows: int = 0
     """Rows of the table now."""
     written: bool = False
@@ -111,9 +125,10 @@ def ingest(
     rows: list[ExposureRow] = []
     for group in with_progress(raw, "reading headers"):
         try:
-            rows.append(exposure_row(group, camera, table))
+            rows.append(exposure_row(group, camera, table, report))
         except HeaderValueError as error:
-            report.skipped.append(Skip(str(group.template), error.reason, error.message))
+            skip = Skip(printable(group.template), error.reason, error.message)
+            report.skipped.append(skip)
     old = read_exposures(table) if Path(table).is_file() else []
     merged = merge_rows(old, rows, table, replace_rows, report)
     report.written = write_exposures(table, merged)
@@ -130,13 +145,14 @@ def find_raw_files(
     for path in files_in(sources):
         if not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in names):
             message = f"raw files of {camera.name} are named {' or '.join(camera.layout.names)}"
-            skipped.append(Skip(str(path), "other_name", message))
+            skipped.append(Skip(printable(path), "other_name", message))
             continue
         try:
+            check_name(path)
             groups.setdefault(_template(path, camera), []).append(path)
         except HeaderValueError as error:
-            skipped.append(Skip(str(path), error.reason, error.message))
-    if not groups:
+            skipped.append(Skip(printable(path), error.reason, error.message))
+    if not groups and not any(skip.reason == "bad_name" for skip in skipped):
         raise InputError(
             f"no raw files of camera {camera.name} in it",
             path=", ".join(str(source) for source in sources),
@@ -145,11 +161,49 @@ def find_raw_files(
     return [RawFiles(template, tuple(files)) for template, files in groups.items()], skipped
 
 
-def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRow:
-    """Make the row of one exposure from its headers; HeaderValueError if that is not possible."""
-    image = _first_readable(raw.files, camera.layout.header_hdu)
-    keys = camera.header
-    kind = header_text(keys.kind, "kind", image)
+def exposure_row(
+    raw: RawFiles, camera: Camera, table: str | Path, report: IngestReport
+) -> ExposureRow:
+    """Make the row of one exposure from its headers.
+
+    Raises HeaderValueError, with all that is wrong, if that is not possible. The report notes
+    damaged files of single CCDs, and what contradicts the camera.
+    """
+    hdus = _read_files(raw, camera, report)
+    file = next(iter(hdus))
+    image = FileHeaders(file, headers_of(hdus[file], camera.layout.header_hdu))
+    keys, problems = camera.header, Problems()
+    kind = problems.read(_kind_of, camera, image)
+    # a bias or a flat needs no pointing, and no date
+    pointed, banded = kind in ("science", None), kind in ("science", "flat", None)
+    ra, dec, rotation = (
+        problems.read(header_number, getattr(keys, name), name, image) if pointed else None
+        for name in ("ra", "dec", "rotation")
+    )
+    band = problems.read(header_id, keys.band, "band", image, _CAMERA_KEY) if banded else ""
+    values = {
+        "exposure": problems.read(header_id, keys.exposure, "exposure", image, _CAMERA_KEY),
+        "kind": kind,
+        "band": band,
+        "ra": None if ra is None else ra % 360.0,
+        "dec": dec,
+        "rotation": None if rotation is None else rotation % 360.0,
+        "mjd": (problems if pointed else Problems()).read(header_mjd, keys.mjd, "mjd", image),
+        "exposure_time": problems.read(_exposure_time, camera, image, kind),
+        "path": path_in_table(raw.template, table),
+        "n_files": len(raw.files),
+    }
+    problems.raise_all()
+    for note in [*image.notes, *_doubts(hdus, camera)]:
+        report.doubtful.append(Skip(printable(raw.template), "doubtful", note))
+    try:
+        return ExposureRow.model_validate(values)
+    except ValidationError as error:
+        raise HeaderValueError("bad_value", explain(error.errors()[0])) from error
+
+
+def _kind_of(camera: Camera, image: FileHeaders) -> str:
+    kind = header_text(camera.header.kind, "kind", image)
     kind = kind.lower() if kind.lower() in KINDS else kind
     if kind not in KINDS:
         raise HeaderValueError(
@@ -157,23 +211,92 @@ def exposure_row(raw: RawFiles, camera: Camera, table: str | Path) -> ExposureRo
             f"is of kind {kind!r}, not one of {', '.join(KINDS)}: if it is one of them, say so "
             "in `header.kind.values` of the camera",
         )
-    pointed, banded = kind == "science", kind in ("science", "flat")
-    values = {
-        "exposure": header_id(keys.exposure, "exposure", image, _CAMERA_KEY),
-        "kind": kind,
-        "band": header_id(keys.band, "band", image, _CAMERA_KEY) if banded else "",
-        "ra": header_number(keys.ra, "ra", image) % 360.0 if pointed else None,
-        "dec": header_number(keys.dec, "dec", image) if pointed else None,
-        "rotation": header_number(keys.rotation, "rotation", image) % 360.0 if pointed else None,
-        "mjd": header_mjd(keys.mjd, "mjd", image),
-        "exposure_time": _exposure_time(camera, image, kind),
-        "path": path_in_table(raw.template, table),
-        "n_files": len(raw.files),
-    }
-    try:
-        return ExposureRow.model_validate(values)
-    except ValidationError as error:
-        raise HeaderValueError("bad_value", explain(error.errors()[0])) from error
+    return kind
+
+
+def _read_files(raw: RawFiles, camera: Camera, report: IngestReport) -> dict[Path, list[HduHeader]]:
+    """Read the headers of all files of an exposure; a damaged CCD does not lose its exposure."""
+    found, errors = {}, {}
+    largest = largest_hdu(camera.detectors)
+    for file in raw.files:
+        try:
+            found[file] = read_hdus(file, largest)
+        except HeaderValueError as error:
+            errors[file] = error
+    if not found:
+        raise next(iter(errors.values()))
+    for file, error in errors.items():
+        message = f"{error.message} (its exposure is used without this CCD)"
+        report.skipped.append(Skip(printable(file), error.reason, message))
+    return found
+
+
+def _doubts(hdus: dict[Path, list[HduHeader]], camera: Camera) -> list[str]:
+    """Return what the headers of an exposure say otherwise than the camera file."""
+    shapes: list[str] = []
+    gains: list[str] = []
+    detectors = {str(detector.extension): detector for detector in camera.detectors}
+    for file, found in hdus.items():
+        own = camera.detectors
+        if camera.layout.files == "ccd":
+            _, extension = file_template(file.name, camera.layout)
+            own = (detectors[extension],)
+        for detector in own:
+            shape, gain = _doubts_of(found, camera, detector)
+            shapes += filter(None, [shape])
+            gains += filter(None, [gain])
+    # of many CCDs they are all alike
+    return [
+        text if len(doubts) == 1 else f"{text} (and {len(doubts) - 1} more)"
+        for doubts in (shapes, gains)
+        for text in doubts[:1]
+    ]
+
+
+def _doubts_of(found: list[HduHeader], camera: Camera, detector: Detector) -> tuple[str, str]:
+    """Return what is wrong with the sizes and the gain of a CCD; empty if nothing is."""
+    by_name: dict[str | int, list[Amplifier]] = {}
+    for amplifier in detector.amplifiers:
+        by_name.setdefault(amplifier_hdu(camera, detector, amplifier), []).append(amplifier)
+    for name, amplifiers in by_name.items():
+        hdu = next((hdu for hdu in found if is_hdu(name, hdu)), None)
+        if hdu is None:
+            continue
+        problem = shape_problem(hdu, detector, amplifiers)
+        if problem:
+            return f"{problem}: it will fail with wrong_shape", ""
+        doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
+        if doubt:
+            return "", doubt
+    return "", ""
+
+
+def _gain_doubt(
+    hdus: Sequence[HduHeader], detector: Detector, amplifiers: Sequence[Amplifier]
+) -> str:
+    """Compare the gains of headers with those of the camera file."""
+    headers = [hdu.header for hdu in hdus]
+    for amplifier in amplifiers:
+        where = f"amplifier {amplifier.name} of CCD {detector.id}"
+        if amplifier.gain_keyword is not None:
+            values, problem = amplifier_values(amplifier, headers)
+            if problem:
+                return f"{where}: {problem}: it will fail with missing_keyword"
+            ratio = values["gain"] / amplifier.gain
+            if not 0.5 <= ratio <= 2.0:
+                return (
+                    f"{where}: {amplifier.gain_keyword} is {values['gain']:g}, which counts, and "
+                    f"the camera file says {amplifier.gain:g}"
+                )
+        elif len(detector.amplifiers) == 1:
+            plain = amplifier.model_copy(update={"gain_keyword": "GAIN"})
+            gain = amplifier_values(plain, headers)[0].get("gain")
+            if gain is not None and abs(gain / amplifier.gain - 1.0) > 0.1:
+                return (
+                    f"{where}: GAIN is {gain:g}, and the camera file, which counts, says "
+                    f"{amplifier.gain:g}: set gain_keyword if the header is right"
+                )
+    return ""
 
 
 def with_progress(items: Collection[Item], what: str) -> Iterable[Item]:
@@ -311,24 +434,34 @@ def _template(path: Path, camera: Camera) -> Path:
     return path.with_name(name)
 
 
-def _first_readable(files: Sequence[Path], hdu: int) -> FileHeaders:
-    """Return the first file whose header can be read; a damaged CCD does not lose its exposure."""
-    first_error: HeaderValueError | None = None
-    for file in files:
-        try:
-            return FileHeaders(file, read_headers(file, hdu))
-        except HeaderValueError as error:
-            first_error = first_error or error
-    raise first_error or HeaderValueError("unreadable", "has no files")
+def _exposure_time(camera: Camera, image: FileHeaders, kind: str | None) -> float:
+    key = camera.header.exposure_time
+    if kind == "bias":
+        return Problems().read(header_number, key, "exposure_time", image) or 0.0
+    time = header_number(key, "exposure_time", image)
+    if time == 0.0:
+        name = f"exposure_time ({key.keyword})" if key.keyword else "exposure_time"
+        raise HeaderValueError("bad_value", f"{name} is 0")
+    return time
 
 
-def _exposure_time(camera: Camera, image: FileHeaders, kind: str) -> float:
-    try:
-        return header_number(camera.header.exposure_time, "exposure_time", image)
-    except HeaderValueError as error:
-        if kind == "bias" and error.reason == "missing_keyword":
-            return 0.0
-        raise
+def check_name(path: Path) -> None:
+    """Raise HeaderValueError if a path cannot be written into a table, or would be read otherwise.
+
+    Tables are lines of UTF-8; in them ``{ccd}`` stands for the CCD.
+    """
+    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]|[\ud800-\udfff]", str(path)):
+        what = "has a line break, a control character, or one that is not UTF-8 in its path"
+        raise HeaderValueError("bad_name", f"{what}: rename it")
+    if re.search(r"\{ccd(\+\d+)?\}", str(path)):
+        what = "has {ccd} in its path, which stands for the CCD in tables"
+        raise HeaderValueError("bad_name", f"{what}: rename it")
+
+
+def printable(path: str | Path) -> str:
+    """Return a path for messages: what cannot be printed is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def merge_rows(
@@ -352,7 +485,8 @@ def merge_rows(
             message = f"its id {name} is that of {other}, which stays"
             if row.key not in found:
                 message += " in the table unless you say --replace"
-            report.skipped.append(Skip(str(file_of(row.path, table)), "duplicate_id", message))
+            file = printable(file_of(row.path, table))
+            report.skipped.append(Skip(file, "duplicate_id", message))
             continue
         found[row.key] = row
         if known is None:

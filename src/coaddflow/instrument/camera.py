@@ -90,8 +90,8 @@ class Detector(Section):
     size: tuple[int, int] = Field(description="Pixels (nx, ny) of the assembled CCD.")
     raw_size: tuple[int, int] | None = Field(
         None,
-        description="Columns and rows of the raw array, for the simulator; null: the extent of the "
-        "amplifiers' sections.",
+        description="Columns and rows of the raw array, which files must have; null: at least the "
+        "extent of the amplifiers' sections, and less than twice of it.",
     )
     amplifiers: tuple[Amplifier, ...] = Field(min_length=1, description="The readout channels.")
     defects: tuple[Box, ...] = Field((), description="Boxes of bad pixels on the assembled CCD.")

@@ -8,9 +8,9 @@ References
 .. [2] White et al. 2012, "Tiled Image Convention for Storing Compressed Images in FITS".
 """
 
-import math
+import re
 import warnings
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +20,36 @@ from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import CcdFailure, Reason
-from coaddflow.instrument.camera import Amplifier, Camera, Detector
-from coaddflow.instrument.fits_hdus import (
+from coaddflow.image.checksum import wrong_sum
+from coaddflow.image.fits_hdus import (
     BLOCK,
     HduHeader,
-    NotFitsError,
+    as_plane,
+    data_sum,
     open_fits,
+    problem_of,
     read_data,
     walk_hdus,
 )
+from coaddflow.instrument.camera import Amplifier, Camera, Detector
+from coaddflow.instrument.header_values import FileHeaders, HeaderValueError, header_number
+from coaddflow.settings.value_key import ValueKey
 from coaddflow.tables.exposures import ccd_file
 
 _COPY_AGAIN = "Copy it again from the archive"
+_OTHER_READOUT = "Correct the camera file, or drop the exposure if it was read out otherwise"
+
+_SAYS = {
+    Reason.NOT_FITS: "is not FITS: {}. Replace it or drop the exposure",
+    Reason.TRUNCATED_FILE: "ends too early ({}). " + _COPY_AGAIN,
+    Reason.MISSING_FILE: "cannot be read ({}). Put it back or drop the exposure from the table",
+    Reason.DAMAGED_FILE: "is damaged ({}). " + _COPY_AGAIN,
+}
+
+_BINNING = (("CCDSUM",), ("XBINNING", "YBINNING"), ("CCDXBIN", "CCDYBIN"), ("BIN-FCT1", "BIN-FCT2"))
+
+_LEAST_LIMIT = 1 << 26
+"""Bytes that an HDU of a compressed file may have, whatever the CCDs need (tables, guiders)."""
 
 # what is looked for in a file, beside names and numbers of HDUs
 _HEADER = "header of the exposure"
@@ -67,7 +85,8 @@ def read_raw_ccd(
         The exposure's file; with one file per CCD, ``{ccd}`` or ``{ccd+00123400}`` in it stands
         for the CCD (`tables.exposures.ccd_file`). Gzip, bzip2 and fpack files are read as they are.
     check : bool
-        Verify DATASUM where it stands in the header, and refuse data that end in zero bytes.
+        Verify DATASUM and CHECKSUM where they stand in the header, and refuse data that end in
+        zero bytes.
 
     Returns
     -------
@@ -82,21 +101,35 @@ def read_raw_ccd(
         ``missing_keyword``; the message names the file and the remedy.
     """
     path = Path(ccd_file(str(path), detector.extension))
-    wanted = [_extension(camera, detector, amplifier) for amplifier in detector.amplifiers]
-    hdus = _read_hdus(path, set(wanted), camera.layout.header_hdu, check)
-    header = hdus[wanted[0]].header
+    try:
+        return _read(path, camera, detector, check)
+    except CcdFailure:
+        raise
+    except Exception as error:
+        found = problem_of(error)
+        if found is None:
+            raise
+        reason, cause = found
+        raise CcdFailure(reason, f"{path} {_SAYS[reason].format(cause)}") from error
+
+
+def _read(path: Path, camera: Camera, detector: Detector, check: bool) -> RawCcd:
+    """Read one CCD from its file."""
+    wanted: dict[str | int, list[Amplifier]] = {}
+    for amplifier in detector.amplifiers:
+        wanted.setdefault(amplifier_hdu(camera, detector, amplifier), []).append(amplifier)
+    hdus = _read_hdus(path, wanted, camera.layout.header_hdu, detector, check)
     exposure_header = hdus[_HEADER].header
     amplifiers, arrays = [], []
-    for amplifier, extension in zip(detector.amplifiers, wanted, strict=True):
-        own = hdus[extension]
-        _check_shape(path, detector, amplifier, own.data)
+    for amplifier in detector.amplifiers:
+        own = hdus[amplifier_hdu(camera, detector, amplifier)]
         _check_pixels(path, detector, amplifier, own.data)
         amplifiers.append(_with_header_values(path, amplifier, [own.header, exposure_header]))
         arrays.append(own.data)
     return RawCcd(
         detector.model_copy(update={"amplifiers": tuple(amplifiers)}),
         tuple(arrays),
-        header,
+        hdus[next(iter(wanted))].header,
         exposure_header,
         path,
     )
@@ -108,86 +141,118 @@ class _Hdu:
     data: NDArray | None
 
 
-def _extension(camera: Camera, detector: Detector, amplifier: Amplifier) -> str | int:
-    """Return the HDU in which an amplifier stands."""
+def amplifier_hdu(camera: Camera, detector: Detector, amplifier: Amplifier) -> str | int:
+    """Return the HDU in which an amplifier stands, for `is_hdu`."""
     if amplifier.extension is not None:
         return amplifier.extension
     return _FIRST_IMAGE if camera.layout.files == "ccd" else detector.extension
 
 
 def _read_hdus(
-    path: Path, wanted: set[str | int], header_hdu: int, check: bool
+    path: Path,
+    wanted: dict[str | int, list[Amplifier]],
+    header_hdu: int,
+    detector: Detector,
+    check: bool,
 ) -> dict[str | int, _Hdu]:
     """Return the wanted HDUs, and under `_HEADER` the header of the exposure."""
-    try:
-        found, n_hdus = _find_hdus(path, wanted, header_hdu, check)
-    except NotFitsError as error:
-        raise CcdFailure(
-            Reason.NOT_FITS, f"{path} is not FITS: {error}. Replace it or drop the exposure"
-        ) from error
-    except EOFError as error:
-        raise CcdFailure(Reason.TRUNCATED_FILE, f"{path} ends too early. {_COPY_AGAIN}") from error
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise CcdFailure(
-            Reason.MISSING_FILE,
-            f"{path} cannot be read ({error.strerror}). "
-            "Put it back or drop the exposure from the table",
-        ) from error
-    except (zlib.error, OSError, fits.VerifyError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # trouble of the machine, not of the file
-        raise CcdFailure(
-            Reason.DAMAGED_FILE, f"{path} is damaged ({error}). {_COPY_AGAIN}"
-        ) from error
-    missing = [repr(name) for name in sorted(map(str, (wanted | {_HEADER}) - found.keys()))]
-    if missing:
-        raise CcdFailure(
-            Reason.MISSING_EXTENSION,
-            f"{path} has {n_hdus} HDUs, none of them is {' or '.join(missing)}. "
-            "Compare the camera file with the file's extensions",
-        )
-    return found
-
-
-def _find_hdus(
-    path: Path, wanted: set[str | int], header_hdu: int, check: bool
-) -> tuple[dict[str | int, _Hdu], int]:
-    """Return what of the wanted HDUs there is, and the number of HDUs up to the last of them."""
     found: dict[str | int, _Hdu] = {}
     n_hdus = 0
     with open_fits(path) as stream:
-        for hdu in walk_hdus(stream):
+        for hdu in walk_hdus(stream, largest_hdu([detector])):
             n_hdus += 1
             if hdu.index == header_hdu:
                 found[_HEADER] = _Hdu(hdu.header, None)
-            names = [name for name in wanted - found.keys() if _matches(name, hdu)]
+            names = [name for name in wanted if name not in found and is_hdu(name, hdu)]
             if names:
+                amplifiers = [amplifier for name in names for amplifier in wanted[name]]
+                problem = shape_problem(hdu, detector, amplifiers)
+                if problem:
+                    raise CcdFailure(Reason.WRONG_SHAPE, f"{path}: {problem}. {_OTHER_READOUT}")
                 body = read_data(stream, hdu)
                 if check:
                     _check_bytes(path, hdu, body)
-                read = _Hdu(hdu.header, _decode(path, hdu, body))
+                read = _Hdu(hdu.header, decode_image(path, hdu, body))
                 found.update(dict.fromkeys(names, read))
             if len(found) == len(wanted) + 1:
-                break
-    return found, n_hdus
+                return found
+    missing = [repr(name) for name in sorted(map(str, {*wanted, _HEADER} - found.keys()))]
+    raise CcdFailure(
+        Reason.MISSING_EXTENSION,
+        f"{path} has {n_hdus} HDUs, none of them is {' or '.join(missing)}. "
+        "Compare the camera file with the file's extensions",
+    )
 
 
-def _matches(name: str | int, hdu: HduHeader) -> bool:
+def is_hdu(name: str | int, hdu: HduHeader) -> bool:
     """Tell whether an HDU is the one that the camera file asks for."""
-    header = hdu.header
-    compressed = bool(header.get("ZIMAGE", False))
     if name == _FIRST_IMAGE:
-        is_image = header.get("XTENSION", "IMAGE").strip() == "IMAGE"
-        return compressed or (is_image and hdu.data_size > 0)
+        return hdu.is_image
     if isinstance(name, int):
         # fpack moves an image from the primary HDU to the first extension
-        moved = name == 0 and hdu.index == 1 and compressed
+        moved = name == 0 and hdu.index == 1 and hdu.is_compressed
         return moved or (hdu.index == name and (name > 0 or hdu.data_size > 0))
-    return str(header.get("EXTNAME", "")).strip().upper() == name.upper()
+    return hdu.name == name.upper()
 
 
-def _decode(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
-    """Turn the bytes of an HDU into pixels."""
+def largest_hdu(detectors: Sequence[Detector]) -> int:
+    """Return the bytes that data in raw files of these CCDs can have: far more than they need."""
+    pixels = max(nx * ny for one in detectors for nx, ny in [_extent(one, one.amplifiers)])
+    return max(_LEAST_LIMIT, 32 * pixels)
+
+
+def shape_problem(hdu: HduHeader, detector: Detector, amplifiers: Sequence[Amplifier]) -> str:
+    """Compare the size of an array in a file with the sections of its amplifiers.
+
+    Returns
+    -------
+    str
+        What is wrong, in one sentence; empty if the amplifiers can be read.
+    """
+    shape = hdu.shape
+    if len(shape) != 2:
+        return f"HDU {hdu.index} is not an image of two dimensions"
+    ny, nx = shape
+    what = f"CCD {detector.id} has {nx} x {ny} raw pixels{_binning_text(hdu)}"
+    for amplifier in amplifiers:
+        for section in (amplifier.data, amplifier.overscan, amplifier.prescan):
+            if section is not None and not (
+                0 <= section[0] < section[2] <= nx and 0 <= section[1] < section[3] <= ny
+            ):
+                return f"{what}, and section {section} of amplifier {amplifier.name} is not there"
+    extent = _extent(detector, amplifiers)
+    if detector.raw_size is not None and len(amplifiers) == len(detector.amplifiers):
+        if (nx, ny) != detector.raw_size:
+            size = f"{detector.raw_size[0]} x {detector.raw_size[1]}"
+            return f"{what}, and the camera file says raw_size {size}"
+    elif nx >= 2 * extent[0] or ny >= 2 * extent[1]:
+        return f"{what}, and the sections of its amplifiers end at {extent[0]} x {extent[1]}"
+    return ""
+
+
+def _extent(detector: Detector, amplifiers: Sequence[Amplifier]) -> tuple[int, int]:
+    """Return the columns and rows up to which the sections of amplifiers reach."""
+    if detector.raw_size is not None:
+        return detector.raw_size
+    boxes = [box for one in amplifiers for box in (one.data, one.overscan, one.prescan) if box]
+    return max(box[2] for box in boxes), max(box[3] for box in boxes)
+
+
+def _binning_text(hdu: HduHeader) -> str:
+    """Return what the header says of binning, if it is more than 1 x 1."""
+    for names in _BINNING:
+        said = " ".join(str(hdu.header.get(name, "")) for name in names).strip()
+        if re.search(r"[2-9]", said):
+            return f" ({' '.join(names)} says {said!r}: it is binned)"
+    return ""
+
+
+def decode_image(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
+    """Turn the bytes of an HDU into pixels, shape `HduHeader.shape`; CcdFailure if that fails."""
+    is_scaled = any(keyword in hdu.header for keyword in ("BSCALE", "BZERO"))
+    if not hdu.is_compressed and hdu.keywords["BITPIX"] < 0 and not is_scaled:
+        kind = f"f{hdu.pixel_bytes}"
+        return np.frombuffer(body, f">{kind}").reshape(hdu.shape).astype(kind)
     is_primary = hdu.index == 0
     primary = b"" if is_primary else fits.PrimaryHDU().header.tostring().encode("ascii")
     try:
@@ -205,54 +270,34 @@ def _decode(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
             Reason.DAMAGED_FILE,
             f"{path}: HDU {hdu.index} cannot be decoded ({error}). {_COPY_AGAIN}",
         ) from error
-    if data is None or data.ndim != 2 or data.dtype.fields:
-        raise CcdFailure(
-            Reason.WRONG_SHAPE,
-            f"{path}: HDU {hdu.index} is not an image of two dimensions. "
-            "Compare the camera file with the file's extensions",
-        )
+    data = as_plane(np.asarray(data))
+    if data.shape != hdu.shape or data.dtype.kind not in "iuf":
+        cause = f"it has {data.shape} pixels of {data.dtype}, its header says {hdu.shape}"
+        raise CcdFailure(Reason.DAMAGED_FILE, f"{path}: HDU {hdu.index}: {cause}. {_COPY_AGAIN}")
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
 def _check_bytes(path: Path, hdu: HduHeader, body: bytes) -> None:
-    """Refuse data with a wrong DATASUM, or with zeros where a copy broke off."""
-    header = hdu.header
-    words = np.frombuffer(body + b"\0" * (-len(body) % 4), dtype=">u4")
-    stated = str(header.get("DATASUM", "")).strip()
-    if stated.isdigit() and int(stated) > 0:
-        total = int(words.sum(dtype=np.uint64))
-        while total >> 32:
-            total = (total & 0xFFFFFFFF) + (total >> 32)
-        if total != int(stated):
-            raise CcdFailure(
-                Reason.DAMAGED_FILE,
-                f"{path}: the data of HDU {hdu.index} differ from their DATASUM. {_COPY_AGAIN}, "
-                "or set detrend.check_raw to false if the archive's sums are known to be wrong",
-            )
+    """Refuse an HDU with a wrong DATASUM or CHECKSUM, or with zeros where a copy broke off."""
+    which = wrong_sum(hdu, data_sum(body))
+    if which:
+        what = "data" if which == "DATASUM" else "header or data"
+        raise CcdFailure(
+            Reason.DAMAGED_FILE,
+            f"{path}: the {what} of HDU {hdu.index} differ from their {which}. {_COPY_AGAIN}, "
+            "or set detrend.check_raw to false if the header was edited or the archive's sums are "
+            "known to be wrong",
+        )
+    words = np.frombuffer(body, dtype=">u4", count=len(body) // 4)
     n_zeros = 4 * int(np.argmax(words[::-1] != 0)) if words.any() else 0
-    row = abs(header["BITPIX"]) // 8 * header["NAXIS1"]
-    if not header.get("ZIMAGE", False) and n_zeros >= row + 4:
+    row = hdu.pixel_bytes * hdu.shape[-1]
+    if not hdu.is_compressed and n_zeros >= row + 4:
         raise CcdFailure(
             Reason.TRUNCATED_FILE,
             f"{path}: the data of HDU {hdu.index} end in {n_zeros} zero bytes, as a broken copy "
             f"leaves them. {_COPY_AGAIN}, or set detrend.check_raw to false if the camera writes "
             "them",
         )
-
-
-def _check_shape(path: Path, detector: Detector, amplifier: Amplifier, data: NDArray) -> None:
-    """Check that all sections of the amplifier lie within the array."""
-    ny, nx = data.shape
-    for section in (amplifier.data, amplifier.overscan, amplifier.prescan):
-        if section is not None and not (
-            0 <= section[0] < section[2] <= nx and 0 <= section[1] < section[3] <= ny
-        ):
-            raise CcdFailure(
-                Reason.WRONG_SHAPE,
-                f"{path}: CCD {detector.id} has {nx} x {ny} raw pixels, and section {section} "
-                f"of amplifier {amplifier.name} is not among them. "
-                "Correct the camera file, or drop the exposure if it was read out otherwise",
-            )
 
 
 def _check_pixels(path: Path, detector: Detector, amplifier: Amplifier, data: NDArray) -> None:
@@ -274,22 +319,31 @@ def _check_pixels(path: Path, detector: Detector, amplifier: Amplifier, data: ND
 
 def _with_header_values(path: Path, amplifier: Amplifier, headers: list) -> Amplifier:
     """Replace gain, read noise and saturation by what the headers say."""
-    update = {}
-    for name in ("gain", "read_noise", "saturation"):
+    values, problem = amplifier_values(amplifier, headers)
+    if problem:
+        raise CcdFailure(
+            Reason.MISSING_KEYWORD, f"{path}: {problem}. Correct the header or the camera file"
+        )
+    return amplifier.model_copy(update=values)
+
+
+def amplifier_values(
+    amplifier: Amplifier, headers: Sequence[fits.Header]
+) -> tuple[dict[str, float], str]:
+    """Return gain, read noise and saturation of those that headers give, and what is wrong."""
+    values: dict[str, float] = {}
+    for name, limit in (("gain", 1e4), ("read_noise", 1e5), ("saturation", 1e10)):
         keyword = getattr(amplifier, f"{name}_keyword")
         if keyword is None:
             continue
+        key = ValueKey(keyword=keyword)
+        image = FileHeaders(Path(), tuple(headers))
         try:
-            value = next((header[keyword] for header in headers if keyword in header), None)
-        except fits.VerifyError as error:
-            value = error
-        valid = isinstance(value, (int, float)) and math.isfinite(value)
-        if not valid or value < 0 or (value == 0 and name != "read_noise"):
-            raise CcdFailure(
-                Reason.MISSING_KEYWORD,
-                f"{path}: keyword {keyword} ({name} of amplifier {amplifier.name}) is "
-                f"{'missing' if value is None else f'not a valid number: {value!r}'}. "
-                "Correct the header or the camera file",
-            )
-        update[name] = float(value)
-    return amplifier.model_copy(update=update)
+            values[name] = header_number(key, "gain" if name == "gain" else "value", image)
+        except HeaderValueError as error:
+            absent = "missing" if error.missing else f"not a valid number ({error})"
+            return values, f"keyword {keyword} ({name} of amplifier {amplifier.name}) is {absent}"
+        if not 0.0 <= values[name] <= limit or (values[name] == 0.0 and name != "read_noise"):
+            number = f"not a valid number: {values[name]:g}"
+            return values, f"keyword {keyword} ({name} of amplifier {amplifier.name}) is {number}"
+    return values, ""

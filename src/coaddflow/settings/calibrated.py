@@ -133,6 +133,10 @@ class CalibratedSettings(Section):
     """Mask."""
     unit: PixelUnit = "electron"
     """Unit of the pixels."""
+    check_unit: bool = True
+    """Skip images whose BUNIT is another unit, of those that can be told apart for certain."""
+    check_sums: bool = True
+    """Verify DATASUM and CHECKSUM of images, weights and masks that have them."""
     gain: Fact = Fact(value=1.0)
     """Electrons per count (ADU), or per flux unit for images in flux units."""
     zero_point: Fact | None = None

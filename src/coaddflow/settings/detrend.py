@@ -11,8 +11,8 @@ class DetrendSettings(Section):
     """From raw counts to electrons. Steps whose calibration frame is missing are skipped."""
 
     check_raw: bool = True
-    """Verify DATASUM where a raw file has one, and reject data that end in zero bytes, as in an
-    incomplete copy."""
+    """Verify DATASUM and CHECKSUM where a raw file has them, and reject data that end in zero
+    bytes, as in an incomplete copy."""
     overscan: Literal["rows", "polynomial", "constant", "none"] = "rows"
     """Bias level from the overscan: smoothed clipped mean of each row (`rows`), polynomial along
     the rows (`polynomial`), one level per amplifier (`constant`), or `none`."""

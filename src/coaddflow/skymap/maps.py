@@ -1,6 +1,6 @@
 """Making the sky map that the settings describe."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.base import SkyMap
@@ -8,7 +8,11 @@ from coaddflow.skymap.rings import RingsSkyMap
 from coaddflow.skymap.tangent import Footprint, TangentSkyMap, fit_tangent
 
 
-def make_skymap(settings: SkymapSettings, footprints: Iterable[Footprint] | None = None) -> SkyMap:
+def make_skymap(
+    settings: SkymapSettings,
+    footprints: Iterable[Footprint] | None = None,
+    names: Sequence[str] | None = None,
+) -> SkyMap:
     """Return the sky map that the settings describe.
 
     Parameters
@@ -18,12 +22,14 @@ def make_skymap(settings: SkymapSettings, footprints: Iterable[Footprint] | None
     footprints : iterable of (ra, dec), optional
         Outlines of the exposures, degrees; needed where the settings leave the centre or the
         size of a tangent tract to be fitted.
+    names : sequence of str, optional
+        Exposure of each outline, for messages.
 
     Raises
     ------
     InputError
-        If there is nothing to fit to, or the exposures do not fit on one tangent plane.
+        As `fit_tangent`.
     """
     if settings.kind == "rings":
         return RingsSkyMap(settings)
-    return TangentSkyMap(fit_tangent(settings, footprints))
+    return TangentSkyMap(fit_tangent(settings, footprints, names))

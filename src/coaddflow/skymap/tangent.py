@@ -3,8 +3,9 @@
 NumPy only: the Snakefile imports this.
 """
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,15 @@ from coaddflow.skymap.tract import Tract
 
 Footprint = tuple[ArrayLike, ArrayLike]
 """Vertices (ra, dec) in order, degrees."""
+
+_LOG = logging.getLogger(__name__)
+
+_STRAY_PART = 0.2
+"""Of more of the exposures it cannot be said that they stray: there are two fields."""
+_STRAY_DISTANCE = 5.0
+"""A stray exposure is so far from the others, in units of the extent of most of them."""
+_STRAY_AREA = 100.0
+"""So much smaller the tract must be without stray exposures to refuse them."""
 
 _MAX_TANGENT_RADIUS = 28.0
 """Largest distance from the centre to a corner, degrees."""
@@ -64,7 +74,9 @@ class TangentSkyMap(SkyMap):
 
 
 def fit_tangent(
-    settings: SkymapSettings, footprints: Iterable[Footprint] | None = None
+    settings: SkymapSettings,
+    footprints: Iterable[Footprint] | None = None,
+    names: Sequence[str] | None = None,
 ) -> SkymapSettings:
     """Return the settings with the centre and size of the tangent tract filled in.
 
@@ -78,11 +90,14 @@ def fit_tangent(
         Of kind ``tangent``.
     footprints : iterable of (ra, dec), optional
         Outlines of the exposures, degrees.
+    names : sequence of str, optional
+        Exposure of each outline, for messages.
 
     Raises
     ------
     InputError
-        If there is nothing to fit to, or the exposures do not fit on one tangent plane.
+        If there is nothing to fit to, the exposures do not fit on one tangent plane, or a few of
+        them point far away from all others, so that the tract would be almost empty.
     """
     tangent = settings.tangent
     if tangent.ra is not None and tangent.width is not None:
@@ -93,6 +108,8 @@ def fit_tangent(
             "there are no exposures to fit the tract to",
             remedy="set ra, dec, width and height of skymap.tangent",
         )
+    if tangent.width is None:
+        _check_strays(vectors, list(names) if names is not None else None)
     points = np.concatenate(vectors)
     ra, dec = (tangent.ra, tangent.dec) if tangent.ra is not None else _middle_of(points)
     xi, eta = sphere.tan_project(*sphere.from_vector(points), ra, dec)
@@ -110,6 +127,48 @@ def fit_tangent(
         )
     fitted = TangentSettings(ra=ra, dec=dec, width=width, height=height)
     return settings.model_copy(update={"tangent": fitted})
+
+
+def _check_strays(vectors: Sequence[NDArray], names: list[str] | None) -> None:
+    """Refuse a few outlines that are far from all others, or name them if little hangs on them."""
+    centres = np.stack([points.mean(axis=0) for points in vectors])
+    middle = np.median(centres, axis=0)
+    if len(vectors) < 3 or not np.linalg.norm(middle) > 0.0:
+        return
+    distances = sphere.separation(*sphere.from_vector(centres), *sphere.from_vector(middle))
+    size = max(
+        float(np.max(sphere.separation(*sphere.from_vector(points), *sphere.from_vector(centre))))
+        for points, centre in zip(vectors, centres, strict=True)
+    )
+    extent = np.sort(distances)[int((1.0 - _STRAY_PART) * (len(vectors) - 1))] + size
+    stray = distances > _STRAY_DISTANCE * extent
+    if not stray.any() or stray.sum() > max(1.0, _STRAY_PART * len(vectors)):
+        return
+    labels = names or [f"number {n}" for n in range(1, len(vectors) + 1)]
+    away = {label: d for label, d, far in zip(labels, distances, stray, strict=True) if far}
+    named = ", ".join(f"{label} ({d:.2f} degrees)" for label, d in list(away.items())[:5])
+    cause = (
+        f"{len(away)} of {len(set(labels))} exposures point far away from all others, so that the "
+        f"tract that is fitted to them would be almost empty: {named}"
+    )
+    remedy = (
+        "correct their pointing in the table, put them into `exclude`, or set ra, dec, width and "
+        "height of skymap.tangent"
+    )
+    with_all, without = (
+        _area_of(vectors),
+        _area_of([points for points, far in zip(vectors, stray, strict=True) if not far]),
+    )
+    if not with_all < _STRAY_AREA * without:
+        raise InputError(cause, remedy=remedy)
+    _LOG.warning("%s; %s", cause, remedy)
+
+
+def _area_of(vectors: Sequence[NDArray]) -> float:
+    """Return the area of the upright rectangle around outlines, square degrees on the plane."""
+    points = np.concatenate(vectors)
+    xi, eta = sphere.tan_project(*sphere.from_vector(points), *_middle_of(points))
+    return float(np.ptp(xi) * np.ptp(eta))
 
 
 def _middle_of(points: NDArray[np.float64]) -> tuple[float, float]:

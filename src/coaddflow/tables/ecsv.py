@@ -56,16 +56,28 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
     lines = [line for _, line in numbered_lines(path)]
     if not lines:
         raise ValueError("it is empty")
-    names, *rows = csv.reader(lines, delimiter=delimiter)
+    try:
+        names, *rows = csv.reader(lines, delimiter=delimiter)
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise ValueError(f"row {number} has {len(row)} of {len(names)} cells: it is cut off")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
+def cells_of(line: str, delimiter: str = ",") -> list[str]:
+    """Return the cells of one line; ValueError if it cannot be divided into cells."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter))
+    except (csv.Error, StopIteration) as error:
+        raise ValueError(str(error)) from error
+
+
 def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     """Return the lines that are neither comments nor empty, with their numbers from 1."""
-    lines = enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1)
+    # not `splitlines`, to which some letters of other scripts are ends of lines
+    lines = enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1)
     return [(n, line) for n, line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -112,7 +124,7 @@ def read_records(path: str | Path, record: type[Record], what: str) -> list[Reco
     try:
         rows = read_rows(path)
         return [record(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError) as error:
         raise damaged(path, what, error) from error
 
 
@@ -178,7 +190,7 @@ def read_meta(path: str | Path) -> dict[str, str | int]:
     try:
         start = header.index("meta: !!omap")
         return dict(yaml.safe_load("\n".join(header[start:]))["meta"])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"its header is damaged: {error}") from error
 
 

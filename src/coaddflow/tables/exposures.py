@@ -8,7 +8,6 @@ Paths in a table are relative to the table's folder, unless they are absolute.
 """
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -59,6 +58,10 @@ def _column(description: str, unit: str = "", default: object = ..., **limits: f
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
+_MJD = {"gt": -100_000, "lt": 200_000}
+"""An exposure begins in the years 1585 to 2406."""
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -71,9 +74,15 @@ class ExposureRow(_Row):
     band: str = _column("Band; empty for bias and dark")
     ra: float | None = _column("Pointing, ICRS", "deg", ge=0, lt=360)
     dec: float | None = _column("Pointing, ICRS", "deg", ge=-90, le=90)
-    rotation: float | None = _column("Position angle of the focal plane's +y", "deg")
-    mjd: float = _column("Start of the exposure, MJD in the TAI time scale", "d")
-    exposure_time: float = _column("Exposure time", "s", ge=0)
+    rotation: float | None = _column(
+        "Position angle of the focal plane's +y", "deg", ge=-1080, le=1080
+    )
+    mjd: float | None = _column(
+        "Start of the exposure, MJD in the TAI time scale; may be empty but for science",
+        "d",
+        **_MJD,
+    )
+    exposure_time: float = _column("Exposure time", "s", ge=0, le=1e9)
     path: PathText = _column(
         "Raw file, relative to this table; {ccd} stands for the CCD where each has a file of its "
         "own"
@@ -86,6 +95,8 @@ class ExposureRow(_Row):
             _id_of("band").func(self.band)
         if self.kind == "science" and None in (self.ra, self.dec, self.rotation):
             raise ValueError("a science exposure needs ra, dec and rotation")
+        if self.kind == "science" and self.mjd is None:
+            raise ValueError("mjd: a science exposure needs it")
         return self
 
     @property
@@ -103,10 +114,10 @@ class ImageRow(_Row):
     """One image that was calibrated elsewhere, with what its calexp needs to know."""
 
     exposure: ExposureId = _column("Exposure id")
-    ccd: int = _column("CCD number", ge=0)
+    ccd: int = _column("CCD number", ge=0, lt=1_000_000)
     band: Annotated[str, _id_of("band")] = _column("Band")
-    mjd: float = _column("Start of the exposure, MJD in the TAI time scale", "d")
-    exposure_time: float = _column("Exposure time", "s", ge=0)
+    mjd: float = _column("Start of the exposure, MJD in the TAI time scale", "d", **_MJD)
+    exposure_time: float = _column("Exposure time", "s", ge=0, le=1e9)
     path: PathText = _column("Image file, relative to this table")
     hdu: int = _column("HDU of the image", ge=0)
     weight_path: str = _column("Weight file; empty: none", default="")
@@ -120,7 +131,7 @@ class ImageRow(_Row):
     )
     footprint_dec: tuple[float, float, float, float] = _column("Likewise", "deg")
     electrons_per_unit: float = _column("Electrons per unit of the image", gt=0)
-    zero_point: float = _column("AB magnitude of one electron in total", "mag")
+    zero_point: float = _column("AB magnitude of one electron in total", "mag", ge=-200, le=200)
     zero_point_error: float | None = _column("Error of the zero-point", "mag", None, ge=0)
     seeing: float | None = _column("FWHM of the PSF; empty: to be measured", "arcsec", None, gt=0)
     sky_level: float | None = _column(
@@ -192,7 +203,7 @@ def write_exposures(path: str | Path, rows: Iterable[ExposureRow]) -> bool:
     ValueError
         If an exposure occurs twice.
     """
-    return _write(path, sorted(rows, key=lambda row: (row.mjd, row.key)), ExposureRow)
+    return _write(path, sorted(rows, key=lambda row: (row.mjd or 0.0, row.key)), ExposureRow)
 
 
 def write_images(path: str | Path, rows: Iterable[ImageRow]) -> bool:
@@ -264,7 +275,7 @@ def _read(path: str | Path, model: type[Row]) -> tuple[list[str], list[tuple[Row
     if not lines:
         raise InputError("the table is empty", path=path, remedy=remedy)
     (header_number, header), *body = lines
-    names = next(csv.reader([header]))
+    names = _cells_of(header, f"{path}, line {header_number}")
     _check_columns(names, model, f"{path}, line {header_number}")
     rows: list[tuple[Row, str]] = []
     seen: dict[tuple, int] = {}
@@ -296,7 +307,7 @@ def _check_columns(names: Sequence[str], model: type[_Row], where: str) -> None:
 
 
 def _parse(line: str, names: Sequence[str], model: type[Row], where: str) -> Row:
-    cells = next(csv.reader([line]))
+    cells = _cells_of(line, where)
     if len(cells) != len(names):
         cause = f"{len(cells)} values for {len(names)} columns"
         raise InputError(cause, path=where, remedy=_ROW_REMEDY)
@@ -311,12 +322,20 @@ def _parse(line: str, names: Sequence[str], model: type[Row], where: str) -> Row
         raise InputError("; ".join(problems), path=where, remedy=_ROW_REMEDY) from error
 
 
+def _cells_of(line: str, where: str) -> list[str]:
+    try:
+        return ecsv.cells_of(line)
+    except ValueError as error:
+        cause = f"the line cannot be divided into cells ({error})"
+        raise InputError(cause, path=where, remedy=_ROW_REMEDY) from error
+
+
 def _value(cell: str, annotation: object) -> object:
     """Return what a cell stands for: a text, None, or a list of numbers in JSON."""
     if cell == "" and annotation is not str:
         return None
     if typing.get_origin(annotation) is tuple:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(cell)
     return cell
 

@@ -108,7 +108,7 @@ def read_manifest(path: str | Path) -> list[CcdRow]:
     """Read a manifest; raise InputError if it is missing or damaged."""
     try:
         return [CcdRow.model_validate(_values(cells)) for cells in ecsv.read_rows(path)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ecsv.damaged(path, "a manifest of coaddflow", error) from error
 
 

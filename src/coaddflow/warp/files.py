@@ -177,7 +177,7 @@ class WarpFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        with self._reading(), fits.open(self.path, memmap=False) as hdus:
+        with self._reading(is_checked=False), fits.open(self.path, memmap=False) as hdus:
             header = hdus["IMAGE"].header
             self.box: Box = part_box(header, (header["NAXIS2"], header["NAXIS1"]))
             self._offsets = {
@@ -186,9 +186,9 @@ class WarpFile:
                 if not isinstance(hdus[name], fits.CompImageHDU)
             }
 
-    def _reading(self) -> contextlib.AbstractContextManager[None]:
+    def _reading(self, is_checked: bool = True) -> contextlib.AbstractContextManager[None]:
         remedy = "remove it and the table beside its folder, and run the workflow again"
-        return reading(self.path, "warp", remedy)
+        return reading(self.path, "warp", remedy, is_checked)
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract, which must be inside ``self.box``."""

@@ -99,15 +99,14 @@ def _work_out(
 
     camera = load_camera(settings.camera) if settings.camera is not None else None
     margin = settings.prediction.margin
-    footprints = [
-        (row.footprint_ra, row.footprint_dec) for ccds in images.values() for row in ccds.values()
-    ]
+    rows = [row for ccds in images.values() for row in ccds.values()]
+    footprints = [(row.footprint_ra, row.footprint_dec) for row in rows]
+    names = [row.exposure for row in rows]
     if camera is not None:
         footprints += predicted_footprints(science.values(), camera, margin)
-    skymap = make_skymap(settings.skymap, footprints)
-    overlaps = predicted_overlaps_of_images(
-        [row for ccds in images.values() for row in ccds.values()], skymap
-    )
+        names += [row.exposure for row in science.values()]
+    skymap = make_skymap(settings.skymap, footprints, names)
+    overlaps = predicted_overlaps_of_images(rows, skymap)
     if camera is not None:
         overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
     between_ccds = [link.changed() for link in camera.crosstalk] if camera is not None else []
