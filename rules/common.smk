@@ -17,7 +17,7 @@ try:
     from coaddflow.runtime import resources
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import check_keys
-    from coaddflow.tables import paths
+    from coaddflow.tables import paths, pointings
     from coaddflow.workflow import cost, needs, progress, report
     from coaddflow.workflow import snakemake_patches, stages
     from coaddflow.workflow.inputs import Inputs
@@ -58,7 +58,7 @@ def checked_plan():
         with open(path, encoding="utf-8") as stream:
             check_keys(stream.read(), path)
     source = ", ".join(str(path) for path in workflow.configfiles) or None
-    plan = make_plan(load_settings(config, source))
+    plan = make_plan(load_settings(config, source), is_job=not workflow.is_main_process)
     plan.check()
     return plan
 
@@ -213,6 +213,7 @@ PROGRESS = progress.Progress(progress.to_user)
 def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(cluster.begin, workflow)
+    exit_on_input_error(pointings.adopt, PLAN.pointings)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))
     progress.to_user(report.start_text(PLAN))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coaddflow.errors import OF_EXPOSURE
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.tables.manifest import CcdRow
 
@@ -72,6 +73,11 @@ _CUTS = (
 )
 
 
+def _of_exposure(row: CcdRow) -> str:
+    """Return why the exposure of a CCD is left out, for one that did not fail by itself."""
+    return f" ({row.message})" if row.reason in OF_EXPOSURE else ""
+
+
 def reasons_against(
     row: CcdRow, settings: SelectionSettings, reference_zero_point: float | None = None
 ) -> tuple[str, ...]:
@@ -92,7 +98,7 @@ def reasons_against(
         Such as ``"seeing 1.93 > 1.8 arcsec"``.
     """
     if row.state == "failed":
-        return (f"failed: {row.reason}",)
+        return (f"failed: {row.reason}{_of_exposure(row)}",)
     reasons = []
     if row.exposure in settings.exclude_exposures:
         reasons.append("exposure is excluded by the settings")

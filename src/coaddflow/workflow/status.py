@@ -17,13 +17,15 @@ from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
+from coaddflow.tables.pointings import has_new
+from coaddflow.tables.verdict import read_verdict
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, promises_by_label
 
 State = Literal["done", "failed", "missing"]
 _STATES: tuple[State, ...] = get_args(State)
 
-ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING = 0, 1, 3
+ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING, TOO_MANY_LEFT_OUT = 0, 1, 3, 4
 """Exit codes of `coaddflow status` (2 is for wrong usage and unusable input)."""
 
 _LISTED = 20
@@ -60,6 +62,8 @@ class ExposureStatus:
     """Why the manifest is not written, where a log tells."""
     job: ClusterJob | None = None
     """The last job of the cluster that was to make it, if that did not end well."""
+    left_out: str = ""
+    """Why it is left out of all coadds as a whole; empty: it is not."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -96,18 +100,30 @@ class SurveyStatus:
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
     """Jobs of the cluster for other things (calibration frames, tracts) whose products are not all
     there."""
+    max_left_out_fraction: float = 1.0
+    """Setting `calexp.max_left_out_fraction`."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
         return sum(exposure.count(state) for exposure in self.exposures)
 
     @property
+    def left_out(self) -> list[ExposureStatus]:
+        """The exposures that are left out of all coadds."""
+        return [exposure for exposure in self.exposures if exposure.left_out]
+
+    @property
     def exit_code(self) -> int:
-        """0: all done; 1: all ran, but some CCDs failed; 3: CCDs, coadds or others are missing."""
+        """0: all done; 1: all ran, but some CCDs failed; 3: CCDs, coadds or others are missing.
+
+        4: nothing is missing, but more exposures are left out than the settings allow.
+        """
         if self.count("missing") or not all(exposure.manifest for exposure in self.exposures):
             return SOMETHING_MISSING
         if any(kind.missing for kind in self.products):
             return SOMETHING_MISSING
+        if len(self.left_out) > self.max_left_out_fraction * len(self.exposures):
+            return TOO_MANY_LEFT_OUT
         return SOMETHING_FAILED if self.count("failed") else ALL_DONE
 
 
@@ -152,7 +168,8 @@ def survey_status(
         for job in jobs.values()
         if not job.unit.startswith("exposure_") and job.outcome != "done" and job.unit in unfinished
     ]
-    return SurveyStatus(exposures, products, tuple(others))
+    limit = plan.settings.calexp.max_left_out_fraction
+    return SurveyStatus(exposures, products, tuple(others), limit)
 
 
 class _Folders:
@@ -206,7 +223,17 @@ def _exposure_status(
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
-    return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note, job)
+    left_out = _left_out(results / "summary" / f"{exposure}.ecsv") if written else ""
+    band = plan.band_of(exposure)
+    return ExposureStatus(exposure, band, tuple(ccds), written, note, job, left_out)
+
+
+def _left_out(manifest: Path) -> str:
+    """Return why an exposure is left out, and what mends it."""
+    verdict = read_verdict(manifest)
+    if verdict.cause and has_new(manifest.stem, manifest.parent.with_name("pointings")):
+        return f"{verdict.message}; the next run uses the fitted pointing"
+    return verdict.message if verdict.cause else ""
 
 
 def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
@@ -273,6 +300,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         f"{sum(len(e.ccds) for e in status.exposures)} CCDs: {status.count('done')} done, "
         f"{status.count('failed')} failed, {status.count('missing')} missing"
     )
+    lines += _left_out_lines(status)
     counts = [
         f"{kind.planned - len(kind.missing)} of {kind.planned} {kind.kind}"
         for kind in status.products
@@ -290,13 +318,24 @@ def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> l
     for exposure in exposures[:limit]:
         counts = [exposure.count(state) for state in _STATES]
         refused = "  no manifest" if exposure.note and not exposure.manifest else ""
+        refused = "  left out" if exposure.left_out else refused
         lines.append(
             f"{exposure.exposure:<{width}} {exposure.band:<6} {counts[0]:>5} {counts[1]:>6} "
             f"{counts[2]:>7}{refused}"
         )
-        lines += [f"  {exposure.note}"] if refused else []
+        lines += [f"  {exposure.left_out or exposure.note}"] if refused else []
         lines += [f"  {exposure.job.explanation}"] if exposure.job else []
     return [*lines, *_rest(len(exposures), limit, "exposures"), ""]
+
+
+def _left_out_lines(status: SurveyStatus) -> list[str]:
+    """Return how many exposures are left out, and whether that is too many."""
+    n, limit = len(status.left_out), status.max_left_out_fraction
+    if not n:
+        return []
+    too_many = n > limit * len(status.exposures)
+    more = f", more than calexp.max_left_out_fraction = {limit:g} allows" if too_many else ""
+    return [f"{n} of {len(status.exposures)} exposures left out of all coadds{more}"]
 
 
 def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
@@ -349,12 +388,14 @@ def status_json(status: SurveyStatus) -> str:
     content = {
         "exit_code": status.exit_code,
         "ccds": {state: status.count(state) for state in _STATES},
+        "left_out": [exposure.exposure for exposure in status.left_out],
         "exposures": [
             {
                 "exposure": exposure.exposure,
                 "band": exposure.band,
                 "manifest": exposure.manifest,
                 "note": exposure.note,
+                "left_out": exposure.left_out,
                 "job": exposure.job and _job_json(exposure.job),
                 **{state: exposure.count(state) for state in _STATES},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
