@@ -1,8 +1,9 @@
-# Master calibration frames, one of each kind a CCD (flats: a CCD and band). They are made from the
-# calibration exposures of the table, from dithered science exposures (`night_sky`), or given.
+# Master calibration frames, one of each kind a CCD (flats and defects: a CCD and band). They are made
+# from the calibration exposures of the table, from dithered science exposures (`night_sky`), or
+# given.
 #
-# Every calexp depends on them: a frame added here makes the whole survey again. Name the exposures
-# (calibs.flat.exposures and so on) once a survey is under way.
+# Every calexp depends on them: a bias or dark added here makes the whole survey again, a flat its
+# band. Name the exposures (calibs.flat.exposures and so on) once a survey is under way.
 
 
 if PLAN.science:
@@ -74,11 +75,11 @@ if PLAN.science:
         input:
             unpack(INPUTS.defects),
         output:
-            master=paths.CALIB.replace("{kind}", "defects"),
+            master=paths.DEFECTS,
         log:
-            "logs/calibs/defects/{ccd}.log",
+            "logs/calibs/defects/{band}/{ccd}.log",
         benchmark:
-            "results/benchmarks/calibs/defects/{ccd}.tsv"
+            "results/benchmarks/calibs/defects/{band}/{ccd}.tsv"
         resources:
             mem_mb=memory("defects"),
             runtime=minutes("defects"),
@@ -87,4 +88,23 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times,
         message:
-            "defects: CCD {wildcards.ccd}"
+            "defects: band {wildcards.band}, CCD {wildcards.ccd}"
+
+    use rule master_bias as night_sky_defects with:
+        input:
+            unpack(INPUTS.night_sky_defects),
+        output:
+            master=paths.CALIB.replace("{kind}", "defects"),
+        log:
+            "logs/calibs/night_sky_defects/{ccd}.log",
+        benchmark:
+            "results/benchmarks/calibs/night_sky_defects/{ccd}.tsv"
+        resources:
+            mem_mb=memory("night_sky_defects"),
+            runtime=minutes("night_sky_defects"),
+        params:
+            made_by=PARAMS.master("night_sky_defects"),
+            camera=PARAMS.camera_of_ccd,
+            exposure_times=PARAMS.exposure_times,
+        message:
+            "night_sky_defects: CCD {wildcards.ccd}"

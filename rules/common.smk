@@ -17,7 +17,7 @@ try:
     from coaddflow.runtime import resources
     from coaddflow.settings import load_settings
     from coaddflow.settings.keys import read_file
-    from coaddflow.tables import paths
+    from coaddflow.tables import paths, pointings
     from coaddflow.workflow import catalogue, cost, needs, progress, report
     from coaddflow.workflow import snakemake_patches, stages, targets
     from coaddflow.workflow.inputs import Inputs
@@ -62,7 +62,7 @@ def checked_plan():
     for path in workflow.configfiles if workflow.is_main_process else ():
         read_file(path)
     source = ", ".join(str(path) for path in workflow.configfiles) or None
-    plan = make_plan(load_settings(config, source))
+    plan = make_plan(load_settings(config, source), is_job=not workflow.is_main_process)
     plan.check()
     return plan
 
@@ -222,6 +222,7 @@ def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(catalogue.check_before_run, PLAN)
     exit_on_input_error(cluster.begin, workflow)
+    exit_on_input_error(pointings.adopt, PLAN.pointings)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))
     progress.to_user(report.start_text(PLAN))

@@ -14,6 +14,7 @@ with stage(snakemake) as job:
             "ccds": job.params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
             "config": job.config,
             "sections": job.sections(),
+            "verdict": job.params.verdict,
         },
         workers=job.workers,
         memory_mb=job.memory_mb,

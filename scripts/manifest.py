@@ -3,7 +3,7 @@
 from coaddflow.workflow.stage import stage
 
 with stage(snakemake) as job:
-    from coaddflow.exposure.gather import make_manifest
+    from coaddflow.exposure.gather import Planned, make_manifest
     from coaddflow.tables.exposures import ExposureRow
     from coaddflow.tables.manifest import read_row
 
@@ -13,8 +13,7 @@ with stage(snakemake) as job:
     make_manifest(
         job.output.manifest,
         [read_row(path) for path in job.input.rows],
-        settings.calexp.max_failed_fraction,
-        ExposureRow(**row) if row else None,
-        job.camera if row else None,
-        settings.prediction.margin,
+        settings.calexp,
+        Planned(ExposureRow(**row), job.camera, settings.prediction.margin) if row else None,
+        job.params.verdict,
     )

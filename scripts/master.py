@@ -4,11 +4,12 @@ from coaddflow.workflow.stage import stage
 
 with stage(snakemake) as job:
     from coaddflow.calib.masters import make_defects, make_master
+    from coaddflow.workflow.stages import CALIB_STAGES
 
-    settings, kind = job.settings(), job.stage.name.removeprefix("master_")
-    if kind == "defects" and settings.calibs.defects.source != "night_sky":
-        flats = job.input.get("flats", [])
-        make_defects(job.output.master, job.input.get("dark"), flats, settings)
+    settings = job.settings()
+    if job.stage.name == "defects":
+        make_defects(job.output.master, job.calibs, settings)
     else:
+        kind = CALIB_STAGES[job.stage.name]
         frames = job.params.exposure_times, job.calibs, job.camera, job.ccd
         make_master(job.output.master, kind, *frames, settings)

@@ -362,9 +362,7 @@ def psf_residuals(material: Material) -> list[Metric]:
             parts = [getattr(one, f"psf_{kind}") for one in material.of(band)]
             size, e1, e2 = (np.concatenate(column) for column in zip(*parts, strict=True))
             name = f"psf.{kind}.{band}"
-            text = (
-                f"Size (root of second moment) of {what} over that of the model - 1; median."
-            )
+            text = f"Size (root of second moment) of {what} over that of the model - 1; median."
             metrics.append(_bias(f"{name}.size", typical(size), text, least=-goal, most=goal))
             e1, e2 = e1[np.isfinite(e1)], e2[np.isfinite(e2)]
             known = np.concatenate([e1, e2])

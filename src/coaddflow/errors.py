@@ -54,7 +54,16 @@ class Reason(StrEnum):
     ASTROMETRIC_FIT_FAILED = "astrometric_fit_failed"
     ASTROMETRY_RMS = "astrometry_rms"
     NO_PHOTOMETRIC_MATCH = "no_photometric_match"
+    STRAY_WCS = "stray_wcs"
     NOT_FINITE = "not_finite"
+
+    # its exposure, which is left out
+    OUTSIDE_PREDICTION = "outside_prediction"
+    EXPOSURE_FAILED = "exposure_failed"
+
+
+OF_EXPOSURE = frozenset({Reason.OUTSIDE_PREDICTION, Reason.EXPOSURE_FAILED})
+"""Reasons of CCDs that were calibrated, and are left out because their exposure is."""
 
 
 class CoaddflowError(Exception):

@@ -74,7 +74,7 @@ def test_a_master_that_cannot_be_made_fails_its_ccd_and_no_other():
     # what is made with it fails as well, and says why
     flats = {write_raw(f"flat{i}.fits", 9000.0, 10 + i): 5.0 for i in range(3)}
     make_master("flat.fits", "flat", flats, {"bias": "bias.fits"}, CAMERA, 0, SETTINGS)
-    make_defects("defects.fits", None, ["flat.fits"], SETTINGS)
+    make_defects("defects.fits", {"flat": "flat.fits"}, SETTINGS)
     row = calibrate({"bias": "bias.fits", "defects": "defects.fits"})
     assert (row.state, row.reason) == ("failed", "no_calibration")
     assert "bias.fits" in row.message

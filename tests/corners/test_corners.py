@@ -269,6 +269,34 @@ class TestTractDatabase:
         assert rows == [("pole", 2, "no_stars", None, None)]
         assert boxes == 19
 
+    def test_a_failed_ccd_is_named_where_it_would_lie(self, tmp_path, skymap):
+        good = ccd_row("a", 0, 150.1, 2.2)
+        place = {"footprint_ra": good.footprint_ra, "footprint_dec": good.footprint_dec}
+        bad = failed_row("b", 3).model_copy(update=place)
+        path = tmp_path / "s.sqlite"
+        build_survey_database(path, [manifest(tmp_path, [row]) for row in (good, bad)], skymap)
+        with CornerDatabase(path) as database:
+            rows = database.query("SELECT tract, patch FROM ccd_patches")
+            assert rows
+            for tract, patch in rows:
+                found = database.select(tract, patch, "r", SelectionSettings())
+                assert [one.ccd.exposure for one in found.selected] == ["a"]
+                assert not found.rejected
+                (failed,) = found.failed
+                assert failed.reasons == ("failed: no_stars",)
+                assert failed.overlap.ccd.ccd == 3
+                assert failed.overlap.ccd_fraction == found.selected[0].ccd_fraction
+            assert [row.exposure for row in database.query_point(150.1, 2.2)] == ["a"]
+        mended = ccd_row("b", 3, 40.0, 2.2)
+        update_survey_database(path, [manifest(tmp_path, [row]) for row in (good, mended)], skymap)
+        rebuilt = tmp_path / "again.sqlite"
+        build_survey_database(
+            rebuilt, [manifest(tmp_path, [row]) for row in (good, mended)], skymap
+        )
+        for query in ("SELECT * FROM tracts ORDER BY 1", "SELECT * FROM failed_ccd_patches"):
+            with CornerDatabase(path) as one, CornerDatabase(rebuilt) as other:
+                assert [*map(tuple, one.query(query))] == [*map(tuple, other.query(query))]
+
     def test_an_exposure_of_which_all_ccds_failed(self, tmp_path, skymap):
         rows = [failed_row("bad", 0), failed_row("bad", 1)]
         path = tmp_path / "t.sqlite"
@@ -567,7 +595,7 @@ class TestSchema:
     def test_a_change_of_the_schema_needs_a_new_version(self):
         """If this fails: raise SCHEMA_VERSION, then put the new digest here."""
         digest = hashlib.sha256("\n".join(corner_schema.STATEMENTS).encode()).hexdigest()[:12]
-        assert (corner_schema.SCHEMA_VERSION, digest) == (1, "a13e3c7725d5")
+        assert (corner_schema.SCHEMA_VERSION, digest) == (2, "83ca0db56772")
 
     def test_documentation_names_everything(self):
         text = corner_schema.schema_markdown()
@@ -601,7 +629,9 @@ class TestSchema:
             assert [r["ccd"] for r in database.query("SELECT * FROM v_failed")] == [2]
             answers = [database.query(query) for _, query in corner_schema.EXAMPLES]
             assert {r["exposure"] for r in answers[2]} >= {"cosmos2"}
-            assert all(answers)
+            # no CCD of the survey failed on that patch
+            assert all(answers[:-1])
+            assert answers[-1] == []
 
     @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="no sqlite3 program")
     def test_usable_from_the_sqlite3_program(self, survey):

@@ -225,7 +225,7 @@ def test_exposure_with_too_many_failed_ccds_is_refused_once_and_told(
     manifests = (undisturbed.folder / "results/summary").glob("*.ecsv")
     exposure = next(path.stem for path in manifests if "no_astrometric_match" in path.read_text())
     survey = copy_of_survey(to_do=(exposure,))
-    survey.configure(calexp={"max_failed_fraction": 0.0})
+    survey.configure(calexp={"max_failed_fraction": 0.0, "on_failed_exposure": "stop"})
     run = survey.run_exposures()
     survey.check_failed(run, " of 6 CCDs failed", "no_astrometric_match", "exclude")
     assert len(submissions(cluster, run)) == 1, "another attempt would fail in the same way"

@@ -40,7 +40,6 @@ def plan():
         overlaps={exposure: {7: ["0_0", "1_0"]} for exposure in ("a", "b", "c")},
         calib_frames=lambda kind, band=None: ["x"] * frames[kind],
         calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
-        flats_of=lambda ccd: [f"flat/r/{ccd}"],
         exposures_of_tract=lambda tract, band=None: ["a", "b", "c"],
         exposures_of_patch=lambda band, tract, patch: ["a", "b"],
         patches_of=lambda band, tract: ["0_0", "1_0"],

@@ -105,7 +105,7 @@ def test_calibration_frames_need_enough_exposures():
         "bias": "results/calibs/bias/2.fits",
         "dark": None,
         "flat": "results/calibs/flat/r/2.fits",
-        "defects": "results/calibs/defects/2.fits",
+        "defects": "results/calibs/defects/r/2.fits",
     }
     assert plan.calib_product("flat", 2, "g") is None
     few = plan_of(rows, calibs={"dark": {"min_frames": 2}, "bias": {"exposures": ["z0", "z1"]}})

@@ -16,7 +16,7 @@ FINE = {
     "master_bias": ("ccd=0", "results/calibs/bias/0.fits"),
     "master_dark": ("ccd=0", "results/calibs/dark/0.fits"),
     "master_flat": ("band=r ccd=0", "results/calibs/flat/r/0.fits"),
-    "defects": ("ccd=0", "results/calibs/defects/0.fits"),
+    "defects": ("band=r ccd=0", "results/calibs/defects/r/0.fits"),
     "calexp": ("exposure={exposure} ccd=0", "results/calexp/{exposure}/0.fits"),
     "manifest": ("exposure={exposure}", "results/summary/{exposure}.ecsv"),
     "tract_corners": ("band={band} tract={tract}", "results/corners/{band}/{tract}.sqlite"),

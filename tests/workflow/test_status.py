@@ -137,11 +137,11 @@ def test_what_the_selection_left_out_is_told(plan_of, tmp_path):
     status = survey_status(plan)
     assert told in status_table(status)
     assert told in success_text(plan)
-    assert json.loads(status_json(status))["left_out"] == [told]
+    assert json.loads(status_json(status))["not_coadded"] == [told]
     write_depth_table(table, [DepthRow("r", "all", float("nan"), 0.8, 0, 0, 0, "")], 0)
     assert "tract 0, band r: the coadds have no data" in status_table(survey_status(plan))
     write_depth_table(table, [DepthRow("r", "all", 24.0, 0.8, 100, 2, 0, "")], 0)
-    assert survey_status(plan).left_out == ()
+    assert survey_status(plan).not_coadded == ()
 
 
 @pytest.mark.parametrize("lost", ["coadd/r/0/0_0.fits", "coadd/0.png", "corners/r/0.sqlite"])

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from astropy.io import fits
@@ -22,9 +23,10 @@ from survey_run import REPOSITORY, Survey, environment
 
 from coaddflow.settings import load_settings
 from coaddflow.settings.commented import rewrite
-from coaddflow.tables.manifest import read_manifest, read_row
+from coaddflow.tables.manifest import read_manifest
 from coaddflow.workflow.plan import make_plan
 from coaddflow.workflow.stages import STAGES
+from coaddflow.workflow.status import TOO_MANY_LEFT_OUT
 
 AFTER_COADDS = {name for name, stage in STAGES.items() if "coadd" in stage.after}
 """Rules that work on the coadds of a tract, such as `picture`."""
@@ -111,7 +113,7 @@ def test_the_whole_plan_is_known_before_anything_has_run(raw_survey, plan):
         master_bias=2,
         master_dark=2,
         master_flat=4,
-        defects=2,
+        defects=4,
         calexp=2 * len(plan.exposures),
         manifest=len(plan.exposures),
         survey_corners=1,
@@ -254,59 +256,123 @@ def test_a_changed_setting_redoes_what_uses_it(survey, plan):
     assert survey.plan().planned_nothing
 
 
+def test_bands_are_added_and_dropped_without_a_touch_to_the_others(survey, plan):
+    of_all_bands = {*AFTER_COADDS, "survey_corners"}
+    kept, other = plan.bands
+    survey.write_settings(bands=[kept])
+    assert survey.plan().rules.keys() <= of_all_bands, "dropping a band"
+    assert survey.run().returncode == 0
+    # as if the other band had never been there
+    exposures = [e for e in plan.exposures if plan.band_of(e) == other]
+    for kind in ("calibs/flat", "calibs/defects", "corners", "coadd", "depth"):
+        shutil.rmtree(survey / f"results/{kind}/{other}")
+    for exposure in exposures:
+        shutil.rmtree(survey / f"results/calexp/{exposure}")
+        (survey / f"results/summary/{exposure}.ecsv").unlink()
+        for tract in plan.overlaps[exposure]:
+            (survey / f"results/warp/{tract}/{exposure}.ecsv").unlink()
+    survey.write_settings()
+    planned = survey.plan()
+    jobs = [job for job in planned.jobs if job[0] not in of_all_bands]
+    assert planned.rules["calexp"] == len(exposures) * len(plan.ccds)
+    assert planned.rules["master_flat"] == planned.rules["defects"] == len(plan.ccds)
+    assert all(f"band {other}," in what or what[9:13] in exposures for _, what in jobs), jobs
+
+
 # Failures
 
 
-def test_failures_cost_only_their_dependents_and_are_not_forgotten(survey, plan):
-    """A broken CCD, a missing raw file and a broken exposure at once; then all are mended."""
+def test_exposures_that_fail_are_left_out_and_come_in_when_they_are_mended(
+    survey, plan, finished_survey
+):
+    """A broken CCD, a clouded exposure and a missing raw file at once; then all are mended."""
     one, two, three = plan.exposures[:3]
     raw = {name: survey / f"data/raw/{name}.fits" for name in (one, two, three)}
     kept = {name: path.read_bytes() for name, path in raw.items()}
     _overwrite_with_zeros(raw[one], ["CCD0"])
-    _overwrite_with_zeros(raw[two], ["CCD0", "CCD2"])
+    _cover_with_clouds(raw[two], ["CCD0", "CCD2"])
     raw[three].unlink()
     (survey / f"results/summary/{three}.ecsv").unlink()
     shutil.rmtree(survey / f"results/calexp/{three}")
 
     run = survey.run()
-    assert run.returncode != 0
+    assert run.returncode == 0, run.text
     rows = read_manifest(survey / f"results/summary/{one}.ecsv")
     assert [(row.state, row.reason) for row in rows] == [("failed", "all_zero"), ("done", "")]
     assert not (survey / f"results/calexp/{one}/0.fits").exists()
-    for exposure, reason in ((two, "all_zero"), (three, "missing_file")):
-        assert not (survey / f"results/summary/{exposure}.ecsv").exists()
-        for rows in (
-            [read_row(survey / f"results/calexp/{exposure}/{ccd}.json") for ccd in plan.ccds],
-            read_manifest(survey / f"results/summary/{exposure}.failed.ecsv"),
-        ):
-            assert [row.reason for row in rows] == [reason, reason]
-        # the table at the end: what, why, where
-        assert f"manifest/{exposure}  " in run.text
+    left_out = {two: "no_stars", three: "missing_file"}
+    for exposure, reason in left_out.items():
+        rows = read_manifest(survey / f"results/summary/{exposure}.ecsv")
+        assert [(row.state, row.reason) for row in rows] == [("failed", reason)] * 2
+        # the table at the end
         assert f"exposure {exposure} fails: 2 of 2 CCDs failed (2 {reason})" in run.text
-        assert f"log: logs/manifest/{exposure}.log" in run.text
+    assert "2 exposures left out of all coadds" in run.text
     assert str(raw[three].relative_to(survey.folder)) in rows[0].message
-    # independent steps have been done
-    assert ("warp", f"exposure {one}, tract {plan.tracts[0]}") in run.jobs
-    assert not any("exposure 1005" in what for _, what in run.jobs)
+    status = survey.coaddflow("status")
+    assert status.returncode == TOO_MANY_LEFT_OUT, status.text
+    assert "2 of 6 exposures left out" in status.text
 
-    # a second run tries again what failed, no CCD, and none of its dependents
-    again = survey.run()
-    assert again.returncode != 0
-    assert again.jobs == Counter({("manifest", f"exposure {e}"): 1 for e in (two, three)})
+    # a second run has nothing to do, and one that does not accept it redoes what it refuses
+    assert survey.plan().planned_nothing
+    survey.write_settings(calexp={"on_failed_exposure": "stop"})
+    stops = {job for job in survey.plan().jobs if job[0] in ("manifest", "calexp")}
+    assert stops == {("manifest", f"exposure {e}") for e in (two, three)}
 
-    # an exposure that is left out holds nothing up
+    # the others have the bits that they have without them
+    pixels = survey.pixels("results/coadd/*/*/*.fits")
+    tables = {name: _inputs_of(survey / name) for name in pixels}
     survey.write_settings(exclude=[two, three])
-    left_out = survey.plan()
-    assert left_out.returncode == 0
-    assert left_out.rules["coadd"] > 0
+    assert survey.run().returncode == 0
+    without = survey.pixels("results/coadd/*/*/*.fits")
+    assert {name: pixels[name] for name in _planned(survey)} == {
+        name: without[name] for name in _planned(survey)
+    }
+    told = {name for name, rows in tables.items() if (two, 0, "failed: no_stars") in rows}
+    assert told, "the coadds say what they lack"
+    assert told <= {
+        f"results/coadd/{plan.band_of(two)}/{tract}/{patch}.fits"
+        for tract, patches in plan.overlaps[two].items()
+        for patch in patches
+    }
 
     survey.write_settings()
     for name, path in raw.items():
         path.write_bytes(kept[name])
     mended = survey.run()
     assert mended.returncode == 0, mended.text
-    assert mended.rules["calexp"] == 3 * len(plan.ccds)
     assert survey.plan().planned_nothing
+    assert survey.pixels("results/coadd/*/*/*.fits") == finished_survey.pixels(
+        "results/coadd/*/*/*.fits"
+    )
+
+
+def _planned(survey):
+    """Return the coadds of the settings of now."""
+    plan = plan_of(survey)
+    return [
+        f"results/coadd/{band}/{tract}/{patch}.fits"
+        for tract in plan.tracts
+        for band in plan.bands
+        for patch in plan.patches_of(band, tract)
+    ]
+
+
+def _inputs_of(path):
+    """Return exposure, exposures used and reason of the inputs of a coadd."""
+    with fits.open(path) as hdus:
+        table = hdus["INPUTS"].data
+        return set(zip(table["exposure"], table["n_used"].tolist(), table["reason"], strict=True))
+
+
+def _cover_with_clouds(path, extensions):
+    """Leave the sky of an exposure, and take the stars away."""
+    with fits.open(path, mode="update") as hdus:
+        for name in extensions:
+            data = hdus[name].data
+            middle = np.median(data)
+            noise = np.median(np.abs(data - middle))
+            np.minimum(data, (middle + 2 * noise).astype(data.dtype), out=data)
+            hdus[name].add_checksum()
 
 
 def _overwrite_with_zeros(path, extensions):

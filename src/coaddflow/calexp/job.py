@@ -26,7 +26,8 @@ from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
-from coaddflow.tables.manifest import CcdRow, write_row
+from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
+from coaddflow.tables.paths import set_aside_path, sources_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ class CcdFiles:
     @property
     def sources(self) -> str:
         """The catalogue of its sources."""
-        path = Path(self.row)
-        return str(path.with_name(f"{path.stem}_sources.fits"))
+        return sources_path(self.calexp)
 
 
 def make_calexp(
@@ -106,7 +106,7 @@ def make_calexp(
     """
     remove_products(files)
     made = result_or_failed_row(
-        CcdId.of(row, ccd), files, lambda: calexp_row(row, ccd, files, camera, settings)
+        row, ccd, files, camera, lambda: calexp_row(row, ccd, files, camera, settings)
     )
     write_row(files.row, made)
     return made
@@ -118,12 +118,20 @@ def remove_products(files: CcdFiles) -> None:
     for path in (files.row, files.calexp, files.sources):
         Path(path).unlink(missing_ok=True)
         remove_partial(path)
+    for path in (files.calexp, files.sources):
+        Path(set_aside_path(path)).unlink(missing_ok=True)
 
 
 def result_or_failed_row(
-    ccd: CcdId, files: CcdFiles, step: Callable[[], Result]
+    row: ExposureRow | ImageRow,
+    ccd: int,
+    files: CcdFiles,
+    camera: Camera | None,
+    step: Callable[[], Result],
 ) -> Result | CcdRow:
     """Do a step of a CCD; if the CCD fails, remove its products and return the row that says why.
+
+    Parameters are those of `make_calexp`.
 
     Raises
     ------
@@ -133,20 +141,40 @@ def result_or_failed_row(
         A mistake in the program, with the exception as its cause.
     """
     try:
-        with working_on(f"exposure {ccd.exposure}, CCD {ccd.ccd}"):
+        with working_on(f"exposure {row.exposure}, CCD {ccd}"):
             return step()
     except CcdFailure as failure:
-        return row_of_failure(ccd, files, failure)
+        return row_of_failure(row, ccd, files, camera, failure)
 
 
-def row_of_failure(ccd: CcdId, files: CcdFiles, failure: CcdFailure) -> CcdRow:
-    """Remove the products of a CCD that has failed, and return the row that says why."""
+def row_of_failure(
+    row: ExposureRow | ImageRow,
+    ccd: int,
+    files: CcdFiles,
+    camera: Camera | None,
+    failure: CcdFailure,
+) -> CcdRow:
+    """Remove the products of a CCD that has failed, and return the row that says why.
+
+    Its footprint is where the tables say that the CCD is: coadds name what they lack.
+    """
     if isinstance(failure, UnusableData):
         # the reason can only be found in the pixels
         failure = CcdFailure(failure.reason, f"{files.raw}: {failure.message}")
-    _LOG.warning("CCD %d fails: %s", ccd.ccd, failure)
+    _LOG.warning("CCD %d fails: %s", ccd, failure)
     remove_products(files)
-    return failed_row(ccd, failure)
+    return failed_row(CcdId.of(row, ccd), failure, _predicted_footprint(row, ccd, camera))
+
+
+def _predicted_footprint(
+    row: ExposureRow | ImageRow, ccd: int, camera: Camera | None
+) -> tuple[list[float], list[float]]:
+    """Return the vertices (ra, dec) of a CCD as the tables have it, degrees."""
+    if isinstance(row, ImageRow):
+        return list(row.footprint_ra), list(row.footprint_dec)
+    pointing = row.ra, row.dec, row.rotation
+    ra, dec = camera.footprint(camera.detector(ccd), *pointing, FOOTPRINT_POINTS_PER_EDGE)
+    return ra.tolist(), dec.tolist()
 
 
 def calexp_row(

@@ -229,6 +229,16 @@ def done_row(calexp: Calexp, path: str) -> CcdRow:
     )
 
 
-def failed_row(ccd: CcdId, failure: CcdFailure) -> CcdRow:
-    """Return the row of a CCD that has failed."""
-    return CcdRow(**ccd._asdict(), state="failed", reason=failure.reason, message=failure.message)
+def failed_row(
+    ccd: CcdId, failure: CcdFailure, footprint: tuple[list[float], list[float]]
+) -> CcdRow:
+    """Return the row of a CCD that has failed; the footprint (ra, dec, degrees) is predicted."""
+    ra, dec = footprint
+    return CcdRow(
+        **ccd._asdict(),
+        state="failed",
+        reason=failure.reason,
+        message=failure.message,
+        footprint_ra=ra,
+        footprint_dec=dec,
+    )

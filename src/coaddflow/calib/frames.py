@@ -161,7 +161,7 @@ def find_defects(
         Master dark, electrons per second, or additive pattern of the night sky. Hot pixels and
         hot pieces of columns are bad.
     flats : sequence of MaskedImage
-        Flats of any bands. Pixels that differ from their neighbourhood by more than
+        Flats, of any bands. Pixels that differ from their neighbourhood by more than
         ``settings.response`` are bad, and so are pixels that are unknown in any frame.
     settings : DefectsSettings
         Limits beyond which a pixel counts as bad.

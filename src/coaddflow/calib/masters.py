@@ -7,7 +7,7 @@ written instead: the CCD then fails in every exposure, and the other CCDs go on.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,19 +80,20 @@ def make_master(
     _write(path, kind, [*raw_files, *calibs.values()], settings, make)
 
 
-def make_defects(
-    path: str | Path, dark: str | None, flats: Sequence[str], settings: Settings
-) -> None:
-    """Make the map of bad pixels of a CCD from its master dark and flats and write it."""
-    calibs = [*flats, *([dark] if dark is not None else [])]
+def make_defects(path: str | Path, calibs: Mapping[str, str], settings: Settings) -> None:
+    """Make the map of bad pixels of a CCD in a band and write it.
+
+    It is made from the master dark and the flat of the band (``calibs``, by kind) that there are: a
+    map that rested on the flats of all bands would redo a survey whenever a band is added.
+    """
 
     def make() -> tuple[MaskedImage, int]:
-        dark_image = read_master(dark, "dark") if dark is not None else None
-        flat_images = [read_master(flat, "flat") for flat in flats]
-        bad = find_defects(dark_image, flat_images, settings.calibs.defects)
+        frames = read_calibs(calibs)
+        flats = [frames.flat] if frames.flat is not None else []
+        bad = find_defects(frames.dark, flats, settings.calibs.defects)
         return defects_frame(bad), len(calibs)
 
-    _write(path, "defects", calibs, settings, make)
+    _write(path, "defects", calibs.values(), settings, make)
 
 
 def _write(

@@ -101,6 +101,8 @@ class PatchWork:
     """The exposures that go in, in the order of summation."""
     rejected: tuple[Rejection, ...]
     """CCDs that were left out, with the reasons."""
+    failed: tuple[Rejection, ...]
+    """CCDs that would cover the patch if they, or their exposures, had not failed."""
     manifests: tuple[str, ...]
     """Manifests of the exposures that go in."""
 
@@ -167,7 +169,8 @@ class TractInputs:
             weight, seeing = self._weight_and_seeing(exposure)
             inputs.append(_coadd_input(ccds, reader, weight, seeing, offset))
         manifests = tuple(self._manifests[exposure] for exposure in selected)
-        return PatchWork(patch, tuple(inputs), tuple(selection.rejected), manifests)
+        without = tuple(selection.rejected), tuple(selection.failed)
+        return PatchWork(patch, tuple(inputs), *without, manifests)
 
     def _weight_and_seeing(self, exposure: str) -> tuple[float, float]:
         """Return figures of a whole exposure, so that overlapping patches agree."""
@@ -222,8 +225,13 @@ def write_patch(
         pixel_scale=tract.pixel_scale,
         covariance=covariance_factor(settings.warp.kernel),
     )
-    coadd = dataclasses.replace(coadd, inputs=with_rejected(coadd.inputs, work.rejected))
-    _LOG.info("%d exposures used, %d CCDs left out", len(work.inputs), len(work.rejected))
+    coadd = dataclasses.replace(
+        coadd, inputs=with_rejected(coadd.inputs, (*work.rejected, *work.failed))
+    )
+    _LOG.info(
+        "%d exposures used, %d CCDs left out, %d failed",
+        *(len(work.inputs), len(work.rejected), len(work.failed)),
+    )
     cards = provenance_header(settings.only(*SECTIONS).provenance(), [database, *work.manifests])
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")

@@ -140,7 +140,10 @@ def update_survey_database(
             _delete_exposure(connection, exposure)
         for exposure in sorted(changed):
             _insert_exposure(connection, changed[exposure], skymap)
-        connection.execute("DELETE FROM tracts WHERE tract NOT IN (SELECT tract FROM ccd_patches)")
+        connection.execute(
+            "DELETE FROM tracts WHERE tract NOT IN (SELECT tract FROM ccd_patches) "
+            "AND tract NOT IN (SELECT tract FROM failed_ccd_patches)"
+        )
     return update
 
 
@@ -309,6 +312,12 @@ def _insert_ccd(
     copied = [getattr(row, name) for name in MANIFEST_COLUMNS]
     if row.state == "failed":
         connection.execute(_INSERT["ccds"], (key, *copied, None, None, None))
+        if len(row.footprint_ra) > 2:
+            axis, radius = polygon.bounding_cap(
+                sphere.to_vector(row.footprint_ra, row.footprint_dec)
+            )
+            cap = (*map(float, sphere.from_vector(axis)), float(radius))
+            _insert_overlaps(connection, "failed_ccd_patches", row, cap, tracts)
         return
     vectors = sphere.to_vector(row.footprint_ra, row.footprint_dec)
     axis, radius = polygon.bounding_cap(vectors)
@@ -316,14 +325,26 @@ def _insert_ccd(
     outline = json.dumps(list(zip(row.footprint_ra, row.footprint_dec, strict=True)))
     connection.execute(_INSERT["ccds"], (key, *copied, ra, dec, outline))
     connection.execute(_INSERT["ccd_boxes"], (key, *_vector_box(vectors, float(radius))))
+    _insert_overlaps(connection, "ccd_patches", row, (ra, dec, float(radius)), tracts)
+
+
+def _insert_overlaps(
+    connection: sqlite3.Connection,
+    table: str,
+    row: CcdRow,
+    cap: tuple[float, float, float],
+    tracts: SkyMap | Sequence[Tract],
+) -> None:
+    """Insert the overlaps of a footprint, inside a circle (ra, dec, radius), with patches."""
+    key = _ccd_key(row.exposure, row.ccd)
     if isinstance(tracts, SkyMap):
-        tracts = [tracts.tract(i) for i in tracts.tracts_near(ra, dec, float(radius))]
+        tracts = [tracts.tract(i) for i in tracts.tracts_near(*cap)]
     for tract in tracts:
         overlaps = tract.patch_overlaps(row.footprint_ra, row.footprint_dec)
         if overlaps:
             _insert_tract(connection, tract)
         connection.executemany(
-            _INSERT["ccd_patches"],
+            _INSERT[table],
             [(tract.id, patch, key, *fractions) for patch, *fractions in overlaps],
         )
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -48,6 +49,8 @@ class Selection:
 
     selected: list[CcdOverlap]
     rejected: list[Rejection]
+    failed: list[Rejection]
+    """CCDs that would cover the patch, and have no calexp or are left out with their exposure."""
 
 
 class CornerDatabase:
@@ -181,8 +184,18 @@ class CornerDatabase:
             If the database has no such patch.
         """
         self._require_patch(tract, patch)
+        return self._overlaps("ccd_patches", tract, patch, band)
+
+    def _overlaps(
+        self,
+        table: Literal["ccd_patches", "failed_ccd_patches"],
+        tract: int,
+        patch: str,
+        band: str | None,
+    ) -> list[CcdOverlap]:
+        """Return the CCDs that a table of overlaps has on a patch."""
         rows = self.query(
-            "SELECT * FROM ccd_patches JOIN ccds USING (ccd_key)"
+            f"SELECT * FROM {table} JOIN ccds USING (ccd_key)"  # noqa: S608 - a name of the schema
             " WHERE tract = ? AND patch = ? AND (? IS NULL OR band = ?) ORDER BY exposure, ccd",
             (tract, patch, band, band),
         )
@@ -201,7 +214,7 @@ class CornerDatabase:
         Returns
         -------
         Selection
-            Both lists by exposure and CCD.
+            All lists by exposure and CCD.
 
         Raises
         ------
@@ -209,13 +222,16 @@ class CornerDatabase:
             If the database has no such patch.
         """
         medians = self.band_medians(band)
-        selection = Selection([], [])
+        selection = Selection([], [], [])
         for overlap in self.query_patch(tract, patch, band):
             reasons = reasons_against(overlap.ccd, settings, medians)
             if reasons:
                 selection.rejected.append(Rejection(overlap, reasons))
             else:
                 selection.selected.append(overlap)
+        for overlap in self._overlaps("failed_ccd_patches", tract, patch, band):
+            reasons = reasons_against(overlap.ccd, settings, medians)
+            selection.failed.append(Rejection(overlap, reasons))
         return selection
 
     def band_medians(self, band: str) -> BandMedians:

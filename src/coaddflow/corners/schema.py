@@ -16,7 +16,7 @@ from coaddflow.errors import InputError
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.tables.paths import SURVEY_CORNERS, TRACT_CORNERS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Stands in the file as ``PRAGMA user_version``."""
 
 APPLICATION_ID = 0x63664342
@@ -207,9 +207,29 @@ TABLES = (
             "FOREIGN KEY (ccd_key) REFERENCES ccds (ccd_key) ON DELETE CASCADE",
         ),
     ),
+    Table(
+        "failed_ccd_patches",
+        "Where failed CCDs would lie: those of exposures that were left out by their fitted WCS, "
+        "others as the tables of exposures predict.",
+        (
+            Column("tract", "INTEGER NOT NULL", "The tract."),
+            Column("patch", "TEXT NOT NULL", "The patch."),
+            Column("ccd_key", "INTEGER NOT NULL", "The CCD."),
+            Column("patch_fraction", "REAL NOT NULL", "As in `ccd_patches`."),
+            Column("ccd_fraction", "REAL NOT NULL", "As in `ccd_patches`."),
+        ),
+        (
+            "PRIMARY KEY (tract, patch, ccd_key)",
+            "FOREIGN KEY (tract) REFERENCES tracts (tract)",
+            "FOREIGN KEY (ccd_key) REFERENCES ccds (ccd_key) ON DELETE CASCADE",
+        ),
+    ),
 )
 
-INDEXES = ("CREATE INDEX ccd_patches_of_ccd ON ccd_patches (ccd_key)",)
+INDEXES = (
+    "CREATE INDEX ccd_patches_of_ccd ON ccd_patches (ccd_key)",
+    "CREATE INDEX failed_ccd_patches_of_ccd ON failed_ccd_patches (ccd_key)",
+)
 
 VIEWS = (
     View(
@@ -279,6 +299,11 @@ EXAMPLES = (
         "  AND z BETWEEN z_min AND z_max;",
     ),
     ("Why did CCDs fail?", "SELECT reason, count(*) FROM v_failed GROUP BY reason;"),
+    (
+        "Which CCDs does a patch lack?",
+        "SELECT exposure, ccd, reason FROM failed_ccd_patches JOIN ccds USING (ccd_key)\n"
+        "WHERE tract = 9813 AND patch = '4_4' AND band = 'i';",
+    ),
 )
 
 STATEMENTS = (*(table.sql for table in TABLES), *INDEXES, *(view.sql for view in VIEWS))

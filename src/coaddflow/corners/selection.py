@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coaddflow.errors import OF_EXPOSURE
 from coaddflow.image.masked_image import flux_scale
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.tables.manifest import CcdRow
@@ -101,6 +102,11 @@ _CUTS = (
 )
 
 
+def _of_exposure(row: CcdRow) -> str:
+    """Return why the exposure of a CCD is left out, for one that did not fail by itself."""
+    return f" ({row.message})" if row.reason in OF_EXPOSURE else ""
+
+
 def reasons_against(
     row: CcdRow, settings: SelectionSettings, medians: BandMedians | None = None
 ) -> tuple[str, ...]:
@@ -121,7 +127,7 @@ def reasons_against(
         Such as ``"seeing 1.93 > 1.8 arcsec"``.
     """
     if row.state == "failed":
-        return (f"failed: {row.reason}",)
+        return (f"failed: {row.reason}{_of_exposure(row)}",)
     return tuple(cuts_against(row, settings, medians or BandMedians()).values())
 
 

@@ -39,7 +39,7 @@ from coaddflow.calexp.job import (
 from coaddflow.calexp.model import CcdId, MeasuredCcd
 from coaddflow.calib.frames import read_calibs
 from coaddflow.errors import InputError, working_on
-from coaddflow.exposure.gather import make_manifest
+from coaddflow.exposure.gather import Planned, make_manifest
 from coaddflow.exposure.solution import (
     CcdAstrometry,
     CcdSolution,
@@ -58,6 +58,7 @@ from coaddflow.settings import Settings, load_settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.tables.paths import ROW
+from coaddflow.tables.verdict import PASSES
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,7 +141,8 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
     spec : mapping
         Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
         (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
-        of each; ``config``: the settings, and ``sections``: those that make a calexp.
+        of each; ``config``: the settings, and ``sections``: those that make a calexp;
+        ``verdict``: see `gather.make_manifest`.
 
     Raises
     ------
@@ -160,14 +162,10 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
         "%d CCDs in %.1f s; %d workers busy %.0f %% of it",
         *(len(rows), seconds, workers, 100 * pool.busy / seconds / max(workers, 1)),
     )
-    make_manifest(
-        spec["manifest"],
-        rows,
-        settings.calexp.max_failed_fraction,
-        task.exposure,
-        task.camera,
-        settings.prediction.margin,
-    )
+    planned = None
+    if task.exposure is not None:
+        planned = Planned(task.exposure, task.camera, settings.prediction.margin)
+    make_manifest(spec["manifest"], rows, settings.calexp, planned, spec.get("verdict", PASSES))
 
 
 def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
@@ -226,7 +224,7 @@ def _solve_and_finish(
     with working_on(f"exposure {task.exposure.exposure}"):
         solutions = solve_ccds(task.exposure, task.camera, summaries, task.settings)
     for ccd, failure in solutions.failures.items():
-        ended[ccd] = row_of_failure(CcdId.of(task.exposure, ccd), task.files[ccd], failure)
+        ended[ccd] = row_of_failure(task.exposure, ccd, task.files[ccd], task.camera, failure)
         rounds.leave(ccd)
     pool.broadcast(sky=solutions.sky)
     _round(rounds, _finish_ccd, ended, {ccd: (ccd, solutions.ccds[ccd]) for ccd in rounds.keys})
@@ -255,7 +253,7 @@ def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> A
     """Do a step of a CCD; of one that fails nothing is kept."""
     task: ExposureTask = worker.constants["task"]
     row = task.exposure or task.images[ccd]
-    result = result_or_failed_row(CcdId.of(row, ccd), task.files[ccd], lambda: step(task))
+    result = result_or_failed_row(row, ccd, task.files[ccd], task.camera, lambda: step(task))
     if _is_row(result):
         worker.state.clear()
     return result

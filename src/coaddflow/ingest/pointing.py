@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 from coaddflow.geometry import sphere
 from coaddflow.instrument.camera import Camera
 from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow
+from coaddflow.tables.pointings import Angles
+
+MAX_MISFIT = 0.05
+"""Largest rms between predicted and fitted outlines, as part of their extent."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Pointing:
     """Rms distance of the outlines from their centre, arcsec: what `rms` compares with."""
     shift: float
     """Distance of the pointing from the one assumed before, arcsec."""
+
+    @property
+    def angles(self) -> Angles:
+        """The pointing, as tables have it."""
+        return Angles(self.ra, self.dec, self.rotation).rounded()
 
 
 def fit_pointing(
@@ -78,6 +87,57 @@ def fit_pointing(
         rms=_arcsec_rms(before @ turn.T - after),
         extent=_arcsec_rms(after - after.mean(axis=0)),
         shift=float(sphere.separation(ra, dec, new_ra, new_dec) * 3600.0),
+    )
+
+
+def fit_without_strays(
+    rows: Sequence[CcdRow], camera: Camera, ra: float, dec: float, rotation: float
+) -> tuple[Pointing, list[CcdRow]]:
+    """Fit the pointing without CCDs whose fitted footprint does not agree with the others.
+
+    Parameters
+    ----------
+    rows, camera, ra, dec, rotation
+        See `fit_pointing`.
+
+    Returns
+    -------
+    pointing : Pointing
+        Fitted to the CCDs that agree; to all if less than half of them do.
+    strays : list of CcdRow
+        The others: their WCS is wrong. None if less than half agree.
+    """
+    first = fit_pointing(rows, camera, ra, dec, rotation)
+    kept, strays, found = list(rows), [], first
+    while len(kept) > 2:
+        limit = MAX_MISFIT * found.extent
+        errors = [_distance(row, camera, found) for row in kept]
+        worst = int(np.argmax(errors))
+        # of the whole field: a CCD alone is small
+        if errors[worst] <= limit:
+            return found, strays
+        strays.append(kept.pop(worst))
+        if 2 * len(kept) <= len(rows):
+            break
+        found = fit_pointing(kept, camera, ra, dec, rotation)
+    return (found, strays) if not misfit(found) and 2 * len(kept) > len(rows) else (first, [])
+
+
+def _distance(row: CcdRow, camera: Camera, pointing: Pointing) -> float:
+    """Return the rms distance of a fitted footprint from its place at a pointing, arcsec."""
+    angles = pointing.ra, pointing.dec, pointing.rotation
+    expected = camera.footprint(camera.detector(row.ccd), *angles, FOOTPRINT_POINTS_PER_EDGE)
+    fitted = sphere.to_vector(row.footprint_ra, row.footprint_dec)
+    return _arcsec_rms(sphere.to_vector(*expected) - fitted)
+
+
+def misfit(pointing: Pointing, max_misfit: float = MAX_MISFIT) -> str | None:
+    """Return why the camera file, and not the pointing, is at fault; None if it is not."""
+    if pointing.rms <= max_misfit * pointing.extent:
+        return None
+    return (
+        f"predicted and fitted outlines differ by {pointing.rms:.0f} arcsec at the best "
+        "pointing: check scale, parity and positions in the camera file"
     )
 
 

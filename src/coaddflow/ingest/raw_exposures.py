@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from coaddflow.errors import InputError
+from coaddflow.errors import OF_EXPOSURE, InputError
 from coaddflow.image.fits_hdus import HduHeader
-from coaddflow.ingest.pointing import Pointing, fit_pointing
+from coaddflow.ingest.pointing import MAX_MISFIT, Pointing, fit_pointing, misfit
 from coaddflow.instrument.camera import Amplifier, Camera, Detector
 from coaddflow.instrument.file_layout import file_template
 from coaddflow.instrument.header_values import (
@@ -50,6 +50,7 @@ from coaddflow.tables.exposures import (
     write_exposures,
 )
 from coaddflow.tables.manifest import CcdRow, read_manifest, read_row
+from coaddflow.tables.verdict import read_verdict
 
 _CAMERA_KEY = "camera key header."
 
@@ -310,13 +311,13 @@ def repoint(
     table: str | Path,
     results: str | Path,
     camera: Camera,
-    max_misfit: float = 0.05,
+    max_misfit: float = MAX_MISFIT,
     also_passed: bool = False,
 ) -> tuple[dict[str, Pointing], list[Skip]]:
     """Correct the pointings of an exposure table by those of the fitted CCDs.
 
-    Exposures that have a manifest passed with the pointing that they have, and keep it: another one
-    would redo them and their dependents.
+    Exposures that passed did so with the pointing that they have, and keep it: another one would
+    redo them and their dependents.
 
     Parameters
     ----------
@@ -326,7 +327,7 @@ def repoint(
         Largest rms between predicted and fitted outlines, as part of their extent; where it is
         larger, the camera file (scale, parity, positions) is at fault and not the pointing.
     also_passed : bool
-        Correct exposures that have a manifest too.
+        Correct exposures that passed too.
 
     Returns
     -------
@@ -341,10 +342,7 @@ def repoint(
     old = read_exposures(table)
     for row in with_progress(old, "reading manifests"):
         rows.append(row)
-        if row.kind != "science" or (
-            not also_passed
-            and _product(paths.MANIFEST, Path(results), exposure=row.exposure).is_file()
-        ):
+        if row.kind != "science" or (not also_passed and _has_passed(row, Path(results))):
             continue
         fitted = fitted_rows(row.exposure, Path(results))
         if not fitted:
@@ -352,18 +350,12 @@ def repoint(
             skipped.append(Skip(row.exposure, "not_fitted", message))
             continue
         found = fit_pointing(fitted, camera, row.ra, row.dec, row.rotation)
-        if found.rms > max_misfit * found.extent:
-            message = (
-                f"predicted and fitted outlines differ by {found.rms:.0f} arcsec at the best "
-                "pointing: check scale, parity and positions in the camera file"
-            )
+        message = misfit(found, max_misfit)
+        if message is not None:
             skipped.append(Skip(row.exposure, "camera_does_not_fit", message))
             continue
         pointings[row.exposure] = found
-        # rounded to 0.04 milliarcseconds
-        pointing = {"ra": round(found.ra, 8) % 360.0, "dec": round(found.dec, 8)}
-        pointing["rotation"] = round(found.rotation, 6) % 360.0
-        rows[-1] = row.model_copy(update=pointing)
+        rows[-1] = row.model_copy(update=found.angles._asdict())
     write_exposures(table, rows)
     return pointings, skipped
 
@@ -374,18 +366,28 @@ def _product(template: str, results: Path, **wildcards: str) -> Path:
     return folder / Path(template.format(**wildcards)).relative_to(paths.RESULTS)
 
 
-def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
-    """Return the done CCDs of an exposure, from its manifest or else from its CCDs' own rows.
+def _has_passed(row: ExposureRow, results: Path) -> bool:
+    """Return whether an exposure has a manifest, and is not left out."""
+    manifest = _product(paths.MANIFEST, results, exposure=row.exposure)
+    return manifest.is_file() and not read_verdict(manifest).cause
 
-    An exposure whose CCDs fell outside their prediction has no manifest: its job failed.
+
+def fitted_rows(exposure: str, results: Path) -> list[CcdRow]:
+    """Return the CCDs of an exposure that have a fitted footprint.
+
+    They are in its manifest, also if it was left out; if its job failed, in the table of its
+    failure; or else in the rows of its CCDs.
     """
     manifest = _product(paths.MANIFEST, results, exposure=exposure)
-    if manifest.is_file():
-        rows = read_manifest(manifest)
+    for table in (manifest, manifest.with_suffix(".failed.ecsv")):
+        if table.is_file():
+            rows = read_manifest(table)
+            break
     else:
         single = _product(paths.ROW, results, exposure=exposure, ccd="*")
         rows = [read_row(path) for path in sorted(single.parent.glob(single.name))]
-    return [row for row in rows if row.state == "done" and row.footprint_ra]
+    fitted = (row for row in rows if row.state == "done" or row.reason in OF_EXPOSURE)
+    return [row for row in fitted if row.footprint_ra]
 
 
 def files_in(sources: Iterable[str | Path]) -> list[Path]:

@@ -98,8 +98,8 @@ def check_footprint_within_prediction(
         f"exposure {exposure.exposure}: {which} as fitted lies {off} outside the field that its "
         f"header predicts, more than the margin of {margin:g} degrees; the tracts and patches "
         "that it touches may not have been planned",
-        remedy="correct the pointing of this exposure in the exposure table (ingest it again "
-        "with the fitted pointing), or raise prediction.margin",
+        remedy="correct the pointing of this exposure in the exposure table, or raise "
+        "prediction.margin",
     )
 
 

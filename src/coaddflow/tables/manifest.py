@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from coaddflow.errors import InputError
+from coaddflow.errors import OF_EXPOSURE, InputError
 from coaddflow.files import atomic_path
 from coaddflow.tables import ecsv
 
@@ -44,7 +44,8 @@ class CcdRow(BaseModel):
     footprint_ra: list[float] = Field(
         default_factory=list,
         description="Vertices of the outline from the fitted WCS, 8 on each edge, beginning at "
-        "pixel (-0.5, -0.5) along the first row; degrees.",
+        "pixel (-0.5, -0.5) along the first row; degrees. Of a failed CCD: the outline that the "
+        "table of exposures predicts.",
     )
     footprint_dec: list[float] = Field(default_factory=list, description="Likewise; degrees.")
     n_sources: int | None = _measured("Detected sources.")
@@ -149,9 +150,13 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
 
 
 def failed_fraction(manifest: str | Path) -> float:
-    """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet."""
+    """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet.
+
+    CCDs that are only left out with their exposure do not count.
+    """
     ccds = (ccd_states(manifest) or {}).values()
-    return sum(ccd.state == "failed" for ccd in ccds) / len(ccds) if ccds else 0.0
+    failed = sum(ccd.state == "failed" and ccd.reason not in OF_EXPOSURE for ccd in ccds)
+    return failed / len(ccds) if ccds else 0.0
 
 
 def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:

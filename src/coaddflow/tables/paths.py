@@ -3,6 +3,8 @@
 Templates: the rules take them as they are, ``CALEXP.format(exposure="1001", ccd=3)`` names a file.
 """
 
+from pathlib import Path
+
 RESULTS = "results"
 LOGS = "logs"
 
@@ -11,11 +13,26 @@ CALIB_KINDS = ("bias", "dark", "flat", "defects")
 
 CALIB = "results/calibs/{kind}/{ccd}.fits"
 FLAT = "results/calibs/flat/{band}/{ccd}.fits"
+DEFECTS = "results/calibs/defects/{band}/{ccd}.fits"
+"""Bad pixels of the flat of a band, and of the dark; one from the night sky is a `CALIB`."""
 
 CALEXP = "results/calexp/{exposure}/{ccd}.fits"
 SOURCES = "results/calexp/{exposure}/{ccd}_sources.fits"
 ROW = "results/calexp/{exposure}/{ccd}.json"
 MANIFEST = "results/summary/{exposure}.ecsv"
+POINTINGS = "results/pointings"
+
+
+def sources_path(calexp: str | Path) -> str:
+    """Return the catalogue of the sources of a calexp."""
+    path = Path(calexp)
+    return str(path.with_name(f"{path.stem}_sources.fits"))
+
+
+def set_aside_path(path: str | Path) -> str:
+    """Return where a calexp (or its sources) is that is not used because its exposure is not."""
+    return str(Path(path).parent / "left_out" / Path(path).name)
+
 
 TRACT_CORNERS = "results/corners/{band}/{tract}.sqlite"
 SURVEY_CORNERS = "results/corners.sqlite"

@@ -9,11 +9,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow import needs
 from coaddflow.workflow.needs import Needs
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import STAGES, Stage, calib_stage
+from coaddflow.workflow.stages import CALIB_STAGES, STAGES, Stage
 
 START_CPU_SECONDS = 1.8
 """CPU time of Python and its libraries, for each step of a job and each worker."""
@@ -118,10 +117,6 @@ _KINDS = {"calibs": "calibration", "exposure": "exposure", "tract": "tract"}
 """Kinds of jobs, by how the names of their groups begin."""
 
 
-_CALIB_KINDS = {calib_stage(kind): kind for kind in CALIB_KINDS}
-"""Kinds of calibration frames, by the stage that makes them."""
-
-
 def kind_of(group: str) -> str:
     """Return the kind of a job, from the name of its group, or of its stage if it has none."""
     return _KINDS.get(group.partition("_")[0], "survey")
@@ -168,9 +163,9 @@ def _level(stage: Stage, plan: Plan) -> int:
 def _before(stage: Stage, plan: Plan) -> list[Stage]:
     """Return the stages of a plan whose products a step takes, of those that may be in its job."""
     before = stage.after
-    if stage.name in _CALIB_KINDS:
-        sources = needs.calib_sources(plan, _CALIB_KINDS[stage.name])
-        before = tuple(map(calib_stage, sources))
+    if stage.name in CALIB_STAGES:
+        sources = needs.calib_sources(plan, CALIB_STAGES[stage.name])
+        before = tuple(f"master_{kind}" for kind in sources)
     return [STAGES[name] for name in before if _has_jobs(STAGES[name], plan)]
 
 

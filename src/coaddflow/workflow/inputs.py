@@ -41,10 +41,14 @@ class Inputs:
         return {"raw": self._frames("flat", wildcards)} | self._calibs(wildcards, "bias", "dark")
 
     def defects(self, wildcards: Any) -> dict[str, Any]:
-        """Return what the map of bad pixels of a CCD is made from."""
-        if self.plan.settings.calibs.defects.source != "night_sky":
-            flats = self.plan.flats_of(int(wildcards.ccd))
-            return self._calibs(wildcards, "dark") | {"flats": flats}
+        """Return what the map of bad pixels of a CCD is made from, in the band of its flat.
+
+        The flats of other bands have no part in it: a band that is added redoes no other.
+        """
+        return self._calibs(wildcards, "dark", "flat")
+
+    def night_sky_defects(self, wildcards: Any) -> dict[str, Any]:
+        """Return what the map of bad pixels of a CCD from the night sky is made from."""
         if self.plan.defects_from_dark:
             return self._calibs(wildcards, "dark")
         return {"raw": self._frames("defects", wildcards)} | self._calibs(wildcards, "bias")

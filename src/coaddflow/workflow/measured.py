@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.cost import kind_of
 from coaddflow.workflow.needs import SNAKEMAKE_MB
-from coaddflow.workflow.stages import STAGES, calib_stage
+from coaddflow.workflow.stages import CALIB_STAGES, STAGES
 
 ROOM = 1.3
 """Memory that is suggested over what was measured."""
@@ -54,7 +53,7 @@ def measured(folder: str | Path, asked: Mapping[str, int] | None = None) -> list
     for path in sorted(Path(folder).rglob("*.tsv")):
         parts = path.relative_to(folder).parts
         name = parts[1] if parts[0] == "calibs" else parts[0]
-        rule = calib_stage(name) if name in CALIB_KINDS else name
+        rule = f"master_{name}" if f"master_{name}" in CALIB_STAGES else name
         with path.open(encoding="ascii", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
                 rows.setdefault(rule, []).append(

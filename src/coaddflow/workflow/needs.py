@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from coaddflow.runtime import resources
-from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import Stage, calib_stage
+from coaddflow.workflow.stages import CALIB_STAGES, Stage
 
 SNAKEMAKE_MB = 300
 """The two Snakemakes in each job of a cluster."""
@@ -131,10 +130,7 @@ def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
     sources = calib_sources(plan, kind)
     n_files = 0 if sources == ("dark",) else len(plan.calib_frames(kind, band))
     for source in sources:
-        if source == "flat":
-            n_files += len(plan.flats_of(ccd))
-        else:
-            n_files += plan.calib_product(source, ccd, band or plan.bands[0]) is not None
+        n_files += plan.calib_product(source, ccd, band or plan.bands[0]) is not None
     return n_files
 
 
@@ -307,7 +303,7 @@ def of_depth(plan: Plan, names: Names) -> Needs:
 
 
 OF_STAGE: Mapping[str, Callable[..., Needs]] = {
-    **{calib_stage(kind): partial(_of_calib, kind) for kind in CALIB_KINDS},
+    **{name: partial(_of_calib, kind) for name, kind in CALIB_STAGES.items()},
     "calexp": of_ccd,
     "calibrated": of_ccd,
     "manifest": of_manifest,

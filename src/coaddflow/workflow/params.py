@@ -10,13 +10,15 @@ dependents.
 import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import failed_fraction
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.tables.verdict import key_of_today, read_verdict
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import STAGES
+from coaddflow.workflow.stages import CALIB_STAGES, STAGES
 
 
 class Params:
@@ -36,7 +38,7 @@ class Params:
     def master(self, name: str) -> dict[str, Any]:
         """Return `made_by` of a stage of calibration frames: only what makes this kind of them."""
         made_by = self.made_by(name)
-        kind, calibs = name.removeprefix("master_"), made_by["settings"].get("calibs", {})
+        kind, calibs = CALIB_STAGES[name], made_by["settings"].get("calibs", {})
         others = {*CALIB_KINDS} - {kind}
         if getattr(self.plan.settings.calibs, kind).source != "night_sky":
             others.add("night_sky")
@@ -137,12 +139,20 @@ class Params:
         return self.plan.patches_of(wildcards.band, int(wildcards.tract))
 
     def verdict(self, wildcards: Any) -> str:
-        """Return whether an exposure that has passed would fail by the settings of today.
+        """Return a key that changes when an exposure would be judged otherwise by today's settings.
 
         `calexp.max_failed_fraction` is not in the params of the gather job itself: raising it, to
         let one exposure pass, must not redo all others with all their dependents. Lowering it
         must fail those that now have too many failures, and no others.
         """
         manifest = paths.MANIFEST.format(exposure=wildcards.exposure)
-        limit = self.plan.settings.calexp.max_failed_fraction
-        return "fails" if failed_fraction(manifest) > limit else "passes"
+        settings, known = self.plan.settings, read_verdict(manifest)
+        if not Path(manifest).exists():
+            return known.key
+        return key_of_today(
+            known,
+            failed_fraction(manifest),
+            settings.calexp.max_failed_fraction,
+            settings.prediction.margin,
+            settings.calexp.on_failed_exposure == "stop",
+        )

@@ -19,6 +19,7 @@ from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.tables.pointings import Correction, corrected
 from coaddflow.workflow.names import unmatched_ccds, unmatched_names
 from coaddflow.workflow.plan_cache import PLAN_CACHE, cached
 
@@ -47,7 +48,8 @@ class Plan:
     """The settings of the run."""
     science: Mapping[str, ExposureRow]
     calibration: Mapping[str, ExposureRow]
-    """Raw exposures by id: those on the sky that are used, and bias, dark and flat frames."""
+    """Raw exposures by id: those on the sky that are used; bias, dark and flat frames, and those on
+    the sky that are used for calibration frames alone."""
     images: Mapping[str, Mapping[int, ImageRow]]
     """Images calibrated elsewhere: exposure id, CCD."""
     ccds: Mapping[int, CcdPlan]
@@ -58,6 +60,8 @@ class Plan:
     """Patches that an exposure can touch: exposure id, tract."""
     crosstalk: str = ""
     """Checksum of what the camera file says about crosstalk between CCDs."""
+    pointings: Mapping[str, Correction] = dataclasses.field(default_factory=dict)
+    """Exposures whose pointing is not that of the table, but one fitted in an earlier run."""
 
     @functools.cached_property
     def exposures(self) -> list[str]:
@@ -146,7 +150,10 @@ class Plan:
         """
         settings = getattr(self.settings.calibs, kind)
         if settings.source == "night_sky":
-            rows = [row for row in self.science.values() if band in (None, row.band)]
+            # named ones are used also if their band is not
+            rows = [*self.science.values(), *self.calibration.values()]
+            rows = [row for row in rows if row.kind == "science" and band in (None, row.band)]
+            rows.sort(key=lambda row: (row.mjd, row.exposure))
         elif settings.source == "frames" and kind != "defects":
             rows = [row for row in self.calibration.values() if row.kind == kind]
             rows = [row for row in rows if kind != "flat" or row.band == band]
@@ -162,13 +169,15 @@ class Plan:
         if settings.source == "given":
             return settings.path.replace("{ccd}", str(ccd)).replace("{band}", band)
         if kind == "defects" and settings.source == "frames":
-            made = self.calib_product("dark", ccd, band) or self.flats_of(ccd)
+            made = self.calibs_of(ccd, band, "dark", "flat")
         else:
             made = self.calib_frames(kind, band if kind == "flat" else None)
         if not made:
             return None
         if kind == "flat":
             return paths.FLAT.format(band=band, ccd=ccd)
+        if kind == "defects" and settings.source == "frames":
+            return paths.DEFECTS.format(band=band, ccd=ccd)
         return paths.CALIB.format(kind=kind, ccd=ccd)
 
     def calibs_of(self, ccd: int, band: str, *kinds: str) -> dict[str, str]:
@@ -181,11 +190,6 @@ class Plan:
         """Whether defects of the night sky are found on a dark that was made from it."""
         calibs = self.settings.calibs
         return calibs.dark.source == "night_sky" and calibs.defects.exposures is None
-
-    def flats_of(self, ccd: int) -> list[str]:
-        """Return the flats of a CCD in all bands that have one."""
-        flats = [self.calib_product("flat", ccd, band) for band in self.bands]
-        return [flat for flat in flats if flat is not None]
 
     def check(self) -> None:
         """Raise InputError for what would stop every CCD of a band, or every coadd."""
@@ -247,7 +251,9 @@ class Plan:
         return row | {name: _as_given(path, table) for name, path in files.items()}
 
 
-def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan:
+def make_plan(
+    settings: Settings, cache: str | Path | None = PLAN_CACHE, is_job: bool = False
+) -> Plan:
     """Work out what there is to do.
 
     Parameters
@@ -256,6 +262,8 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
         The settings of the run; paths in them are relative to the working folder.
     cache : str or Path, optional
         Where to keep what takes time; None: nowhere.
+    is_job : bool
+        This process is a job of a run, and plans as the run did (`tables.pointings`).
 
     Raises
     ------
@@ -280,6 +288,8 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
             path=settings.exposures or settings.calibrated.table,
             remedy="check the settings bands and exclude, and the kinds in the table",
         )
+    rows, pointings = corrected(science.values(), with_new=not is_job)
+    science = {row.exposure: row for row in rows}
     worked_out = cached(settings, science, images, cache)
     _refuse(unmatched_ccds(settings, image_rows, worked_out["camera_ccds"]))
     return Plan(
@@ -293,6 +303,7 @@ def make_plan(settings: Settings, cache: str | Path | None = PLAN_CACHE) -> Plan
         },
         skymap=SkymapSettings.model_validate(worked_out["skymap"]),
         crosstalk=worked_out["crosstalk"],
+        pointings=pointings,
         overlaps={
             exposure: {int(tract): patches for tract, patches in tracts.items()}
             for exposure, tracts in worked_out["overlaps"].items()
@@ -326,7 +337,15 @@ def _raw_exposures(
     """Return the raw science exposures that are used, and the calibration frames."""
     used = [row for row in rows if row.exposure not in settings.exclude]
     science = [row for row in used if row.kind == "science" and _has_band(settings, row.band)]
-    calibration = [row for row in used if row.kind != "science"]
+    calibs = settings.calibs
+    kinds = [getattr(calibs, kind) for kind in CALIB_KINDS]
+    named = {e for kind in kinds if kind.source == "night_sky" for e in kind.exposures or ()}
+    in_band = {row.exposure for row in science}
+    calibration = [
+        row
+        for row in used
+        if row.kind != "science" or (row.exposure in named and row.exposure not in in_band)
+    ]
     return {row.exposure: row for row in science}, {row.exposure: row for row in calibration}
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from coaddflow.cluster.history import ClusterJob, latest_jobs
+from coaddflow.errors import Reason
 from coaddflow.runtime import log as joblog
-from coaddflow.tables import paths
+from coaddflow.tables import paths, pointings
 from coaddflow.tables.manifest import ccd_states
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.tables.verdict import read_verdict
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_label, job_names
@@ -53,6 +55,11 @@ def notes(plan: Plan) -> list[str]:
             "exposure.crosstalk is switched on, but the camera file has no crosstalk between "
             "CCDs; `coaddflow crosstalk` measures it"
         )
+    if plan.pointings:
+        found.append(
+            f"{_count(len(plan.pointings), 'exposure')} with the pointing that an earlier run "
+            f"fitted, in place of that of {plan.settings.exposures}: {_some(list(plan.pointings))}"
+        )
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
     if off_map:
         found.append(f"{_count(len(off_map), 'exposure')} off the sky map: {_some(off_map)}")
@@ -83,7 +90,7 @@ def interrupted_text(done: int, total: int) -> str:
 
 def success_text(plan: Plan) -> str:
     """Return what there is after a run."""
-    lines = [_ccd_summary(plan)]
+    lines = [_ccd_summary(plan), *_left_out_lines(plan)]
     pictures = [paths.PICTURE.format(tract=tract) for tract in plan.tracts]
     lines += [f"coaddflow: picture {path}" for path in pictures if Path(path).exists()][:10]
     coadds = Path(paths.COADD).parents[2]
@@ -144,6 +151,22 @@ def _ccd_summary(plan: Plan) -> str:
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     failed = f"; {reasons.total()} failed ({why})" if reasons else ""
     return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}"
+
+
+def _left_out_lines(plan: Plan) -> list[str]:
+    """Return which exposures are left out of all coadds, and why."""
+    verdicts = {e: read_verdict(paths.MANIFEST.format(exposure=e)) for e in plan.exposures}
+    messages = [verdict.message for verdict in verdicts.values() if verdict.cause]
+    if not messages:
+        return []
+    lines = [f"coaddflow: {_count(len(messages), 'exposure')} left out of all coadds:"]
+    lines += [f"  {message}" for message in messages[:_LISTED]]
+    lines += [f"  ... and {len(messages) - _LISTED} more"] if len(messages) > _LISTED else []
+    moved = {e for e, v in verdicts.items() if v.cause == Reason.OUTSIDE_PREDICTION}
+    if any(pointings.has_new(exposure) for exposure in moved):
+        lines.append("  run again: those that lie elsewhere then have the pointing that was fitted")
+    lines.append("  `coaddflow status` shows each; one that is mended comes in with the next run")
+    return lines
 
 
 def _count(number: int, what: str) -> str:

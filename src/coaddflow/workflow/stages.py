@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from coaddflow.tables import paths
-from coaddflow.tables.paths import CALIB_KINDS
 
 if TYPE_CHECKING:
     from coaddflow.cluster.history import JobNames
@@ -71,16 +70,20 @@ def _patches(plan: "Plan") -> Iterator[Names]:
                 yield {"band": band, "tract": str(tract), "patch": patch}
 
 
-def _calibration_frames(kind: str) -> Callable[["Plan"], Iterator[Names]]:
-    """Return a function that lists the calibration frames of a kind that a plan makes."""
+def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Names]]:
+    """Return a function that lists the calibration frames of a stage that a plan makes."""
+    has_band = stage in ("master_flat", "defects")
 
     def frames(plan: "Plan") -> Iterator[Names]:
-        if not plan.science or getattr(plan.settings.calibs, kind).source == "given":
+        source = getattr(plan.settings.calibs, kind).source
+        if not plan.science or source == "given":
             return
-        for band in plan.bands if kind == "flat" else plan.bands[:1]:
+        if kind == "defects" and (source == "night_sky") != (stage == "night_sky_defects"):
+            return
+        for band in plan.bands if has_band else plan.bands[:1]:
             for ccd in plan.ccds:
                 if plan.calib_product(kind, ccd, band) is not None:
-                    yield {"ccd": str(ccd)} | ({"band": band} if kind == "flat" else {})
+                    yield {"ccd": str(ccd)} | ({"band": band} if has_band else {})
 
     return frames
 
@@ -216,16 +219,23 @@ _TRACT = "tract_{tract}"
 _CALIBS = "calibs_{ccd}"
 
 
-def calib_stage(kind: str) -> str:
-    """Return the stage that makes the calibration frames of a kind."""
-    return kind if kind == "defects" else f"master_{kind}"
+CALIB_STAGES = {
+    "master_bias": "bias",
+    "master_dark": "dark",
+    "master_flat": "flat",
+    "defects": "defects",
+    "night_sky_defects": "defects",
+}
+"""Kinds of calibration frames, by the stages that make them, in their order."""
+
+_CALIB_PATHS = {"master_flat": paths.FLAT, "defects": paths.DEFECTS}
 
 
-def _master(kind: str) -> Stage:
-    path = paths.FLAT if kind == "flat" else paths.CALIB.replace("{kind}", kind)
+def _master(name: str, kind: str) -> Stage:
+    path = _CALIB_PATHS.get(name, paths.CALIB.replace("{kind}", kind))
     return Stage(
-        calib_stage(kind),
-        (Product(path, _calibration_frames(kind)),),
+        name,
+        (Product(path, _calibration_frames(name, kind)),),
         _CALIB_SECTIONS,
         _RAW,
         group=_CALIBS,
@@ -235,7 +245,7 @@ def _master(kind: str) -> Stage:
 
 
 _ALL = (
-    *map(_master, CALIB_KINDS),
+    *(_master(name, kind) for name, kind in CALIB_STAGES.items()),
     Stage(
         "calexp",
         (
@@ -263,6 +273,7 @@ _ALL = (
         is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
         is_target=False,
         needs_most=True,
+        version=2,
     ),
     Stage(
         "manifest",
@@ -299,12 +310,14 @@ _ALL = (
         (Product(paths.TRACT_CORNERS, _bands_of_tracts, "corner databases"),),
         reads=("skymap",),
         group=_TRACT,
+        version=2,
     ),
     Stage(
         "survey_corners",
         (Product(paths.SURVEY_CORNERS, _survey, "corner databases"),),
         ("prediction",),
         ("skymap",),
+        version=2,
     ),
     Stage(
         "warp",
@@ -323,6 +336,7 @@ _ALL = (
         is_planned=_patch_by_patch,
         needs_most=True,
         after=("tract_corners", "warp"),
+        version=2,
     ),
     Stage(
         "tract",

@@ -17,6 +17,8 @@ from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import ccd_states
+from coaddflow.tables.pointings import has_new
+from coaddflow.tables.verdict import read_verdict
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, promises_by_label
@@ -24,7 +26,7 @@ from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, p
 State = Literal["done", "failed", "missing"]
 _STATES: tuple[State, ...] = get_args(State)
 
-ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING = 0, 1, 3
+ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING, TOO_MANY_LEFT_OUT = 0, 1, 3, 4
 """Exit codes of `coaddflow status` (2 is for wrong usage and unusable input)."""
 
 _LISTED = 20
@@ -61,6 +63,8 @@ class ExposureStatus:
     """Why the manifest is not written, where a log tells."""
     job: ClusterJob | None = None
     """The last job of the cluster that was to make it, if that did not end well."""
+    left_out: str = ""
+    """Why it is left out of all coadds as a whole; empty: it is not."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -97,20 +101,32 @@ class SurveyStatus:
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
     """Jobs of the cluster for other things (calibration frames, tracts) whose products are not all
     there."""
-    left_out: tuple[str, ...] = ()
+    not_coadded: tuple[str, ...] = ()
     """What the selection left out of the coadds of each band and tract, and which have no data."""
+    max_left_out_fraction: float = 1.0
+    """Setting `calexp.max_left_out_fraction`."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
         return sum(exposure.count(state) for exposure in self.exposures)
 
     @property
+    def left_out(self) -> list[ExposureStatus]:
+        """The exposures that are left out of all coadds."""
+        return [exposure for exposure in self.exposures if exposure.left_out]
+
+    @property
     def exit_code(self) -> int:
-        """0: all done; 1: all ran, but some CCDs failed; 3: CCDs, coadds or others are missing."""
+        """0: all done; 1: all ran, but some CCDs failed; 3: CCDs, coadds or others are missing.
+
+        4: nothing is missing, but more exposures are left out than the settings allow.
+        """
         if self.count("missing") or not all(exposure.manifest for exposure in self.exposures):
             return SOMETHING_MISSING
         if any(kind.missing for kind in self.products):
             return SOMETHING_MISSING
+        if len(self.left_out) > self.max_left_out_fraction * len(self.exposures):
+            return TOO_MANY_LEFT_OUT
         return SOMETHING_FAILED if self.count("failed") else ALL_DONE
 
 
@@ -155,7 +171,13 @@ def survey_status(
         for job in jobs.values()
         if not job.unit.startswith("exposure_") and job.outcome != "done" and job.unit in unfinished
     ]
-    return SurveyStatus(exposures, products, tuple(others), tuple(left_out_lines(plan, results)))
+    return SurveyStatus(
+        exposures,
+        products,
+        tuple(others),
+        tuple(left_out_lines(plan, results)),
+        plan.settings.calexp.max_left_out_fraction,
+    )
 
 
 class _Folders:
@@ -209,7 +231,17 @@ def _exposure_status(
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
-    return ExposureStatus(exposure, plan.band_of(exposure), tuple(ccds), written, note, job)
+    left_out = _left_out(results / "summary" / f"{exposure}.ecsv") if written else ""
+    band = plan.band_of(exposure)
+    return ExposureStatus(exposure, band, tuple(ccds), written, note, job, left_out)
+
+
+def _left_out(manifest: Path) -> str:
+    """Return why an exposure is left out, and what mends it."""
+    verdict = read_verdict(manifest)
+    if verdict.cause and has_new(manifest.stem, manifest.parent.with_name("pointings")):
+        return f"{verdict.message}; the next run uses the fitted pointing"
+    return verdict.message if verdict.cause else ""
 
 
 def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
@@ -269,8 +301,8 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         *_failure_lines(status, limit),
         *_product_lines(status.products, limit),
         *_job_lines(status.jobs, limit),
-        *status.left_out[:limit],
-        *_rest(len(status.left_out), limit, "bands of tracts with CCDs that are left out"),
+        *status.not_coadded[:limit],
+        *_rest(len(status.not_coadded), limit, "bands of tracts with CCDs that are left out"),
     ]
     n_done = sum(exposure.is_done for exposure in status.exposures)
     lines.append(
@@ -278,6 +310,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         f"{sum(len(e.ccds) for e in status.exposures)} CCDs: {status.count('done')} done, "
         f"{status.count('failed')} failed, {status.count('missing')} missing"
     )
+    lines += _left_out_lines(status)
     counts = [
         f"{kind.planned - len(kind.missing)} of {kind.planned} {kind.kind}"
         for kind in status.products
@@ -295,13 +328,24 @@ def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> l
     for exposure in exposures[:limit]:
         counts = [exposure.count(state) for state in _STATES]
         refused = "  no manifest" if exposure.note and not exposure.manifest else ""
+        refused = "  left out" if exposure.left_out else refused
         lines.append(
             f"{exposure.exposure:<{width}} {exposure.band:<6} {counts[0]:>5} {counts[1]:>6} "
             f"{counts[2]:>7}{refused}"
         )
-        lines += [f"  {exposure.note}"] if refused else []
+        lines += [f"  {exposure.left_out or exposure.note}"] if refused else []
         lines += [f"  {exposure.job.explanation}"] if exposure.job else []
     return [*lines, *_rest(len(exposures), limit, "exposures"), ""]
+
+
+def _left_out_lines(status: SurveyStatus) -> list[str]:
+    """Return how many exposures are left out, and whether that is too many."""
+    n, limit = len(status.left_out), status.max_left_out_fraction
+    if not n:
+        return []
+    too_many = n > limit * len(status.exposures)
+    more = f", more than calexp.max_left_out_fraction = {limit:g} allows" if too_many else ""
+    return [f"{n} of {len(status.exposures)} exposures left out of all coadds{more}"]
 
 
 def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
@@ -354,12 +398,14 @@ def status_json(status: SurveyStatus) -> str:
     content = {
         "exit_code": status.exit_code,
         "ccds": {state: status.count(state) for state in _STATES},
+        "left_out": [exposure.exposure for exposure in status.left_out],
         "exposures": [
             {
                 "exposure": exposure.exposure,
                 "band": exposure.band,
                 "manifest": exposure.manifest,
                 "note": exposure.note,
+                "left_out": exposure.left_out,
                 "job": exposure.job and _job_json(exposure.job),
                 **{state: exposure.count(state) for state in _STATES},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],
@@ -368,7 +414,7 @@ def status_json(status: SurveyStatus) -> str:
         ],
         "products": [asdict(kind) for kind in status.products],
         "jobs": [_job_json(job) for job in status.jobs],
-        "left_out": list(status.left_out),
+        "not_coadded": list(status.not_coadded),
     }
     return json.dumps(content, indent=1)
 

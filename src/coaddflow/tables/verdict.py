@@ -1,0 +1,83 @@
+"""The verdict on an exposure that failed once: whether it is left out, and why.
+
+The job that gathers an exposure writes it beside the manifest, before the manifest. Most exposures
+never fail, and have none. Planning compares it with the settings of today: an exposure comes in by
+itself when the limit that it broke is raised, and goes when one is lowered.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from coaddflow.errors import Reason
+from coaddflow.files import atomic_path
+
+PASSES = "passes"
+"""Key of an exposure that has never been judged again."""
+
+TOO_MANY_FAILED = "too_many_failed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gather job decided."""
+
+    key: str
+    """What stood in the ``params`` of the job: as long as it stands there, the job is not run
+    again."""
+    cause: str = ""
+    """Why the exposure is left out: ``too_many_failed`` or ``outside_prediction``; empty: it is
+    not."""
+    message: str = ""
+    """The same in one sentence."""
+    margin: float = 0.0
+    """The `prediction.margin` of that run, degrees."""
+
+
+def verdict_path(manifest: str | Path) -> Path:
+    """Return where the verdict on an exposure is, beside its manifest."""
+    return Path(manifest).with_suffix(".verdict.json")
+
+
+def write_verdict(manifest: str | Path, verdict: Verdict) -> None:
+    """Write a verdict; one that says nothing is removed."""
+    path = verdict_path(manifest)
+    if verdict.key == PASSES and not verdict.cause:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(verdict), indent=1) + "\n")
+
+
+def read_verdict(manifest: str | Path) -> Verdict:
+    """Return the verdict on an exposure; a damaged one counts as none."""
+    try:
+        return Verdict(**json.loads(verdict_path(manifest).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Verdict(PASSES)
+
+
+def key_of_today(
+    known: Verdict, failed_fraction: float, max_failed_fraction: float, margin: float, stop: bool
+) -> str:
+    """Return what the params of the gather job say: the known key, unless it would now decide else.
+
+    Parameters
+    ----------
+    known : Verdict
+        The last decision.
+    failed_fraction, max_failed_fraction : float
+        CCDs that failed by themselves, and the limit of today.
+    margin : float
+        The `prediction.margin` of today, degrees.
+    stop : bool
+        Whether failed exposures stop the run.
+    """
+    today = TOO_MANY_FAILED if failed_fraction > max_failed_fraction else ""
+    if not today and known.cause == Reason.OUTSIDE_PREDICTION and known.margin == margin:
+        today = known.cause
+    if today == known.cause and not (today and stop):
+        return known.key
+    other = f"stop: {today}" if today and stop else today or PASSES
+    return other if other != known.key else f"{other} again"
