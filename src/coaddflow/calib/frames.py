@@ -44,6 +44,9 @@ _UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
 _NEIGHBOURHOOD = 7
 """Pixels along rows and columns that a pixel is compared with."""
 
+_INCOMPLETE = 0.01
+"""A flat exposure that lost this fraction of the CCD more than others is scaled to them."""
+
 _PIECE = 64
 """Rows of a piece of a column that is judged as a whole."""
 
@@ -142,7 +145,19 @@ def combine_flat(
             yield pixels / np.float32(level)
 
     with stacked(normalised(), n_frames, settings.memory) as stack:
+        _rescale_incomplete(stack)
         return unit_median(_mean(stack, np.array(levels), settings))
+
+
+def _rescale_incomplete(stack: NDArray[np.float32]) -> None:
+    """Scale frames of which a part is missing to the most complete one, in place.
+
+    The median of a frame without one of its amplifiers is not that of the whole CCD.
+    """
+    seen = np.array([np.mean(np.isfinite(frame)) for frame in stack])
+    fullest = int(np.argmax(seen))
+    for number in np.flatnonzero(seen < seen[fullest] - _INCOMPLETE):
+        stack[number] /= np.nanmedian(stack[number] / stack[fullest])
 
 
 def find_defects(
@@ -195,9 +210,10 @@ def _hot_pixels(
     dark: MaskedImage, settings: DefectsSettings, both_signs: bool
 ) -> NDArray[np.bool_]:
     """Return where a dark differs from its neighbourhood by more than the settings allow."""
-    image = np.where(np.isfinite(dark.image), dark.image, np.float32(np.nanmedian(dark.image)))
+    known = np.isfinite(dark.image)
+    image = np.where(known, dark.image, np.float32(np.nanmedian(dark.image)))
     excess = image - local_median(image)
-    limit = settings.hot_sigma * iqr_sigma(excess)
+    limit = settings.hot_sigma * iqr_sigma(excess[known])
     if both_signs:
         excess = np.abs(excess)
     # where few values were used the error of the pixel itself is larger than the typical one
@@ -212,11 +228,13 @@ def _hot_columns(dark: NDArray[np.float32], sigma: float) -> NDArray[np.bool_]:
     They must do so by ``sigma`` times the scatter of such pieces, and by more than the scatter of
     single pixels: weaker ones do no harm once the dark is subtracted.
     """
-    image = np.where(np.isfinite(dark), dark, np.float32(np.nanmedian(dark)))
+    known = np.isfinite(dark)
+    image = np.where(known, dark, np.float32(np.nanmedian(dark)))
     excess = image - ndimage.median_filter(image, size=(1, 2 * _NEIGHBOURHOOD + 1), mode="nearest")
     starts = np.arange(0, len(image), _PIECE)
     pieces = np.stack([np.median(excess[y : y + _PIECE], axis=0) for y in starts])
-    bad = np.abs(pieces) > max(sigma * iqr_sigma(pieces), iqr_sigma(excess))
+    whole = np.stack([known[y : y + _PIECE].mean(axis=0) > 0.5 for y in starts])
+    bad = np.abs(pieces) > max(sigma * iqr_sigma(pieces[whole]), iqr_sigma(excess[known]))
     return np.repeat(bad, _PIECE, axis=0)[: len(image)]
 
 

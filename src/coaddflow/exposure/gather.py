@@ -13,7 +13,7 @@ from coaddflow.errors import InputError
 from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.footprint import check_footprint_within_prediction
 from coaddflow.tables.exposures import ExposureRow
-from coaddflow.tables.manifest import CcdRow, write_manifest
+from coaddflow.tables.manifest import CcdRow, lost_of, write_manifest
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,10 +78,15 @@ def _check_failures(rows: Sequence[CcdRow], max_fraction: float, failed_manifest
     failed = [row for row in rows if row.state == "failed"]
     for row in failed:
         _LOG.warning("CCD %d failed: %s: %s", row.ccd, row.reason, row.message)
-    if len(failed) <= max_fraction * len(rows):
+    if sum(map(lost_of, rows)) <= max_fraction * len(rows):
         return
     reasons = [row.reason for row in failed]
-    why = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+    parts = [f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons)]
+    incomplete = [row for row in rows if row.state == "done" and lost_of(row)]
+    if incomplete:
+        mean = sum(map(lost_of, incomplete)) / len(incomplete)
+        parts.append(f"{len(incomplete)} others lost {100 * mean:.0f} % of their pixels")
+    why = ", ".join(parts)
     raise InputError(
         f"exposure {rows[0].exposure} fails: {len(failed)} of {len(rows)} CCDs failed ({why}), "
         f"more than calexp.max_failed_fraction = {max_fraction:g} allows",
