@@ -40,6 +40,7 @@ class Reason(StrEnum):
     # its pixels and sources
     BAD_OVERSCAN = "bad_overscan"
     NO_DATA = "no_data"
+    TOO_LITTLE_AREA = "too_little_area"
     TOO_MANY_COSMIC_RAYS = "too_many_cosmic_rays"
     DETECTION_FAILED = "detection_failed"
     NO_STARS = "no_stars"

@@ -19,12 +19,13 @@ from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp import ccd as calexp_ccd
 from coaddflow.calexp import job as calexp_job
 from coaddflow.calexp.job import CcdFiles, make_calexp
+from coaddflow.calexp.product import read_calexp
 from coaddflow.calib.frames import defects_frame, write_master
-from coaddflow.calib.masters import make_master
+from coaddflow.calib.masters import make_defects, make_master
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import wcs_to_header
-from coaddflow.image.masked_image import MaskedImage
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.instrument.camera import camera_file, load_camera
 from coaddflow.isr.detrend import CcdCalibs
 from coaddflow.measure import stars as measure_stars
@@ -127,6 +128,83 @@ def test_the_good_frame_is_good(frame):
     assert row.n_matched > 30
 
 
+def dead(value):
+    """Return what makes amplifier B of a raw frame dead."""
+
+    def spoil(hdus):
+        hdus[1].data[:, 184:] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize("value", [0, 1000, 65535, np.nan], ids=str)
+def test_a_dead_amplifier_is_bad_and_the_other_is_calibrated(frame, value):
+    frame.settings["detrend"] = {"check_raw": False}
+    if np.isnan(value):
+        frame.dtype = np.float32
+    row = frame.change(dead(value)).run()
+    assert (row.state, row.reason) == ("done", "")
+    assert row.zero_point == pytest.approx(27.0, abs=0.02)
+    assert 0.5 <= row.lost_fraction < 0.52
+    image = read_calexp(row.path).masked_image
+    assert image.has_any(MaskPlane.BAD)[:, 160:].all()
+    assert not np.isfinite(image.image[:, 170:]).any()
+    good = image.image[5:-5, 5:155]
+    assert np.isfinite(good).all()
+    assert abs(np.median(good)) < 3.0
+    sources = Table.read(Path(row.path).with_name("0_sources.fits"))
+    assert np.max(sources["x"]) < 162
+
+
+def test_a_readout_that_stopped_keeps_what_was_read(frame):
+    def spoil(hdus):
+        hdus[1].data[200:] = 65535
+        hdus[1].data[199, 300:] = 65535
+
+    frame.settings["detrend"] = {"check_raw": False}
+    row = frame.change(spoil).run()
+    assert row.state == "done"
+    assert 0.37 < row.lost_fraction < 0.4
+    image = read_calexp(row.path).masked_image
+    assert image.has_any(MaskPlane.NO_DATA)[200:].all()
+    assert not image.has_any(MaskPlane.NO_DATA)[:199].any()
+    assert not image.has_any(MaskPlane.SAT)[206:].any()
+
+
+def test_masters_of_a_ccd_with_a_dead_amplifier_serve_the_other(frame):
+    """The amplifier is dead from now on, or from the second flat on."""
+    rng = np.random.default_rng(9)
+    settings = Settings(detrend={"check_raw": False}, calibs={"defects": {"min_frames": 2}})
+
+    def exposures(kind, level):
+        for number in range(4):
+            raw = 1000.0 + rng.normal(0.0, 3.0, (320, 368))
+            for amplifier in DETECTOR.amplifiers:
+                x0, y0, x1, y1 = amplifier.data
+                raw[y0:y1, x0:x1] += rng.poisson(level, (y1 - y0, x1 - x0))
+            raw = np.round(raw).astype(np.uint16)
+            if kind != "flat" or number > 0:
+                raw[:, 184:] = 0
+            hdu = fits.ImageHDU(raw, name=DETECTOR.extension)
+            fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(f"{kind}{number}.fits")
+            yield f"{kind}{number}.fits", 30.0
+
+    for kind, level in (("bias", 0), ("dark", 1), ("flat", 20000)):
+        made_with = {k: v for k, v in frame.calibs.items() if kind == "flat" or k == "bias"}
+        files = dict(exposures(kind, level))
+        make_master(f"{kind}.fits", kind, files, made_with, CAMERA, 0, settings)
+        frame.calibs[kind] = f"{kind}.fits"
+    make_defects("defects.fits", "dark.fits", ["flat.fits"], settings)
+    frame.calibs["defects"] = "defects.fits"
+    frame.settings["detrend"] = {"check_raw": False}
+    row = frame.change(dead(0)).run()
+    assert (row.state, row.reason) == ("done", "")
+    assert row.zero_point == pytest.approx(27.0, abs=0.02)
+    image = read_calexp(row.path).masked_image
+    assert image.has_any(MaskPlane.BAD)[:, 160:].all()
+    assert np.mean(image.has_any(MaskPlane.BAD)[:, :160]) < 0.01
+
+
 # The raw file
 
 
@@ -182,12 +260,12 @@ def constant(value):
 
 
 def bad_overscan(frame):
-    frame.dtype = np.float32
-    frame.settings["detrend"] = {"check_raw": False, "overscan": "polynomial"}
-
     def spoil(hdus):
-        hdus[1].data[100:110, 164:184] = np.nan
+        for amplifier in DETECTOR.amplifiers:
+            x0, y0, x1, y1 = amplifier.overscan
+            hdus[1].data[y0:y1, x0:x1] = 0
 
+    frame.settings["detrend"] = {"check_raw": False}
     frame.change(spoil)
 
 
@@ -233,6 +311,13 @@ def failed_master(kind):
 
 def no_data(frame):
     write_bad_pixels(np.ones(SHAPE, bool))
+    frame.calibs["defects"] = "defects.fits"
+
+
+def too_little_area(frame):
+    bad = np.ones(SHAPE, bool)
+    bad[:, :60] = False
+    write_bad_pixels(bad)
     frame.calibs["defects"] = "defects.fits"
 
 
@@ -362,6 +447,7 @@ SPOILT = {
     Reason.NO_SKY: failed_master("no_sky"),
     Reason.BAD_OVERSCAN: bad_overscan,
     Reason.NO_DATA: no_data,
+    Reason.TOO_LITTLE_AREA: too_little_area,
     Reason.TOO_MANY_COSMIC_RAYS: too_many_cosmic_rays,
     Reason.DETECTION_FAILED: detection_failed,
     Reason.NO_STARS: no_stars,

@@ -28,6 +28,7 @@ def rows():
         footprint_dec=[-1.0 / 3.0, 2.0],
         seeing=0.7123456789,
         n_sources=12,
+        lost_fraction=0.02,
         **FACTS,
     )
     failed = CcdRow(
@@ -78,10 +79,16 @@ def test_states_are_read_without_the_rest(tmp_path, rows):
     assert ccds_failed_with(path, "no_stars") is None
     write_manifest(path, rows)
     message = 'raw/0123.fits: no "stars", none'
-    assert ccd_states(path) == {0: ("failed", "no_stars", message), 1: ("done", "", "")}
+    assert ccd_states(path) == {
+        0: ("failed", "no_stars", message, 0.0),
+        1: ("done", "", "", 0.02),
+    }
     assert failed_fraction(path) == 0.5
     assert ccds_failed_with(path, "no_stars") == {0}
     assert ccds_failed_with(path, "missing_file") == set()
+    half = CcdRow(**{**rows[0].model_dump(), "lost_fraction": 0.5})
+    write_manifest(path, [half, rows[1]])
+    assert failed_fraction(path) == 0.75
     path.write_text("damaged\n1 2\n")
     assert ccd_states(path) == {}
 

@@ -28,6 +28,7 @@ from coaddflow.isr.crosstalk import Aggressor
 from coaddflow.isr.detrend import (
     CcdCalibs,
     PartlyDetrendedCcd,
+    check_area,
     counts_above_overscan,
     counts_to_electrons,
     divide_flat,
@@ -83,7 +84,7 @@ def detrend_ccd(
         If a calibration frame has another shape than the CCD, or the overscan does not suit
         the chosen method.
     CcdFailure
-        ``bad_overscan``.
+        ``bad_overscan`` or ``too_little_area``.
     """
     ccd = begin_detrending(raw, settings)
     return finish_detrending(ccd, calibs, exposure_time, settings)
@@ -119,6 +120,7 @@ def finish_detrending(
     mask_defects(ccd, calibs.defects)
     mask_edge(ccd)
     note_amplifiers(ccd)
+    check_area(ccd)
     return DetrendedCcd(ccd.masked_image, ccd.header)
 
 

@@ -116,6 +116,7 @@ def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settin
         _compare_sky(masked_image, row)
         masked_image.image -= np.float32(row.sky_level)
     figures = _known_figures(masked_image, row, background)
+    figures["lost_fraction"] = masked_image.lost_fraction
     figures["pixel_scale"] = pixel_scale_of(wcs, (row.nx, row.ny))
     _mark_sources(masked_image, figures, settings)
     subtracted = background if own.subtract_sky == "measured" else None

@@ -83,6 +83,7 @@ def figures_of(
         "aperture_correction": measured.aperture_correction,
         "depth": float(zero.value - 2.5 * np.log10(5.0 * point_source_noise)),
         "pixel_scale": solution.pixel_scale,
+        "lost_fraction": measured.masked_image.lost_fraction,
     }
 
 

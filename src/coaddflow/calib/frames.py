@@ -1,7 +1,7 @@
 """Master bias, dark and flat from calibration exposures, and the map of bad pixels.
 
 All masters are clipped means with a variance for each pixel from the scatter of the frames that
-were used [1]_. A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
+were used [1]_; what is noise in them is shrunk (`calib.shrinkage`). A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
 response of the CCDs goes into their zero-points. Frames come one by one, each of shape (ny, nx);
 they are stacked in memory or in a scratch file (`calib.combine.stacked`).
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from coaddflow.calib.combine import clipped_mean, stacked
+from coaddflow.calib.shrinkage import without_noise
 from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.fits_hdus import as_plane
 from coaddflow.image.masked_image import (
@@ -45,6 +46,9 @@ _UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
 
 _NEIGHBOURHOOD = 7
 """Pixels along rows and columns that a pixel is compared with."""
+
+_INCOMPLETE = 0.01
+"""A flat exposure that lost this fraction of the CCD more than others is scaled to them."""
 
 _PIECE = 64
 """Rows of a piece of a column that is judged as a whole."""
@@ -71,7 +75,7 @@ def combine_bias(
     """
     check_number("master bias", "bias", n_frames, settings.bias.min_frames)
     with stacked(map(usable_pixels, frames), n_frames, settings.memory) as stack:
-        return _mean(stack, None, settings)
+        return _without_noise(_mean(stack, None, settings), n_frames, settings)
 
 
 def combine_dark(
@@ -104,7 +108,7 @@ def combine_dark(
         )
     rates = (usable_pixels(frame) / np.float32(t) for frame, t in zip(frames, times, strict=True))
     with stacked(rates, len(times), settings.memory) as stack:
-        return _mean(stack, times**2, settings)
+        return _without_noise(_mean(stack, times**2, settings), len(times), settings)
 
 
 def combine_flat(
@@ -144,7 +148,20 @@ def combine_flat(
             yield pixels / np.float32(level)
 
     with stacked(normalised(), n_frames, settings.memory) as stack:
-        return unit_median(_mean(stack, np.array(levels), settings))
+        _rescale_incomplete(stack)
+        mean = _without_noise(_mean(stack, np.array(levels), settings), n_frames, settings)
+        return unit_median(mean)
+
+
+def _rescale_incomplete(stack: NDArray[np.float32]) -> None:
+    """Scale frames of which a part is missing to the most complete one, in place.
+
+    The median of a frame without one of its amplifiers is not that of the whole CCD.
+    """
+    seen = np.array([np.mean(np.isfinite(frame)) for frame in stack])
+    fullest = int(np.argmax(seen))
+    for number in np.flatnonzero(seen < seen[fullest] - _INCOMPLETE):
+        stack[number] /= np.nanmedian(stack[number] / stack[fullest])
 
 
 def find_defects(
@@ -185,7 +202,7 @@ def find_defects(
         bad |= frame.has_any(_UNUSABLE) | ~np.isfinite(frame.image)
     if dark is not None:
         bad |= _hot_pixels(dark, settings, both_signs)
-        bad |= _hot_columns(dark.image, settings.column_sigma)
+        bad |= _hot_columns(dark, settings.column_sigma)
     for flat in flats:
         image = np.where(np.isfinite(flat.image), flat.image, np.float32(0))
         typical = np.maximum(local_median(image), np.float32(1e-3))
@@ -197,28 +214,43 @@ def _hot_pixels(
     dark: MaskedImage, settings: DefectsSettings, both_signs: bool
 ) -> NDArray[np.bool_]:
     """Return where a dark differs from its neighbourhood by more than the settings allow."""
-    image = np.where(np.isfinite(dark.image), dark.image, np.float32(np.nanmedian(dark.image)))
+    known = np.isfinite(dark.image)
+    image = np.where(known, dark.image, np.float32(np.nanmedian(dark.image)))
     excess = image - local_median(image)
-    limit = settings.hot_sigma * iqr_sigma(excess)
+    signed = excess[known]
     if both_signs:
         excess = np.abs(excess)
     # where few values were used the error of the pixel itself is larger than the typical one
     error = np.where(np.isfinite(dark.variance), np.sqrt(dark.variance), np.float32(0))
+    limit = settings.hot_sigma * max(iqr_sigma(signed), _error_of_structure(excess, error))
     hot = (excess > limit) & (excess > 3 * error)
     return hot if settings.hot_rate is None else hot & (excess > settings.hot_rate)
 
 
-def _hot_columns(dark: NDArray[np.float32], sigma: float) -> NDArray[np.bool_]:
+def _error_of_structure(excess: NDArray[np.float32], error: NDArray[np.float32]) -> float:
+    """Return the typical error of pixels that differ from their neighbours.
+
+    In a master whose noise was shrunk these alone scatter as they were measured.
+    """
+    stands_out = (np.abs(excess) > 3 * error) & (error > 0)
+    return float(np.median(error[stands_out])) if stands_out.any() else 0.0
+
+
+def _hot_columns(dark: MaskedImage, sigma: float) -> NDArray[np.bool_]:
     """Return the pieces of columns that as a whole differ from the columns beside them.
 
     They must do so by ``sigma`` times the scatter of such pieces, and by more than the scatter of
     single pixels: weaker ones do no harm once the dark is subtracted.
     """
-    image = np.where(np.isfinite(dark), dark, np.float32(np.nanmedian(dark)))
+    known = np.isfinite(dark.image)
+    image = np.where(known, dark.image, np.float32(np.nanmedian(dark.image)))
     excess = image - ndimage.median_filter(image, size=(1, 2 * _NEIGHBOURHOOD + 1), mode="nearest")
     starts = np.arange(0, len(image), _PIECE)
     pieces = np.stack([np.median(excess[y : y + _PIECE], axis=0) for y in starts])
-    bad = np.abs(pieces) > max(sigma * iqr_sigma(pieces), iqr_sigma(excess))
+    whole = np.stack([known[y : y + _PIECE].mean(axis=0) > 0.5 for y in starts])
+    error = np.where(np.isfinite(dark.variance), np.sqrt(dark.variance), np.float32(0))
+    single = max(iqr_sigma(excess[known]), _error_of_structure(excess, error))
+    bad = np.abs(pieces) > max(sigma * iqr_sigma(pieces[whole]), single)
     return np.repeat(bad, _PIECE, axis=0)[: len(image)]
 
 
@@ -340,6 +372,10 @@ def unit_median(flat: MaskedImage) -> MaskedImage:
 def median_level(pixels: NDArray[np.float32]) -> float:
     """Return the median of a frame, NaN if none of its pixels is usable."""
     return float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
+
+
+def _without_noise(mean: MaskedImage, n_frames: int, settings: CalibsSettings) -> MaskedImage:
+    return without_noise(mean, n_frames) if settings.shrink_noise else mean
 
 
 def _mean(

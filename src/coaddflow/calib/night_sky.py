@@ -196,7 +196,7 @@ def _source_mask(image: NDArray[np.float32], settings: NightSkySettings) -> NDAr
     filled = np.ascontiguousarray(np.where(missing, np.float32(0), image))
     sky = sep.Background(filled, mask=missing, bw=settings.mesh, bh=settings.mesh)
     smoothed = ndimage.gaussian_filter(np.where(missing, 0, filled - sky.back()), _SMOOTHING)
-    labels, _ = ndimage.label(smoothed > settings.threshold * iqr_sigma(smoothed))
+    labels, _ = ndimage.label(smoothed > settings.threshold * iqr_sigma(smoothed[~missing]))
     large = np.bincount(labels.ravel()) >= _LEAST_AREA
     large[0] = False
     sources = large[labels]

@@ -18,7 +18,7 @@ from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.footprint import check_footprint_within_prediction
 from coaddflow.settings.calexp import CalexpSettings
 from coaddflow.tables.exposures import ExposureRow
-from coaddflow.tables.manifest import CcdRow, write_manifest
+from coaddflow.tables.manifest import CcdRow, lost_of, write_manifest
 from coaddflow.tables.paths import set_aside_path, sources_path
 from coaddflow.tables.pointings import Angles, Correction, write_new
 from coaddflow.tables.verdict import PASSES, TOO_MANY_FAILED, Verdict, write_verdict
@@ -173,11 +173,16 @@ def _at(exposure: ExposureRow, angles: Angles) -> ExposureRow:
 
 
 def _too_many_failures(rows: Sequence[CcdRow], max_fraction: float) -> _Failure | None:
-    """Return why the exposure fails if too many of its CCDs have."""
-    reasons = [row.reason for row in rows if row.state == "failed"]
-    if len(reasons) <= max_fraction * len(rows):
+    """Return why the exposure fails if it has lost too much: whole CCDs, or parts of others."""
+    if sum(map(lost_of, rows)) <= max_fraction * len(rows):
         return None
-    why = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+    reasons = [row.reason for row in rows if row.state == "failed"]
+    parts = [f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons)]
+    incomplete = [row for row in rows if row.state == "done" and lost_of(row)]
+    if incomplete:
+        mean = sum(map(lost_of, incomplete)) / len(incomplete)
+        parts.append(f"{len(incomplete)} others lost {100 * mean:.0f} % of their pixels")
+    why = ", ".join(parts)
     return _Failure(
         TOO_MANY_FAILED,
         f"exposure {rows[0].exposure} fails: {len(reasons)} of {len(rows)} CCDs failed ({why}), "

@@ -82,6 +82,11 @@ class MaskedImage:
         """Shape (ny, nx)."""
         return self.image.shape
 
+    @property
+    def lost_fraction(self) -> float:
+        """Fraction of the pixels that measured nothing (BAD, SAT or NO_DATA), filled or not."""
+        return float(np.mean(self.has_any(MaskPlane.BAD | MaskPlane.SAT | MaskPlane.NO_DATA)))
+
     @classmethod
     def empty(cls, shape: tuple[int, int]) -> "MaskedImage":
         """Return an image in which nothing was measured: NaN, infinite variance, NO_DATA."""

@@ -8,6 +8,7 @@ References
 .. [2] White et al. 2012, "Tiled Image Convention for Storing Compressed Images in FITS".
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -33,8 +34,11 @@ from coaddflow.image.fits_hdus import (
 )
 from coaddflow.instrument.camera import Amplifier, Camera, Detector
 from coaddflow.instrument.header_values import FileHeaders, HeaderValueError, header_number
+from coaddflow.instrument.undefined import filled_areas, with_nan, without_undefined
 from coaddflow.settings.value_key import ValueKey
 from coaddflow.tables.exposures import ccd_file
+
+_LOG = logging.getLogger(__name__)
 
 _COPY_AGAIN = "Copy it again from the archive"
 _OTHER_READOUT = "Correct the camera file, or drop the exposure if it was read out otherwise"
@@ -65,7 +69,8 @@ class RawCcd:
     camera file names keywords for them."""
     arrays: tuple[NDArray, ...]
     """For every amplifier the array of the file, shape (ny, nx), in which its data, prescan and
-    overscan sections stand. In a file with one HDU per CCD all entries are the same array."""
+    overscan sections stand. In a file with one HDU per CCD all entries are the same array. Pixels
+    without a measurement are NaN: undefined ones, and what was filled with a constant."""
     header: fits.Header
     """Header of the CCD's (first) HDU."""
     exposure_header: fits.Header
@@ -91,14 +96,16 @@ def read_raw_ccd(
     Returns
     -------
     RawCcd
-        Pixels in the type of the file; integers with BZERO as unsigned integers.
+        Pixels in the type of the file; integers with BZERO as unsigned integers. Where there are
+        pixels without a measurement they are floating-point numbers, with NaN.
 
     Raises
     ------
     CcdFailure
         With the reason ``missing_file``, ``not_fits``, ``truncated_file``, ``damaged_file``,
-        ``missing_extension``, ``wrong_shape``, ``all_nan``, ``all_zero``, ``constant_image`` or
-        ``missing_keyword``; the message names the file and the remedy.
+        ``missing_extension``, ``wrong_shape``, ``missing_keyword``, or, if no amplifier has a
+        measured pixel, ``all_nan``, ``all_zero`` or ``constant_image``; the message names the
+        file and the remedy.
     """
     path = Path(ccd_file(str(path), detector.extension))
     try:
@@ -120,15 +127,17 @@ def _read(path: Path, camera: Camera, detector: Detector, check: bool) -> RawCcd
         wanted.setdefault(amplifier_hdu(camera, detector, amplifier), []).append(amplifier)
     hdus = _read_hdus(path, wanted, camera.layout.header_hdu, detector, check)
     exposure_header = hdus[_HEADER].header
-    amplifiers, arrays = [], []
-    for amplifier in detector.amplifiers:
-        own = hdus[amplifier_hdu(camera, detector, amplifier)]
-        _check_pixels(path, detector, amplifier, own.data)
+    amplifiers = []
+    extensions = [amplifier_hdu(camera, detector, one) for one in detector.amplifiers]
+    for amplifier, extension in zip(detector.amplifiers, extensions, strict=True):
+        own = hdus[extension]
         amplifiers.append(_with_header_values(path, amplifier, [own.header, exposure_header]))
-        arrays.append(own.data)
+    detector = detector.model_copy(update={"amplifiers": tuple(amplifiers)})
+    data = {extension: hdus[extension].data for extension in wanted}
+    measured = _without_what_was_not_read(path, detector, extensions, data)
     return RawCcd(
-        detector.model_copy(update={"amplifiers": tuple(amplifiers)}),
-        tuple(arrays),
+        detector,
+        tuple(measured[extension] for extension in extensions),
         hdus[next(iter(wanted))].header,
         exposure_header,
         path,
@@ -274,7 +283,7 @@ def decode_image(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
     if data.shape != hdu.shape or data.dtype.kind not in "iuf":
         cause = f"it has {data.shape} pixels of {data.dtype}, its header says {hdu.shape}"
         raise CcdFailure(Reason.DAMAGED_FILE, f"{path}: HDU {hdu.index}: {cause}. {_COPY_AGAIN}")
-    return data.astype(data.dtype.newbyteorder("="), copy=False)
+    return without_undefined(data.astype(data.dtype.newbyteorder("="), copy=False), hdu.header)
 
 
 def _check_bytes(path: Path, hdu: HduHeader, body: bytes) -> None:
@@ -300,21 +309,69 @@ def _check_bytes(path: Path, hdu: HduHeader, body: bytes) -> None:
         )
 
 
-def _check_pixels(path: Path, detector: Detector, amplifier: Amplifier, data: NDArray) -> None:
-    """Refuse an amplifier without a single measured value."""
+def _without_what_was_not_read(
+    path: Path, detector: Detector, extensions: list[str | int], data: dict[str | int, NDArray]
+) -> dict[str | int, NDArray]:
+    """Return arrays with NaN where nothing was read; refuse a CCD of which nothing was.
+
+    One dead amplifier does not take the others with it.
+    """
+    nothing: dict[str, tuple[Reason | None, str]] = {}
+    full: dict[str, tuple[None, str]] = {}
+    for amplifier, extension in zip(detector.amplifiers, extensions, strict=True):
+        why = _why_dead(amplifier, data[extension])
+        if why is not None:
+            nothing[amplifier.name] = why
+        elif _pixels(amplifier, data[extension]).min() >= amplifier.saturation:
+            full[amplifier.name] = None, "is saturated everywhere"
+    if len(nothing | full) < len(detector.amplifiers):
+        nothing |= full  # the light that fills all of them does not come from a fault
+    if len(nothing) == len(detector.amplifiers):
+        name, (reason, what) = next(iter(nothing.items()))
+        raise CcdFailure(
+            reason,
+            f"{path}: amplifier {name} of CCD {detector.id} {what}. Drop the exposure or the CCD",
+        )
+    for name, (_, what) in nothing.items():
+        _LOG.warning("%s: amplifier %s of CCD %d %s: BAD", path, name, detector.id, what)
+    measured = {}
+    for extension, array in data.items():
+        pairs = zip(detector.amplifiers, extensions, strict=True)
+        own = [amplifier for amplifier, of in pairs if of == extension]
+        alive = [amplifier for amplifier in own if amplifier.name not in nothing]
+        unread = filled_areas(array, alive)
+        if unread is not None:
+            _LOG.warning(
+                "%s: %d pixels of CCD %d hold one and the same value along rows or columns, as in "
+                "a readout that stopped: NO_DATA",
+                path,
+                np.count_nonzero(unread),
+                detector.id,
+            )
+        for amplifier in own:
+            if amplifier.name in nothing:
+                unread = np.zeros(array.shape, bool) if unread is None else unread
+                for x0, y0, x1, y1 in filter(None, (amplifier.data, amplifier.overscan)):
+                    unread[y0:y1, x0:x1] = True
+        measured[extension] = array if unread is None else with_nan(array, unread)
+    return measured
+
+
+def _pixels(amplifier: Amplifier, data: NDArray) -> NDArray:
     x0, y0, x1, y1 = amplifier.data
-    pixels = data[y0:y1, x0:x1]
-    where = f"{path}: amplifier {amplifier.name} of CCD {detector.id}"
+    return data[y0:y1, x0:x1]
+
+
+def _why_dead(amplifier: Amplifier, data: NDArray) -> tuple[Reason, str] | None:
+    """Return why an amplifier has not a single measured value, None if it has."""
+    pixels = _pixels(amplifier, data)
     first = pixels[0, 0]
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
-        raise CcdFailure(
-            Reason.ALL_NAN, f"{where} has no finite pixel. Drop the exposure or the CCD"
-        )
+        return Reason.ALL_NAN, "has no finite pixel"
     if (pixels == first).all():
-        raise CcdFailure(
-            Reason.CONSTANT_IMAGE if first else Reason.ALL_ZERO,
-            f"{where} has the value {first} everywhere. It was not read out; drop it",
-        )
+        reason = Reason.CONSTANT_IMAGE if first else Reason.ALL_ZERO
+        return reason, f"has the value {first} everywhere: it was not read out"
+    return None
 
 
 def _with_header_values(path: Path, amplifier: Amplifier, headers: list) -> Amplifier:

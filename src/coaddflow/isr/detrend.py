@@ -26,14 +26,14 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from coaddflow.errors import InputError
+from coaddflow.errors import InputError, Reason, UnusableData
 from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.statistics import iqr_sigma
 from coaddflow.instrument.camera import Amplifier, Detector
 from coaddflow.instrument.raw import RawCcd
 from coaddflow.isr.crosstalk import Aggressor, AmplifierSignal, VictimNoise, subtract_ghosts
-from coaddflow.isr.overscan import overscan_level
+from coaddflow.isr.overscan import OverscanLevel, overscan_level
 from coaddflow.settings.detrend import DetrendSettings
 
 _LOG = logging.getLogger(__name__)
@@ -104,6 +104,9 @@ class PartlyDetrendedCcd:
             for array, amplifier in zip(raw.arrays, raw.detector.amplifiers, strict=True)
         ]
         mask = np.zeros(raw.detector.shape, np.int32)
+        for amplifier, counts in zip(raw.detector.amplifiers, amplifiers, strict=True):
+            if not np.isfinite(counts).any():
+                _cut(mask, amplifier.target)[:] = MaskPlane.BAD
         return cls(raw.detector, settings, raw.arrays, amplifiers, mask)
 
     @property
@@ -178,14 +181,51 @@ def subtract_overscan(ccd: PartlyDetrendedCcd) -> None:
         if amplifier.overscan is None or settings.overscan == "none":
             ccd.amplifiers[i] -= np.float32(settings.pedestal)
             continue
-        level, noise, error = overscan_level(ccd.arrays[i], amplifier, settings)
-        ccd.amplifiers[i] -= level[:, None]
-        ccd.overscan[amplifier.name] = float(level.mean()), noise, error
+        found = overscan_level(ccd.arrays[i], amplifier, settings)
+        ccd.amplifiers[i] -= found.level[:, None]
+        if not found.known.all() and np.isfinite(ccd.amplifiers[i]).any():
+            _flag_unknown_level(ccd, i, found.known)
+        if not found.known.any():
+            continue
+        ccd.overscan[amplifier.name] = float(found.level.mean()), found.noise, found.error
+        _note_overscan(ccd, i, found)
     ccd.arrays = ()
+    if all(np.isnan(counts).all() for counts in ccd.amplifiers):
+        raise UnusableData(
+            Reason.BAD_OVERSCAN,
+            "no overscan tells a bias level: compare the sections of the camera file with the raw "
+            "file, or set detrend.overscan to `none`",
+        )
     if ccd.overscan:
         ccd.note("CFOVERSC", "overscan", settings.overscan)
     elif settings.pedestal:
         ccd.note("CFOVERSC", "overscan", f"pedestal of {settings.pedestal:g} adu")
+
+
+def _flag_unknown_level(ccd: PartlyDetrendedCcd, i: int, known: NDArray[np.bool_]) -> None:
+    """Make rows of an amplifier whose bias level is not known BAD, without a value."""
+    amplifier = ccd.detector.amplifiers[i]
+    ccd.amplifiers[i][~known] = np.nan
+    unknown = np.broadcast_to(~known[:, None], ccd.amplifiers[i].shape)
+    _cut(ccd.mask, amplifier.target)[_turn(amplifier, unknown)] |= MaskPlane.BAD
+    _LOG.warning(
+        "CCD %d: the overscan of amplifier %s tells no bias level for %d of its %d rows: BAD",
+        ccd.detector.id,
+        amplifier.name,
+        np.count_nonzero(~known),
+        len(known),
+    )
+
+
+def _note_overscan(ccd: PartlyDetrendedCcd, i: int, found: OverscanLevel) -> None:
+    """Write down what an overscan shows besides a smooth level."""
+    if not found.remark:
+        return
+    name = ccd.detector.amplifiers[i].name
+    ccd.header[f"CFOVR{i + 1}"] = (found.remark[:60], "what the overscan of the amplifier shows")
+    log = _LOG.info if found.is_followed else _LOG.warning
+    follows = "" if found.is_followed else f", which `{ccd.settings.overscan}` does not follow"
+    log("CCD %d, overscan of amplifier %s: %s%s", ccd.detector.id, name, found.remark, follows)
 
 
 def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] = ()) -> None:
@@ -364,6 +404,24 @@ def note_amplifiers(ccd: PartlyDetrendedCcd) -> None:
             ccd.header[f"CFOVN{number}"] = (round(noise, 3), "[electron] noise of the overscan")
 
 
+def check_area(ccd: PartlyDetrendedCcd) -> None:
+    """Note which fraction of the CCD measured nothing, and fail a CCD that lost too much.
+
+    Raises
+    ------
+    CcdFailure
+        ``too_little_area``; a CCD without a single good pixel fails later, for that reason.
+    """
+    lost, limit = ccd.masked_image.lost_fraction, ccd.settings.max_lost_fraction
+    ccd.header["CFLOST"] = (round(lost, 4), "fraction of pixels BAD, SAT or NO_DATA")
+    if limit < lost < 1.0:
+        raise UnusableData(
+            Reason.TOO_LITTLE_AREA,
+            f"{100 * lost:.0f} % of the pixels are BAD, SAT or NO_DATA, more than "
+            f"detrend.max_lost_fraction = {limit:g} allows",
+        )
+
+
 def grow_bleeding(
     saturated: NDArray[np.bool_], length: int, growth: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -411,8 +469,11 @@ def fit_dark_scale(
     """
     unusable = (mask & np.int32(MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.SUSPECT)) != 0
     inner = dark[1:-1, 1:-1]
-    noise = iqr_sigma(inner - np.median(inner))
-    y, x = np.nonzero((inner > np.median(inner) + 10 * noise) & ~unusable[1:-1, 1:-1])
+    lost = (mask[1:-1, 1:-1] & np.int32(MaskPlane.NO_DATA)) != 0
+    if lost.all():
+        return 1.0
+    middle, noise = np.median(inner[~lost]), iqr_sigma(inner[~lost])
+    y, x = np.nonzero((inner > middle + 10 * noise) & ~unusable[1:-1, 1:-1])
     if len(y) < min_pixels:
         return 1.0
     y, x = y + 1, x + 1

@@ -107,5 +107,8 @@ class CalibsSettings(Section):
     """Values farther than this many sigma from the median of a pixel are rejected."""
     clip_iterations: int = Field(3, ge=0, le=20)
     """Iterations of clipping."""
+    shrink_noise: bool = True
+    """Remove from biases, darks and flats of few exposures what is noise rather than structure of
+    the detector."""
     memory: float = Field(1.0, gt=0)
     """Stacks larger than this, GB, are kept on disk while they are combined."""

@@ -56,6 +56,9 @@ class DetrendSettings(Section):
     """Pixels whose flat is outside this range are BAD."""
     defects: bool = True
     """Mask the defects of the camera file and of the defect map."""
+    max_lost_fraction: float = Field(0.75, ge=0, le=1)
+    """A CCD fails if a larger fraction of its pixels is BAD, SAT or NO_DATA: the default allows for
+    one dead amplifier of two."""
     edge: int = Field(5, ge=0)
     """Width of the border that is flagged EDGE, pixels."""
 

@@ -18,6 +18,10 @@ from coaddflow.tables import ecsv
 
 FOOTPRINT_POINTS_PER_EDGE = 8
 
+NOTABLE_LOSS = 0.1
+"""A CCD that lost more than this fraction of its pixels is named by ``coaddflow status``, and its
+loss counts for its exposure."""
+
 
 def _measured(description: str) -> Any:
     """Return the field of a quantity that may be missing."""
@@ -66,6 +70,7 @@ class CcdRow(BaseModel):
     aperture_correction: float | None = _measured("Total flux over flux in the standard aperture.")
     depth: float | None = _measured("Magnitude of a point source at 5 sigma.")
     pixel_scale: float | None = _measured("Arcsec per pixel at the centre.")
+    lost_fraction: float | None = _measured("Fraction of the pixels that are BAD, SAT or NO_DATA.")
 
     @field_validator("message")
     @classmethod
@@ -119,6 +124,7 @@ class CcdState(NamedTuple):
     state: Literal["done", "failed"]
     reason: str
     message: str
+    lost_fraction: float = 0.0
 
 
 def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
@@ -139,7 +145,10 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
     try:
         return {
             int(row["ccd"]): CcdState(
-                "done" if row["state"] == "done" else "failed", row["reason"], row["message"]
+                "done" if row["state"] == "done" else "failed",
+                row["reason"],
+                row["message"],
+                float(row.get("lost_fraction") or 0.0),
             )
             for row in ecsv.read_rows(manifest)
         }
@@ -152,11 +161,23 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
 def failed_fraction(manifest: str | Path) -> float:
     """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet.
 
-    CCDs that are only left out with their exposure do not count.
+    What others lost counts as well, see `lost_of`; CCDs that are only left out with their exposure
+    do not.
     """
     ccds = (ccd_states(manifest) or {}).values()
-    failed = sum(ccd.state == "failed" and ccd.reason not in OF_EXPOSURE for ccd in ccds)
-    return failed / len(ccds) if ccds else 0.0
+    lost = sum(lost_of(ccd) for ccd in ccds if ccd.reason not in OF_EXPOSURE)
+    return lost / len(ccds) if ccds else 0.0
+
+
+def lost_of(ccd: CcdRow | CcdState) -> float:
+    """Return the fraction of a CCD that its exposure lost: all of it if it failed.
+
+    Losses of up to `NOTABLE_LOSS` (saturated stars, bad columns) do not count.
+    """
+    if ccd.state == "failed":
+        return 1.0
+    lost = ccd.lost_fraction or 0.0
+    return lost if lost > NOTABLE_LOSS else 0.0
 
 
 def ccds_failed_with(manifest: str | Path, reason: str) -> set[int] | None:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
-from coaddflow.tables.manifest import ccd_states
+from coaddflow.tables.manifest import NOTABLE_LOSS, ccd_states
 from coaddflow.tables.pointings import has_new
 from coaddflow.tables.verdict import read_verdict
 from coaddflow.workflow.left_out import left_out_lines
@@ -47,6 +47,8 @@ class CcdStatus:
     """The same in one sentence."""
     log: str = ""
     """Log of the CCD's job, if there is one and the CCD is not done."""
+    lost_fraction: float = 0.0
+    """Fraction of its pixels that are BAD, SAT or NO_DATA; of CCDs that are done."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _exposure_status(
     ended = {} if complete else {job.job: job for job in failed_jobs(log_folder)}
     ccds = []
     for ccd in planned:
-        state, reason, message = rows.get(ccd, ("missing", "", ""))
+        state, reason, message, *lost = rows.get(ccd, ("missing", "", ""))
         if state == "done" and f"{ccd}.fits" not in is_there:
             state, reason = "missing", "calexp_gone"
             message = (
@@ -227,7 +229,7 @@ def _exposure_status(
         if state == "missing" and step and (step.reason != NO_LOG or job is None):
             reason, message = "job_failed", _why_ended(step, job)
         shown = str(log) if state != "done" and log.is_file() else ""
-        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown))
+        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown, *lost))
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
@@ -299,6 +301,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
     lines = [
         *_exposure_lines(shown, limit),
         *_failure_lines(status, limit),
+        *_loss_lines(status, limit),
         *_product_lines(status.products, limit),
         *_job_lines(status.jobs, limit),
         *status.not_coadded[:limit],
@@ -365,6 +368,23 @@ def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
     return [*lines, *_rest(len(told), limit, "CCDs"), ""]
 
 
+def _loss_lines(status: SurveyStatus, limit: int | None) -> list[str]:
+    """Return which CCDs are done but lost a large part of their pixels."""
+    told = sorted(_with_losses(status), key=lambda ccd: -ccd.lost_fraction)
+    if not told:
+        return []
+    lines = [f"CCDs that are done but lost more than {100 * NOTABLE_LOSS:.0f} % of their pixels:"]
+    for ccd in told[:limit]:
+        lost = f"{100 * ccd.lost_fraction:.0f} % are BAD, SAT or NO_DATA"
+        lines.append(f"  {ccd.exposure} CCD {ccd.ccd}  {lost}")
+    return [*lines, *_rest(len(told), limit, "CCDs"), ""]
+
+
+def _with_losses(status: SurveyStatus) -> list[CcdStatus]:
+    ccds = (ccd for exposure in status.exposures for ccd in exposure.ccds)
+    return [ccd for ccd in ccds if ccd.state == "done" and ccd.lost_fraction > NOTABLE_LOSS]
+
+
 def _product_lines(products: Sequence[ProductStatus], limit: int | None) -> list[str]:
     """Return which products are missing, where some are there: before that it says nothing."""
     lines = []
@@ -412,6 +432,7 @@ def status_json(status: SurveyStatus) -> str:
             }
             for exposure in status.exposures
         ],
+        "incomplete": [asdict(ccd) for ccd in _with_losses(status)],
         "products": [asdict(kind) for kind in status.products],
         "jobs": [_job_json(job) for job in status.jobs],
         "not_coadded": list(status.not_coadded),
