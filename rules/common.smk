@@ -12,6 +12,7 @@ import time
 RUN_STARTED = time.time()
 
 try:
+    from coaddflow import fence
     from coaddflow.cluster import slurm as cluster
     from coaddflow.errors import InputError
     from coaddflow.runtime import resources
@@ -96,6 +97,9 @@ ON_CLUSTER = (
 # Whether this is the Snakemake that works on the jobs inside a job that went to Slurm. It gets back
 # what Slurm said of the allocation: the executor takes that away from jobs of MPI.
 INSIDE_SLURM = not workflow.is_main_process and cluster.hand_down_allocation(os.environ)
+
+# What scripts, and the workers that they start, call the job that they are part of.
+os.environ[fence.VARIABLE] = fence.name_job(workflow.is_main_process, RUN_STARTED)
 
 snakemake_patches.replace_internals(RUN_STARTED, workflow.is_main_process)
 

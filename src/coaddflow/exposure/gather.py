@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coaddflow.errors import InputError
+from coaddflow.files import remove
 from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.footprint import check_footprint_within_prediction
 from coaddflow.tables.exposures import ExposureRow
@@ -49,7 +50,7 @@ def make_manifest(
     """
     manifest = Path(manifest)
     failed_manifest = manifest.with_suffix(".failed.ecsv")
-    manifest.unlink(missing_ok=True)
+    remove(manifest)
     found = sorted(rows, key=lambda row: row.ccd)
     try:
         _check_failures(found, max_failed_fraction, failed_manifest)
@@ -69,7 +70,7 @@ def make_manifest(
         write_manifest(failed_manifest, found)
         raise
     write_manifest(manifest, found)
-    failed_manifest.unlink(missing_ok=True)
+    remove(failed_manifest)
     return found
 
 

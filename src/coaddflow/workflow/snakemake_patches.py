@@ -12,9 +12,13 @@ from typing import Any
 import snakemake.api  # noqa: F401 - first: the modules of Snakemake import each other
 from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
+from snakemake.exceptions import WorkflowError
 from snakemake.jobs import GroupJob, Job
 
+from coaddflow import fence
+from coaddflow.errors import ReplacedError
 from coaddflow.runtime import log as joblog
+from coaddflow.workflow.stages import STAGES
 
 
 def replace_internals(since: float, is_main_process: bool) -> None:
@@ -29,6 +33,7 @@ def replace_internals(since: float, is_main_process: bool) -> None:
     """
     check_groups_once()
     retry_only_what_may_succeed(since)
+    stop_replaced_jobs()
     if is_main_process:
         show_why_groups_fail()
 
@@ -60,6 +65,37 @@ def retry_only_what_may_succeed(since: float) -> None:
 
     for kind_of_job in (Job, GroupJob):
         _replace(kind_of_job, "restart_times", property(retries_left))
+
+
+def stop_replaced_jobs() -> None:
+    """Keep the Snakemake of a job that a newer one has replaced from removing that job's products.
+
+    Snakemake removes what a job is to make before the job begins, and again when it has failed. So
+    a job gets its token (`fence`) before that, and one that has lost it removes nothing.
+    """
+
+    async def prepare(job: Any) -> None:
+        token = _fence_of(job)
+        if token is not None:
+            try:
+                fence.begin(token)
+            except ReplacedError as error:
+                raise WorkflowError(f"coaddflow: {error}") from None
+        await original_prepare(job)
+
+    async def cleanup(job: Any, skip_outputs: Any) -> None:
+        token = _fence_of(job)
+        if token is None or not fence.is_replaced(token):
+            await original_cleanup(job, skip_outputs)
+
+    original_prepare = _replace(Job, "prepare", prepare)
+    original_cleanup = _replace(Job, "cleanup", cleanup)
+
+
+def _fence_of(job: Any) -> fence.Fence | None:
+    """Return what a job of Snakemake must have to write; None if it is none of a stage."""
+    stage = STAGES.get(job.rule.name)
+    return None if stage is None else fence.fence_of(stage.token(job.wildcards_dict))
 
 
 def show_why_groups_fail() -> None:
