@@ -12,6 +12,7 @@ import time
 RUN_STARTED = time.time()
 
 try:
+    from coaddflow import fence
     from coaddflow.cluster import slurm as cluster
     from coaddflow.errors import InputError
     from coaddflow.runtime import resources
@@ -101,7 +102,10 @@ ON_CLUSTER = (
 # what Slurm said of the allocation: the executor takes that away from jobs of MPI.
 INSIDE_SLURM = not workflow.is_main_process and cluster.hand_down_allocation(os.environ)
 
-snakemake_patches.replace_internals(RUN_STARTED, workflow.is_main_process)
+# What scripts, and the workers that they start, call the job that they are part of.
+os.environ[fence.VARIABLE] = fence.name_job(workflow.is_main_process, RUN_STARTED)
+
+RETRIES = snakemake_patches.replace_internals(RUN_STARTED, workflow.is_main_process)
 if workflow.is_main_process:
     snakemake_patches.check_targets_first(
         lambda files: exit_on_input_error(targets.check_targets, PLAN, files)
@@ -125,7 +129,8 @@ def all_products(wildcards):
 
 
 # ---------------------------------------------------------------------------------------------
-# Memory (MB) and time (minutes)
+# Memory (MB) and time (minutes): of the first attempt; workflow/retries.py says what later ones
+# ask for
 # ---------------------------------------------------------------------------------------------
 
 
@@ -148,24 +153,23 @@ def needs_of(name, cores, *names):
 
 
 def memory(name):
-    """Return the function of a rule for its memory, MB, which grows with the attempt."""
+    """Return the function of a rule for its memory, MB."""
 
-    def mem_mb(wildcards, threads, attempt):
+    def mem_mb(wildcards, threads):
         job = needs_of(name, threads, *wildcards.items())
+        if scatters_over_tasks() and job.workers:
+            return (job.workers + 1) * job.task_memory
         cores = workflow.resource_settings.cores
         # in a job of a cluster there is Snakemake too
-        return attempt * (
-            job.memory + (job.snakemake_share(cores) if ON_CLUSTER else 0)
-        )
+        return job.memory + (job.snakemake_share(cores) if ON_CLUSTER else 0)
 
     return mem_mb
 
 
 def minutes(name):
-    """Return the function of a rule for its time limit, which grows with the attempt."""
-    return (
-        lambda wildcards, threads, attempt: attempt
-        * needs_of(name, threads, *wildcards.items()).runtime
+    """Return the function of a rule for its time limit, minutes."""
+    return lambda wildcards, threads: (
+        needs_of(name, threads, *wildcards.items()).runtime
     )
 
 
@@ -192,9 +196,9 @@ def tasks(name):
 def task_memory(name):
     """Return the function of a rule that scatters for the memory of each task, MB."""
 
-    def mem_mb(wildcards, threads, attempt):
+    def mem_mb(wildcards, threads):
         of_task = needs_of(name, threads, *wildcards.items()).task_memory
-        return attempt * of_task if scatters_over_tasks() else None
+        return of_task if scatters_over_tasks() else None
 
     return mem_mb
 
@@ -222,6 +226,7 @@ def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(catalogue.check_before_run, PLAN)
     exit_on_input_error(cluster.begin, workflow)
+    exit_on_input_error(RETRIES.check_first_requests, workflow)
     exit_on_input_error(pointings.adopt, PLAN.pointings)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))

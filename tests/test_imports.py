@@ -9,6 +9,7 @@ PACKAGE = Path(coaddflow.__file__).parent
 
 ORDER = (
     "errors",
+    "fence",
     "files",
     "settings",
     "geometry",

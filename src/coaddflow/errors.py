@@ -148,6 +148,15 @@ class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an ex
         return f"{self.reason}: {self.message}"
 
 
+class ReplacedError(CoaddflowError):
+    """A newer job has taken over what this job makes: it must not change anything any more.
+
+    Nothing is wrong with the data, and nobody waits for this job.
+    """
+
+    lasting = False
+
+
 class UnusableData(CcdFailure):
     """A step that does not know files cannot work with the data of a CCD.
 

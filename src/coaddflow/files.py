@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from coaddflow import fence
 from coaddflow.errors import InputError
 
 _ID_PATTERNS = {
@@ -50,6 +51,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     ------
     InputError
         If the folder cannot be written to, or the disk is full.
+    ReplacedError
+        If a newer job has taken over what this job makes (`fence`): nothing takes the name.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -63,8 +66,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
+        fence.check()
         temporary.replace(path)
     except OSError as error:
+        fence.check()  # the newer job may have removed the temporary file
         # astropy reports a full disk, and NumPy a quota, without an error number
         full = re.search(r"space on disk|\d+ requested and \d+ written", str(error)) is not None
         if not full and error.errno not in _DISK_FULL | _NOT_ALLOWED:
@@ -79,11 +84,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove(path: str | Path) -> None:
+    """Remove a product of an earlier run, if it is there.
+
+    Raises
+    ------
+    ReplacedError
+        If a newer job has taken over what this job makes: the file may be that job's.
+    """
+    fence.check()
+    Path(path).unlink(missing_ok=True)
+
+
+def move(path: str | Path, target: str | Path) -> None:
+    """Give a product another name on the same disk, replacing what has it.
+
+    Raises
+    ------
+    ReplacedError
+        As with `remove`.
+    """
+    fence.check()
+    Path(path).replace(target)
+
+
 def remove_partial(path: str | Path) -> None:
     """Remove what killed processes left of a file that they wrote with `atomic_path`.
 
-    The file itself stays. No other process may be writing it.
+    The file itself stays. No other process may be writing it. Errors are those of `remove`.
     """
+    fence.check()
     path = Path(path)
     prefix, suffix = (glob.escape(part) for part in _affixes(path))
     for partial in path.parent.glob(f"{prefix}????????{suffix}"):

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from backends import MPI, needs_mpi
+from backends import MPI, needs_dask, needs_mpi
 
 from coaddflow.errors import InputError
+from coaddflow.fence import Fence, begin, fenced_by
 from coaddflow.pool import PoolError
 from coaddflow.pool.launch import run_job
 from coaddflow.settings.parallel import ParallelSettings
@@ -42,6 +43,21 @@ def test_a_job_returns_logs_and_fails_alike(parallel, tmp_path, caplog):
     with pytest.raises(bug, match="by nothing"):
         run(parallel, tmp_path, numbers=[], bug=True)
     assert list(tmp_path.iterdir()) == []
+
+
+DASK = pytest.param(ParallelSettings(backend="dask"), marks=needs_dask)
+
+
+@pytest.mark.filterwarnings("ignore:the master is odd")
+@pytest.mark.parametrize("parallel", [*BACKENDS, DASK], ids=lambda p: p.backend)
+def test_workers_of_a_job_that_was_replaced_write_nothing(parallel, tmp_path):
+    token = Fence(str(tmp_path / "token"), "a job")
+    begin(token)
+    files = [str(tmp_path / f"{number}.txt") for number in range(4)]
+    with fenced_by(token):
+        failed = run(parallel, tmp_path, numbers=[], files=files, token=token.token)
+    assert failed == [[], ["ReplacedError"] * 2]
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["0.txt", "1.txt"]
 
 
 @needs_mpi

@@ -21,9 +21,10 @@ from coaddflow.workflow import snakemake_patches
 SNAKEFILE = """
 import sys, time
 from coaddflow.workflow import snakemake_patches
+from coaddflow.workflow.retries import Retries
 
 if config.get("patched"):
-    snakemake_patches.retry_only_what_may_succeed(time.time() - 1)
+    snakemake_patches.retry_only_what_may_succeed(Retries(time.time() - 1))
 
 rule made:
     output: "made.txt"

@@ -20,7 +20,7 @@ from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import done_row, failed_row, write_calexp
 from coaddflow.calib.frames import read_calibs
 from coaddflow.errors import CcdFailure, UnusableData, working_on
-from coaddflow.files import remove_partial
+from coaddflow.files import remove, remove_partial
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.raw import read_raw_ccd
@@ -114,9 +114,9 @@ def make_calexp(
 
 def remove_products(files: CcdFiles) -> None:
     """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
-    Path(files.manifest).unlink(missing_ok=True)
+    remove(files.manifest)
     for path in (files.row, files.calexp, files.sources):
-        Path(path).unlink(missing_ok=True)
+        remove(path)
         remove_partial(path)
     for path in (files.calexp, files.sources):
         Path(set_aside_path(path)).unlink(missing_ok=True)

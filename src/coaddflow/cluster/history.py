@@ -28,6 +28,9 @@ Outcome = Literal[
     "time limit",
     "node failed",
     "never runs",
+    "refused",
+    "controller away",
+    "killed",
     "failed",
     "unknown",
 ]
@@ -46,6 +49,12 @@ EXPLANATIONS: dict[Outcome, str] = {
     "partition or your account allows: cancel it, and run again with fewer --cores, less memory "
     "(--set-resources {rule}:mem_mb=MEGABYTES) or less time "
     "(--set-resources {rule}:runtime=MINUTES)",
+    "refused": "was not accepted by the queue system: ask for what its message allows "
+    "(--set-resources {rule}:mem_mb=MEGABYTES {rule}:runtime=MINUTES, fewer --cores, or another "
+    "partition or queue)",
+    "controller away": "could not start its step while the controller of Slurm was away: run the "
+    "same command again",
+    "killed": "was killed, and not for its memory: run the same command again",
     "failed": "failed: the errors of its steps say why, or else its log",
     "unknown": "is gone, and nothing says how it ended: look at its log, or run the same command "
     "again",
@@ -78,6 +87,9 @@ _NEVER_RUNS = re.compile(
 _IDS_AT_ONCE = 500
 """Jobs that sacct is asked for at a time, because command lines have a limited length."""
 
+_KILLED = r"task \S+ Killed|exit (code|status) (137|265)\b|Signals\.SIGKILL"
+"""What is said of a process that was killed, whoever did it."""
+
 _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("never runs", r"can never run"),
     (
@@ -88,10 +100,28 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
+    (
+        "controller away",
+        r"(unable to|contact).* slurm controller|socket timed out on send/recv",
+    ),
     # the kernel, or Slurm without confinement, says only this
-    ("out of memory", r"task \S+ Killed|exit (code|status) (137|265)\b"),
+    ("out of memory", _KILLED),
     ("unknown", f"{pbs_outcome.GONE}|{pbs_outcome.NO_CODE}"),
 )
+
+
+_KILLED_STEP = re.compile(r"exit status 137\b|Signals\.SIGKILL")
+"""What the Snakemake in a job says of a step that was killed."""
+
+_STATE = re.compile(r"status is: '(\w+)")
+"""State of a job in the executor's message."""
+
+_WILL_NOT_BE_ACCEPTED = re.compile(
+    r"node configuration is not available|can ?not be satisfied|time limit is invalid"
+    r"|invalid (account|partition|qos)|more processors requested than permitted",
+    re.IGNORECASE,
+)
+"""What sbatch says about a request that it will refuse the next time, too."""
 
 
 class JobNames:
@@ -198,6 +228,57 @@ def _outcome_from_words(text: str) -> Outcome:
 
 
 # ---------------------------------------------------------------------------------------------
+# One job that has just ended
+# ---------------------------------------------------------------------------------------------
+
+
+def end_of_slurm_job(job_id: str, message: str, log: str | Path) -> tuple[Outcome, str]:
+    """Return how a job ended that the executor for Slurm gives up, also in Slurm's words.
+
+    Parameters
+    ----------
+    job_id : str
+        Its number; empty if its submission was refused.
+    message : str
+        What the executor says.
+    log : path
+        The log of the job.
+    """
+    if not job_id:
+        match = re.search(r"error message was '(.*?)'\.?$", message, re.MULTILINE | re.DOTALL)
+        return "refused", " ".join((match[1] if match else message).split())
+    match = _STATE.search(message)
+    state, reason = (match[1], "") if match else _slurm_states([job_id]).get(job_id, ("", ""))
+    return _slurm_outcome(state, reason, Path(log))
+
+
+def end_of_pbs_job(job_id: str, name: str, folder: str | Path = ".") -> tuple[Outcome, str]:
+    """Return how a job ended by the records of PBS, also in their words.
+
+    Parameters
+    ----------
+    job_id : str
+        Its number; empty if its submission was refused.
+    name : str
+        Its name in the queue.
+    folder : path
+        The working folder of the survey.
+    """
+    for line in reversed(records.read(Path(folder) / records.FOLDER / "ended.tsv").splitlines()):
+        _, found, label, outcome, reason, *_ = [*line.split("\t"), "", "", "", "", ""]
+        if found != job_id or (not job_id and label != name):
+            continue
+        words = reason.partition(" (log: ")[0].removeprefix(f"{label}: ")
+        return ("refused" if outcome == "refused" else _outcome_from_words(words)), words
+    return ("unknown", "") if job_id else ("refused", "")
+
+
+def will_be_refused(words: str) -> bool:
+    """Return whether a queue system that refused a job would refuse the same request again."""
+    return _WILL_NOT_BE_ACCEPTED.search(words) is not None
+
+
+# ---------------------------------------------------------------------------------------------
 # Slurm
 # ---------------------------------------------------------------------------------------------
 
@@ -263,17 +344,27 @@ def _slurm_outcome(state: str, reason: str, log: Path) -> tuple[Outcome, str]:
     # a step that is killed for its memory may be reported as failed or cancelled
     if outcome in ("failed", "unknown", "cancelled"):
         said = _slurm_words(log)
-        if said:
+        # scancel kills, too
+        if said and not (outcome == "cancelled" and re.search(_KILLED, said, re.IGNORECASE)):
             return _outcome_from_words(said), f"{state}: {said}" if state else said
     return outcome, state or "Slurm's accounting says nothing about it"
 
 
 def _slurm_words(log: Path) -> str:
-    """Return the most telling line that Slurm itself has written into the log of a job."""
+    """Return the most telling line about the end of a job in its log.
+
+    Slurm writes some, and the Snakemake in the job says when a step was killed.
+    """
     lines = records.read(log).splitlines()
     said = [line for line in lines if line.startswith(("slurmstepd", "srun: error:"))]
-    telling = [line for line in said if _outcome_from_words(line) != "failed"]
-    return next(iter([*telling, *said]), "").strip()
+    said += [line for line in lines if _KILLED_STEP.search(line)]
+    order = [words for _, words in _WORDS]
+
+    def rank(line: str) -> int:
+        found = (i for i, words in enumerate(order) if re.search(words, line, re.IGNORECASE))
+        return next(found, len(order))
+
+    return min(said, key=rank, default="").strip()
 
 
 # ---------------------------------------------------------------------------------------------

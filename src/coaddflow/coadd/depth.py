@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from coaddflow.coadd.mean import effective_area
 from coaddflow.coadd.product import read_coadd
 from coaddflow.corners.database import CornerDatabase
+from coaddflow.files import remove
 from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import AB_ZERO_POINT, image_hdu, write_fits
 from coaddflow.image.provenance import provenance_header
@@ -78,7 +79,7 @@ def make_depth(
         If a coadd or database is not readable, or a map cannot be written.
     """
     table = Path(table)
-    table.unlink(missing_ok=True)
+    remove(table)
     factors = {Path(path).parent.name: _factor(path, tract, settings) for path in databases}
     rows: list[DepthRow] = []
     by_band: dict[str, list[Path]] = {}
@@ -96,7 +97,7 @@ def _remove_stale_maps(table: Path, coadds: Mapping[str, Sequence[Path]]) -> Non
     for path in table.parent.glob(f"*/{table.stem}/*.fits"):
         current = {coadd.name for coadd in coadds.get(path.parts[-3], ())}
         if _PATCH.fullmatch(path.stem) and path.name not in current:
-            path.unlink(missing_ok=True)
+            remove(path)
             _LOG.info("removed %s, whose coadd is no longer made", path)
 
 

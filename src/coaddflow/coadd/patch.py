@@ -26,7 +26,7 @@ from coaddflow.coadd.mean import (
 from coaddflow.coadd.product import write_coadd
 from coaddflow.coadd.readers import CorrectedWarp, LayeredWarp, WithoutCcds
 from coaddflow.corners.database import CornerDatabase, Rejection, Selection
-from coaddflow.files import remove_partial
+from coaddflow.files import remove, remove_partial
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
@@ -67,7 +67,7 @@ def make_coadd(
         Sections coadd, selection, warp (its kernel) and products.
     """
     # the list of a tract's coadds says that all of them are of one job
-    coadd_table_path(path).unlink(missing_ok=True)
+    remove(coadd_table_path(path))
     files = _warps_of_patch(warps, patch)
     nothing = LayeredWarp([], tract.patch(patch).outer_box)
 

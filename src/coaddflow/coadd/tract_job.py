@@ -32,7 +32,7 @@ from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import Spool, SpooledWarp, SpoolSlot, write_warp
 from coaddflow.corners.database import CornerDatabase, Selection
 from coaddflow.errors import CoaddflowError, is_lasting
-from coaddflow.files import remove_partial, sha256_of
+from coaddflow.files import remove, remove_partial, sha256_of
 from coaddflow.geometry.box import Box, common_box
 from coaddflow.image.provenance import provenance_header
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
@@ -154,9 +154,9 @@ def _divided_memory(
 
 def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -> None:
     """Remove what an earlier run made, the list first: it may be of other settings."""
-    table.unlink(missing_ok=True)
+    remove(table)
     for path in (_coadd_path(table, patch) for patch in patches):
-        path.unlink(missing_ok=True)
+        remove(path)
         remove_partial(path)
     with CornerDatabase(database) as corners:
         for exposure in corners.manifests():

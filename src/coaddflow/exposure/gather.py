@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coaddflow.errors import InputError, Reason
+from coaddflow.files import move, remove
 from coaddflow.ingest.pointing import fit_without_strays, misfit
 from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.footprint import check_footprint_within_prediction
@@ -90,7 +91,7 @@ def make_manifest(
     """
     manifest = Path(manifest)
     failed_manifest = manifest.with_suffix(".failed.ecsv")
-    manifest.unlink(missing_ok=True)
+    remove(manifest)
     found = sorted(rows, key=lambda row: row.ccd)
     for row in found:
         if row.state == "done":
@@ -115,7 +116,7 @@ def make_manifest(
             _set_aside(row)
     write_verdict(manifest, verdict)
     write_manifest(manifest, found)
-    failed_manifest.unlink(missing_ok=True)
+    remove(failed_manifest)
     return found
 
 
@@ -233,11 +234,11 @@ def _set_aside(row: CcdRow) -> None:
     for path, aside in _files(row):
         if path.is_file():
             aside.parent.mkdir(exist_ok=True)
-            path.replace(aside)
+            move(path, aside)
 
 
 def _bring_back(row: CcdRow) -> None:
     """Move the calexp of a CCD that was set aside to its place."""
     for path, aside in _files(row):
         if aside.is_file() and not path.is_file():
-            aside.replace(path)
+            move(aside, path)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from coaddflow.errors import CoaddflowError, InputError, is_lasting
+from coaddflow.fence import Fence, active_fence, fenced_by
 from coaddflow.files import atomic_path
 from coaddflow.pool import Pool, PoolError
 from coaddflow.pool.lifeline import Address, Listener, connect, end_when
@@ -82,6 +83,7 @@ def run_job(
         "spec": spec,
         "workers": None if elsewhere else workers,
         "memory_limit": None if memory_mb is None or elsewhere else 1e6 * memory_mb,
+        "fence": active_fence(),
     }
     request = json.loads(json.dumps(request))
     if parallel.backend == "mpi":
@@ -93,8 +95,11 @@ def run_job(
 def _run(request: Mapping[str, Any], backend: str, address: str | None = None) -> Any:
     """Open the pool and call the function of the module."""
     function = importlib.import_module(request["module"]).run
-    limit = request["memory_limit"]
-    with Pool(backend, request["workers"], memory_limit=limit, address=address) as pool:
+    limit, fence = request["memory_limit"], request["fence"]
+    with (
+        fenced_by(fence and Fence(*fence)),
+        Pool(backend, request["workers"], memory_limit=limit, address=address) as pool,
+    ):
         return json.loads(json.dumps(function(pool, request["spec"])))
 
 

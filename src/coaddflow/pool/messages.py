@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from coaddflow.fence import Fence
 from coaddflow.pool.failure import Failure
 from coaddflow.pool.packing import Packed
 
@@ -32,6 +33,7 @@ class Run(NamedTuple):
     state: tuple[int, int]
     label: str
     log_level: int
+    fence: Fence | None
 
 
 class Forget(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
 
+from coaddflow.fence import active_fence
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Traffic
 from coaddflow.pool.engines import make_backend
 from coaddflow.pool.failure import (
@@ -453,7 +454,8 @@ class Pool:
                 worker.defined.add(name)
         state = (batch.states.number, task.index)
         level = logging.getLogger().getEffectiveLevel()
-        self._backend.send(number, Message(Run(batch.function, state, task.label, level), body))
+        run = Run(batch.function, state, task.label, level, active_fence())
+        self._backend.send(number, Message(run, body))
 
     def _take(self, event: Event, batch: _Batch) -> None:
         """Handle an event."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coaddflow.fence import fenced_by
 from coaddflow.pool.failure import failure_of
 from coaddflow.pool.messages import Define, Done, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, read_only, unpack
@@ -63,7 +64,7 @@ class WorkerLoop:
         """Run a function on an item; what it raises becomes the answer."""
         state, packed, failure = self._states.pop(run.state, {}), None, None
         begin = time.monotonic()
-        with _records(run.log_level, self._capture_log) as log:
+        with _records(run.log_level, self._capture_log) as log, fenced_by(run.fence):
             try:
                 worker = Worker(self.id, _Constants(self), state, self._cache)
                 result = self._value(run.function)(unpack(body), worker)

@@ -164,14 +164,39 @@ def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
     for log in sorted(folder.rglob("*.log")):
         if log.stat().st_mtime < since:
             continue
-        last = (_last_lines(log) or [""])[-1]
-        if not last.startswith(FINISHED):
-            reason = last.removeprefix(FAILED)
-            if not last.startswith(FAILED):
-                reason = NO_RESULT if last else NO_LOG
+        reason = _failure_of(log)
+        if reason:
             job = log.relative_to(folder).with_suffix("").as_posix()
             failed.append(FailedJob(job, reason, log))
     return failed
+
+
+def failures(logs: Iterable[str | Path], since: float = 0.0) -> list[str]:
+    """Return why jobs failed, from their logs; those that ended well say nothing.
+
+    Parameters
+    ----------
+    logs : iterable of str or Path
+        Logs of jobs; those that are not there tell nothing.
+    since : float
+        Logs last written before this time (seconds since the epoch) are of earlier attempts.
+    """
+    found = []
+    for log in map(Path, logs):
+        with contextlib.suppress(OSError):
+            if log.stat().st_mtime >= since:
+                found.append(_failure_of(log))
+    return list(filter(None, found))
+
+
+def _failure_of(log: Path) -> str:
+    """Return why a job failed, from its log; empty if it ended well."""
+    last = (_last_lines(log) or [""])[-1]
+    if last.startswith(FINISHED):
+        return ""
+    if last.startswith(FAILED):
+        return last.removeprefix(FAILED)
+    return NO_RESULT if last else NO_LOG
 
 
 def failed_for_good(logs: Iterable[str | Path], since: float = 0.0) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from coaddflow.files import check_id, sha256_of
+from coaddflow.files import check_id, remove, sha256_of
 from coaddflow.geometry.box import Box, part_of
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import (
@@ -149,10 +149,10 @@ def part_box(header: fits.Header, shape: tuple[int, int]) -> Box:
 def remove_warps(folder: str | Path) -> None:
     """Remove the warps of an exposure on a tract, ``.../{tract}/{exposure}``, their table first."""
     folder = Path(folder)
-    folder.with_suffix(".ecsv").unlink(missing_ok=True)
-    kept_table(folder).unlink(missing_ok=True)
+    remove(folder.with_suffix(".ecsv"))
+    remove(kept_table(folder))
     for stale in folder.glob("*.fits"):
-        stale.unlink()
+        remove(stale)
     with contextlib.suppress(OSError):  # not there, or something else is in it
         folder.rmdir()
 

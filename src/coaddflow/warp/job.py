@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from coaddflow.errors import InputError
+from coaddflow.files import remove
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import flux_scale, read_masked_image
 from coaddflow.image.provenance import provenance_header
@@ -73,7 +74,7 @@ def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable
     results = Path(table).parent.parent.parent
     for patch in patches:
         coadd = Path(COADD.format(band=band, tract=tract.id, patch=patch))
-        (results / coadd.relative_to(RESULTS)).unlink(missing_ok=True)
+        remove(results / coadd.relative_to(RESULTS))
 
 
 def read_ccd(row: CcdRow) -> CcdImage:

@@ -6,18 +6,26 @@ says so and the run goes on without.
 """
 
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import snakemake.api  # noqa: F401 - first: the modules of Snakemake import each other
 from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
+from snakemake.exceptions import WorkflowError
 from snakemake.jobs import GroupJob, Job
+from snakemake.rules import Rule
+from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
 
-from coaddflow.runtime import log as joblog
+from coaddflow import fence
+from coaddflow.errors import ReplacedError
+from coaddflow.workflow.retries import Retries
+from coaddflow.workflow.stages import STAGES
 
 
-def replace_internals(since: float, is_main_process: bool) -> None:
+def replace_internals(since: float, is_main_process: bool) -> Retries:
     """Replace what hinders a run; called once, when the Snakefile is read.
 
     Parameters
@@ -26,11 +34,22 @@ def replace_internals(since: float, is_main_process: bool) -> None:
         When the run began, seconds since the epoch: older logs are of other runs.
     is_main_process : bool
         Whether this Snakemake was started by the user, and not inside a job of a cluster.
+
+    Returns
+    -------
+    Retries
+        The attempts of the run.
     """
+    retries = Retries(since)
     check_groups_once()
-    retry_only_what_may_succeed(since)
+    ask_for_more_of_what_was_short(retries)
+    retry_only_what_may_succeed(retries)
+    stop_replaced_jobs()
     if is_main_process:
+        record_attempts(retries)
         show_why_groups_fail()
+        end_when_asked_to()
+    return retries
 
 
 def check_groups_once() -> None:
@@ -44,22 +63,99 @@ def check_groups_once() -> None:
     _replace(DAG, "_check_groups", lambda self: None)
 
 
-def retry_only_what_may_succeed(since: float) -> None:
+def ask_for_more_of_what_was_short(retries: Retries) -> None:
+    """Let memory and time limits grow for a reason, and not above what there is.
+
+    Snakemake gives the number of the attempt to the functions and expressions of all resources,
+    whatever was short: a job that somebody cancelled asks for twice the memory.
+    """
+
+    def expand(
+        rule: Any, wildcards: Any, input: Any, attempt: int, skip_evaluation: Any = None
+    ) -> Any:
+        def evaluate(number: int) -> Any:
+            return original(rule, wildcards, input, number, skip_evaluation)
+
+        return retries.resources(rule, wildcards, attempt, evaluate)
+
+    def resources(group: Any) -> Any:
+        if group._resources is None:
+            of_group.fget(group)
+            retries.cap_group(group, group._resources)
+        return of_group.fget(group)
+
+    original = _replace(Rule, "expand_resources", expand)
+    of_group = _replace(GroupJob, "resources", property(resources))
+
+
+def retry_only_what_may_succeed(retries: Retries) -> None:
     """Do not repeat a failure that another attempt cannot mend.
 
     Too many failed CCDs and an unusable file are such. Snakemake has only `retries` of a rule, and
     a group is tried as often as that rule of it that is tried most; here the result lines of the
-    jobs' logs decide.
+    jobs' logs decide, and what the earlier attempts at the job were short of.
+    """
+    for kind_of_job in (Job, GroupJob):
+        _replace(kind_of_job, "restart_times", property(retries.left))
+
+
+def record_attempts(retries: Retries) -> None:
+    """Record how each attempt at a job ended: Snakemake forgets it."""
+
+    def report(executor: Any, job_info: Any, msg: str | None = None, **options: Any) -> None:
+        name = executor.workflow.executor_plugin.name
+        if type(executor).__module__ == "snakemake.executors.local":
+            name = "local"
+        log = str((job_info.aux or {}).get("slurm_logfile", ""))
+        retries.failed(job_info.job, name, job_info.external_jobid or "", msg or "", log)
+        original(executor, job_info, msg, **options)
+
+    original = _replace(AbstractExecutor, "report_job_error", report)
+
+
+def end_when_asked_to() -> None:
+    """Let SIGTERM end a run at any moment.
+
+    Snakemake's handler takes a lock that the interrupted function may hold itself, for as long as
+    it waits for the missing products of a job that has ended: then it waits for ever, deaf to
+    further signals. Here another thread takes the lock.
     """
 
-    def retries_left(job: Any) -> int:
-        jobs = job.jobs if job.is_group() else [job]
-        if joblog.failed_for_good([log for one in jobs for log in one.log], since):
-            return 0
-        return max(one.rule.restart_times for one in jobs)
+    def exit_gracefully(scheduler: Any, *arguments: Any) -> None:
+        threading.Thread(target=original, args=(scheduler, *arguments), daemon=True).start()
 
-    for kind_of_job in (Job, GroupJob):
-        _replace(kind_of_job, "restart_times", property(retries_left))
+    original = _replace(JobScheduler, "exit_gracefully", exit_gracefully)
+
+
+def stop_replaced_jobs() -> None:
+    """Keep the Snakemake of a job that a newer one has replaced from removing that job's products.
+
+    Snakemake removes what a job is to make before the job begins, and again when it has failed. So
+    a job gets its token (`fence`) before that, and one that has lost it removes nothing.
+    """
+
+    async def prepare(job: Any) -> None:
+        token = _fence_of(job)
+        if token is not None:
+            try:
+                fence.begin(token)
+            except ReplacedError as error:
+                raise WorkflowError(f"coaddflow: {error}") from None
+        await original_prepare(job)
+
+    async def cleanup(job: Any, skip_outputs: Any) -> None:
+        token = _fence_of(job)
+        if token is None or not fence.is_replaced(token):
+            await original_cleanup(job, skip_outputs)
+
+    original_prepare = _replace(Job, "prepare", prepare)
+    original_cleanup = _replace(Job, "cleanup", cleanup)
+
+
+def _fence_of(job: Any) -> fence.Fence | None:
+    """Return what a job of Snakemake must have to write; None if it is none of a stage."""
+    stage = STAGES.get(job.rule.name)
+    return None if stage is None else fence.fence_of(stage.token(job.wildcards_dict))
 
 
 def show_why_groups_fail() -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from coaddflow import fence
+from coaddflow.errors import ReplacedError
 from coaddflow.runtime.log import job_log
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.stages import STAGES, Stage
@@ -110,7 +112,7 @@ class Job:
 
 
 class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a statement in scripts
-    """Run a block as the job of a stage: with its log and its threads.
+    """Run a block as the job of a stage: with its log, its threads, and its token (`fence`).
 
     Parameters
     ----------
@@ -123,13 +125,24 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
         threads = 1 if STAGES[snakemake.rule].scatters else snakemake.threads
         self._log = job_log(snakemake.log[0], threads) if snakemake.log else _log_on_terminal()
         self._job = Job(snakemake)
+        token = self._job.stage.token(dict(snakemake.wildcards.items()))
+        self._fence = fence.fence_of(token)
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Job:
-        self._log.__enter__()
+        try:
+            fence.begin(self._fence)
+        except ReplacedError as error:
+            # the log is that of the newer job
+            sys.exit(f"coaddflow: {error}")
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self._log)
+            opened.enter_context(fence.fenced_by(self._fence))
+            self._open = opened.pop_all()
         return self._job
 
     def __exit__(self, *error: Any) -> bool | None:
-        return self._log.__exit__(*error)
+        return self._open.__exit__(*error)
 
     @staticmethod
     def mock(

@@ -168,6 +168,17 @@ class Stage:
         has_band = "{band}" in self.products[0].path
         return self.group + "_{band}" * (self.group == _TRACT and by_band and has_band)
 
+    def token(self, names: Names) -> str:
+        """Return the name of the token that its jobs must have to write (`fence`).
+
+        All steps of a job of a cluster that make one thing share it: ``exposure_1001``,
+        ``tract_0``, ``tract_0_r`` (a band of it), ``calibs_3``, ``survey_corners``. It is the same
+        in both granularities and with all backends, which group steps differently.
+        """
+        has_band = self.group == _TRACT and "{band}" in self.products[0].path
+        unit = self.group + "_{band}" * has_band
+        return unit.format(**names) or self.name
+
     def files(self, plan: "Plan") -> list[str]:
         """Return all files that the stage makes in a plan; none if it is not part of it."""
         if not self.is_planned(plan):

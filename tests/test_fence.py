@@ -1,0 +1,120 @@
+"""Of two jobs that would make the same products only the newer one writes."""
+
+import os
+
+import pytest
+
+from coaddflow import fence
+from coaddflow.errors import ReplacedError, is_lasting
+from coaddflow.fence import Fence, begin, fenced_by, is_replaced
+from coaddflow.files import atomic_path, remove, remove_partial
+
+
+@pytest.fixture
+def older(tmp_path):
+    return Fence(str(tmp_path / "tokens" / "tract_0"), "Slurm job 1")
+
+
+@pytest.fixture
+def newer(older):
+    return older._replace(job="Slurm job 2")
+
+
+def test_job_with_its_token_writes(older, tmp_path):
+    begin(older)
+    with fenced_by(older), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_job_that_was_replaced_writes_and_removes_nothing_and_the_newer_one_goes_on(
+    older, newer, tmp_path
+):
+    begin(older)
+    product, fresh = tmp_path / "a.txt", tmp_path / "b.txt"
+    with (
+        pytest.raises(ReplacedError, match="Slurm job 1 stops: Slurm job 2 works on tract_0 now"),
+        fenced_by(older),
+        atomic_path(fresh) as temporary,
+    ):
+        temporary.write_text("late")
+        begin(newer)
+    assert not fresh.exists()
+    with fenced_by(newer), atomic_path(product) as temporary:
+        temporary.write_text("of the newer job")
+    for change in (remove, remove_partial):
+        with fenced_by(older), pytest.raises(ReplacedError):
+            change(product)
+    assert product.read_text() == "of the newer job"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "tokens"]
+
+
+def test_steps_of_a_job_share_the_token_and_a_replaced_job_does_not_get_it_back(older, newer):
+    begin(older)
+    begin(older)
+    assert not is_replaced(older)
+    begin(newer)
+    with pytest.raises(ReplacedError):
+        begin(older)
+    begin(newer)
+    assert is_replaced(older)
+    assert not is_replaced(newer)
+    assert not is_replaced(older._replace(job="Slurm job 3")), "it has not begun yet"
+
+
+def test_a_third_job_replaces_the_second(older, newer):
+    for job in (older, newer, older._replace(job="Slurm job 3")):
+        begin(job)
+    assert is_replaced(older)
+    assert is_replaced(newer)
+
+
+def test_job_whose_token_is_gone_stops(older, tmp_path):
+    begin(older)
+    os.remove(older.token)  # noqa: PTH107 - the path is a plain value
+    with fenced_by(older), pytest.raises(ReplacedError, match=r"its token .* is gone"):
+        remove(tmp_path / "a.txt")
+
+
+def test_temporary_file_that_the_newer_job_has_removed_is_no_trouble_of_the_disk(
+    older, newer, tmp_path
+):
+    begin(older)
+    with (
+        fenced_by(older),
+        pytest.raises(ReplacedError),
+        atomic_path(tmp_path / "a.txt") as temporary,
+    ):
+        begin(newer)
+        temporary.unlink()
+
+
+def test_nobody_is_asked_where_there_is_no_fence(older, tmp_path):
+    with fenced_by(older), fenced_by(None), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert fence.active_fence() is None
+
+
+def test_being_replaced_is_nothing_that_lasts():
+    # the log of the older job may be read as that of the newer one, which is to be tried again
+    assert not is_lasting(ReplacedError("stops"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "Slurm job 12"),
+        ({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "0"}, "Slurm job 12"),
+        ({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"}, "Slurm job 12, start 1"),
+        ({"PBS_JOBID": "12.head", fence.VARIABLE: "process 1 on login"}, "PBS job 12.head"),
+        ({fence.VARIABLE: "process 1 on login"}, "process 1 on login"),
+    ],
+)
+def test_all_steps_of_a_job_of_a_cluster_have_its_name(environ, name):
+    assert fence.name_job(False, 0.0, environ) == name
+
+
+def test_a_run_in_an_allocation_is_not_the_allocation():
+    names = {fence.name_job(True, started, {"SLURM_JOB_ID": "12"}) for started in (0.0, 100.0)}
+    assert len(names) == 2
+    assert all(f"process {os.getpid()} on " in name for name in names)

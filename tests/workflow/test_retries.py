@@ -1,0 +1,99 @@
+"""A retry asks for more of what was short, for no more than there is, and its history is kept."""
+
+import subprocess
+import sys
+
+import pytest
+from survey_run import environment
+
+from coaddflow.cluster.attempts import histories
+from coaddflow.runtime.log import BEGUN, FAILED
+
+SNAKEFILE = """
+import time
+from coaddflow.workflow import snakemake_patches
+from coaddflow.workflow.retries import Retries
+
+RETRIES = snakemake_patches.replace_internals(time.time() - 1, True)
+ENDS = {ends}
+
+rule all:
+    input: expand("{{end}}.done", end=ENDS)
+
+def words(wildcards):
+    return ENDS[wildcards.end]
+
+rule made:
+    output: "{{end}}.done"
+    log: "{{end}}.log"
+    retries: 3
+    resources: mem_mb=100, runtime=10
+    params: words=words
+    shell:
+        "echo {{resources.mem_mb}} {{resources.runtime}} >>{{wildcards.end}}.asked; "
+        "printf '%s' '{{params.words}}' >{{log}}; false"
+"""
+
+ENDS = {
+    "memory": f"{FAILED}out of memory\n",
+    "worker": f"{FAILED}CCD 3: the worker was killed by SIGKILL; it probably ran out of memory\n",
+    "needed": f"{FAILED}the CCDs need 350 MB, and the job has 100 MB\n",
+    "cancelled": f"{FAILED}stopped by SIGTERM (time limit, or cancelled)\n",
+    "full": f"{FAILED}OSError: no space left on device\n",
+    "killed": f"{BEGUN}here\n",
+}
+"""How jobs end that are tried four times: the last words in their logs."""
+
+
+def run(folder, *arguments, snakefile=SNAKEFILE, ends=ENDS):
+    """Run the workflow in a folder on this machine; return what it prints."""
+    (folder / "Snakefile").write_text(snakefile.format(ends=ends))
+    command = [sys.executable, "-m", "snakemake", "--cores", "6", "--quiet", "all", "-k"]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    return done.stderr
+
+
+def asked(folder, end):
+    """Return memory and time that each attempt asked for."""
+    return [
+        tuple(map(int, line.split())) for line in (folder / f"{end}.asked").read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A folder in which each job has been tried as often as it may, with 350 MB at most."""
+    folder = tmp_path_factory.mktemp("ended")
+    text = run(folder, "--resources", "mem_mb=1500")
+    return folder, text
+
+
+@pytest.mark.parametrize(
+    ("end", "memory"),
+    [
+        ("memory", [100, 200, 300, 400]),
+        ("worker", [100, 200, 300, 400]),
+        ("needed", [100, 350]),
+        ("cancelled", [100] * 4),
+        ("full", [100] * 4),
+    ],
+)
+def test_only_memory_that_was_short_grows(ended, end, memory):
+    folder, _ = ended
+    assert asked(folder, end) == [(amount, 10) for amount in memory]
+
+
+def test_a_process_killed_while_the_kernel_had_memory_asks_for_the_same(ended):
+    folder, _ = ended
+    (first, *_, last) = histories(folder)["made_killed"]
+    if first.words == "killed by the kernel":
+        pytest.skip("this kernel does not count what it kills, or has killed something just now")
+    assert (first.outcome, last.outcome) == ("killed", "killed")
+    assert asked(folder, "killed") == [(100, 10)] * 4
