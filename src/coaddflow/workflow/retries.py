@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 
 from coaddflow.cluster import attempts, history
 from coaddflow.cluster.attempts import Attempt
-from coaddflow.cluster.limits import NO_LIMITS, Limits, slurm_limits
+from coaddflow.cluster.limits import NO_LIMITS, Limits, ask_again, slurm_limits
 from coaddflow.errors import InputError
 from coaddflow.runtime import log as joblog
 from coaddflow.runtime.resources import TIME_MARGIN
@@ -164,6 +164,7 @@ class Retries:
             With a job, its need, what there is, and the remedy.
         """
         jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+        ask_again()
         limits = limits_of(workflow, jobs[0].resources if jobs else {})
         if limits == NO_LIMITS:
             return
