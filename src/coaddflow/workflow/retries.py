@@ -91,7 +91,9 @@ class Retries:
             Evaluates the resources of the rule for an attempt.
         """
         key = attempts.key_of(rule.expand_group(wildcards), rule.name, wildcards.values())
-        grades = attempts.grades(self.history(key), rule.name, request_of(rule.workflow))
+        found = self.history(key)
+        request = request_of(rule.workflow) if found else ""
+        grades = attempts.grades(found, rule.name, request)
         by_attempt = {n: evaluate(n) for n in {1, attempt, grades.memory, grades.time}}
         asked = dict(by_attempt[attempt].items())
         changed, first = dict(asked), by_attempt[1]
