@@ -11,6 +11,7 @@ ORDER = (
     "errors",
     "fence",
     "files",
+    "compiled",
     "settings",
     "geometry",
     "image",

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from coaddflow.compiled import njit
 from coaddflow.errors import InputError
 from coaddflow.image.statistics import MAD_TO_SIGMA
 
@@ -124,7 +124,7 @@ def _blocks(stack: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.floa
         yield rows, np.ascontiguousarray(np.moveaxis(stack[:, rows], 0, -1))
 
 
-@numba.njit(cache=True)
+@njit()
 def _median_block(block, result):
     ny, nx, n = block.shape
     values = np.empty(n)
@@ -155,7 +155,7 @@ def _typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -
     return float(np.median(scatter))
 
 
-@numba.njit(cache=True)
+@njit()
 def _combine_block(block, weights, limit, clip_sigma, iterations, mean, variance, number):
     ny, nx, n = block.shape
     values = np.empty(n)
@@ -176,7 +176,7 @@ def _combine_block(block, weights, limit, clip_sigma, iterations, mean, variance
             number[y, x] = k
 
 
-@numba.njit(cache=True)
+@njit()
 def _clip(values, weight, limit, clip_sigma, iterations):
     """Move the values that are kept to the front, and return their number."""
     root = np.sqrt(weight)
@@ -201,7 +201,7 @@ def _clip(values, weight, limit, clip_sigma, iterations):
     return n_kept
 
 
-@numba.njit(cache=True)
+@njit()
 def _mean_and_variance(values, weight):
     if len(values) == 0:
         return np.nan, np.inf

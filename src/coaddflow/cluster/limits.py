@@ -4,8 +4,10 @@ The cluster is asked once for each partition or queue. What it does not say is n
 """
 
 import functools
+import math
 import re
 import subprocess
+import time
 from typing import NamedTuple
 
 from coaddflow.cluster.slurm import output_of
@@ -37,16 +39,38 @@ class Limits(NamedTuple):
 
 NO_LIMITS = Limits()
 
+SILENCE = 60.0
+"""Seconds after which a controller that did not answer is asked again."""
 
-@functools.lru_cache(maxsize=64)
+_silent_until = {"time": -math.inf}
+
+
 def slurm_limits(partition: str = "") -> Limits:
     """Return the limits of a partition of Slurm, or of several (``a,b``).
+
+    While the controller is away there are none; it is asked again after `SILENCE`.
 
     Parameters
     ----------
     partition : str
         Its name; empty: the default one.
     """
+    if time.monotonic() < _silent_until["time"]:
+        return NO_LIMITS
+    try:
+        return _slurm_limits(partition)
+    except (OSError, subprocess.SubprocessError):
+        _silent_until["time"] = time.monotonic() + SILENCE
+        return NO_LIMITS
+
+
+def ask_again() -> None:
+    """Ask Slurm the next time, although it has not answered just now."""
+    _silent_until["time"] = -math.inf
+
+
+@functools.lru_cache(maxsize=64)
+def _slurm_limits(partition: str) -> Limits:
     rows = _records("partition")
     wanted = set(filter(None, partition.split(",")))
     chosen = [
@@ -93,10 +117,7 @@ def _number(text: str | None) -> int | None:
 
 @functools.lru_cache(maxsize=4)
 def _records(what: str) -> list[dict[str, str]]:
-    """Return what Slurm says of all partitions or nodes; empty if it says nothing."""
-    try:
-        text = output_of(["scontrol", "show", what, "--oneliner"])
-    except (OSError, subprocess.SubprocessError):
-        return []
+    """Return what Slurm says of all partitions or nodes."""
+    text = output_of(["scontrol", "show", what, "--oneliner"])
     # values with blanks, such as of Reason, are of no interest
     return [dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line)) for line in text.splitlines() if line]

@@ -39,10 +39,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from coaddflow.compiled import njit
 from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskPlane, planes_from_names
 from coaddflow.image.statistics import mad_sigma
@@ -139,7 +139,7 @@ def bin_sky(
     return SkyBins(place[good, ::-1].astype(np.int32), value, weight)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _measure_cells(planes, origin, place, size, bad, min_fraction):
     """Return value and weight (0: not usable) of the cells, shape (n, 2)."""
     found = np.zeros((len(place), 2))
@@ -152,7 +152,7 @@ def _measure_cells(planes, origin, place, size, bad, min_fraction):
     return found
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _sum_cell(planes, corner, size, bad):
     """Return the sums that the fit of a plane needs, and the number of pixels without data."""
     image, variance, mask = planes
@@ -174,7 +174,7 @@ def _sum_cell(planes, corner, size, bad):
     return sums, n_missing
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _value_at_centre(sums):
     """Return value and inverse variance at the centre of a plane through the pixels of a cell."""
     n, u, v, uu, uv, vv, s, su, sv, ss, noise = sums

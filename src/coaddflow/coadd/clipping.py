@@ -30,10 +30,10 @@ References
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from coaddflow.compiled import njit
 from coaddflow.settings.coadd import ClipSettings
 
 MISSING, FILLABLE, USABLE, OUTLIER, GROWN = 0, 1, 2, 3, 4
@@ -127,7 +127,7 @@ def _wing_differences(fwhm: float, largest: float) -> NDArray[np.float32]:
     return np.minimum(_WING_PART * profile, largest).astype(np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def max_outliers(n_epochs, max_fraction=0.03):
     """Return how many epochs of a pixel may be outliers before it counts as variable [2]_.
 
@@ -185,7 +185,7 @@ def find_outliers(
     _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _median(values, n):
     """Return the median of the first n values, which are reordered (quickselect)."""
     k = n // 2
@@ -217,7 +217,7 @@ def _median(values, n):
     return np.float32(0.5) * (lower + upper)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _bin_maxima(image, state, x_offset):
     """Return the largest usable value of each bin; NaN where there is none."""
     n, ny, nx = image.shape
@@ -234,7 +234,7 @@ def _bin_maxima(image, state, x_offset):
     return maxima
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _bin_means(image, variance, state, covariance, x_offset):
     """Return means of bins and their noise; NaN where less than half of a bin is usable."""
     n, ny, nx = image.shape
@@ -261,7 +261,7 @@ def _bin_means(image, variance, state, covariance, x_offset):
     return means, noises
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _median_plane(means):
     """Return the median over the epochs that are not NaN; 0 where there are none."""
     n, ny, nx = means.shape
@@ -279,7 +279,7 @@ def _median_plane(means):
     return medians
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _spread_peaks(peaks, wings):
     """Return the largest of the surrounding peaks, each times its wing at that distance."""
     ny, nx = peaks.shape
@@ -294,7 +294,7 @@ def _spread_peaks(peaks, wings):
     return largest
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
     """Return whether a value of epoch k deviates too much (False if it is NaN)."""
     difference = value - median
@@ -306,7 +306,7 @@ def _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
     return abs(difference) > limits.sigma * noise + part * abs(median) + wing
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _flag_bins(means, noises, medians, wings, peaks, limits):
     """Return which means are outliers, shape (n, rows, columns)."""
     n, ny, nx = means.shape
@@ -331,7 +331,7 @@ def _flag_bins(means, noises, medians, wings, peaks, limits):
     return flagged
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _find_crowded(flagged, known, max_fraction):
     """Return the bins in which more epochs are flagged than artifacts can explain."""
     n, ny, nx = flagged.shape
@@ -346,7 +346,7 @@ def _find_crowded(flagged, known, max_fraction):
     return crowded
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mark_bins(state, flagged, known, max_fraction, x_offset):
     """Mark the values in flagged bins, unless too many epochs are flagged there or beside."""
     n, rows, columns = flagged.shape
@@ -363,7 +363,7 @@ def _mark_bins(state, flagged, known, max_fraction, x_offset):
                         _mark_if_allowed(state, k, y, x, max_fraction)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mark_if_allowed(state, k, y, x, max_fraction):
     """Mark a value if its pixel does not get too many outliers by it."""
     found, count = 1, 0
@@ -374,7 +374,7 @@ def _mark_if_allowed(state, k, y, x, max_fraction):
         state[k, y, x] = OUTLIER
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _center(image, state, sharpness, y, x, values):
     """Return the medians of the values and of the sharpness of a pixel's epochs."""
     count = 0
@@ -385,7 +385,7 @@ def _center(image, state, sharpness, y, x, values):
     return _median(values[0], count), _median(values[1], count)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
     """Mark the outliers at each pixel; return where there are too many for an artifact."""
     n, ny, nx = image.shape
@@ -422,7 +422,7 @@ def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
     return varies
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _spare_variables(state, varies, radius):
     """Take back the outliers next to pixels that vary: the faint rim of the same source."""
     n, ny, nx = state.shape
@@ -437,7 +437,7 @@ def _spare_variables(state, varies, radius):
                             state[k, j, i] = USABLE
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _grow_outliers(image, variance, state, wings, peaks, limits, x_offset, radius):
     """Mark the neighbours of outliers that deviate as well, if less."""
     n, ny, nx = image.shape

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +35,7 @@ from coaddflow.coadd.clipping import (
     describe_epochs,
     find_outliers,
 )
+from coaddflow.compiled import njit
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box, common_box, part_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale, planes_from_names
@@ -324,7 +324,7 @@ def _read_stack(
     return image, variance, mask, state
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _class_values(image, variance, mask, place, bad, fill, state):
     """Tell which values of a region can be used, and which only where there is nothing else."""
     for y in range(place[0], place[1]):
@@ -340,7 +340,7 @@ def _class_values(image, variance, mask, place, bad, fill, state):
                 state[y, x] = FILLABLE
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _sum_epochs(stack, weights, y, x, wanted):
     """Sum the values of a pixel that are in a state; return their number, sums and bits."""
     image, variance, mask, state = stack
@@ -356,7 +356,7 @@ def _sum_epochs(stack, weights, y, x, wanted):
     return n, total, value, noise, bits
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _combine(stack, weights, fill_error, origin, block, target, counts):
     """Write the weighted means of a stack into a block; count values used and clipped.
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.coadd.background_matching import SkyCorrection
+from coaddflow.compiled import njit
 from coaddflow.geometry import polygon
 from coaddflow.geometry.box import Box, common_box, enclosing_box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
@@ -53,7 +53,7 @@ def _planes(pixels: MaskedImage) -> tuple[NDArray, NDArray, NDArray]:
     return pixels.image, pixels.variance, pixels.mask
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _lay_under(target, pixels, corner):
     """Fill the pixels of ``target`` that have no data; return how many were filled."""
     image, variance, mask = target

@@ -12,9 +12,9 @@ References
    pipeline of the LSST).
 """
 
-import numba
 import numpy as np
 
+from coaddflow.compiled import njit
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 
 _NEVER_USED = MaskPlane.NO_DATA | MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR
@@ -76,7 +76,7 @@ def _fill(masked_image: MaskedImage, planes: MaskPlane, max_gap: int, along_colu
     return len(y)
 
 
-@numba.njit(cache=True)
+@njit()
 def _bridge(image, variance, usable, y, x, max_gap, along_columns, values, variances):
     """Find values and variances at (y, x); NaN where no line reaches."""
     for i in range(len(y)):
@@ -87,7 +87,7 @@ def _bridge(image, variance, usable, y, x, max_gap, along_columns, values, varia
         values[i], variances[i] = _join(row, column)
 
 
-@numba.njit(cache=True)
+@njit()
 def _line(pixels, variance, usable, position, max_gap):
     """Return value, its variance, that of a single pixel, squared error by curvature, and gap."""
     left = position - 1
@@ -117,7 +117,7 @@ def _line(pixels, variance, usable, position, max_gap):
     return value, error, single, curved, float(gap)
 
 
-@numba.njit(cache=True)
+@njit()
 def _join(row, column):
     """Return value and variance from the lines along row and column."""
     if row[4] == 0 and column[4] == 0:

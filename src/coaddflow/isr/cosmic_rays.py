@@ -14,12 +14,12 @@ References
 """
 
 import astroscrappy
-import numba
 import numpy as np
 import sep
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
@@ -196,7 +196,7 @@ def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[
     return np.percentile(around, 30, axis=1).astype(np.float32)
 
 
-@numba.njit(cache=True)
+@njit()
 def _sharper_than_star(image, variance, ignored, y, x, level, limits, directions):
     """Compare pixels with the means of opposite neighbours in four directions [3]_."""
     ny, nx = image.shape

@@ -18,13 +18,13 @@ References
 from functools import cache
 from typing import Literal, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 from numpy.typing import ArrayLike, NDArray
 
+from coaddflow.compiled import njit
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.warp.mapping import PixelGrid
 
@@ -209,7 +209,7 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
     return Source(*(plane.ravel() for plane in padded), nx, ny, stride)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _fill_source(planes, padded, half):
     """Copy pixels inside the margin and classify each: clean, flagged, or unusable."""
     image, variance, mask = planes
@@ -230,7 +230,7 @@ def _fill_source(planes, padded, half):
                     to_state[y, x] = _CLEAN if bits == 0 else _FLAGGED
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _spread_state(state, taps):
     """Replace the state of each pixel by the worst in the window that begins there."""
     ny, nx = state.shape
@@ -395,7 +395,7 @@ def _weigh_long_window(image, variance, start, stride, table, row_x, row_y, taps
     return value, noise
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _sum_bits(source, start, table, row_x, row_y, taps, threshold):
     """Return the flags whose pixels in a window have together enough weight."""
     sums = np.zeros(32, np.float32)
@@ -414,7 +414,7 @@ def _sum_bits(source, start, table, row_x, row_y, taps, threshold):
     return bits
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _gather_bits(source, start, table, row_x, row_y, taps, rules):
     """Return the union of the flags of the pixels of a window with enough weight."""
     threshold = rules.mask_threshold
@@ -430,7 +430,7 @@ def _gather_bits(source, start, table, row_x, row_y, taps, rules):
     return bits
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
     """Return (image, variance, mask) from a window with unusable pixels.
 
@@ -455,7 +455,7 @@ def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
     return value / total, noise / (total * total), bits & ~_NO_DATA
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _lowest_around(source, start, taps):
     """Return the smallest of the four pixels around a position; unusable ones are left out.
 
@@ -472,7 +472,7 @@ def _lowest_around(source, start, taps):
     return low if low < np.inf else np.float32(-np.inf)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _cubic(p0, p1, p2, p3):
     """Return the coefficients of the cubic through values at -1, 0, 1, 2."""
     return (
@@ -483,7 +483,7 @@ def _cubic(p0, p1, p2, p3):
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _interpolate_line(plane, row, t, line):
     """Interpolate the nodes between two rows of nodes, for all columns."""
     for i in range(plane.shape[1]):
@@ -493,7 +493,7 @@ def _interpolate_line(plane, row, t, line):
         line[i] = c0 + t * (c1 + t * (c2 + t * c3))
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _resample_rows(source, planes, placing, table, taps, target, rows, rules):
     """Work through rows of the target; see `resample`."""
     grid_x0, grid_y0, step = placing
@@ -524,12 +524,12 @@ def _resample_rows(source, planes, placing, table, taps, target, rows, rules):
     return n_done
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _four(line, i):
     return line[i - 1], line[i], line[i + 1], line[i + 2]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _place_pixels(cubic_x, cubic_y, source, lanes, places):
     """Find window and phases of the pixels between two nodes; window -1 is off the CCD.
 
@@ -555,7 +555,7 @@ def _place_pixels(cubic_x, cubic_y, source, lanes, places):
         places[2, i] = lanes * np.int64((y - row) * _PHASES + 0.5)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _scale_pixels(cubic_area, scale, factors):
     """Compute the flux factors between two nodes."""
     a0, a1, a2, a3 = cubic_area
@@ -564,7 +564,7 @@ def _scale_pixels(cubic_area, scale, factors):
         factors[i] = np.float32(a0 + t * (a1 + t * (a2 + t * a3))) * scale
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _resample_cell(source, placed, table, taps, target, corner, rules):
     """Resample the pixels of one row between two nodes; return how many got data."""
     places, factors = placed
@@ -594,7 +594,7 @@ def _resample_cell(source, placed, table, taps, target, corner, rules):
     return n_done
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _resample_incomplete(source, placed, table, taps, target, span, rules):
     """Resample what `_resample_cell` skipped: windows with flags or unusable pixels."""
     places, factors = placed

@@ -5,10 +5,12 @@ Snakefile calls this in the process that schedules the jobs.
 """
 
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from coaddflow.cluster import attempts
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.errors import Reason
 from coaddflow.runtime import log as joblog
@@ -121,17 +123,33 @@ def failure_text(logs: str | Path, since: float) -> str:
         # Snakemake leaves empty logs of all steps of a job that failed
         failed = [step for step in failed if step.reason != joblog.NO_LOG]
     killed = [job for job in jobs if job.outcome != "failed" or not failed]
-    if not failed and not killed:
+    refused = refused_jobs(since)
+    if not failed and not killed and not refused:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
     return "\n".join(
         [
             f"coaddflow: {_count(len(failed), 'step')} failed; all independent steps finished:",
             *([joblog.failure_table(failed)] if failed else []),
             *(f"  {job.unit}  {job.explanation}" for job in killed),
+            *refused,
             "coaddflow: `coaddflow status` shows every exposure, docs/failures.md what to do; "
             "the same command again goes on from here",
         ]
     )
+
+
+def refused_jobs(since: float, folder: str | Path = ".") -> list[str]:
+    """Return a line for each job that a cluster has not accepted since a time, and does not have.
+
+    Such a job has neither a log nor a number.
+    """
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+    last = {key: found[-1] for key, found in attempts.histories(folder).items()}
+    return [
+        f"  {key}  {attempts.told(one)}"
+        for key, one in last.items()
+        if one.outcome == "refused" and one.next is None and one.when >= begin
+    ]
 
 
 def _went_well(job: ClusterJob) -> bool:

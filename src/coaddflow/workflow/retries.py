@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 
 from coaddflow.cluster import attempts, history
 from coaddflow.cluster.attempts import Attempt
-from coaddflow.cluster.limits import NO_LIMITS, Limits, slurm_limits
+from coaddflow.cluster.limits import NO_LIMITS, Limits, ask_again, slurm_limits
 from coaddflow.errors import InputError
 from coaddflow.runtime import log as joblog
 from coaddflow.runtime.resources import TIME_MARGIN
@@ -91,7 +91,9 @@ class Retries:
             Evaluates the resources of the rule for an attempt.
         """
         key = attempts.key_of(rule.expand_group(wildcards), rule.name, wildcards.values())
-        grades = attempts.grades(self.history(key), rule.name, request_of(rule.workflow))
+        found = self.history(key)
+        request = request_of(rule.workflow) if found else ""
+        grades = attempts.grades(found, rule.name, request)
         by_attempt = {n: evaluate(n) for n in {1, attempt, grades.memory, grades.time}}
         asked = dict(by_attempt[attempt].items())
         changed, first = dict(asked), by_attempt[1]
@@ -164,7 +166,10 @@ class Retries:
             With a job, its need, what there is, and the remedy.
         """
         jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+        ask_again()
         limits = limits_of(workflow, jobs[0].resources if jobs else {})
+        if limits == NO_LIMITS:
+            return
         cores = workflow.resource_settings.cores
         if limits.cores and cores and cores > limits.cores:
             _to_user(
@@ -176,7 +181,8 @@ class Retries:
         for job in jobs:
             job.rule.expand_resources(job.wildcards_dict, job.input, 1)
         memory = limits.memory(cores or 1)
-        if memory and not workflow.global_resources.get("mem_mb").value:
+        on_nodes = any(job.resources.get("mem_mb_per_cpu") for job in jobs)
+        if memory and not on_nodes and not workflow.global_resources.get("mem_mb").value:
             workflow.register_resource("mem_mb", memory)
         for group in {workflow.dag._group.get(job) for job in jobs} - {None}:
             group.resources  # noqa: B018 - its limits are noted when it is asked
@@ -205,6 +211,8 @@ class Retries:
         """
         key, asked = key_of(job), asked_by(job)
         outcome, words = self._end(job, executor, job_id, message, log)
+        if executor == "local" and outcome == "failed" and not self.left(job):
+            return  # the end of the run tells it
         needed = _NEEDED.search(words)
         made = Attempt(
             time.strftime("%Y-%m-%dT%H:%M:%S"),

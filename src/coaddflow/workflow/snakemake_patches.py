@@ -14,6 +14,7 @@ import snakemake.api  # noqa: F401 - first: the modules of Snakemake import each
 from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
+from snakemake.executors.local import Executor as LocalExecutor
 from snakemake.jobs import GroupJob, Job
 from snakemake.rules import Rule
 from snakemake.scheduling.job_scheduler import JobScheduler
@@ -47,8 +48,8 @@ def replace_internals(since: float, is_main_process: bool) -> Retries:
     stop_replaced_jobs()
     if is_main_process:
         record_attempts(retries)
-        show_why_groups_fail()
         end_when_asked_to()
+        end_when_nobody_listens()
     return retries
 
 
@@ -95,12 +96,22 @@ def retry_only_what_may_succeed(retries: Retries) -> None:
     a group is tried as often as that rule of it that is tried most; here the result lines of the
     jobs' logs decide, and what the earlier attempts at the job were short of.
     """
+
+    def restart_times(job: Any) -> int:
+        # asked when the resources of the attempt are free again: the scheduler counts those of the
+        # first attempt otherwise
+        job._scheduler_resources = None
+        return retries.left(job)
+
     for kind_of_job in (Job, GroupJob):
-        _replace(kind_of_job, "restart_times", property(retries.left))
+        _replace(kind_of_job, "restart_times", property(restart_times))
 
 
 def record_attempts(retries: Retries) -> None:
-    """Record how each attempt at a job ended: Snakemake forgets it."""
+    """Record and print how each attempt at a job ended.
+
+    Snakemake forgets it, and of a group of jobs it even drops why a cluster refuses or ends it.
+    """
 
     def report(executor: Any, job_info: Any, msg: str | None = None, **options: Any) -> None:
         name = executor.workflow.executor_plugin.name
@@ -125,6 +136,23 @@ def end_when_asked_to() -> None:
         threading.Thread(target=original, args=(scheduler, *arguments), daemon=True).start()
 
     original = _replace(JobScheduler, "exit_gracefully", exit_gracefully)
+
+
+def end_when_nobody_listens() -> None:
+    """Let a run end whose messages cannot be printed any more: a closed terminal, a broken pipe.
+
+    Snakemake raises BrokenPipeError while it reports a failed job, in a thread in which nobody
+    notices. The job counts as running for ever, and the run waits for it, also if it is asked to
+    end.
+    """
+
+    def callback(executor: Any, job_info: Any, future: Any) -> None:
+        try:
+            original(executor, job_info, future)
+        except Exception as error:
+            executor.workflow.scheduler.executor_error_callback(error)
+
+    original = _replace(LocalExecutor, "_callback", callback)
 
 
 def stop_replaced_jobs() -> None:
@@ -158,17 +186,6 @@ def _fence_of(job: Any) -> fence.Fence | None:
     return None if stage is None else fence.fence_of(stage.token(job.wildcards_dict))
 
 
-def show_why_groups_fail() -> None:
-    """Print why a cluster refuses or ends a group of jobs: Snakemake drops the message."""
-
-    def log_error(group: Any, msg: str | None = None, **options: Any) -> None:
-        if msg:
-            print(f"coaddflow: {group.name}: {msg.splitlines()[0]}", file=sys.stderr)
-        original(group, msg, **options)
-
-    original = _replace(GroupJob, "log_error", log_error)
-
-
 def lift_default_rate_limit(workflow: Any) -> None:
     """Take away the limit on jobs a second, unless the user has set one; called when a run begins.
 
@@ -195,6 +212,22 @@ def check_targets_first(check: Callable[[Iterable[str]], None]) -> None:
         await original(dag, *arguments, **options)
 
     original = _replace(DAG, "init", init)
+
+
+def keep_to_cores_of_this_machine(workflow: Any) -> None:
+    """Keep a run on this machine to its cores; called when a run begins.
+
+    Snakemake takes `--jobs` for the number of jobs of a cluster, whatever the executor is, and then
+    counts no cores: `-j 2` beside a profile with `cores` starts all jobs that fit into memory. Its
+    help says that `--jobs` is the number of cores of a run without a cluster.
+    """
+    jobs = workflow.global_resources["_nodes"].value
+    if not workflow.local_exec or jobs is None:
+        return
+    cores = min(workflow.resource_settings.cores or jobs, jobs)
+    workflow.resource_settings.cores = workflow.global_resources["_cores"] = cores
+    for counted in (workflow.scheduler.global_resources, workflow.scheduler.resources):
+        counted["_cores"] = cores
 
 
 def _replace(owner: type, name: str, replacement: Any) -> Callable[..., Any]:
