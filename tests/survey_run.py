@@ -111,8 +111,7 @@ class Survey:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(),
-            **options,
+            **{"env": environment(), **options},
         )
         return Run(ended.returncode, ended.stdout)
 

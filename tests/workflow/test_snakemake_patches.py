@@ -191,6 +191,7 @@ def test_why_a_group_fails_is_dropped_unless_it_is_recorded(caplog, monkeypatch,
 UNHEARD = """
 from coaddflow.workflow import snakemake_patches
 
+snakemake_patches.end_when_asked_to()
 if config.get("patched"):
     snakemake_patches.end_when_nobody_listens()
 
