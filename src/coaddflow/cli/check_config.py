@@ -163,7 +163,7 @@ def _problems_of_given_frames(plan: "Plan") -> list[str]:
     import zlib
     from pathlib import Path
 
-    from coaddflow.instrument.fits_hdus import NotFitsError, open_fits, walk_hdus
+    from coaddflow.image.fits_hdus import NotFitsError, open_fits, walk_hdus
     from coaddflow.tables.paths import CALIB_KINDS
 
     problems = []
