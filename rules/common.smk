@@ -19,7 +19,7 @@ try:
     from coaddflow.settings.keys import read_file
     from coaddflow.tables import paths
     from coaddflow.workflow import catalogue, cost, needs, progress, report
-    from coaddflow.workflow import snakemake_patches, stages, targets
+    from coaddflow.workflow import snakemake_patches, stages, survey_record, targets
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
     from coaddflow.workflow.plan import make_plan
@@ -64,6 +64,8 @@ def checked_plan():
     source = ", ".join(str(path) for path in workflow.configfiles) or None
     plan = make_plan(load_settings(config, source))
     plan.check()
+    if workflow.is_main_process:
+        survey_record.check_survey(plan)
     return plan
 
 
@@ -221,6 +223,7 @@ PROGRESS = progress.Progress(progress.to_user)
 def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(catalogue.check_before_run, PLAN)
+    exit_on_input_error(survey_record.record_survey, PLAN)
     exit_on_input_error(cluster.begin, workflow)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))

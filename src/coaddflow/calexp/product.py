@@ -177,15 +177,15 @@ def write_calexp(
     write_fits(path, hdus)
 
 
-def read_calexp(path: str | Path) -> StoredCalexp:
-    """Read a calexp.
+def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:
+    """Read a calexp; if asked, verify its DATASUM and CHECKSUM first.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or no calexp.
     """
-    masked_image, header = read_masked_image(path)
+    masked_image, header = read_masked_image(path, verify)
     try:
         with fits.open(path, memmap=False) as hdus:
             psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path
+from coaddflow.image.checksum import wrong_sums
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
@@ -230,14 +231,23 @@ def reading(
         raise InputError(f"is not a readable {what} ({error})", path, remedy) from error
 
 
-def read_masked_image(path: str | Path) -> tuple[MaskedImage, fits.Header]:
+def read_masked_image(path: str | Path, verify: bool = False) -> tuple[MaskedImage, fits.Header]:
     """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
+
+    If asked, DATASUM and CHECKSUM of all extensions are verified first.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or has not these extensions.
     """
+    wrong = wrong_sums(path) if verify else []
+    if wrong:
+        raise InputError(
+            f"is damaged: {wrong[0]}",
+            path,
+            "`coaddflow verify` names all damaged products, and what to remove",
+        )
     # given a name, astropy opens the file twice
     with (
         reading(path, "product of coaddflow"),

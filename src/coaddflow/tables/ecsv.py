@@ -53,13 +53,14 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
     ValueError
         If it is not text, or a row has more or fewer cells than there are columns.
     """
-    lines = [line for _, line in numbered_lines(path)]
-    if not lines:
-        raise ValueError("it is empty")
+    text = Path(path).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not lines or not text.endswith("\n"):
+        raise ValueError("it is cut off" if lines else "it is empty")
     names, *rows = csv.reader(lines, delimiter=delimiter)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            raise ValueError(f"row {number} has {len(row)} of {len(names)} cells: it is cut off")
+            raise ValueError(f"row {number} has {len(row)} cells for {len(names)} columns")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 

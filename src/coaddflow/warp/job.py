@@ -39,6 +39,7 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         Sections warp and products.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
+    verify = settings.products.verify_on_read
     patch_ccds = ccds_of_patches(rows.values(), tract)
     exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
     _remove_coadds(table, tract, band, patch_ccds)
@@ -47,7 +48,7 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         table,
         exposure,
         tract,
-        warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd]), settings.warp),
+        warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd], verify), settings.warp),
         settings.warp,
         provenance_header(settings.only(*SECTIONS).provenance(), [manifest]),
         settings.products.compression,
@@ -76,8 +77,11 @@ def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable
         (results / coadd.relative_to(RESULTS)).unlink(missing_ok=True)
 
 
-def read_ccd(row: CcdRow) -> CcdImage:
-    """Read the pixels of a calexp; raise InputError if that is not possible."""
+def read_ccd(row: CcdRow, verify: bool = False) -> CcdImage:
+    """Read the pixels of a calexp; raise InputError if that is not possible.
+
+    If asked, DATASUM and CHECKSUM are verified first.
+    """
     _LOG.info("read %s", row.path)
     if not Path(row.path).exists():
         raise InputError(
@@ -85,7 +89,7 @@ def read_ccd(row: CcdRow) -> CcdImage:
             path=row.path,
             remedy=f"remove {MANIFEST.format(exposure=row.exposure)} and run the workflow again",
         )
-    masked_image, header = read_masked_image(row.path)
+    masked_image, header = read_masked_image(row.path, verify)
     if row.zero_point is None:
         raise InputError("the calexp has no zero-point", path=row.path)
     return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))
