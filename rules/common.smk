@@ -20,7 +20,7 @@ try:
     from coaddflow.settings.keys import read_file
     from coaddflow.tables import paths, pointings
     from coaddflow.workflow import catalogue, cost, needs, progress, report
-    from coaddflow.workflow import snakemake_patches, stages, targets
+    from coaddflow.workflow import snakemake_patches, stages, survey_record, targets
     from coaddflow.workflow.inputs import Inputs
     from coaddflow.workflow.params import Params
     from coaddflow.workflow.plan import make_plan
@@ -65,6 +65,8 @@ def checked_plan():
     source = ", ".join(str(path) for path in workflow.configfiles) or None
     plan = make_plan(load_settings(config, source), is_job=not workflow.is_main_process)
     plan.check()
+    if workflow.is_main_process:
+        survey_record.check_survey(plan)
     return plan
 
 
@@ -222,6 +224,7 @@ PROGRESS = progress.Progress(progress.to_user)
 def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(catalogue.check_before_run, PLAN)
+    exit_on_input_error(survey_record.record_survey, PLAN)
     exit_on_input_error(cluster.begin, workflow)
     snakemake_patches.keep_to_cores_of_this_machine(workflow)
     exit_on_input_error(RETRIES.check_first_requests, workflow)

@@ -320,6 +320,11 @@ def test_off_the_sky_map_is_a_no(folder, capsys):
     assert call(capsys, "skymap", "find", "10", "50") == (1, "off the sky map\n", "")
 
 
+def test_fitting_a_sky_map_of_rings_is_one_line(folder, capsys):
+    write_config(folder, skymap=RINGS)
+    assert "there is nothing to fit with skymap.kind: rings" in error_of(capsys, "skymap", "fit")
+
+
 def test_a_fitted_tract_can_be_written_into_the_settings(folder, capsys):
     write_config(folder, skymap={"kind": "tangent", "pixel_scale": 0.2})
     call(capsys, "ingest", "raw")

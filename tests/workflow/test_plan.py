@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from coaddflow.errors import InputError
-from coaddflow.instrument.camera import camera_file
+from coaddflow.instrument.camera import camera_file, load_camera
 from coaddflow.settings import Settings
+from coaddflow.skymap.coverage import predicted_overlaps
+from coaddflow.skymap.maps import make_skymap
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow import plan_cache
@@ -262,3 +265,20 @@ def test_what_a_tract_in_one_job_needs_is_checked_before_anything_runs(monkeypat
     with pytest.raises(InputError, match=r"needs the package distributed. Install it: pip install"):
         plan_of(rows, parallel={**whole, "backend": "dask"}).check()
     plan_of(rows, parallel={"backend": "dask"}).check()
+
+
+@pytest.mark.parametrize("camera", ["mini", "demo"])
+def test_the_default_sky_map_fits_the_camera(camera):
+    rows = [science("a"), science("b", ra=150.101, rotation=30.0)]
+    small = {"kind": "tangent", "patch_inner_size": 500, "patch_border": 10}
+    plan = plan_of(rows, camera=camera, skymap=small, prediction={"margin": 0.05})
+    known = load_camera(camera)
+    assert plan.skymap.pixel_scale == known.pixel_scale
+    # no patch of the fitted tract is off the exposures, although the prediction has a wide margin
+    skymap = make_skymap(plan.skymap)
+    touched = predicted_overlaps(plan.science.values(), known, skymap, 1e-4)
+    patches = {patch for tracts in touched.values() for patch in tracts[0]}
+    assert len(patches) > 0.8 * np.prod(skymap.tract(0).n_patches)
+    assert plan_of(rows, camera=camera, skymap={"kind": "rings"}).skymap.pixel_scale == (
+        known.pixel_scale
+    )

@@ -4,16 +4,20 @@ import json
 import time
 
 import pytest
+from astropy.io import fits
 
 from coaddflow.cluster.attempts import Attempt, record
 from coaddflow.errors import InputError
+from coaddflow.image.provenance import settings_hash
 from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
 from coaddflow.tables.depths import DepthRow, write_depth_table
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
 from coaddflow.tables.manifest import CcdRow, write_manifest, write_row
+from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
 from coaddflow.workflow.plan import make_plan
 from coaddflow.workflow.report import success_text
+from coaddflow.workflow.stages import STAGES
 from coaddflow.workflow.status import status_json, status_table, survey_status
 
 SKYMAP = {
@@ -21,6 +25,10 @@ SKYMAP = {
     "pixel_scale": 1.0,
     "tangent": {"ra": 150.0, "dec": 2.0, "width": 1.0, "height": 1.0},
 }
+
+
+FITS = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0)]).tostring().encode()
+"""The smallest whole FITS file."""
 
 
 def exposure(name, **changes):
@@ -74,7 +82,7 @@ def ccd_row(name, ccd, reason="", message=""):
 def calexp(folder, name, ccd):
     path = folder / f"results/calexp/{name}/{ccd}.fits"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("pixels")
+    path.write_bytes(FITS)
 
 
 def finish(folder, name, failures=None, manifest=True):
@@ -96,7 +104,7 @@ def finish_tracts(folder, *without):
         path = folder / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name not in without:
-            path.touch()
+            path.write_bytes(FITS if path.suffix == ".fits" else b"")
 
 
 def test_before_the_first_run_everything_is_missing(plan_of):
@@ -334,7 +342,7 @@ def test_a_refused_exposure_on_a_cluster_keeps_its_reasons(plan_of, tmp_path):
     assert (status.count("failed"), status.count("missing"), status.exit_code) == (4, 2, 3)
     text = status_table(status)
     assert "4 of 6 CCDs failed" in text
-    assert "a CCD 0  no_stars: only 1 source" in text
+    assert "a CCD 0 and 3 more  no_stars: only 1 source" in text
     assert "2 refused" in text
 
 
@@ -389,3 +397,140 @@ def test_jobs_of_tracts_and_calibration_frames_count_until_their_products_are_th
     (tmp_path / "results").mkdir()
     (tmp_path / "results/corners.sqlite").touch()
     assert [job.unit for job in survey_status(plan).jobs] == ["tract_0"]
+
+
+def whole(plan_of, folder, **changes):
+    """Leave a finished survey of one exposure."""
+    plan = plan_of("a", **changes)
+    finish(folder, "a")
+    finish_tracts(folder)
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "removed"),
+    [
+        ("summary/a.ecsv", "damaged_manifest", {"results/summary/a.ecsv"}),
+        (
+            "calexp/a/3.fits",
+            "calexp_truncated",
+            {"results/calexp/a/3.json", "results/summary/a.ecsv"},
+        ),
+    ],
+)
+def test_what_is_cut_off_is_named_with_what_to_remove(plan_of, tmp_path, name, reason, removed):
+    plan = whole(plan_of, tmp_path)
+    path = tmp_path / "results" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    status = survey_status(plan)
+    lost = [ccd for ccd in status.exposures[0].ccds if ccd.state == "missing"]
+    assert lost and {ccd.reason for ccd in lost} == {reason}
+    assert {file for ccd in lost for file in ccd.remedy} == removed
+    # a run does not make it again by itself: a script must not wait for it
+    assert status.exit_code == 1
+    assert f"remove {' and '.join(lost[0].remedy)}" in status_table(status)
+
+
+def test_a_row_that_is_cut_off_is_named_with_what_to_remove(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a", manifest=False)
+    (tmp_path / "results/calexp/a/0.json").write_text('{"exposure": "a", "cc')
+    (ccd,) = [ccd for ccd in survey_status(plan).exposures[0].ccds if ccd.state != "done"]
+    assert (ccd.reason, ccd.remedy) == ("damaged_row", ("results/calexp/a/0.json",))
+
+
+@pytest.mark.parametrize("changes", [{}, {"parallel": {"coadd": "tract"}}])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_coadd_that_is_gone_or_cut_off_is_told_with_what_to_remove(
+    plan_of, tmp_path, changes, cut
+):
+    plan = whole(plan_of, tmp_path, **changes)
+    (tmp_path / "results/coadd/r/0.ecsv").touch()
+    coadd = tmp_path / "results/coadd/r/0/0_0.fits"
+    if cut:
+        coadd.write_bytes(coadd.read_bytes()[:-1])
+    else:
+        coadd.unlink()
+    status, whole_tract = survey_status(plan), bool(changes)
+    (kind,) = [kind for kind in status.products if kind.missing or kind.damaged]
+    assert (kind.damaged if cut else kind.missing) == ("coadd/r/0/0_0.fits",)
+    if whole_tract:
+        assert kind.remove == ("results/coadd/r/0.ecsv",)
+    else:
+        assert kind.remove == (("results/coadd/r/0/0_0.fits",) if cut else ())
+    # only what a run makes without being asked counts as not run yet
+    assert status.exit_code == (1 if kind.remove else 3)
+    assert all(f"    {name}" in status_table(status) for name in kind.remove)
+
+
+def test_a_depth_map_that_is_gone_needs_its_table_removed(plan_of, tmp_path):
+    plan = whole(plan_of, tmp_path)
+    (tmp_path / "results/depth/r/0/0_0.fits").unlink()
+    status = survey_status(plan)
+    (kind,) = [kind for kind in status.products if kind.missing]
+    assert kind.remove == ("results/depth/0.ecsv",) and status.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("log", "product"),
+    [
+        ("coadd/r/0/0_0", "coadd/r/0/0_0.fits"),
+        ("depth/0", "depth/0.ecsv"),
+        ("tract_corners/r/0", "corners/r/0.sqlite"),
+        ("survey_corners", "corners.sqlite"),
+        ("warp/0/a", "warp/0/a.ecsv"),
+    ],
+)
+def test_steps_of_tracts_that_failed_are_named_until_their_product_is_there(
+    plan_of, tmp_path, log, product
+):
+    plan = whole(plan_of, tmp_path)
+    (tmp_path / "results" / product).unlink(missing_ok=True)
+    with pytest.raises(SystemExit), job_log(tmp_path / f"logs/{log}.log"):
+        raise InputError("the pixels are gone")
+    status = survey_status(plan)
+    assert [step.job for step in status.failed_steps] == [log]
+    assert f"  {log}  the pixels are gone" in status_table(status)
+    json.loads(status_json(status))
+    (tmp_path / "results" / product).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "results" / product).touch()
+    assert not survey_status(plan).failed_steps
+
+
+def test_a_job_that_runs_has_not_failed(plan_of, tmp_path):
+    plan = plan_of("a")
+    log = tmp_path / "logs/calexp/a/2.log"
+    with job_log(log):
+        pass
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    assert "a CCD 2  job_failed" in status_table(survey_status(plan))
+    lock = tmp_path / ".snakemake/locks/0.input.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    text = status_table(survey_status(plan))
+    assert "a CCD 2  running" in text and "job_failed" not in text
+
+
+def test_warps_that_are_gone_are_told_with_the_table_to_remove(plan_of, tmp_path):
+    plan = whole(plan_of, tmp_path)
+    row = WarpRow("0_0", "a/0_0.fits", 0, 0, 4, 4, "0", 16, "")
+    table = tmp_path / "results/warp/0/a.ecsv"
+    write_warp_table(table, WarpTable("a", 0, (row,)))
+    assert survey_status(plan).lost_warps == ("results/warp/0/a.ecsv",)
+    (table.parent / "a").mkdir()
+    (table.parent / "a/0_0.fits").write_bytes(FITS)
+    assert not survey_status(plan).lost_warps
+
+
+def test_products_of_other_settings_are_told(plan_of, tmp_path):
+    plan = whole(plan_of, tmp_path)
+    header = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0)])
+    stages = {"calexp/a/0.fits": "calexp", "coadd/r/0/0_0.fits": "coadd"}
+    for name, stage in stages.items():
+        settings = plan.settings.only(*STAGES[stage].sections).provenance()
+        header["CFSETHSH"] = settings_hash(settings)
+        (tmp_path / "results" / name).write_bytes(header.tostring().encode())
+    assert survey_status(plan).other_settings == ()
+    changed = plan_of("a", psf={"order": 1}, coadd={"bad_planes": ["BAD"]})
+    assert survey_status(changed).other_settings == ("exposure a", "coadd/r/0/0_0.fits")
+    assert "made with other settings than these (2)" in status_table(survey_status(changed))

@@ -4,7 +4,7 @@ import shutil
 
 from survey_run import COARSE, REPOSITORY, environment
 
-AWKWARD = "Ben's \"deep\" field é 星"
+AWKWARD = 'Ben\'s "deep" field é 星'
 
 
 def test_in_a_folder_with_any_name_and_with_a_strict_umask(raw_survey, coarse_survey, tmp_path):

@@ -153,15 +153,37 @@ def test_a_lost_product_is_made_again_as_status_says(survey, coarse_survey, tmp_
     depth.unlink()
     band, tract, _ = depth.relative_to(survey / "results/depth").parts
     assert survey.plan().planned_nothing
-    assert "(remove results/depth/TRACT.ecsv, then run again)" in survey.coaddflow("status").text
+    told = survey.coaddflow("status")
+    assert told.returncode == 1 and f"    results/depth/{tract}.ecsv\n" in told.text
     (survey / f"results/depth/{tract}.ecsv").unlink()
     assert survey.plan().jobs == {("depth", f"tract {tract}"): 1}
     coarse = coarse_survey.copy_to(tmp_path / "coarse")
     (coarse / f"results/coadd/{band}/{tract}" / depth.name).unlink()
     told = coarse.coaddflow("status").text
-    assert "(remove results/coadd/BAND/TRACT.ecsv, then run again)" in told
+    assert f"    results/coadd/{band}/{tract}.ecsv\n" in told
     (coarse / f"results/coadd/{band}/{tract}.ecsv").unlink()
     assert coarse.plan().rules["tract"] == 1
+
+
+@pytest.mark.parametrize("whole_exposure", [False, True])
+def test_a_calexp_that_is_cut_off_is_made_again_as_status_and_verify_say(
+    survey, coarse_survey, tmp_path, whole_exposure
+):
+    one = coarse_survey.copy_to(tmp_path / "coarse") if whole_exposure else survey
+    calexp = next((one / "results/calexp").glob("*/0.fits"))
+    calexp.write_bytes(calexp.read_bytes()[:-100])
+    exposure = calexp.parent.name
+    removed = [f"results/summary/{exposure}.ecsv"]
+    if not whole_exposure:
+        removed.insert(0, f"results/calexp/{exposure}/0.json")
+    told, verified = one.coaddflow("status"), one.coaddflow("verify")
+    assert told.returncode == 1 and f"remove {' and '.join(removed)}, and run" in told.text
+    assert verified.returncode == 1 and f"rm {' '.join(removed)}; then run" in verified.text
+    assert one.plan().planned_nothing
+    for name in removed:
+        (one / name).unlink()
+    wanted = ("exposure", 1) if whole_exposure else ("calexp", 1)
+    assert one.plan().rules[wanted[0]] == wanted[1]
 
 
 def test_files_touched_without_other_content_redo_nothing(survey, plan):

@@ -29,7 +29,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError, did_you_mean
-from coaddflow.instrument.fits_hdus import open_fits, walk_hdus
+from coaddflow.image.fits_hdus import open_fits, walk_hdus
 
 FloatArray = NDArray[np.float64]
 

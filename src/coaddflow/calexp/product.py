@@ -179,8 +179,8 @@ def write_calexp(
     write_fits(path, hdus)
 
 
-def read_calexp(path: str | Path) -> StoredCalexp:
-    """Read a calexp.
+def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:
+    """Read a calexp; if asked, verify its DATASUM and CHECKSUM first.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def read_calexp(path: str | Path) -> StoredCalexp:
         f"remove {Path(path).with_suffix('.json')}, if it exists, and the manifest of its "
         "exposure, and run the workflow again"
     )
-    masked_image, header = read_masked_image(path, remedy)
+    masked_image, header = read_masked_image(path, remedy, verify)
     with reading(path, "calexp", remedy, is_checked=True), fits.open(path, memmap=False) as hdus:
         psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None
         background = background_from_hdu(hdus["BACKGROUND"]) if "BACKGROUND" in hdus else None

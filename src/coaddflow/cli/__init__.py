@@ -35,6 +35,7 @@ from coaddflow.cli import (
     simulate,
     skymap,
     status,
+    verify,
 )
 from coaddflow.errors import CoaddflowError
 
@@ -45,6 +46,7 @@ COMMANDS: dict[str, ModuleType] = {
     "check-config": check_config,
     "plan": plan,
     "status": status,
+    "verify": verify,
     "corners": corners,
     "skymap": skymap,
     "crosstalk": crosstalk,

@@ -57,6 +57,7 @@ def _problems(settings: "Settings") -> list[str]:
     from coaddflow.tables.exposures import read_exposures, read_images
     from coaddflow.workflow.plan import make_plan
     from coaddflow.workflow.report import start_text
+    from coaddflow.workflow.survey_record import check_survey
 
     calibrated = settings.calibrated
     planes = (
@@ -79,7 +80,7 @@ def _problems(settings: "Settings") -> list[str]:
         found += filter(None, [_error_of(lambda: plans.append(make_plan(settings)))])
     for plan in plans:
         print(start_text(plan))
-        found += filter(None, [_error_of(plan.check)])
+        found += filter(None, [_error_of(plan.check), _error_of(lambda p=plan: check_survey(p))])
         found += _problems_of_catalogue(plan)
         found += _problems_of_given_frames(plan)
     return list(dict.fromkeys(found))
@@ -163,7 +164,7 @@ def _problems_of_given_frames(plan: "Plan") -> list[str]:
     import zlib
     from pathlib import Path
 
-    from coaddflow.instrument.fits_hdus import NotFitsError, open_fits, walk_hdus
+    from coaddflow.image.fits_hdus import NotFitsError, open_fits, walk_hdus
     from coaddflow.tables.paths import CALIB_KINDS
 
     problems = []

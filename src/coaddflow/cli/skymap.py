@@ -4,6 +4,7 @@ import argparse
 import json
 
 from coaddflow.cli.arguments import add_config, add_json, add_position, read_settings
+from coaddflow.errors import InputError
 
 HELP = "tract and patch of a position"
 
@@ -53,6 +54,13 @@ def run_find(arguments: argparse.Namespace) -> int:
 def run_fit(arguments: argparse.Namespace) -> int:
     import yaml
 
+    kind = read_settings(arguments.config).skymap.kind
+    if kind != "tangent":
+        raise InputError(
+            f"there is nothing to fit with skymap.kind: {kind}",
+            path=arguments.config,
+            remedy="set `skymap: {kind: tangent}` for one tract around all exposures",
+        )
     settings = _complete(arguments.config)
     content = settings.model_dump(mode="json", exclude={"rings", "tangent"} - {settings.kind})
     print(yaml.safe_dump({"skymap": content}, sort_keys=False), end="")
@@ -62,9 +70,14 @@ def run_fit(arguments: argparse.Namespace) -> int:
 def _complete(config: str):
     """Return the sky map's settings with nothing left to be fitted."""
     settings = read_settings(config)
-    tangent = settings.skymap.tangent
-    if settings.skymap.kind == "tangent" and (tangent.ra is None or tangent.width is None):
+    skymap, tangent = settings.skymap, settings.skymap.tangent
+    if skymap.kind == "tangent" and (tangent.ra is None or tangent.width is None):
         from coaddflow.workflow.plan import make_plan
 
         return make_plan(settings).skymap
-    return settings.skymap
+    if skymap.pixel_scale is None and settings.camera is not None:
+        from coaddflow.instrument.camera import load_camera
+
+        scale = load_camera(settings.camera).pixel_scale
+        return skymap.model_copy(update={"pixel_scale": scale})
+    return skymap

@@ -286,7 +286,7 @@ def _predicted_box(row: CcdRow, tract: Tract) -> Box:
 def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
     """Read and warp a CCD, and put it into the spool."""
     job: _Job = worker.constants["job"]
-    ccd = read_ccd(work.row)
+    ccd = read_ccd(work.row, job.settings.products.verify_on_read)
     warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
     spooled, sky = None, None
     if warp is not None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import atomic_path
+from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_hdus import open_fits, walk_hdus
 
 AB_ZERO_POINT = 31.4
@@ -271,18 +272,25 @@ def reading(
 
 
 def read_masked_image(
-    path: str | Path, remedy: str = "remove it and run the workflow again"
+    path: str | Path, remedy: str = "remove it and run the workflow again", verify: bool = False
 ) -> tuple[MaskedImage, fits.Header]:
     """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
 
     ``remedy`` is what an error says about a damaged file: what makes it again depends on which
-    product it is.
+    product it is. If asked (``verify``), DATASUM and CHECKSUM of all extensions are verified first.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, or has not these extensions.
     """
+    wrong = wrong_sums(path) if verify else []
+    if wrong:
+        raise InputError(
+            f"is damaged: {wrong[0]}",
+            path,
+            "`coaddflow verify` names all damaged products, and what to remove",
+        )
     # given a name, astropy opens the file twice
     with (
         reading(path, "product of coaddflow", remedy),

@@ -44,6 +44,11 @@ def predicted_footprints(
     return [sphere.from_vector(vectors) for vectors in outlines]
 
 
+def field_radius(camera: "Camera") -> float:
+    """Return the angle from the pointing to the farthest corner of a CCD, degrees."""
+    return math.degrees(math.atan(math.radians(float(np.hypot(*_camera_points(camera)).max()))))
+
+
 def outline_vectors(exposures: Sequence[Pointing], camera: "Camera", margin: float) -> FloatArray:
     """Return the enlarged outlines of exposures as unit vectors, shape (n, n_sides, 3)."""
     points = _camera_points(camera)

@@ -48,8 +48,9 @@ class SkymapSettings(Section):
 
     kind: Literal["rings", "tangent"] = "rings"
     """`rings`: the all-sky scheme of HSC and Rubin; `tangent`: one tract, for a small survey."""
-    pixel_scale: float = Field(0.168, gt=0.0, le=60.0)
-    """Pixel scale of warps and coadds, arcsec."""
+    pixel_scale: float | None = Field(None, gt=0.0, le=60.0)
+    """Pixel scale of warps and coadds, arcsec; null: that of the camera, or of the images that were
+    calibrated elsewhere."""
     patch_inner_size: int = Field(4000, ge=16, le=32000)
     """Columns and rows of a patch without its border; a tangent tract is divided into equal patches
     of at most this size."""

@@ -53,16 +53,17 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
     ValueError
         If it is not text, or a row has more or fewer cells than there are columns.
     """
-    lines = [line for _, line in numbered_lines(path)]
-    if not lines:
-        raise ValueError("it is empty")
+    text = Path(path).read_text(encoding="utf-8")
+    lines = [line for _, line in _numbered(text)]
+    if not lines or not text.endswith("\n"):
+        raise ValueError("it is cut off" if lines else "it is empty")
     try:
         names, *rows = csv.reader(lines, delimiter=delimiter)
     except csv.Error as error:
         raise ValueError(str(error)) from error
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            raise ValueError(f"row {number} has {len(row)} of {len(names)} cells: it is cut off")
+            raise ValueError(f"row {number} has {len(row)} cells for {len(names)} columns")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -76,8 +77,12 @@ def cells_of(line: str, delimiter: str = ",") -> list[str]:
 
 def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     """Return the lines that are neither comments nor empty, with their numbers from 1."""
+    return _numbered(Path(path).read_text(encoding="utf-8"))
+
+
+def _numbered(text: str) -> list[tuple[int, str]]:
     # not `splitlines`, to which some letters of other scripts are ends of lines
-    lines = enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1)
+    lines = enumerate(text.split("\n"), start=1)
     return [(n, line) for n, line in lines if line.strip() and not line.startswith("#")]
 
 

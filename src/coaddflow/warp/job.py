@@ -40,6 +40,7 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         Sections warp and products.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
+    verify = settings.products.verify_on_read
     patch_ccds = ccds_of_patches(rows.values(), tract)
     exposure, band = (getattr(next(iter(rows.values())), name) for name in ("exposure", "band"))
     _remove_coadds(table, tract, band, patch_ccds)
@@ -48,7 +49,7 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         table,
         exposure,
         tract,
-        warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd]), settings.warp),
+        warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd], verify), settings.warp),
         settings.warp,
         provenance_header(settings.only(*SECTIONS).provenance(), [manifest]),
         settings.products.compression,
@@ -77,13 +78,16 @@ def _remove_coadds(table: str | Path, tract: Tract, band: str, patches: Iterable
         remove(results / coadd.relative_to(RESULTS))
 
 
-def read_ccd(row: CcdRow) -> CcdImage:
-    """Read the pixels of a calexp; raise InputError if that is not possible."""
+def read_ccd(row: CcdRow, verify: bool = False) -> CcdImage:
+    """Read the pixels of a calexp; raise InputError if that is not possible.
+
+    If asked, DATASUM and CHECKSUM are verified first.
+    """
     _LOG.info("read %s", row.path)
     remedy = _redo(row)
     if not Path(row.path).exists():
         raise InputError("the calexp no longer exists", path=row.path, remedy=remedy)
-    masked_image, header = read_masked_image(row.path, remedy)
+    masked_image, header = read_masked_image(row.path, remedy, verify)
     if row.zero_point is None:
         raise InputError("the calexp has no zero-point", path=row.path, remedy=remedy)
     return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coaddflow import __version__
 from coaddflow.errors import InputError
@@ -12,7 +13,13 @@ from coaddflow.files import atomic_path
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
 
+if TYPE_CHECKING:
+    from coaddflow.instrument.camera import Camera
+
 PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
+
+_FIT_MARGIN = 0.05
+"""Largest margin of a fitted tract around its exposures, as a fraction of the field's radius."""
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -103,9 +110,10 @@ def _work_out(
     footprints = [(row.footprint_ra, row.footprint_dec) for row in rows]
     names = [row.exposure for row in rows]
     if camera is not None:
-        footprints += predicted_footprints(science.values(), camera, margin)
+        footprints += predicted_footprints(science.values(), camera, _fit_margin(camera, margin))
         names += [row.exposure for row in science.values()]
-    skymap = make_skymap(settings.skymap, footprints, names)
+    scale = camera.pixel_scale if camera is not None else _scale_of_images(images)
+    skymap = make_skymap(settings.skymap, footprints, scale, names)
     overlaps = predicted_overlaps_of_images(rows, skymap)
     if camera is not None:
         overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
@@ -117,6 +125,35 @@ def _work_out(
         "skymap": skymap.settings.model_dump(mode="json"),
         "overlaps": overlaps,
     }
+
+
+def _fit_margin(camera: "Camera", margin: float) -> float:
+    """Return by how much a fitted tract reaches beyond its exposures, degrees.
+
+    With the whole margin of the prediction, which allows for pointings that are far off, most
+    patches of a small camera would lie where no exposure is.
+    """
+    from coaddflow.instrument.footprint import field_radius
+
+    return min(margin, _FIT_MARGIN * field_radius(camera))
+
+
+def _scale_of_images(images: Mapping[str, Mapping[int, ImageRow]]) -> float:
+    """Return the median pixel scale of images calibrated elsewhere, arcsec, to three digits."""
+    from coaddflow.geometry.sphere import separation
+
+    scales = sorted(
+        float(
+            separation(
+                row.footprint_ra[0], row.footprint_dec[0], row.footprint_ra[1], row.footprint_dec[1]
+            )
+        )
+        * 3600.0
+        / row.nx
+        for ccds in images.values()
+        for row in ccds.values()
+    )
+    return float(f"{scales[len(scales) // 2]:.3g}")
 
 
 def _fingerprint(values: list) -> str:

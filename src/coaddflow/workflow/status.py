@@ -8,21 +8,31 @@ its jobs. All are read as the small texts that they are; no image is opened.
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from coaddflow.cluster.attempts import Attempt, histories, told
 from coaddflow.cluster.history import ClusterJob, latest_jobs
+from coaddflow.errors import InputError
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
 from coaddflow.tables.manifest import NOTABLE_LOSS, ccd_states
 from coaddflow.tables.pointings import has_new
 from coaddflow.tables.verdict import read_verdict
+from coaddflow.tables.warps import read_warp_table
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, promises_by_label
+from coaddflow.workflow.stages import (
+    STAGES,
+    Stage,
+    files_by_job,
+    files_by_label,
+    job_names,
+    promises_by_label,
+)
+from coaddflow.workflow.wholeness import expected_hash, has_fits_size, is_whole_fits, made_with
 
 State = Literal["done", "failed", "missing"]
 _STATES: tuple[State, ...] = get_args(State)
@@ -50,6 +60,8 @@ class CcdStatus:
     """Log of the CCD's job, if there is one and the CCD is not done."""
     lost_fraction: float = 0.0
     """Fraction of its pixels that are BAD, SAT or NO_DATA; of CCDs that are done."""
+    remedy: tuple[str, ...] = ()
+    """Files to remove before a run makes the CCD again; empty: nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,12 @@ class ProductStatus:
     """Those that are not there, below the folder of the products."""
     promise: str = ""
     """What must be removed before a run makes them again; empty: nothing."""
+    damaged: tuple[str, ...] = ()
+    """Those that are there but cut off, below the folder of the products."""
+    remove: tuple[str, ...] = ()
+    """Files to remove before a run makes again what is missing or damaged; those that are there."""
+    needs_run: bool = False
+    """Whether a run makes some of them without anything being removed."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,12 @@ class SurveyStatus:
     """Attempts that failed and submissions that were refused, by job."""
     finished: frozenset[str] = frozenset()
     """Jobs of the cluster whose products are all there."""
+    failed_steps: tuple[FailedJob, ...] = field(default_factory=tuple)
+    """Steps for other things than exposures that failed, whose products are not there."""
+    lost_warps: tuple[str, ...] = field(default_factory=tuple)
+    """Tables of warps that name files that are gone: coadds that are made again need them."""
+    other_settings: tuple[str, ...] = field(default_factory=tuple)
+    """Exposures and coadds that were made with other settings than those of today."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -124,17 +148,26 @@ class SurveyStatus:
 
     @property
     def exit_code(self) -> int:
-        """0: all done; 1: all ran, but some CCDs failed; 3: CCDs, coadds or others are missing.
+        """0: all done; 1: all ran, but CCDs failed, or products were lost; 3: a run makes more.
 
         4: nothing is missing, but more exposures are left out than the settings allow.
+
+        What a run makes again only after something has been removed by hand does not count as
+        missing: a script that waits for the end of a run would wait for ever.
         """
-        if self.count("missing") or not all(exposure.manifest for exposure in self.exposures):
+        ccds = [ccd for exposure in self.exposures for ccd in exposure.ccds]
+        lost = [ccd for ccd in ccds if ccd.remedy]
+        if any(ccd.state == "missing" and not ccd.remedy for ccd in ccds):
             return SOMETHING_MISSING
-        if any(kind.missing for kind in self.products):
+        if any(kind.needs_run for kind in self.products):
+            return SOMETHING_MISSING
+        unfinished = [e for e in self.exposures if not e.manifest]
+        if any(not any(ccd.remedy for ccd in exposure.ccds) for exposure in unfinished):
             return SOMETHING_MISSING
         if len(self.left_out) > self.max_left_out_fraction * len(self.exposures):
             return TOO_MANY_LEFT_OUT
-        return SOMETHING_FAILED if self.count("failed") else ALL_DONE
+        removed = any(kind.missing or kind.damaged for kind in self.products)
+        return SOMETHING_FAILED if lost or removed or self.count("failed") else ALL_DONE
 
 
 def survey_status(
@@ -160,17 +193,20 @@ def survey_status(
     # the step that refuses an exposure, or the one that does all of it
     steps = (*failed_jobs(logs / "exposure"), *failed_jobs(logs / "manifest"))
     notes = {job.job: job.reason for job in steps if job.reason != NO_LOG}
-    folders, promises = _Folders(results), promises_by_label(plan)
-    products = tuple(
-        ProductStatus(label, len(files), folders.missing(files), promises.get(label, ""))
-        for label, files in files_by_label(plan).items()
-    )
+    folders = _Folders(results)
+    products = _product_status(plan, folders)
     files = files_by_job(plan)
     unfinished = {job for job in files if folders.missing(files[job])}
     jobs = latest_jobs(folder, job_names(), wanted=unfinished.__contains__)
     exposures = tuple(
         _exposure_status(
-            plan, exposure, results, logs, notes.get(exposure, ""), jobs.get(f"exposure_{exposure}")
+            plan,
+            exposure,
+            results,
+            logs,
+            notes.get(exposure, ""),
+            jobs.get(f"exposure_{exposure}"),
+            _is_locked(folder),
         )
         for exposure in plan.exposures
     )
@@ -187,7 +223,118 @@ def survey_status(
         plan.settings.calexp.max_left_out_fraction,
         histories(folder),
         frozenset(files) - unfinished,
+        () if _is_locked(folder) else _failed_steps(plan, logs, folders),
+        _lost_warps(plan, results),
+        _of_other_settings(plan, results),
     )
+
+
+def _is_locked(folder: str | Path) -> bool:
+    """Return whether a Snakemake works in a folder, or was killed there."""
+    return any((Path(folder) / ".snakemake/locks").glob("*.lock"))
+
+
+def _product_status(plan: Plan, folders: "_Folders") -> tuple[ProductStatus, ...]:
+    """Return which products of tracts and survey are missing or cut off, and what to remove."""
+    promises, found = promises_by_label(plan), []
+    for label, files in files_by_label(plan).items():
+        missing, damaged = folders.missing(files), folders.damaged(files)
+        promise = promises.get(label, "")
+        # a run makes again what its job promises, if that is not there
+        lost = [f"{paths.RESULTS}/{name}" for name in (*missing, *damaged)]
+        removed = [_promise_of(promise, name) or name for name in lost]
+        there = tuple(dict.fromkeys(name for name in removed if not folders.missing([name])))
+        needs_run = any(folders.missing([name]) for name in removed)
+        status = ProductStatus(label, len(files), missing, promise, damaged, there, needs_run)
+        found.append(status)
+    return tuple(found)
+
+
+def _promise_of(promise: str, name: str) -> str:
+    """Return what the job that makes a product promises Snakemake; empty: the product itself.
+
+    ``name`` is a product, ``promise`` the template of the promise.
+    """
+    if not promise:
+        return ""
+    made_by = {p.path: s for s in STAGES.values() for p in s.products[1:]}
+    for template, stage in made_by.items():
+        match = re.fullmatch(_pattern(template), name)
+        if match and stage.products[0].path == promise:
+            return promise.format(**match.groupdict())
+    return ""
+
+
+def _pattern(template: str) -> str:
+    """Return the regular expression of a template of paths."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(template))
+
+
+def _failed_steps(plan: Plan, logs: Path, folders: "_Folders") -> tuple[FailedJob, ...]:
+    """Return the steps of tracts, calibration frames and survey that failed for good.
+
+    A log that is older than the product that its step has made since says nothing.
+    """
+    stages = [s for s in STAGES.values() if s.is_planned(plan) and s.name not in _OF_EXPOSURES]
+    found = []
+    for job in failed_jobs(logs) if logs.is_dir() else ():
+        if job.reason == NO_LOG or job.job.partition("/")[0] in _OF_EXPOSURES:
+            continue
+        for stage in stages:
+            match = re.fullmatch(_log_pattern(stage), job.job)
+            if match and folders.missing([stage.products[0].path.format(**match.groupdict())]):
+                found.append(job)
+    return tuple(found)
+
+
+_OF_EXPOSURES = ("calexp", "calibrated", "manifest", "exposure", "calibrated_exposure")
+"""Stages whose failures are told with their exposures."""
+
+
+def _log_pattern(stage: Stage) -> str:
+    """Return the regular expression of the logs of a stage, below the folder of logs."""
+    wildcards = re.findall(r"\{(\w+)\}", stage.products[0].path)
+    kind = stage.name.removeprefix("master_")
+    name = f"calibs/{kind}" if kind in paths.CALIB_KINDS else stage.name
+    return "/".join([re.escape(name), *(f"(?P<{one}>[^/]+)" for one in wildcards)])
+
+
+def _lost_warps(plan: Plan, results: Path) -> tuple[str, ...]:
+    """Return the tables of warps of which a file is gone or cut off."""
+    stage, found = STAGES["warp"], []
+    for name in stage.files(plan):
+        table = results / Path(name).relative_to(paths.RESULTS)
+        try:
+            warps = [table.parent / row.path for row in read_warp_table(table).warps]
+        except InputError:
+            warps = [table] if table.is_file() else []
+        if not all(warp.is_file() and has_fits_size(warp) for warp in warps):
+            found.append(str(table))
+    return tuple(found)
+
+
+def _of_other_settings(plan: Plan, results: Path) -> tuple[str, ...]:
+    """Return the exposures and coadds whose headers name other settings than those of today.
+
+    Of an exposure one calexp is looked at. A run makes them again.
+    """
+    stages = {stage.name: stage for stage in STAGES.values() if stage.is_planned(plan)}
+    found = []
+    for exposure in plan.exposures:
+        kind = "calibrated" if exposure in plan.images else "calexp"
+        stage = stages.get(kind) or stages[{"calexp": "exposure"}.get(kind, "calibrated_exposure")]
+        folder = results / "calexp" / exposure
+        names = (made_with(folder / f"{ccd}.fits") for ccd in plan.ccds_of(exposure))
+        found_hash = next((name for name in names if name), None)
+        if found_hash not in (None, expected_hash(plan.settings, stage.sections)):
+            found.append(f"exposure {exposure}")
+    stage = stages.get("coadd") or stages["tract"]
+    wanted = expected_hash(plan.settings, stage.sections)
+    for units in STAGES["coadd"].products[0].units(plan):
+        name = Path(paths.COADD.format(**units)).relative_to(paths.RESULTS)
+        if made_with(results / name) not in (None, wanted):
+            found.append(str(name))
+    return tuple(found)
 
 
 class _Folders:
@@ -202,6 +349,12 @@ class _Folders:
         names = (Path(path).relative_to(paths.RESULTS) for path in files)
         return tuple(str(name) for name in names if not self._has(self._results / name))
 
+    def damaged(self, files: Sequence[str]) -> tuple[str, ...]:
+        """Return those FITS files that are there, but shorter than their headers say."""
+        names = (Path(path).relative_to(paths.RESULTS) for path in files if path.endswith(".fits"))
+        there = (name for name in names if self._has(self._results / name))
+        return tuple(str(name) for name in there if not is_whole_fits(self._results / name))
+
     def _has(self, path: Path) -> bool:
         if path.parent not in self._listed:
             self._listed[path.parent] = {found.name for found in path.parent.glob("*")}
@@ -209,11 +362,19 @@ class _Folders:
 
 
 def _exposure_status(
-    plan: Plan, exposure: str, results: Path, logs: Path, note: str, job: ClusterJob | None
+    plan: Plan,
+    exposure: str,
+    results: Path,
+    logs: Path,
+    note: str,
+    job: ClusterJob | None,
+    locked: bool,
 ) -> ExposureStatus:
     folder = results / "calexp" / exposure
-    rows = ccd_states(results / "summary" / f"{exposure}.ecsv")
+    manifest = results / "summary" / f"{exposure}.ecsv"
+    rows = ccd_states(manifest)
     written = rows is not None
+    damaged_manifest = rows is not None and not set(plan.ccds_of(exposure)) <= set(rows)
     if rows is None:
         rows = _rows_without_manifest(results, exposure, refused=bool(note))
     kind = "calibrated" if exposure in plan.images else "calexp"
@@ -224,20 +385,19 @@ def _exposure_status(
     ended = {} if complete else {job.job: job for job in failed_jobs(log_folder)}
     ccds = []
     for ccd in planned:
-        state, reason, message, *lost = rows.get(ccd, ("missing", "", ""))
-        if state == "done" and f"{ccd}.fits" not in is_there:
-            state, reason = "missing", "calexp_gone"
-            message = (
-                f"{folder / str(ccd)}.fits is not there any more: remove "
-                f"{results / 'summary' / exposure}.ecsv and run the workflow again"
-            )
+        row = rows.get(ccd, ("missing", "damaged_manifest" if damaged_manifest else "", ""))
+        state, reason, message, remedy = _state_of_ccd(row[:3], folder, manifest, ccd, is_there)
+        lost = row[3] if len(row) > 3 else 0.0
         log = log_folder / f"{ccd}.log"
         step = ended.get(str(ccd))
         # Snakemake leaves empty logs of all steps of a job that failed: that of the job tells more
-        if state == "missing" and step and (step.reason != NO_LOG or job is None):
-            reason, message = "job_failed", _why_ended(step, job)
-        shown = str(log) if state != "done" and log.is_file() else ""
-        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown, *lost))
+        if state == "missing" and step and not remedy and (step.reason != NO_LOG or job is None):
+            is_live = job.outcome == "live" if job is not None else locked
+            runs = step.reason == NO_RESULT and is_live
+            reason = "running" if runs else "job_failed"
+            message = "its job runs" if runs else _why_ended(step, job)
+        shown = str(log) if state != "done" and log.is_file() and not remedy else ""
+        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown, lost, remedy))
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
@@ -252,6 +412,34 @@ def _left_out(manifest: Path) -> str:
     if verdict.cause and has_new(manifest.stem, manifest.parent.with_name("pointings")):
         return f"{verdict.message}; the next run uses the fitted pointing"
     return verdict.message if verdict.cause else ""
+
+
+def _state_of_ccd(
+    row: tuple[State, str, str], folder: Path, manifest: Path, ccd: int, is_there: Container[str]
+) -> tuple[State, str, str, tuple[str, ...]]:
+    """Return state, reason and message of a CCD by its row and its calexp, and what to remove."""
+    state, reason, message = row
+    calexp, remedy = folder / f"{ccd}.fits", ()
+    if reason == "damaged_manifest":
+        message, remedy = f"{manifest} is cut off or damaged", (str(manifest),)
+    elif reason == "damaged_row":
+        remedy = (str(folder / f"{ccd}.json"),)
+    elif state == "done" and calexp.name not in is_there:
+        reason, message = "calexp_gone", f"{calexp} is not there any more"
+        remedy = _to_remake(folder, manifest, ccd)
+    elif state == "done" and not has_fits_size(calexp):
+        reason, message = "calexp_truncated", f"{calexp} is cut off"
+        remedy = _to_remake(folder, manifest, ccd)
+    if remedy:
+        state = "missing"
+        message += f": remove {' and '.join(remedy)}, and run the workflow again"
+    return state, reason, message, remedy
+
+
+def _to_remake(folder: Path, manifest: Path, ccd: int) -> tuple[str, ...]:
+    """Return what must be removed before a run makes a CCD again: its row, if it has one."""
+    row = folder / f"{ccd}.json"
+    return tuple(str(path) for path in (row, manifest) if path.is_file())
 
 
 def _why_ended(ended: FailedJob, job: ClusterJob | None) -> str:
@@ -289,8 +477,8 @@ def _single_rows(folder: Path) -> dict[int, tuple[State, str, str]]:
             row = json.loads(path.read_text(encoding="utf-8"))
             rows[int(row["ccd"])] = (row["state"], row["reason"], row["message"])
         except (OSError, ValueError, KeyError, TypeError):
-            # not a row: the CCD is missing
-            continue
+            if path.stem.isdigit() and path.is_file():
+                rows[int(path.stem)] = ("missing", "damaged_row", f"{path} is cut off or damaged")
     return rows
 
 
@@ -311,10 +499,13 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         *_failure_lines(status, limit),
         *_loss_lines(status, limit),
         *_product_lines(status.products, limit),
+        *_step_lines(status.failed_steps, limit),
         *_job_lines(status.jobs, limit),
         *status.not_coadded[:limit],
         *_rest(len(status.not_coadded), limit, "bands of tracts with CCDs that are left out"),
         *_attempt_lines(status, every_exposure),
+        *_warp_lines(status.lost_warps, limit),
+        *_settings_lines(status.other_settings, limit),
     ]
     n_done = sum(exposure.is_done for exposure in status.exposures)
     lines.append(
@@ -371,10 +562,19 @@ def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
         return []
     reasons = Counter(ccd.reason for ccd in told).most_common()
     lines = ["why: " + ", ".join(f"{count} {reason}" for reason, count in reasons)]
-    for ccd in told[:limit]:
-        lines.append(f"  {ccd.exposure} CCD {ccd.ccd}  {ccd.reason}: {ccd.message}")
-        lines += [f"    log: {ccd.log}"] if ccd.log else []
-    return [*lines, *_rest(len(told), limit, "CCDs"), ""]
+    alike: dict[tuple, list[CcdStatus]] = {}
+    for ccd in told:
+        # identical reasons are told once, unless everything is to be listed
+        own = () if limit else (ccd.exposure, ccd.ccd)
+        alike.setdefault((ccd.reason, ccd.message, *own), []).append(ccd)
+    for (reason, message, *_), ccds in list(alike.items())[:limit]:
+        first = ccds[0]
+        others = f" and {len(ccds) - 1} more" if len(ccds) > 1 else ""
+        lines.append(f"  {first.exposure} CCD {first.ccd}{others}  {reason}: {message}")
+        lines += [f"    log: {first.log}"] if first.log else []
+    hidden = sum(len(ccds) for ccds in list(alike.values())[limit:]) if limit else 0
+    more = [f"  ... and {hidden} more CCDs: --all lists them"] if hidden else []
+    return [*lines, *more, ""]
 
 
 def _loss_lines(status: SurveyStatus, limit: int | None) -> list[str]:
@@ -398,13 +598,44 @@ def _product_lines(products: Sequence[ProductStatus], limit: int | None) -> list
     """Return which products are missing, where some are there: before that it says nothing."""
     lines = []
     for kind in products:
-        if 0 < len(kind.missing) < kind.planned:
-            promise = re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), kind.promise)
-            remedy = f" (remove {promise}, then run again)" if promise else ""
-            lines.append(f"{kind.kind} that are missing{remedy}:")
-            lines += [f"  {name}" for name in kind.missing[:limit]]
-            lines += _rest(len(kind.missing), limit, kind.kind)
+        told = kind.missing if len(kind.missing) < kind.planned or kind.remove else ()
+        for what, names in (("missing", told), ("cut off", kind.damaged)):
+            if names:
+                lines.append(f"{kind.kind} that are {what}:")
+                lines += [f"  {name}" for name in names[:limit]]
+                lines += _rest(len(names), limit, kind.kind)
+        if (told or kind.damaged) and kind.remove:
+            lines.append("  to make them again remove, and run the workflow again:")
+            lines += [f"    {name}" for name in kind.remove[:limit]]
+            lines += _rest(len(kind.remove), limit, "files")
     return [*lines, ""] if lines else []
+
+
+def _step_lines(steps: Sequence[FailedJob], limit: int | None) -> list[str]:
+    """Return which steps of tracts, calibration frames and survey failed, and why."""
+    if not steps:
+        return []
+    lines = ["steps that failed (run the same command again when the cause is removed):"]
+    for step in steps[:limit]:
+        lines += [f"  {step.job}  {step.reason}", f"    log: {step.log}"]
+    return [*lines, *_rest(len(steps), limit, "steps"), ""]
+
+
+def _warp_lines(tables: Sequence[str], limit: int | None) -> list[str]:
+    """Return which warps are gone, and what to remove before a run makes them again."""
+    if not tables:
+        return []
+    lines = ["warps that are gone or cut off; to make them again remove, and run again:"]
+    lines += [f"  {table}" for table in tables[:limit]]
+    return [*lines, *_rest(len(tables), limit, "tables"), ""]
+
+
+def _settings_lines(names: Sequence[str], limit: int | None) -> list[str]:
+    """Return which products are of other settings than those of today."""
+    if not names:
+        return []
+    shown = ", ".join(names[:limit]) + (", ..." if limit and len(names) > limit else "")
+    return [f"made with other settings than these ({len(names)}), a run makes them again: {shown}"]
 
 
 def _job_lines(jobs: Sequence[ClusterJob], limit: int | None) -> list[str]:
@@ -458,6 +689,9 @@ def status_json(status: SurveyStatus) -> str:
         ],
         "incomplete": [asdict(ccd) for ccd in _with_losses(status)],
         "products": [asdict(kind) for kind in status.products],
+        "failed_steps": [asdict(step) | {"log": str(step.log)} for step in status.failed_steps],
+        "lost_warps": list(status.lost_warps),
+        "other_settings": list(status.other_settings),
         "jobs": [_job_json(job) for job in status.jobs],
         "not_coadded": list(status.not_coadded),
         "attempts": {
