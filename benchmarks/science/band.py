@@ -29,7 +29,7 @@ from coaddflow.qa.noise import (
     depth_ratio,
     pixel_noise_ratio,
 )
-from coaddflow.qa.star_fluxes import core_over_rim, flux_deviation
+from coaddflow.qa.star_fluxes import Bias, core_over_rim, flux_deviation, typical
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.warp.ccds import CcdImage, warp_patches
 
@@ -79,6 +79,8 @@ class CoaddFigures:
     """Median of empty sky over the brightness of the sky; rms over blocks of 64 pixels."""
     hits: Left
     cores: Left
+    conserved: Bias
+    """Total flux of stars on the noise-free coadd over the true one, minus 1."""
     residual: NDArray = field(repr=False)
     image: NDArray = field(repr=False)
     saturated_places: NDArray = field(repr=False)
@@ -220,8 +222,8 @@ class _Scene:
         self.magnitude = np.asarray(self.truth[f"mag_{self.band}"])
         self.flux = 10.0 ** (-0.4 * (self.magnitude - AB_ZERO_POINT))
         self.is_star = np.asarray(self.truth["type"]).astype(str) == "star"
-        self.neighbours, far = (self._light_within(radius) for radius in (3.0, 8.0))
-        self.isolated = (self.neighbours < 0.003) & (far < 0.05)
+        self.neighbours, self.far = (self._light_within(radius) for radius in (3.0, 8.0))
+        self.isolated = (self.neighbours < 0.003) & (self.far < 0.05)
         row, column = np.rint(self.y).astype(int), np.rint(self.x).astype(int)
         self.is_deep = ndimage.minimum_filter(self.deep, int(4 * self.seeing) | 1)[row, column]
 
@@ -268,10 +270,18 @@ class _Scene:
             sky_structure=_structure(flat, empty) / self.sky,
             hits=seen_at(*self.hits, significance, faint),
             cores=cores,
+            conserved=self._conserved(ideal),
             residual=residual,
             image=coadd.image,
             saturated_places=np.column_stack([self.x, self.y, self.above])[self._full()],
         )
+
+    def _conserved(self, ideal: Ideal) -> Bias:
+        """Compare fluxes in large circles with those of the catalogue."""
+        alone = self._bright() & (self.far < 0.003)
+        x, y, flux = self.x[alone], self.y[alone], self.flux[alone]
+        light = np.where(np.isfinite(ideal.light), ideal.light, 0.0)
+        return typical(sep.sum_circle(light, x, y, 5.0 * self.seeing, subpix=5)[0] / flux - 1.0)
 
     def _depth(self, flat: NDArray, empty: NDArray, ideal: Ideal) -> Ratio:
         bright = self._bright() & self.isolated
