@@ -44,9 +44,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--galaxies", type=float, default=25.0, help="per square arcmin (default: %(default)s)")
     add(
         "--saturated",
-        type=int,
-        default=40,
-        help="bright stars that are added (default: %(default)s)",
+        type=float,
+        default=0.8,
+        help="saturated stars that are added per square arcmin (default: %(default)s)",
     )
     add("--seeing", type=float, default=0.85, help="median FWHM, arcsec (default: %(default)s)")
     add(

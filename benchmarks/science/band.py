@@ -29,7 +29,7 @@ from coaddflow.qa.noise import (
     depth_ratio,
     pixel_noise_ratio,
 )
-from coaddflow.qa.star_fluxes import core_over_rim, flux_deviation
+from coaddflow.qa.star_fluxes import Bias, core_over_rim, flux_deviation, typical
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.warp.ccds import CcdImage, warp_patches
 
@@ -43,6 +43,10 @@ _APERTURE = 1.5
 """Radius of apertures, in FWHM."""
 
 _BETA = 3.5
+"""Shape of the Moffat filters."""
+
+OURS = "coaddflow"
+"""The name of the workflow among the programs."""
 
 
 @dataclass
@@ -75,6 +79,8 @@ class CoaddFigures:
     """Median of empty sky over the brightness of the sky; rms over blocks of 64 pixels."""
     hits: Left
     cores: Left
+    conserved: Bias
+    """Total flux of stars on the noise-free coadd over the true one, minus 1."""
     residual: NDArray = field(repr=False)
     image: NDArray = field(repr=False)
     saturated_places: NDArray = field(repr=False)
@@ -92,7 +98,7 @@ def measure_band(survey: Survey, band: str, ccds: list[CcdFigures]) -> dict[str,
     their_ideal = ours_ideal if same or not theirs else ideal_coadd(survey, band, by_sky)
     information = possible_depth(survey, band)
     scene = _Scene(survey, band, ccds, ours_ideal, information)
-    found = {"coaddflow": scene.measure("coaddflow", mosaic.masked_image, ours_ideal)}
+    found = {OURS: scene.measure(OURS, mosaic.masked_image, ours_ideal)}
     for kind, image in theirs.items():
         found[f"SWarp {kind}"] = scene.measure(f"SWarp {kind}", image, their_ideal)
     return found
@@ -123,7 +129,7 @@ def ideal_coadd(survey: Survey, band: str, weights: dict[str, float]) -> Ideal:
             header = read_masked_image(survey.folder / row.path)[1]
             return CcdImage(MaskedImage(true_light, noise**2, mask), read_wcs(header), 1.0)
 
-        everywhere = {patch: tuple(ccds) for patch in tract.patch_ids}
+        everywhere = {patch: tuple(ccds) for patch in tract.patch_ids()}
         for patch, warp in warp_patches(tract, everywhere, load, WarpSettings()):
             if warp is None:
                 continue
@@ -216,14 +222,19 @@ class _Scene:
         self.magnitude = np.asarray(self.truth[f"mag_{self.band}"])
         self.flux = 10.0 ** (-0.4 * (self.magnitude - AB_ZERO_POINT))
         self.is_star = np.asarray(self.truth["type"]).astype(str) == "star"
+        self.neighbours, self.far = (self._light_within(radius) for radius in (3.0, 8.0))
+        self.isolated = (self.neighbours < 0.003) & (self.far < 0.05)
+        row, column = np.rint(self.y).astype(int), np.rint(self.x).astype(int)
+        self.is_deep = ndimage.minimum_filter(self.deep, int(4 * self.seeing) | 1)[row, column]
+
+    def _light_within(self, radius: float) -> NDArray[np.float64]:
+        """Return the light of others within so many FWHM of each source, over its own."""
         places = np.column_stack([self.x, self.y])
-        pairs = cKDTree(places).query_pairs(8.0 * self.seeing, output_type="ndarray")
+        pairs = cKDTree(places).query_pairs(radius * self.seeing, output_type="ndarray")
         others = np.zeros(len(places))
         for i, j in (pairs.T, pairs.T[::-1]) if len(pairs) else ():
             np.add.at(others, i, self.flux[j])
-        self.neighbours = others / self.flux
-        row, column = np.rint(self.y).astype(int), np.rint(self.x).astype(int)
-        self.is_deep = ndimage.minimum_filter(self.deep, int(4 * self.seeing) | 1)[row, column]
+        return others / self.flux
 
     def _place_hits(self, ccds: list[CcdFigures]) -> tuple[NDArray, NDArray]:
         places = [one.hits for one in ccds if len(one.hits)]
@@ -259,13 +270,21 @@ class _Scene:
             sky_structure=_structure(flat, empty) / self.sky,
             hits=seen_at(*self.hits, significance, faint),
             cores=cores,
+            conserved=self._conserved(ideal),
             residual=residual,
             image=coadd.image,
             saturated_places=np.column_stack([self.x, self.y, self.above])[self._full()],
         )
 
+    def _conserved(self, ideal: Ideal) -> Bias:
+        """Compare fluxes in large circles with those of the catalogue."""
+        alone = self._bright() & (self.far < 0.003)
+        x, y, flux = self.x[alone], self.y[alone], self.flux[alone]
+        light = np.where(np.isfinite(ideal.light), ideal.light, 0.0)
+        return typical(sep.sum_circle(light, x, y, 5.0 * self.seeing, subpix=5)[0] / flux - 1.0)
+
     def _depth(self, flat: NDArray, empty: NDArray, ideal: Ideal) -> Ratio:
-        bright = self._bright() & (self.neighbours < 0.003)
+        bright = self._bright() & self.isolated
         if np.count_nonzero(bright) < 3:
             return Ratio(np.nan, np.nan, 0)
         x, y = self.x[bright], self.y[bright]
@@ -287,7 +306,7 @@ class _Scene:
         self, coadd: MaskedImage, residual: NDArray, variance: NDArray, ideal: Ideal
     ) -> tuple[dict[str, NDArray], NDArray, Left]:
         radius = _APERTURE * self.seeing
-        clean = self._bright() & (self.neighbours < 0.003)
+        clean = self._bright() & self.isolated
         light = np.where(np.isfinite(ideal.light), ideal.light, 0.0)
         inside = sep.sum_circle(light, self.x[clean], self.y[clean], radius, subpix=5)[0]
         share = float(np.median(inside / self.flux[clean])) if clean.any() else np.nan

@@ -38,8 +38,8 @@ EMPTY = 0.2
 _MATCH = 1.5
 """Largest distance of a source from its star, pixels."""
 
-_NEIGHBOURS = 0.01
-"""Light of other sources within 4 FWHM of an isolated star, over its own."""
+_NEIGHBOURS = 0.02
+"""Light of other sources within 3 FWHM of an isolated star, over its own."""
 
 _TINY = -0.2
 """Magnitudes above saturation from which a star is not measured as an ordinary one."""
@@ -137,7 +137,7 @@ class _Ccd:
 
     def _are_isolated(self) -> NDArray[np.bool_]:
         places = np.column_stack([self.x, self.y])
-        pairs = cKDTree(places).query_pairs(4.0 * self.typical_fwhm, output_type="ndarray")
+        pairs = cKDTree(places).query_pairs(3.0 * self.typical_fwhm, output_type="ndarray")
         others = np.zeros(len(places))
         for i, j in (pairs.T, pairs.T[::-1]) if len(pairs) else ():
             np.add.at(others, i, self.flux[j])

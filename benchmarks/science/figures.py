@@ -1,10 +1,12 @@
 """The figures of merit: each is a function of `Material` in the list `FIGURES`."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from band import CoaddFigures, measure_band
+from astropy.table import Table
+from band import OURS, CoaddFigures, measure_band
 from ccd import CcdFigures, measure_ccd
 from numpy.typing import NDArray
 from survey import Survey
@@ -23,6 +25,8 @@ BRIGHT = 100.0
 
 FLUX_BINS = [16.0, 18.0, 20.0, 21.0, 22.0, 23.0, 24.0]
 SATURATION_BINS = [0.0, 1.0, 2.0, 3.0, 4.0]
+SATURATION_GOALS = {"0-1": 5.0, "1-2": 10.0, "2-3": 20.0}
+"""Percent."""
 
 
 @dataclass
@@ -38,11 +42,25 @@ class Material:
         """Return the CCDs of a band."""
         return [one for one in self.ccds if one.row.band == band]
 
-    def each(self) -> Iterator[tuple[str, str, CoaddFigures]]:
-        """Yield band, name of the program for a figure's name, and coadd."""
-        for band, programs in self.coadds.items():
+
+Figure = Callable[[Material], list[Metric]]
+
+
+def of_coadds(function: Callable[[str, CoaddFigures], list[Metric]]) -> Figure:
+    """Make a figure of all coadds from one of a band and a coadd; goals are for the workflow."""
+
+    def figure(material: Material) -> list[Metric]:
+        metrics = []
+        for band, programs in material.coadds.items():
             for program, coadd in programs.items():
-                yield band, program.lower().replace(" ", "_"), coadd
+                goal = {} if program == OURS else {"least": None, "most": None}
+                metrics += [
+                    dataclasses.replace(one, program=program, **goal)
+                    for one in function(band, coadd)
+                ]
+        return metrics
+
+    return figure
 
 
 def measure_survey(survey: Survey, jobs: int) -> tuple[list[Metric], Material]:
@@ -58,7 +76,8 @@ def measure_survey(survey: Survey, jobs: int) -> tuple[list[Metric], Material]:
             failure.raise_again()
         ccds = list(found)
     with survey.timed("measure coadds"):
-        coadds = {band: measure_band(survey, band, ccds) for band in survey.settings.bands}
+        bands = [band for band in survey.settings.bands if survey.done(band)]
+        coadds = {band: measure_band(survey, band, ccds) for band in bands}
     material = Material(survey, ccds, coadds)
     metrics = [metric for function in FIGURES for metric in function(material)]
     return metrics, material
@@ -103,15 +122,23 @@ def ccds_done(material: Material) -> list[Metric]:
 
 def _matrix(ccds: list[CcdFigures], column: str) -> NDArray[np.float64]:
     """Return a column of the clean bright stars, (n exposures, n stars); NaN where not measured."""
-    exposures = sorted({one.row.exposure for one in ccds})
-    ids = np.unique(np.concatenate([np.asarray(one.stars["id"]) for one in ccds]))
+    chosen = [(one.row.exposure, _bright(one)) for one in ccds]
+    chosen = [(exposure, stars) for exposure, stars in chosen if len(stars)]
+    exposures = sorted({exposure for exposure, _ in chosen})
+    ids = [np.asarray(stars["id"]) for _, stars in chosen]
+    ids = np.unique(np.concatenate(ids)) if ids else np.zeros(0, int)
     values = np.full((len(exposures), len(ids)), np.nan)
-    for one in ccds:
-        stars = one.stars
-        good = np.asarray(stars["clean"]) & (np.asarray(stars["signal_to_noise"]) > BRIGHT)
-        place = np.searchsorted(ids, np.asarray(stars["id"])[good])
-        values[exposures.index(one.row.exposure), place] = np.asarray(stars[column])[good]
+    for exposure, stars in chosen:
+        place = np.searchsorted(ids, np.asarray(stars["id"]))
+        values[exposures.index(exposure), place] = np.asarray(stars[column])
     return values
+
+
+def _bright(ccd: CcdFigures) -> Table:
+    """Return the clean bright stars of a CCD."""
+    stars = ccd.stars
+    good = np.asarray(stars["clean"]) & (np.asarray(stars["signal_to_noise"]) > BRIGHT)
+    return stars[good & np.isfinite(np.asarray(stars["magnitude"]))]
 
 
 def astrometric_repeatability(material: Material) -> list[Metric]:
@@ -159,19 +186,21 @@ def absolute_positions(material: Material) -> list[Metric]:
         )
         value = float(np.sqrt(np.mean(np.square(means)))) if means else None
         metrics.append(Metric(f"astrometry.offset.{band}", value, "mas", text, n=len(means)))
+    return metrics
+
+
+@of_coadds
+def coadd_positions(band: str, coadd: CoaddFigures) -> list[Metric]:
+    """Measure positions on coadds against the truth."""
     text = (
         "Windowed positions of isolated stars of signal-to-noise > 100 on the coadd minus true "
         "ones, scatter of one axis."
     )
-    for band, program, coadd in material.each():
-        good = coadd.stars["strong"]
-        offsets = np.concatenate([coadd.stars["dx"][good], coadd.stars["dy"][good]])
-        offsets = offsets[np.isfinite(offsets)]
-        value = mad_sigma(offsets, 0.0) if offsets.size > 5 else None
-        metrics.append(
-            Metric(f"coadd.positions.{band}.{program}", value, "mas", text, n=offsets.size // 2)
-        )
-    return metrics
+    good = coadd.stars["strong"]
+    offsets = np.concatenate([coadd.stars["dx"][good], coadd.stars["dy"][good]])
+    offsets = offsets[np.isfinite(offsets)]
+    value = mad_sigma(offsets, 0.0) if offsets.size > 5 else None
+    return [Metric(f"coadd.positions.{band}", value, "mas", text, n=offsets.size // 2)]
 
 
 def photometric_repeatability(material: Material) -> list[Metric]:
@@ -231,8 +260,7 @@ def _by_ccd(ccds: list[CcdFigures]) -> tuple[NDArray, NDArray]:
     """Return median deviations of CCDs from the mean of their exposure, and squared errors."""
     found: dict[str, list[tuple[float, float]]] = {}
     for one in ccds:
-        stars = one.stars[np.asarray(one.stars["clean"])]
-        stars = stars[np.asarray(stars["signal_to_noise"]) > BRIGHT]
+        stars = _bright(one)
         off = np.asarray(stars["magnitude"] - stars["true_magnitude"])
         if len(off) >= 5:
             square = 1.5708 * np.mean(np.square(stars["photon_noise"])) / len(off)
@@ -247,72 +275,70 @@ def _by_ccd(ccds: list[CcdFigures]) -> tuple[NDArray, NDArray]:
     return np.concatenate(deviations), np.concatenate([one[:, 1] for one in several])
 
 
-def coadd_fluxes(material: Material) -> list[Metric]:
+@of_coadds
+def coadd_fluxes(band: str, coadd: CoaddFigures) -> list[Metric]:
     """Bias of fluxes on coadds by magnitude."""
-    metrics = []
     text = (
         "Flux of unsaturated stars in a circle of 1.5 FWHM over the true one, minus 1; median. "
         "The light of neighbours is that of the noise-free coadd."
     )
-    for band, program, coadd in material.each():
-        flux, magnitude = coadd.stars["flux"], coadd.stars["magnitude"]
-        strong = typical(flux[coadd.stars["strong"]])
-        name = f"coadd.flux_bias.{band}.{program}"
-        metrics.append(_bias(f"{name}.bright", strong, text, least=-0.2, most=0.2))
-        for bin_, bias in by_bin(flux, magnitude, FLUX_BINS).items():
-            if bias.n >= 5:
-                metrics.append(_bias(f"{name}.{bin_}", bias, text))
-    return metrics
+    flux, magnitude = coadd.stars["flux"], coadd.stars["magnitude"]
+    name = f"coadd.flux_bias.{band}"
+    strong = typical(flux[coadd.stars["strong"]])
+    metrics = [_bias(f"{name}.bright", strong, text, least=-0.2, most=0.2)]
+    total = (
+        "Flux of isolated stars in a circle of 5 FWHM on the noise-free coadd, made with the "
+        "workflow's warps, over the true one, minus 1: whether resampling conserves flux."
+    )
+    metrics.append(_bias(f"coadd.flux_conserved.{band}", coadd.conserved, total))
+    bins = by_bin(flux, magnitude, FLUX_BINS)
+    return metrics + [_bias(f"{name}.{one}", bias, text) for one, bias in bins.items()]
 
 
 def saturated_fluxes(material: Material) -> list[Metric]:
-    """Fluxes and cores of saturated stars, on calexps and coadds."""
+    """Fluxes and cores of saturated stars on calexps."""
     metrics = []
-    limits = {"0-1": 5.0, "1-2": 10.0, "2-3": 20.0}
+    for band in material.coadds:
+        stars = np.concatenate([one.saturated for one in material.of(band)])
+        metrics += _saturated(f"calexp.saturated.{band}", stars)
+    return metrics
+
+
+@of_coadds
+def saturated_on_coadds(band: str, coadd: CoaddFigures) -> list[Metric]:
+    """Fluxes and cores of saturated stars on coadds."""
+    return _saturated(f"coadd.saturated.{band}", coadd.saturated)
+
+
+def _saturated(name: str, stars: NDArray[np.float64]) -> list[Metric]:
     text = (
         "Flux of saturated stars in a circle of 2.5 FWHM over the true one, minus 1, median; by "
         "magnitudes above saturation."
     )
-    core_text = (
+    above, deviation, rim = stars.T
+    metrics = []
+    for bin_, bias in by_bin(deviation, above, SATURATION_BINS).items():
+        most = SATURATION_GOALS.get(bin_)
+        goal = {} if most is None else {"least": -most, "most": most}
+        metrics.append(_bias(f"{name}.{bin_}", bias, text, **goal))
+    text = (
         "Saturated stars whose 3 x 3 central pixels have a lower mean than the 99th percentile of "
         "the ring from 2 pixels to 2 FWHM: holes."
     )
-    tables = [
-        (f"calexp.saturated.{band}", [one.saturated for one in material.of(band)])
-        for band in material.coadds
-    ]
-    tables += [
-        (f"coadd.saturated.{band}.{program}", [coadd.saturated])
-        for band, program, coadd in material.each()
-    ]
-    for name, parts in tables:
-        above, deviation, rim = np.concatenate(parts).T
-        for bin_, bias in by_bin(deviation, above, SATURATION_BINS).items():
-            most = limits.get(bin_)
-            goal = {} if most is None else {"least": -most, "most": most}
-            metrics.append(_bias(f"{name}.{bin_}", bias, text, **goal))
-        known = np.isfinite(rim)
-        holes = Left(int((rim[known] < 1.0).sum()), int(known.sum()))
-        metrics.append(_left(f"{name}.holes", holes, core_text, most=0.0))
-    return metrics
+    known = np.isfinite(rim)
+    holes = Left(int((rim[known] < 1.0).sum()), int(known.sum()))
+    return [*metrics, _left(f"{name}.holes", holes, text, most=0.0)]
 
 
-def depths(material: Material) -> list[Metric]:
+@of_coadds
+def depths(band: str, coadd: CoaddFigures) -> list[Metric]:
     """Signal-to-noise of faint stars over the largest possible."""
     text = (
         "Signal-to-noise of a faint star on the coadd with the best Moffat filter, over the root "
         "of the sum over exposures of sum(P^2) / variance, from the true PSF, sky, clouds and "
         "readout of the simulation: 1 loses nothing."
     )
-    return [
-        _ratio(
-            f"coadd.depth_ratio.{band}.{program}",
-            coadd.depth,
-            text,
-            **({"least": 0.97} if program == "coaddflow" else {}),
-        )
-        for band, program, coadd in material.each()
-    ]
+    return [_ratio(f"coadd.depth_ratio.{band}", coadd.depth, text, least=0.97)]
 
 
 def noise(material: Material) -> list[Metric]:
@@ -334,21 +360,25 @@ def noise(material: Material) -> list[Metric]:
         metrics.append(
             _ratio(f"calexp.variance.{band}.apertures", ratio, text, least=0.97, most=1.03)
         )
-    for band, program, coadd in material.each():
-        name = f"coadd.variance.{band}.{program}"
-        text = "Variance of pixels of empty sky over what the variance plane (SWarp: weights) says."
-        metrics.append(_ratio(f"{name}.stated", coadd.noise_stated, text))
-        text = (
-            "The same over photons and readout of the exposures with the same weights: more is "
-            "what calibration, masks and rejected values add."
-        )
-        metrics.append(_ratio(f"{name}.photons", coadd.noise_photons, text))
-        text = (
-            "Variance of fluxes of empty circles of 1.5 FWHM over the sum of VARIANCE in them; "
-            "large apertures should have 1 / 0.798 = 1.25 (lanczos3)."
-        )
-        metrics.append(_ratio(f"{name}.apertures", coadd.aperture_stated, text))
     return metrics
+
+
+@of_coadds
+def coadd_noise(band: str, coadd: CoaddFigures) -> list[Metric]:
+    """Compare the variance plane (SWarp: the weights) with the noise of empty sky."""
+    name = f"coadd.variance.{band}"
+    text = "Variance of pixels of empty sky over what the variance plane (SWarp: weights) says."
+    stated = _ratio(f"{name}.stated", coadd.noise_stated, text)
+    text = (
+        "The same over photons and readout of the exposures with the same weights: more is what "
+        "calibration, masks and rejected values add."
+    )
+    photons = _ratio(f"{name}.photons", coadd.noise_photons, text)
+    text = (
+        "Variance of fluxes of empty circles of 1.5 FWHM over the sum of VARIANCE in them; large "
+        "apertures should have 1 / 0.798 = 1.25 (lanczos3; SWarp's weights leave this out: 1)."
+    )
+    return [stated, photons, _ratio(f"{name}.apertures", coadd.aperture_stated, text)]
 
 
 def psf_residuals(material: Material) -> list[Metric]:
@@ -400,20 +430,22 @@ def artifacts(material: Material) -> list[Metric]:
         )
         name = f"calexp.cores_lost.{band}"
         metrics.append(_left(name, _sum([one.cores for one in ccds]), text, most=0.1))
-    for band, program, coadd in material.each():
-        text = (
-            "Hits of cosmic rays and hot pixels of more than 5 sigma on an exposure that leave "
-            "more than 5 sigma on the coadd, where the sky is faint."
-        )
-        goal = 0.01 if program == "coaddflow" else None
-        metrics.append(_left(f"coadd.hits_left.{band}.{program}", coadd.hits, text, goal))
-        text = (
-            "Unsaturated stars (more than 30 sigma in 3 x 3 pixels) that miss more than 5 % and 5 "
-            "sigma of the light of these pixels."
-        )
-        goal = 0.1 if program == "coaddflow" else None
-        metrics.append(_left(f"coadd.cores_lost.{band}.{program}", coadd.cores, text, goal))
     return metrics
+
+
+@of_coadds
+def coadd_artifacts(band: str, coadd: CoaddFigures) -> list[Metric]:
+    """Cosmic rays, hot pixels and lost cores on coadds."""
+    text = (
+        "Hits of cosmic rays and hot pixels of more than 5 sigma on an exposure that leave more "
+        "than 5 sigma on the coadd, where the sky is faint."
+    )
+    left = _left(f"coadd.hits_left.{band}", coadd.hits, text, 0.01)
+    text = (
+        "Unsaturated stars (more than 30 sigma in 3 x 3 pixels) that miss more than 5 % and 5 "
+        "sigma of the light of these pixels."
+    )
+    return [left, _left(f"coadd.cores_lost.{band}", coadd.cores, text, 0.1)]
 
 
 def sky_left(material: Material) -> list[Metric]:
@@ -432,14 +464,18 @@ def sky_left(material: Material) -> list[Metric]:
         text = "The same, standard deviation of CCDs."
         value = 100.0 * float(values.std())
         metrics.append(Metric(f"{name}.scatter", value, "%", text, most=0.05, n=values.size))
-    for band, program, coadd in material.each():
-        name = f"coadd.sky_left.{band}.{program}"
-        text = "Median of empty sky over the brightness of the sky; true light is taken off."
-        metrics.append(Metric(name, 100.0 * coadd.sky_left, "%", text, -0.02, 0.02))
-        text = "Its rms over blocks of 64 pixels, without noise."
-        value = 100.0 * coadd.sky_structure
-        metrics.append(Metric(f"{name}.structure", None if np.isnan(value) else value, "%", text))
     return metrics
+
+
+@of_coadds
+def coadd_sky_left(band: str, coadd: CoaddFigures) -> list[Metric]:
+    """Sky that is left on coadds."""
+    name = f"coadd.sky_left.{band}"
+    text = "Median of empty sky over the brightness of the sky; true light is taken off."
+    median = Metric(name, 100.0 * coadd.sky_left, "%", text, -0.02, 0.02)
+    text = "Its rms over blocks of 64 pixels, without noise."
+    value = None if np.isnan(coadd.sky_structure) else 100.0 * coadd.sky_structure
+    return [median, Metric(f"{name}.structure", value, "%", text)]
 
 
 def times(material: Material) -> list[Metric]:
@@ -453,18 +489,23 @@ def times(material: Material) -> list[Metric]:
     return metrics
 
 
-FIGURES: list[Callable[[Material], list[Metric]]] = [
+FIGURES: list[Figure] = [
     ccds_done,
     astrometric_repeatability,
     absolute_positions,
+    coadd_positions,
     photometric_repeatability,
     zero_points,
     coadd_fluxes,
     depths,
     noise,
+    coadd_noise,
     psf_residuals,
     artifacts,
+    coadd_artifacts,
     saturated_fluxes,
+    saturated_on_coadds,
     sky_left,
+    coadd_sky_left,
     times,
 ]

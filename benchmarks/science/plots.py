@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from band import OURS
 from figures import BRIGHT, FLUX_BINS, SATURATION_BINS, Material
 
 from coaddflow.image.stamps import cut_stamps
@@ -110,7 +111,7 @@ def draw_coadds(material: Material, band: str):
         middle = [(a + b) / 2 + 0.1 * shift for a, b in itertools.pairwise(FLUX_BINS)]
         value, error = ([100 * one[i] for one in bins.values()] for i in (0, 1))
         axes[0].errorbar(middle, value, error, fmt="o", ms=4, label=program)
-        if program == "coaddflow":
+        if program == OURS:
             axes[1].plot(magnitude, 100 * flux, ".", ms=2)
     axes[0].axhline(0, color="k", lw=0.5)
     axes[0].set(xlabel="magnitude", ylabel="flux / true flux - 1, %", title=f"{band}: coadds")
@@ -152,7 +153,7 @@ def draw_saturated(material: Material, band: str):
 def draw_images(material: Material, band: str):
     """Show the coadd, its residual from the truth, and the cores of saturated stars."""
     programs = material.coadds[band]
-    ours = programs["coaddflow"]
+    ours = programs[OURS]
     figure = plt.figure(figsize=(13, 6.5 + 1.4 * len(programs)), layout="constrained")
     rows = figure.add_gridspec(1 + len(programs), _STAMPS, height_ratios=[5] + [1] * len(programs))
     half = _STAMPS // 2

@@ -159,6 +159,7 @@ def simulation(arguments: argparse.Namespace) -> SimulationSettings:
         "atmosphere": {
             "turbulence": 10.0 * air,
             "zenith_distance": min(45.0 * air, 70.0),
+            "dispersion": 8.0 * air,
             "seeing_structure": 0.01 * air,
             "shear_structure": 0.005 * air,
         },
@@ -169,18 +170,20 @@ def simulation(arguments: argparse.Namespace) -> SimulationSettings:
     return settings.model_copy(update={"sources": _saturated(settings, arguments.saturated)})
 
 
-def _saturated(settings: SimulationSettings, n: int) -> tuple:
-    """Return stars of half a magnitude to four above saturation, at random places of the field."""
+def _saturated(settings: SimulationSettings, density: float) -> tuple:
+    """Return stars of up to 3.5 magnitudes above saturation, at random places of the field."""
     camera = load_camera(settings.camera)
     limit = min(saturation_magnitude(settings, camera, band) for band in settings.bands)
     rng = stream(settings.seed, "saturated stars")
     ids = settings.ccds or [one.id for one in camera.detectors]
+    pixels = sum(np.prod(camera.detector(one).size) for one in ids)
+    n = round(density * pixels * (camera.pixel_scale / 60.0) ** 2)
     sources = []
     for index in range(n):
         detector = camera.detector(ids[index % len(ids)])
         x, y = rng.uniform(0.1, 0.9, 2) * detector.size
         ra, dec = camera.pixel_to_sky(detector, x, y, settings.ra, settings.dec, 0.0)
-        magnitude = limit - 4.0 * (index + 0.5) / n
+        magnitude = limit - 3.5 * (index + 0.5) / n
         sources.append(
             {"ra": float(ra), "dec": float(dec), "magnitude": float(magnitude), "color": 0.0}
         )
@@ -299,7 +302,7 @@ def swarp_coadds(survey: Survey, band: str) -> dict[str, MaskedImage]:
     calexps = [survey.folder / row.path for row in survey.done(band)]
     folder = survey.folder / "swarp" / band
     folder.mkdir(parents=True, exist_ok=True)
-    with survey.timed(f"SWarp, weight maps {band}"):
+    with survey.timed(f"SWarp weights {band}"):
         weights = write_weights(calexps, sky_weights(survey, band), folder)
     for kind in SWARP_KINDS:
         with survey.timed(f"SWarp {kind} {band}"):

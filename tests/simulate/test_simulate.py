@@ -1,6 +1,7 @@
 """Simulated surveys: every effect shows in the pixels as its setting says."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -686,6 +687,15 @@ def test_survey_that_is_there_is_left_alone(survey):
     other = settings.model_copy(update={"seed": 8})
     with pytest.raises(InputError, match="simulated with other settings"):
         run_simulation(other, folder)
+
+
+def test_survey_made_before_there_was_an_effect_is_still_the_same(survey, tmp_path):
+    settings, folder, _ = survey
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    record = yaml.safe_load((copy / "simulation.yaml").read_text())
+    del record["atmosphere"]
+    (copy / "simulation.yaml").write_text(yaml.safe_dump(record))
+    assert run_simulation(settings, copy).n_files == 0
 
 
 def test_headers_are_read_as_the_camera_file_says(survey, tmp_path):

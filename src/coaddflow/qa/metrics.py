@@ -29,6 +29,8 @@ class Metric:
     """Statistical error of the value, in its unit."""
     n: int | None = None
     """Number of stars, pixels, ... behind it."""
+    program: str = ""
+    """Program whose product it is of, where several are compared."""
 
     @property
     def goal(self) -> str:
@@ -50,7 +52,7 @@ class Metric:
     def record(self) -> dict[str, object]:
         """Return what `write_metrics` writes of it."""
         return {
-            "name": self.name,
+            "name": ".".join(filter(None, [self.name, self.program.lower().replace(" ", "_")])),
             "value": _rounded(self.value),
             "unit": self.unit,
             "error": _rounded(self.error),
@@ -69,22 +71,30 @@ def write_metrics(metrics: Sequence[Metric], path: str | Path) -> None:
 
 
 def table_of(metrics: Sequence[Metric]) -> str:
-    """Return figures as a table in Markdown."""
-    rows = [("figure", "value", "goal", "n")]
+    """Return figures as a table in Markdown, those of the same name side by side."""
+    programs = list(dict.fromkeys(one.program for one in metrics if one.program))
+    rows = [("figure", *(programs or ["value"]), "goal", "n")]
+    by_name: dict[str, list[Metric]] = {}
     for one in metrics:
-        value = "not measured" if one.value is None else f"{one.value:.4g}"
-        if one.error is not None and one.value is not None:
-            value += f" ± {one.error:.2g}"
-        goal = one.goal + {True: " yes", False: " **no**", None: ""}[one.met]
-        rows.append(
-            (one.name, f"{value} {one.unit}".strip(), goal, "" if one.n is None else f"{one.n}")
-        )
-    width = [max(len(row[column]) for row in rows) for column in range(4)]
+        by_name.setdefault(one.name, []).append(one)
+    for name, group in by_name.items():
+        cells = {one.program or rows[0][1]: _cell(one) for one in group}
+        n = "" if group[0].n is None else str(group[0].n)
+        goal = group[0].goal + {True: " yes", False: " **no**", None: ""}[group[0].met]
+        rows.append((name, *(cells.get(column, "") for column in rows[0][1:-2]), goal, n))
+    width = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, tuple("-" * w for w in width))
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)) + " |"
         for row in rows
     )
+
+
+def _cell(metric: Metric) -> str:
+    if metric.value is None:
+        return "not measured"
+    error = "" if metric.error is None else f" ± {metric.error:.2g}"
+    return f"{metric.value:.4g}{error} {metric.unit}".strip()
 
 
 def _rounded(value: float | None) -> float | None:
