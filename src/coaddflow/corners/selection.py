@@ -104,6 +104,9 @@ def reasons_against(
         reasons.append("exposure is excluded by the settings")
     if row.ccd in settings.exclude_ccds:
         reasons.append("CCD is excluded by the settings")
+    for flag in filter(None, row.flags.split(",")):
+        if flag in settings.exclude_flags:
+            reasons.append(f"flag {flag}")
     reasons += [reason for cut in _CUTS if (reason := cut.reason(row, settings)) is not None]
     if settings.max_zero_point_loss is not None:
         value = zero_point_per_second(row)

@@ -118,14 +118,21 @@ class PartlyDetrendedCcd:
     def signals(self, names: Collection[str] | None = None) -> dict[str, AmplifierSignal]:
         """Return the signals of amplifiers (default: all) that are aggressors of crosstalk.
 
-        They are copies, which later steps do not change; see `Camera.crosstalk_aggressors`.
+        They are copies, which later steps do not change; see `Camera.crosstalk_aggressors`. An
+        amplifier that is above saturation all over is not among them, as if it had not been read,
+        and single pixels count as no more than twice saturation: no absurd frame of one CCD goes
+        into the others.
         """
         found = {}
         for amplifier, counts in zip(self.detector.amplifiers, self.amplifiers, strict=True):
             if names is None or amplifier.name in names:
-                in_order = np.ascontiguousarray(_in_read_order(amplifier, counts))
+                limit = np.float32(amplifier.saturation)
+                in_order = np.nan_to_num(_in_read_order(amplifier, counts), nan=0.0)
+                if abs(np.median(in_order)) > limit:
+                    continue
                 found[amplifier.name] = AmplifierSignal(
-                    np.nan_to_num(in_order, nan=0.0), self.saturated[amplifier.name]
+                    np.ascontiguousarray(np.clip(in_order, -limit, 2 * limit)),
+                    self.saturated[amplifier.name],
                 )
         return found
 

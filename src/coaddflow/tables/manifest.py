@@ -7,6 +7,7 @@ names are whole.
 """
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,14 @@ from coaddflow.files import atomic_path
 from coaddflow.tables import ecsv
 
 FOOTPRINT_POINTS_PER_EDGE = 8
+
+
+class Flag(StrEnum):
+    """What a CCD that is used lacks: the codes in `CcdRow.flags`."""
+
+    PREDICTED_WCS = "predicted_wcs"
+    EXPOSURE_ZERO_POINT = "exposure_zero_point"
+    OWN_SKY = "own_sky"
 
 
 def _measured(description: str) -> Any:
@@ -37,6 +46,12 @@ class CcdRow(BaseModel):
     state: Literal["done", "failed"] = Field(description="Whether there is a calexp.")
     reason: str = Field("", description="Short code of the failure; empty if done.")
     message: str = Field("", description="The failure in one sentence; empty if done.")
+    flags: str = Field(
+        "",
+        description="What the CCD lacks although it is used, separated by commas: `predicted_wcs` "
+        "(too few stars: the WCS is that of its exposure), `exposure_zero_point` (no zero-point of "
+        "its own), `own_sky` (not the sky of the focal plane that was asked for).",
+    )
     path: str = Field("", description="The calexp, relative to the working folder.")
     sha256: str = Field("", description="Checksum of the calexp file.")
     nx: int = Field(0, description="Columns.")
@@ -51,7 +66,9 @@ class CcdRow(BaseModel):
     n_sources: int | None = _measured("Detected sources.")
     n_psf_stars: int | None = _measured("Stars of the PSF model.")
     n_matched: int | None = _measured("Stars of this CCD in the astrometric fit.")
-    astrometry_rms: float | None = _measured("Residual of the fit, arcsec (1-d).")
+    astrometry_rms: float | None = _measured(
+        "Residual of the fit, arcsec (1-d); of a predicted WCS, its expected error."
+    )
     pointing_offset: float | None = _measured(
         "Distance of the fitted centre from the predicted one, arcsec."
     )
@@ -119,6 +136,7 @@ class CcdState(NamedTuple):
     state: Literal["done", "failed"]
     reason: str
     message: str
+    flags: str = ""
 
 
 def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
@@ -139,7 +157,10 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
     try:
         return {
             int(row["ccd"]): CcdState(
-                "done" if row["state"] == "done" else "failed", row["reason"], row["message"]
+                "done" if row["state"] == "done" else "failed",
+                row["reason"],
+                row["message"],
+                row.get("flags", ""),
             )
             for row in ecsv.read_rows(manifest)
         }

@@ -293,6 +293,7 @@ _ALL = (
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
         needs_most=True,
         scatters=True,
+        version=2,
     ),
     Stage(
         "calibrated_exposure",

@@ -28,7 +28,7 @@ _STATES: tuple[State, ...] = get_args(State)
 ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING, TOO_MANY_LEFT_OUT = 0, 1, 3, 4
 """Exit codes of `coaddflow status` (2 is for wrong usage and unusable input)."""
 
-_LISTED = 20
+_LISTED, _FLAGGED = 20, 5
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class CcdStatus:
     """The same in one sentence."""
     log: str = ""
     """Log of the CCD's job, if there is one and the CCD is not done."""
+    flags: str = ""
+    """What a CCD that is used lacks (`tables.manifest.Flag`), separated by commas."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _exposure_status(
     ended = {} if complete else {job.job: job for job in failed_jobs(log_folder)}
     ccds = []
     for ccd in planned:
-        state, reason, message = rows.get(ccd, ("missing", "", ""))
+        state, reason, message, *flags = rows.get(ccd, ("missing", "", ""))
         if state == "done" and f"{ccd}.fits" not in is_there:
             state, reason = "missing", "calexp_gone"
             message = (
@@ -219,7 +221,8 @@ def _exposure_status(
         if state == "missing" and step and (step.reason != NO_LOG or job is None):
             reason, message = "job_failed", _why_ended(step, job)
         shown = str(log) if state != "done" and log.is_file() else ""
-        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown))
+        of_ccd = ",".join(flags) if state == "done" else ""
+        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown, of_ccd))
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
@@ -257,7 +260,7 @@ def _rows_without_manifest(
     rows = _single_rows(results / "calexp" / exposure)
     kept = ccd_states(results / "summary" / f"{exposure}.failed.ecsv") if refused else None
     gone = "it was calibrated, and taken away when its exposure was refused"
-    for ccd, (state, reason, message) in (kept or {}).items():
+    for ccd, (state, reason, message, _) in (kept or {}).items():
         told = (state, reason, message) if state == "failed" else ("missing", "refused", gone)
         rows.setdefault(ccd, told)
     return rows
@@ -300,7 +303,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         f"{sum(len(e.ccds) for e in status.exposures)} CCDs: {status.count('done')} done, "
         f"{status.count('failed')} failed, {status.count('missing')} missing"
     )
-    lines += _left_out_lines(status)
+    lines += [*_left_out_lines(status), *_flag_lines(status)]
     counts = [
         f"{kind.planned - len(kind.missing)} of {kind.planned} {kind.kind}"
         for kind in status.products
@@ -336,6 +339,20 @@ def _left_out_lines(status: SurveyStatus) -> list[str]:
     too_many = n > limit * len(status.exposures)
     more = f", more than calexp.max_left_out_fraction = {limit:g} allows" if too_many else ""
     return [f"{n} of {len(status.exposures)} exposures left out of all coadds{more}"]
+
+
+def _flag_lines(status: SurveyStatus) -> list[str]:
+    """Return how many CCDs are used although they lack something, and in which exposures."""
+    exposures: dict[str, Counter[str]] = {}
+    for exposure in status.exposures:
+        for ccd in exposure.ccds:
+            for flag in filter(None, ccd.flags.split(",")):
+                exposures.setdefault(flag, Counter())[exposure.exposure] += 1
+    lines = []
+    for flag, counts in exposures.items():
+        names = ", ".join(list(counts)[:_FLAGGED]) + (", ..." if len(counts) > _FLAGGED else "")
+        lines.append(f"flag {flag}: {counts.total()} CCDs of {len(counts)} exposures ({names})")
+    return lines
 
 
 def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
@@ -388,6 +405,14 @@ def status_json(status: SurveyStatus) -> str:
     content = {
         "exit_code": status.exit_code,
         "ccds": {state: status.count(state) for state in _STATES},
+        "flags": dict(
+            Counter(
+                flag
+                for exposure in status.exposures
+                for ccd in exposure.ccds
+                for flag in filter(None, ccd.flags.split(","))
+            )
+        ),
         "left_out": [exposure.exposure for exposure in status.left_out],
         "exposures": [
             {
