@@ -93,6 +93,11 @@ def updated(survey, **changes):
     return survey._call([*program, json.dumps(changes), *arguments])
 
 
+def raised(name):
+    """Return the next version of a stage."""
+    return {name: STAGES[name].version + 1}
+
+
 def test_new_settings_with_neutral_defaults_redo_nothing(finished_survey, coarse_survey):
     for survey in (finished_survey, coarse_survey):
         assert updated(survey, more_settings=True).planned_nothing
@@ -101,19 +106,19 @@ def test_new_settings_with_neutral_defaults_redo_nothing(finished_survey, coarse
 def test_a_raised_version_redoes_its_stage_and_all_that_depends_on_it(finished_survey, plan):
     every_coadd = jobs_of_coadds(plan, plan.tracts, plan.bands)
     pictures = Counter({job: n for job, n in every_coadd.items() if job[0] == "picture"})
-    assert updated(finished_survey, versions={"picture": 2}).jobs == pictures
-    assert updated(finished_survey, versions={"coadd": 2}).jobs == every_coadd
-    warps = updated(finished_survey, versions={"warp": 2})
+    assert updated(finished_survey, versions=raised("picture")).jobs == pictures
+    assert updated(finished_survey, versions=raised("coadd")).jobs == every_coadd
+    warps = updated(finished_survey, versions=raised("warp"))
     assert set(warps.rules) == {"warp", "coadd"} | AFTER_COADDS
     assert warps.rules["warp"] == sum(len(plan.overlaps[e]) for e in plan.exposures)
-    calexps = set(updated(finished_survey, versions={"calexp": 2}).rules)
+    calexps = set(updated(finished_survey, versions=raised("calexp")).rules)
     planned = {name for name, stage in STAGES.items() if stage.is_planned(plan)}
     assert calexps == {name for name in planned if not STAGES[name].group.startswith("calibs")}
 
 
 def test_a_job_that_includes_a_stage_is_redone_with_it(coarse_survey, plan):
-    assert set(updated(coarse_survey, versions={"warp": 2}).rules) == {"tract"} | AFTER_COADDS
-    calexps = updated(coarse_survey, versions={"calexp": 2}).rules
+    assert set(updated(coarse_survey, versions=raised("warp")).rules) == {"tract"} | AFTER_COADDS
+    calexps = updated(coarse_survey, versions=raised("calexp")).rules
     assert calexps["exposure"] == len(plan.exposures)
     assert "tract" in calexps
 
@@ -146,7 +151,7 @@ def test_the_record_of_defaults_notices_a_change():
     now["defaults"]["coadd"]["new.key"] = 1
     users = {name for name, stage in STAGES.items() if "warp" in stage.sections}
     assert stages_to_raise(recorded, now) == users >= {"warp", "coadd", "tract"}
-    now["versions"] |= dict.fromkeys(users, 2)
+    now["versions"] |= {name: STAGES[name].version + 1 for name in users}
     assert not stages_to_raise(recorded, now)
     now["defaults"]["skymap"]["patch_border"] = 50
     assert stages_to_raise(recorded, now) == {"tract_corners", "survey_corners", "picture"}
@@ -162,5 +167,6 @@ def test_provenance_and_params_hold_what_differs_from_the_defaults():
     assert settings.only(*stage.sections).provenance() == changed
     assert STAGES["tract"].sections == tract_job.SECTIONS
     assert STAGES["warp"].sections == tract_job.WARP_SECTIONS
-    assert STAGES["tract"].versions == {"tract": 1, "warp": 1, "coadd": 1}
+    of_tract = {name: STAGES[name].version for name in ("tract", "warp", "coadd")}
+    assert STAGES["tract"].versions == of_tract
     assert dataclasses.replace(STAGES["tract"], version=5).versions["tract"] == 5
