@@ -286,15 +286,18 @@ def test_a_ccd_without_enough_stars_takes_the_solution_of_its_exposure(camera):
     assert sorted(never.failures) == [1, 5]
 
 
-def test_a_ccd_whose_stars_contradict_its_exposure_does_not_take_its_solution(camera):
+@pytest.mark.parametrize("factor", [1.0, 1e30])
+def test_a_ccd_whose_stars_contradict_its_exposure_does_not_take_its_solution(camera, factor):
+    """Nor does it move that of the others, however bright its stars are said to be."""
     truth = built(camera, offset=0.2, turn=0.02, distortion=camera.distortion)
     exposure = Exposure(truth, seed=4)
     rng = np.random.default_rng(1)
     stars = exposure.stars[4]
     x, y = rng.random((2, stars.x.size)) * np.array([[NX], [NY]])
-    exposure.stars[4] = dataclasses.replace(stars, x=x, y=y)
+    exposure.stars[4] = dataclasses.replace(stars, x=x, y=y, flux=stars.flux * factor)
     result = exposure.solve(camera)
     assert list(result.failures) == [4]
+    assert max(largest_errors(exposure, result).values()) < 0.2
 
 
 @pytest.mark.parametrize("seed", [8, 9])
