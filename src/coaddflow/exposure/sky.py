@@ -320,7 +320,7 @@ def _superpixels(
 ) -> _Superpixels | None:
     """Join the superpixels of all CCDs, in the order of the CCDs; None if there are none.
 
-    Means beyond the limits count as at them: a bright one stays a source, and none moves the fit.
+    Means above the limits count as at them, which stay sources; those below are no sky.
     Those with much less sky than is typical are left out: their remaining pixels lie between the
     wings of sources.
     """
@@ -334,11 +334,11 @@ def _superpixels(
         own, fraction = backgrounds[ccd], fractions[ccd]
         # a single pixel has no variance
         known = (own.count > 1) & (fraction >= own.min_fraction * typical)
-        known &= np.isfinite(own.mean) & (own.variance >= 0)
+        known &= np.isfinite(own.mean) & (own.variance >= 0) & (own.mean >= limits[0])
         x, y = camera.pixel_to_focal(camera.detector(ccd), *_centres(own))
         error = np.sqrt(own.variance[known] / own.count[known])
         index = np.full(error.size, number)
-        parts.append((x[known], y[known], np.clip(own.mean[known], *limits), error, index))
+        parts.append((x[known], y[known], np.minimum(own.mean[known], limits[1]), error, index))
         sizes.append(np.sqrt(np.prod(own.shape) / own.mean.size) * camera.pixel_size)
     x, y, mean, error, index = (np.concatenate(c) for c in zip(*parts, strict=True))
     if x.size == 0:

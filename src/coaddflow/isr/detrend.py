@@ -39,6 +39,10 @@ from coaddflow.settings.detrend import DetrendSettings
 _LOG = logging.getLogger(__name__)
 
 
+_SAMPLED = 8
+"""Rows and columns from one to the next that the level of an amplifier is judged by."""
+
+
 @dataclass(frozen=True)
 class CcdCalibs:
     """Calibration frames of one CCD; what is None is not applied.
@@ -127,13 +131,13 @@ class PartlyDetrendedCcd:
         for amplifier, counts in zip(self.detector.amplifiers, self.amplifiers, strict=True):
             if names is None or amplifier.name in names:
                 limit = np.float32(amplifier.saturation)
-                in_order = np.nan_to_num(_in_read_order(amplifier, counts), nan=0.0)
-                if abs(np.median(in_order)) > limit:
-                    continue
-                found[amplifier.name] = AmplifierSignal(
-                    np.ascontiguousarray(np.clip(in_order, -limit, 2 * limit)),
-                    self.saturated[amplifier.name],
+                signal = np.nan_to_num(
+                    np.ascontiguousarray(_in_read_order(amplifier, counts)), nan=0.0
                 )
+                np.clip(signal, -2 * limit, 2 * limit, out=signal)
+                if abs(np.median(signal[::_SAMPLED, ::_SAMPLED])) > limit:
+                    continue
+                found[amplifier.name] = AmplifierSignal(signal, self.saturated[amplifier.name])
         return found
 
 
