@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
 from backends import MPI, needs_dask, needs_mpi
 from exposure_faults import BuggyFiles, DeadlyFiles
 from survey_run import SETTINGS
@@ -23,7 +22,6 @@ from coaddflow.errors import InputError, is_lasting
 from coaddflow.exposure import job as exposure_job
 from coaddflow.exposure import solution
 from coaddflow.exposure.job import make_exposure
-from coaddflow.geometry import sphere
 from coaddflow.measure import psf_fit
 from coaddflow.pool import Pool, PoolError
 from coaddflow.runtime import resources
@@ -151,34 +149,6 @@ def test_an_exposure_solved_as_a_whole_says_so_in_its_products(undisturbed):
             assert np.nanmedian(detrended) == pytest.approx(row.sky_level, rel=0.02)
             assert hdus["IMAGE"].header["PHOTZP"] == row.zero_point
             assert hdus["IMAGE"].header["ZPMAP"]
-
-
-@pytest.mark.parametrize("parts", [("astrometry",), ("astrometry", "photometry")])
-def test_a_ccd_with_two_reference_stars_takes_the_solution_of_its_exposure(
-    raw_survey, undisturbed, working_folder, parts
-):
-    truth = rows_of(undisturbed)[3]
-    stars = Table.read(raw_survey / "data/refcat.fits")
-    ra, dec = np.mean(truth.footprint_ra), np.mean(truth.footprint_dec)
-    half = 1.05 * np.ptp(truth.footprint_dec) / 2.0
-    x = (stars["ra"] - ra) * np.cos(np.radians(dec))
-    on_it = np.flatnonzero((np.abs(x) < half) & (np.abs(stars["dec"] - dec) < half))
-    stars.remove_rows(on_it[2:])
-    spec = spec_of(raw_survey, parts)
-    spec["config"]["refcat"] = spec["config"]["refcat"] | {"path": "few.fits"}
-    with working_folder("survey") as folder:
-        stars.write(folder / "few.fits")
-        do(spec)
-        rows = rows_of(folder)
-    assert [row.state for row in rows] == ["done"] * len(CCDS)
-    assert [row.flags for row in rows[:3]] == [""] * 3
-    row = rows[3]
-    assert row.flags == "predicted_wcs,exposure_zero_point"
-    assert (row.n_matched, row.n_zero_point) == (0, 0)
-    outlines = (row.footprint_ra, row.footprint_dec, truth.footprint_ra, truth.footprint_dec)
-    off = sphere.separation(*map(np.array, outlines))
-    assert off.max() * 3600.0 < 3.0 * row.astrometry_rms < 0.5
-    assert row.zero_point == pytest.approx(truth.zero_point, abs=4.0 * row.zero_point_error)
 
 
 def background_of(path):
