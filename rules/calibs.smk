@@ -71,40 +71,44 @@ if PLAN.science:
         message:
             "master_flat: band {wildcards.band}, CCD {wildcards.ccd}"
 
-    use rule master_bias as defects with:
-        input:
-            unpack(INPUTS.defects),
-        output:
-            master=paths.DEFECTS,
-        log:
-            "logs/calibs/defects/{band}/{ccd}.log",
-        benchmark:
-            "results/benchmarks/calibs/defects/{band}/{ccd}.tsv"
-        resources:
-            mem_mb=memory("defects"),
-            runtime=minutes("defects"),
-        params:
-            made_by=PARAMS.master("defects"),
-            camera=PARAMS.camera_of_ccd,
-            exposure_times=PARAMS.exposure_times,
-        message:
-            "defects: band {wildcards.band}, CCD {wildcards.ccd}"
+    if is_planned("defects"):
 
-    use rule master_bias as night_sky_defects with:
-        input:
-            unpack(INPUTS.night_sky_defects),
-        output:
-            master=paths.CALIB.replace("{kind}", "defects"),
-        log:
-            "logs/calibs/night_sky_defects/{ccd}.log",
-        benchmark:
-            "results/benchmarks/calibs/night_sky_defects/{ccd}.tsv"
-        resources:
-            mem_mb=memory("night_sky_defects"),
-            runtime=minutes("night_sky_defects"),
-        params:
-            made_by=PARAMS.master("night_sky_defects"),
-            camera=PARAMS.camera_of_ccd,
-            exposure_times=PARAMS.exposure_times,
-        message:
-            "night_sky_defects: CCD {wildcards.ccd}"
+        use rule master_bias as defects with:
+            input:
+                unpack(INPUTS.defects),
+            output:
+                master=paths.DEFECTS,
+            log:
+                "logs/calibs/defects/{band}/{ccd}.log",
+            benchmark:
+                "results/benchmarks/calibs/defects/{band}/{ccd}.tsv"
+            resources:
+                mem_mb=memory("defects"),
+                runtime=minutes("defects"),
+            params:
+                made_by=PARAMS.master("defects"),
+                camera=PARAMS.camera_of_ccd,
+                exposure_times=PARAMS.exposure_times,
+            message:
+                "defects: band {wildcards.band}, CCD {wildcards.ccd}"
+
+    if is_planned("night_sky_defects"):
+
+        use rule master_bias as night_sky_defects with:
+            input:
+                unpack(INPUTS.night_sky_defects),
+            output:
+                master=paths.CALIB.replace("{kind}", "defects"),
+            log:
+                "logs/calibs/night_sky_defects/{ccd}.log",
+            benchmark:
+                "results/benchmarks/calibs/night_sky_defects/{ccd}.tsv"
+            resources:
+                mem_mb=memory("night_sky_defects"),
+                runtime=minutes("night_sky_defects"),
+            params:
+                made_by=PARAMS.master("night_sky_defects"),
+                camera=PARAMS.camera_of_ccd,
+                exposure_times=PARAMS.exposure_times,
+            message:
+                "night_sky_defects: CCD {wildcards.ccd}"

@@ -314,6 +314,17 @@ def test_faint_ghosts_of_saturated_pixels_are_flagged(counts, flagged):
     assert image.has_any(MaskPlane.CROSSTALK).sum() == flagged
 
 
+@pytest.mark.parametrize("absurd", [1e30, np.inf, -1e30])
+def test_an_absurd_ccd_leaves_no_ghosts_on_others(absurd):
+    detector, light = make_detector(0, {}), np.full((40, 80), 1000.0)
+    light[7, 11] = absurd
+    signal = begin_detrending(raw_ccd(detector, light), SETTINGS).signals()["X"]
+    limit = detector.amplifiers[0].saturation
+    assert np.abs(signal.counts).max() <= 2 * limit, "one pixel"
+    light[:, :60] = absurd
+    assert not begin_detrending(raw_ccd(detector, light), SETTINGS).signals(), "all of it"
+
+
 # the camera
 
 

@@ -270,6 +270,53 @@ def test_too_few_stars_and_no_stars_fail(camera):
     assert sorted(result.solutions) == [0, 2, 3, 4, 6, 7, 8]
 
 
+def test_a_ccd_without_enough_stars_takes_the_solution_of_its_exposure(camera):
+    """Where CCDs are at their places the others tell where one without stars is."""
+    truth = built(camera, offset=0.2, turn=0.02, distortion=camera.distortion)
+    exposure = Exposure(truth, few={1: 1, 5: 0}, seed=4)
+    result = exposure.solve(camera)
+    assert not result.failures
+    predicted = {ccd for ccd, solution in result.solutions.items() if solution.is_predicted}
+    assert predicted == {1, 5}
+    for ccd in predicted:
+        solution = result.solutions[ccd]
+        assert solution.n_matched == 0
+        assert exposure.errors(solution.wcs, ccd).max() < 2.0 * solution.rms_pixel < 1.0
+    never = exposure.solve(camera, field=FIELD.model_copy(update={"max_predicted_error": 0.0}))
+    assert sorted(never.failures) == [1, 5]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e30])
+def test_a_ccd_whose_stars_contradict_its_exposure_does_not_take_its_solution(camera, factor):
+    """Nor does it move that of the others, however bright its stars are said to be."""
+    truth = built(camera, offset=0.2, turn=0.02, distortion=camera.distortion)
+    exposure = Exposure(truth, seed=4)
+    rng = np.random.default_rng(1)
+    stars = exposure.stars[4]
+    x, y = rng.random((2, stars.x.size)) * np.array([[NX], [NY]])
+    exposure.stars[4] = dataclasses.replace(stars, x=x, y=y, flux=stars.flux * factor)
+    result = exposure.solve(camera)
+    assert list(result.failures) == [4]
+    assert max(largest_errors(exposure, result).values()) < 0.2
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_two_reference_stars_on_one_of_four_ccds(seed):
+    """Three CCDs tell where the fourth is, as well as two of them tell where the third is."""
+    few = mosaic(columns=2, rows=2)
+    truth = built(few, offset=0.2, turn=0.02, distortion=few.distortion)
+    exposure = Exposure(truth, seed=seed)
+    sky = np.asarray(exposure.refcat["ra"]), np.asarray(exposure.refcat["dec"])
+    x, y = truth.sky_to_pixel(truth.detector(3), *sky, *exposure.pointing)
+    on_it = np.flatnonzero((np.abs(x - NX / 2) < NX / 2 + 50) & (np.abs(y - NY / 2) < NY / 2 + 50))
+    exposure.refcat.remove_rows(on_it[2:])
+    result = exposure.solve(few)
+    assert result.fit.rms_pixel < 0.05
+    solution = result.solutions[3]
+    assert solution.is_predicted
+    assert exposure.errors(solution.wcs, 3).max() < solution.rms_pixel < 0.5
+
+
 def test_an_exposure_of_one_ccd_is_solved_as_that_ccd(camera, caplog):
     exposure = Exposure(built(camera))
     exposure.stars = {3: exposure.stars[3]}

@@ -29,7 +29,7 @@ from coaddflow.runtime.log import failed_for_good, job_log
 from coaddflow.settings import load_settings
 from coaddflow.tables.exposures import read_exposures
 from coaddflow.tables.manifest import read_manifest
-from coaddflow.tables.verdict import read_verdict
+from coaddflow.tables.verdict import read_verdict, verdict_path
 from coaddflow.workflow.stages import STAGES
 
 CCDS = [0, 1, 2, 3]
@@ -401,4 +401,4 @@ def test_products_of_an_earlier_run_go_before_anything_else(raw_survey, working_
         spec["ccds"] = [{"ccd": ccd, "raw": "data/raw/nothing.fits"} for ccd in CCDS]
         do(spec)
         left = list(products(folder))
-    assert left == [spec["manifest"]]
+    assert left == [spec["manifest"], str(verdict_path(spec["manifest"]))]

@@ -120,6 +120,24 @@ def test_constants_of_ccds_are_found_where_there_are_stars_and_admitted_where_no
     assert (np.abs(error) < 4.0 * stated).all()
 
 
+@pytest.mark.parametrize("factor", [1e30, 1e-30, 3.0])
+def test_one_ccd_with_absurd_fluxes_does_not_move_the_zero_points_of_the_others(factor):
+    for ccds in (CCDS, CCDS[:4]):
+        stars = {ccd: s for ccd, s in exposure(20).items() if ccd in ccds}
+        without = solve_zero_point(
+            {ccd: s for ccd, s in stars.items() if ccd != ccds[1]}, CAMERA, SETTINGS, PHOTOMETRY
+        )
+        strange = stars[ccds[1]]
+        stars[ccds[1]] = strange._replace(
+            flux=strange.flux * factor, flux_error=strange.flux_error * factor
+        )
+        solved = solve_zero_point(stars, CAMERA, SETTINGS, PHOTOMETRY)
+        for ccd in ccds:
+            if ccd != ccds[1]:
+                one, other = (s.of_ccd(CAMERA, CAMERA.detector(ccd))[0] for s in (solved, without))
+                assert one.value == pytest.approx(other.value, abs=0.002)
+
+
 def test_few_stars_a_ccd_repeat_better_than_ccd_by_ccd():
     scatter = {"exposure": [], "ccd": []}
     for seed in range(5):

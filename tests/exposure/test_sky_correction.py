@@ -305,6 +305,41 @@ def test_too_little_sky_is_a_warning_and_no_sky(caplog):
     assert fit_focal_plane_sky({}, DECAM, SETTINGS) is None
 
 
+@pytest.mark.parametrize("absurd", [1e30, -1e30, 1e4, 0.0])
+def test_one_ccd_with_an_absurd_sky_does_not_move_the_sky_of_the_others(absurd, caplog):
+    measured, true = meshes(moonlit, response=0.01)
+    strange = dataclasses.replace(measured[30], mean=np.full_like(measured[30].mean, absurd))
+    with caplog.at_level(logging.WARNING):
+        sky = fit_focal_plane_sky(measured | {30: strange}, DECAM, SETTINGS)
+    assert "CCD 30 has a sky of" in caplog.text
+    assert sky.own == {30}
+    others = {ccd: own for ccd, own in measured.items() if ccd != 30}
+    assert np.abs(joined(errors(sky, others, true))).max() < 0.01 * NOISE
+    assert sky_cards(sky, 30)["SKYMODEL"] == "CCD"
+    assert sky_cards(sky, 31)["SKYMODEL"] == "focal plane"
+
+
+@pytest.mark.parametrize("absurd", [1e30, -1e30, 1e4])
+def test_absurd_superpixels_do_not_move_the_sky(absurd):
+    measured, true = meshes(moonlit, response=0.01)
+    for ccd in (10, 30, 50):
+        measured[ccd].mean[3:5, 4] = absurd
+    sky = fit_focal_plane_sky(measured, DECAM, SETTINGS)
+    assert not sky.own
+    assert np.abs(joined(errors(sky, measured, true))).max() < 0.01 * NOISE
+
+
+def test_a_third_of_the_superpixels_is_not_enough(caplog):
+    """The rest is hidden by sources with faint outskirts everywhere: the CCDs keep their sky."""
+    measured, _ = meshes(moonlit)
+    rng = np.random.default_rng(5)
+    for own in measured.values():
+        own.mean[rng.random(own.mean.shape) < 0.65] *= 1.5
+    with caplog.at_level(logging.WARNING):
+        assert fit_focal_plane_sky(measured, DECAM, SETTINGS) is None
+    assert "the CCDs keep their own sky" in caplog.text
+
+
 def test_an_image_whose_sky_is_gone_already():
     measured, true = meshes(lambda x, y: 0.002 * (x + y), response=0.0)
     sky = fit_focal_plane_sky(measured, DECAM, SETTINGS)

@@ -35,6 +35,22 @@ def pointing(exposure, ra, dec, rotation=0.0):
     return SimpleNamespace(exposure=exposure, ra=ra, dec=dec, rotation=rotation)
 
 
+@pytest.mark.parametrize("name", ["decam", "hsc", "demo"])
+def test_without_a_margin_an_exposure_touches_what_it_touches(name, skymap):
+    """Sides of the outline of such a camera have no length."""
+    real = load_camera(name)
+    rows = [pointing(str(i), 150.0 + 0.37 * i, 2.0 + 0.21 * i) for i in range(5)]
+    without = predicted_overlaps(rows, real, skymap, 0.0)
+    planned = predicted_overlaps(rows, real, skymap, 1e-4)
+    for row in rows:
+        centres = [real.footprint(d, row.ra, row.dec, 0.0, 1) for d in real.detectors]
+        ra, dec = np.concatenate(centres, axis=1)
+        for tract, patches in patches_hit(skymap, ra, dec).items():
+            assert patches <= set(without[row.exposure][tract])
+        for tract, patches in without[row.exposure].items():
+            assert set(patches) <= set(planned[row.exposure][tract])
+
+
 def image(exposure, ra, dec, half_size=0.1):
     xi, eta = half_size * np.array([[1, -1, -1, 1], [-1, -1, 1, 1]])
     corners = sphere.tan_deproject(xi, eta, ra, dec)

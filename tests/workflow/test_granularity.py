@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from astropy.table import Table
-from survey_run import COARSE
+from survey_run import COARSE, SETTINGS
 from test_workflow import AFTER_COADDS, in_one_tract, in_two_tracts, plan_of, settings_without
 
 from coaddflow.tables.manifest import CcdRow, ccds_failed_with, read_manifest, write_manifest
@@ -108,6 +108,42 @@ def test_a_missing_raw_file_costs_its_exposure_until_it_is_back(coarse_survey, p
     assert contents(survey, "results/summary/*.ecsv") == contents(
         coarse_survey, "results/summary/*.ecsv"
     )
+
+
+@pytest.mark.parametrize("granularity", ["ccd", "exposure"])
+def test_a_wrong_pointing_is_fitted_and_used_by_the_next_run(granularity, request, plan, tmp_path):
+    name, until = {
+        "ccd": ("finished_survey", "manifest"),
+        "exposure": ("coarse_survey", "exposure"),
+    }[granularity]
+    survey = request.getfixturevalue(name).copy_to(tmp_path / "survey")
+    exposure, table = in_one_tract(plan), survey / "data/exposures.ecsv"
+    row = plan.science[exposure]
+    truth = table.read_text()
+    table.write_text(truth.replace(f",{row.dec},", f",{row.dec + 0.02},"))
+    assert table.read_text() != truth
+    manifest = survey / f"results/summary/{exposure}.ecsv"
+
+    def states():
+        return {row.state for row in read_manifest(manifest)}
+
+    run = survey.run("--until", until)
+    assert run.returncode == 0, run.text
+    assert states() == {"failed"}
+    assert "the next run uses the fitted pointing" in survey.coaddflow("status").text
+    # the remedy by hand, in a copy
+    by_hand = survey.copy_to(tmp_path / "by_hand")
+    told = by_hand.coaddflow("ingest", "--fitted", "results")
+    assert "1 pointings put into" in told.text, told.text
+
+    again = survey.run("--until", until)
+    assert again.returncode == 0, again.text
+    note = f"that an earlier run fitted, in place of that of {SETTINGS['exposures']}: {exposure}"
+    assert note in again.text
+    assert {what for _, what in again.jobs if exposure not in what} == set(), "no other exposure"
+    assert states() == {"done"}
+    assert not survey.plan("--until", until).jobs
+    assert by_hand.plan("--until", until).jobs == again.jobs, "the same as with the new pointing"
 
 
 def test_an_exposure_whose_raw_files_are_archived_stays_done(coarse_survey, plan, tmp_path):

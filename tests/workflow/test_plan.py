@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,12 @@ from coaddflow.skymap.coverage import predicted_overlaps
 from coaddflow.skymap.maps import make_skymap
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.tables.pointings import Angles, Correction, adopt, write_new
 from coaddflow.workflow import plan_cache
+from coaddflow.workflow.inputs import Inputs
 from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan import make_plan
+from coaddflow.workflow.report import notes
 
 SKYMAP = {
     "kind": "rings",
@@ -58,7 +62,7 @@ def _in_folder(tmp_path, monkeypatch):
     Path("stars.csv").write_text("ra,dec,mag\n")
 
 
-def plan_of(rows, cache=None, **changes):
+def plan_of(rows, cache=None, is_job=False, **changes):
     write_exposures("tables/exposures.ecsv", rows)
     settings = {
         "camera": "mini",
@@ -67,7 +71,7 @@ def plan_of(rows, cache=None, **changes):
         "skymap": SKYMAP,
         "prediction": {"margin": 0.005},
     }
-    return make_plan(Settings(**(settings | changes)), cache)
+    return make_plan(Settings(**(settings | changes)), cache, is_job)
 
 
 def test_every_patch_names_the_exposures_that_can_touch_it_and_no_others():
@@ -119,6 +123,38 @@ def test_calibration_frames_need_enough_exposures():
     sky = plan_of(rows, calibs={"flat": {"source": "night_sky", "min_frames": 2}})
     assert sky.calib_frames("flat", "r") == []
     assert sky.calib_frames("bias") == ["z0", "z1", "z2"]
+
+
+def test_calibration_frames_of_a_ccd_do_not_change_with_other_bands():
+    rows = [science(f"{band}{i}", band, mjd=60000.0 + i) for band in "gr" for i in range(5)]
+    rows += [calibration(f"d{i}", "dark") for i in range(3)]
+    rows += [calibration(f"{band}f{i}", "flat", band) for band in "gr" for i in range(3)]
+    named = {"source": "night_sky", "exposures": [f"g{i}" for i in range(5)]}
+    for calibs in ({}, {"dark": named, "defects": named}):
+        both, one = plan_of(rows, calibs=calibs), plan_of(rows, calibs=calibs, bands=["r"])
+        assert one.exposures == [f"r{i}" for i in range(5)]
+        wildcards = SimpleNamespace(ccd="2", band="r")
+        for name in ("dark", "flat", *(["night_sky_defects"] if calibs else ["defects"])):
+            found = [getattr(Inputs(plan), name)(wildcards) for plan in (both, one)]
+            assert found[0] == found[1]
+        for kind in CALIB_KINDS:
+            assert both.calib_product(kind, 2, "r") == one.calib_product(kind, 2, "r")
+        assert one.calib_frames("dark") == (named["exposures"] if calibs else ["d0", "d1", "d2"])
+
+
+def test_an_exposure_is_planned_where_an_earlier_run_found_it():
+    row = science("a")
+    before = plan_of([row])
+    moved = Angles(150.1, 2.3, 0.0)
+    write_new("results/pointings", "a", Correction(Angles.of(row), moved))
+    assert plan_of([row], is_job=True).overlaps == before.overlaps
+    after = plan_of([row])
+    assert after.overlaps["a"] == plan_of([science("a", dec=2.3)]).overlaps["a"]
+    assert after.overlaps != before.overlaps
+    assert after.table_row("a")["dec"] == 2.3
+    assert any("an earlier run fitted" in note for note in notes(after))
+    adopt(after.pointings)
+    assert plan_of([row], is_job=True).overlaps == after.overlaps
 
 
 def test_files_are_relative_to_the_working_folder_unless_given_as_absolute():

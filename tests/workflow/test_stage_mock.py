@@ -112,7 +112,9 @@ def test_each_script_of_images_calibrated_elsewhere_makes_its_product_again(
 
 
 def test_the_script_of_every_stage_is_tried():
-    assert FINE.keys() | COARSE_JOBS.keys() | IMPORTED.keys() == STAGES.keys()
+    # the sky of six small frames has no map of bad pixels: test_real_data.py makes one
+    tried = FINE.keys() | COARSE_JOBS.keys() | IMPORTED.keys()
+    assert tried | {"night_sky_defects"} == STAGES.keys()
 
 
 def check(survey, rule, wildcards, product, names=None):

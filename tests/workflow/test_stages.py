@@ -98,6 +98,11 @@ def updated(survey, **changes):
     return survey._call([*program, json.dumps(changes), *arguments])
 
 
+def raised(name):
+    """Return the next version of a stage."""
+    return {name: STAGES[name].version + 1}
+
+
 def test_new_settings_with_neutral_defaults_redo_nothing(finished_survey, coarse_survey):
     for survey in (finished_survey, coarse_survey):
         assert updated(survey, more_settings=True).planned_nothing
@@ -167,6 +172,6 @@ def test_provenance_and_params_hold_what_differs_from_the_defaults():
     assert settings.only(*stage.sections).provenance() == changed
     assert STAGES["tract"].sections == tract_job.SECTIONS
     assert STAGES["warp"].sections == tract_job.WARP_SECTIONS
-    included = ("tract", "warp", "coadd")
-    assert STAGES["tract"].versions == {name: STAGES[name].version for name in included}
+    of_tract = {name: STAGES[name].version for name in ("tract", "warp", "coadd")}
+    assert STAGES["tract"].versions == of_tract
     assert dataclasses.replace(STAGES["tract"], version=5).versions["tract"] == 5

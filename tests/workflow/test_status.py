@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from astropy.io import fits
@@ -13,7 +14,8 @@ from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
 from coaddflow.tables.depths import DepthRow, write_depth_table
 from coaddflow.tables.exposures import ExposureRow, ImageRow, write_exposures, write_images
-from coaddflow.tables.manifest import CcdRow, write_manifest, write_row
+from coaddflow.tables.manifest import CcdRow, read_manifest, write_manifest, write_row
+from coaddflow.tables.verdict import PASSES, TOO_MANY_FAILED, Verdict, write_verdict
 from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
 from coaddflow.workflow.plan import make_plan
 from coaddflow.workflow.report import success_text
@@ -211,6 +213,34 @@ def test_an_exposure_that_was_refused_is_reported_with_the_reason(plan_of, tmp_p
     assert status.count("missing") == 0 and status.exit_code == 3
     text = status_table(status)
     assert "no manifest\n  ValueError: 4 of 6 CCDs failed" in text
+
+
+def test_exposures_that_are_left_out_are_counted_and_too_many_are_an_error(plan_of, tmp_path):
+    plan = plan_of("a", "b")
+    finish(tmp_path, "a")
+    finish(tmp_path, "b", {ccd: ("no_stars", "clouds") for ccd in range(4)})
+    verdict = Verdict(PASSES, TOO_MANY_FAILED, "4 of 4 CCDs failed (4 no_stars)")
+    write_verdict(tmp_path / "results/summary/b.ecsv", verdict)
+    status = replace(survey_status(plan), products=())
+    assert [one.exposure for one in status.left_out] == ["b"]
+    assert replace(status, max_left_out_fraction=0.5).exit_code == 1
+    assert replace(status, max_left_out_fraction=0.4).exit_code == 4
+    text = status_table(status)
+    assert "left out\n  4 of 4 CCDs failed (4 no_stars)" in text
+    assert "1 of 2 exposures left out of all coadds, more than calexp.max_left_out" in text
+
+
+def test_flags_of_ccds_are_counted(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a")
+    manifest = tmp_path / "results/summary/a.ecsv"
+    rows = read_manifest(manifest)
+    rows[1] = rows[1].model_copy(update={"flags": "predicted_wcs,own_sky"})
+    rows[2] = rows[2].model_copy(update={"flags": "own_sky"})
+    write_manifest(manifest, rows)
+    text = status_table(survey_status(plan))
+    assert "flag predicted_wcs: 1 CCDs of 1 exposures (a)" in text
+    assert "flag own_sky: 2 CCDs of 1 exposures (a)" in text
 
 
 def test_a_calexp_that_was_removed_is_missing_again(plan_of, tmp_path):

@@ -99,6 +99,8 @@ class AstrometrySolution:
         Position angle of +y at the centre, from north through east, degrees, -180 to 180.
     pointing_error : float
         Distance of the CCD's centre from its predicted place, arcminutes.
+    is_predicted : bool
+        It has no fit of its own: the WCS is that of its exposure, and the rms its expected error.
     """
 
     wcs: WCS
@@ -114,6 +116,7 @@ class AstrometrySolution:
     pixel_scale: float
     rotation: float
     pointing_error: float = 0.0
+    is_predicted: bool = False
 
 
 def solve_ccd(

@@ -98,6 +98,8 @@ class Calexp:
         What was measured, under the names of `manifest.CcdRow`.
     header : astropy.io.fits.Header
         The keywords of `calexp.product`, without the WCS.
+    flags : tuple of str
+        What it lacks (`tables.manifest.Flag`).
     """
 
     id: CcdId
@@ -108,6 +110,7 @@ class Calexp:
     sources: Table | None
     figures: dict[str, float | int | None]
     header: fits.Header
+    flags: tuple[str, ...] = ()
 
 
 @dataclass

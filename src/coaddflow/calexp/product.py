@@ -220,6 +220,7 @@ def done_row(calexp: Calexp, path: str) -> CcdRow:
     return CcdRow(
         **calexp.id._asdict(),
         state="done",
+        flags=",".join(calexp.flags),
         path=path,
         sha256=sha256_of(path),
         nx=nx,

@@ -138,6 +138,9 @@ def cuts_against(row: CcdRow, settings: SelectionSettings, medians: BandMedians)
         found["exclude_exposures"] = "exposure is excluded by the settings"
     if row.ccd in settings.exclude_ccds:
         found["exclude_ccds"] = "CCD is excluded by the settings"
+    flags = [flag for flag in row.flags.split(",") if flag in settings.exclude_flags]
+    if flags:
+        found["exclude_flags"] = f"flag {', '.join(flags)}"
     for cut in _CUTS:
         if (reason := cut.reason(row, settings)) is not None:
             found[cut.setting] = reason

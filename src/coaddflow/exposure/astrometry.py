@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.table import Table
-from astropy.wcs import WcsError
+from astropy.wcs import WCS, WcsError
 from numpy.typing import NDArray
 
 from coaddflow.astrometry.ccd import (
@@ -31,7 +31,14 @@ from coaddflow.astrometry.ccd import (
 )
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.exposure.field import ExposureField, FieldCcd
-from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel, Priors, fit_field
+from coaddflow.exposure.focal_plane import (
+    CcdPairs,
+    FieldFit,
+    FieldModel,
+    Priors,
+    fit_field,
+    model_of_missing_ccd,
+)
 from coaddflow.exposure.matching import (
     ExposureNotSolved,
     locate_exposure,
@@ -190,10 +197,16 @@ def solve_exposure(
         for number, reason in fallbacks.items():
             _LOG.warning("CCD %d is solved by itself: %s", number, reason)
     for number in fallbacks:
+        ccd = field.ccds[number]
         try:
-            solutions[number] = _solve_alone(field.ccds[number], field)
+            solutions[number] = _solve_alone(ccd, field)
         except CcdFailure as failure:
-            failures[number] = failure
+            predicted = _predicted_solution(ccd, outcome, field) if fit is not None else None
+            if predicted is None:
+                failures[number] = failure
+            else:
+                solutions[number] = predicted
+                _LOG.warning("CCD %d (%s) has the WCS of its exposure", number, failure.message)
     return ExposureAstrometry(dict(sorted(solutions.items())), failures, fallbacks, fit)
 
 
@@ -204,6 +217,8 @@ class _Outcome:
     fit: FieldFit
     pairs: dict[int, CcdPairs]
     excluded: dict[int, str]
+    few: frozenset[int] = frozenset()
+    """CCDs in the fit that are excluded because their few stars leave them too uncertain."""
 
     @property
     def residual(self) -> NDArray[np.float64]:
@@ -346,6 +361,57 @@ def _exclude_uncertain(outcome: _Outcome, max_formal_error: float) -> None:
                 f"(exposure.astrometry.max_formal_error = {max_formal_error:g})"
             )
             del outcome.pairs[number]
+            outcome.few |= {number}
+
+
+def _predicted_solution(
+    ccd: FieldCcd, outcome: _Outcome, field: ExposureField
+) -> AstrometrySolution | None:
+    """Return the solution of the exposure for a CCD with too few stars for a solution of its own.
+
+    None if it is too uncertain, or if the CCD has stars enough to contradict it.
+    """
+    # what was fitted to a few stars is not contradicted by others
+    is_fitted = ccd.number in outcome.few
+    if is_fitted:
+        model, error = outcome.fit.model, outcome.fit.formal_error(ccd.where)
+    else:
+        model, error = model_of_missing_ccd(outcome.fit, outcome.pairs, ccd.where)
+    limit = field.model_settings.max_predicted_error
+    matches = min(_references_on(ccd, model, field), ccd.sources.size)
+    if error > limit or (matches >= field.settings.min_matches and not is_fitted):
+        return None
+    try:
+        wcs = fit_tan_sip(lambda x, y: model.to_sky(ccd.where, x, y), ccd.stars.shape)
+    except (np.linalg.LinAlgError, WcsError):
+        return None
+    none = np.zeros(0, np.intp)
+    # one distance of the size of the error, so that all figures have a value
+    expected = np.array([[error], [0.0]])
+    described = describe_solution(
+        wcs, none, none, expected, 0, model.order, pointing_error=_pointing_error(ccd, wcs, field)
+    )
+    nothing = np.zeros(0)
+    return replace(described, residual_x=nothing, residual_y=nothing, is_predicted=True)
+
+
+def _references_on(ccd: FieldCcd, model: FieldModel, field: ExposureField) -> int:
+    """Return the number of reference stars on a CCD, as the solution of the exposure has it."""
+    catalogue = model.catalogue(field.sky)
+    centre = model.expected(ccd.where, ccd.where.centre)
+    x, y = np.linalg.solve(ccd.where.jacobian, catalogue - centre)
+    nx, ny = ccd.where.detector.size
+    # NaN compares as false
+    return int(np.count_nonzero((np.abs(x) < nx / 2.0) & (np.abs(y) < ny / 2.0)))
+
+
+def _pointing_error(ccd: FieldCcd, wcs: WCS, field: ExposureField) -> float:
+    """Return the distance of the centre of a CCD from its predicted position, arcminutes."""
+    nx, ny = ccd.where.detector.size
+    predicted = field.camera.pixel_to_sky(
+        ccd.where.detector, (nx - 1) / 2.0, (ny - 1) / 2.0, field.ra, field.dec, field.rotation
+    )
+    return float(separation(*predicted, *wcs.wcs.crval)) * 60.0
 
 
 def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> AstrometrySolution:
@@ -354,10 +420,6 @@ def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> Ast
     what = "the solution of the exposure cannot be expressed as a TAN-SIP WCS of the CCD"
     with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, what, np.linalg.LinAlgError, WcsError):
         wcs = fit_tan_sip(lambda x, y: model.to_sky(where, x, y), ccd.stars.shape)
-    nx, ny = where.detector.size
-    predicted = field.camera.pixel_to_sky(
-        where.detector, (nx - 1) / 2.0, (ny - 1) / 2.0, field.ra, field.dec, field.rotation
-    )
     kept = stars.kept
     i, k = stars.source_index[kept], stars.reference_index[kept]
     return describe_solution(
@@ -367,7 +429,7 @@ def _ccd_solution(ccd: FieldCcd, outcome: _Outcome, field: ExposureField) -> Ast
         residuals(wcs, ccd.stars.x[i], ccd.stars.y[i], stars.sky[:, kept]),
         int(np.sum(~kept)),
         model.order,
-        pointing_error=float(separation(*predicted, *wcs.wcs.crval)) * 60.0,
+        pointing_error=_pointing_error(ccd, wcs, field),
     )
 
 

@@ -35,6 +35,9 @@ _NARROWEST_PRIOR = 0.01
 _ENOUGH_CCDS = 5
 """With fewer CCDs the priors keep the widths of the settings."""
 
+_FEW_ERRORS = 1.5
+"""Expected error over the rms of very few errors."""
+
 
 @dataclass(frozen=True)
 class CcdPlace:
@@ -239,15 +242,22 @@ class FieldFit:
     response: dict[int, FloatArray]
 
     def formal_error(self, ccd: CcdPlace) -> float:
-        """Return the largest formal error on the edge of a CCD, both axes together, pixels."""
+        """Return the largest formal error on the edge of a CCD, both axes together, pixels.
+
+        Of a CCD that is not in the fit: its terms may differ from 0 as much as the priors say.
+        """
         place, number = ccd.edge, ccd.detector.id
         design = design_matrix(*place / self.model.radius, self.model.order)
         own = ccd.basis(place, self.model.ccd_order)
+        response = self.response.get(number, np.zeros((own.shape[-1], self.model.common.size)))
+        covariance = self.ccd_covariance.get(number)
+        if covariance is None:
+            covariance = np.diag(self.priors.sigmas**2)
         total = np.zeros(place.shape[1])
         for axis, rows in enumerate(np.split(np.kron(np.eye(2), design), 2)):
-            common = rows - own[axis] @ self.response[number]
+            common = rows - own[axis] @ response
             total += np.einsum("ni,ij,nj->n", common, self.common_covariance, common)
-            total += np.einsum("ni,ij,nj->n", own[axis], self.ccd_covariance[number], own[axis])
+            total += np.einsum("ni,ij,nj->n", own[axis], covariance, own[axis])
         return float(np.sqrt(total.max()))
 
     def variance(self, number: int) -> FloatArray:
@@ -320,6 +330,57 @@ def fit_field(
         if same and settled and abs(scale / fit.error_scale - 1.0) < 0.01:
             break
     return fit, pairs
+
+
+def model_of_missing_ccd(
+    fit: FieldFit, pairs: Mapping[int, CcdPairs], ccd: CcdPlace
+) -> tuple[FieldModel, float]:
+    """Return the model for a CCD that is not in the fit, and its expected error there, pixels.
+
+    With few CCDs the priors are not measured, and a polynomial of high order is not defined beyond
+    them. Each CCD is then predicted from the others, at each order, and the order is taken at which
+    that is best.
+
+    Parameters
+    ----------
+    fit : FieldFit
+        The fit to the other CCDs.
+    pairs : mapping of int to CcdPairs
+        Their stars.
+    ccd : CcdPlace
+        The CCD.
+    """
+    if len(pairs) >= _ENOUGH_CCDS:
+        return fit.model, fit.formal_error(ccd)
+    best = fit.model, np.inf
+    for order in range(1, fit.model.order + 1):
+        try:
+            errors = [
+                _difference(stars.ccd, _without(number, pairs, fit, order), fit.model)
+                for number, stars in pairs.items()
+            ]
+            model = _without(None, pairs, fit, order)
+        except np.linalg.LinAlgError:
+            continue
+        error = _FEW_ERRORS * float(np.sqrt(np.mean(np.square(errors))))
+        if error < best[1]:
+            best = model, error
+    return best
+
+
+def _without(
+    number: int | None, pairs: Mapping[int, CcdPairs], fit: FieldFit, order: int
+) -> FieldModel:
+    """Return the model without one of the CCDs."""
+    others = {other: stars for other, stars in pairs.items() if other != number}
+    return _fit_kept(others, fit.model, order, fit.priors, fit.error_scale).model
+
+
+def _difference(ccd: CcdPlace, model: FieldModel, truth: FieldModel) -> float:
+    """Return the largest distance on the edge of a CCD between two models, pixels."""
+    place = ccd.edge
+    sky = tan_deproject(*(model.matrix @ model.expected(ccd, place)), *model.crval)
+    return float(np.hypot(*(truth.catalogue(np.stack(sky)) - truth.expected(ccd, place))).max())
 
 
 def _fit_kept(

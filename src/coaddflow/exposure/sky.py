@@ -86,6 +86,9 @@ _MODE_WIDTH, _MODE_FRACTION = 3.0, 0.15
 
 _BOUNDED_FITS, _CLIPPED_FITS = 20, 12
 
+_ROOM = 5.0
+"""How far the sky of a CCD may always lie from that of the others, in units of a pixel's noise."""
+
 _CONVERGED = 0.02
 """Largest change between two fits, in sigma, at convergence."""
 
@@ -110,6 +113,8 @@ class FocalPlaneSky:
     scatter : float
         Standard deviation of the means of the superpixels in the fit (those without sources) about
         the sky, in the unit of the images.
+    own : frozenset of int
+        CCDs that keep their own sky: it has nothing to do with that of the others.
     """
 
     knots_x: FloatArray
@@ -117,6 +122,7 @@ class FocalPlaneSky:
     coefficients: FloatArray
     response: dict[int, float]
     scatter: float
+    own: frozenset[int] = frozenset()
 
     def smooth(self, x_mm: ArrayLike, y_mm: ArrayLike) -> FloatArray:
         """Return S at focal-plane positions, mm, in the shape of the positions."""
@@ -164,7 +170,17 @@ def fit_focal_plane_sky(
         None, with a warning in the log, if too few superpixels show sky; the CCDs then keep their
         own.
     """
-    pixels = _superpixels(backgrounds, camera)
+    limits = _plausible_levels(backgrounds, settings.max_level_ratio)
+    levels = {ccd: _level(own) for ccd, own in backgrounds.items()}
+    # a CCD without any sky still gets that of the others
+    strange = frozenset(c for c in levels if levels[c] < limits[0] or levels[c] > limits[1])
+    for ccd in sorted(strange):
+        _LOG.warning(
+            "CCD %d has a sky of %.3g, unlike the other CCDs: it keeps its own sky",
+            *(ccd, levels[ccd]),
+        )
+    backgrounds = {ccd: own for ccd, own in backgrounds.items() if ccd not in strange}
+    pixels = _superpixels(backgrounds, camera, limits)
     if pixels is None:
         _LOG.warning("no CCD has a superpixel of sky; the CCDs keep their own sky")
         return None
@@ -197,7 +213,31 @@ def fit_focal_plane_sky(
         fit.coefficients.reshape(fit.shape) + fit.level,
         {ccd: float(1.0 + r) for ccd, r in zip(pixels.ccds, fit.response, strict=True)},
         scatter,
+        strange,
     )
+
+
+def _plausible_levels(
+    backgrounds: Mapping[int, Background], max_ratio: float
+) -> tuple[float, float]:
+    """Return the lowest and highest sky that CCDs of one exposure can have.
+
+    The median of the medians of CCDs cannot be moved by a few of them. Where the sky is subtracted
+    already (levels around 0) there is no ratio: the limit is then in terms of the noise.
+    """
+    skies = [own for own in backgrounds.values() if np.isfinite(_level(own))]
+    if not skies:
+        return -np.inf, np.inf
+    middle = float(np.median([_level(own) for own in skies]))
+    room = _ROOM * float(np.median([own.noise for own in skies]))
+    low, high = sorted((middle / max_ratio, middle * max_ratio))
+    return low - room, high + room
+
+
+def _level(background: Background) -> float:
+    """Return the median of the superpixels of a CCD, NaN without any."""
+    known = background.mean[(background.count > 0) & np.isfinite(background.mean)]
+    return float(np.median(known)) if known.size else np.nan
 
 
 def apply_focal_plane_sky(
@@ -226,7 +266,7 @@ def apply_focal_plane_sky(
         With the sky of the focal plane as ``background``: image + background.model() is the
         detrended image to rounding, as before.
     """
-    if sky is None:
+    if sky is None or detector.id in sky.own:
         return measured
     own = measured.background
     background = sky.of_ccd(camera, detector, own)
@@ -246,8 +286,9 @@ def sky_cards(sky: FocalPlaneSky | None, ccd: int) -> fits.Header:
     others, ``SKYSCAT`` `FocalPlaneSky.scatter`.
     """
     header = fits.Header()
-    header["SKYMODEL"] = ("CCD" if sky is None else "focal plane", "whose sky was subtracted")
-    if sky is not None:
+    is_own = sky is None or ccd in sky.own
+    header["SKYMODEL"] = ("CCD" if is_own else "focal plane", "whose sky was subtracted")
+    if not is_own:
         header["SKYRESP"] = (sky.response.get(ccd, 1.0), "response of the CCD to the sky")
         header["SKYSCAT"] = (sky.scatter, "[electron] scatter of superpixels")
     return header
@@ -274,9 +315,12 @@ class _Superpixels(NamedTuple):
         return sparse.csr_array((np.ones(rows.size), (rows, columns)), shape=(own.size,) * 2)
 
 
-def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Superpixels | None:
+def _superpixels(
+    backgrounds: Mapping[int, Background], camera: Camera, limits: tuple[float, float]
+) -> _Superpixels | None:
     """Join the superpixels of all CCDs, in the order of the CCDs; None if there are none.
 
+    Means above the limits count as at them, which stay sources; those below are no sky.
     Those with much less sky than is typical are left out: their remaining pixels lie between the
     wings of sources.
     """
@@ -290,11 +334,11 @@ def _superpixels(backgrounds: Mapping[int, Background], camera: Camera) -> _Supe
         own, fraction = backgrounds[ccd], fractions[ccd]
         # a single pixel has no variance
         known = (own.count > 1) & (fraction >= own.min_fraction * typical)
-        known &= np.isfinite(own.mean) & (own.variance >= 0)
+        known &= np.isfinite(own.mean) & (own.variance >= 0) & (own.mean >= limits[0])
         x, y = camera.pixel_to_focal(camera.detector(ccd), *_centres(own))
         error = np.sqrt(own.variance[known] / own.count[known])
         index = np.full(error.size, number)
-        parts.append((x[known], y[known], own.mean[known], error, index))
+        parts.append((x[known], y[known], np.minimum(own.mean[known], limits[1]), error, index))
         sizes.append(np.sqrt(np.prod(own.shape) / own.mean.size) * camera.pixel_size)
     x, y, mean, error, index = (np.concatenate(c) for c in zip(*parts, strict=True))
     if x.size == 0:

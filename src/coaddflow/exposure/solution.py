@@ -6,8 +6,8 @@ module of its own.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +28,19 @@ from coaddflow.exposure.sky import (
     fit_focal_plane_sky,
     sky_cards,
 )
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Camera
 from coaddflow.measure.background import Background
 from coaddflow.measure.photometry import ZeroPoint
 from coaddflow.settings import Settings
 from coaddflow.settings.exposure import ExposureSettings
 from coaddflow.tables.exposures import ExposureRow
+from coaddflow.tables.manifest import Flag
 
 _LOG = logging.getLogger(__name__)
+
+_ENOUGH_ZERO_POINTS = 3
+"""CCDs that tell the zero-point of another one."""
 
 
 class CcdAstrometry(NamedTuple):
@@ -85,12 +90,15 @@ class CcdSolution:
     zero_map : ZeroPointMap or None
         How that varies inside the CCD, which is then taken out of its pixels; None: not at all,
         or not known.
+    flags : tuple of Flag
+        What it lacks.
     """
 
     astrometry: AstrometrySolution
     photometric: NDArray[np.bool_]
     zero_point: ZeroPoint
     zero_map: ZeroPointMap | None
+    flags: tuple[Flag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,34 @@ def _solve_photometry(
             failures[ccd] = failure
         else:
             solved[ccd] = CcdSolution(solution, photometric, zero, None)
-    return solved, failures
+    if failures and (whole.enabled or settings.exposure.astrometry.enabled):
+        typical = _typical_zero_point([ccd.zero_point for ccd in solved.values()])
+        for ccd in list(failures) if typical is not None else ():
+            _LOG.warning("CCD %d (%s) has the zero-point of its exposure", ccd, failures.pop(ccd))
+            none = np.zeros(len(summaries[ccd].sources), dtype=bool)
+            solved[ccd] = CcdSolution(astrometry[ccd].solution, none, typical, None)
+    return {ccd: _flagged(solved[ccd]) for ccd in sorted(solved)}, failures
+
+
+def _typical_zero_point(zero_points: Sequence[ZeroPoint]) -> ZeroPoint | None:
+    """Return the zero-point of a CCD without stars, from the CCDs of its exposure.
+
+    Its error is the scatter of these. None if there are fewer than three.
+    """
+    if len(zero_points) < _ENOUGH_ZERO_POINTS:
+        return None
+    values = np.array([zero.value for zero in zero_points])
+    value, scatter = float(np.median(values)), mad_sigma(values)
+    error = float(np.hypot(scatter, np.median([zero.error for zero in zero_points])))
+    spread = float(np.median([zero.scatter for zero in zero_points]))
+    return ZeroPoint(value, error, spread, 0, np.zeros(0, dtype=bool))
+
+
+def _flagged(solution: CcdSolution) -> CcdSolution:
+    """Return the solution of a CCD with what it lacks."""
+    flags = (Flag.PREDICTED_WCS,) * solution.astrometry.is_predicted
+    flags += (Flag.EXPOSURE_ZERO_POINT,) * (solution.zero_point.n_stars == 0)
+    return replace(solution, flags=flags)
 
 
 def apply_solution(
@@ -237,8 +272,12 @@ def apply_solution(
     calexp = apply_calibration(
         measured, ccd, solution.astrometry, solution.photometric, solution.zero_point
     )
+    calexp.flags = solution.flags
     if settings.sky.enabled:
         calexp.header.update(sky_cards(sky, ccd.ccd))
+        calexp.flags += (Flag.OWN_SKY,) * (sky is None or ccd.ccd in sky.own)
+    if calexp.flags:
+        calexp.header["CCDFLAGS"] = (",".join(calexp.flags), "what this CCD lacks")
     if settings.photometry.enabled:
         calexp.header.update(map_cards(solution.zero_map))
     return calexp

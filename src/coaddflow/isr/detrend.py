@@ -39,6 +39,10 @@ from coaddflow.settings.detrend import DetrendSettings
 _LOG = logging.getLogger(__name__)
 
 
+_SAMPLED = 8
+"""Rows and columns from one to the next that the level of an amplifier is judged by."""
+
+
 @dataclass(frozen=True)
 class CcdCalibs:
     """Calibration frames of one CCD; what is None is not applied.
@@ -121,15 +125,22 @@ class PartlyDetrendedCcd:
     def signals(self, names: Collection[str] | None = None) -> dict[str, AmplifierSignal]:
         """Return the signals of amplifiers (default: all) that are aggressors of crosstalk.
 
-        They are copies, which later steps do not change; see `Camera.crosstalk_aggressors`.
+        They are copies, which later steps do not change; see `Camera.crosstalk_aggressors`. An
+        amplifier that is above saturation all over is not among them, as if it had not been read,
+        and single pixels count as no more than twice saturation: no absurd frame of one CCD goes
+        into the others.
         """
         found = {}
         for amplifier, counts in zip(self.detector.amplifiers, self.amplifiers, strict=True):
             if names is None or amplifier.name in names:
-                in_order = np.ascontiguousarray(_in_read_order(amplifier, counts))
-                found[amplifier.name] = AmplifierSignal(
-                    np.nan_to_num(in_order, nan=0.0), self.saturated[amplifier.name]
+                limit = np.float32(amplifier.saturation)
+                signal = np.nan_to_num(
+                    np.ascontiguousarray(_in_read_order(amplifier, counts)), nan=0.0
                 )
+                np.clip(signal, -2 * limit, 2 * limit, out=signal)
+                if abs(np.median(signal[::_SAMPLED, ::_SAMPLED])) > limit:
+                    continue
+                found[amplifier.name] = AmplifierSignal(signal, self.saturated[amplifier.name])
         return found
 
 

@@ -10,7 +10,8 @@ class AstrometrySettings(Section):
 
     max_pointing_error: float = Field(30.0, gt=0, le=600)
     """Largest error of the pointing in the header, arcmin; the cone of reference stars is larger by
-    this."""
+    this. An exposure off by more than `prediction.margin` is solved in one run and goes into the
+    coadds with the next."""
     max_rotation_error: float = Field(180.0, gt=0, le=180)
     """Largest error of the rotation in the header, degrees; 180: any."""
     max_scale_error: float = Field(0.03, gt=0, le=0.2)

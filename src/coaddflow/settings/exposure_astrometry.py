@@ -32,6 +32,9 @@ class ExposureAstrometrySettings(Section):
     """A CCD farther than this from its predicted position, pixels, is solved by itself."""
     max_formal_error: float = Field(0.5, gt=0)
     """A CCD with a larger formal error at a corner, pixels, is solved by itself."""
+    max_predicted_error: float = Field(1.0, ge=0)
+    """A CCD with too few stars for a solution of its own takes that of its exposure if the expected
+    error at a corner is below this, pixels (flag `predicted_wcs` in the manifest); 0: it fails."""
     max_rms_ratio: float = Field(3.0, gt=1)
     """A CCD is solved by itself if its residuals, relative to the errors of its stars, exceed those
     of the exposure by this factor."""

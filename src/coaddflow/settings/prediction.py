@@ -10,4 +10,5 @@ class PredictionSettings(Section):
 
     margin: float = Field(0.05, ge=0, le=5)
     """Degrees by which every predicted CCD is enlarged when tracts and patches are chosen for an
-    exposure; a CCD fitted outside it is an error."""
+    exposure. An exposure with CCDs outside it is left out, and planned with its fitted pointing in
+    the next run."""

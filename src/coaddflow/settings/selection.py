@@ -1,5 +1,7 @@
 """Settings of the selection of CCDs for coadds."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from coaddflow.settings.base import Ids, Section
@@ -43,6 +45,9 @@ class SelectionSettings(Section):
     """Fewest stars of the PSF model."""
     min_depth: float | None = None
     """Smallest 5-sigma magnitude of a point source on the calexp."""
+    exclude_flags: tuple[Literal["predicted_wcs", "exposure_zero_point", "own_sky"], ...] = ()
+    """CCDs with one of these flags of the manifest are left out: they have the WCS or zero-point of
+    their exposure, or not the sky of the focal plane."""
     exclude_exposures: Ids = ()
     """Exposures to leave out."""
     exclude_ccds: tuple[int, ...] = ()

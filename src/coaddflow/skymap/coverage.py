@@ -38,6 +38,9 @@ Overlaps = dict[str, dict[int, list[str]]]
 _EDGE_BOW = 0.01
 """Largest bow of the edge of an image between its corners, as a fraction of its size."""
 
+_SHORTEST_SIDE = 1e-6
+"""Pixels; rounding decides the direction of shorter sides of an outline."""
+
 _MAX_CELLS = 1_000_000
 """Pairs of sides and patches compared at a time, to limit the memory."""
 
@@ -192,5 +195,7 @@ def _boxes_touched(tract: Tract, homogeneous: FloatArray) -> NDArray[np.bool_]:
     reach_y = np.maximum(inward_y[..., None] * y0, inward_y[..., None] * y1)
     edge = inward_x * x + inward_y * y
     reach = reach_y[..., :, None] + reach_x[..., None, :]
-    touched &= (reach > edge[..., None, None]).all(axis=1)
+    # three sides may meet in a vertex (of a camera without a margin): one of them has no direction
+    no_side = np.hypot(side_x, side_y) < _SHORTEST_SIDE
+    touched &= ((reach > edge[..., None, None]) | no_side[..., None, None]).all(axis=1)
     return touched | behind[:, None, None]

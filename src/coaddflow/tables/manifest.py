@@ -7,6 +7,7 @@ names are whole.
 """
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,14 @@ FOOTPRINT_POINTS_PER_EDGE = 8
 NOTABLE_LOSS = 0.1
 """A CCD that lost more than this fraction of its pixels is named by ``coaddflow status``, and its
 loss counts for its exposure."""
+
+
+class Flag(StrEnum):
+    """What a CCD that is used lacks: the codes in `CcdRow.flags`."""
+
+    PREDICTED_WCS = "predicted_wcs"
+    EXPOSURE_ZERO_POINT = "exposure_zero_point"
+    OWN_SKY = "own_sky"
 
 
 def _measured(description: str) -> Any:
@@ -41,6 +50,12 @@ class CcdRow(BaseModel):
     state: Literal["done", "failed"] = Field(description="Whether there is a calexp.")
     reason: str = Field("", description="Short code of the failure; empty if done.")
     message: str = Field("", description="The failure in one sentence; empty if done.")
+    flags: str = Field(
+        "",
+        description="What the CCD lacks although it is used, separated by commas: `predicted_wcs` "
+        "(too few stars: the WCS is that of its exposure), `exposure_zero_point` (no zero-point of "
+        "its own), `own_sky` (not the sky of the focal plane that was asked for).",
+    )
     path: str = Field("", description="The calexp, relative to the working folder.")
     sha256: str = Field("", description="Checksum of the calexp file.")
     nx: int = Field(0, description="Columns.")
@@ -55,7 +70,9 @@ class CcdRow(BaseModel):
     n_sources: int | None = _measured("Detected sources.")
     n_psf_stars: int | None = _measured("Stars of the PSF model.")
     n_matched: int | None = _measured("Stars of this CCD in the astrometric fit.")
-    astrometry_rms: float | None = _measured("Residual of the fit, arcsec (1-d).")
+    astrometry_rms: float | None = _measured(
+        "Residual of the fit, arcsec (1-d); of a predicted WCS, its expected error."
+    )
     pointing_offset: float | None = _measured(
         "Distance of the fitted centre from the predicted one, arcsec."
     )
@@ -125,6 +142,7 @@ class CcdState(NamedTuple):
     reason: str
     message: str
     lost_fraction: float = 0.0
+    flags: str = ""
 
 
 def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
@@ -149,6 +167,7 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
                 row["reason"],
                 row["message"],
                 float(row.get("lost_fraction") or 0.0),
+                row.get("flags", ""),
             )
             for row in ecsv.read_rows(manifest)
         }

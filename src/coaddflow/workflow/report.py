@@ -161,14 +161,18 @@ def _went_well(job: ClusterJob) -> bool:
 def _ccd_summary(plan: Plan) -> str:
     """Return how many CCDs are done, and why the others are not."""
     reasons: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
     n_done = 0
     for exposure in plan.exposures:
         for ccd in (ccd_states(paths.MANIFEST.format(exposure=exposure)) or {}).values():
             n_done += ccd.state == "done"
             reasons.update([ccd.reason] if ccd.state == "failed" else [])
+            flags.update(flag for flag in ccd.flags.split(",") if flag)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     failed = f"; {reasons.total()} failed ({why})" if reasons else ""
-    return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}"
+    doubtful = ", ".join(f"{count} {flag}" for flag, count in flags.most_common())
+    flagged = f"; flags: {doubtful}" if flags else ""
+    return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}{flagged}"
 
 
 def _left_out_lines(plan: Plan) -> list[str]:

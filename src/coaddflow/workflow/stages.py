@@ -78,8 +78,6 @@ def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Na
         source = getattr(plan.settings.calibs, kind).source
         if not plan.science or source == "given":
             return
-        if kind == "defects" and (source == "night_sky") != (stage == "night_sky_defects"):
-            return
         for band in plan.bands if has_band else plan.bands[:1]:
             for ccd in plan.ccds:
                 if plan.calib_product(kind, ccd, band) is not None:
@@ -230,6 +228,16 @@ _TRACT = "tract_{tract}"
 _CALIBS = "calibs_{ccd}"
 
 
+def _defects_from(stage: str) -> Callable[["Plan"], bool]:
+    """Return whether a plan has the defects of a stage: of the night sky, or of dark and flats."""
+
+    def is_planned(plan: "Plan") -> bool:
+        night_sky = plan.settings.calibs.defects.source == "night_sky"
+        return bool(plan.science) and night_sky == (stage == "night_sky_defects")
+
+    return is_planned
+
+
 CALIB_STAGES = {
     "master_bias": "bias",
     "master_dark": "dark",
@@ -250,7 +258,7 @@ def _master(name: str, kind: str) -> Stage:
         _CALIB_SECTIONS,
         _RAW,
         group=_CALIBS,
-        is_planned=_from_raw,
+        is_planned=_defects_from(name) if kind == "defects" else _from_raw,
         needs_most=kind == "flat",
     )
 
@@ -304,6 +312,7 @@ _ALL = (
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
         needs_most=True,
         scatters=True,
+        version=2,
     ),
     Stage(
         "calibrated_exposure",

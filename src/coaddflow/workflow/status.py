@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -40,7 +40,7 @@ _STATES: tuple[State, ...] = get_args(State)
 ALL_DONE, SOMETHING_FAILED, SOMETHING_MISSING, TOO_MANY_LEFT_OUT = 0, 1, 3, 4
 """Exit codes of `coaddflow status` (2 is for wrong usage and unusable input)."""
 
-_LISTED = 20
+_LISTED, _FLAGGED = 20, 5
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class CcdStatus:
     """Log of the CCD's job, if there is one and the CCD is not done."""
     lost_fraction: float = 0.0
     """Fraction of its pixels that are BAD, SAT or NO_DATA; of CCDs that are done."""
+    flags: str = ""
+    """What a CCD that is used lacks (`tables.manifest.Flag`), separated by commas."""
     remedy: tuple[str, ...] = ()
     """Files to remove before a run makes the CCD again; empty: nothing."""
 
@@ -387,7 +389,6 @@ def _exposure_status(
     for ccd in planned:
         row = rows.get(ccd, ("missing", "damaged_manifest" if damaged_manifest else "", ""))
         state, reason, message, remedy = _state_of_ccd(row[:3], folder, manifest, ccd, is_there)
-        lost = row[3] if len(row) > 3 else 0.0
         log = log_folder / f"{ccd}.log"
         step = ended.get(str(ccd))
         # Snakemake leaves empty logs of all steps of a job that failed: that of the job tells more
@@ -397,7 +398,9 @@ def _exposure_status(
             reason = "running" if runs else "job_failed"
             message = "its job runs" if runs else _why_ended(step, job)
         shown = str(log) if state != "done" and log.is_file() and not remedy else ""
-        ccds.append(CcdStatus(exposure, ccd, state, reason, message, shown, lost, remedy))
+        of_ccd = row[3:] if state == "done" else ()  # what was lost, and flags
+        status = CcdStatus(exposure, ccd, state, reason, message, shown, *of_ccd)
+        ccds.append(replace(status, remedy=remedy))
     if written or (job is not None and job.outcome == "done"):
         job = None
     note = "" if written else note
@@ -463,7 +466,7 @@ def _rows_without_manifest(
     rows = _single_rows(results / "calexp" / exposure)
     kept = ccd_states(results / "summary" / f"{exposure}.failed.ecsv") if refused else None
     gone = "it was calibrated, and taken away when its exposure was refused"
-    for ccd, (state, reason, message) in (kept or {}).items():
+    for ccd, (state, reason, message, *_) in (kept or {}).items():
         told = (state, reason, message) if state == "failed" else ("missing", "refused", gone)
         rows.setdefault(ccd, told)
     return rows
@@ -513,7 +516,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         f"{sum(len(e.ccds) for e in status.exposures)} CCDs: {status.count('done')} done, "
         f"{status.count('failed')} failed, {status.count('missing')} missing"
     )
-    lines += _left_out_lines(status)
+    lines += [*_left_out_lines(status), *_flag_lines(status)]
     counts = [
         f"{kind.planned - len(kind.missing)} of {kind.planned} {kind.kind}"
         for kind in status.products
@@ -549,6 +552,20 @@ def _left_out_lines(status: SurveyStatus) -> list[str]:
     too_many = n > limit * len(status.exposures)
     more = f", more than calexp.max_left_out_fraction = {limit:g} allows" if too_many else ""
     return [f"{n} of {len(status.exposures)} exposures left out of all coadds{more}"]
+
+
+def _flag_lines(status: SurveyStatus) -> list[str]:
+    """Return how many CCDs are used although they lack something, and in which exposures."""
+    exposures: dict[str, Counter[str]] = {}
+    for exposure in status.exposures:
+        for ccd in exposure.ccds:
+            for flag in filter(None, ccd.flags.split(",")):
+                exposures.setdefault(flag, Counter())[exposure.exposure] += 1
+    lines = []
+    for flag, counts in exposures.items():
+        names = ", ".join(list(counts)[:_FLAGGED]) + (", ..." if len(counts) > _FLAGGED else "")
+        lines.append(f"flag {flag}: {counts.total()} CCDs of {len(counts)} exposures ({names})")
+    return lines
 
 
 def _failure_lines(status: SurveyStatus, limit: int | None) -> list[str]:
@@ -673,6 +690,14 @@ def status_json(status: SurveyStatus) -> str:
     content = {
         "exit_code": status.exit_code,
         "ccds": {state: status.count(state) for state in _STATES},
+        "flags": dict(
+            Counter(
+                flag
+                for exposure in status.exposures
+                for ccd in exposure.ccds
+                for flag in filter(None, ccd.flags.split(","))
+            )
+        ),
         "left_out": [exposure.exposure for exposure in status.left_out],
         "exposures": [
             {
