@@ -1,9 +1,10 @@
 """Master bias, dark and flat from calibration exposures, and the map of bad pixels.
 
 All masters are clipped means with a variance for each pixel from the scatter of the frames that
-were used [1]_; what is noise in them is shrunk (`calib.shrinkage`). A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
-response of the CCDs goes into their zero-points. Frames come one by one, each of shape (ny, nx);
-they are stacked in memory or in a scratch file (`calib.combine.stacked`).
+were used [1]_; what is noise in them is shrunk (`calib.shrinkage`). A job sees one CCD, so a flat
+is normalised for each CCD by itself: the relative response of the CCDs goes into their zero-points.
+Frames come one by one, each of shape (ny, nx); they are stacked in memory or in a scratch file
+(`calib.combine.stacked`).
 
 References
 ----------

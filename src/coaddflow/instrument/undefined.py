@@ -82,7 +82,9 @@ def filled_areas(array: NDArray, amplifiers: Sequence[Amplifier]) -> NDArray[np.
         pixels = array[y0:y1, x0:x1]
         filled = _runs(pixels, _least_run(pixels, array, amplifier, axis=1))
         if len(pixels) >= _least_run(pixels, array, amplifier, axis=0):
-            columns = np.flatnonzero((pixels[:: max(len(pixels) // 16, 1)] == pixels[0]).all(axis=0))
+            columns = np.flatnonzero(
+                (pixels[:: max(len(pixels) // 16, 1)] == pixels[0]).all(axis=0)
+            )
             same = columns[(pixels[:, columns] == pixels[0, columns]).all(axis=0)]
             if len(same):
                 filled = np.zeros(pixels.shape, bool) if filled is None else filled

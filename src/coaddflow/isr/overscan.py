@@ -183,9 +183,7 @@ def _bridged(level: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.interp(row, row[known], level[known])
 
 
-def _constant(
-    rows: NDArray[np.float64], noise: float, error: float, n_rows: int
-) -> OverscanLevel:
+def _constant(rows: NDArray[np.float64], noise: float, error: float, n_rows: int) -> OverscanLevel:
     """Return one level for all rows."""
     known = rows[np.isfinite(rows)]
     middle = np.median(known)
@@ -202,9 +200,7 @@ def _constant(
     )
 
 
-def _polynomial(
-    rows: NDArray[np.float64], noise: float, error: float, order: int
-) -> OverscanLevel:
+def _polynomial(rows: NDArray[np.float64], noise: float, error: float, order: int) -> OverscanLevel:
     """Fit the levels of the rows by a polynomial, with clipping."""
     row, known = np.linspace(-1, 1, len(rows)), np.isfinite(rows)
     order = min(order, np.count_nonzero(known) - 1)
