@@ -19,6 +19,7 @@ from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.ingest.calibrated_images import pixel_scale_of
+from coaddflow.instrument.undefined import filled_with_constant, without_undefined
 from coaddflow.measure.background import Background, estimate_background
 from coaddflow.measure.detection import detect_sources, measure_seeing, set_detected
 from coaddflow.settings import Settings
@@ -62,6 +63,9 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
     mask = _read_mask(row, own.mask)
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
+    filled = filled_with_constant(pixels)
+    if filled is not None:
+        image[filled] = np.nan
     if not np.any(np.nan_to_num(image)):
         raise CcdFailure(Reason.NO_DATA, f"{row.path}: all pixels are zero or NaN")
     mask[~np.isfinite(image)] |= int(MaskPlane.NO_DATA)
@@ -232,14 +236,18 @@ def _bit_names(header: fits.Header, path: str) -> dict[int, str]:
     return names
 
 
-def _read_pixels(path: str, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, fits.Header]:
-    """Return the pixels of an image as they are stored, and its header."""
+def _read_pixels(
+    path: str, hdu: int, shape: tuple[int, int], is_mask: bool = False
+) -> tuple[NDArray, fits.Header]:
+    """Return the pixels of an image as they are stored, NaN if undefined, and its header."""
     try:
         with warnings.catch_warnings():
             # headers of others are often not to the letter of the standard
             warnings.simplefilter("ignore", AstropyUserWarning)
             with fits.open(path, memmap=False) as hdus:
                 pixels, header = hdus[hdu].data, hdus[hdu].header.copy()
+                if pixels is not None and not is_mask:
+                    pixels = without_undefined(pixels, header)
     except FileNotFoundError:
         raise CcdFailure(
             Reason.MISSING_FILE, f"{path}: the file is not there: ingest again"
@@ -264,7 +272,7 @@ def _read_pixels(path: str, hdu: int, shape: tuple[int, int]) -> tuple[NDArray, 
 def _read_mask(row: ImageRow, settings: MaskSettings) -> NDArray[np.int32]:
     if settings.kind == "none":
         return np.zeros((row.ny, row.nx), np.int32)
-    values, header = _read_pixels(row.mask_path, row.mask_hdu, (row.ny, row.nx))
+    values, header = _read_pixels(row.mask_path, row.mask_hdu, (row.ny, row.nx), is_mask=True)
     if values.dtype.kind == "f" and np.array_equal(values, np.round(values)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "iub":

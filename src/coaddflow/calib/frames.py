@@ -35,6 +35,7 @@ from coaddflow.image.masked_image import (
     write_fits,
 )
 from coaddflow.image.statistics import iqr_sigma
+from coaddflow.instrument.undefined import without_undefined
 from coaddflow.isr.detrend import CcdCalibs
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings
 
@@ -324,7 +325,8 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
                 why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
                 raise CcdFailure(Reason.NO_CALIBRATION, f"{path}: no {kind} ({failed}: {why})")
             if "IMAGE" not in hdus:
-                return _bare_image(next(hdu.data for hdu in hdus if _is_image(hdu)), kind)
+                bare = next(hdu for hdu in hdus if _is_image(hdu))
+                return _bare_image(without_undefined(bare.data, bare.header), kind)
     except (OSError, StopIteration, TypeError, ValueError, AstropyUserWarning) as error:
         raise InputError(
             f"is not a readable calibration frame ({str(error) or 'it has no image'})",
