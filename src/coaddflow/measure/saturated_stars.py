@@ -15,7 +15,8 @@ References
 .. [2] Juric et al. 2017, ASP Conf. Ser. 512, 279 (interpolation over saturated pixels, LSST).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ _PROFILE_ERROR = 0.05
 _CORE_ERROR = 0.3
 """Relative error of a core that was drawn from its wings."""
 
-_CORE_SIGMA = 10.0
+_CORE_SIGMA = 30.0
 """The model of the PSF is used where its profile exceeds its noise so many times."""
 
 _OUTER = 0.7
@@ -52,8 +53,14 @@ _NOT_WINGS = MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR | MaskPlane.NO_DATA | 
 
 _KEPT_STAMPS = 16
 
-_Stamps = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
-"""Pixels, variances, and which are used, on a stamp."""
+
+class _Stamps(NamedTuple):
+    """Pixels and variances around a star, which of them measure its wings, and which are full."""
+
+    pixels: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    wings: NDArray[np.bool_]
+    full: NDArray[np.bool_]
 
 
 @dataclass
@@ -91,14 +98,13 @@ class _View:
     last: dict[tuple[int, int], _Stamps] = field(default_factory=dict)
 
     def stamps(self, x: float, y: float) -> _Stamps:
-        """Return pixels and variances around a star, and which of them measure its wings."""
+        """Return what is around a star."""
         place = int(np.rint(x)), int(np.rint(y))
         if place not in self.last:  # a star that is fitted stays near its first place
             if len(self.last) >= _KEPT_STAMPS:
                 self.last.clear()
             self.last[place] = self._cut(x, y)
-        pixels, variance, use = self.last[place]
-        return pixels, variance, use.copy()
+        return self.last[place]
 
     def _cut(self, x: float, y: float) -> _Stamps:
         image, half = self.masked_image, self.psf.half
@@ -111,7 +117,8 @@ class _View:
         if self.segments is not None:
             segments = cut_stamps(self.segments, x, y, half)[0][0]
             use &= (segments == 0) | (segments == segments[half, half])
-        return pixels.astype(float), variance.astype(float), use
+        full = inside & ((mask & np.int32(MaskPlane.SAT)) != 0) & np.isfinite(pixels)
+        return _Stamps(pixels.astype(float), variance.astype(float), use, full)
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,8 @@ def _wings_of_psf(psf: PsfModel, shape: tuple[int, int]) -> _Wings:
     index = (radius / ring).astype(int)
     number = np.bincount(index.ravel())
     level = np.bincount(index.ravel(), image.ravel()) / number
-    return _Wings(ring, level, np.hypot(noise / np.sqrt(number), _PROFILE_ERROR * level), noise)
+    error = np.hypot(noise / np.sqrt(number), _PROFILE_ERROR * level)
+    return _Wings(ring, level, error, noise)
 
 
 def _ring_medians(
@@ -217,7 +225,7 @@ def _wings_of_stars(view: _View, wings: _Wings, x: NDArray, y: NDArray) -> _Wing
     """Return the profile as stars that are not saturated have it."""
     levels, errors = [], []
     for one_x, one_y in zip(x[:_MOST_STARS], y[:_MOST_STARS], strict=True):
-        pixels, variance, use = view.stamps(one_x, one_y)
+        pixels, variance, use, _ = view.stamps(one_x, one_y)
         model = view.psf.image_at(one_x, one_y, sub_pixel=True).astype(float)
         radius = _radii(view.psf, one_x, one_y)
         core = use & (model > 0.02 * model.max())
@@ -238,7 +246,7 @@ def _with_saturated(view: _View, wings: _Wings, stars: list[_Star]) -> _Wings:
     """
     levels, errors = [], []
     for star in stars:
-        pixels, variance, use = view.stamps(star.x, star.y)
+        pixels, variance, use, _ = view.stamps(star.x, star.y)
         level, error = _ring_medians(pixels, variance, use, _radii(view.psf, star.x, star.y), wings)
         level, error = level / star.flux, error / star.flux
         levels.append(level)
@@ -253,7 +261,7 @@ def _averaged(
     if not levels:
         return wings
     level, error = np.array([wings.level, *levels]), np.array([wings.error, *errors])
-    result = _Wings(wings.ring, wings.level.copy(), wings.error.copy(), wings.noise)
+    result = replace(wings, level=wings.level.copy(), error=wings.error.copy())
     for ring in range(level.shape[1]):
         known = np.isfinite(level[:, ring]) & (error[:, ring] > 0)
         if np.count_nonzero(known) < 2:
@@ -326,32 +334,41 @@ def _fit_star(
 
 
 def _light_explained(view: _View, wings: _Wings, place: tuple[float, float]) -> float:
-    """Return how much of the wings a star at a position explains, in units of their errors."""
-    flux, model, pixels, error = _wing_flux(view, wings, *place)
+    """Return how much of its light a star at a position explains, in units of errors.
+
+    Full pixels are lower limits of the light: what the star lacks there counts against it, up to a
+    bound, since bleeding fills pixels as well.
+    """
+    model, relative = _model_at(view.psf, wings, *place)
+    stamps = view.stamps(*place)
+    flux, use, error = _wing_flux(stamps, model, relative)
     if not flux > 0:
         return 0.0
-    return float(np.sum((np.abs(pixels) - np.abs(pixels - flux * model)) / error))
+    pixels = stamps.pixels[use]
+    explained = np.sum((np.abs(pixels) - np.abs(pixels - flux * model[use])) / error)
+    limit = np.maximum(stamps.pixels[stamps.full], 0.0)
+    lacking = np.maximum(limit - flux * model[stamps.full], 0.0)
+    return float(explained - np.sum(lacking / (_CORE_ERROR * limit + 1e-9)))
 
 
 def _with_flux(view: _View, wings: _Wings, star: _Star) -> _Star:
     """Return a star with the flux that fits its wings; that which it has if none does."""
-    flux = _wing_flux(view, wings, star.x, star.y)[0]
+    model, relative = _model_at(view.psf, wings, star.x, star.y)
+    flux = _wing_flux(view.stamps(star.x, star.y), model, relative)[0]
     return _Star(star.x, star.y, flux if flux > 0 else star.flux)
 
 
 def _wing_flux(
-    view: _View, wings: _Wings, x: float, y: float
-) -> tuple[float, NDArray, NDArray, NDArray]:
-    """Return the flux that fits the wings best, and model, pixels and errors of the wings."""
-    model, relative = _model_at(view.psf, wings, x, y)
-    pixels, variance, use = view.stamps(x, y)
-    use &= model > 0
-    if np.count_nonzero(use) < _MIN_PIXELS:
-        return 0.0, model, pixels, variance
-    model, pixels = model[use], pixels[use]
-    error = np.sqrt(variance[use] + (relative[use] * pixels) ** 2)
+    stamps: _Stamps, model: NDArray[np.float64], relative: NDArray[np.float64]
+) -> tuple[float, NDArray[np.bool_], NDArray[np.float64]]:
+    """Return the flux that fits the wings best, their pixels, and the errors of these."""
+    use = stamps.wings & (model > 0)
+    pixels = stamps.pixels[use]
+    error = np.sqrt(stamps.variance[use] + (relative[use] * pixels) ** 2)
+    if len(pixels) < _MIN_PIXELS:
+        return 0.0, use, error
     # neighbours only add light: the weighted median of the ratios does not follow them
-    return weighted_median(pixels / model, model / error), model, pixels, error
+    return weighted_median(pixels / model[use], model[use] / error), use, error
 
 
 def _draw(
@@ -369,6 +386,14 @@ def _draw(
     box = common_box(stamp, ccd)
     model, place = model[part_of(stamp, box)], part_of(ccd, box)
     take = saturated[place] & (model > 0)
+    # a full pixel has more light than any that is not full: no core is lower than its rim
+    radius = _radii(psf, star.x, star.y)[part_of(stamp, box)] / (wings.ring / _RING)
+    rim = masked_image.image[place][(radius < 1.5) & ~saturated[place]]
+    rim = rim[np.isfinite(rim)]
+    centre = take & (radius < 0.5)
+    if rim.size and centre.any() and model[centre].max() < rim.max():
+        bridge = np.nan_to_num(masked_image.image[place])
+        model = np.where(centre, np.maximum(model, rim.max()), np.maximum(model, bridge))
     masked_image.image[place][take] = model[take]
     # beside that of the bridge, which is that of the pixels around
     masked_image.variance[place][take] += model[take] + (_CORE_ERROR * model[take]) ** 2
