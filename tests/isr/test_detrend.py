@@ -362,6 +362,21 @@ def test_a_camera_without_overscan_has_a_pedestal():
     assert image[0, 0] == pytest.approx(1500.0, abs=1.0)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_stay_where_they_are(rng, value):
+    detector = make_detector(crosstalk=None)
+    raw = expose(detector, np.full((NY, NX), 3000.0), rng, crosstalk=False)
+    clean = detrend(raw, CcdCalibs(), 1.0, DetrendSettings()).masked_image
+    raw.arrays[0][60:70, 20:30] = value
+    raw.arrays[1][90, 110:] = value  # in the overscan
+    spoilt = detrend(raw, CcdCalibs(), 1.0, DetrendSettings()).masked_image
+    lost = np.zeros((NY, NX), bool)
+    lost[60:70, 16:26] = True
+    np.testing.assert_array_equal(spoilt.has_any(MaskPlane.NO_DATA), lost)
+    assert np.isnan(spoilt.image[lost]).all()
+    assert np.abs(spoilt.image - clean.image)[~lost].max() < 1.0
+
+
 def test_masters_of_five_frames_and_the_overscan_add_almost_no_noise(rng):
     """Frames as they come: five biases, five darks, overscan; a sky of 300 electrons."""
     detector = make_detector(crosstalk=None)

@@ -16,6 +16,7 @@ References
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,7 @@ _NOT_WINGS = MaskPlane.SAT | MaskPlane.BAD | MaskPlane.CR | MaskPlane.NO_DATA | 
 
 
 _KEPT_STAMPS = 16
+_PER_PIXEL = 32
 
 
 class _Stamps(NamedTuple):
@@ -76,16 +78,23 @@ class _Wings:
     error: NDArray[np.float64]
     noise: float
 
-    def at(self, radius: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return profile and its relative error at radii in pixels: power laws between rings."""
+    @cached_property
+    def _table(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Profile and relative error at radii of 0, 1, 2, ... / _PER_PIXEL pixels."""
+        radius = np.arange(int(len(self.level) * self.ring * _PER_PIXEL) + 1) / _PER_PIXEL
         middle = (np.arange(len(self.level)) + 0.5) * self.ring
         known = np.flatnonzero(self.level > 0)
         if not len(known):
             return np.zeros(radius.shape), np.ones(radius.shape)
         log_radius = np.log(np.maximum(radius, 0.5 * self.ring))
         level = np.exp(np.interp(log_radius, np.log(middle[known]), np.log(self.level[known])))
-        relative = np.interp(radius, middle[known], (self.error / self.level)[known])
-        return level, relative
+        return level, np.interp(radius, middle[known], (self.error / self.level)[known])
+
+    def at(self, radius: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return profile and its relative error at radii in pixels: power laws between rings."""
+        level, relative = self._table
+        place = np.minimum((radius * _PER_PIXEL + 0.5).astype(int), len(level) - 1)
+        return level[place], relative[place]
 
 
 @dataclass(frozen=True)
