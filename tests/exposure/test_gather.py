@@ -82,6 +82,17 @@ def test_too_many_failures_fail_the_exposure_and_are_kept(rows_of, tmp_path):
     assert not (tmp_path / "summary/7.failed.ecsv").exists()
 
 
+def test_lost_parts_of_ccds_count_for_the_exposure(rows_of):
+    paths = rows_of(failed=[0])
+    for ccd, lost in ((1, 0.52), (2, 0.55), (3, 0.09)):
+        row = read_row(paths[ccd])
+        write_row(paths[ccd], row.model_copy(update={"lost_fraction": lost}))
+    message = "1 of 4 CCDs failed (1 no_stars, 2 others lost 54 % of their pixels)"
+    with pytest.raises(InputError, match=re.escape(message)):
+        gather(paths)
+    gather(paths, max_failed_fraction=0.52)
+
+
 def test_a_ccd_outside_the_margin_fails_the_exposure(rows_of):
     gather(rows_of(shift=0.008))
     with pytest.raises(InputError, match=r"exposure 7: CCD \d.*prediction\.margin"):
