@@ -460,6 +460,25 @@ def test_seeing_sky_and_noise_are_measured_where_they_are_not_given(tmp_path):
     assert figures["depth"] == pytest.approx(30.0 - 2.5 * np.log10(limit), abs=1e-6)
 
 
+def test_undefined_pixels_and_filled_areas_are_no_data(tmp_path):
+    pixels = scene().round().astype(np.uint16)
+    lost = np.zeros(SHAPE, bool)
+    lost[10:13, 40:46] = lost[58:, :] = True
+    pixels[10:13, 40:46] = 0  # the value BLANK, in the file -32768
+    pixels[58:, :] = 7
+    hdu = fits.ImageHDU(pixels, name="SCI")
+    hdu.header.update(wcs_header("TAN"))
+    hdu.header["BLANK"] = -32768
+    primary = fits.PrimaryHDU()
+    primary.header.update(BASE)
+    fits.HDUList([primary, hdu]).writeto(tmp_path / "a_i.fits")
+    result = imported(tmp_path)
+    no_data = result.masked_image.has_any(MaskPlane.NO_DATA)
+    np.testing.assert_array_equal(no_data, lost)
+    assert result.figures["lost_fraction"] == pytest.approx(lost.mean())
+    assert result.figures["sky_level"] == pytest.approx(SKY, abs=2.0)
+
+
 def test_an_image_without_stars_can_be_used(tmp_path):
     noise = np.random.default_rng(2).normal(50, 10, SHAPE)
     image_file(tmp_path, noise)

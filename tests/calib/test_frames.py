@@ -100,11 +100,15 @@ def test_a_stack_on_disk_gives_the_same_bits(rng, tmp_path, monkeypatch):
 
 def test_bias_structure_is_found(rng):
     truth = 4 * np.sin(y_x()[1] / 11) + rng.normal(0, 1, SHAPE)
-    frames = (frame(rng.normal(truth, 3.0)) for _ in range(16))
-    bias = combine_bias(frames, 16, SETTINGS)
+    frames = [frame(rng.normal(truth, 3.0)) for _ in range(16)]
+    bias = combine_bias(iter(frames), 16, SETTINGS)
     error = (bias.image - truth) / np.sqrt(bias.variance)
-    assert (bias.image - truth).std() == pytest.approx(3 / 4, rel=0.03)
+    # pixels of scatter 1, measured with an error of 3/4: the best estimate has an error of 3/5
+    assert (bias.image - truth).std() == pytest.approx(3 / 5, rel=0.03)
     assert np.median(np.abs(error)) == pytest.approx(0.69, abs=0.04)
+    plain = SETTINGS.model_copy(update={"shrink_noise": False})
+    mean = combine_bias(iter(frames), 16, plain)
+    assert (mean.image - truth).std() == pytest.approx(3 / 4, rel=0.03)
 
 
 def test_dark_current_of_different_exposure_times(rng):
@@ -116,7 +120,8 @@ def test_dark_current_of_different_exposure_times(rng):
     assert dark.image[rate < 1].mean() == pytest.approx(0.05, abs=1e-3)
     np.testing.assert_allclose(dark.image[rate > 1], rate[rate > 1], rtol=0.05)
     best = 1 / sum(t**2 / (0.05 * t + 25) for t in times)
-    assert dark.image[rate < 1].var() == pytest.approx(best, rel=0.1)
+    assert dark.image[rate < 1].var() < 0.15 * best
+    assert dark.variance[rate > 1].mean() > best
     bad = find_defects(dark, [], DefectsSettings())
     np.testing.assert_array_equal(bad, rate > 1)
 

@@ -61,6 +61,22 @@ def test_colours_are_kept_at_every_brightness_and_nothing_is_grey():
     assert picture[30, 10].sum() < picture[30, 30].sum() < picture[30, 50].sum()
 
 
+def test_saturated_cores_have_the_colour_of_the_light_around_them_and_no_holes():
+    shape = (60, 60)
+    rng = np.random.default_rng(3)
+    star = draw_star(shape, 30, 30, 1e6, 5.0)
+    red, green, blue = (star * factor + rng.normal(0.0, 1.0, shape) for factor in (2.0, 1.0, 0.5))
+    saturated = star > 3000.0
+    red[saturated], green[saturated] = 500.0, 100.0
+    without = lupton_rgb([red, green, blue])[30, 30].astype(float)
+    assert without[2] > without[0]  # a blue hole in a red star
+    picture = lupton_rgb([red, green, blue], saturated).astype(float)
+    core = picture[saturated]
+    np.testing.assert_allclose(core[:, 0] / core[:, 1], 2.0, rtol=0.15)
+    np.testing.assert_allclose(core[:, 1] / core[:, 2], 2.0, rtol=0.15)
+    assert core.sum(axis=1).min() > 0.99 * picture[~saturated].sum(axis=1).max()
+
+
 def test_north_is_up_and_east_is_left(tmp_path):
     tract = make_tract(200, patches=2, border=10)
     image = np.random.default_rng(2).normal(0.0, 1.0, (200, 200))

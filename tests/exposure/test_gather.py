@@ -86,6 +86,17 @@ def test_too_many_failures_stop_the_run_if_they_are_to(rows_of, tmp_path):
     assert not (tmp_path / "results/summary/7.failed.ecsv").exists()
 
 
+def test_lost_parts_of_ccds_count_for_the_exposure(rows_of):
+    paths = rows_of(failed=[0])
+    for ccd, lost in ((1, 0.52), (2, 0.55), (3, 0.09)):
+        row = read_row(paths[ccd])
+        write_row(paths[ccd], row.model_copy(update={"lost_fraction": lost}))
+    message = "1 of 4 CCDs failed (1 no_stars, 2 others lost 54 % of their pixels)"
+    with pytest.raises(InputError, match=re.escape(message)):
+        gather(paths, on_failed_exposure="stop")
+    gather(paths, max_failed_fraction=0.52)
+
+
 def test_an_exposure_with_too_many_failures_is_left_out_with_reasons(rows_of, tmp_path):
     gather(rows_of(failed=[0, 1, 2]))
     rows = read_manifest("results/summary/7.ecsv")

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from coaddflow.calexp.ccd import measure_ccd
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.isr.detrend import grow, grow_bleeding
 from coaddflow.measure.psf_model import PsfModel
 from coaddflow.measure.saturated_stars import repair_saturated
+from coaddflow.settings import Settings
 
 SHAPE = (120, 140)
 FULL_WELL = 30000.0
@@ -82,3 +85,69 @@ def test_star_wider_than_the_psf_is_bridged(saturated):
     image.mask[20:60, 30:70] = MaskPlane.SAT
     assert repair_saturated(image, MoffatPsf()) == 0
     assert image.has_any(MaskPlane.INTRP)[20:60, 30:70].all()
+
+
+def bled(column, full):
+    """Let the charge above full well run up and down a column, in place."""
+    for row in np.flatnonzero(column > full):
+        surplus, column[row] = column[row] - full, full
+        for step in (-1, 1):
+            left, place = surplus / 2, row + step
+            while left > 0 and 0 <= place < len(column):
+                taken = min(max(full - column[place], 0.0), left)
+                column[place] += taken
+                left -= taken
+                place += step
+
+
+@pytest.fixture(scope="module", params=[3.0, 4.5])
+def field(request):
+    """Stars, a dozen of them saturated by 1 to 2.5 mag, measured as a CCD is."""
+    fwhm, shape, full, sky = request.param, (520, 640), 9e4, 1000.0
+    rng = np.random.default_rng(8)
+    alpha2 = (fwhm / 2) ** 2 / (2 ** (1 / 2.6) - 1)
+    brightest = full * np.pi * alpha2 / 1.6
+    grid = [axis.ravel() for axis in np.mgrid[80:460:3j, 80:560:4j]]
+    y, x = grid + rng.uniform(-15, 15, (2, 12))
+    excess = np.tile([1.0, 1.5, 2.0, 2.5], 3)
+    faint_y, faint_x = rng.uniform(12, 508, 130), rng.uniform(12, 628, 130)
+    flux = np.concatenate([brightest * 10 ** (0.4 * excess), 10 ** rng.uniform(3.3, 5.5, 130)])
+    light = np.zeros(shape)
+    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])
+    for one_x, one_y, one in zip([*x, *faint_x], [*y, *faint_y], flux, strict=True):
+        distance2 = (columns - one_x) ** 2 + (rows - one_y) ** 2
+        light += one * 1.6 / (np.pi * alpha2) * (1 + distance2 / alpha2) ** -2.6
+    seen = rng.normal(rng.poisson(light + sky), 5.0)
+    for column in np.flatnonzero((seen > full).any(axis=0)):
+        bled(seen[:, column], full)
+    mask = np.zeros(shape, np.int32)
+    places = grow(*grow_bleeding(seen >= full, 4, 4), 1, shape)
+    mask[places] = MaskPlane.SAT
+    measured = measure_ccd(MaskedImage(seen, np.maximum(seen, sky) + 25.0, mask), Settings())
+    return measured.masked_image, light, x, y, excess, fwhm
+
+
+def test_light_of_saturated_stars_comes_back_to_its_place(field):
+    image, light, x, y, excess, fwhm = field
+    rows, columns = np.indices(image.shape)
+    for one_x, one_y, mag in zip(x, y, excess, strict=True):
+        near = np.hypot(columns - one_x, rows - one_y) < 3 * fwhm
+        flux = image.image[near].sum() / light[near].sum()
+        assert flux == pytest.approx(1.0, abs=0.05 if mag <= 1 else 0.2)
+        shift = [
+            (image.image * along)[near].sum() / image.image[near].sum()
+            - (light * along)[near].sum() / light[near].sum()
+            for along in (columns, rows)
+        ]
+        assert np.hypot(*shift) < 0.3
+
+
+def test_cores_of_saturated_stars_are_higher_than_their_rims(field):
+    image, _, x, y, _, _ = field
+    for one_x, one_y in zip(x, y, strict=True):
+        column, row = round(one_x), round(one_y)
+        around = np.s_[row - 12 : row + 13, column - 12 : column + 13]
+        outside = ~image.has_any(MaskPlane.SAT)[around]
+        core = image.image[row - 1 : row + 2, column - 1 : column + 2]
+        assert core.min() > image.image[around][outside].max()
+        assert image.has_any(MaskPlane.SAT)[row, column]

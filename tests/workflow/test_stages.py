@@ -98,11 +98,6 @@ def updated(survey, **changes):
     return survey._call([*program, json.dumps(changes), *arguments])
 
 
-def raised(name):
-    """Return the next version of a stage."""
-    return {name: STAGES[name].version + 1}
-
-
 def test_new_settings_with_neutral_defaults_redo_nothing(finished_survey, coarse_survey):
     for survey in (finished_survey, coarse_survey):
         assert updated(survey, more_settings=True).planned_nothing

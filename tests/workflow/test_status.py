@@ -155,6 +155,25 @@ def test_what_the_selection_left_out_is_told(plan_of, tmp_path):
     assert survey_status(plan).not_coadded == ()
 
 
+def test_a_ccd_that_lost_much_of_its_area_is_named(plan_of, tmp_path):
+    plan = plan_of("a")
+    finish(tmp_path, "a")
+    finish_tracts(tmp_path)
+    losses = {1: 0.51, 2: 0.03}
+    rows = [
+        ccd_row("a", ccd).model_copy(update={"lost_fraction": losses.get(ccd)}) for ccd in range(6)
+    ]
+    write_manifest(tmp_path / "results/summary/a.ecsv", rows)
+    status = survey_status(plan)
+    assert status.exit_code == 0
+    lines = status_table(status).splitlines()
+    at = lines.index("CCDs that are done but lost more than 10 % of their pixels:")
+    assert lines[at + 1] == "  a CCD 1  51 % are BAD, SAT or NO_DATA"
+    assert lines[at + 2] == ""
+    (told,) = json.loads(status_json(status))["incomplete"]
+    assert (told["exposure"], told["ccd"], told["lost_fraction"]) == ("a", 1, 0.51)
+
+
 @pytest.mark.parametrize("lost", ["coadd/r/0/0_0.fits", "coadd/0.png", "corners/r/0.sqlite"])
 def test_what_is_made_from_the_exposures_counts_too(plan_of, tmp_path, lost):
     plan = plan_of("a")

@@ -182,7 +182,10 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
     sources["is_psf_star"] = stars
     to_total = _add_fluxes(sources, image, psf, quality.fwhm, settings.photometry)
     radius = settings.photometry.radii[settings.photometry.standard] * quality.fwhm
-    repair_saturated(image, psf, settings.interpolation.saturated_gap)
+    bright = np.flatnonzero(stars)  # in the order of their fluxes
+    places = np.asarray(sources["x"])[bright], np.asarray(sources["y"])[bright]
+    gap = settings.interpolation.saturated_gap
+    repair_saturated(image, psf, gap, places, detection.segments)
     return MeasuredCcd(image, background, psf, quality, sources, radius, *to_total)
 
 

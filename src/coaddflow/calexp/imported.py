@@ -30,6 +30,7 @@ from coaddflow.image.fits_hdus import (
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, planes_from_names
 from coaddflow.ingest.calibrated_images import pixel_scale_of
 from coaddflow.instrument.raw import decode_image
+from coaddflow.instrument.undefined import filled_with_constant, without_undefined
 from coaddflow.measure.background import Background, estimate_background
 from coaddflow.measure.detection import detect_sources, measure_seeing, set_detected
 from coaddflow.settings import Settings
@@ -77,9 +78,13 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
     """
     own = settings.calibrated
     pixels, header = _read_pixels(row.path, row.hdu, (row.ny, row.nx), own.check_sums)
+    pixels = without_undefined(pixels, header)
     mask = _read_mask(row, own.mask, own.check_sums)
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
+    filled = filled_with_constant(pixels)
+    if filled is not None:
+        image[filled] = np.nan
     if not np.any(np.nan_to_num(image)):
         raise CcdFailure(Reason.NO_DATA, f"{row.path}: all pixels are zero or NaN")
     mask[~np.isfinite(image)] |= int(MaskPlane.NO_DATA)

@@ -350,7 +350,8 @@ def _amplifiers(
         try:
             signals = read(ccd).signals()
             for name, signal in signals.items():
-                yield (ccd, name), subtract_sky(signal)
+                if signal.counts.any():  # a dead amplifier would show that nothing leaks into it
+                    yield (ccd, name), subtract_sky(signal)
         except CcdFailure as failure:
             _LOG.warning("CCD %d is left out: %s", ccd, failure)
 

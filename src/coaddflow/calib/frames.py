@@ -1,9 +1,10 @@
 """Master bias, dark and flat from calibration exposures, and the map of bad pixels.
 
 All masters are clipped means with a variance for each pixel from the scatter of the frames that
-were used [1]_; what is noise in them is shrunk (`calib.shrinkage`). A job sees one CCD, so a flat is normalised for each CCD by itself: the relative
-response of the CCDs goes into their zero-points. Frames come one by one, each of shape (ny, nx);
-they are stacked in memory or in a scratch file (`calib.combine.stacked`).
+were used [1]_; what is noise in them is shrunk (`calib.shrinkage`). A job sees one CCD, so a flat
+is normalised for each CCD by itself: the relative response of the CCDs goes into their zero-points.
+Frames come one by one, each of shape (ny, nx); they are stacked in memory or in a scratch file
+(`calib.combine.stacked`).
 
 References
 ----------
@@ -36,6 +37,7 @@ from coaddflow.image.masked_image import (
     write_fits,
 )
 from coaddflow.image.statistics import iqr_sigma
+from coaddflow.instrument.undefined import without_undefined
 from coaddflow.isr.detrend import CcdCalibs
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings
 
@@ -339,7 +341,9 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
 def _plane_of(hdu: fits.hdu.base._BaseHDU) -> NDArray | None:
     """Return the image of an HDU, of two dimensions; None if it has none."""
     pixels = as_plane(hdu.data) if hdu.is_image and hdu.data is not None else None
-    return pixels if pixels is not None and pixels.ndim == 2 else None
+    if pixels is None or pixels.ndim != 2:
+        return None
+    return without_undefined(pixels, hdu.header)
 
 
 def _bare_image(pixels: NDArray, kind: CalibKind) -> MaskedImage:

@@ -2,7 +2,8 @@
 
 North is up and east is left. The brightness is an inverse hyperbolic sine of the mean over the
 bands, which shows the noise of the sky and the cores of stars at once, and the ratio of the bands
-is kept at every brightness, so that bright stars do not turn white [1]_.
+is kept at every brightness, so that bright stars do not turn white [1]_. Where a band is saturated
+the bands do not tell a colour: the cores of such stars have that of the light around them.
 
 References
 ----------
@@ -16,10 +17,11 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from coaddflow.files import atomic_path
 from coaddflow.geometry.box import Box, enclosing_box, part_of
-from coaddflow.image.masked_image import reading
+from coaddflow.image.masked_image import MaskPlane, reading
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.runtime.resources import PICTURE_SIDE
 from coaddflow.skymap.tract import Tract
@@ -33,6 +35,9 @@ _NOISE_PER_WHITE = 20.0
 """Standard deviations of the sky to white, were the scale linear all the way."""
 
 _NO_DATA_COLOUR = (72, 72, 84)
+
+_SURROUNDINGS = 3
+"""Width of the rim around saturated pixels that their colour is taken from."""
 
 _WAVELENGTH_ORDER = "KHJYyzIiRrVgGBUu"
 """Filters from red to blue."""
@@ -99,7 +104,9 @@ def bin_patch(
     return sums, counts, (corner[0] // factor, corner[1] // factor)
 
 
-def lupton_rgb(channels: Sequence[NDArray]) -> NDArray[np.uint8]:
+def lupton_rgb(
+    channels: Sequence[NDArray], saturated: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
     """Turn one to three images into colours.
 
     Parameters
@@ -108,6 +115,9 @@ def lupton_rgb(channels: Sequence[NDArray]) -> NDArray[np.uint8]:
         Images on a common flux scale, from the reddest band to the bluest; NaN where there is
         nothing. Of two, the mean serves as green. Where only some bands have data, the mean of
         these stands for the others.
+    saturated : ndarray of bool, shape (ny, nx), optional
+        Where at least one band is saturated: the colour there is that of the surroundings, and they
+        are no darker than these.
 
     Returns
     -------
@@ -122,6 +132,8 @@ def lupton_rgb(channels: Sequence[NDArray]) -> NDArray[np.uint8]:
     stack = np.stack([_without_sky(channel) for channel in stack])
     mean = np.where(known, stack, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     stack = np.where(known, stack, mean)
+    if saturated is not None and saturated.any():
+        mean = _with_colour_of_surroundings(stack, saturated & covered, covered)
     if len(stack) == 1:
         stack = np.repeat(stack, 3, axis=0)
     elif len(stack) == 2:
@@ -138,6 +150,27 @@ def lupton_rgb(channels: Sequence[NDArray]) -> NDArray[np.uint8]:
     picture = np.rint(255.0 * np.moveaxis(colours, 0, -1)).astype(np.uint8)
     picture[~covered] = _NO_DATA_COLOUR
     return picture
+
+
+def _with_colour_of_surroundings(
+    stack: NDArray[np.float64], saturated: NDArray[np.bool_], covered: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Give saturated pixels the colour of the light around them, in place; return the mean."""
+    labels, _ = ndimage.label(saturated, np.ones((3, 3)))
+    for number, region in enumerate(ndimage.find_objects(labels), start=1):
+        box = tuple(
+            slice(max(part.start - _SURROUNDINGS, 0), part.stop + _SURROUNDINGS) for part in region
+        )
+        core = labels[box] == number
+        rim = ndimage.binary_dilation(core, np.ones((3, 3)), iterations=_SURROUNDINGS)
+        rim &= ~saturated[box] & covered[box]
+        light = stack[:, *box]
+        around = np.maximum(light[:, rim].sum(axis=1), 0.0)
+        if not around.sum() > 0:
+            continue
+        brightness = np.maximum(light.mean(axis=0)[core], light.mean(axis=0)[rim].max())
+        light[:, core] = brightness * (around / around.mean())[:, None]
+    return stack.mean(axis=0)
 
 
 def _without_sky(channel: NDArray) -> NDArray:
@@ -186,21 +219,23 @@ def write_picture(
         filled = [patch for band in bands for patch in coadds[band]]
     box = enclosing_box(tract.patch(patch).inner_box for patch in filled)
     factor = max(-(-(box[2] - box[0]) // max_size), -(-(box[3] - box[1]) // max_size), 1)
-    channels = [_bin_band(tract, coadds[band], set(filled), box, factor) for band in bands]
-    picture = lupton_rgb(_crop(channels))
+    binned = [_bin_band(tract, coadds[band], set(filled), box, factor) for band in bands]
+    saturated = np.any([full for _, full in binned], axis=0)
+    *channels, saturated = _crop([image for image, _ in binned], saturated)
+    picture = lupton_rgb(channels, saturated)
     with atomic_path(path) as temporary:
         # the first row of a PNG is at the top, that of an image at the bottom
         Image.fromarray(picture[::-1]).save(temporary, format="PNG", optimize=True)
 
 
-def _crop(channels: list[NDArray]) -> list[NDArray]:
-    """Cut off margins in which no band has data."""
+def _crop(channels: list[NDArray], saturated: NDArray[np.bool_]) -> list[NDArray]:
+    """Cut off margins in which no band has data; saturation is the last that is returned."""
     covered = np.any([np.isfinite(channel) for channel in channels], axis=0)
     if not covered.any():
-        return channels
+        return [*channels, saturated]
     rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return [channel[part] for channel in channels]
+    return [channel[part] for channel in (*channels, saturated)]
 
 
 def _has_data(path: str | Path) -> bool:
@@ -211,29 +246,33 @@ def _has_data(path: str | Path) -> bool:
 
 def _bin_band(
     tract: Tract, files: Mapping[str, str | Path], patches: set[str], box: Box, factor: int
-) -> NDArray[np.float64]:
-    """Return the mean of a band over bins of the box; NaN where nothing is."""
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the mean of a band over bins of the box, NaN where nothing is; and saturated bins."""
     first = (box[0] // factor, box[1] // factor)
     shape = ((box[3] - 1) // factor - first[1] + 1, (box[2] - 1) // factor - first[0] + 1)
     sums, counts = np.zeros(shape), np.zeros(shape, np.int64)
+    saturated = np.zeros(shape, bool)
     for patch, path in sorted(files.items()):
         if patch not in patches:
             continue
         inner = tract.patch(patch).inner_box
-        part, part_counts, corner = bin_patch(_read_inner(path, inner), inner[:2], factor)
+        image, full = _read_inner(path, inner)
+        part, part_counts, corner = bin_patch(image, inner[:2], factor)
         column, row = corner[0] - first[0], corner[1] - first[1]
         at = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
         sums[at] += part
         counts[at] += part_counts
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        saturated[at] |= bin_patch(full, inner[:2], factor)[0] > 0
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), saturated
 
 
-def _read_inner(path: str | Path, inner: Box) -> NDArray[np.float32]:
-    """Read the inner box of a patch's coadd."""
+def _read_inner(path: str | Path, inner: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Read the inner box of a patch's coadd, and where it is saturated."""
     with reading(path, "coadd"), fits.open(path, memmap=False) as hdus:
         hdu = hdus["IMAGE"]
         part = part_of(part_box(hdu.header, hdu.shape), inner)
         image = np.asarray(hdu.section[part], np.float32)
         if image.shape != (inner[3] - inner[1], inner[2] - inner[0]):
             raise ValueError("it does not cover the patch")
-    return image
+        saturated = (hdus["MASK"].section[part] & np.int32(MaskPlane.SAT)) != 0
+    return image, saturated

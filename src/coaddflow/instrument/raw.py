@@ -181,7 +181,8 @@ def _read_hdus(
                 body = read_data(stream, hdu)
                 if check:
                     _check_bytes(path, hdu, body)
-                read = _Hdu(hdu.header, decode_image(path, hdu, body))
+                pixels = without_undefined(decode_image(path, hdu, body), hdu.header)
+                read = _Hdu(hdu.header, pixels)
                 found.update(dict.fromkeys(names, read))
             if len(found) == len(wanted) + 1:
                 return found
@@ -283,7 +284,7 @@ def decode_image(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
     if data.shape != hdu.shape or data.dtype.kind not in "iuf":
         cause = f"it has {data.shape} pixels of {data.dtype}, its header says {hdu.shape}"
         raise CcdFailure(Reason.DAMAGED_FILE, f"{path}: HDU {hdu.index}: {cause}. {_COPY_AGAIN}")
-    return without_undefined(data.astype(data.dtype.newbyteorder("="), copy=False), hdu.header)
+    return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
 def _check_bytes(path: Path, hdu: HduHeader, body: bytes) -> None:
@@ -316,24 +317,7 @@ def _without_what_was_not_read(
 
     One dead amplifier does not take the others with it.
     """
-    nothing: dict[str, tuple[Reason | None, str]] = {}
-    full: dict[str, tuple[None, str]] = {}
-    for amplifier, extension in zip(detector.amplifiers, extensions, strict=True):
-        why = _why_dead(amplifier, data[extension])
-        if why is not None:
-            nothing[amplifier.name] = why
-        elif _pixels(amplifier, data[extension]).min() >= amplifier.saturation:
-            full[amplifier.name] = None, "is saturated everywhere"
-    if len(nothing | full) < len(detector.amplifiers):
-        nothing |= full  # the light that fills all of them does not come from a fault
-    if len(nothing) == len(detector.amplifiers):
-        name, (reason, what) = next(iter(nothing.items()))
-        raise CcdFailure(
-            reason,
-            f"{path}: amplifier {name} of CCD {detector.id} {what}. Drop the exposure or the CCD",
-        )
-    for name, (_, what) in nothing.items():
-        _LOG.warning("%s: amplifier %s of CCD %d %s: BAD", path, name, detector.id, what)
+    nothing = _dead_amplifiers(path, detector, extensions, data)
     measured = {}
     for extension, array in data.items():
         pairs = zip(detector.amplifiers, extensions, strict=True)
@@ -355,6 +339,31 @@ def _without_what_was_not_read(
                     unread[y0:y1, x0:x1] = True
         measured[extension] = array if unread is None else with_nan(array, unread)
     return measured
+
+
+def _dead_amplifiers(
+    path: Path, detector: Detector, extensions: list[str | int], data: dict[str | int, NDArray]
+) -> dict[str, str]:
+    """Return the amplifiers without a measured value, and why; refuse a CCD that has no other."""
+    nothing: dict[str, tuple[Reason | None, str]] = {}
+    full: dict[str, tuple[None, str]] = {}
+    for amplifier, extension in zip(detector.amplifiers, extensions, strict=True):
+        why = _why_dead(amplifier, data[extension])
+        if why is not None:
+            nothing[amplifier.name] = why
+        elif _pixels(amplifier, data[extension]).min() >= amplifier.saturation:
+            full[amplifier.name] = None, "is saturated everywhere"
+    if len(nothing | full) < len(detector.amplifiers):
+        nothing |= full  # the light that fills all of them does not come from a fault
+    if len(nothing) == len(detector.amplifiers):
+        name, (reason, what) = next(iter(nothing.items()))
+        raise CcdFailure(
+            reason,
+            f"{path}: amplifier {name} of CCD {detector.id} {what}. Drop the exposure or the CCD",
+        )
+    for name, (_, what) in nothing.items():
+        _LOG.warning("%s: amplifier %s of CCD %d %s: BAD", path, name, detector.id, what)
+    return {name: what for name, (_, what) in nothing.items()}
 
 
 def _pixels(amplifier: Amplifier, data: NDArray) -> NDArray:

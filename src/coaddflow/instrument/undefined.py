@@ -58,6 +58,19 @@ def with_nan(pixels: NDArray, where: NDArray[np.bool_]) -> NDArray:
     return np.where(where, exact(np.nan), pixels.astype(np.result_type(pixels, exact), copy=False))
 
 
+def filled_with_constant(image: NDArray) -> NDArray[np.bool_] | None:
+    """Return where an image that was calibrated elsewhere was filled with a constant.
+
+    Runs of equal pixels along rows, shape (ny, nx), or None if there are none. What is brighter
+    than the median is not taken for such: it may be saturated.
+    """
+    found = _runs(image, _run_beyond_chance(_chances_in_blocks(image, axis=1), image.size))
+    if found is None:
+        return None
+    found &= image <= np.nanmedian(image[~found]) if not found.all() else True
+    return found if found.any() else None
+
+
 def filled_areas(array: NDArray, amplifiers: Sequence[Amplifier]) -> NDArray[np.bool_] | None:
     """Return where the amplifiers in a raw array were filled with a constant, not read.
 
@@ -111,19 +124,28 @@ def _least_run(pixels: NDArray, array: NDArray, amplifier: Amplifier, axis: int)
         alive = (own != own[:, :1]).any(axis=1)
         if alive.any():
             chances = [_equal_neighbours(own[alive], axis)]
-    if not chances:
-        height, width = (max(size // _BLOCKS, 2) for size in pixels.shape)
-        for y in range(0, pixels.shape[0] - height + 1, height):
-            for x in range(0, pixels.shape[1] - width + 1, width):
-                chances.append(_equal_neighbours(pixels[y : y + height, x : x + width], axis))
-        chances = [chance for chance in chances if chance < 0.98] or [1.0]
+    return _run_beyond_chance(chances or _chances_in_blocks(pixels, axis), pixels.size)
+
+
+def _chances_in_blocks(pixels: NDArray, axis: int) -> list[float]:
+    """Return how often neighbours are equal in parts of an image that are not constant."""
+    chances = []
+    height, width = (max(size // _BLOCKS, 2) for size in pixels.shape)
+    for y in range(0, pixels.shape[0] - height + 1, height):
+        for x in range(0, pixels.shape[1] - width + 1, width):
+            chances.append(_equal_neighbours(pixels[y : y + height, x : x + width], axis))
+    return [chance for chance in chances if chance < 0.98] or [1.0]
+
+
+def _run_beyond_chance(chances: list[float], n_pixels: int) -> float:
+    """Return the length of a run of equal pixels that cannot be chance."""
     # of values that two pixels share with chance p none is more frequent than the root of p
-    most_frequent = math.sqrt(float(np.percentile(chances, 90)))
+    most_frequent = math.sqrt(float(np.percentile(chances, 80)))
     if most_frequent >= 1.0:
         return math.inf
     if most_frequent == 0.0:
         return _SHORTEST
-    return max(_SHORTEST, math.log(_CHANCE / pixels.size) / math.log(most_frequent))
+    return max(_SHORTEST, math.log(_CHANCE / n_pixels) / math.log(most_frequent))
 
 
 def _equal_neighbours(pixels: NDArray, axis: int) -> float:

@@ -109,7 +109,10 @@ class PartlyDetrendedCcd:
         ]
         mask = np.zeros(raw.detector.shape, np.int32)
         for amplifier, counts in zip(raw.detector.amplifiers, amplifiers, strict=True):
-            if not np.isfinite(counts).any():
+            lost = ~np.isfinite(counts)
+            if lost.any():
+                counts[lost] = np.nan  # infinities too
+            if lost.all():
                 _cut(mask, amplifier.target)[:] = MaskPlane.BAD
         return cls(raw.detector, settings, raw.arrays, amplifiers, mask)
 

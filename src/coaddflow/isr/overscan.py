@@ -114,7 +114,7 @@ def overscan_level(
     pixels = array[y0:y1, x0:x1].astype(np.float64)
     if settings.overscan != "constant":
         pixels = pixels[first - y0 : last - y0]
-    pixels[pixels >= amplifier.saturation] = np.nan
+    pixels[~np.isfinite(pixels) | (pixels >= amplifier.saturation)] = np.nan
     n_rows = last - first
     if not _was_read(pixels):
         return OverscanLevel(np.zeros(n_rows, np.float32), 0.0, 0.0, np.zeros(n_rows, bool))

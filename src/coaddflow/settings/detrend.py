@@ -14,13 +14,14 @@ class DetrendSettings(Section):
     """Verify DATASUM and CHECKSUM where a raw file has them, and reject data that end in zero
     bytes, as in an incomplete copy."""
     overscan: Literal["rows", "polynomial", "constant", "none"] = "rows"
-    """Bias level from the overscan: smoothed clipped mean of each row (`rows`), polynomial along
-    the rows (`polynomial`), one level per amplifier (`constant`), or `none`."""
+    """Bias level from the overscan: clipped mean of each row, smoothed as far as it is smooth
+    (`rows`; jumps and scatter of rows are followed), polynomial along the rows (`polynomial`), one
+    level per amplifier (`constant`), or `none`."""
     overscan_skip: int = Field(2, ge=0)
     """Overscan columns next to the data that are ignored because of trailing charge; at most half
     of them."""
     overscan_smoothing: int = Field(9, ge=1)
-    """Rows over which the level of `rows` is averaged; 1: none."""
+    """Fewest rows over which the level of `rows` is averaged; 1: none."""
     overscan_order: int = Field(3, ge=0, le=15)
     """Order of `polynomial`."""
     pedestal: float = 0.0

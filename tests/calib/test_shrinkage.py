@@ -1,0 +1,77 @@
+"""Masters of few exposures: noise goes, and structure of the detector stays."""
+
+import numpy as np
+import pytest
+
+from coaddflow.calib.shrinkage import without_noise
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+
+SHAPE = (300, 260)
+NOISE, N = 4.0, 5
+Y, X = np.indices(SHAPE)
+
+
+def master(structure, seed=1):
+    frames = structure + np.random.default_rng(seed).normal(0.0, NOISE, (N, *SHAPE))
+    return MaskedImage(frames.mean(0), frames.var(0, ddof=1) / N, np.zeros(SHAPE))
+
+
+def pattern(kind):
+    rng = np.random.default_rng(3)
+    return {
+        "nothing": np.zeros(SHAPE),
+        "gradients": 5.0 * np.sin(X / 40.0) + 0.02 * Y,
+        "columns": np.broadcast_to(rng.normal(0.0, 3.0, SHAPE[1]), SHAPE),
+        "rows": np.broadcast_to(rng.normal(0.0, 3.0, SHAPE[0])[:, None], SHAPE),
+        "amplifiers": 20.0 * (X > 130) + 15.0 * (Y > 150),
+        "pixels": rng.normal(0.0, 2.0, SHAPE),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "gradients", "columns", "rows", "amplifiers"])
+def test_noise_of_the_mean_goes_and_structure_stays(kind):
+    truth = pattern(kind)
+    found = without_noise(master(truth), N)
+    error = found.image - truth
+    assert np.var(error) < 0.1 * NOISE**2 / N
+    assert np.mean(found.variance) == pytest.approx(np.var(error), rel=1.5)
+    # whole columns and rows are right as well
+    assert np.std(error.mean(axis=0)) < 0.4
+    assert np.std(error.mean(axis=1)) < 0.4
+
+
+def test_structure_of_single_pixels_is_weighed_against_the_noise():
+    """The best estimate of amplitude t in noise n has the variance t^2 n^2 / (t^2 + n^2)."""
+    truth = pattern("pixels")
+    found = without_noise(master(truth), N)
+    noise2 = NOISE**2 / N
+    best = 4.0 * noise2 / (4.0 + noise2)
+    assert np.var(found.image - truth) == pytest.approx(best, rel=0.05)
+    assert np.mean(found.variance) == pytest.approx(best, rel=0.1)
+
+
+def test_hot_pixels_and_pieces_of_columns_keep_their_values():
+    truth = np.zeros(SHAPE)
+    hot = np.random.default_rng(4).integers(0, SHAPE[0] * SHAPE[1], 200)
+    truth.flat[hot] = 50.0
+    truth[100:, 77] = 12.0
+    truth[40, 50:53] = 1e5
+    mean = master(truth)
+    found = without_noise(mean, N)
+    kept = truth > 20
+    np.testing.assert_allclose(found.image[kept], mean.image[kept], atol=1.5)
+    assert found.image[120:, 77].mean() == pytest.approx(12.0, abs=0.5)
+    assert np.median(found.variance[kept]) == pytest.approx(NOISE**2 / N, rel=0.3)
+    far = np.ones(SHAPE, bool)
+    far[:, 60:95] = far[30:50] = far[kept] = False
+    assert np.var(found.image[far]) < 0.15 * NOISE**2 / N
+
+
+def test_pixels_without_a_value_stay_and_change_no_others():
+    mean = master(pattern("columns"))
+    mean.image[:, 130:] = np.nan
+    mean.variance[:, 130:] = np.inf
+    mean.mask[:, 130:] = MaskPlane.NO_DATA
+    found = without_noise(mean, N)
+    assert np.isnan(found.image[:, 130:]).all()
+    assert np.var(found.image[:, :130] - pattern("columns")[:, :130]) < 0.12 * NOISE**2 / N
