@@ -128,8 +128,8 @@ def bin_sky(
     size, image = settings.bin_size, warp.masked_image
     x0, y0, x1, y1 = warp.box
     columns, rows = np.arange(x0 // size, -(-x1 // size)), np.arange(y0 // size, -(-y1 // size))
-    # on a slant, so that also a narrow overlap has some
-    chosen = (columns[None, :] + 3 * rows[:, None]) % thin == 0
+    # spread without a pattern, so that also a narrow overlap has some
+    chosen = ((columns[None, :] * 73856093) ^ (rows[:, None] * 19349663)) % thin == 0
     place = np.argwhere(chosen) + np.array([rows[0], columns[0]])
     planes = (image.image, image.variance, image.mask)
     bad = np.int32(planes_from_names(tuple(bad_planes)))
