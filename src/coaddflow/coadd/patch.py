@@ -224,6 +224,9 @@ def write_patch(
     )
     coadd = dataclasses.replace(coadd, inputs=with_rejected(coadd.inputs, work.rejected))
     _LOG.info("%d exposures used, %d CCDs left out", len(work.inputs), len(work.rejected))
+    for item in work.rejected:
+        ccd, reasons = item.overlap.ccd, "; ".join(item.reasons)
+        _LOG.info("left out: exposure %s CCD %d: %s", ccd.exposure, ccd.ccd, reasons)
     cards = provenance_header(settings.only(*SECTIONS).provenance(), [database, *work.manifests])
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")
