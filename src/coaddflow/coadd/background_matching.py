@@ -58,7 +58,7 @@ _STRUCTURE_ERROR = 0.05
 """Error of a cell relative to the scatter of its pixels about a plane beyond their noise: stars at
 its border under different seeing, zero-points."""
 
-_MAX_DIFFERENCES = 4_000_000
+_MAX_DIFFERENCES = 1_000_000
 """Differences that are solved for at a time; of larger overlaps a part of the cells is taken."""
 
 _FEWEST_OF_PAIR, _SEGMENTS = 16, 8
@@ -360,9 +360,9 @@ def _without_outliers(overlap: _Overlap, settings: BackgroundMatchingSettings) -
     for _ in range(_MAX_ROUNDS):
         noise = mad_sigma(left[kept], centre=0.0)
         good = np.abs(left) <= settings.sigma * noise if noise > 0 else kept
-        fit = np.linalg.lstsq(
-            terms[good] * root[good, None], overlap.difference[good] * root[good], rcond=1e-6
-        )[0]
+        weighted = terms[good].T * overlap.weight[good]
+        normal, right = weighted @ terms[good], weighted @ overlap.difference[good]
+        fit = np.linalg.pinv(normal, rcond=1e-9, hermitian=True) @ right
         left = (overlap.difference - terms @ fit) * root
         if np.array_equal(good, kept):
             break
