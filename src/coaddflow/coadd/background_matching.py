@@ -251,32 +251,34 @@ def match_backgrounds(
     _report_groups(exposures, overlaps)
     hold = np.array([sky.weight.sum(dtype=float) for sky in cells])
     kept = [_without_outliers(one, settings) for one in overlaps]
-    coefficients = _solve(kept, frames, hold)
-    before, after = (
-        _steps(overlaps, frames, c) for c in (np.zeros_like(coefficients), coefficients)
-    )
-    if overlaps and after >= before:
-        _LOG.warning(
-            "background matching is not applied: it would leave steps of %.3g nJy (rms) in the "
-            "%d overlaps, where there are %.3g without it",
-            after,
-            len(overlaps),
-            before,
-        )
-        coefficients = np.zeros_like(coefficients)
-    elif overlaps:
-        _LOG.info(
-            "skies of %d exposures matched; steps in their %d overlaps: rms %.3g nJy before, "
-            "%.3g nJy after",
-            len(exposures),
-            len(overlaps),
-            before,
-            after,
-        )
+    coefficients = _if_better(_solve(kept, frames, hold), overlaps, frames)
     return {
         exposure: SkyCorrection(tuple(map(float, c)), frame.centre, frame.size)
         for exposure, c, frame in zip(exposures, coefficients, frames, strict=True)
     }
+
+
+def _if_better(
+    coefficients: NDArray[np.float64], overlaps: Sequence["_Overlap"], frames: Sequence["_Frame"]
+) -> NDArray[np.float64]:
+    """Return a solution, or none if the steps between exposures would not become smaller by it."""
+    if not overlaps:
+        return coefficients
+    none = np.zeros_like(coefficients)
+    before, after = (_steps(overlaps, frames, one) for one in (none, coefficients))
+    if after < before:
+        _LOG.info(
+            "skies of %d exposures matched; steps in their %d overlaps: rms %.3g nJy before, "
+            "%.3g nJy after",
+            *(len(frames), len(overlaps), before, after),
+        )
+        return coefficients
+    _LOG.warning(
+        "background matching is not applied: it would leave steps of %.3g nJy (rms) in the %d "
+        "overlaps, where there are %.3g without it",
+        *(after, len(overlaps), before),
+    )
+    return none
 
 
 @dataclass(frozen=True)
