@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
-from coaddflow.tables.manifest import ccd_states
+from coaddflow.tables.manifest import calexp_remedy, ccd_states
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import files_by_job, files_by_label, job_names, promises_by_label
@@ -195,10 +195,8 @@ def _exposure_status(
         state, reason, message = rows.get(ccd, ("missing", "", ""))
         if state == "done" and f"{ccd}.fits" not in is_there:
             state, reason = "missing", "calexp_gone"
-            message = (
-                f"{folder / str(ccd)}.fits is not there any more: remove "
-                f"{results / 'summary' / exposure}.ecsv and run the workflow again"
-            )
+            remedy = calexp_remedy(exposure, ccd, results)
+            message = f"{folder / str(ccd)}.fits is not there any more: {remedy}"
         log = log_folder / f"{ccd}.log"
         step = ended.get(str(ccd))
         # Snakemake leaves empty logs of all steps of a job that failed: that of the job tells more
