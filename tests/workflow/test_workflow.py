@@ -316,9 +316,7 @@ def _overwrite_with_zeros(path, extensions):
             hdus[name].add_checksum()
 
 
-@pytest.mark.parametrize(
-    ("granularity", "harm"), [("fine", "truncated"), ("coarse", "removed"), ("coarse", "truncated")]
-)
+@pytest.mark.parametrize(("granularity", "harm"), [("fine", "truncated"), ("coarse", "removed")])
 def test_the_remedy_for_a_harmed_calexp_works(
     finished_survey, coarse_survey, plan, tmp_path, granularity, harm
 ):
