@@ -146,7 +146,7 @@ def test_the_record_of_defaults_notices_a_change():
     now["defaults"]["coadd"]["new.key"] = 1
     users = {name for name, stage in STAGES.items() if "warp" in stage.sections}
     assert stages_to_raise(recorded, now) == users >= {"warp", "coadd", "tract"}
-    now["versions"] |= dict.fromkeys(users, 2)
+    now["versions"] |= {name: now["versions"][name] + 1 for name in users}
     assert not stages_to_raise(recorded, now)
     now["defaults"]["skymap"]["patch_border"] = 50
     assert stages_to_raise(recorded, now) == {"tract_corners", "survey_corners", "picture"}
