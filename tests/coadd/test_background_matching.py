@@ -18,8 +18,8 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.coadd import BackgroundMatchingSettings
 from coaddflow.warp.files import Warp
 
-CONSTANT = BackgroundMatchingSettings(enabled=True)
-PLANE = BackgroundMatchingSettings(enabled=True, model="plane")
+CONSTANT = BackgroundMatchingSettings(enabled=True, bin_size=16)
+PLANE = BackgroundMatchingSettings(enabled=True, bin_size=16, model="plane")
 
 
 def true_sky(index):

@@ -269,6 +269,15 @@ def test_a_calexp_that_was_removed_is_missing_again(plan_of, tmp_path):
     status = survey_status(plan)
     (ccd,) = [ccd for ccd in status.exposures[0].ccds if ccd.state == "missing"]
     assert (ccd.ccd, ccd.reason) == (3, "calexp_gone") and status.exit_code == 3
+    # jobs of whole exposures leave no row: then the manifest is all that is to be removed
+    row = tmp_path / "results/calexp/a/3.json"
+    for remedy in (
+        "remove results/calexp/a/3.json and results/summary/a.ecsv and run the",
+        "remove results/summary/a.ecsv and run the",
+    ):
+        (ccd,) = [one for one in survey_status(plan).exposures[0].ccds if one.state == "missing"]
+        assert f": {remedy}" in ccd.message
+        row.unlink(missing_ok=True)
 
 
 def test_a_row_that_is_cut_off_counts_as_missing(plan_of, tmp_path):

@@ -58,7 +58,7 @@ _STRUCTURE_ERROR = 0.05
 """Error of a cell relative to the scatter of its pixels about a plane beyond their noise: stars at
 its border under different seeing, zero-points."""
 
-_MAX_DIFFERENCES = 4_000_000
+_MAX_DIFFERENCES = 1_000_000
 """Differences that are solved for at a time; of larger overlaps a part of the cells is taken."""
 
 _FEWEST_OF_PAIR, _SEGMENTS = 16, 8
@@ -128,8 +128,8 @@ def bin_sky(
     size, image = settings.bin_size, warp.masked_image
     x0, y0, x1, y1 = warp.box
     columns, rows = np.arange(x0 // size, -(-x1 // size)), np.arange(y0 // size, -(-y1 // size))
-    # on a slant, so that also a narrow overlap has some
-    chosen = (columns[None, :] + 3 * rows[:, None]) % thin == 0
+    # spread without a pattern, so that also a narrow overlap has some
+    chosen = ((columns[None, :] * 73856093) ^ (rows[:, None] * 19349663)) % thin == 0
     place = np.argwhere(chosen) + np.array([rows[0], columns[0]])
     planes = (image.image, image.variance, image.mask)
     bad = np.int32(planes_from_names(tuple(bad_planes)))
@@ -251,32 +251,34 @@ def match_backgrounds(
     _report_groups(exposures, overlaps)
     hold = np.array([sky.weight.sum(dtype=float) for sky in cells])
     kept = [_without_outliers(one, settings) for one in overlaps]
-    coefficients = _solve(kept, frames, hold)
-    before, after = (
-        _steps(overlaps, frames, c) for c in (np.zeros_like(coefficients), coefficients)
-    )
-    if overlaps and after >= before:
-        _LOG.warning(
-            "background matching is not applied: it would leave steps of %.3g nJy (rms) in the "
-            "%d overlaps, where there are %.3g without it",
-            after,
-            len(overlaps),
-            before,
-        )
-        coefficients = np.zeros_like(coefficients)
-    elif overlaps:
-        _LOG.info(
-            "skies of %d exposures matched; steps in their %d overlaps: rms %.3g nJy before, "
-            "%.3g nJy after",
-            len(exposures),
-            len(overlaps),
-            before,
-            after,
-        )
+    coefficients = _if_better(_solve(kept, frames, hold), overlaps, frames)
     return {
         exposure: SkyCorrection(tuple(map(float, c)), frame.centre, frame.size)
         for exposure, c, frame in zip(exposures, coefficients, frames, strict=True)
     }
+
+
+def _if_better(
+    coefficients: NDArray[np.float64], overlaps: Sequence["_Overlap"], frames: Sequence["_Frame"]
+) -> NDArray[np.float64]:
+    """Return a solution, or none if the steps between exposures would not become smaller by it."""
+    if not overlaps:
+        return coefficients
+    none = np.zeros_like(coefficients)
+    before, after = (_steps(overlaps, frames, one) for one in (none, coefficients))
+    if after < before:
+        _LOG.info(
+            "skies of %d exposures matched; steps in their %d overlaps: rms %.3g nJy before, "
+            "%.3g nJy after",
+            *(len(frames), len(overlaps), before, after),
+        )
+        return coefficients
+    _LOG.warning(
+        "background matching is not applied: it would leave steps of %.3g nJy (rms) in the %d "
+        "overlaps, where there are %.3g without it",
+        *(after, len(overlaps), before),
+    )
+    return none
 
 
 @dataclass(frozen=True)
@@ -360,9 +362,9 @@ def _without_outliers(overlap: _Overlap, settings: BackgroundMatchingSettings) -
     for _ in range(_MAX_ROUNDS):
         noise = mad_sigma(left[kept], centre=0.0)
         good = np.abs(left) <= settings.sigma * noise if noise > 0 else kept
-        fit = np.linalg.lstsq(
-            terms[good] * root[good, None], overlap.difference[good] * root[good], rcond=1e-6
-        )[0]
+        weighted = terms[good].T * overlap.weight[good]
+        normal, right = weighted @ terms[good], weighted @ overlap.difference[good]
+        fit = np.linalg.pinv(normal, rcond=1e-9, hermitian=True) @ right
         left = (overlap.difference - terms @ fit) * root
         if np.array_equal(good, kept):
             break

@@ -13,8 +13,8 @@ so the result depends neither on the size of the blocks nor on the number of thr
 
 References
 ----------
-.. [1] King 1983, PASP 95, 163 (noise-equivalent area); Annis et al. 2014, ApJ 794, 120, section 3
-   (weights with the square of the seeing, for stripe 82).
+.. [1] King 1983, PASP 95, 163 (noise-equivalent area); Annis et al. 2014, ApJ 794, 120 (weights
+   with the inverse square of the seeing, for the coadds of stripe 82).
 """
 
 from collections.abc import Sequence

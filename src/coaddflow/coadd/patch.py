@@ -232,6 +232,9 @@ def write_patch(
         "%d exposures used, %d CCDs left out, %d failed",
         *(len(work.inputs), len(work.rejected), len(work.failed)),
     )
+    for item in work.rejected:
+        ccd, reasons = item.overlap.ccd, "; ".join(item.reasons)
+        _LOG.info("left out: exposure %s CCD %d: %s", ccd.exposure, ccd.ccd, reasons)
     cards = provenance_header(settings.only(*SECTIONS).provenance(), [database, *work.manifests])
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")

@@ -25,7 +25,7 @@ from coaddflow.image.masked_image import MaskPlane, reading
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.runtime.resources import PICTURE_SIDE
 from coaddflow.skymap.tract import Tract
-from coaddflow.tables.coadds import coadd_files
+from coaddflow.tables.coadds import coadd_files, coadd_remedy
 from coaddflow.warp.files import part_box
 
 _SOFTENING = 8.0
@@ -240,7 +240,7 @@ def _crop(channels: list[NDArray], saturated: NDArray[np.bool_]) -> list[NDArray
 
 def _has_data(path: str | Path) -> bool:
     """Return whether any exposure went into a coadd."""
-    with reading(path, "coadd"):
+    with reading(path, "coadd", coadd_remedy(path)):
         return fits.getheader(path, 0).get("NEXP", 1) > 0
 
 
@@ -268,7 +268,7 @@ def _bin_band(
 
 def _read_inner(path: str | Path, inner: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Read the inner box of a patch's coadd, and where it is saturated."""
-    with reading(path, "coadd"), fits.open(path, memmap=False) as hdus:
+    with reading(path, "coadd", coadd_remedy(path)), fits.open(path, memmap=False) as hdus:
         hdu = hdus["IMAGE"]
         part = part_of(part_box(hdu.header, hdu.shape), inner)
         image = np.asarray(hdu.section[part], np.float32)

@@ -17,7 +17,7 @@ from coaddflow.image.masked_image import (
     write_fits,
 )
 from coaddflow.skymap.tract import Tract
-from coaddflow.tables.coadds import coadd_table_path
+from coaddflow.tables.coadds import coadd_remedy
 from coaddflow.warp.files import part_box, part_header
 
 
@@ -66,7 +66,7 @@ def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
     InputError
         If the file is missing, damaged or no coadd.
     """
-    remedy = f"remove it and, if it exists, {coadd_table_path(path)}, and run the workflow again"
+    remedy = coadd_remedy(path)
     masked_image, header = read_masked_image(path, remedy)
     masked_image.variance[np.isnan(masked_image.variance)] = np.inf
     with reading(path, "coadd", remedy), fits.open(path, memmap=False) as hdus:

@@ -45,12 +45,11 @@ class BackgroundMatchingSettings(Section):
     """Match the skies."""
     model: Literal["constant", "plane"] = "constant"
     """Correction of an exposure: a constant or a plane."""
-    bin_size: int = Field(16, ge=4, le=256)
+    bin_size: int = Field(8, ge=4, le=256)
     """Side of the cells in which the skies are compared, tract pixels. Two exposures are compared
     in the cells that both cover whole; overlaps narrower than this have none."""
     min_fraction: float = Field(0.5, gt=0.0, le=1.0)
-    """Smallest fraction of a cell that must be usable sky. Cells on extended sources, which are
-    mostly detected, are used with a larger error."""
+    """Smallest fraction of the pixels of a cell that must be usable (none of `bad_planes`)."""
     sigma: float = Field(4.0, gt=0.0)
     """Cells that deviate from the constant or plane of their overlap by more than this many
     standard deviations are rejected."""

@@ -36,6 +36,13 @@ def coadd_table_path(coadd: str | Path) -> Path:
     return folder.with_name(f"{folder.name}.ecsv")
 
 
+def coadd_remedy(coadd: str | Path) -> str:
+    """Return what makes a coadd again that is damaged: the job of a tract promises the list."""
+    table = coadd_table_path(coadd)
+    removed = f"it and {table}" if table.exists() else "it"
+    return f"remove {removed} and run the workflow again"
+
+
 def write_coadd_table(path: str | Path, rows: Iterable[CoaddRow], band: str, tract: int) -> None:
     """Write the list, in the order of the rows."""
     ecsv.write_records(path, CoaddRow, rows, {"band": band, "tract": tract})

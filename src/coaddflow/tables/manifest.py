@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from coaddflow.errors import OF_EXPOSURE, InputError
 from coaddflow.files import atomic_path
-from coaddflow.tables import ecsv
+from coaddflow.tables import ecsv, paths
 
 FOOTPRINT_POINTS_PER_EDGE = 8
 
@@ -133,6 +133,21 @@ def read_manifest(path: str | Path) -> list[CcdRow]:
         return [CcdRow.model_validate(_values(cells)) for cells in ecsv.read_rows(path)]
     except (OSError, ValueError, RecursionError) as error:
         raise ecsv.damaged(path, "a manifest of coaddflow", error) from error
+
+
+def calexp_remedy(exposure: str, ccd: int, results: str | Path = paths.RESULTS) -> str:
+    """Return what makes a calexp again that is damaged or gone.
+
+    Its own removal does not: the workflow knows rows and manifests. A job for each CCD promises the
+    row, a job for each exposure the manifest.
+    """
+    names = {"exposure": exposure, "ccd": ccd}
+    row, manifest = (
+        Path(results) / Path(template.format(**names)).relative_to(paths.RESULTS)
+        for template in (paths.ROW, paths.MANIFEST)
+    )
+    removed = f"{row} and {manifest}" if row.exists() else f"{manifest}"
+    return f"remove {removed} and run the workflow again"
 
 
 class CcdState(NamedTuple):

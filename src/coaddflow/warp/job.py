@@ -11,8 +11,8 @@ from coaddflow.image.masked_image import flux_scale, read_masked_image
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
-from coaddflow.tables.manifest import CcdRow, read_manifest
-from coaddflow.tables.paths import COADD, MANIFEST, RESULTS, ROW
+from coaddflow.tables.manifest import CcdRow, calexp_remedy, read_manifest
+from coaddflow.tables.paths import COADD, RESULTS
 from coaddflow.warp.ccds import CcdImage, warp_patches
 from coaddflow.warp.files import write_warps
 
@@ -84,22 +84,10 @@ def read_ccd(row: CcdRow, verify: bool = False) -> CcdImage:
     If asked, DATASUM and CHECKSUM are verified first.
     """
     _LOG.info("read %s", row.path)
-    remedy = _redo(row)
+    remedy = calexp_remedy(row.exposure, row.ccd)
     if not Path(row.path).exists():
         raise InputError("the calexp no longer exists", path=row.path, remedy=remedy)
     masked_image, header = read_masked_image(row.path, remedy, verify)
     if row.zero_point is None:
         raise InputError("the calexp has no zero-point", path=row.path, remedy=remedy)
     return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))
-
-
-def _redo(row: CcdRow) -> str:
-    """Return what makes a calexp again.
-
-    Its own removal does not: the workflow knows rows and manifests. A job for each CCD promises the
-    row, a job for each exposure the manifest.
-    """
-    names = {"exposure": row.exposure, "ccd": row.ccd}
-    manifest = MANIFEST.format(**names)
-    paths = [ROW.format(**names), manifest] if Path(ROW.format(**names)).exists() else [manifest]
-    return f"remove {' and '.join(paths)} and run the workflow again"
