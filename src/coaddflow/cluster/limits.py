@@ -8,6 +8,7 @@ import re
 import subprocess
 from typing import NamedTuple
 
+from coaddflow.cluster.pbs.limits import NO_LIMIT, largest
 from coaddflow.cluster.slurm import output_of
 
 
@@ -66,6 +67,20 @@ def slurm_limits(partition: str = "") -> Limits:
     times = [minutes_of(row.get("MaxTime", "")) for row in chosen]
     longest = None if None in times else max(filter(None, times), default=None)
     return Limits(tuple(sorted(nodes)), longest, f"partition {','.join(sorted(names))}")
+
+
+@functools.lru_cache(maxsize=64)
+def pbs_limits(queue: str = "") -> Limits:
+    """Return the limits of a queue of PBS.
+
+    Parameters
+    ----------
+    queue : str
+        Its name; empty: the default one.
+    """
+    most = largest(queue)
+    known = all(memory < NO_LIMIT for memory, _ in most.nodes)
+    return Limits(most.nodes if known else (), most.runtime, most.where)
 
 
 def minutes_of(text: str) -> int | None:
