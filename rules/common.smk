@@ -149,11 +149,8 @@ def memory(name):
 
     def mem_mb(wildcards, threads):
         job = needs_of(name, threads, *wildcards.items())
-        if scatters_over_tasks() and job.workers:
-            return (job.workers + 1) * job.task_memory
         cores = workflow.resource_settings.cores
-        # in a job of a cluster there is Snakemake too
-        return job.memory + (job.snakemake_share(cores) if ON_CLUSTER else 0)
+        return job.asked(cores, scatters_over_tasks(), ON_CLUSTER)
 
     return mem_mb
 
@@ -217,6 +214,7 @@ PROGRESS = progress.Progress(progress.to_user)
 def report_start():
     """Say what the run is about, and what a user may not expect."""
     exit_on_input_error(cluster.begin, workflow)
+    snakemake_patches.keep_to_cores_of_this_machine(workflow)
     exit_on_input_error(RETRIES.check_first_requests, workflow)
     snakemake_patches.lift_default_rate_limit(workflow)
     progress.follow(PROGRESS, workflow, cost.typical_seconds(PLAN))

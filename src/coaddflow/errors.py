@@ -94,6 +94,29 @@ class InputError(CoaddflowError):
         return f"{where}{self.cause}{remedy}"
 
 
+class TooLittleMemory(InputError):  # noqa: N818 - of a job, which is tried again with more
+    """A job has less memory than is of any use; another attempt asks for what it needs.
+
+    Parameters
+    ----------
+    what : str
+        What needs it.
+    needed_mb : int
+        Memory that the job needs, MB.
+    memory_mb : float
+        Memory that it has, MB.
+    remedy : str
+        What the user can do about it.
+    """
+
+    lasting = False
+
+    def __init__(self, what: str, needed_mb: int, memory_mb: float, remedy: str):
+        super().__init__(
+            f"{what} need {needed_mb} MB, and the job has {memory_mb:.0f} MB", remedy=remedy
+        )
+
+
 class CcdFailure(CoaddflowError):  # noqa: N818 - a result that travels as an exception
     """One CCD cannot be processed; the rest of its exposure can.
 

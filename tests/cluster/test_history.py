@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from coaddflow.cluster.history import latest_jobs
+from coaddflow.cluster.history import (
+    end_of_pbs_job,
+    end_of_slurm_job,
+    latest_jobs,
+    will_be_refused,
+)
 from coaddflow.cluster.pbs.outcome import DELETED, GONE, LIKELY, NO_CODE
 from coaddflow.workflow.report import failure_text
 from coaddflow.workflow.stages import job_names
@@ -231,3 +236,74 @@ def test_without_accounting_a_job_whose_log_was_removed_has_not_failed(survey, m
     monkeypatch.chdir(survey.folder)
     text = failure_text("logs", 0.0)
     assert "exposure_1001" in text and "tract_0" not in text
+
+
+FAILED_STEP = "Command '...' returned non-zero exit status 137.\n"
+CANCELLED = "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-11-27T01:39:16 ***\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "log", "outcome"),
+    [
+        ("OUT_OF_MEMORY", "", "out of memory"),
+        ("TIMEOUT", CANCELLED, "time limit"),
+        ("NODE_FAIL", "", "node failed"),
+        ("FAILED", "some traceback\n", "failed"),
+        # the kernel has killed a step; Slurm has seen that the job failed
+        ("FAILED", FAILED_STEP, "out of memory"),
+        ("FAILED", "RuleException: died with <Signals.SIGKILL: 9>.\n", "out of memory"),
+        ("FAILED", "slurmstepd: error: Job 5 exceeded memory limit\n", "out of memory"),
+        ("FAILED", "srun: error: n1: task 0: Killed\n", "out of memory"),
+        # scancel kills, too
+        ("CANCELLED", "srun: error: n1: task 0: Killed\n" + CANCELLED, "cancelled"),
+        ("CANCELLED", FAILED_STEP, "cancelled"),
+        ("CANCELLED", "slurmstepd: error: Detected 1 oom-kill event(s)\n", "out of memory"),
+        (
+            "FAILED",
+            "srun: error: Unable to confirm allocation for job 5: Unable to contact slurm "
+            "controller (connect failure)\n",
+            "controller away",
+        ),
+    ],
+)
+def test_the_end_of_a_job_of_slurm_says_what_was_short(tmp_path, state, log, outcome):
+    (tmp_path / "5.log").write_text(log)
+    message = f"SLURM-job '5' failed, SLURM status is: '{state}'. Detailed failure reason ..."
+    found, words = end_of_slurm_job("5", message, tmp_path / "5.log")
+    assert (found, words.startswith(state)) == (outcome, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ("sbatch: error: Memory specification can not be satisfied", True),
+        ("sbatch: error: Batch job submission failed: Requested time limit is invalid", True),
+        ("sbatch: error: invalid partition specified: fast", True),
+        ("sbatch: error: Batch job submission failed: Unspecified error", False),
+    ],
+)
+def test_a_refused_submission_keeps_the_words_of_sbatch(said, again):
+    message = f"SLURM sbatch failed. The error message was '{said}'.\n    sbatch call:\n  sbatch"
+    assert end_of_slurm_job("", message, "") == ("refused", said)
+    assert will_be_refused(said) is again
+
+
+@pytest.mark.parametrize(
+    ("row", "end"),
+    [
+        ("7.pbs\ttract_0\tfailed\ttract_0: mem 9 exceeded limit 5 (log: x)", "out of memory"),
+        ("7.pbs\ttract_0\tfailed\ttract_0: exit code 137 (log: x)", "out of memory"),
+        ("7.pbs\ttract_0\tfailed\ttract_0: exceeded resource walltime", "time limit"),
+        ("7.pbs\ttract_0\tfailed\ttract_0: exit code 1 (log: x)", "failed"),
+    ],
+)
+def test_the_records_of_pbs_say_what_was_short(tmp_path, row, end):
+    folder = tmp_path / ".snakemake/coaddflow/pbs"
+    folder.mkdir(parents=True)
+    (folder / "ended.tsv").write_text(
+        f"2026-11-27T02:00:00\t{row}\n2026-11-27T02:10:00\t\ttract_1\trefused\tmem: too much\n"
+    )
+    assert end_of_pbs_job("7.pbs", "tract_0", tmp_path)[0] == end
+    assert end_of_pbs_job("8.pbs", "tract_0", tmp_path) == ("unknown", "")
+    assert end_of_pbs_job("", "tract_1", tmp_path) == ("refused", "mem: too much")
+    assert end_of_pbs_job("", "tract_2", tmp_path) == ("refused", "")

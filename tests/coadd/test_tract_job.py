@@ -206,7 +206,7 @@ def test_with_little_memory_warps_wait_on_disk_and_few_items_are_processed_at_a_
     assert room[0] == room[1] == 0.0 < room[2], "MB of memory"
     one = resources.warped_ccd_memory(SHAPE[0] * SHAPE[1])
     assert limits[0] < one < limits[1] < 2 * one
-    assert 2 * one < limits[2] == 20_000 - resources.INTERPRETER_MB - 10_000
+    assert 2 * one < limits[2] == 20_000 - resources.MASTER_MB - 10_000
 
 
 def test_every_calexp_is_opened_once(survey, tmp_path):

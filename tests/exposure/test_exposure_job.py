@@ -18,7 +18,7 @@ from survey_run import SETTINGS
 
 from coaddflow.calexp.job import make_calexp
 from coaddflow.calexp.product import read_calexp
-from coaddflow.errors import InputError, is_lasting
+from coaddflow.errors import InputError, TooLittleMemory, is_lasting
 from coaddflow.exposure import job as exposure_job
 from coaddflow.exposure import solution
 from coaddflow.exposure.job import make_exposure
@@ -355,8 +355,12 @@ def test_an_exposure_without_any_file_has_a_reason_for_each_ccd(raw_survey, work
 
 
 def test_with_too_little_memory_for_what_waits_the_job_says_so(raw_survey):
-    with pytest.raises(InputError, match="that wait for its solution need 9 MB"):
-        make_exposure(whole_spec(raw_survey), workers=2, memory_mb=resources.INTERPRETER_MB)
+    with pytest.raises(TooLittleMemory) as raised:
+        make_exposure(whole_spec(raw_survey), workers=2, memory_mb=resources.MASTER_MB)
+    # 9 MB wait, and one CCD is in work
+    least = resources.MASTER_MB + 9 + resources.ccd_memory(320 * 320)
+    assert f"need {least} MB, and the job has 150 MB" in str(raised.value)
+    assert not is_lasting(raised.value), "the next attempt asks for more"
 
 
 def test_trouble_of_the_machine_is_worth_another_attempt(raw_survey, working_folder, monkeypatch):

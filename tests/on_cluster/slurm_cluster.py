@@ -64,6 +64,7 @@ AccountingStoreFlags=job_comment
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
 CPUs={cpus} RealMemory={memory}
 PartitionName=main Nodes=n[1-{nodes}] Default=YES MaxTime=1-00:00:00 DefaultTime=01:00:00 State=UP
+PartitionName=short Nodes=n[1-{nodes}] MaxTime=00:30:00 DefaultTime=00:10:00 State=UP
 """
 
 SLURMDBD_CONF = """\
@@ -103,7 +104,7 @@ class SlurmCluster:
     nodes, cpus : int
         Nodes, and CPUs of each; they need not exist.
     memory : int
-        Memory of a node, MB; it need not exist.
+        Memory of a node, MB; it need not exist. Few, so that a retry can ask for too much.
     node_timeout : int
         Seconds after which a silent node is down.
     """
@@ -111,7 +112,7 @@ class SlurmCluster:
     folder: Path
     nodes: int = 2
     cpus: int = 4
-    memory: int = 48000
+    memory: int = 6000
     node_timeout: int = 12
 
     def __post_init__(self):

@@ -295,10 +295,10 @@ class Survey:
             if path.is_file()
         }
 
-    def status(self):
+    def status(self, *arguments):
         """Return exit code and text of `coaddflow status`."""
         done = subprocess.run(
-            [program("coaddflow"), "status"],
+            [program("coaddflow"), "status", *arguments],
             cwd=self.folder,
             env=self.cluster.env,
             capture_output=True,

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -185,11 +186,83 @@ def test_out_of_memory_is_reported_and_retried_with_more(one, undisturbed, clust
     memory = ("--set-resources", "calexp:mem_mb=60*attempt**4")
     run = one.run_exposures("--retries", "0", *memory)
     one.check_failed(run, "probably ran out of memory", "calexp:mem_mb=")
-    one.run_exposures("--retries", "1", *memory).check()
+    one.run_exposures(*memory).check()
     ended = states(cluster, run)
     assert ended["COMPLETED"] == 1
-    assert ended["FAILED"] + ended["OUT_OF_MEMORY"] == 2
+    assert ended["FAILED"] + ended["OUT_OF_MEMORY"] == 1, "the second run has learnt from the first"
     check_as_undisturbed(one, undisturbed)
+
+
+def requests(cluster, run, name):
+    """Return memory (MB) and time limit (minutes) of the submissions of a job, in order."""
+    ids = [row["JobIDRaw"] for found, row in submissions(cluster, run) if found == name]
+    text = cluster.slurm(
+        *("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "--format", "ReqMem,TimelimitRaw")
+    )
+    rows = [line.split("|") for line in text.splitlines()]
+    return [(int(float(memory.rstrip("Mn"))), int(minutes)) for memory, minutes in rows]
+
+
+def test_a_tract_that_is_killed_for_its_memory_asks_for_no_more_than_a_node_has(
+    copy_of_survey, cluster
+):
+    survey = copy_of_survey(to_do=())
+    for folder in ("coadd", "warp", "corners"):
+        shutil.rmtree(survey.folder / "results" / folder)
+    survey.configure(**coarse_granularity())
+    arguments = ("--set-resources", "tract:mem_mb=4000", "--rerun-triggers", "mtime")
+    run = survey.start("results/coadd/r/0.ecsv", *arguments)
+    survey.wait_for_file("logs/tract/r/0.log")
+    job_id, node = survey.wait_for_job()
+    # as the kernel does, which takes the largest process
+    for pid in cluster.processes_of(node):
+        if ".snakemake/scripts/" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+    run.check()
+    memory = [asked for asked, _ in requests(cluster, run, "tract_0")]
+    assert memory == [4000, cluster.memory], run.text()
+    words = f"Slurm job {job_id} (4000 MB"
+    assert re.search(rf"tract_0: {re.escape(words)}.*out of memory.*asks for 6000 MB", run.text())
+    assert words in survey.status("--all")[1]
+
+
+def test_cancelled_by_hand_asks_for_the_same(one, undisturbed, cluster):
+    run = one.run_exposures()
+    job_id, _ = one.wait_for_job()
+    cluster.slurm("scancel", job_id)
+    run.check()
+    first, second = requests(cluster, run, "exposure_1001")
+    assert first == second
+    assert f"Slurm job {job_id}" in run.text() and "asks for the same" in run.text()
+    check_as_undisturbed(one, undisturbed)
+
+
+def test_what_no_node_has_is_refused_at_planning(one, cluster):
+    run = one.run_exposures("--set-resources", "calexp:mem_mb=7000")
+    assert run.wait() == 1
+    (line,) = [line for line in run.text().splitlines() if "error" in line]
+    assert "exposure_1001 (calexp) asks for 7000 MB" in line, line
+    assert "the largest node of partition main has 6000 MB" in line
+    assert submissions(cluster, run) == []
+
+
+def test_a_partition_of_half_an_hour_gets_jobs_of_half_an_hour(one, undisturbed, cluster):
+    partition = ("--default-resources", "slurm_partition='short'", "mem_mb=1000", "runtime=30")
+    run = one.run_exposures(*partition, "--set-resources", "calexp:runtime=40")
+    run.check()
+    assert [minutes for _, minutes in requests(cluster, run, "exposure_1001")] == [30]
+    check_as_undisturbed(one, undisturbed)
+
+
+def test_a_submission_that_is_refused_ends_that_job_only(survey, cluster, tmp_path):
+    words = (
+        "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+    )
+    survey.fail_once("sbatch", words, tmp_path)
+    run = survey.run_exposures()
+    survey.check_failed(run, "refused", words)
+    assert run.text().count("no further attempt") == 1
+    assert states(cluster, run) == {"COMPLETED": 1}
 
 
 def test_time_limit_is_reported_and_retried(one, undisturbed, cluster):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from coaddflow.runtime import resources
-from coaddflow.workflow.cost import asked_memory, forecast, widths
+from coaddflow.workflow.cost import asked_memory, forecast, steps, widths
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 from coaddflow.workflow.needs import SNAKEMAKE_MB
 
@@ -19,14 +19,13 @@ def plan():
     frames = {"bias": 5, "dark": 5, "flat": 5, "defects": 0}
     return SimpleNamespace(
         exposures=["a", "b", "c"],
-        science={"a": 1, "b": 1, "c": 1},
+        science=dict.fromkeys("abc", SimpleNamespace(rotation=0.0)),
         images={},
         ccds={ccd: SimpleNamespace(size=(1000, 1000)) for ccd in range(4)},
         bands=["r"],
         tracts=[7],
         settings=SimpleNamespace(
             calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
-            skymap=SimpleNamespace(patch_inner_size=900, patch_border=50),
             coadd=SimpleNamespace(
                 memory_mb=100,
                 spool_mb=50,
@@ -44,6 +43,9 @@ def plan():
         exposures_of_tract=lambda tract, band=None: ["a", "b", "c"],
         exposures_of_patch=lambda band, tract, patch: ["a", "b"],
         patches_of=lambda band, tract: ["0_0", "1_0"],
+        sky_tract=lambda tract: SimpleNamespace(
+            patch_inner_size=(900, 900), patch_border=50, n_patches=(3, 3), width=2700, height=2700
+        ),
     )
 
 
@@ -126,6 +128,36 @@ def test_background_matching_needs_memory(plan):
     assert asked_memory(plan, 4)["tract"] == forecast(plan, 4)[2].memory - SNAKEMAKE_MB
 
 
+def test_a_small_tract_of_many_exposures_asks_for_little(plan):
+    """A tract of 935 x 579 pixels with 141 exposures: 13 GB and 2 hours were asked for once."""
+    plan.settings.parallel.coadd = "tract"
+    plan.settings.coadd.memory_mb, plan.settings.coadd.spool_mb = 512, 4096
+    names = [f"e{number}" for number in range(141)]
+    plan.exposures = names
+    plan.science = dict.fromkeys(names, SimpleNamespace(rotation=0.0))
+    plan.overlaps = {name: {7: ["0_0"]} for name in names}
+    plan.ccds, plan.ccds_of = {0: SimpleNamespace(size=(650, 500))}, lambda exposure: [0]
+    plan.exposures_of_tract = lambda tract, band=None: names
+    plan.exposures_of_patch = lambda band, tract, patch: names
+    plan.patches_of = lambda band, tract: ["0_0"]
+    plan.sky_tract = lambda tract: SimpleNamespace(
+        patch_inner_size=(935, 579), patch_border=100, n_patches=(1, 1), width=935, height=579
+    )
+    (step,) = [step for rule, step in steps(plan, 4) if rule == "tract"]
+    held = resources.spool_memory([650 * 500] * 141, 935 * 579, 4096)
+    coadd = resources.coadd_memory(935 * 579, 141, 512)
+    idle = resources.MASTER_MB + 3 * resources.KERNELS_MB
+    assert step.memory == idle + coadd + held < 2700
+    assert (step.runtime, step.seconds) == (5, pytest.approx(9.2, abs=0.1))
+
+
+def test_memory_of_tasks_on_several_nodes_is_that_of_all(plan):
+    plan.settings.parallel.coadd, plan.settings.parallel.backend = "tract", "mpi"
+    (step,) = [step for rule, step in steps(plan, 4) if rule == "tract"]
+    assert asked_memory(plan, 4)["tract"] == (step.workers + 1) * step.task_memory
+    assert forecast(plan, 4)[2].memory >= (step.workers + 1) * step.task_memory > step.memory
+
+
 def test_no_more_steps_share_a_job_than_it_has(plan):
     assert widths(plan) == {"calexp": 4, "warp": 3, "coadd": 2}
 
@@ -179,8 +211,9 @@ def test_benchmarks_are_summed_by_rule(tmp_path):
     assert core_hours_of("survey", steps.values()) is None
     words = suggestion(steps.values(), cores=8, side_by_side={"calexp": 3})
     # 500 MiB and 30 % of room, and the Snakemakes of the job, which its 3 CCDs share
-    assert "calexp:mem_mb=782*attempt" in words
-    assert "calexp:runtime=8*attempt" in words
+    assert "calexp:mem_mb=782" in words
+    # twice the longest
+    assert "calexp:runtime=4" in words
     assert disk_used(tmp_path) > 0
 
 

@@ -97,3 +97,54 @@ def test_a_process_killed_while_the_kernel_had_memory_asks_for_the_same(ended):
         pytest.skip("this kernel does not count what it kills, or has killed something just now")
     assert (first.outcome, last.outcome) == ("killed", "killed")
     assert asked(folder, "killed") == [(100, 10)] * 4
+
+
+def test_another_run_begins_where_the_last_ended(ended):
+    folder, _ = ended
+    run(folder, "memory.done", "--resources", "mem_mb=450", "--retries", "0")
+    assert asked(folder, "memory")[4:] == [(450, 10)], "five times as much, but not more than that"
+
+
+def test_a_request_by_hand_begins_anew_and_grows_as_well(tmp_path):
+    by_hand = ("--set-resources", "made:mem_mb=70")
+    run(tmp_path, "memory.done", *by_hand, "--resources", "mem_mb=180")
+    # 280 would be more than there is; once that has failed there is nothing more to give
+    assert [memory for memory, _ in asked(tmp_path, "memory")] == [70, 140, 180]
+    run(tmp_path, "memory.done", "--set-resources", "made:mem_mb=60*attempt**2")
+    assert [memory for memory, _ in asked(tmp_path, "memory")][3:] == [60, 240, 540, 960]
+
+
+TIMES = """
+import time
+from coaddflow.workflow import snakemake_patches
+
+snakemake_patches.replace_internals(time.time() - 1, True)
+
+onstart:
+    if config.get("patched"):
+        snakemake_patches.keep_to_cores_of_this_machine(workflow)
+
+rule all:
+    input: "0.txt", "1.txt"
+
+rule made:
+    output: "{n}.txt"
+    threads: 2
+    shell: "date +%s.%N >{output}; sleep 0.8; date +%s.%N >>{output}"
+"""
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
+def test_jobs_beside_a_profile_with_cores_start_more_than_there_are_cores_unless_limited(
+    tmp_path, patched
+):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("cores: 2\n")
+    arguments = ["--profile", "mine", "-j", "2"] + (["--config", "patched=1"] if patched else [])
+    (tmp_path / "Snakefile").write_text(TIMES)
+    command = [sys.executable, "-m", "snakemake", "--quiet", "all", *arguments]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment())
+    (_, end), (start, _) = sorted(
+        list(map(float, (tmp_path / f"{n}.txt").read_text().split())) for n in range(2)
+    )
+    assert (end <= start) is patched

@@ -13,6 +13,7 @@ import pytest
 import snakemake.api  # noqa: F401 - first: its modules import each other
 from snakemake.dag import DAG
 from snakemake.jobs import GroupJob, Job
+from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
 from survey_run import environment
 
 from coaddflow.runtime.log import FAILED, FOR_GOOD
@@ -134,16 +135,57 @@ def test_failures_for_good_are_repeated_unless_the_log_is_asked(tmp_path, patche
     assert isinstance(GroupJob.restart_times, property)
 
 
-def test_why_a_group_fails_is_dropped_unless_it_is_printed(caplog, capsys, monkeypatch):
+TAKEN_AWAY = """
+from coaddflow.workflow import snakemake_patches
+
+if config.get("patched"):
+    snakemake_patches.end_when_asked_to()
+
+rule taken_away:
+    output: "product.txt"
+    shell: "true"
+"""
+"""A job that ends well, and whose product somebody has removed."""
+
+
+def test_sigterm_is_lost_while_a_product_is_waited_for_unless_another_thread_takes_it(
+    tmp_path, patched
+):
+    (tmp_path / "Snakefile").write_text(TAKEN_AWAY)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--latency-wait", "2"]
+    command += ["--config", "patched=1"] if patched else []
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        said = next(line for line in process.stderr if "missing files" in line)
+        process.terminate()
+        try:
+            code = process.wait(4)
+        except subprocess.TimeoutExpired:
+            code = None
+            process.terminate()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.kill()
+    assert said.startswith("Waiting at most 2 seconds")
+    assert code == (1 if patched else None), "without the replacement it hangs for ever"
+
+
+def test_why_a_group_fails_is_dropped_unless_it_is_recorded(caplog, monkeypatch, tmp_path):
     group = SimpleNamespace(groupid="g", name="exposure_1001", jobs=[])
-    monkeypatch.setattr(GroupJob, "log_error", GroupJob.log_error)  # put back afterwards
     caplog.set_level(logging.ERROR, "snakemake.logging")
     GroupJob.log_error(group, msg="sbatch: error: no such partition")
     (record,) = caplog.records
     assert "partition" not in str(vars(record))
-    snakemake_patches.show_why_groups_fail()
-    GroupJob.log_error(group, msg="sbatch: error: no such partition")
-    assert "coaddflow: exposure_1001: sbatch: error: no such partition" in capsys.readouterr().err
+
+    told = []
+    retries = SimpleNamespace(failed=lambda *arguments: told.append(arguments))
+    monkeypatch.setattr(AbstractExecutor, "report_job_error", lambda *_, **__: None)
+    snakemake_patches.record_attempts(retries)
+    executor = SimpleNamespace(
+        workflow=SimpleNamespace(executor_plugin=SimpleNamespace(name="slurm"))
+    )
+    info = SimpleNamespace(job=group, external_jobid="12", aux={"slurm_logfile": "12.log"})
+    AbstractExecutor.report_job_error(executor, info, msg="SLURM status is: 'FAILED'")
+    assert told == [(group, "slurm", "12", "SLURM status is: 'FAILED'", "12.log")]
 
 
 def test_the_default_limit_on_jobs_a_second_adds_looks_unless_it_is_lifted(patched, counts):

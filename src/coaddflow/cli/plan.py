@@ -77,8 +77,8 @@ def report(costs: list, steps: list, used: float | None, next_time: list[str]) -
             f"{cost.disk:8.1f} GB"
         )
     lines.append(
-        "Memory and time limit are of the first attempt; the second asks for twice, the third for "
-        "three times\nas much. The partition must allow it, or the job waits for ever."
+        "Memory and time limit are of the first attempt; later ones ask for more of what was "
+        "short, but not\nfor more than a node has or the partition allows."
     )
     if steps:
         lines += [

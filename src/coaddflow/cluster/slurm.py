@@ -130,6 +130,8 @@ def prepare_cluster(workflow: Any) -> None:
     )
     if workflow.executor_plugin.name == "slurm":
         use_patient_sbatch(workflow.basedir)
+        # the steps of a job stand in its command, which is one argument otherwise: 128 KB at most
+        workflow.executor_settings.pass_command_as_script = True
         if getattr(workflow.executor_settings, "status_command", "") == "squeue":
             check_job_age()
 

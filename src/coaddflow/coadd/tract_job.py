@@ -142,7 +142,7 @@ def _divided_memory(
         resources.warped_ccd_memory(max(ccds, default=0)),
         resources.coadd_memory(patch, n_exposures, coadd.memory_mb),
     )
-    rest = memory_mb - resources.INTERPRETER_MB
+    rest = memory_mb - resources.MASTER_MB
     if matching.enabled:
         n_patches = len(spec["patches"])
         rest -= resources.matching_memory(n_exposures, patch, n_patches, matching.bin_size)

@@ -38,7 +38,7 @@ from coaddflow.calexp.job import (
 )
 from coaddflow.calexp.model import CcdId, MeasuredCcd
 from coaddflow.calib.frames import read_calibs
-from coaddflow.errors import InputError, working_on
+from coaddflow.errors import TooLittleMemory, working_on
 from coaddflow.exposure.gather import make_manifest
 from coaddflow.exposure.solution import (
     CcdAstrometry,
@@ -110,22 +110,26 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
     Raises
     ------
     InputError
-        As `run`; or if the CCDs that wait for the solution of the exposure need all the memory.
+        As `run`.
+    TooLittleMemory
+        If the CCDs that wait for the solution of the exposure need all the memory.
     PoolError
         As `run`.
     """
     settings = load_settings(spec["config"])
     task = task_of(spec, settings.only(*spec["sections"]))
-    waiting = 0
+    pixels = [task.pixels(ccd) for ccd in task.files]
+    fixed = resources.MASTER_MB
     if task.is_solved_as_a_whole:
-        pixels = [task.pixels(ccd) for ccd in task.files]
-        waiting = resources.held_memory(pixels, task.corrects_crosstalk)
-    room = memory_mb - resources.INTERPRETER_MB - waiting
+        fixed += resources.held_memory(pixels, task.corrects_crosstalk)
+    least = fixed + resources.ccd_memory(max(pixels))
+    room = memory_mb - fixed
     if room <= 0:
-        raise InputError(
-            f"the CCDs of an exposure that wait for its solution need {waiting} MB, and the job "
-            f"has {memory_mb:.0f} MB",
-            remedy="give it more memory, or switch off the section `exposure` of the settings",
+        raise TooLittleMemory(
+            "the CCDs of an exposure",
+            least,
+            memory_mb,
+            remedy=f"give it more: --set-resources exposure:mem_mb={least}",
         )
     run_job(__name__, spec, settings.parallel, workers=workers, memory_mb=room)
 

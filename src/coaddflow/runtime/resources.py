@@ -8,12 +8,23 @@ scheduler asks for is put together from these in `coaddflow.workflow.needs`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-INTERPRETER_MB = 450
-"""Python with the numerical libraries and their kernels, which the first job compiles."""
+MASTER_MB = 150
+"""A process that gathers what its workers send: Python with the libraries for tables. 140 to 190
+were measured."""
 
-CCD_BYTES_PER_PIXEL = 85
+PLAIN_MB = 220
+"""Python with the libraries for images, without compiled kernels: 150 to 220."""
+
+KERNELS_MB = 290
+"""The same with compiled kernels: 205 to 230 when they are loaded, 250 to 350 where a job is the
+first of all and compiles them."""
+
+CCD_MB = 350
+"""The same with all kernels of a CCD: 255 when they are loaded, 390 where they are compiled."""
+
+CCD_BYTES_PER_PIXEL = 70
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
 and sources makes."""
 
@@ -60,7 +71,8 @@ MATCHING_BYTES_PER_SQUARE = 160
 """The sky of an exposure in a square of the tract, and what solving for planes needs beside it."""
 
 SPOOL_ROOM = 2.3
-"""Pixels of the box around a turned CCD on a tract, over those of the CCD, at most."""
+"""Pixels of the box around a CCD on a tract, over those of the CCD, where it is not known how it is
+turned: those of one turned by 45 degrees that is twice as long as wide."""
 
 HELD_BYTES_PER_PIXEL = 13
 """A CCD that waits in memory until the whole exposure is solved."""
@@ -77,7 +89,7 @@ START_SECONDS = 30.0
 
 def ccd_memory(n_pixels: int) -> int:
     """Return the memory of calibrating one CCD, MB."""
-    return _megabytes(CCD_BYTES_PER_PIXEL * n_pixels)
+    return _megabytes(CCD_MB, CCD_BYTES_PER_PIXEL * n_pixels)
 
 
 def ccd_seconds(n_pixels: int) -> float:
@@ -98,7 +110,7 @@ def calib_memory(n_pixels: int, n_frames: int, stack_gb: float) -> int:
         Size from which the stack stands on disk (settings ``calibs.memory``), GB.
     """
     stack = min(4 * n_pixels * n_frames, 1e9 * stack_gb)
-    return _megabytes(2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
+    return _megabytes(KERNELS_MB, 2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
 
 
 def calib_seconds(n_pixels: int, n_frames: int) -> float:
@@ -106,13 +118,18 @@ def calib_seconds(n_pixels: int, n_frames: int) -> float:
     return CALIB_SECONDS_PER_MPIXEL_AND_FRAME * n_frames * n_pixels / 1e6
 
 
-def warp_memory(ccd_pixels: int, patch_pixels: int) -> int:
+def defects_memory(n_pixels: int) -> int:
+    """Return the memory of finding defects on calibration frames, MB."""
+    return _megabytes(PLAIN_MB, CALIB_BYTES_PER_PIXEL * n_pixels)
+
+
+def warp_memory(ccd_pixels: int, patch_pixels: int, n_patches: int = WARPED_PATCHES) -> int:
     """Return the memory of warping one exposure onto one tract, MB.
 
-    One CCD and the patches that are in work stand in memory at a time.
+    One CCD and the patches that are in work, ``n_patches`` at most, stand in memory at a time.
     """
-    patches = WARPED_BYTES_PER_PIXEL * WARPED_PATCHES * patch_pixels
-    return _megabytes(WARP_BYTES_PER_PIXEL * ccd_pixels + patches)
+    patches = WARPED_BYTES_PER_PIXEL * n_patches * patch_pixels
+    return _megabytes(KERNELS_MB, WARP_BYTES_PER_PIXEL * ccd_pixels + patches)
 
 
 def warp_seconds(n_pixels: int) -> float:
@@ -120,9 +137,10 @@ def warp_seconds(n_pixels: int) -> float:
     return WARP_SECONDS_PER_MPIXEL * n_pixels / 1e6
 
 
-def warped_ccd_memory(ccd_pixels: int) -> int:
+def warped_ccd_memory(ccd_pixels: int, tract_pixels: float = math.inf) -> int:
     """Return the memory of warping one CCD to all of its pixels on a tract, MB."""
-    return _megabytes(WARP_BYTES_PER_PIXEL * 2 * ccd_pixels)
+    on_tract = min(ccd_pixels, tract_pixels)
+    return _megabytes(KERNELS_MB, WARP_BYTES_PER_PIXEL * (ccd_pixels + on_tract))
 
 
 def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
@@ -143,7 +161,7 @@ def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
     smallest = pixel * (least + 2 * STACK_HALO) ** 2
     largest = pixel * side * (min(most, side) + 2 * STACK_HALO)
     stack = min(max(1e6 * block_mb, smallest), largest)
-    return _megabytes(COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * stack)
+    return _megabytes(KERNELS_MB, COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * stack)
 
 
 def coadd_seconds(patch_pixels: int, n_inputs: int) -> float:
@@ -154,12 +172,12 @@ def coadd_seconds(patch_pixels: int, n_inputs: int) -> float:
 def picture_memory(patch_pixels: int, n_patches: int) -> int:
     """Return the memory of the picture of a tract, MB."""
     picture = PICTURE_BYTES_PER_PIXEL * min(PICTURE_SIDE**2, n_patches * patch_pixels)
-    return _megabytes(READ_COADD_BYTES_PER_PIXEL * patch_pixels + picture)
+    return _megabytes(PLAIN_MB, READ_COADD_BYTES_PER_PIXEL * patch_pixels + picture)
 
 
 def depth_memory(patch_pixels: int) -> int:
     """Return the memory of the depth maps of a tract, MB: one patch stands in memory at a time."""
-    return _megabytes(DEPTH_BYTES_PER_PIXEL * patch_pixels)
+    return _megabytes(PLAIN_MB, DEPTH_BYTES_PER_PIXEL * patch_pixels)
 
 
 def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
@@ -176,17 +194,36 @@ def held_memory(n_pixels: Sequence[int], crosstalk: bool) -> int:
     return math.ceil(each * sum(n_pixels) / 1e6)
 
 
-def spool_memory(n_pixels: int, spool_mb: float) -> int:
+def box_room(nx: int, ny: int, rotation: float | None) -> float:
+    """Return the pixels of the upright box around a turned CCD, over those of the CCD.
+
+    Parameters
+    ----------
+    nx, ny : int
+        Columns and rows of the CCD.
+    rotation : float or None
+        How it is turned, degrees; None: unknown.
+    """
+    if rotation is None:
+        return SPOOL_ROOM
+    cosine, sine = (abs(part(math.radians(rotation))) for part in (math.cos, math.sin))
+    return (nx * cosine + ny * sine) * (nx * sine + ny * cosine) / (nx * ny)
+
+
+def spool_memory(boxes: Iterable[float], tract_pixels: int, spool_mb: float) -> int:
     """Return the memory of the warps of a tract that wait for their patches, MB.
 
     Parameters
     ----------
-    n_pixels : int
-        Pixels of all CCDs that can touch the tract, together.
+    boxes : iterable of float
+        Pixels of the box around each CCD that can touch the tract.
+    tract_pixels : int
+        Pixels of the tract, beyond which no box reaches.
     spool_mb : float
         Setting ``coadd.spool_mb``: what they may have; the others wait on disk.
     """
-    return math.ceil(min(spool_mb, HELD_BYTES_PER_PIXEL * SPOOL_ROOM * n_pixels / 1e6))
+    pixels = sum(min(box, tract_pixels) for box in boxes)
+    return math.ceil(min(spool_mb, HELD_BYTES_PER_PIXEL * pixels / 1e6))
 
 
 def matching_memory(n_exposures: int, patch_pixels: int, n_patches: int, bin_size: int) -> int:
@@ -224,5 +261,5 @@ def machine_memory() -> int:
     return int(available / 1e6)
 
 
-def _megabytes(n_bytes: float) -> int:
-    return INTERPRETER_MB + math.ceil(n_bytes / 1e6)
+def _megabytes(at_rest: int, n_bytes: float) -> int:
+    return at_rest + math.ceil(n_bytes / 1e6)

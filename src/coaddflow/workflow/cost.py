@@ -35,8 +35,7 @@ Job = list[list[Step]]
 class Cost:
     """Cost of one kind of cluster job.
 
-    Memory and time limit are those of the first attempt; the second asks for twice as much, the
-    third for three times.
+    Memory and time limit are those of the first attempt; later ones ask for more of what was short.
     """
 
     name: str
@@ -66,7 +65,7 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
         Cores of one job (``cores`` of the profile).
     """
     return [
-        _cost(kind, jobs, cores)
+        _cost(kind, jobs, cores, plan.settings.parallel.backend == "mpi")
         for kind, jobs in _all_jobs(plan, cores).items()
         if jobs or kind != "tract"
     ]
@@ -85,7 +84,7 @@ def total(costs: list[Cost]) -> Cost:
     )
 
 
-def _cost(name: str, jobs: list[Job], cores: int) -> Cost:
+def _cost(name: str, jobs: list[Job], cores: int, on_tasks: bool) -> Cost:
     """Add up jobs of one kind."""
     steps = [step for job in jobs for level in job for _, step in level]
     seconds = JOB_CPU_SECONDS * len(jobs) + sum(
@@ -96,7 +95,7 @@ def _cost(name: str, jobs: list[Job], cores: int) -> Cost:
         in_turn = [some for level in job for some in _in_turn(level, cores)]
         runtime = max(runtime, sum(some[0].runtime for some in in_turn))
         for some in in_turn:
-            asked = sum(step.memory + step.snakemake_share(cores) for step in some)
+            asked = sum(step.asked(cores, on_tasks) for step in some)
             memory = max(memory, asked)
     disk = PIXEL_BYTES * sum(step.pixels for step in steps) / 1e9
     return Cost(name, len(jobs), len(steps), seconds / 3600, memory, runtime, disk)
@@ -194,11 +193,12 @@ def steps(plan: Plan, cores: int) -> Iterator[Step]:
 def asked_memory(plan: Plan, cores: int) -> dict[str, int]:
     """Return the memory that one step of each rule asks for at most, MB.
 
-    What the Snakemakes of a cluster's job need, and the growth with each attempt, come on top.
+    What the Snakemakes of a cluster's job need comes on top, and what later attempts ask for.
     """
     asked: dict[str, int] = {}
+    on_tasks = plan.settings.parallel.backend == "mpi"
     for rule, step in steps(plan, cores):
-        asked[rule] = max(asked.get(rule, 0), step.memory)
+        asked[rule] = max(asked.get(rule, 0), step.asked(cores, on_tasks, has_snakemakes=False))
     return asked
 
 

@@ -21,6 +21,9 @@ SNAKEMAKE_MB = 300
 SMALL_STEP_MB = 450
 """A step that reads and writes tables, with the Snakemakes of its job."""
 
+ROW_BYTES = 10_000
+"""A row of a manifest in memory, at most."""
+
 WARP_OVERLAP = 1.25
 """Pixels of an exposure's warps over those of the exposure: patches overlap."""
 
@@ -69,8 +72,24 @@ class Needs:
         The task that gathers may have a node for itself, on which the Snakemakes and the process
         that started it are too.
         """
-        gathers = SNAKEMAKE_MB + 2 * resources.INTERPRETER_MB + self.gathering
+        gathers = SNAKEMAKE_MB + 2 * resources.MASTER_MB + self.gathering
         return max(math.ceil((self.memory - self.gathering) / self.workers), gathers)
+
+    def asked(self, cores: int | None, on_tasks: bool, has_snakemakes: bool = True) -> int:
+        """Return the memory that this step asks for, MB.
+
+        Parameters
+        ----------
+        cores : int or None
+            Cores of its job; None: as many as its steps can use.
+        on_tasks : bool
+            Whether its workers are tasks of Slurm; one more gathers, and all get as much.
+        has_snakemakes : bool
+            Whether the Snakemakes of a job of a cluster are beside it.
+        """
+        if on_tasks and self.workers:
+            return (self.workers + 1) * self.task_memory
+        return self.memory + (self.snakemake_share(cores) if has_snakemakes else 0)
 
 
 Names = Mapping[str, str]
@@ -109,7 +128,8 @@ def of_tables(plan: Plan, names: Names) -> Needs:
 
 def of_survey(plan: Plan, names: Names) -> Needs:
     """Return what a step needs that reads the tables of all exposures."""
-    return Needs(2 * SMALL_STEP_MB, 60, width=0)
+    n_rows = sum(len(plan.images.get(exposure, plan.ccds)) for exposure in plan.exposures)
+    return Needs(SMALL_STEP_MB + math.ceil(ROW_BYTES * n_rows / 1e6), 60, width=0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -145,6 +165,8 @@ def _of_calib(kind: str, plan: Plan, names: Names) -> Needs:
     nx, ny = plan.ccds[ccd].size
     seconds = resources.calib_seconds(nx * ny, n_files)
     memory = resources.calib_memory(nx * ny, n_files, plan.settings.calibs.memory)
+    if kind == "defects" and plan.settings.calibs.defects.source == "frames":
+        memory = resources.defects_memory(nx * ny)
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=nx * ny)
 
 
@@ -203,7 +225,7 @@ def of_exposure(
     pixels = exposure_pixels(plan, exposure)
     workers, threads, counted = _workers(plan, len(pixels), cores, on_tasks)
     parts = plan.settings.exposure.enabled if exposure in plan.science else ()
-    memory = resources.INTERPRETER_MB
+    memory = resources.MASTER_MB
     memory += sum(map(resources.ccd_memory, sorted(pixels, reverse=True)[:counted]))
     if parts:
         # without coefficients in the camera file no signals of aggressors are kept
@@ -220,67 +242,121 @@ def of_exposure(
 # ---------------------------------------------------------------------------------------------
 
 
-def patch_pixels(plan: Plan) -> int:
-    """Return the number of pixels of a patch with its border."""
-    sky = plan.settings.skymap
-    return (sky.patch_inner_size + 2 * sky.patch_border) ** 2
+def patch_pixels(plan: Plan, tract: int) -> int:
+    """Return the number of pixels of the largest patch of a tract, with its border."""
+    grid = plan.sky_tract(tract)
+    columns, rows = (
+        min(size + 2 * grid.patch_border, size * n)
+        for size, n in zip(grid.patch_inner_size, grid.n_patches, strict=True)
+    )
+    return columns * rows
+
+
+def tract_pixels(plan: Plan, tract: int) -> int:
+    """Return the number of pixels of a tract."""
+    grid = plan.sky_tract(tract)
+    return grid.width * grid.height
+
+
+def pixels_on_tract(plan: Plan, exposure: str, tract: int) -> int:
+    """Return how many pixels of an exposure can fall on a tract, at most.
+
+    A CCD that reaches beyond the tract, or has finer pixels, is not larger there than the tract.
+    """
+    most = tract_pixels(plan, tract)
+    return sum(min(pixels, most) for pixels in exposure_pixels(plan, exposure))
 
 
 def of_warp(plan: Plan, names: Names) -> Needs:
     """Return what the warps of an exposure on a tract need."""
-    pixels = exposure_pixels(plan, names["exposure"])
-    seconds = resources.warp_seconds(sum(pixels))
-    memory = resources.warp_memory(max(pixels), patch_pixels(plan))
+    exposure, tract = names["exposure"], int(names["tract"])
+    on_tract = pixels_on_tract(plan, exposure, tract)
+    largest = max(exposure_pixels(plan, exposure))
+    seconds = resources.warp_seconds(on_tract)
+    touched = min(resources.WARPED_PATCHES, len(plan.overlaps[exposure][tract]))
+    memory = resources.warp_memory(largest, patch_pixels(plan, tract), touched)
     return Needs(
         memory,
         resources.time_limit(seconds),
         seconds,
-        pixels=WARP_OVERLAP * sum(pixels),
-        width=len(plan.exposures_of_tract(int(names["tract"]))),
+        pixels=WARP_OVERLAP * on_tract,
+        width=len(plan.exposures_of_tract(tract)),
     )
 
 
 def of_coadd(plan: Plan, names: Names) -> Needs:
     """Return what the coadd of a patch needs."""
     band, tract, patch = names["band"], int(names["tract"]), names["patch"]
-    pixels, n_inputs = patch_pixels(plan), len(plan.exposures_of_patch(band, tract, patch))
+    pixels, n_inputs = patch_pixels(plan, tract), len(plan.exposures_of_patch(band, tract, patch))
     seconds = resources.coadd_seconds(pixels, n_inputs)
     memory = resources.coadd_memory(pixels, n_inputs, plan.settings.coadd.memory_mb)
     width = len(plan.patches_of(band, tract))
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
 
 
+def boxes_of(plan: Plan, exposure: str) -> list[float]:
+    """Return the pixels of an upright box around each CCD of an exposure."""
+    if exposure in plan.images:
+        return [resources.SPOOL_ROOM * pixels for pixels in exposure_pixels(plan, exposure)]
+    rotation = plan.science[exposure].rotation
+    return [
+        nx * ny * resources.box_room(nx, ny, rotation)
+        for nx, ny in (ccd.size for ccd in plan.ccds.values())
+    ]
+
+
+def _tract_memory(plan: Plan, band: str, tract: int, counted: int) -> int:
+    """Return the memory of the processes that warp the CCDs of a tract and then coadd its patches.
+
+    ``counted`` of them are on the machine.
+    """
+    patches, coadd = plan.patches_of(band, tract), plan.settings.coadd
+    exposures = plan.exposures_of_tract(tract, band)
+    ccds = [pixels for name in exposures for pixels in exposure_pixels(plan, name)]
+    inputs = max(len(plan.exposures_of_patch(band, tract, patch)) for patch in patches)
+    warping = resources.warped_ccd_memory(max(ccds), tract_pixels(plan, tract))
+    coadding = resources.coadd_memory(patch_pixels(plan, tract), inputs, coadd.memory_mb)
+    return resources.MASTER_MB + max(
+        min(counted, len(ccds)) * warping,
+        # a worker without a patch has loaded the kernels, too
+        min(counted, len(patches)) * (coadding - resources.KERNELS_MB)
+        + counted * resources.KERNELS_MB,
+    )
+
+
 def of_tract(plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False) -> Needs:
     """Return what a band of a tract that is one job needs; parameters as of `of`."""
     band, tract = names["band"], int(names["tract"])
-    patches = plan.patches_of(band, tract)
-    inputs = [len(plan.exposures_of_patch(band, tract, patch)) for patch in patches]
-    ccds = [exposure_pixels(plan, name) for name in plan.exposures_of_tract(tract, band)]
-    together, patch, settings = sum(map(sum, ccds)), patch_pixels(plan), plan.settings.coadd
-    parallel = plan.settings.parallel
+    patches, patch = plan.patches_of(band, tract), patch_pixels(plan, tract)
+    exposures = plan.exposures_of_tract(tract, band)
+    settings, parallel = plan.settings.coadd, plan.settings.parallel
     workers, threads, counted = _workers(plan, parallel.workers, cores, on_tasks)
-    memory = resources.INTERPRETER_MB + counted * max(
-        resources.warped_ccd_memory(max(map(max, ccds))),
-        resources.coadd_memory(patch, max(inputs), settings.memory_mb),
-    )
+    memory = _tract_memory(plan, band, tract, counted)
     if not _works_elsewhere(plan, on_tasks):  # workers on several nodes have no memory in common
-        memory += resources.spool_memory(together, settings.spool_mb)
+        boxes = [box for name in exposures for box in boxes_of(plan, name)]
+        memory += resources.spool_memory(boxes, tract_pixels(plan, tract), settings.spool_mb)
     matching, gathering = settings.background_matching, 0
     if matching.enabled:
-        gathering = resources.matching_memory(len(ccds), patch, len(patches), matching.bin_size)
-    seconds = resources.warp_seconds(together)
-    seconds += sum(resources.coadd_seconds(patch, n) for n in inputs)
-    rounds = math.ceil(len(inputs) / workers) / len(inputs)
+        gathering = resources.matching_memory(
+            len(exposures), patch, len(patches), matching.bin_size
+        )
+    on_tract = sum(pixels_on_tract(plan, name, tract) for name in exposures)
+    warping = resources.warp_seconds(on_tract)
+    coadding = [
+        resources.coadd_seconds(patch, len(plan.exposures_of_patch(band, tract, name)))
+        for name in patches
+    ]
+    longest = warping / workers + math.ceil(len(patches) / workers) * max(coadding)
     # with MPI each band is a job of its own
     bands = [one for one in plan.bands if plan.patches_of(one, tract)]
     return Needs(
         memory + gathering,
-        resources.time_limit(rounds * seconds),
-        seconds,
+        resources.time_limit(longest),
+        warping + sum(coadding),
         workers,
         threads,
         gathering,
-        patch * len(patches) + WARP_OVERLAP * together * settings.keep_warps,
+        patch * len(patches) + WARP_OVERLAP * on_tract * settings.keep_warps,
         width=1 if parallel.backend == "mpi" else len(bands),
     )
 
@@ -289,12 +365,13 @@ def of_picture(plan: Plan, names: Names) -> Needs:
     """Return what the picture of a tract needs."""
     tract = int(names["tract"])
     patches = {patch for band in plan.bands for patch in plan.patches_of(band, tract)}
-    return Needs(resources.picture_memory(patch_pixels(plan), len(patches)), 10)
+    return Needs(resources.picture_memory(patch_pixels(plan, tract), len(patches)), 10)
 
 
 def of_depth(plan: Plan, names: Names) -> Needs:
     """Return what the depth maps of a tract need, one after the other."""
-    tract, pixels = int(names["tract"]), patch_pixels(plan)
+    tract = int(names["tract"])
+    pixels = patch_pixels(plan, tract)
     n_patches = sum(len(plan.patches_of(band, tract)) for band in plan.bands)
     seconds = resources.DEPTH_SECONDS_PER_MPIXEL * pixels / 1e6 * n_patches
     memory = resources.depth_memory(pixels)

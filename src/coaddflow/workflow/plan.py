@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coaddflow.errors import InputError
 from coaddflow.settings import Settings
@@ -20,6 +21,10 @@ from coaddflow.tables import paths
 from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan_cache import PLAN_CACHE, cached
+
+if TYPE_CHECKING:
+    from coaddflow.skymap.base import SkyMap
+    from coaddflow.skymap.tract import Tract
 
 MAX_REFCAT_INPUTS = 16
 """A reference catalogue of more files than this is not declared file by file."""
@@ -72,6 +77,16 @@ class Plan:
     def tracts(self) -> list[int]:
         """Tracts that some exposure can touch, in order."""
         return sorted({tract for tracts in self.overlaps.values() for tract in tracts})
+
+    def sky_tract(self, tract: int) -> "Tract":
+        """Return the grid of pixels of a tract."""
+        return self._sky.tract(tract)
+
+    @functools.cached_property
+    def _sky(self) -> "SkyMap":
+        from coaddflow.skymap.maps import make_skymap
+
+        return make_skymap(self.skymap)
 
     @functools.cached_property
     def _by_tract(self) -> dict[int, list[str]]:

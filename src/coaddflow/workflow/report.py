@@ -5,10 +5,12 @@ Snakefile calls this in the process that schedules the jobs.
 """
 
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from coaddflow.cluster import attempts
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths
@@ -110,17 +112,40 @@ def failure_text(logs: str | Path, since: float) -> str:
         # Snakemake leaves empty logs of all steps of a job that failed
         failed = [step for step in failed if step.reason != joblog.NO_LOG]
     killed = [job for job in jobs if job.outcome != "failed" or not failed]
-    if not failed and not killed:
+    killed = [job for job in killed if job.outcome != "refused"]
+    refused = refused_jobs(since)
+    if not failed and not killed and not refused:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
+    counts = (
+        (len(failed), "step", "failed"),
+        (len(killed), "job", "of the cluster ended early"),
+        (len(refused), "job", "not accepted by the cluster"),
+    )
+    what = ", ".join(f"{_count(number, noun)} {verb}" for number, noun, verb in counts if number)
     return "\n".join(
         [
-            f"coaddflow: {_count(len(failed), 'step')} failed; all independent steps finished:",
+            f"coaddflow: {what}; all independent steps finished:",
             *([joblog.failure_table(failed)] if failed else []),
             *(f"  {job.unit}  {job.explanation}" for job in killed),
+            *refused,
             "coaddflow: `coaddflow status` shows every exposure, docs/failures.md what to do; "
             "the same command again goes on from here",
         ]
     )
+
+
+def refused_jobs(since: float, folder: str | Path = ".") -> list[str]:
+    """Return a line for each job that a cluster has not accepted since a time, and does not have.
+
+    Such a job has neither a log nor a number.
+    """
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+    last = {key: found[-1] for key, found in attempts.histories(folder).items()}
+    return [
+        f"  {key}  {attempts.told(one)}"
+        for key, one in last.items()
+        if one.outcome == "refused" and one.next is None and one.when >= begin
+    ]
 
 
 def _went_well(job: ClusterJob) -> bool:

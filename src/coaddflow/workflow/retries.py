@@ -165,6 +165,8 @@ class Retries:
         """
         jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
         limits = limits_of(workflow, jobs[0].resources if jobs else {})
+        if limits == NO_LIMITS:
+            return
         cores = workflow.resource_settings.cores
         if limits.cores and cores and cores > limits.cores:
             _to_user(
@@ -176,7 +178,8 @@ class Retries:
         for job in jobs:
             job.rule.expand_resources(job.wildcards_dict, job.input, 1)
         memory = limits.memory(cores or 1)
-        if memory and not workflow.global_resources.get("mem_mb").value:
+        on_nodes = any(job.resources.get("mem_mb_per_cpu") for job in jobs)
+        if memory and not on_nodes and not workflow.global_resources.get("mem_mb").value:
             workflow.register_resource("mem_mb", memory)
         for group in {workflow.dag._group.get(job) for job in jobs} - {None}:
             group.resources  # noqa: B018 - its limits are noted when it is asked
@@ -205,6 +208,8 @@ class Retries:
         """
         key, asked = key_of(job), asked_by(job)
         outcome, words = self._end(job, executor, job_id, message, log)
+        if executor == "local" and outcome == "failed" and not self.left(job):
+            return  # the end of the run tells it
         needed = _NEEDED.search(words)
         made = Attempt(
             time.strftime("%Y-%m-%dT%H:%M:%S"),

@@ -47,7 +47,6 @@ def replace_internals(since: float, is_main_process: bool) -> Retries:
     stop_replaced_jobs()
     if is_main_process:
         record_attempts(retries)
-        show_why_groups_fail()
         end_when_asked_to()
     return retries
 
@@ -100,7 +99,10 @@ def retry_only_what_may_succeed(retries: Retries) -> None:
 
 
 def record_attempts(retries: Retries) -> None:
-    """Record how each attempt at a job ended: Snakemake forgets it."""
+    """Record and print how each attempt at a job ended.
+
+    Snakemake forgets it, and of a group of jobs it even drops why a cluster refuses or ends it.
+    """
 
     def report(executor: Any, job_info: Any, msg: str | None = None, **options: Any) -> None:
         name = executor.workflow.executor_plugin.name
@@ -158,17 +160,6 @@ def _fence_of(job: Any) -> fence.Fence | None:
     return None if stage is None else fence.fence_of(stage.token(job.wildcards_dict))
 
 
-def show_why_groups_fail() -> None:
-    """Print why a cluster refuses or ends a group of jobs: Snakemake drops the message."""
-
-    def log_error(group: Any, msg: str | None = None, **options: Any) -> None:
-        if msg:
-            print(f"coaddflow: {group.name}: {msg.splitlines()[0]}", file=sys.stderr)
-        original(group, msg, **options)
-
-    original = _replace(GroupJob, "log_error", log_error)
-
-
 def lift_default_rate_limit(workflow: Any) -> None:
     """Take away the limit on jobs a second, unless the user has set one; called when a run begins.
 
@@ -181,6 +172,22 @@ def lift_default_rate_limit(workflow: Any) -> None:
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
+
+
+def keep_to_cores_of_this_machine(workflow: Any) -> None:
+    """Keep a run on this machine to its cores; called when a run begins.
+
+    Snakemake takes `--jobs` for the number of jobs of a cluster, whatever the executor is, and then
+    counts no cores: `-j 2` beside a profile with `cores` starts all jobs that fit into memory. Its
+    help says that `--jobs` is the number of cores of a run without a cluster.
+    """
+    jobs = workflow.global_resources["_nodes"].value
+    if not workflow.local_exec or jobs is None:
+        return
+    cores = min(workflow.resource_settings.cores or jobs, jobs)
+    workflow.resource_settings.cores = workflow.global_resources["_cores"] = cores
+    for counted in (workflow.scheduler.global_resources, workflow.scheduler.resources):
+        counted["_cores"] = cores
 
 
 def _replace(owner: type, name: str, replacement: Any) -> Callable[..., Any]:

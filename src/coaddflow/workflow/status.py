@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from coaddflow.cluster.attempts import Attempt, histories, told
 from coaddflow.cluster.history import ClusterJob, latest_jobs
 from coaddflow.runtime.log import NO_LOG, NO_RESULT, FailedJob, cluster_job_of, failed_jobs
 from coaddflow.tables import paths
@@ -96,6 +97,10 @@ class SurveyStatus:
     jobs: tuple[ClusterJob, ...] = field(default_factory=tuple)
     """Jobs of the cluster for other things (calibration frames, tracts) whose products are not all
     there."""
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)
+    """Attempts that failed and submissions that were refused, by job."""
+    finished: frozenset[str] = frozenset()
+    """Jobs of the cluster whose products are all there."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -139,7 +144,8 @@ def survey_status(
         ProductStatus(label, len(files), folders.missing(files), promises.get(label, ""))
         for label, files in files_by_label(plan).items()
     )
-    unfinished = {job for job, files in files_by_job(plan).items() if folders.missing(files)}
+    files = files_by_job(plan)
+    unfinished = {job for job in files if folders.missing(files[job])}
     jobs = latest_jobs(folder, job_names(), wanted=unfinished.__contains__)
     exposures = tuple(
         _exposure_status(
@@ -152,7 +158,13 @@ def survey_status(
         for job in jobs.values()
         if not job.unit.startswith("exposure_") and job.outcome != "done" and job.unit in unfinished
     ]
-    return SurveyStatus(exposures, products, tuple(others))
+    return SurveyStatus(
+        exposures,
+        products,
+        tuple(others),
+        histories(folder),
+        frozenset(files) - unfinished,
+    )
 
 
 class _Folders:
@@ -266,6 +278,7 @@ def status_table(status: SurveyStatus, every_exposure: bool = False) -> str:
         *_failure_lines(status, limit),
         *_product_lines(status.products, limit),
         *_job_lines(status.jobs, limit),
+        *_attempt_lines(status, every_exposure),
     ]
     n_done = sum(exposure.is_done for exposure in status.exposures)
     lines.append(
@@ -339,6 +352,21 @@ def _job_lines(jobs: Sequence[ClusterJob], limit: int | None) -> list[str]:
     return [*lines, *_rest(len(jobs), limit, "jobs"), ""]
 
 
+def _attempt_lines(status: SurveyStatus, every_job: bool) -> list[str]:
+    """Return each failed attempt at jobs that are not done; of the others on demand."""
+    shown = list(status.attempts)
+    if not every_job:
+        is_done = status.exit_code != SOMETHING_MISSING
+        shown = [key for key in shown if not is_done and key not in status.finished]
+    if not shown:
+        return []
+    lines, limit = ["attempts that failed:"], None if every_job else _LISTED
+    for key in shown[:limit]:
+        lines.append(f"  {key}")
+        lines += [f"    {one.when.replace('T', ' ')}  {told(one)}" for one in status.attempts[key]]
+    return [*lines, *_rest(len(shown), limit, "jobs"), ""]
+
+
 def _rest(total: int, limit: int | None, what: str) -> list[str]:
     hidden = 0 if limit is None else total - limit
     return [f"  ... and {hidden} more {what}: --all lists them"] if hidden > 0 else []
@@ -363,6 +391,9 @@ def status_json(status: SurveyStatus) -> str:
         ],
         "products": [asdict(kind) for kind in status.products],
         "jobs": [_job_json(job) for job in status.jobs],
+        "attempts": {
+            key: [one._asdict() for one in attempts] for key, attempts in status.attempts.items()
+        },
     }
     return json.dumps(content, indent=1)
 
