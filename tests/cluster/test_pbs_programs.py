@@ -725,6 +725,7 @@ def test_old_answer_says_nothing_while_somebody_else_asks(server, age, word):
 def test_torque_dialect(server):
     server.set(dialect="torque")
     job_id = submitted()
+    begin(job_id)
     server.set_job(job_id, state="R")
     assert status(job_id)[0] == "running"
     server.set_job(job_id, state="C")
