@@ -446,8 +446,9 @@ def _pbs_outcome(
     code = records.read(folder / "exit" / label).strip()
     if code:
         return ("done", "") if code == "0" else ("failed", f"exit code {code}")
-    deleted = records.read(folder / "cancelled" / job_id)
-    if deleted:
+    path = folder / "cancelled" / job_id
+    if path.exists():
+        deleted = records.read(path) or pbs_outcome.CANCELLED
         return _outcome_from_words(deleted), deleted
     if queue is None:
         seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))

@@ -224,7 +224,9 @@ def note_deletion(job_id, why):
 
 def why_deleted(job_id):
     """Return why submit.py or cancel.py has deleted a job; empty if they have not."""
-    return read(FOLDER / "cancelled" / job_id)
+    if job_id not in names("cancelled"):
+        return ""
+    return read(FOLDER / "cancelled" / job_id) or "deleted"
 
 
 def tell(job_id, text):
