@@ -15,6 +15,9 @@ from coaddflow.cluster.pbs import records, server
 MAX_AGE = 600.0
 """Seconds for which the answers about nodes and queues are used."""
 
+MAX_AGE_FOR_WAITING = 120.0
+"""The same for a job that waits: a node may have been taken out of service meanwhile."""
+
 NO_LIMIT = 10**12
 
 Largest = namedtuple("Largest", "nodes runtime where")
@@ -29,7 +32,7 @@ _NOT_USED = re.compile(r"offline|stale|unresolvable|state-unknown")
 """States of a node on which no job will start; one that is down or busy will be back."""
 
 
-def exceeded(asked, folder=None):
+def exceeded(asked, folder=None, max_age=MAX_AGE):
     """Return in words what a job asks for that no node or queue can give; empty: nothing.
 
     A node that was added a moment ago counts.
@@ -40,8 +43,10 @@ def exceeded(asked, folder=None):
         What the job asks for.
     folder : Path, optional
         Where the server's answers are kept; by default `records.FOLDER`.
+    max_age : float
+        Seconds for which earlier answers are used, if they allow the request.
     """
-    found = _exceeded(asked, largest(asked.queue, MAX_AGE, folder))
+    found = _exceeded(asked, largest(asked.queue, max_age, folder))
     if found:
         found = _exceeded(asked, largest(asked.queue, server.setting("POLL", 10), folder))
     return found

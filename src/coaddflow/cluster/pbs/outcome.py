@@ -97,7 +97,9 @@ def is_too_large(label, folder=None):
     OpenPBS lets it wait for ever.
     """
     asked = records.task_of(label, folder).get("asked")
-    return limits.exceeded(limits.Asked(*asked), folder) if asked else ""
+    if not asked:
+        return ""
+    return limits.exceeded(limits.Asked(*asked), folder, limits.MAX_AGE_FOR_WAITING)
 
 
 def waits(job):
