@@ -30,11 +30,16 @@ def scontrol(tmp_path, monkeypatch):
     program.write_text(f"#!/bin/sh\necho $2 >>{tmp_path}/asked\ncat {tmp_path}/$2\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    for cached in (slurm_limits, limits._records):
-        cached.cache_clear()
+    forget()
     yield tmp_path
-    for cached in (slurm_limits, limits._records):
+    forget()
+
+
+def forget():
+    """Forget what Slurm has said, and that it did not answer."""
+    for cached in (limits._slurm_limits, limits._records):
         cached.cache_clear()
+    limits.ask_again()
 
 
 def test_limits_of_partitions_are_asked_once(scontrol):
@@ -57,6 +62,16 @@ def test_what_slurm_does_not_say_is_no_limit(scontrol, answer):
     (scontrol / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
     assert slurm_limits("main") == NO_LIMITS
     assert (NO_LIMITS.memory(), NO_LIMITS.cores, NO_LIMITS.runtime) == (None, None, None)
+
+
+def test_a_controller_that_is_away_is_asked_again_later(scontrol):
+    program = (scontrol / "scontrol").read_text()
+    (scontrol / "scontrol").write_text(f"#!/bin/sh\necho x >>{scontrol}/failed\nexit 1\n")
+    assert {slurm_limits("short") for _ in range(5)} == {NO_LIMITS}
+    assert (scontrol / "failed").read_text().split() == ["x"], "not by each job"
+    (scontrol / "scontrol").write_text(program)
+    limits.ask_again()
+    assert slurm_limits("short").runtime == 30
 
 
 @pytest.mark.parametrize(

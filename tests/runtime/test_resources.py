@@ -18,6 +18,8 @@ SMALL, TELESCOPE, LARGE = 320 * 320, 650 * 500, 2048 * 4096
         (resources.ccd_memory(SMALL) + 75, 386),
         (resources.calib_memory(SMALL, 3, 1.0), 208),
         (resources.calib_memory(TELESCOPE, 12, 1.0), 288),
+        (resources.calib_memory(LARGE, 3, 1.0), 572),
+        (resources.calib_memory(LARGE, 4, 1.0), 694),
         (resources.defects_memory(SMALL), 153),
         (resources.warp_memory(SMALL, 380 * 380, 4), 259),
         (resources.coadd_memory(380 * 380, 6, 512), 261),

@@ -114,6 +114,41 @@ def test_a_request_by_hand_begins_anew_and_grows_as_well(tmp_path):
     assert [memory for memory, _ in asked(tmp_path, "memory")][3:] == [60, 240, 540, 960]
 
 
+SIDE_BY_SIDE = """
+import time
+from coaddflow.workflow import snakemake_patches
+
+snakemake_patches.replace_internals(time.time() - 1, True)
+
+rule all:
+    input: "0.txt", "1.txt"
+
+rule made:
+    output: "{{n}}.txt"
+    log: "{{n}}.log"
+    retries: 1
+    resources: mem_mb=100
+    shell:
+        "if mkdir {{wildcards.n}}.begun; then echo '{failed}out of memory' >{{log}}; false; "
+        "else date +%s.%N >{{output}}; sleep 0.8; date +%s.%N >>{{output}}; fi"
+"""
+
+
+def check_one_after_the_other(folder):
+    """Check that the two jobs of a workflow, which leave their times, did not run together."""
+    spans = sorted(
+        list(map(float, (folder / f"{number}.txt").read_text().split())) for number in range(2)
+    )
+    assert spans[0][1] <= spans[1][0]
+
+
+def test_jobs_that_ask_for_more_run_beside_others_only_if_there_is_room(tmp_path):
+    snakefile = SIDE_BY_SIDE.replace("{failed}", FAILED)
+    # twice 100 MB fit, twice 200 do not
+    run(tmp_path, "--resources", "mem_mb=300", snakefile=snakefile)
+    check_one_after_the_other(tmp_path)
+
+
 TIMES = """
 import time
 from coaddflow.workflow import snakemake_patches

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from coaddflow.cluster.attempts import Attempt, record
 from coaddflow.errors import InputError
 from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
@@ -190,6 +191,43 @@ def test_a_row_that_is_cut_off_counts_as_missing(plan_of, tmp_path):
     finish(tmp_path, "a", manifest=False)
     (tmp_path / "results/calexp/a/0.json").write_text('{"exposure": "a", "cc')
     assert survey_status(plan).count("missing") == 1
+
+
+def attempt(**changes):
+    """Return an attempt at a job that ran out of memory."""
+    known = {
+        "when": "2026-11-30T04:00:00",
+        "request": "r",
+        "run": "1",
+        "system": "Slurm",
+        "job_id": "12",
+        "steps": ("calexp",),
+        "asked": {"mem_mb": 500},
+        "outcome": "out of memory",
+        "words": "OUT_OF_MEMORY",
+        "next": {"mem_mb": 1000},
+    }
+    return Attempt(**(known | changes))
+
+
+def test_each_attempt_and_each_refusal_of_what_is_not_done_is_told(plan_of, tmp_path):
+    plan = plan_of("a", "b")
+    finish(tmp_path, "a")
+    record("exposure_a", attempt(job_id="7"))
+    record("exposure_b", attempt())
+    refused = {"outcome": "refused", "words": "Invalid account", "job_id": "", "next": None}
+    record("exposure_b", attempt(**refused))
+    status = survey_status(plan)
+    text = status_table(status)
+    assert "exposure_b\n    2026-11-30 04:00:00  Slurm job 12 (500 MB) out of memory" in text
+    assert "Slurm job (500 MB) refused [Invalid account]; no further attempt" in text
+    assert "Slurm job 7" not in text, "exposure a is done"
+    assert "Slurm job 7" in status_table(status, every_exposure=True)
+    told = json.loads(status_json(status))["attempts"]
+    assert [one["job_id"] for one in told["exposure_b"]] == ["12", ""]
+    finish(tmp_path, "b")
+    finish_tracts(tmp_path)
+    assert "attempts" not in status_table(survey_status(plan))
 
 
 def test_excluded_exposures_and_ccds_are_not_asked_for(plan_of):

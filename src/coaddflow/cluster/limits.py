@@ -4,8 +4,10 @@ The cluster is asked once for each partition or queue. What it does not say is n
 """
 
 import functools
+import math
 import re
 import subprocess
+import time
 from typing import NamedTuple
 
 from coaddflow.cluster.pbs.limits import NO_LIMIT, largest
@@ -38,16 +40,38 @@ class Limits(NamedTuple):
 
 NO_LIMITS = Limits()
 
+SILENCE = 60.0
+"""Seconds after which a controller that did not answer is asked again."""
 
-@functools.lru_cache(maxsize=64)
+_silent_until = {"time": -math.inf}
+
+
 def slurm_limits(partition: str = "") -> Limits:
     """Return the limits of a partition of Slurm, or of several (``a,b``).
+
+    While the controller is away there are none; it is asked again after `SILENCE`.
 
     Parameters
     ----------
     partition : str
         Its name; empty: the default one.
     """
+    if time.monotonic() < _silent_until["time"]:
+        return NO_LIMITS
+    try:
+        return _slurm_limits(partition)
+    except (OSError, subprocess.SubprocessError):
+        _silent_until["time"] = time.monotonic() + SILENCE
+        return NO_LIMITS
+
+
+def ask_again() -> None:
+    """Ask Slurm the next time, although it has not answered just now."""
+    _silent_until["time"] = -math.inf
+
+
+@functools.lru_cache(maxsize=64)
+def _slurm_limits(partition: str) -> Limits:
     rows = _records("partition")
     wanted = set(filter(None, partition.split(",")))
     chosen = [
@@ -69,7 +93,6 @@ def slurm_limits(partition: str = "") -> Limits:
     return Limits(tuple(sorted(nodes)), longest, f"partition {','.join(sorted(names))}")
 
 
-@functools.lru_cache(maxsize=64)
 def pbs_limits(queue: str = "") -> Limits:
     """Return the limits of a queue of PBS.
 
@@ -78,6 +101,12 @@ def pbs_limits(queue: str = "") -> Limits:
     queue : str
         Its name; empty: the default one.
     """
+    # nodes come and go while a run lasts
+    return _pbs_limits(queue, int(time.monotonic() / SILENCE))
+
+
+@functools.lru_cache(maxsize=64)
+def _pbs_limits(queue: str, _period: int) -> Limits:
     most = largest(queue)
     known = all(memory < NO_LIMIT for memory, _ in most.nodes)
     return Limits(most.nodes if known else (), most.runtime, most.where)
@@ -108,10 +137,7 @@ def _number(text: str | None) -> int | None:
 
 @functools.lru_cache(maxsize=4)
 def _records(what: str) -> list[dict[str, str]]:
-    """Return what Slurm says of all partitions or nodes; empty if it says nothing."""
-    try:
-        text = output_of(["scontrol", "show", what, "--oneliner"])
-    except (OSError, subprocess.SubprocessError):
-        return []
+    """Return what Slurm says of all partitions or nodes."""
+    text = output_of(["scontrol", "show", what, "--oneliner"])
     # values with blanks, such as of Reason, are of no interest
     return [dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line)) for line in text.splitlines() if line]

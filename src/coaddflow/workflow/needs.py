@@ -72,7 +72,7 @@ class Needs:
         The task that gathers may have a node for itself, on which the Snakemakes and the process
         that started it are too.
         """
-        gathers = SNAKEMAKE_MB + 2 * resources.MASTER_MB + self.gathering
+        gathers = SNAKEMAKE_MB + 2 * resources.PLAIN_MB + self.gathering
         return max(math.ceil((self.memory - self.gathering) / self.workers), gathers)
 
     def asked(self, cores: int | None, on_tasks: bool, has_snakemakes: bool = True) -> int:

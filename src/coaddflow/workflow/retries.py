@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 
 from coaddflow.cluster import attempts, history
 from coaddflow.cluster.attempts import Attempt
-from coaddflow.cluster.limits import NO_LIMITS, Limits, pbs_limits, slurm_limits
+from coaddflow.cluster.limits import NO_LIMITS, Limits, ask_again, pbs_limits, slurm_limits
 from coaddflow.errors import InputError
 from coaddflow.runtime import log as joblog
 from coaddflow.runtime.resources import TIME_MARGIN
@@ -91,7 +91,9 @@ class Retries:
             Evaluates the resources of the rule for an attempt.
         """
         key = attempts.key_of(rule.expand_group(wildcards), rule.name, wildcards.values())
-        grades = attempts.grades(self.history(key), rule.name, request_of(rule.workflow))
+        found = self.history(key)
+        request = request_of(rule.workflow) if found else ""
+        grades = attempts.grades(found, rule.name, request)
         by_attempt = {n: evaluate(n) for n in {1, attempt, grades.memory, grades.time}}
         asked = dict(by_attempt[attempt].items())
         changed, first = dict(asked), by_attempt[1]
@@ -164,6 +166,7 @@ class Retries:
             With a job, its need, what there is, and the remedy.
         """
         jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+        ask_again()
         limits = limits_of(workflow, jobs[0].resources if jobs else {})
         if limits == NO_LIMITS:
             return

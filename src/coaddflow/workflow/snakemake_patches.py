@@ -94,8 +94,15 @@ def retry_only_what_may_succeed(retries: Retries) -> None:
     a group is tried as often as that rule of it that is tried most; here the result lines of the
     jobs' logs decide, and what the earlier attempts at the job were short of.
     """
+
+    def restart_times(job: Any) -> int:
+        # asked when the resources of the attempt are free again: the scheduler counts those of the
+        # first attempt otherwise
+        job._scheduler_resources = None
+        return retries.left(job)
+
     for kind_of_job in (Job, GroupJob):
-        _replace(kind_of_job, "restart_times", property(retries.left))
+        _replace(kind_of_job, "restart_times", property(restart_times))
 
 
 def record_attempts(retries: Retries) -> None:
