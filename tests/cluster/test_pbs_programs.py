@@ -19,6 +19,7 @@ import pytest
 
 import coaddflow
 from coaddflow.cluster.history import end_of_pbs_job, latest_jobs, will_be_refused
+from coaddflow.cluster.limits import Limits, pbs_limits
 from coaddflow.cluster.pbs import limits, records
 from coaddflow.cluster.pbs.job_script import job_name
 from coaddflow.cluster.pbs.limits import Asked
@@ -986,6 +987,25 @@ def test_routing_queue_has_the_limits_of_where_it_leads(server):
 @pytest.mark.parametrize("change", [{"dialect": "torque"}, {"away": 1}])
 def test_where_the_nodes_are_not_told_nothing_is_refused_for_them(server, change):
     server.set(**change)
+    assert submit(resources=TOO_MUCH).returncode == 0
+
+
+def test_limits_for_retries_are_those_of_the_queue(server):
+    def change(answer):
+        answer["Queue"]["workq"]["resources_max"] = {"walltime": "48:00:00"}
+
+    server.change_answer("queues", change)
+    found = pbs_limits()
+    assert found == Limits(((6144, 8),), 2880, "queue workq")
+    assert found.memory(8) == 6144
+
+
+def test_nodes_without_known_memory_limit_nothing(server):
+    def change(answer):
+        del answer["nodes"]["node3"]["resources_available"]["mem"]
+
+    server.change_answer("nodes", change)
+    assert pbs_limits("any").memory() is None
     assert submit(resources=TOO_MUCH).returncode == 0
 
 

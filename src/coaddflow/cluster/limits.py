@@ -107,7 +107,7 @@ def pbs_limits(queue: str = "") -> Limits:
 
 @functools.lru_cache(maxsize=64)
 def _pbs_limits(queue: str, _period: int) -> Limits:
-    most = largest(queue)
+    most = largest(queue, SILENCE)
     known = all(memory < NO_LIMIT for memory, _ in most.nodes)
     return Limits(most.nodes if known else (), most.runtime, most.where)
 
