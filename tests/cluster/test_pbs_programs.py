@@ -18,12 +18,15 @@ import fake_pbs
 import pytest
 
 import coaddflow
+from coaddflow.cluster import attempts
+from coaddflow.cluster.attempts import Attempt
 from coaddflow.cluster.history import end_of_pbs_job, latest_jobs, will_be_refused
 from coaddflow.cluster.limits import Limits, pbs_limits
 from coaddflow.cluster.pbs import limits, records
 from coaddflow.cluster.pbs.job_script import job_name
 from coaddflow.cluster.pbs.limits import Asked
 from coaddflow.cluster.pbs.server import parse_qstat
+from coaddflow.workflow.report import failure_text
 from coaddflow.workflow.stages import job_names
 
 NAMES = job_names()
@@ -1347,3 +1350,15 @@ def test_advice_names_a_rule_that_the_run_has(server, name, rules, heaviest, see
         assert f"--set-resources {heaviest}:mem_mb=" in latest_jobs(".", NAMES)[name].explanation
     else:
         assert latest_jobs(".", NAMES)[name].name == "_".join([name, *rules])
+
+
+def test_run_that_ends_with_a_refusal_does_not_speak_of_0_steps(server):
+    submit(groupid="tract_0", targets=["tract:band=r,tract=0"], resources=TOO_MUCH)
+    outcome, words = end_of_pbs_job("", "tract_0")
+    asked = {"mem_mb": 10_780, "runtime": 75}
+    now = time.strftime("%Y-%m-%dT%H:%M:%S")
+    steps = ("tract",)
+    attempts.record("tract_0", Attempt(now, "", "", "PBS", "", steps, asked, outcome, words))
+    text = failure_text("logs", time.time() - 60)
+    assert "coaddflow: 1 job not accepted by the cluster" in text
+    assert text.count("largest node of queue workq has 6144 MB") == 1
