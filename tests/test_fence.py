@@ -81,8 +81,8 @@ def test_temporary_file_that_the_newer_job_has_removed_is_no_trouble_of_the_disk
 ):
     begin(older)
     with (
-        fenced_by(older),
         pytest.raises(ReplacedError),
+        fenced_by(older),
         atomic_path(tmp_path / "a.txt") as temporary,
     ):
         begin(newer)
