@@ -34,7 +34,7 @@ def job_script(number, ccds=104):
         "type": "group",
         "groupid": f"exposure_{number}",
         "threads": 8,
-        "resources": {"mem_mb": 8000, "runtime": 60},
+        "resources": {"mem_mb": 6000, "runtime": 60},
     }
     targets = " ".join(f"'calexp:exposure={number},ccd={ccd}'" for ccd in range(ccds))
     path = Path(f"job-{number}.sh")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from coaddflow import fence
-from coaddflow.errors import ReplacedError, is_lasting
+from coaddflow.errors import InputError, ReplacedError, is_lasting
 from coaddflow.fence import Fence, begin, fenced_by, is_replaced
 from coaddflow.files import atomic_path, remove, remove_partial
 
@@ -81,12 +81,22 @@ def test_temporary_file_that_the_newer_job_has_removed_is_no_trouble_of_the_disk
 ):
     begin(older)
     with (
-        fenced_by(older),
         pytest.raises(ReplacedError),
+        fenced_by(older),
         atomic_path(tmp_path / "a.txt") as temporary,
     ):
         begin(newer)
         temporary.unlink()
+
+
+def test_what_fails_in_a_replaced_job_fails_because_it_was_replaced(older, newer):
+    begin(older)
+    with pytest.raises(InputError, match="is gone"), fenced_by(older):
+        raise InputError("is gone", path="bias.fits")
+    begin(newer)
+    with pytest.raises(ReplacedError) as caught, fenced_by(older):
+        raise InputError("is gone", path="bias.fits")
+    assert not is_lasting(caught.value), "the newer job may be tried again"
 
 
 def test_nobody_is_asked_where_there_is_no_fence(older, tmp_path):

@@ -118,11 +118,19 @@ def is_replaced(fence: Fence) -> bool:
 
 @contextlib.contextmanager
 def fenced_by(fence: Fence | None) -> Iterator[None]:
-    """Let `check` look at a token in a block, in all threads; None: it looks at nothing."""
+    """Let `check` look at a token in a block, in all threads; None: it looks at nothing.
+
+    What fails in a job that has been replaced may fail because the newer job has removed or not yet
+    made a file: the error then is that it has been replaced.
+    """
     global _active  # noqa: PLW0603 - a process works for one job at a time
     before, _active = _active, fence
     try:
         yield
+    except Exception as error:
+        if not isinstance(error, ReplacedError):
+            check()
+        raise
     finally:
         _active = before
 

@@ -69,7 +69,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         fence.check()
         temporary.replace(path)
     except OSError as error:
-        fence.check()  # the newer job may have removed the temporary file
         # astropy reports a full disk, and NumPy a quota, without an error number
         full = re.search(r"space on disk|\d+ requested and \d+ written", str(error)) is not None
         if not full and error.errno not in _DISK_FULL | _NOT_ALLOWED:

@@ -1,7 +1,8 @@
-"""A PBS server for tests: qsub, qstat and qdel that answer as OpenPBS 23.06 was seen to.
+"""A PBS server for tests: qsub, qstat, qdel and pbsnodes that answer as OpenPBS 23.06 was seen to.
 
-The three commands are this file under other names; what the server knows is in server.json
-beside them, and what they were called with in calls.jsonl.
+The commands are this file under other names; what the server knows is in server.json beside them,
+and what they were called with in calls.jsonl, but for questions about nodes and queues. Its nodes
+and queues are those of the recorded answers in openpbs/: four nodes of 8 cores and 6 GB.
 """
 
 import json
@@ -12,6 +13,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+RECORDED = Path(__file__).parent / "openpbs"
+
 ENVIRONMENT = {
     "PBS_O_HOME": "/home/astro",
     "PBS_O_LANG": "C.UTF-8",
@@ -21,9 +24,11 @@ ENVIRONMENT = {
 
 
 def install(folder):
-    """Put the three commands and an empty server into a folder."""
+    """Put the commands and an empty server into a folder."""
     folder.mkdir(parents=True)
-    for name in ("qsub", "qstat", "qdel"):
+    for name in ("nodes", "queues", "server"):
+        shutil.copy(RECORDED / f"{name}.json", folder / f"{name}-answer.json")
+    for name in ("qsub", "qstat", "qdel", "pbsnodes"):
         shutil.copy(__file__, folder / name)
         text = (folder / name).read_text(encoding="utf-8")
         (folder / name).write_text(f"#!{sys.executable} -S\n{text}", encoding="utf-8")
@@ -55,6 +60,13 @@ class Server:
         jobs = self.read()["jobs"]
         jobs[job_id] = {**jobs.get(job_id, {}), **facts}
         self.set(jobs=jobs)
+
+    def change_answer(self, about, change):
+        """Let a function change what the server says about "nodes", "queues" or "server"."""
+        path = self.folder / f"{about}-answer.json"
+        answer = json.loads(path.read_text(encoding="utf-8"))
+        change(answer)
+        path.write_text(json.dumps(answer), encoding="utf-8")
 
     def script(self, number):
         """Return the copy of a script that the server has kept; 1 is the first submission."""
@@ -103,20 +115,6 @@ def torque_block(job_id, job):
     facts = {"Job_Name": "sbatch", "Job_Owner": "astro@login1", "job_state": job["state"]}
     body = "".join(f"\t{name} = {value}\n" for name, value in facts.items())
     return f"Job Id:\t{job_id}\n{body}"
-
-
-def table(jobs):
-    """Return what ``qstat -u USER`` prints: jobs that have not ended, or ended a moment ago."""
-    lines = [
-        "",
-        "node1: ",
-        "                                                            Req'd  Req'd   Elap",
-        "Job ID          Username Queue    Jobname    SessID NDS TSK Memory Time  S Time",
-        "--------------- -------- -------- ---------- ------ --- --- ------ ----- - -----",
-    ]
-    row = "{:<15.15} astro    workq    exposure_*    --    1   4 1800mb 01:15 {}   -- "
-    lines += [row.format(i, job["state"]) for i, job in jobs.items() if job["state"] != "F"]
-    return "\n".join(lines) + "\n"
 
 
 def qstat(server, state, arguments):
@@ -183,10 +181,19 @@ def qdel(server, state, arguments):
     return 0, "", ""
 
 
+ABOUT = {"-Qf": "queues", "-Bf": "server"}
+"""What qstat is asked about, by its first argument, if not about jobs."""
+
+
 def play(path, arguments):
     """Answer as the command of this name."""
     server = Server(Path(path).parent)
     name = Path(path).name
+    about = "nodes" if name == "pbsnodes" else ABOUT.get(arguments[0])
+    if about:
+        known = not server.read()["away"] and server.read()["dialect"] != "torque"
+        sys.stdout.write((server.folder / f"{about}-answer.json").read_text() if known else "")
+        return 0 if known else 1
     with (server.folder / "calls.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps([name, *arguments]) + "\n")
     state = server.read()
@@ -195,11 +202,8 @@ def play(path, arguments):
         print("Connection refused", file=sys.stderr)
         print(f"{name}: cannot connect to server node1 (errno=111)", file=sys.stderr)
         return 255
-    if name == "qstat" and arguments[0] == "-u":
-        code, out, err = 0, table(state["jobs"]), ""
-    else:
-        command = {"qsub": qsub, "qstat": qstat, "qdel": qdel}[name]
-        code, out, err = command(server, state, arguments)
+    command = {"qsub": qsub, "qstat": qstat, "qdel": qdel}[name]
+    code, out, err = command(server, state, arguments)
     sys.stdout.write(out)
     sys.stderr.write(err)
     return code

@@ -11,7 +11,7 @@ from coaddflow.cluster.history import (
     latest_jobs,
     will_be_refused,
 )
-from coaddflow.cluster.pbs.outcome import DELETED, GONE, LIKELY, NO_CODE
+from coaddflow.cluster.pbs.outcome import CANCELLED, GONE, LIKELY, NO_CODE
 from coaddflow.workflow.report import failure_text
 from coaddflow.workflow.stages import job_names
 
@@ -161,7 +161,7 @@ def test_what_to_do_is_reported_with_the_rule_that_needs_it(survey, name, rule):
         (f"{GONE}; =>> PBS: job killed by root", "cancelled"),
         (f"{GONE}; step exit code 137", "out of memory"),
         ("failed; its node was lost (exit status -20)", "node failed"),
-        (DELETED, "cancelled"),
+        (CANCELLED, "cancelled"),
         ("terminated by user", "cancelled"),
         ("exceeded resource mem (exit status -27)", "out of memory"),
         ("=>> PBS: job killed: mem 406140kb exceeded limit 102400kb", "out of memory"),

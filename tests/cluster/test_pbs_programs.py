@@ -18,10 +18,15 @@ import fake_pbs
 import pytest
 
 import coaddflow
-from coaddflow.cluster.history import latest_jobs
-from coaddflow.cluster.pbs import records
+from coaddflow.cluster import attempts
+from coaddflow.cluster.attempts import Attempt
+from coaddflow.cluster.history import end_of_pbs_job, latest_jobs, will_be_refused
+from coaddflow.cluster.limits import Limits, pbs_limits
+from coaddflow.cluster.pbs import limits, records
 from coaddflow.cluster.pbs.job_script import job_name
+from coaddflow.cluster.pbs.limits import Asked
 from coaddflow.cluster.pbs.server import parse_qstat
+from coaddflow.workflow.report import failure_text
 from coaddflow.workflow.stages import job_names
 
 NAMES = job_names()
@@ -603,7 +608,7 @@ def test_programs_are_of_python_3_6(path):
 def test_job_that_has_not_ended_is_running(server, state):
     job_id = submitted()
     server.set_job(job_id, state=state, comment="Not Running: Job is held")
-    assert status(job_id) == ("running", "")
+    assert status(job_id)[0] == "running"
 
 
 @pytest.mark.parametrize(
@@ -724,6 +729,7 @@ def test_old_answer_says_nothing_while_somebody_else_asks(server, age, word):
 def test_torque_dialect(server):
     server.set(dialect="torque")
     job_id = submitted()
+    begin(job_id)
     server.set_job(job_id, state="R")
     assert status(job_id)[0] == "running"
     server.set_job(job_id, state="C")
@@ -859,6 +865,13 @@ RECORDED = {
     "held": ("H", -3, "failed", "too many failed attempts to run"),
     "running": ("R", None, "running", ""),
     "odd_environment": ("R", None, "running", ""),
+    # it is not asked what they want: their tasks are not in the records
+    "waits_for_ever": ("Q", None, "running", ""),
+    "waits_for_cores": ("Q", None, "running", ""),
+    "queued": ("Q", None, "running", ""),
+    "held_by_user": ("H", None, "running", "is held (qrls releases it)"),
+    "deleted_queued": ("F", None, "failed", "Not enough free nodes available and terminated"),
+    "deleted_held": ("F", None, "failed", "ended without an exit code"),
 }
 
 
@@ -875,6 +888,298 @@ def test_recorded_answers_of_a_real_server(server, monkeypatch, name):
     found, why = status(job_id)
     assert found == word
     assert reason in why
+
+
+# --- more than any node has -------------------------------------------------------------------
+
+TOO_MUCH = {"mem_mb": 10_780, "runtime": 75}
+"""The second attempt of a tract on nodes of 6 GB: together the nodes have it, none alone."""
+
+
+def rows_of_ended():
+    return [line.split("\t") for line in (records.FOLDER / "ended.tsv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"resources": TOO_MUCH}, "10780 MB, and the largest node of queue workq has 6144 MB"),
+        ({"threads": 12}, "12 cores, and the largest node of queue workq has 8"),
+    ],
+)
+def test_what_no_node_has_is_refused_and_the_refusal_is_kept(server, asked, why):
+    done = submit(groupid="tract_0", targets=["tract:band=r,tract=0"], **asked)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert server.calls("qsub") == []
+    (row,) = rows_of_ended()
+    assert row[1:4] == ["", "tract_0", "refused"]
+    job = latest_jobs(".", NAMES)["tract_0"]
+    assert job.outcome == "refused"
+    assert why in job.explanation
+    assert will_be_refused(row[4])
+
+
+def test_all_of_the_largest_node_is_submitted(server):
+    assert submitted(threads=8, resources={"mem_mb": 6144, "runtime": 75}) == "1275.node1"
+
+
+def test_nodes_of_several_sizes_have_memory_and_cores_together(server):
+    def grow(answer):
+        node = answer["nodes"]["node2"]["resources_available"]
+        node.update(mem="24gb", ncpus=2)
+
+    server.change_answer("nodes", grow)
+    assert submit(threads=2, resources=TOO_MUCH).returncode == 0
+    done = submit(**others(1002), threads=4, resources=TOO_MUCH)
+    assert "the largest node of queue workq with 4 cores has 6144 MB" in done.stderr
+
+
+def test_vnodes_of_a_host_serve_one_job_together(server):
+    def split(answer):
+        for name in ("node3", "node4"):
+            answer["nodes"][name]["resources_available"]["host"] = "large"
+
+    server.change_answer("nodes", split)
+    assert submit(threads=16, resources=TOO_MUCH).returncode == 0
+
+
+def test_nodes_of_another_queue_and_nodes_out_of_service_do_not_count(server):
+    def change(answer):
+        for name, changes in (("node1", {"queue": "big"}), ("node2", {"state": "offline"})):
+            answer["nodes"][name]["resources_available"]["mem"] = "24gb"
+            answer["nodes"][name].update(changes)
+
+    server.change_answer("nodes", change)
+    assert submit(resources=TOO_MUCH).returncode == 1
+    assert submit(resources={**TOO_MUCH, "pbs_queue": "big"}).returncode == 0
+
+
+@pytest.mark.parametrize("about", ["queues", "server"])
+@pytest.mark.parametrize(
+    ("limit", "why"),
+    [
+        ({"walltime": "01:00:00"}, "75 minutes, and queue workq allows 60"),
+        ({"mem": "1gb"}, "1800 MB, and the largest node of queue workq has 1024 MB"),
+        ({"ncpus": 2}, "4 cores, and the largest node of queue workq has 2"),
+    ],
+)
+def test_limits_of_queue_and_server_count(server, about, limit, why):
+    def change(answer):
+        for found in answer[{"queues": "Queue", "server": "Server"}[about]].values():
+            found["resources_max"] = limit
+
+    server.change_answer(about, change)
+    assert why in submit().stderr
+
+
+def test_routing_queue_has_the_limits_of_where_it_leads(server):
+    def change(answer):
+        queues = answer["Queue"]
+        queues["short"] = {"resources_max": {"walltime": "00:10:00"}}
+        queues["long"] = {"resources_max": {"walltime": "02:00:00"}}
+        queues["entry"] = {"queue_type": "Route", "route_destinations": "short,long@server1"}
+
+    server.change_answer("queues", change)
+    resources = {**GROUP["resources"], "pbs_queue": "entry"}
+    assert submit(resources=resources).returncode == 0
+    done = submit(**others(1002), resources={**resources, "runtime": 150})
+    assert "150 minutes, and queue entry allows 120" in done.stderr
+
+
+@pytest.mark.parametrize("change", [{"dialect": "torque"}, {"away": 1}])
+def test_where_the_nodes_are_not_told_nothing_is_refused_for_them(server, change):
+    server.set(**change)
+    assert submit(resources=TOO_MUCH).returncode == 0
+
+
+def test_limits_for_retries_are_those_of_the_queue(server):
+    def change(answer):
+        answer["Queue"]["workq"]["resources_max"] = {"walltime": "48:00:00"}
+
+    server.change_answer("queues", change)
+    found = pbs_limits()
+    assert found == Limits(((6144, 8),), 2880, "queue workq")
+    assert found.memory(8) == 6144
+
+
+def test_nodes_without_known_memory_limit_nothing(server):
+    def change(answer):
+        del answer["nodes"]["node3"]["resources_available"]["mem"]
+
+    server.change_answer("nodes", change)
+    assert pbs_limits("any").memory() is None
+    assert submit(resources=TOO_MUCH).returncode == 0
+
+
+def test_nodes_are_asked_about_once_for_many_jobs(server):
+    submitted()
+    server.change_answer("nodes", lambda answer: answer.update(nodes={}))
+    assert submitted(**others(1002)) == "1276.node1"
+    assert "6144 MB" in submit(**others(1003), resources=TOO_MUCH).stderr
+
+
+def let_it_ask_for(job_id, **changes):
+    """Make a job in the records, and in the queue, one that was submitted with other resources."""
+    path = records.FOLDER / "jobs" / f"{records.label_of(job_id)}.json"
+    task = json.loads(path.read_text())
+    task["asked"] = Asked(*task["asked"])._replace(**changes)
+    path.write_text(json.dumps(task))
+
+
+@pytest.mark.parametrize(
+    ("state", "why"), [("Q", "can never run: it asks for 10780 MB"), ("H", "replaced by coaddflow")]
+)
+def test_impossible_job_of_an_earlier_run_is_not_taken_up(server, state, why):
+    job_id = submitted()
+    server.set_job(job_id, state=state, comment="Not Running: Insufficient amount of resource: mem")
+    let_it_ask_for(job_id, mem_mb=10_780)
+    assert submitted(run="second") == "1276.node1"
+    assert server.calls("qdel") == [["qdel", job_id]]
+    (row,) = [row for row in rows_of_ended() if row[1] == job_id]
+    assert why in row[4]
+
+
+def test_waiting_job_that_asks_for_too_little_is_replaced_and_a_running_one_is_not(server):
+    waits, works = submitted(), submitted(**others(1002))
+    begin(works)
+    server.set_job(works, state="R")
+    more = {"resources": {"mem_mb": 3600, "runtime": 75}}
+    assert submitted(run="second", **others(1002), **more) == works
+    assert submitted(run="second", **more) == "1277.node1"
+    assert server.calls("qdel") == [["qdel", waits]]
+
+
+def test_job_that_waits_for_ever_fails_and_is_removed(server):
+    job_id = submitted()
+    let_it_ask_for(job_id, cores=12)
+    server.set_job(job_id, comment="Not Running: Not enough free nodes available")
+    job = latest_jobs(".", NAMES)["exposure_1001"]
+    assert job.outcome == "never runs", "also while no Snakemake runs"
+    word, why = status(job_id)
+    assert word == "failed"
+    assert "can never run: it asks for 12 cores, and the largest node of queue workq has 8" in why
+    assert server.calls("qdel") == [["qdel", job_id]]
+
+
+def test_job_that_was_too_large_and_has_begun_goes_on(server):
+    job_id = submitted()
+    let_it_ask_for(job_id, mem_mb=10_780)
+    server.set_job(job_id, state="R")
+    assert status(job_id) == ("running", "")
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [
+        ("6gb", 6144),
+        ("6291456kb", 6144),
+        ("512mb", 512),
+        ("1tb", 2**20),
+        ("2097152", 2),
+        ("x", None),
+    ],
+)
+def test_sizes_of_pbs(size, found):
+    assert limits.megabytes(size) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("01:30:00", 90), ("90", 1), ("100:00:00", 6000), ("10:00", 10), ("", None)]
+)
+def test_durations_of_pbs(text, found):
+    assert limits.minutes(text) == found
+
+
+def test_refusal_of_qsub_is_kept(server):
+    server.set(failures=[{"code": 170, "err": "qsub: Unknown queue"}])
+    submit()
+    (row,) = rows_of_ended()
+    assert row[1:4] == ["", "exposure_1001", "refused"]
+    assert "Unknown queue" in row[4]
+    assert "Unknown queue" in latest_jobs(".", NAMES)["exposure_1001"].explanation
+    assert submitted() == "1275.node1"
+    assert latest_jobs(".", NAMES)["exposure_1001"].outcome == "live"
+
+
+# --- jobs that wait or were deleted -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "comment", "said"),
+    [
+        ("H", None, "is held (qrls releases it)"),
+        ("H", "job held by astro", "is held (qrls releases it): job held by astro"),
+        ("W", None, "waits for the time at which it may start"),
+    ],
+)
+def test_job_that_does_not_start_by_itself_is_told_once(server, state, comment, said):
+    job_id = submitted()
+    server.set_job(job_id, state=state, comment=comment)
+    word, told = status(job_id)
+    assert word == "running"
+    assert f"PBS job {job_id}: exposure_1001 {said}\n" == told
+    assert status(job_id) == ("running", "")
+    server.set_job(job_id, state="R", comment=None)
+    assert status(job_id) == ("running", "")
+
+
+def test_job_that_is_long_in_the_queue_is_told_once(server, monkeypatch):
+    job_id = submitted()
+    server.set_job(job_id, comment="Not Running: Not enough free nodes available")
+    assert status(job_id) == ("running", "")
+    monkeypatch.setenv("COADDFLOW_PBS_WAIT", "0")
+    assert "waits in the queue: Not Running: Not enough free nodes" in status(job_id)[1]
+    server.set_job(job_id, comment="Not Running: Insufficient amount of resource: ncpus")
+    assert status(job_id) == ("running", "")
+
+
+@pytest.mark.parametrize(
+    ("state", "comment", "outcome", "said"),
+    [
+        ("H", None, "held", "is held"),
+        ("Q", "Not Running: Not enough free nodes", "live", "Not enough free nodes"),
+        ("R", "Job run at Sun Nov 22", "live", "it is running"),
+    ],
+)
+def test_status_shows_how_each_job_waits(server, state, comment, outcome, said):
+    job_id = submitted()
+    server.set_job(job_id, state=state, comment=comment)
+    job = latest_jobs(".", NAMES)["exposure_1001"]
+    assert job.outcome == outcome
+    assert said in job.explanation
+
+
+@pytest.mark.parametrize("comment", [None, "Not Running: Not enough free nodes and terminated"])
+def test_job_that_was_deleted_before_it_began_has_ended_at_once(server, comment):
+    job_id = submitted()
+    server.set_job(job_id, state="F", comment=comment)
+    word, why = status(job_id)
+    assert word == "failed"
+    assert "deleted before it began" in why
+    assert (comment or "") in why
+    assert latest_jobs(".", NAMES)["exposure_1001"].outcome == "cancelled"
+    assert execute(server.script(1), "touch done.txt") == 1, "it does nothing"
+
+
+def test_job_that_has_begun_and_whose_exit_code_is_late_has_its_time(server):
+    job_id = submitted()
+    begin(job_id)
+    server.set_job(job_id, state="F", comment="Job run at Sun Nov 22 and finished")
+    assert status(job_id)[0] == "running"
+    leave_exit_code(job_id, 0)
+    assert status(job_id)[0] == "success"
+
+
+def test_what_coaddflow_replaced_was_not_cancelled_by_hand(server):
+    job_id = submitted()
+    begin(job_id)
+    server.set_job(job_id, state="R")
+    Path("config.yaml").write_text("camera: seven\n")
+    assert submitted(run="second") == "1276.node1"
+    assert end_of_pbs_job(job_id, "exposure_1001")[0] == "replaced"
+    program("cancel", "1276.node1")
+    assert latest_jobs(".", NAMES)["exposure_1001"].outcome == "cancelled"
 
 
 # --- cancel, cost -----------------------------------------------------------------------------
@@ -1045,3 +1350,15 @@ def test_advice_names_a_rule_that_the_run_has(server, name, rules, heaviest, see
         assert f"--set-resources {heaviest}:mem_mb=" in latest_jobs(".", NAMES)[name].explanation
     else:
         assert latest_jobs(".", NAMES)[name].name == "_".join([name, *rules])
+
+
+def test_run_that_ends_with_a_refusal_does_not_speak_of_0_steps(server):
+    submit(groupid="tract_0", targets=["tract:band=r,tract=0"], resources=TOO_MUCH)
+    outcome, words = end_of_pbs_job("", "tract_0")
+    asked = {"mem_mb": 10_780, "runtime": 75}
+    now = time.strftime("%Y-%m-%dT%H:%M:%S")
+    steps = ("tract",)
+    attempts.record("tract_0", Attempt(now, "", "", "PBS", "", steps, asked, outcome, words))
+    text = failure_text("logs", time.time() - 60)
+    assert "coaddflow: 1 job not accepted by the cluster" in text
+    assert text.count("largest node of queue workq has 6144 MB") == 1

@@ -6,8 +6,6 @@ or without accounting the log of the job, says how it ended. On PBS, `cluster.pb
 
 import contextlib
 import json
-import os
-import pwd
 import re
 import subprocess
 import time
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from coaddflow.cluster.pbs import outcome as pbs_outcome
-from coaddflow.cluster.pbs import records
+from coaddflow.cluster.pbs import records, server
+from coaddflow.cluster.pbs.server import ServerJob
 from coaddflow.cluster.slurm import output_of
 
 Outcome = Literal[
@@ -29,6 +28,8 @@ Outcome = Literal[
     "node failed",
     "never runs",
     "refused",
+    "held",
+    "replaced",
     "controller away",
     "killed",
     "failed",
@@ -52,6 +53,9 @@ EXPLANATIONS: dict[Outcome, str] = {
     "refused": "was not accepted by the queue system: ask for what its message allows "
     "(--set-resources {rule}:mem_mb=MEGABYTES {rule}:runtime=MINUTES, fewer --cores, or another "
     "partition or queue)",
+    "held": "will not start by itself: release it (qrls), or cancel it (cancel.py) and run again",
+    "replaced": "was deleted by coaddflow in favour of a job that does what is wanted now: run the "
+    "same command again if that is not in the queue",
     "controller away": "could not start its step while the controller of Slurm was away: run the "
     "same command again",
     "killed": "was killed, and not for its memory: run the same command again",
@@ -99,6 +103,7 @@ _WORDS: tuple[tuple[Outcome, str], ...] = (
     ),
     ("time limit", r"due to time limit|walltime \S* ?exceeded|exceeded resource walltime"),
     ("node failed", r"due to node failure|its node was lost"),
+    ("replaced", re.escape(pbs_outcome.REPLACED)),
     ("cancelled", r"cancelled at|terminated by|deleted|job killed by"),
     (
         "controller away",
@@ -118,7 +123,9 @@ _STATE = re.compile(r"status is: '(\w+)")
 
 _WILL_NOT_BE_ACCEPTED = re.compile(
     r"node configuration is not available|can ?not be satisfied|time limit is invalid"
-    r"|invalid (account|partition|qos)|more processors requested than permitted",
+    r"|invalid (account|partition|qos)|more processors requested than permitted"
+    # qsub, and coaddflow of what no node of PBS has
+    r"|unknown queue|violates queue|unauthorized|illegal|asks for \d+ (MB|cores|minutes), and",
     re.IGNORECASE,
 )
 """What sbatch says about a request that it will refuse the next time, too."""
@@ -269,8 +276,13 @@ def end_of_pbs_job(job_id: str, name: str, folder: str | Path = ".") -> tuple[Ou
         if found != job_id or (not job_id and label != name):
             continue
         words = reason.partition(" (log: ")[0].removeprefix(f"{label}: ")
-        return ("refused" if outcome == "refused" else _outcome_from_words(words)), words
+        return _pbs_end(outcome, words), words
     return ("unknown", "") if job_id else ("refused", "")
+
+
+def _pbs_end(outcome: str, words: str) -> Outcome:
+    """Return how a job ended that has not succeeded, by its row in the records of PBS."""
+    return "refused" if outcome == "refused" else _outcome_from_words(words)
 
 
 def will_be_refused(words: str) -> bool:
@@ -382,7 +394,7 @@ def _pbs_jobs(folder: Path, names: JobNames, since: float) -> list[ClusterJob]:
             continue
         log = re.search(r"\(log: ([^)]*)\)", reason)
         words = reason.partition(" (log: ")[0].removeprefix(f"{name}: ")
-        how = "done" if outcome == "success" else _outcome_from_words(words)
+        how = "done" if outcome == "success" else _pbs_end(outcome, words)
         name = _with_rules(name, rules, names)
         found.append(ClusterJob("PBS", job_id, name, how, words, log[1] if log else "", names))
     return [*found, *_pbs_jobs_not_seen_to_end(folder, names)]
@@ -392,7 +404,7 @@ def _pbs_jobs_not_seen_to_end(folder: Path, names: JobNames) -> list[ClusterJob]
     """Return the jobs that are live, or ended since a Snakemake last looked."""
     found = []
     ids = sorted(folder.glob("ids/[!.]*"))
-    queue = _pbs_queue() if ids else None
+    queue = _pbs_queue([path.name for path in ids]) if ids else None
     for path in ids:
         with contextlib.suppress(OSError):
             label = path.read_text(encoding="utf-8").strip()
@@ -418,33 +430,45 @@ def _pbs_rules(folder: Path, label: str) -> list[str]:
         return []
 
 
-def _pbs_queue() -> set[str] | None:
-    """Return the numbers of the user's jobs in the queue of PBS; None if it gives no answer."""
+def _pbs_queue(job_ids: list[str]) -> dict[str, ServerJob] | None:
+    """Return what PBS says of jobs, by their number; None if it gives no answer."""
     try:
-        text = output_of(["qstat", "-u", pwd.getpwuid(os.getuid()).pw_name], timeout=30)
-    except (KeyError, OSError, subprocess.SubprocessError):
+        jobs, _ = server.ask(job_ids)
+    except (server.ServerAwayError, OSError):
         return None
-    # id, user, ..., state, time
-    rows = [line.split() for line in text.splitlines() if line[:1].isdigit()]
-    return {row[0].partition(".")[0] for row in rows if row[-2:-1] not in (["F"], ["C"], ["X"])}
+    return {job_id.partition(".")[0]: job for job_id, job in jobs.items()}
 
 
 def _pbs_outcome(
-    folder: Path, job_id: str, label: str, queue: set[str] | None
+    folder: Path, job_id: str, label: str, queue: dict[str, ServerJob] | None
 ) -> tuple[Outcome, str]:
     """Return what became of a job that has not been seen to end."""
     code = records.read(folder / "exit" / label).strip()
     if code:
         return ("done", "") if code == "0" else ("failed", f"exit code {code}")
-    if (folder / "cancelled" / job_id).exists():
-        return "cancelled", pbs_outcome.DELETED
+    path = folder / "cancelled" / job_id
+    if path.exists():
+        deleted = records.read(path) or pbs_outcome.CANCELLED
+        return _outcome_from_words(deleted), deleted
     if queue is None:
         seen = time.strftime("%Y-%m-%d %H:%M", time.localtime(_pbs_last_asked(folder, job_id)))
         return "live", f"at {seen}; PBS does not answer now: qstat {job_id}"
-    if job_id.partition(".")[0] in queue:
-        return "live", "PBS knows it"
-    words = f"{pbs_outcome.GONE}: {pbs_outcome.LIKELY}"
-    return _outcome_from_words(words), words
+    return _pbs_outcome_in_queue(queue.get(job_id.partition(".")[0]), label, folder)
+
+
+def _pbs_outcome_in_queue(job: ServerJob | None, label: str, folder: Path) -> tuple[Outcome, str]:
+    """Return what became of a job without exit code, by what PBS says of it."""
+    if job is None or (job.state in server.FINISHED_STATES and job.exit_status is None):
+        words = f"{pbs_outcome.GONE}: {pbs_outcome.LIKELY}"
+        return _outcome_from_words(words), words
+    if job.state in server.FINISHED_STATES or server.never_runs(job):
+        word, words, _ = pbs_outcome.end_of(job)
+        return "done" if word == "success" else _outcome_from_words(words), words
+    too_much = pbs_outcome.is_too_large(label, folder) if job.state == "Q" else ""
+    if too_much:
+        return "never runs", f"it {too_much}"
+    waits = pbs_outcome.waits(job)
+    return "held" if job.state == "H" else "live", waits or "it is running"
 
 
 def _pbs_last_asked(folder: Path, job_id: str) -> float:

@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import NamedTuple
 
+from coaddflow.cluster.pbs.limits import NO_LIMIT, largest
 from coaddflow.cluster.slurm import output_of
 
 
@@ -90,6 +91,25 @@ def _slurm_limits(partition: str) -> Limits:
     times = [minutes_of(row.get("MaxTime", "")) for row in chosen]
     longest = None if None in times else max(filter(None, times), default=None)
     return Limits(tuple(sorted(nodes)), longest, f"partition {','.join(sorted(names))}")
+
+
+def pbs_limits(queue: str = "") -> Limits:
+    """Return the limits of a queue of PBS.
+
+    Parameters
+    ----------
+    queue : str
+        Its name; empty: the default one.
+    """
+    # nodes come and go while a run lasts
+    return _pbs_limits(queue, int(time.monotonic() / SILENCE))
+
+
+@functools.lru_cache(maxsize=64)
+def _pbs_limits(queue: str, _period: int) -> Limits:
+    most = largest(queue, SILENCE)
+    known = all(memory < NO_LIMIT for memory, _ in most.nodes)
+    return Limits(most.nodes if known else (), most.runtime, most.where)
 
 
 def minutes_of(text: str) -> int | None:

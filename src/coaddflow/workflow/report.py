@@ -123,12 +123,19 @@ def failure_text(logs: str | Path, since: float) -> str:
         # Snakemake leaves empty logs of all steps of a job that failed
         failed = [step for step in failed if step.reason != joblog.NO_LOG]
     killed = [job for job in jobs if job.outcome != "failed" or not failed]
+    killed = [job for job in killed if job.outcome != "refused"]
     refused = refused_jobs(since)
     if not failed and not killed and not refused:
         return "coaddflow: the run failed before or between jobs; see Snakemake's messages above"
+    counts = (
+        (len(failed), "step", "failed"),
+        (len(killed), "job", "of the cluster ended early"),
+        (len(refused), "job", "not accepted by the cluster"),
+    )
+    what = ", ".join(f"{_count(number, noun)} {verb}" for number, noun, verb in counts if number)
     return "\n".join(
         [
-            f"coaddflow: {_count(len(failed), 'step')} failed; all independent steps finished:",
+            f"coaddflow: {what}; all independent steps finished:",
             *([joblog.failure_table(failed)] if failed else []),
             *(f"  {job.unit}  {job.explanation}" for job in killed),
             *refused,

@@ -18,7 +18,7 @@ from snakemake.resources import Resource
 
 from coaddflow.cluster import attempts, history
 from coaddflow.cluster.attempts import Attempt
-from coaddflow.cluster.limits import NO_LIMITS, Limits, ask_again, slurm_limits
+from coaddflow.cluster.limits import NO_LIMITS, Limits, ask_again, pbs_limits, slurm_limits
 from coaddflow.errors import InputError
 from coaddflow.runtime import log as joblog
 from coaddflow.runtime.resources import TIME_MARGIN
@@ -330,6 +330,8 @@ def limits_of(workflow: Any, asked: Mapping[str, Any]) -> Limits:
     executor = getattr(workflow.executor_plugin, "name", None) if workflow.is_main_process else None
     if executor == "slurm":
         return slurm_limits(str(asked.get("slurm_partition") or ""))
+    if executor == "cluster-generic":
+        return pbs_limits(str(asked.get("pbs_queue") or ""))
     return NO_LIMITS
 
 

@@ -6,7 +6,7 @@ Jobs that have not begun will do nothing, even if the server is away and cannot 
 import contextlib
 import subprocess
 
-from coaddflow.cluster.pbs import records
+from coaddflow.cluster.pbs import outcome, records
 
 PATIENCE = 1.2
 """Seconds to wait for qdel: Snakemake ends this program after 2 s."""
@@ -22,7 +22,7 @@ def main(job_ids):
         for label in filter(None, labels):
             records.withdraw(label)
         for job_id in job_ids:
-            records.note_deletion(job_id)
+            records.note_deletion(job_id, outcome.CANCELLED)
     if qdel:
         with contextlib.suppress(subprocess.TimeoutExpired):
             qdel.wait(PATIENCE)

@@ -8,7 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
-from coaddflow.cluster.pbs import records
+from coaddflow.cluster.pbs import limits, records
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
 """Variables of the environment that a job gets. They are set in the script, because the list of
@@ -113,14 +113,26 @@ def job_name(properties):
     return name if name[:1].isalpha() else f"j{name}"
 
 
+def asked_by(script):
+    """Return what a job asks for; raise ValueError if PBS cannot take a resource."""
+    resources = script.resources
+
+    def number(name):
+        value = resources.get(name)
+        return 0 if value is None else positive_integer(value, name)
+
+    queue = str(resources.get("pbs_queue") or "")
+    return limits.Asked(number("mem_mb"), script.threads, number("runtime"), queue)
+
+
 def qsub_arguments(script):
     """Return the arguments of qsub for a job; raise ValueError if PBS cannot take a resource."""
-    resources = script.resources
-    wanted = f"select=1:ncpus={script.threads}"
-    if resources.get("mem_mb") is not None:
-        wanted += f":mem={positive_integer(resources['mem_mb'], 'mem_mb')}mb"
-    if resources.get("runtime") is not None:
-        hours, minutes = divmod(positive_integer(resources["runtime"], "runtime"), 60)
+    resources, asked = script.resources, asked_by(script)
+    wanted = f"select=1:ncpus={asked.cores}"
+    if asked.mem_mb:
+        wanted += f":mem={asked.mem_mb}mb"
+    if asked.runtime:
+        hours, minutes = divmod(asked.runtime, 60)
         wanted += f",walltime={hours}:{minutes:02d}:00"
     # in one list: the qsub of slurm-wlm-torque uses the last -l only
     arguments = ["-l", wanted]

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from coaddflow.cluster.pbs import records, server
+from coaddflow.cluster.pbs import limits, records, server
 
 RUNNING = "running"
 DOUBTFUL = "doubtful"
@@ -10,7 +10,9 @@ DOUBTFUL = "doubtful"
 
 GONE = "PBS no longer knows the job, and it left no exit code"
 NO_CODE = "ended without an exit code"
-DELETED = "deleted because Snakemake was interrupted or needed the job replaced, or by cancel.py"
+CANCELLED = "deleted by cancel.py, or because Snakemake was interrupted"
+REPLACED = "replaced by coaddflow"
+NEVER_BEGAN = "deleted before it began"
 LIKELY = "it was killed, or its node failed"
 EXIT_STATUS = {
     **dict.fromkeys((-1, -2, -3, -10, -30), "it could not be started"),
@@ -59,20 +61,52 @@ def judge(job_id, label, answer):
     if answer["jobs"] is None or job_id not in answer["jobs"]:
         return DOUBTFUL, ""
     job = answer["jobs"][job_id]
+    too_much = is_too_large(label) if job and job.state == "Q" else ""
+    if too_much:
+        _delete(label, job_id)
+        return "failed", f"can never run: it {too_much}"
     if not server.looks_ended(job):
         return RUNNING, ""
     word, reason, certain = end_of(job)
-    if reason in (GONE, NO_CODE) and records.is_deleted(job_id):
-        reason, certain = DELETED, True
+    silent = job is not None and job.state in server.FINISHED_STATES and job.exit_status is None
+    # one that has not begun by now never will
+    if silent and records.withdraw(label):
+        reason, certain = NEVER_BEGAN + f" ({job.comment})" * bool(job.comment), True
+    deleted = records.why_deleted(job_id)
+    if deleted and word == "failed":
+        reason, certain = deleted, certain or reason in (GONE, NO_CODE)
     # the file with the exit code may arrive late, and a server that restarts may not know a job
     seconds = answer["asked"] - answer["ended"].get(job_id, answer["asked"])
     if not certain and seconds < server.setting("GRACE", 120):
         return DOUBTFUL, ""
     if job and server.never_runs(job):
-        records.withdraw(label)
-        with contextlib.suppress(server.ServerAwayError):
-            server.run("qdel", job_id)
+        _delete(label, job_id)
     return word, reason
+
+
+def _delete(label, job_id):
+    """Delete a job that cannot begin."""
+    records.withdraw(label)
+    with contextlib.suppress(server.ServerAwayError):
+        server.run("qdel", job_id)
+
+
+def is_too_large(label, folder=None):
+    """Return in words what a waiting job asks for that no node has; empty if it can run.
+
+    OpenPBS lets it wait for ever.
+    """
+    asked = records.task_of(label, folder).get("asked")
+    if not asked:
+        return ""
+    return limits.exceeded(limits.Asked(*asked), folder, limits.MAX_AGE_FOR_WAITING)
+
+
+def waits(job):
+    """Return in words how a job waits that will not start by itself, or not yet; empty: it runs."""
+    if job is None or job.state not in server.WAITING_STATES:
+        return ""
+    return server.WAITING_STATES[job.state] + f": {job.comment}" * bool(job.comment)
 
 
 def end_of(job):

@@ -8,10 +8,13 @@ A job has a label, NAME.TOKEN, from before its submission. Its files are named a
                       does nothing, wherever it is
     ids/ID            the label, written after the submission
     exit/LABEL        the exit code, written by the job itself
-    cancelled/ID      submit.py or cancel.py has deleted the job
+    cancelled/ID      submit.py or cancel.py has deleted the job, and why
+    told/ID           what the user has been told about a job that waits
     scripts/, spool/  what was submitted; what PBS itself says about a job
     answer.json       the server's last answer about all jobs
-    ended.tsv         how each other job ended: time, id, name, outcome, reason, rules
+    limits.json       its last answers about nodes and queues
+    ended.tsv         how each other job ended: time, id, name, outcome, reason, rules; without id:
+                      a submission that was refused
 
 Every file is written whole or not at all and belongs to one job, so that nothing is locked, except
 that submissions wait for each other (two Snakemakes in one folder) and that one process at a time
@@ -160,11 +163,12 @@ def log_of(label):
     return LOGS / f"{label}.out"
 
 
-def task_of(label):
-    """Return what a job works on; empty if its file is lost or damaged."""
+def task_of(label, folder=None):
+    """Return what a job works on and asks for; empty if its file is lost or damaged."""
     try:
-        task = json.loads(read(FOLDER / "jobs" / f"{label}.json"))
-        return {name: task[name] for name in ("targets", "settings", "files", "survey")}
+        task = json.loads(read((folder or FOLDER) / "jobs" / f"{label}.json"))
+        needed = {name: task[name] for name in ("targets", "settings", "files", "survey")}
+        return dict(needed, asked=task.get("asked"))  # of an older version: not known
     except (ValueError, TypeError, KeyError):
         return {}
 
@@ -213,28 +217,51 @@ def exit_code(label):
         return None
 
 
-def note_deletion(job_id):
+def note_deletion(job_id, why):
     """Note that a job was deleted: once the server does not know it any more, it has ended."""
-    write(FOLDER / "cancelled" / job_id, "")
+    write(FOLDER / "cancelled" / job_id, why)
 
 
-def is_deleted(job_id):
-    """Return whether a job was deleted by submit.py or cancel.py."""
-    return job_id in names("cancelled")
+def why_deleted(job_id):
+    """Return why submit.py or cancel.py has deleted a job; empty if they have not."""
+    if job_id not in names("cancelled"):
+        return ""
+    return read(FOLDER / "cancelled" / job_id) or "deleted"
+
+
+def tell(job_id, text):
+    """Return whether the user is to be told this about a job: not twice."""
+    path = FOLDER / "told" / job_id
+    if read(path) == text:
+        return False
+    write(path, text)
+    return True
 
 
 def note_end(label, job_id, outcome, reason):
     """Note how a job ended ("success" or "failed") and why it failed, and remove its files."""
-    when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    rules = {target.partition(":")[0] for target in task_of(label).get("targets", [])}
-    words = [when, job_id, name_of(label), outcome, " ".join(reason.split()), *sorted(rules)]
-    with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
-        stream.write("\t".join(words) + "\n")
+    _add_row(job_id, name_of(label), outcome, reason, task_of(label).get("targets", []))
     # the id first: if this process is killed here, the job has ended, not lost its exit code
     remove(FOLDER / "ids" / job_id)
     remove(FOLDER / "cancelled" / job_id)
+    remove(FOLDER / "told" / job_id)
     if label:
         forget(label)
+
+
+def note_refusal(name, targets, why):
+    """Note that a job was not submitted, and why."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    _add_row("", name, "refused", why, targets)
+
+
+def _add_row(job_id, name, outcome, reason, targets):
+    """Add a row to ended.tsv."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%S")
+    rules = sorted({target.partition(":")[0] for target in targets})
+    words = [when, job_id, name, outcome, " ".join(reason.split()), *rules]
+    with (FOLDER / "ended.tsv").open("a", encoding="utf-8") as stream:
+        stream.write("\t".join(words) + "\n")
 
 
 def forget(label):

@@ -14,6 +14,14 @@ import subprocess
 from collections import namedtuple
 
 FINISHED_STATES = ("F", "C", "X")
+WAITING_STATES = {
+    "Q": "waits in the queue",
+    "H": "is held (qrls releases it)",
+    "W": "waits for the time at which it may start",
+    "S": "is suspended",
+    "U": "is suspended, since its node is in use",
+    "T": "is being moved to another queue or server",
+}
 NEVER_RUNS = "Can Never Run"
 FAILED_TO_START = re.compile(r"too many failed attempts", re.IGNORECASE)
 
@@ -38,6 +46,10 @@ ServerJob = namedtuple("ServerJob", "state exit_status comment output_path")
 
 class ServerAwayError(Exception):
     """The server gave no answer, or none that says anything about jobs."""
+
+
+class RefusedError(Exception):
+    """The server does not accept a job, nor will it later."""
 
 
 class QueueFullError(Exception):

@@ -6,13 +6,20 @@ submission waits for its end. So no exposure is ever worked on by two jobs. Whil
 away, submission waits, too.
 """
 
+import contextlib
 import signal
 import sys
 import time
 from pathlib import Path
 
-from coaddflow.cluster.pbs import outcome, records, server
-from coaddflow.cluster.pbs.job_script import JobScript, current_umask, qsub_arguments, write_script
+from coaddflow.cluster.pbs import limits, outcome, records, server
+from coaddflow.cluster.pbs.job_script import (
+    JobScript,
+    asked_by,
+    current_umask,
+    qsub_arguments,
+    write_script,
+)
 
 
 def main(path):
@@ -31,22 +38,31 @@ def main(path):
             if job_id:
                 print(f"PBS job {job_id} ({script.name}) still exists: it is used", file=sys.stderr)
             else:
+                too_much = limits.exceeded(asked_by(script))
+                if too_much:
+                    raise server.RefusedError(f"it {too_much}")
                 job_id = submit(script, arguments, deadline)
     except server.ServerAwayError as error:
-        print(f"PBS server away: {error}", file=sys.stderr)
-        return 1
+        return refuse(script, f"PBS server away: {error}")
     except server.QueueFullError as error:
-        print(f"PBS takes no job: {error}", file=sys.stderr)
-        return 1
+        return refuse(script, f"PBS takes no job: {error}")
+    except server.RefusedError as error:
+        return refuse(script, str(error))
     except (ValueError, OSError) as error:
         print(f"cannot submit {path}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    if job_id is None:
-        return 1
     print(job_id)
     return 0
+
+
+def refuse(script, why):
+    """Say and note that a job is not submitted, and why; return the exit code."""
+    print(f"{script.name} is not submitted: {why}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        records.note_refusal(script.name, script.targets, why)
+    return 1
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,9 +85,9 @@ def live_job(script, deadline):
         job_id = known_id(label, deadline)
         if job_id is None or not is_alive(job_id, deadline):
             continue
-        if does_all(label, task, script) and not records.is_deleted(job_id):
+        if does_all(label, task, script) and not records.why_deleted(job_id):
             return job_id
-        why = "was cancelled, or works on something else"
+        why = "was cancelled, works on something else, or asks for too much or too little"
         print(f"PBS job {job_id} ({script.name}) {why}: deleted", file=sys.stderr)
         delete(label, job_id, deadline)
     return None
@@ -83,9 +99,20 @@ def does_all(label, task, script):
         return False
     if not set(script.targets) <= set(task["targets"]):
         return False
+    if label in records.names("begun"):
+        return True
     # a waiting job needs the files that the Snakemake which submitted it has left for it
     ready = label in records.names("tickets") and Path(task["files"]).is_dir()
-    return ready or label in records.names("begun")
+    return ready and asks_enough(label, task, script)
+
+
+def asks_enough(label, task, script):
+    """Return whether a waiting job asks for what a script needs, and for no more than there is."""
+    if not task["asked"]:
+        return True  # submitted by an older version, which did not note it
+    has, wants = limits.Asked(*task["asked"]), asked_by(script)
+    too_little = has.mem_mb < wants.mem_mb or has.runtime < wants.runtime
+    return not too_little and has.queue == wants.queue and not outcome.is_too_large(label)
 
 
 def known_id(label, deadline):
@@ -128,14 +155,13 @@ def delete(label, job_id, deadline):
     """Delete a job and wait for its end."""
     if records.withdraw(label):
         server.run("qdel", job_id)
-        reason = "deleted before it began: it worked on something else"
-        records.note_end(label, job_id, "failed", reason)
+        records.note_end(label, job_id, "failed", f"{outcome.REPLACED} before it began")
         return
 
     def ended():
         code, _, _ = server.run("qdel", job_id)
         if code == 0:
-            records.note_deletion(job_id)
+            records.note_deletion(job_id, outcome.REPLACED)
         if is_alive(job_id, deadline):
             raise server.ServerAwayError(f"job {job_id} was deleted and still exists")
 
@@ -165,7 +191,7 @@ def pause(error, deadline, times=1):
 
 
 def submit(script, arguments, deadline):
-    """Submit a job; return its id, or None if PBS refuses it.
+    """Submit a job; return its id.
 
     A qsub that fails may have submitted the job all the same. Before another try the server must
     answer, and the first job is taken up or can do nothing any more.
@@ -177,6 +203,8 @@ def submit(script, arguments, deadline):
     server.QueueFullError
         If the queue takes no job until the deadline, which is extended as long as jobs of this
         survey are in the queue: they make room when they end.
+    RefusedError
+        If PBS does not accept the request.
     OSError
         If a file cannot be written (a full disk). Then there is no job.
     """
@@ -186,6 +214,9 @@ def submit(script, arguments, deadline):
         path = records.FOLDER / "scripts" / f"{label}.sh"
         try:
             job_id = qsub([*output_arguments(label), *arguments, str(path)])
+        except server.RefusedError:
+            records.forget(label)
+            raise
         except server.QueueFullError as error:
             records.forget(label)
             if any_job_lives():
@@ -197,9 +228,6 @@ def submit(script, arguments, deadline):
             job_id = known_id(label, deadline)
             if job_id is None:
                 continue
-        if job_id is None:
-            records.forget(label)
-            return None
         try:
             records.note_id(label, job_id)
         except OSError:
@@ -218,7 +246,12 @@ def any_job_lives():
 def announce(script):
     """Write the files of a job that is about to be submitted; return its label."""
     label = records.new_label(script.name, script.run)
-    task = {"targets": script.targets, "settings": script.settings, "files": script.files}
+    task = {
+        "targets": script.targets,
+        "settings": script.settings,
+        "files": script.files,
+        "asked": asked_by(script),
+    }
     try:
         records.announce(label, task)
         write_script(label, script)
@@ -237,10 +270,12 @@ def output_arguments(label):
 
 
 def qsub(arguments):
-    """Return the id of the submitted job, or None if PBS refuses it.
+    """Return the id of the submitted job.
 
     Raises
     ------
+    server.RefusedError
+        If PBS does not accept the request.
     server.ServerAwayError
         If it is not known whether there is a job now.
     server.QueueFullError
@@ -260,5 +295,4 @@ def qsub(arguments):
         raise server.ServerAwayError(message)
     if server.is_full(message):
         raise server.QueueFullError(message)
-    print(f"qsub refuses (exit code {code}): {message}", file=sys.stderr)
-    return None
+    raise server.RefusedError(f"qsub refuses (exit code {code}): {message}")
