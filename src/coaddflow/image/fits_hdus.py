@@ -38,6 +38,9 @@ _CARD = 80
 
 _COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 
+_LARGEST = 1 << 50
+"""No HDU has so many bytes of data."""
+
 _LONG_HEADER = 1 << 20
 """Of longer headers the comments are left out: nothing here reads them."""
 _LONGEST_HEADER = 8 << 20
@@ -187,7 +190,8 @@ def walk_hdus(stream: BinaryIO, largest: int | None = None) -> Iterator[HduHeade
     position, end, index = 0, 0, 0
     while True:
         # a seek in a compressed stream stops at its end, one in a plain file does not
-        reached = min(stream.seek(position), _known_size(stream, position))
+        reached = min(_known_size(stream, position), position)
+        reached = min(stream.seek(reached), reached)
         if reached < end:
             raise EOFError("it ends in its data")
         if reached < position:
@@ -349,7 +353,10 @@ def _data_size(keywords: dict, index: int) -> int:
             axes = axes[1:]  # random groups
     except NotFitsError as error:
         raise NotFitsError(f"the header of HDU {index} is damaged: {error}") from error
-    return abs(bits) // 8 * groups * (extra + math.prod(axes)) if axes else 0
+    size = abs(bits) // 8 * groups * (extra + math.prod(axes)) if axes else 0
+    if size > _LARGEST:
+        raise NotFitsError(f"the header of HDU {index} is damaged: it says {size:g} bytes of data")
+    return size
 
 
 def _check_tiles(hdu: HduHeader) -> None:

@@ -41,6 +41,7 @@ from coaddflow.instrument.raw import (
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     KINDS,
+    WILDCARD,
     ExposureRow,
     Row,
     explain,
@@ -448,14 +449,15 @@ def _exposure_time(camera: Camera, image: FileHeaders, kind: str | None) -> floa
 def check_name(path: Path) -> None:
     """Raise HeaderValueError if a path cannot be written into a table, or would be read otherwise.
 
-    Tables are lines of UTF-8; in them ``{ccd}`` stands for the CCD.
+    Tables are lines of UTF-8; Snakemake takes words in braces for wildcards.
     """
-    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]|[\ud800-\udfff]", str(path)):
+    name = os.path.abspath(path)  # noqa: PTH100 - symbolic links of raw data stay
+    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]|[\ud800-\udfff]", name):
         what = "has a line break, a control character, or one that is not UTF-8 in its path"
         raise HeaderValueError("bad_name", f"{what}: rename it")
-    if re.search(r"\{ccd(\+\d+)?\}", str(path)):
-        what = "has {ccd} in its path, which stands for the CCD in tables"
-        raise HeaderValueError("bad_name", f"{what}: rename it")
+    if WILDCARD.search(name):
+        what = "has a word in braces in its path, which Snakemake takes for a wildcard"
+        raise HeaderValueError("bad_name", f"{what}: rename the file or the folder")
 
 
 def printable(path: str | Path) -> str:
