@@ -41,8 +41,8 @@ _COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 _LARGEST = 1 << 50
 """No HDU has so many bytes of data."""
 
-_LONG_HEADER = 1 << 20
-"""Of longer headers the comments are left out: nothing here reads them."""
+_LONG_HEADER = 1 << 18
+"""Of longer headers the comments are left out: nothing here reads them, and they take time."""
 _LONGEST_HEADER = 8 << 20
 """No header has so many bytes without its comments (100,000 cards)."""
 
@@ -277,19 +277,25 @@ def _header_text(stream: BinaryIO, block: bytes, index: int) -> tuple[bytes, int
         cards = [block[i : i + _CARD] for i in range(0, BLOCK, _CARD)]
         end = next((n for n, card in enumerate(cards) if card[:8] == b"END     "), None)
         if length > _LONG_HEADER:
-            block = b"".join(card for card in cards[:end] if not card.startswith(_COMMENTS))
-            block += b"END".ljust(_CARD) if end is not None else b""
+            block = _without_comments(block)
         parts.append(block)
         kept += len(block)
         if kept > _LONGEST_HEADER:
             raise NotFitsError(f"the header of HDU {index} has more than {kept // _CARD} cards")
         if end is not None:
             text = b"".join(parts)
+            text = _without_comments(text) if length > _LONG_HEADER else text
             text += b" " * (-len(text) % BLOCK)
             # some observatories write characters that FITS does not allow
             text = text if text.isascii() else text.decode("latin-1").encode("ascii", "replace")
             return text, length, total
         block = stream.read(BLOCK)
+
+
+def _without_comments(text: bytes) -> bytes:
+    """Return cards without comments and empty ones."""
+    cards = (text[i : i + _CARD] for i in range(0, len(text), _CARD))
+    return b"".join(card for card in cards if not card.startswith(_COMMENTS))
 
 
 def _structure(text: bytes) -> dict[str, str | int | float | bool | None]:
@@ -320,8 +326,6 @@ def _value(field: bytes) -> str | int | float | bool | None:
 def _whole(keywords: dict, name: str, default: int | None = None) -> int:
     """Return a number of a header that must be whole; NotFitsError names the keyword."""
     value = keywords.get(name, default)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)  # some programs write 2048.
     if isinstance(value, bool) or not isinstance(value, int):
         said = "is missing" if name not in keywords else f"is {value!r}, not a whole number"
         raise NotFitsError(f"{name} {said}")

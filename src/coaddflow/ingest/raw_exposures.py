@@ -236,6 +236,7 @@ def _doubts(hdus: dict[Path, list[HduHeader]], camera: Camera) -> list[str]:
     """Return what the headers of an exposure say otherwise than the camera file."""
     shapes: list[str] = []
     gains: list[str] = []
+    missing: list[str] = []
     detectors = {str(detector.extension): detector for detector in camera.detectors}
     for file, found in hdus.items():
         own = camera.detectors
@@ -243,13 +244,17 @@ def _doubts(hdus: dict[Path, list[HduHeader]], camera: Camera) -> list[str]:
             _, extension = file_template(file.name, camera.layout)
             own = (detectors[extension],)
         for detector in own:
+            names = {amplifier_hdu(camera, detector, one) for one in detector.amplifiers}
+            if not all(any(is_hdu(name, hdu) for hdu in found) for name in names):
+                missing.append(f"CCD {detector.id} is not in it: it will fail")
+                continue
             shape, gain = _doubts_of(found, camera, detector)
             shapes += filter(None, [shape])
             gains += filter(None, [gain])
     # of many CCDs they are all alike
     return [
         text if len(doubts) == 1 else f"{text} (and {len(doubts) - 1} more)"
-        for doubts in (shapes, gains)
+        for doubts in (missing, shapes, gains)
         for text in doubts[:1]
     ]
 
