@@ -428,16 +428,21 @@ def test_a_file_that_ends_between_two_ccds_is_doubted(tmp_path, camera):
         ("GAINA", "high", "it will fail with missing_keyword"),
         (None, 1.0, "GAIN is 1, and the camera file, which counts, says 1.7"),
         (None, 1.72, ""),
+        ("NAMPS", 2, "CCD 0: NAMPS is 2, and the camera file has 1"),
+        ("NAMPS", 1, ""),
     ],
 )
-def test_gains_are_compared_with_the_camera_file(tmp_path, camera, keyword, card, said):
-    amplifier = (
-        camera.detectors[0].amplifiers[0].model_copy(update={"gain_keyword": keyword, "gain": 1.7})
-    )
+def test_gains_and_amplifiers_are_compared_with_the_camera_file(
+    tmp_path, camera, keyword, card, said
+):
+    own = keyword if keyword == "GAINA" else None
+    amplifier = camera.detectors[0].amplifiers[0]
+    amplifier = amplifier.model_copy(update={"gain_keyword": own, "gain": 1.7})
     one = camera.detectors[0].model_copy(update={"amplifiers": (amplifier,)})
     primary = fits.PrimaryHDU()
     primary.header.update(cards("e1") | {keyword or "GAIN": card})
     ccd = fits.ImageHDU(np.zeros((640, 352), np.uint16), name="CCD0")
+    ccd.header[keyword or "GAIN"] = card
     fits.HDUList([primary, ccd]).writeto(tmp_path / "e1.fits")
     only = camera.model_copy(update={"detectors": (one,)})
     report = ingest([tmp_path], only, tmp_path / "e.ecsv")

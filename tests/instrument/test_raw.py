@@ -246,6 +246,8 @@ def test_a_cube_of_one_plane_is_an_image(tmp_path, pixels):
 @contextlib.contextmanager
 def less_than(n_bytes):
     """Hold that the process takes no more memory beyond what it has."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is measured on Linux only")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here on
 
     def kilobytes(name):

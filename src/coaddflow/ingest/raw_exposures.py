@@ -38,6 +38,7 @@ from coaddflow.instrument.raw import (
     largest_hdu,
     shape_problem,
 )
+from coaddflow.settings.value_key import ValueKey
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     KINDS,
@@ -271,10 +272,27 @@ def _doubts_of(found: list[HduHeader], camera: Camera, detector: Detector) -> tu
         problem = shape_problem(hdu, detector, amplifiers)
         if problem:
             return f"{problem}: it will fail with wrong_shape", ""
-        doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
+        doubt = _number_doubt(hdu, detector)
+        if not doubt and camera.layout.header_hdu < len(found):
+            doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
         if doubt:
             return "", doubt
     return "", ""
+
+
+def _number_doubt(hdu: HduHeader, detector: Detector) -> str:
+    """Compare the number of amplifiers in the header of a CCD with the camera file."""
+    own = len(detector.amplifiers)
+    for keyword in ("NAMPS", "NUMAMPS", "NOUTPUTS"):
+        said = Problems().read(
+            header_number,
+            ValueKey(keyword=keyword),
+            "amplifiers",
+            FileHeaders(Path(), (hdu.header,)),
+        )
+        if said is not None and said != own:
+            return f"CCD {detector.id}: {keyword} is {said:g}, and the camera file has {own}"
+    return ""
 
 
 def _gain_doubt(
