@@ -581,6 +581,91 @@ def test_images_that_cannot_be_used_are_skipped_with_their_reason(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("bunit", "unit", "outcome"),
+    [
+        ("ELECTRONS/S", "electron", "skipped"),
+        ("electron s-1", "electron_per_second", "added"),
+        ("e-/sec", "adu_per_second", "doubted"),
+        ("adu", "electron", "doubted"),
+        ("DN", "adu_per_second", "skipped"),
+        ("nJy", "electron", "skipped"),
+        ("electrons", "nanojansky", "skipped"),
+        ("nJy", "nanojansky", "added"),
+        ("counts", "adu", "added"),
+        ("furlongs", "electron", "added"),
+        ("", "electron", "added"),
+    ],
+)
+def test_bunit_is_compared_with_the_setting(tmp_path, bunit, unit, outcome):
+    image_file(tmp_path, EXPNUM=1, name="other_i.fits")
+    path = image_file(tmp_path, EXPNUM=2)
+    fits.setval(path, "BUNIT", value=bunit, ext=1)
+    settings = settings_of(unit=unit).calibrated
+    report = ingest_calibrated([tmp_path], settings, tmp_path / "images.ecsv")
+    assert ("2/3" in report.added) == (outcome != "skipped")
+    assert [skip.reason for skip in report.skipped] == ["other_unit"] * (outcome == "skipped")
+    assert len(report.doubtful) == (outcome == "doubted")
+    for text in [item.message for item in [*report.skipped, *report.doubtful]]:
+        assert f"BUNIT is {bunit!r}" in text and f"calibrated.unit is {unit}" in text
+    ignored = settings.model_copy(update={"check_unit": False})
+    report = ingest_calibrated([tmp_path], ignored, tmp_path / "all.ecsv")
+    assert len(report.added) == 2 and not report.doubtful
+
+
+def test_one_broken_header_does_not_stop_the_others_and_is_described_at_once(tmp_path):
+    for number in (1, 2, 3):
+        path = image_file(tmp_path, name=f"{number}_i.fits", EXPNUM=number)
+        content = path.read_bytes()
+        if number == 2:
+            for key in (b"EXPTIME ", b"MAGZERO "):
+                at = content.index(key + b"=")
+                content = content[:at] + (key + b"=   NaN").ljust(80) + content[at + 80 :]
+            path.write_bytes(content)
+    report = ingest_calibrated([tmp_path], settings_of().calibrated, tmp_path / "images.ecsv")
+    assert report.added == ["1/3", "3/3"]
+    (skip,) = report.skipped
+    assert "2_i.fits" in skip.file and "EXPTIME" in skip.message
+
+
+def test_contradictions_of_the_wcs_are_reported_by_ingest(tmp_path):
+    path = image_file(tmp_path)
+    fits.setval(path, "A_ORDER", value=2, ext=1)
+    report = ingest_calibrated([tmp_path], settings_of().calibrated, tmp_path / "images.ecsv")
+    assert ["SIP cards" in doubt.message for doubt in report.doubtful] == [True]
+
+
+def test_cubes_of_one_plane_are_images(tmp_path):
+    pixels = scene()
+    image_file(tmp_path, pixels=pixels[None, None])
+    result = imported(tmp_path, subtract_sky="none")
+    assert np.array_equal(result.masked_image.image, pixels.astype(np.float32))
+
+
+def test_checksums_of_images_are_verified_where_they_stand_in_the_header(tmp_path):
+    path = image_file(tmp_path)
+    with fits.open(path) as hdus:
+        hdus.writeto(tmp_path / "sums.fits", checksum=True)
+    (tmp_path / "sums.fits").rename(path)
+    settings = settings_of()
+    (row,) = ingested(tmp_path, settings)
+    row = relative_to(tmp_path, row)
+    import_image(row, settings)
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CcdFailure, match=r"differ from their DATASUM.*check_sums"):
+        import_image(row, settings)
+    import_image(row, settings_of(check_sums=False))
+
+
+@pytest.mark.parametrize(("given", "is_doubted"), [(SKY, False), (2 * SKY, True), (0.0, False)])
+def test_a_given_sky_above_the_image_is_doubted(tmp_path, caplog, given, is_doubted):
+    image_file(tmp_path)
+    imported(tmp_path, subtract_sky="given", sky={"value": given})
+    assert any("the given sky is" in text for text in caplog.messages) == is_doubted
+
+
 def test_every_extension_with_an_image_becomes_a_ccd(tmp_path):
     path = image_file(tmp_path)
     with fits.open(path, mode="append") as hdus:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import shutil
 import sys
 import time
@@ -94,6 +95,7 @@ def test_a_declination_just_south_of_the_equator_keeps_its_sign():
     assert header_number(key, "dec", described(DEC="-00:30:00")) == -0.5
     assert parse_declination("-00 30 00") == -0.5
     assert parse_declination("-0d30m") == -0.5
+    assert parse_declination("\N{MINUS SIGN}0d30\N{PRIME}") == -0.5
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,130 @@ def test_factor_and_offset_act_on_degrees_and_seconds():
     assert header_number(key, "rotation", described(PA=np.pi / 2)) == pytest.approx(0.0)
     key = HeaderKey(keyword="MS", unit="second", factor=1e-3)
     assert header_number(key, "exposure_time", described(MS=1500)) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("keys", "what", "value", "number"),
+    [
+        ({"unit": "second"}, "exposure_time", "30 s", 30.0),
+        ({"unit": "second"}, "exposure_time", "0,5 min", 30.0),
+        ({"unit": "second"}, "exposure_time", "3.0D1", 30.0),
+        ({"unit": "second"}, "exposure_time", "500 ms", 0.5),
+        ({"unit": "second"}, "exposure_time", "00:01:30", 90.0),
+        ({}, "exposure_time", "'30'", 30.0),
+        ({"unit": "hourangle"}, "ra", "10h 00m 24.1s", 150.10041666667),
+        ({"unit": "degree"}, "ra", "10h00m24.1s", 150.10041666667),
+        ({"unit": "hourangle"}, "ra", "10 00 24,1", 150.10041666667),
+        ({"unit": "hourangle"}, "ra", "150.1 deg", 150.1),
+        ({"unit": "degree"}, "dec", "-02d 13m 30s", -2.225),
+        ({"unit": "degree"}, "ra", "1.501D2", 150.1),
+        ({"unit": "degree"}, "dec", "-02:13:30", -2.225),
+        ({"unit": "degree"}, "rotation", "1.5707963267948966 rad", 90.0),
+        ({}, "gain", "1.6 e-/ADU", 1.6),
+        ({}, "gain", "1.6 electrons / count", 1.6),
+    ],
+)
+def test_numbers_in_many_dialects(keys, what, value, number):
+    key = HeaderKey(keyword="X", **keys)
+    assert header_number(key, what, described(X=value)) == pytest.approx(number, rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("keys", "what", "value", "said"),
+    [
+        ({"unit": "degree"}, "ra", 1e300, "between -180 and 360"),
+        ({"unit": "degree"}, "ra", 361.0, "between -180 and 360"),
+        ({"unit": "degree"}, "dec", 95.0, "between -90 and 90"),
+        ({"unit": "degree"}, "dec", "-90:30:00", "between -90 and 90"),
+        ({"unit": "degree"}, "rotation", 1e20, "between -1080 and 1080"),
+        ({"unit": "second"}, "exposure_time", 1e30, "between 0 and"),
+        ({"unit": "second"}, "exposure_time", -1.0, "between 0 and"),
+        ({"unit": "second"}, "exposure_time", "30,000", "thousand"),
+        ({"unit": "second"}, "exposure_time", "30 parsec", "'parsec' is not known"),
+        ({"unit": "second"}, "exposure_time", "01:30", "not a number"),
+        ({"unit": "second"}, "exposure_time", True, "not a number"),
+        ({}, "gain", "1.6 ADU/e-", "unit 'ADU/e-' is not known"),
+        ({}, "zero_point", 1e9, "between -100 and 100"),
+        ({}, "seeing", "-1 arcsec", "between 0"),
+    ],
+)
+def test_impossible_values_are_refused_with_their_keyword(keys, what, value, said):
+    with pytest.raises(HeaderValueError, match=said) as caught:
+        header_number(HeaderKey(keyword="X-CARD", **keys), what, described(**{"X-CARD": value}))
+    assert f"{what} (X-CARD)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cards", "moment"),
+    [
+        ({"DATE-OBS": "2017-12-20T01:02:03.5"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "2017-12-20 01:02:03,5"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "2017-12-20T01:02:03.5Z"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "2017/12/20 01:02:03.5"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "2017-12-20T00:61:03"}, None),
+        ({"DATE-OBS": "2017-12-20T01:01:60.0"}, "2017-12-20T01:02:00"),
+        ({"DATE-OBS": "2017-12-20", "UT": "01:02:03.5"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "2017-12-20", "TIME-OBS": "01:02:03.5"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "20/12/97", "UTC-OBS": "1 2 3.5"}, "1997-12-20T01:02:03.5"),
+        ({"DATE-OBS": "20/12/2017", "UT": "01:02:03.5"}, "2017-12-20T01:02:03.5"),
+        ({"DATE-OBS": "20/12/17"}, None),  # 1917 in FITS
+        ({"DATE-OBS": "11/12/2017"}, None),
+        ({"DATE-OBS": "2017-13-20"}, None),
+        ({"DATE-OBS": "yesterday"}, None),
+    ],
+)
+def test_dates_in_many_dialects(cards, moment):
+    key = HeaderKey(keyword="DATE-OBS", unit="iso")
+    if moment is None:
+        with pytest.raises(HeaderValueError, match=r"mjd \(DATE-OBS\).*is not a time"):
+            header_mjd(key, "mjd", described(**cards))
+        return
+    truth = Time(moment, scale="utc").tai.mjd
+    assert header_mjd(key, "mjd", described(**cards)) == pytest.approx(truth, abs=2e-9)
+
+
+@pytest.mark.parametrize("date", ["2017-12-20", "2017-12-20T00:00:00", "2017-12-20T01:02:03.5"])
+def test_two_cards_are_joined_to_a_time(date):
+    key = HeaderKey(keyword="DATE", join=["START"], unit="iso", scale="utc")
+    found = header_mjd(key, "mjd", described(DATE=date, START="01:02:03.5"))
+    assert found == pytest.approx(Time("2017-12-20T01:02:03.5", scale="utc").tai.mjd, abs=2e-9)
+    with pytest.raises(HeaderValueError, match="no keyword START"):
+        header_mjd(key, "mjd", described(DATE=date))
+
+
+def test_a_date_without_any_time_is_midnight_and_said():
+    image = described(DATE="2017-12-20")
+    found = header_mjd(HeaderKey(keyword="DATE", unit="iso"), "mjd", image)
+    assert found == pytest.approx(Time("2017-12-20T00:00:00", scale="utc").tai.mjd, abs=2e-9)
+    assert "midnight" in image.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("system", "shift"),
+    [("UTC", 37.0), ("TAI", 0.0), ("TT", -32.184), ("TDB", -32.184), ("GPS", 19.0), ("UT1", 37.0)],
+)
+def test_timesys_is_the_scale_of_times_unless_the_camera_file_says_one(system, shift):
+    image = described(T=58107.0, TIMESYS=system)
+    found = header_mjd(HeaderKey(keyword="T", unit="mjd"), "mjd", image)
+    assert found == pytest.approx(58107.0 + shift / 86400, abs=2e-9) and not image.notes
+    key = HeaderKey(keyword="T", unit="mjd", scale="utc")
+    assert header_mjd(key, "mjd", image) == pytest.approx(58107.0 + 37 / 86400, abs=2e-9)
+    assert bool(image.notes) == (system not in ("UTC", "UT1"))
+
+
+def test_a_jd_and_an_mjd_are_told_apart():
+    with pytest.raises(HeaderValueError, match="set its unit to jd"):
+        header_mjd(HeaderKey(keyword="T", unit="mjd"), "mjd", described(T=2458107.5))
+    with pytest.raises(HeaderValueError, match="set its unit to mjd"):
+        header_mjd(HeaderKey(keyword="T", unit="jd"), "mjd", described(T=58107.0))
+
+
+@pytest.mark.parametrize("value", [True, "T", "yes", "Y", 1, "true"])
+def test_logical_values_in_many_dialects(value):
+    for words in ({"T": "science", "F": "dark"}, {True: "science", False: "dark"}):
+        key = HeaderKey(keyword="SHUTTER", values=words)
+        assert header_text(key, "kind", described(SHUTTER=value)) == "science"
+        assert header_text(key, "kind", described(SHUTTER="no")) == "dark"
 
 
 # folders
@@ -229,6 +355,117 @@ def test_what_cannot_be_used_is_skipped_with_its_reason_and_the_rest_comes_in(tm
     assert str(good) in reasons["zz_twin.fits"][1]
     assert "RA" in reasons["nora.fits"][1]
     assert "header.exposure" in reasons["slash.fits"][1]
+
+
+def test_all_that_is_wrong_with_a_file_is_said_at_once(tmp_path, camera):
+    raw_file(tmp_path / "raw", "good")
+    raw_file(tmp_path / "raw", "bad", RA=None, EXPTIME=None, FILTER=None, DEC=95.0)
+    report = ingest([tmp_path / "raw"], camera, tmp_path / "e.ecsv")
+    ((_, message),) = skipped(report).values()
+    assert "no keyword RA (ra), FILTER (band), EXPTIME (exposure_time)" in message
+    assert "dec (DEC): '95' is not between -90 and 90" in message
+
+
+def test_bias_and_flat_need_no_date_and_no_pointing(tmp_path, camera):
+    none = {"RA": None, "DEC": None, "ROTPA": None, "MJD_OBS": None}
+    raw_file(tmp_path / "raw", "b1", OBSTYPE="ZERO", FILTER=None, EXPTIME=None, **none)
+    raw_file(tmp_path / "raw", "f1", OBSTYPE="flat", **none)
+    raw_file(tmp_path / "raw", "e1", MJD_OBS=None)
+    raw_file(tmp_path / "raw", "d1", OBSTYPE="DARK", EXPTIME=0.0, **none)
+    report = ingest([tmp_path / "raw"], camera, tmp_path / "e.ecsv")
+    assert sorted(report.added) == ["b1", "f1"]
+    assert "MJD-OBS (mjd)" in skipped(report)["e1.fits"][1]
+    assert "exposure_time (EXPTIME) is 0" in skipped(report)["d1.fits"][1]
+    assert [row.mjd for row in read_exposures(tmp_path / "e.ecsv")] == [None, None]
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".fits.gz"])
+@pytest.mark.parametrize("part", [0.03, 0.5, 0.95])
+def test_a_file_is_compared_with_all_its_headers(tmp_path, camera, suffix, part):
+    primary = fits.PrimaryHDU()
+    primary.header.update(cards("e1"))
+    ccds = [fits.ImageHDU(np.arange(10000).reshape(100, 100), name=f"CCD{n}") for n in range(6)]
+    fits.HDUList([primary, *ccds]).writeto(tmp_path / "whole.fit")
+    whole = (tmp_path / "whole.fit").read_bytes()
+    packed = gzip.compress(whole) if suffix.endswith("gz") else whole
+    (tmp_path / f"cut{suffix}").write_bytes(packed[: int(part * len(packed))])
+    (tmp_path / "good.fits").write_bytes(whole.replace(b"'e1 ", b"'e2 "))
+    report = ingest([tmp_path], camera, tmp_path / "e.ecsv")
+    assert report.added == ["e2"]
+    assert skipped(report)[f"cut{suffix}"][0] == "truncated"
+
+
+def test_a_last_hdu_without_its_padding_is_whole(tmp_path, camera):
+    path = raw_file(tmp_path, "e1", n_ccds=1)
+    path.write_bytes(path.read_bytes()[: -2880 + 2 * 4 * 6])
+    assert ingest([tmp_path], camera, tmp_path / "e.ecsv").added == ["e1"]
+
+
+def test_what_is_not_as_the_camera_file_says_is_said(tmp_path, camera):
+    raw_file(tmp_path, "e1", n_ccds=6)
+    report = ingest([tmp_path], camera, tmp_path / "e.ecsv")
+    assert report.added == ["e1"]
+    (doubt,) = report.doubtful
+    assert "CCD 0 has 6 x 4 raw pixels" in doubt.message and "(and 5 more)" in doubt.message
+
+
+def test_a_file_that_ends_between_two_ccds_is_doubted(tmp_path, camera):
+    primary = fits.PrimaryHDU()
+    primary.header.update(cards("e1"))
+    ccds = [fits.ImageHDU(np.zeros((640, 704), np.uint16), name=f"CCD{n}") for n in range(6)]
+    fits.HDUList([primary, *ccds[:4]]).writeto(tmp_path / "e1.fits")
+    report = ingest([tmp_path], camera, tmp_path / "e.ecsv")
+    assert [doubt.message for doubt in report.doubtful] == [
+        "CCD 4 is not in it: it will fail (and 1 more)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "card", "said"),
+    [
+        ("GAINA", 17.0, "GAINA is 17, which counts, and the camera file says 1.7"),
+        ("GAINA", 1.6, ""),
+        ("GAINA", "high", "it will fail with missing_keyword"),
+        (None, 1.0, "GAIN is 1, and the camera file, which counts, says 1.7"),
+        (None, 1.72, ""),
+        ("NAMPS", 2, "CCD 0: NAMPS is 2, and the camera file has 1"),
+        ("NAMPS", 1, ""),
+    ],
+)
+def test_gains_and_amplifiers_are_compared_with_the_camera_file(
+    tmp_path, camera, keyword, card, said
+):
+    own = keyword if keyword == "GAINA" else None
+    amplifier = camera.detectors[0].amplifiers[0]
+    amplifier = amplifier.model_copy(update={"gain_keyword": own, "gain": 1.7})
+    one = camera.detectors[0].model_copy(update={"amplifiers": (amplifier,)})
+    primary = fits.PrimaryHDU()
+    primary.header.update(cards("e1") | {keyword or "GAIN": card})
+    ccd = fits.ImageHDU(np.zeros((640, 352), np.uint16), name="CCD0")
+    ccd.header[keyword or "GAIN"] = card
+    fits.HDUList([primary, ccd]).writeto(tmp_path / "e1.fits")
+    only = camera.model_copy(update={"detectors": (one,)})
+    report = ingest([tmp_path], only, tmp_path / "e.ecsv")
+    assert [said in doubt.message for doubt in report.doubtful] == [True] * bool(said)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, camera):
+    raw_file(tmp_path, "e1")
+    os.mkfifo(tmp_path / "pipe.fits")
+    report = ingest([tmp_path], camera, tmp_path / "e.ecsv")
+    assert report.added == ["e1"] and skipped(report)["pipe.fits"][0] == "unreadable"
+
+
+def test_fpack_is_seen_by_the_content_and_not_by_the_name(tmp_path, camera):
+    hdu = fits.CompImageHDU(np.zeros((8, 8), np.int16))
+    hdu.header.update(cards("p1"))
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "p1.fits.fz")
+    with fits.open(tmp_path / "p1.fits.fz", disable_image_compression=True, mode="update") as hdus:
+        hdus[1].header["ZSIMPLE"] = True
+    (tmp_path / "p1.fits.fz").rename(tmp_path / "p1.fits")
+    raw_file(tmp_path, "e1").rename(tmp_path / "e1.fits.gz")
+    report = ingest([tmp_path], camera, tmp_path / "e.ecsv")
+    assert sorted(report.added) == ["e1", "p1"], report.skipped
 
 
 def test_an_unknown_filter_names_the_key_of_the_camera_file(tmp_path):

@@ -1,7 +1,12 @@
 """Raw files give exactly the pixels that were written, or one clear reason why not."""
 
+import bz2
+import contextlib
 import gzip
+import re
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,6 +230,146 @@ def test_images_without_content(tmp_path):
     assert reason(tmp_path / "zero.fits", camera, ccd=0) == "all_zero"
     write_mef(tmp_path / "one.fits", np.ones((1, NY, NX), np.int16))
     assert reason(tmp_path / "one.fits", camera, ccd=0) == "constant_image"
+
+
+def test_a_cube_of_one_plane_is_an_image(tmp_path, pixels):
+    camera = make_camera()
+    for number, axes in enumerate((1, 2)):
+        planes = pixels.reshape(N_CCDS, *[1] * axes, NY, NX)
+        for compressed in (False, True):
+            path = tmp_path / f"{number}{compressed}.fits"
+            write_mef(path, planes, compressed=compressed, checksum=True)
+            raw = read_raw_ccd(path, camera, camera.detector(3))
+            np.testing.assert_array_equal(raw.arrays[0], pixels[3])
+
+
+@contextlib.contextmanager
+def less_than(n_bytes):
+    """Hold that the process takes no more memory beyond what it has."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is measured on Linux only")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here on
+
+    def kilobytes(name):
+        text = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{name}:\s*(\d+)", text)[1])
+
+    before = kilobytes("VmRSS")
+    yield
+    assert 1024 * (kilobytes("VmHWM") - before) < n_bytes
+
+
+def hostile(path, pixels, **changes):
+    """Write a file whose second CCD has other values in its structural cards."""
+    write_mef(path, pixels)
+    content = path.read_bytes()
+    at = content.index(b"XTENSION", content.index(b"XTENSION") + 80)
+    for key, value in changes.items():
+        place = content.index(key.encode().ljust(8), at)
+        card = f"{key:<8}= {value:>20}".encode().ljust(80)
+        content = content[:place] + card + content[place + 80 :]
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"NAXIS1": -60}, "not_fits"),
+        ({"NAXIS2": -1, "NAXIS1": -3000}, "not_fits"),
+        ({"PCOUNT": -2881}, "not_fits"),
+        ({"GCOUNT": "'x'"}, "not_fits"),
+        ({"BITPIX": 1.5}, "not_fits"),
+        ({"NAXIS": 999999999}, "not_fits"),
+        ({"NAXIS1": 1e300}, "not_fits"),
+        ({"NAXIS1": 10**18}, "not_fits"),
+        ({"NAXIS1": 100000, "NAXIS2": 100000}, "wrong_shape"),
+        ({"NAXIS1": "60.0"}, "not_fits"),
+    ],
+)
+def test_sizes_are_compared_with_file_and_camera_before_pixels_are_read(
+    tmp_path, pixels, changes, expected
+):
+    path = hostile(tmp_path / "a.fits", pixels, **changes)
+    camera = make_camera()
+    with less_than(20e6):
+        # the CCD before the damaged one is whole
+        raw = read_raw_ccd(path, camera, camera.detector(0))
+        np.testing.assert_array_equal(raw.arrays[0], pixels[0])
+        assert reason(path, camera, ccd=1) == expected
+        assert reason(path, camera, ccd=2) in ("not_fits", "truncated_file")
+
+
+def test_frames_of_another_binning_or_camera_are_named(tmp_path, pixels):
+    path = write_mef(tmp_path / "a.fits", pixels[:, :25, :30], header={"CCDSUM": "2 2"})
+    camera = make_camera()
+    with pytest.raises(CcdFailure, match="CCDSUM says '2 2': it is binned") as failure:
+        read_raw_ccd(path, camera, camera.detector(1))
+    assert failure.value.reason == "wrong_shape"
+    large = np.tile(pixels, (1, 2, 2))
+    assert reason(write_mef(tmp_path / "b.fits", large), camera) == "wrong_shape"
+    sized = make_camera()
+    detectors = tuple(one.model_copy(update={"raw_size": (NX + 1, NY)}) for one in sized.detectors)
+    sized = sized.model_copy(update={"detectors": detectors})
+    assert reason(write_mef(tmp_path / "c.fits", pixels), sized) == "wrong_shape"
+
+
+@pytest.mark.parametrize("bomb", ["gzip", "bzip2", "fpack"])
+def test_bombs_take_no_memory(tmp_path, pixels, bomb):
+    path = tmp_path / "a.fits"
+    if bomb == "fpack":
+        write_mef(path, pixels, compressed=True)
+        content = path.read_bytes()
+        for key in ("ZNAXIS1", "ZNAXIS2"):
+            at = content.index(key.encode())
+            content = (
+                content[:at]
+                + f"{key} =               100000".encode().ljust(80)
+                + content[at + 80 :]
+            )
+        path.write_bytes(content)
+    else:
+        hostile(path, pixels[:2], NAXIS1=40000, NAXIS2=40000)
+        compress = {"gzip": gzip.compress, "bzip2": bz2.compress}[bomb]
+        zeros = compress(bytes(1 << 20))
+        path.write_bytes(compress(path.read_bytes()) + zeros * 3000)
+    camera = make_camera()
+    start = time.process_time()
+    with less_than(100e6):
+        assert reason(path, camera, ccd=1 if bomb != "fpack" else 0) in ("not_fits", "wrong_shape")
+    assert time.process_time() - start < 2.0
+
+
+@pytest.mark.parametrize("keyword", ["HISTORY", "AB{}"])
+def test_a_header_of_40_megabytes_takes_less_than_100(tmp_path, pixels, keyword):
+    path = write_mef(tmp_path / "a.fits", pixels)
+    content = path.read_bytes()
+    cards = b"".join(
+        (keyword.format(n).ljust(8) + "= 'some text of a card'").encode().ljust(80)
+        for n in range(36 * 14000)
+    )
+    end = content.index(b"END".ljust(80))
+    path.write_bytes(content[:end] + cards + content[end:])
+    del content, cards
+    camera = make_camera()
+    with less_than(100e6):
+        if keyword == "HISTORY":
+            raw = read_raw_ccd(path, camera, camera.detector(1))
+            np.testing.assert_array_equal(raw.arrays[0], pixels[1])
+        else:
+            assert reason(path, camera) == "not_fits"
+
+
+def test_checksums_cover_header_cards_such_as_bzero(tmp_path, pixels):
+    path = write_mef(tmp_path / "a.fits", pixels[:1], checksum=True)
+    content = path.read_bytes()
+    at = content.index(b"BZERO   =")
+    path.write_bytes(
+        content[:at] + b"BZERO   =                32769".ljust(80) + content[at + 80 :]
+    )
+    camera = make_camera()
+    assert reason(path, camera, ccd=0) == "damaged_file"
+    read_raw_ccd(path, camera, camera.detector(0), check=False)
 
 
 def test_sections_must_lie_within_the_array(tmp_path, pixels):

@@ -75,3 +75,17 @@ def test_planning_pays_for_neither_astropy_nor_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line(tmp_path, letter):
+    path = tmp_path / "t.ecsv"
+    ecsv.write_rows(path, COLUMNS[:2], [(f"a{letter}b", 1)])
+    assert ecsv.read_rows(path) == [{"patch": f"a{letter}b", "n": "1"}]
+
+
+def test_what_csv_cannot_divide_is_a_value_error(tmp_path):
+    path = tmp_path / "t.ecsv"
+    path.write_text('a b\n1 "' + "x" * 200_000 + '"\n')
+    with pytest.raises(ValueError, match="field larger"):
+        ecsv.read_rows(path)

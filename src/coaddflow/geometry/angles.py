@@ -10,7 +10,7 @@ _NUMBER = re.compile(
 _IN_ASCII = str.maketrans({"\N{MINUS SIGN}": "-", "\N{PRIME}": "'", "\N{DOUBLE PRIME}": '"'})
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _SEXAGESIMAL = re.compile(
-    rf"(?P<sign>[+-]?)\s*{_FIELD}\s*(?P<unit>[hHdD°:\s])\s*{_FIELD}\s*[mM':\s]?\s*(?:{_FIELD})?\s*"
+    rf"(?P<sign>[+-]?)\s*(\d+)\s*(?P<unit>[hHdD°:\s])\s*{_FIELD}\s*[mM':\s]?\s*(?:{_FIELD})?\s*"
     r"(?:[sS\"]|'')?"
 )
 

@@ -38,8 +38,11 @@ _CARD = 80
 
 _COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 
-_LONG_HEADER = 1 << 20
-"""Of longer headers the comments are left out: nothing here reads them."""
+_LARGEST = 1 << 50
+"""No HDU has so many bytes of data."""
+
+_LONG_HEADER = 1 << 18
+"""Of longer headers the comments are left out: nothing here reads them, and they take time."""
 _LONGEST_HEADER = 8 << 20
 """No header has so many bytes without its comments (100,000 cards)."""
 
@@ -187,7 +190,8 @@ def walk_hdus(stream: BinaryIO, largest: int | None = None) -> Iterator[HduHeade
     position, end, index = 0, 0, 0
     while True:
         # a seek in a compressed stream stops at its end, one in a plain file does not
-        reached = min(stream.seek(position), _known_size(stream, position))
+        reached = min(_known_size(stream, position), position)
+        reached = min(stream.seek(reached), reached)
         if reached < end:
             raise EOFError("it ends in its data")
         if reached < position:
@@ -273,19 +277,25 @@ def _header_text(stream: BinaryIO, block: bytes, index: int) -> tuple[bytes, int
         cards = [block[i : i + _CARD] for i in range(0, BLOCK, _CARD)]
         end = next((n for n, card in enumerate(cards) if card[:8] == b"END     "), None)
         if length > _LONG_HEADER:
-            block = b"".join(card for card in cards[:end] if not card.startswith(_COMMENTS))
-            block += b"END".ljust(_CARD) if end is not None else b""
+            block = _without_comments(block)
         parts.append(block)
         kept += len(block)
         if kept > _LONGEST_HEADER:
             raise NotFitsError(f"the header of HDU {index} has more than {kept // _CARD} cards")
         if end is not None:
             text = b"".join(parts)
+            text = _without_comments(text) if length > _LONG_HEADER else text
             text += b" " * (-len(text) % BLOCK)
             # some observatories write characters that FITS does not allow
             text = text if text.isascii() else text.decode("latin-1").encode("ascii", "replace")
             return text, length, total
         block = stream.read(BLOCK)
+
+
+def _without_comments(text: bytes) -> bytes:
+    """Return cards without comments and empty ones."""
+    cards = (text[i : i + _CARD] for i in range(0, len(text), _CARD))
+    return b"".join(card for card in cards if not card.startswith(_COMMENTS))
 
 
 def _structure(text: bytes) -> dict[str, str | int | float | bool | None]:
@@ -316,8 +326,6 @@ def _value(field: bytes) -> str | int | float | bool | None:
 def _whole(keywords: dict, name: str, default: int | None = None) -> int:
     """Return a number of a header that must be whole; NotFitsError names the keyword."""
     value = keywords.get(name, default)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)  # some programs write 2048.
     if isinstance(value, bool) or not isinstance(value, int):
         said = "is missing" if name not in keywords else f"is {value!r}, not a whole number"
         raise NotFitsError(f"{name} {said}")
@@ -349,7 +357,10 @@ def _data_size(keywords: dict, index: int) -> int:
             axes = axes[1:]  # random groups
     except NotFitsError as error:
         raise NotFitsError(f"the header of HDU {index} is damaged: {error}") from error
-    return abs(bits) // 8 * groups * (extra + math.prod(axes)) if axes else 0
+    size = abs(bits) // 8 * groups * (extra + math.prod(axes)) if axes else 0
+    if size > _LARGEST:
+        raise NotFitsError(f"the header of HDU {index} is damaged: it says {size:g} bytes of data")
+    return size
 
 
 def _check_tiles(hdu: HduHeader) -> None:

@@ -38,9 +38,11 @@ from coaddflow.instrument.raw import (
     largest_hdu,
     shape_problem,
 )
+from coaddflow.settings.value_key import ValueKey
 from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     KINDS,
+    WILDCARD,
     ExposureRow,
     Row,
     explain,
@@ -236,6 +238,7 @@ def _doubts(hdus: dict[Path, list[HduHeader]], camera: Camera) -> list[str]:
     """Return what the headers of an exposure say otherwise than the camera file."""
     shapes: list[str] = []
     gains: list[str] = []
+    missing: list[str] = []
     detectors = {str(detector.extension): detector for detector in camera.detectors}
     for file, found in hdus.items():
         own = camera.detectors
@@ -243,13 +246,17 @@ def _doubts(hdus: dict[Path, list[HduHeader]], camera: Camera) -> list[str]:
             _, extension = file_template(file.name, camera.layout)
             own = (detectors[extension],)
         for detector in own:
+            names = {amplifier_hdu(camera, detector, one) for one in detector.amplifiers}
+            if not all(any(is_hdu(name, hdu) for hdu in found) for name in names):
+                missing.append(f"CCD {detector.id} is not in it: it will fail")
+                continue
             shape, gain = _doubts_of(found, camera, detector)
             shapes += filter(None, [shape])
             gains += filter(None, [gain])
     # of many CCDs they are all alike
     return [
         text if len(doubts) == 1 else f"{text} (and {len(doubts) - 1} more)"
-        for doubts in (shapes, gains)
+        for doubts in (missing, shapes, gains)
         for text in doubts[:1]
     ]
 
@@ -266,10 +273,27 @@ def _doubts_of(found: list[HduHeader], camera: Camera, detector: Detector) -> tu
         problem = shape_problem(hdu, detector, amplifiers)
         if problem:
             return f"{problem}: it will fail with wrong_shape", ""
-        doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
+        doubt = _number_doubt(hdu, detector)
+        if not doubt and camera.layout.header_hdu < len(found):
+            doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
         if doubt:
             return "", doubt
     return "", ""
+
+
+def _number_doubt(hdu: HduHeader, detector: Detector) -> str:
+    """Compare the number of amplifiers in the header of a CCD with the camera file."""
+    own = len(detector.amplifiers)
+    for keyword in ("NAMPS", "NUMAMPS", "NOUTPUTS"):
+        said = Problems().read(
+            header_number,
+            ValueKey(keyword=keyword),
+            "amplifiers",
+            FileHeaders(Path(), (hdu.header,)),
+        )
+        if said is not None and said != own:
+            return f"CCD {detector.id}: {keyword} is {said:g}, and the camera file has {own}"
+    return ""
 
 
 def _gain_doubt(
@@ -450,14 +474,15 @@ def _exposure_time(camera: Camera, image: FileHeaders, kind: str | None) -> floa
 def check_name(path: Path) -> None:
     """Raise HeaderValueError if a path cannot be written into a table, or would be read otherwise.
 
-    Tables are lines of UTF-8; in them ``{ccd}`` stands for the CCD.
+    Tables are lines of UTF-8; Snakemake takes words in braces for wildcards.
     """
-    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]|[\ud800-\udfff]", str(path)):
+    name = os.path.abspath(path)  # noqa: PTH100 - symbolic links of raw data stay
+    if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]|[\ud800-\udfff]", name):
         what = "has a line break, a control character, or one that is not UTF-8 in its path"
         raise HeaderValueError("bad_name", f"{what}: rename it")
-    if re.search(r"\{ccd(\+\d+)?\}", str(path)):
-        what = "has {ccd} in its path, which stands for the CCD in tables"
-        raise HeaderValueError("bad_name", f"{what}: rename it")
+    if WILDCARD.search(name):
+        what = "has a word in braces in its path, which Snakemake takes for a wildcard"
+        raise HeaderValueError("bad_name", f"{what}: rename the file or the folder")
 
 
 def printable(path: str | Path) -> str:

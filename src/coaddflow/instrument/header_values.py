@@ -162,6 +162,8 @@ def read_hdus(path: Path, largest: int | None = None) -> list[HduHeader]:
         ``unreadable``, ``empty_file``, ``not_fits`` or ``truncated``.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise HeaderValueError("unreadable", "is a pipe or a device, not a file: remove it")
         if path.stat().st_size == 0:
             raise HeaderValueError("empty_file", "has no content: copy it again")
         with open_fits(path) as stream:
@@ -369,7 +371,7 @@ def _number_of(key: ValueKey, what: str, text: str) -> float:
     """Return a number in degrees or seconds, before factor and offset; ValueError says why not."""
     is_angle = what in _ANGLES or key.unit in ("degree", "hourangle", "radian")
     is_time = what == "exposure_time" or key.unit == "second"
-    if is_sexagesimal(text) and (is_angle or is_time):
+    if is_sexagesimal(text) and (is_angle or (is_time and ":" in text)):
         if is_angle:
             return _sexagesimal_angle(key, what, text)
         if text.count(":") != 2:
@@ -444,7 +446,7 @@ def _time_scale(key: ValueKey, what: str, image: FileHeaders) -> tuple[str, floa
         return "tai", 19.0
     found = _SCALES.get(name)
     if "scale" in key.model_fields_set:
-        if found not in (None, key.scale):
+        if found not in (None, key.scale) or name == "GPS":
             image.notes.append(f"TIMESYS is {name}, {what}.scale is {key.scale}, which counts")
         return key.scale, 0.0
     if name and found is None:

@@ -25,6 +25,9 @@ from coaddflow.tables import ecsv
 Kind = Literal["science", "bias", "dark", "flat"]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
 
+WILDCARD = re.compile(r"\{\s*\w+\s*(,[^{}]*)?\}")
+"""What Snakemake would replace in the name of a file."""
+
 _CCD_IN_NAME = re.compile(r"\{ccd(?:\+(\d+))?\}")
 
 _ROW_REMEDY = "correct the line, or make the table again with `coaddflow ingest`"
@@ -45,6 +48,9 @@ def _id_of(kind: str) -> AfterValidator:
 def _one_line(text: str) -> str:
     if not text or re.search(r"[\x00-\x1f]", text):
         raise ValueError("a path is one line of text")
+    wildcard = WILDCARD.search(_CCD_IN_NAME.sub("", text))
+    if wildcard is not None:
+        raise ValueError(f"Snakemake takes {wildcard[0]} for a wildcard: rename the file or folder")
     return text
 
 

@@ -1,0 +1,65 @@
+"""DATASUM and CHECKSUM, as astropy computes them."""
+
+import gzip
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from coaddflow.errors import InputError
+from coaddflow.image.checksum import wrong_sums
+from coaddflow.image.fits_hdus import data_sum
+
+
+@pytest.fixture
+def path(tmp_path):
+    rng = np.random.default_rng(1)
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "3A", array=["x", "yy", "zzz"])])
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(rng.normal(size=(700, 501)).astype(np.float32), name="IMAGE"),
+        fits.CompImageHDU(rng.integers(0, 99, (300, 200), dtype=np.int16), name="MASK"),
+        table,
+    ]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits", checksum=True)
+    return tmp_path / "a.fits"
+
+
+def test_sums_are_those_of_astropy(path):
+    with fits.open(path, disable_image_compression=True) as hdus:
+        for hdu in hdus:
+            raw = b"" if hdu.data is None else path.read_bytes()
+            start, size = hdu.fileinfo()["datLoc"], hdu.fileinfo()["datSpan"]
+            assert data_sum(raw[start : start + size] if raw else b"") == int(hdu.header["DATASUM"])
+    assert data_sum(b"abcde") == data_sum(b"e", data_sum(b"abcd"))
+    assert data_sum(b"\xff" * 4_000_000) == 0xFFFFFFFF
+
+
+def test_a_whole_file_has_no_wrong_sums(path, tmp_path):
+    assert wrong_sums(path) == []
+    (tmp_path / "a.fits.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert wrong_sums(tmp_path / "a.fits.gz") == []
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("data", "the data of HDU 1 (IMAGE) differ from their DATASUM"),
+        ("header", "the header or data of HDU 1 (IMAGE) differ from their CHECKSUM"),
+    ],
+)
+def test_a_changed_byte_is_found(path, what, said):
+    content = bytearray(path.read_bytes())
+    with fits.open(path) as hdus:
+        info = hdus[1].fileinfo()
+    place = info["datLoc"] + 1_000_003 if what == "data" else info["hdrLoc"] + 5 * 80 + 40
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+    assert wrong_sums(path) == [said]
+
+
+def test_files_that_are_cut_off_or_missing(path, tmp_path):
+    path.write_bytes(path.read_bytes()[:100_000])
+    for name in (path, tmp_path / "none.fits"):
+        with pytest.raises(InputError, match=str(name)):
+            wrong_sums(name)
