@@ -198,7 +198,7 @@ def test_with_little_memory_warps_wait_on_disk_and_few_items_are_processed_at_a_
         return run_job(*arguments, **options)
 
     monkeypatch.setattr(tract_job, "run_job", open_pool)
-    for memory_mb in (500, 1300, 20_000):
+    for memory_mb in (400, 650, 20_000):
         with caplog.at_level("INFO", logger=tract_job.__name__):
             run(tmp_path, memory_mb=memory_mb, coadd={"memory_mb": 16, "spool_mb": 10_000})
         assert checksums(tmp_path / "coadd") == checksums(by_patches / "coadd")

@@ -139,8 +139,11 @@ def _divided_memory(
         n_exposures = len(corners.manifests())
         ccds = [row.nx * row.ny for row in corners.ccds() if row.state == "done"]
     coadd, matching = settings.coadd, settings.coadd.background_matching
-    worker = max(
-        resources.warped_ccd_memory(max(ccds, default=0)),
+    work = resources.tract_work_memory(
+        workers,
+        len(ccds),
+        resources.warped_ccd_memory(max(ccds, default=0), tract.width * tract.height),
+        len(spec["patches"]),
         resources.coadd_memory(patch, n_exposures, coadd.memory_mb),
     )
     rest = memory_mb - resources.MASTER_MB
@@ -148,7 +151,7 @@ def _divided_memory(
         n_patches = len(spec["patches"])
         rest -= resources.matching_memory(n_exposures, patch, n_patches, matching.bin_size)
     rest = max(rest, 0.0)
-    spool = min(max(rest - workers * worker, 0.0), coadd.spool_mb)
+    spool = min(max(rest - work, 0.0), coadd.spool_mb)
     return spool, rest - spool
 
 

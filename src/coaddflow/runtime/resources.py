@@ -167,6 +167,25 @@ def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
     return _megabytes(KERNELS_MB, COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * stack)
 
 
+def tract_work_memory(
+    workers: int, n_ccds: int, warping: int, n_patches: int, coadding: int
+) -> int:
+    """Return the memory of all that warp the CCDs of a tract and then coadd its patches, MB.
+
+    Parameters
+    ----------
+    workers : int
+        Processes that work.
+    n_ccds, n_patches : int
+        How many CCDs and patches there are for them.
+    warping, coadding : int
+        Memory of one that warps a CCD (`warped_ccd_memory`) or coadds a patch (`coadd_memory`), MB.
+    """
+    # a worker without a patch has loaded the kernels, too
+    patches = min(workers, n_patches) * (coadding - KERNELS_MB) + workers * KERNELS_MB
+    return max(min(workers, n_ccds) * warping, patches)
+
+
 def coadd_seconds(patch_pixels: int, n_inputs: int) -> float:
     """Return the CPU time of one coadd, s."""
     return COADD_SECONDS_PER_MPIXEL_AND_INPUT * (2 + n_inputs) * patch_pixels / 1e6

@@ -312,12 +312,8 @@ def _tract_memory(plan: Plan, band: str, tract: int, counted: int) -> int:
     inputs = max(len(plan.exposures_of_patch(band, tract, patch)) for patch in patches)
     warping = resources.warped_ccd_memory(max(ccds), tract_pixels(plan, tract))
     coadding = resources.coadd_memory(patch_pixels(plan, tract), inputs, coadd.memory_mb)
-    return resources.MASTER_MB + max(
-        min(counted, len(ccds)) * warping,
-        # a worker without a patch has loaded the kernels, too
-        min(counted, len(patches)) * (coadding - resources.KERNELS_MB)
-        + counted * resources.KERNELS_MB,
-    )
+    work = resources.tract_work_memory(counted, len(ccds), warping, len(patches), coadding)
+    return resources.MASTER_MB + work
 
 
 def of_tract(plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False) -> Needs:
