@@ -119,7 +119,7 @@ def remove_products(files: CcdFiles) -> None:
         remove(path)
         remove_partial(path)
     for path in (files.calexp, files.sources):
-        Path(set_aside_path(path)).unlink(missing_ok=True)
+        remove(set_aside_path(path))
 
 
 def result_or_failed_row(

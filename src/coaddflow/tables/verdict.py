@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow.errors import Reason
-from coaddflow.files import atomic_path
+from coaddflow.files import atomic_path, remove
 
 PASSES = "passes"
 """Key of an exposure that has never been judged again."""
@@ -44,7 +44,7 @@ def write_verdict(manifest: str | Path, verdict: Verdict) -> None:
     """Write a verdict; one that says nothing is removed."""
     path = verdict_path(manifest)
     if verdict.key == PASSES and not verdict.cause:
-        path.unlink(missing_ok=True)
+        remove(path)
         return
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(verdict), indent=1) + "\n")
