@@ -25,6 +25,7 @@ from coaddflow.tables.warps import read_warp_table
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import (
+    CALIB_STAGES,
     STAGES,
     Stage,
     files_by_job,
@@ -296,8 +297,7 @@ _OF_EXPOSURES = ("calexp", "calibrated", "manifest", "exposure", "calibrated_exp
 def _log_pattern(stage: Stage) -> str:
     """Return the regular expression of the logs of a stage, below the folder of logs."""
     wildcards = re.findall(r"\{(\w+)\}", stage.products[0].path)
-    kind = stage.name.removeprefix("master_")
-    name = f"calibs/{kind}" if kind in paths.CALIB_KINDS else stage.name
+    name = f"calibs/{CALIB_STAGES[stage.name]}" if stage.name in CALIB_STAGES else stage.name
     return "/".join([re.escape(name), *(f"(?P<{one}>[^/]+)" for one in wildcards)])
 
 

@@ -21,10 +21,9 @@ from coaddflow.pool import Pool, Worker
 from coaddflow.tables import ecsv, paths
 from coaddflow.tables.coadds import read_coadd_table
 from coaddflow.tables.manifest import read_manifest
-from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.tables.warps import read_warp_table
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import STAGES, calib_stage
+from coaddflow.workflow.stages import CALIB_STAGES, STAGES
 
 VERIFIED = Path(".snakemake") / "coaddflow" / "verified.jsonl"
 """What was found good, a line each: file, size, time of change, SHA-256 that it should have."""
@@ -152,8 +151,8 @@ def _products(plan: Plan) -> tuple[list[Product], list[BadProduct]]:
 
 
 def _of_calibs(plan: Plan) -> Iterator[Product]:
-    for kind in CALIB_KINDS:
-        yield from _there(STAGES[calib_stage(kind)].files(plan))
+    for name in CALIB_STAGES:
+        yield from _there(STAGES[name].files(plan))
 
 
 def _of_exposures(plan: Plan) -> Iterator[Product | BadProduct]:
