@@ -297,7 +297,8 @@ _OF_EXPOSURES = ("calexp", "calibrated", "manifest", "exposure", "calibrated_exp
 def _log_pattern(stage: Stage) -> str:
     """Return the regular expression of the logs of a stage, below the folder of logs."""
     wildcards = re.findall(r"\{(\w+)\}", stage.products[0].path)
-    name = f"calibs/{CALIB_STAGES[stage.name]}" if stage.name in CALIB_STAGES else stage.name
+    is_calib = stage.name in CALIB_STAGES
+    name = f"calibs/{stage.name.removeprefix('master_')}" if is_calib else stage.name
     return "/".join([re.escape(name), *(f"(?P<{one}>[^/]+)" for one in wildcards)])
 
 
