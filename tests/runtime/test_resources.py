@@ -13,7 +13,7 @@ SMALL, TELESCOPE, LARGE = 320 * 320, 650 * 500, 2048 * 4096
     [
         (resources.ccd_memory(SMALL), 254),
         (resources.ccd_memory(TELESCOPE), 299),
-        (resources.ccd_memory(LARGE), 770),
+        (resources.ccd_memory(LARGE), 799),
         # the first job of all compiles the kernels, and has a part of the Snakemakes' memory
         (resources.ccd_memory(SMALL) + 75, 386),
         (resources.calib_memory(SMALL, 3, 1.0), 208),
@@ -21,6 +21,7 @@ SMALL, TELESCOPE, LARGE = 320 * 320, 650 * 500, 2048 * 4096
         (resources.calib_memory(LARGE, 3, 1.0), 572),
         (resources.calib_memory(LARGE, 4, 1.0), 694),
         (resources.defects_memory(SMALL), 153),
+        (resources.defects_memory(LARGE), 432),
         (resources.warp_memory(SMALL, 380 * 380, 4), 259),
         (resources.coadd_memory(380 * 380, 6, 512), 261),
         (resources.coadd_memory(935 * 579, 12, 512), 352),

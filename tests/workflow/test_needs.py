@@ -236,6 +236,6 @@ def test_a_depth_map_needs_no_more_than_a_picture_of_its_patch(surveys, monkeypa
         needs.of(STAGES[name], plan, {"tract": str(plan.tracts[0])})
         for name in ("depth", "picture")
     )
-    # a patch of 4200 x 4200 pixels takes 0.9 GB, with its image, variance, mask and map
-    assert 1200 < depth.memory < 1500
+    # a patch of 3900 x 3900 pixels takes 0.8 GB, with its image, variance, mask and map
+    assert 1000 < depth.memory < 1500
     assert depth.memory < picture.memory
