@@ -93,7 +93,8 @@ def test_every_figure_of_the_quality_is_the_true_one(scene, calexp):
 
 def test_quality_fits_into_the_manifest(calexp):
     row = CcdRow(**CCD._asdict(), state="done", nx=SHAPE[1], ny=SHAPE[0], **calexp.figures)
-    not_of_the_pixels = {"reason", "message", "path", "sha256", "footprint_ra", "footprint_dec"}
+    not_of_the_pixels = {"reason", "message", "flags", "path", "sha256"}
+    not_of_the_pixels |= {"footprint_ra", "footprint_dec"}
     identity = {*CCD._fields, "state", "nx", "ny"}
     assert set(calexp.figures) == set(CcdRow.model_fields) - not_of_the_pixels - identity
     assert row.n_psf_stars > 20

@@ -20,7 +20,7 @@ from coaddflow.calib.crosstalk_fit import (
     subtract_sky,
 )
 from coaddflow.cli import main
-from coaddflow.errors import CcdFailure, InputError
+from coaddflow.errors import CcdFailure, InputError, UnusableData
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.ingest.raw_exposures import ingest
 from coaddflow.instrument.camera import Camera, Detector, camera_file, load_camera
@@ -322,6 +322,10 @@ def test_an_absurd_ccd_leaves_no_ghosts_on_others(absurd):
     limit = detector.amplifiers[0].saturation
     assert np.abs(signal.counts).max() <= 2 * limit, "one pixel"
     light[:, :60] = absurd
+    if np.isinf(absurd):
+        with pytest.raises(UnusableData, match="no pixel holds a measured value"):
+            begin_detrending(raw_ccd(detector, light), SETTINGS)
+        return
     assert not begin_detrending(raw_ccd(detector, light), SETTINGS).signals(), "all of it"
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from astropy.io import fits
@@ -263,12 +263,17 @@ def reading(
     try:
         if not is_checked:
             with open_fits(Path(path)) as stream:
-                collections.deque(walk_hdus(stream), maxlen=0)
+                _check_sizes(stream)
         yield
     except (CoaddflowError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"is not a readable {what} ({error})", path, remedy) from error
+
+
+def _check_sizes(stream: BinaryIO) -> None:
+    """Compare the sizes that the headers of a file state with the file."""
+    collections.deque(walk_hdus(stream), maxlen=0)
 
 
 def read_masked_image(
@@ -293,11 +298,14 @@ def read_masked_image(
         )
     # given a name, astropy opens the file twice
     with (
-        reading(path, "product of coaddflow", remedy),
+        reading(path, "product of coaddflow", remedy, is_checked=True),
         warnings.catch_warnings(),
         Path(path).open("rb") as stream,
-        fits.open(stream, memmap=False) as hdus,
     ):
         warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
-        header = hdus["IMAGE"].header
-        return MaskedImage(*(hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK"))), header
+        _check_sizes(stream)
+        stream.seek(0)
+        with fits.open(stream, memmap=False) as hdus:
+            header = hdus["IMAGE"].header
+            planes = (hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK"))
+            return MaskedImage(*planes), header

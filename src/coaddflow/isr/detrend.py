@@ -205,6 +205,8 @@ def subtract_overscan(ccd: PartlyDetrendedCcd) -> None:
         _note_overscan(ccd, i, found)
     ccd.arrays = ()
     if all(np.isnan(counts).all() for counts in ccd.amplifiers):
+        if ccd.overscan:
+            raise UnusableData(Reason.NO_DATA, "no pixel holds a measured value: drop the CCD")
         raise UnusableData(
             Reason.BAD_OVERSCAN,
             "no overscan tells a bias level: compare the sections of the camera file with the raw "
