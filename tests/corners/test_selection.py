@@ -92,14 +92,16 @@ def test_every_setting_has_a_cut():
         "min_depth": 99.0,
         "exclude_exposures": ("e1",),
         "exclude_ccds": (4,),
+        "exclude_flags": ("own_sky",),
     }
     assert set(tried) == set(SelectionSettings.model_fields)
     medians = BandMedians(zero_point=28.0, seeing=0.5, noise=1.0)
+    flagged = row(flags="own_sky")
     for name, value in tried.items():
         settings = SelectionSettings(max_seeing_ratio=None, max_noise_ratio=None)
         settings = settings.model_copy(update={name: value})
-        assert len(reasons_against(row(), settings, medians)) == 1
-    assert len(reasons_against(row(), SelectionSettings(**tried), medians)) == len(tried)
+        assert len(reasons_against(flagged, settings, medians)) == 1
+    assert len(reasons_against(flagged, SelectionSettings(**tried), medians)) == len(tried)
 
 
 def test_zero_point_against_the_median_of_the_band():

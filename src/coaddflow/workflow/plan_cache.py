@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parents[1]
 
 PLAN_SOURCES = (
     "errors.py",
+    "fence.py",
     "files.py",
     "settings",
     "geometry",
