@@ -28,7 +28,7 @@ demo: $(VENV)/.set-up-demo
 	@ls results/coadd/*.png | sed 's/^/picture: /'
 
 test: $(VENV)/.set-up-test
-	$(RUN) python -m pytest $(PYTEST_ARGS)
+	$(RUN) python tests/run_all.py $(PYTEST_ARGS)
 
 science: $(VENV)/.set-up-science
 	$(RUN) python benchmarks/science $(SCIENCE_ARGS)

@@ -220,7 +220,7 @@ class TestCheck:
         message = str(caught.value)
         assert "exposure x17: CCD" in message
         assert "prediction.margin" in message
-        assert "ingest it again" in message
+        assert "Correct the pointing of this exposure" in message
         off = float(message.split(" lies ")[1].split(maxsplit=1)[0])
         assert 0.05 < off <= 0.41
 

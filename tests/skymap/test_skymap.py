@@ -361,7 +361,8 @@ class TestTangent:
         good = [square(150.1 + 0.002 * n, 2.2, 0.02) for n in range(5)]
         names = [*(f"good{n}" for n in range(5)), "stray7"]
         with pytest.raises(InputError, match=r"1 of 6 exposures.*stray7.*exclude"):
-            make_skymap(settings, [*good, square(150.1 + away, 2.2 + away / 9, 0.02)], names)
+            stray = square(150.1 + away, 2.2 + away / 9, 0.02)
+            make_skymap(settings, [*good, stray], names=names)
         assert make_skymap(settings, good).tract(0).width < 1000
 
     def test_two_fields_and_a_large_one_are_no_strays(self, caplog):

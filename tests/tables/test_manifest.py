@@ -80,8 +80,8 @@ def test_states_are_read_without_the_rest(tmp_path, rows):
     write_manifest(path, rows)
     message = 'raw/0123.fits: no "stars", none'
     assert ccd_states(path) == {
-        0: ("failed", "no_stars", message, 0.0),
-        1: ("done", "", "", 0.02),
+        0: ("failed", "no_stars", message, 0.0, ""),
+        1: ("done", "", "", 0.02, ""),
     }
     assert failed_fraction(path) == 0.5
     assert ccds_failed_with(path, "no_stars") == {0}

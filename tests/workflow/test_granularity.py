@@ -46,7 +46,8 @@ def test_the_scheduler_sees_exposures_and_tracts(coarse_survey, plan):
     assert rules["exposure"] == len(plan.exposures)
     assert rules["tract"] == of_tracts
     assert not {"calexp", "manifest", "warp", "coadd"} & rules.keys()
-    assert not list((coarse_survey / "results").rglob("*.json")), "no file for each CCD but its own"
+    of_ccds = (coarse_survey / "results/calexp").rglob("*.json")
+    assert not list(of_ccds), "no file for each CCD but its own"
     assert coarse_survey.plan().planned_nothing
 
 
