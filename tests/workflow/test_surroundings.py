@@ -32,7 +32,7 @@ def test_nothing_but_the_survey_can_be_written_to(raw_survey, finished_survey, t
     survey = raw_survey.copy_to(tmp_path / "survey")
     surroundings = {
         "HOME": "/dev/null",
-        "XDG_CACHE_HOME": "/dev/null",
+        "XDG_CACHE_HOME": str(survey / ".cache"),  # Snakemake does not begin without one
         "TMPDIR": "/proc",
         "PYTHONPATH": str(package / "src"),
     }

@@ -436,7 +436,7 @@ def _state_of_ccd(
         remedy = _to_remake(folder, manifest, ccd)
     if remedy:
         state = "missing"
-        message += f": remove {' and '.join(remedy)}, and run the workflow again"
+        message += f": remove {' and '.join(remedy)} and run the workflow again"
     return state, reason, message, remedy
 
 
