@@ -20,7 +20,8 @@ from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
 from coaddflow.workflow.plan import make_plan
 from coaddflow.workflow.report import success_text
 from coaddflow.workflow.stages import STAGES
-from coaddflow.workflow.status import status_json, status_table, survey_status
+from coaddflow.workflow.status import survey_status
+from coaddflow.workflow.status_text import status_json, status_table
 
 SKYMAP = {
     "kind": "tangent",

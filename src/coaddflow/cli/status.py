@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from coaddflow.workflow.plan import make_plan
-    from coaddflow.workflow.status import status_json, status_table, survey_status
+    from coaddflow.workflow.status import survey_status
+    from coaddflow.workflow.status_text import status_json, status_table
 
     plan = make_plan(read_settings(arguments.config))
     status = survey_status(plan, arguments.results, arguments.logs)
