@@ -62,6 +62,19 @@ def test_steps_of_a_job_share_the_token_and_a_replaced_job_does_not_get_it_back(
     assert not is_replaced(older._replace(job="Slurm job 3")), "it has not begun yet"
 
 
+@pytest.mark.parametrize(
+    "numbers", [("Slurm job 9", "Slurm job 10"), ("PBS job 9.a", "PBS job 10.a")]
+)
+def test_an_older_job_does_not_take_the_token_of_a_newer_one(older, numbers):
+    """It may come late to a step that the newer job has done already."""
+    late, early = (older._replace(job=job) for job in numbers)
+    begin(early)
+    with pytest.raises(ReplacedError, match="has its token"):
+        begin(late)
+    with fenced_by(early):
+        fence.check()
+
+
 def test_a_third_job_replaces_the_second(older, newer):
     for job in (older, newer, older._replace(job="Slurm job 3")):
         begin(job)

@@ -17,6 +17,7 @@ whereas what it tells of a folder may be a minute old. Standard library only.
 import contextlib
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ FOLDER = Path(".snakemake") / "coaddflow" / "tokens"
 
 VARIABLE = "COADDFLOW_JOB"
 """Variable of the environment in which a Snakemake tells its scripts what job they belong to."""
+
+_NUMBER = re.compile(r"(?P<system>Slurm|PBS) job (?P<number>\d+)")
 
 _REMEMBERED = 100
 """Jobs that a token names at most."""
@@ -88,7 +91,7 @@ def fence_of(unit: str, environ: Mapping[str, str] = os.environ) -> Fence:
 
 
 def begin(fence: Fence) -> None:
-    """Take a token for a job, unless the job has had it before and a newer one has taken it.
+    """Take a token for a job, unless a newer one has taken it.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def begin(fence: Fence) -> None:
     jobs = _jobs(fence)
     if jobs[-1:] == [fence.job]:
         return
-    if fence.job in jobs:
+    if fence.job in jobs or (jobs and _is_older(fence.job, jobs[-1])):
         raise _replaced(fence, jobs)
     lines = [*_lines(fence), f"{time.strftime('%Y-%m-%dT%H:%M:%S')}\t{fence.job}"]
     path = Path(fence.token)
@@ -153,6 +156,14 @@ def check() -> None:
     jobs = _jobs(_active)
     if jobs[-1:] != [_active.job]:
         raise _replaced(_active, jobs)
+
+
+def _is_older(job: str, other: str) -> bool:
+    """Return whether a job of a cluster was submitted before another one, by their numbers."""
+    found, against = _NUMBER.match(job), _NUMBER.match(other)
+    if found is None or against is None or found["system"] != against["system"]:
+        return False
+    return int(found["number"]) < int(against["number"])
 
 
 def _replaced(fence: Fence, jobs: list[str]) -> ReplacedError:

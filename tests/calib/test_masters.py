@@ -65,6 +65,20 @@ def test_a_broken_frame_is_left_out_while_enough_are_there():
     assert fits.getval("bias.fits", "CFNFRAME") == 3
 
 
+def test_a_flat_without_light_or_overscan_is_left_out_while_enough_are_there():
+    files = {write_raw(f"{i}.fits", 9000.0, i): 5.0 for i in range(5)}
+    Path("1.fits").unlink()
+    write_raw("1.fits", 0.0, 1)  # the lamp was off
+    with fits.open("3.fits", mode="update") as hdus:
+        for amplifier in CAMERA.detector(0).amplifiers:
+            x0, y0, x1, y1 = amplifier.overscan
+            hdus[CAMERA.detector(0).extension].data[y0:y1, x0:x1] = 0
+    make_master("flat.fits", "flat", files, {}, CAMERA, 0, SETTINGS)
+    flat = read_master("flat.fits", "flat")
+    assert np.median(flat.image) == pytest.approx(1.0, abs=1e-3)
+    assert fits.getval("flat.fits", "CFNFRAME") == 3
+
+
 def test_a_master_that_cannot_be_made_fails_its_ccd_and_no_other():
     files = {write_raw(f"{i}.fits", 5.0, i): 0.0 for i in range(3)}
     truncate("1.fits")

@@ -944,15 +944,24 @@ def test_vnodes_of_a_host_serve_one_job_together(server):
     assert submit(threads=16, resources=TOO_MUCH).returncode == 0
 
 
-def test_nodes_of_another_queue_and_nodes_out_of_service_do_not_count(server):
+def test_nodes_of_another_queue_and_nodes_that_are_gone_do_not_count(server):
     def change(answer):
-        for name, changes in (("node1", {"queue": "big"}), ("node2", {"state": "offline"})):
+        for name, changes in (("node1", {"queue": "big"}), ("node2", {"state": "stale"})):
             answer["nodes"][name]["resources_available"]["mem"] = "24gb"
             answer["nodes"][name].update(changes)
 
     server.change_answer("nodes", change)
     assert submit(resources=TOO_MUCH).returncode == 1
     assert submit(resources={**TOO_MUCH, "pbs_queue": "big"}).returncode == 0
+
+
+def test_a_node_that_is_offline_for_maintenance_counts(server):
+    def change(answer):
+        answer["nodes"]["node2"]["resources_available"]["mem"] = "24gb"
+        answer["nodes"]["node2"]["state"] = "offline"
+
+    server.change_answer("nodes", change)
+    assert submit(resources=TOO_MUCH).returncode == 0
 
 
 @pytest.mark.parametrize("about", ["queues", "server"])

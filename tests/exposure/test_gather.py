@@ -11,7 +11,9 @@ from coaddflow.settings.calexp import CalexpSettings
 from coaddflow.tables.exposures import ExposureRow
 from coaddflow.tables.manifest import (
     CcdRow,
+    CcdState,
     failed_fraction,
+    fraction_lost,
     read_manifest,
     read_row,
     write_row,
@@ -94,7 +96,28 @@ def test_lost_parts_of_ccds_count_for_the_exposure(rows_of):
     message = "1 of 4 CCDs failed (1 no_stars, 2 others lost 54 % of their pixels)"
     with pytest.raises(InputError, match=re.escape(message)):
         gather(paths, on_failed_exposure="stop")
+    gather(paths)
+    assert failed_fraction("results/summary/7.ecsv") == pytest.approx((1 + 0.52 + 0.55) / 4)
+    verdict = read_verdict("results/summary/7.ecsv")
+    fraction = failed_fraction("results/summary/7.ecsv")
+    assert key_of_today(verdict, fraction, 0.5, 0.01, False) == verdict.key, (
+        "left out once, for good"
+    )
     gather(paths, max_failed_fraction=0.52)
+
+
+@pytest.mark.parametrize(("n_failed", "limit"), [(29, 0.29), (57, 0.57), (58, 0.58)])
+def test_planning_and_gathering_judge_alike_at_the_limit(n_failed, limit):
+    """0.29 * 100 is less than 29 in floating-point numbers."""
+    ccds = [CcdState("failed" if n < n_failed else "done", "", "") for n in range(100)]
+    assert fraction_lost(ccds) == n_failed / 100
+    assert not fraction_lost(ccds) > limit
+
+
+def test_a_single_ccd_that_is_good_enough_does_not_fail_its_exposure():
+    half = CcdState("done", "", "", lost_fraction=0.52)
+    assert fraction_lost([half]) == 0.0
+    assert fraction_lost([half, half]) == pytest.approx(0.52)
 
 
 def test_an_exposure_with_too_many_failures_is_left_out_with_reasons(rows_of, tmp_path):

@@ -372,6 +372,29 @@ def test_checksums_cover_header_cards_such_as_bzero(tmp_path, pixels):
     read_raw_ccd(path, camera, camera.detector(0), check=False)
 
 
+@pytest.mark.parametrize("card", ["CCDSUM  = 1 1 / binning", "XBINNING= 1x1", "XBINNING= NaN"])
+def test_a_badly_written_card_of_binning_that_nobody_needs_is_no_fault(tmp_path, pixels, card):
+    path = write_mef(tmp_path / "a.fits", pixels, header={"DEGREE": "xxxx"})
+    content = path.read_bytes().replace(b"DEGREE  = 'xxxx    '".ljust(80), card.encode().ljust(80))
+    path.write_bytes(content)
+    camera = make_camera()
+    np.testing.assert_array_equal(
+        read_raw_ccd(path, camera, camera.detector(2)).arrays[0], pixels[2]
+    )
+
+
+def test_zeros_at_the_end_of_data_with_a_right_checksum_were_read(tmp_path, pixels):
+    """A dead amplifier at the end of an array is not a broken copy."""
+    lower = pixels.astype(np.int32)
+    lower[:, -3:] = 0
+    whole = write_mef(tmp_path / "whole.fits", lower, checksum=True)
+    camera = make_camera()
+    raw = read_raw_ccd(whole, camera, camera.detector(0))
+    assert np.count_nonzero(np.nan_to_num(raw.arrays[0])) > 0
+    write_mef(tmp_path / "unknown.fits", lower)
+    assert reason(tmp_path / "unknown.fits", camera, ccd=0) == "truncated_file"
+
+
 def test_sections_must_lie_within_the_array(tmp_path, pixels):
     write_mef(tmp_path / "a.fits", pixels[:, :30])
     assert reason(tmp_path / "a.fits", make_camera()) == "wrong_shape"

@@ -35,7 +35,7 @@ rule depth:
     shell: "echo older >>{output}; %s; exit 1"
 """
 
-NEW_JOB = "printf 'now\\tnewer job\\n' >>.snakemake/coaddflow/tokens/tract_{wildcards.tract}"
+NEW_JOB = "printf 'now\\tnewer job\\n' >>.snakemake/coaddflow/tokens/depth_{wildcards.tract}.ecsv"
 
 
 def test_jobs_that_make_the_same_have_the_same_token():
@@ -43,16 +43,19 @@ def test_jobs_that_make_the_same_have_the_same_token():
     names = {"exposure": "1001", "ccd": "3", "band": "r", "tract": "7", "patch": "2_4"}
     makers = {}
     for one in STAGES.values():
-        for product in one.products:
-            makers.setdefault(product.path, set()).add(one.token(names))
+        makers.setdefault(one.products[0].path, set()).add(one.token(names))
     assert all(len(tokens) == 1 for tokens in makers.values()), makers
-    assert {one.token(names) for one in STAGES.values()} == {
-        "calibs_3",
-        "exposure_1001",
-        "tract_7",
-        "tract_7_r",
-        "survey_corners",
-    }
+    assert STAGES["manifest"].token(names) == STAGES["exposure"].token(names) == "summary_1001.ecsv"
+
+
+def test_jobs_that_may_run_side_by_side_do_not_share_a_token():
+    """Steps of a group that do not depend on each other can be jobs of their own."""
+    names = {"exposure": "1001", "ccd": "3", "band": "r", "tract": "7", "patch": "2_4"}
+    promises = {one.products[0].path for one in STAGES.values()}
+    assert len({one.token(names) for one in STAGES.values()}) == len(promises)
+    for name, wildcard in (("master_flat", "band"), ("warp", "exposure"), ("calexp", "ccd")):
+        token = STAGES[name].token
+        assert token(names) != token(names | {wildcard: "x"}), name
 
 
 def test_units_do_not_share_a_token():
@@ -84,7 +87,7 @@ def job(tmp_path, monkeypatch):
     """The token of a job, in a survey's folder to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(fence.VARIABLE, "older job")
-    return Fence(str(FOLDER / "tract_7"), "older job")
+    return Fence(str(FOLDER / "depth_7.ecsv"), "older job")
 
 
 def test_script_that_is_replaced_while_it_works_writes_nothing_more(job, tmp_path, capsys):
@@ -95,7 +98,7 @@ def test_script_that_is_replaced_while_it_works_writes_nothing_more(job, tmp_pat
             begin(job._replace(job="newer job"))
     assert stop.value.code == 1
     assert sorted(path.name for path in tmp_path.glob("*.fits")) == ["0.fits"]
-    assert "older job stops: newer job works on tract_7 now" in capsys.readouterr().err
+    assert "older job stops: newer job works on depth_7.ecsv now" in capsys.readouterr().err
     assert fence.active_fence() is None
 
 
@@ -103,7 +106,7 @@ def test_script_of_a_replaced_job_does_not_begin(job, tmp_path):
     begin(job)
     begin(job._replace(job="newer job"))
     (tmp_path / "depth.log").write_text("of the newer job")
-    with pytest.raises(SystemExit, match="newer job works on tract_7 now"), stage(script()):
+    with pytest.raises(SystemExit, match=r"newer job works on depth_7\.ecsv now"), stage(script()):
         raise AssertionError("it has begun")
     assert (tmp_path / "depth.log").read_text() == "of the newer job"
     with stage(script("8")):
@@ -144,10 +147,10 @@ def test_snakemake_of_a_replaced_job_removes_what_is_there_unless_it_looks(tmp_p
 
 @pytest.mark.parametrize("patched", [False, True])
 def test_snakemake_of_a_replaced_job_begins_nothing_unless_it_does_not_look(tmp_path, patched):
-    token = Fence(str(tmp_path / FOLDER / "tract_0"), "older job")
+    token = Fence(str(tmp_path / FOLDER / "coadd_0.png"), "older job")
     begin(token)
     begin(token._replace(job="newer job"))
     done = run_snakemake(tmp_path, SNAKEFILE % "touch begun", patched=patched)
     assert done.returncode == 1
     assert (tmp_path / "begun").exists() != patched
-    assert ("newer job works on tract_0 now" in done.stderr) == patched
+    assert ("newer job works on coadd_0.png now" in done.stderr) == patched

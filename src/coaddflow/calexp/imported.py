@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from coaddflow.calexp.model import Calexp, CcdId
 from coaddflow.calexp.product import KEYWORDS, calexp_header
-from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.errors import CcdFailure, InputError, Reason, failing_ccd
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.checksum import wrong_sum
 from coaddflow.image.fits_hdus import (
@@ -78,7 +78,9 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
     """
     own = settings.calibrated
     pixels, header = _read_pixels(row.path, row.hdu, (row.ny, row.nx), own.check_sums)
-    pixels = without_undefined(pixels, header)
+    unread = f"{row.path}: BLANK, BSCALE or BZERO cannot be read"
+    with failing_ccd(Reason.DAMAGED_FILE, unread, fits.VerifyError, TypeError):
+        pixels = without_undefined(pixels, header)
     mask = _read_mask(row, own.mask, own.check_sums)
     to_electrons = np.float32(row.electrons_per_unit)
     image = pixels.astype(np.float32) * to_electrons
@@ -96,7 +98,10 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
         if not known.any():
             raise CcdFailure(Reason.NO_DATA, f"{row.weight_path}: all weights are zero")
         saturated = ~known & ((mask & int(MaskPlane.SAT)) != 0) & np.isfinite(image)
-        variance[saturated] = _saturated_variance(image, variance, known)[saturated]
+        good = known & np.isfinite(image)
+        if not good.any():
+            raise CcdFailure(Reason.NO_DATA, f"{row.path}: no pixel has a value and a weight")
+        variance[saturated] = _saturated_variance(image, variance, good)[saturated]
         mask[~known & ~saturated] |= int(planes_from_names(own.weight.zero_planes))
     try:
         wcs = read_wcs(header, row.path)
@@ -121,7 +126,10 @@ def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settin
         _compare_sky(masked_image, row)
         masked_image.image -= np.float32(row.sky_level)
     figures = _known_figures(masked_image, row, background)
-    figures["lost_fraction"] = masked_image.lost_fraction
+    # where it has no data, the image has another shape; nothing was lost there
+    measured = ~masked_image.has_any(MaskPlane.NO_DATA)
+    bad = masked_image.has_any(MaskPlane.BAD | MaskPlane.SAT) & measured
+    figures["lost_fraction"] = float(bad.sum() / max(measured.sum(), 1))
     figures["pixel_scale"] = pixel_scale_of(wcs, (row.nx, row.ny))
     _mark_sources(masked_image, figures, settings)
     subtracted = background if own.subtract_sky == "measured" else None

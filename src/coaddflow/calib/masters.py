@@ -124,7 +124,8 @@ class _Frames:
     camera: Camera
     ccd: int
     settings: Settings
-    unreadable: str | None = None
+    unusable: str | None = None
+    """The frame that cannot be combined with the others, once it is known."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -133,30 +134,30 @@ class _Frames:
         detector, detrend = self.camera.detector(self.ccd), self.settings.detrend
         for number, (path, time) in enumerate(self.files.items(), start=1):
             _LOG.info("frame %d of %d: %s", number, len(self), path)
-            try:
-                raw = read_raw_ccd(path, self.camera, detector, detrend.check_raw)
-            except CcdFailure:
-                self.unreadable = path
-                raise
+            self.unusable = path
+            raw = read_raw_ccd(path, self.camera, detector, detrend.check_raw)
             yield detrend_frame(raw, self.calibs, time, detrend, self.kind)
+        self.unusable = None
 
     def combined(self) -> MaskedImage:
-        """Return the calibration frame, made without the frames that cannot be read.
+        """Return the calibration frame, made without the frames that cannot be used.
 
-        The number of frames must be known before they are combined, so an unreadable one is
-        removed and the work begins again.
+        The number of frames must be known before they are combined, so one that cannot be read or
+        detrended, or that has no light, is removed and the work begins again.
         """
         left_out: list[str] = []
         while True:
             try:
                 return self._combined()
             except CcdFailure as failure:
-                if self.unreadable is None:
+                least = getattr(self.settings.calibs, self.kind).min_frames
+                too_few = failure.reason == Reason.DARK_FLAT and len(self) <= least
+                if self.unusable is None or too_few:
                     raise
-                _LOG.warning("left out: %s", failure)
+                _LOG.warning("left out: %s: %s", self.unusable, failure)
                 left_out.append(str(failure))
-                del self.files[self.unreadable]
-                self.unreadable = None
+                del self.files[self.unusable]
+                self.unusable = None
             except InputError as error:
                 # too few are left: for this CCD, where others may have enough
                 if left_out:

@@ -85,6 +85,11 @@ def histories(folder: str | Path = ".") -> dict[str, list[Attempt]]:
     return {key: attempts for key, attempts in found.items() if attempts}
 
 
+def history(key: str, folder: str | Path = ".") -> list[Attempt]:
+    """Return the recorded attempts at one job."""
+    return _read(Path(folder) / FOLDER / f"{key}.json")
+
+
 def record(key: str, attempt: Attempt, folder: str | Path = ".") -> None:
     """Add an attempt to the history of a job.
 

@@ -19,7 +19,7 @@ from coaddflow.instrument.camera import Camera
 from coaddflow.instrument.footprint import check_footprint_within_prediction
 from coaddflow.settings.calexp import CalexpSettings
 from coaddflow.tables.exposures import ExposureRow
-from coaddflow.tables.manifest import CcdRow, lost_of, write_manifest
+from coaddflow.tables.manifest import CcdRow, fraction_lost, lost_of, write_manifest
 from coaddflow.tables.paths import set_aside_path, sources_path
 from coaddflow.tables.pointings import Angles, Correction, write_new
 from coaddflow.tables.verdict import PASSES, TOO_MANY_FAILED, Verdict, write_verdict
@@ -135,7 +135,7 @@ def _judged(
         wrong = {row.ccd for row in strays} & outside.keys()
         rows = [_stray(row, outside[row.ccd]) if row.ccd in wrong else row for row in rows]
         others = {ccd: message for ccd, message in outside.items() if ccd not in wrong}
-        if others:
+        if others and _too_many_failures(rows, max_failed_fraction) is None:
             remedy = "raise prediction.margin"
             correction = Correction(Angles.of(exposure), pointing.angles)
             moved = replace(planned, exposure=_at(exposure, correction.fitted))
@@ -175,7 +175,7 @@ def _at(exposure: ExposureRow, angles: Angles) -> ExposureRow:
 
 def _too_many_failures(rows: Sequence[CcdRow], max_fraction: float) -> _Failure | None:
     """Return why the exposure fails if it has lost too much: whole CCDs, or parts of others."""
-    if sum(map(lost_of, rows)) <= max_fraction * len(rows):
+    if fraction_lost(rows) <= max_fraction:
         return None
     reasons = [row.reason for row in rows if row.state == "failed"]
     parts = [f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons)]

@@ -36,13 +36,15 @@ def wrong_sum(hdu: HduHeader, total: int) -> str | None:
     return None
 
 
-def wrong_sums(path: str | Path) -> list[str]:
+def wrong_sums(path: str | Path, remedy: str = "remove it and run the workflow again") -> list[str]:
     """Return a sentence for each HDU of a file whose DATASUM or CHECKSUM is wrong.
 
     Parameters
     ----------
     path : str or Path
         Plain, gzip, bzip2 or fpack file; it is read once, in chunks.
+    remedy : str
+        What the error says about a file that is not whole.
 
     Raises
     ------
@@ -54,9 +56,7 @@ def wrong_sums(path: str | Path) -> list[str]:
         with open_fits(path) as stream:
             return list(_problems(stream))
     except (OSError, EOFError, NotFitsError, zlib.error) as error:
-        raise InputError(
-            f"is not a whole FITS file ({error})", path, "remove it and run the workflow again"
-        ) from error
+        raise InputError(f"is not a whole FITS file ({error})", path, remedy) from error
 
 
 def _problems(stream: BinaryIO) -> Iterator[str]:

@@ -289,7 +289,7 @@ def read_masked_image(
     InputError
         If the file is missing, damaged, or has not these extensions.
     """
-    wrong = wrong_sums(path) if verify else []
+    wrong = wrong_sums(path, remedy) if verify else []
     if wrong:
         raise InputError(
             f"is damaged: {wrong[0]}",

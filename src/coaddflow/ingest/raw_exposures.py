@@ -16,7 +16,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from coaddflow.errors import OF_EXPOSURE, InputError
-from coaddflow.image.fits_hdus import HduHeader
+from coaddflow.image.fits_hdus import HduHeader, NotFitsError
 from coaddflow.ingest.pointing import MAX_MISFIT, Pointing, fit_pointing, misfit
 from coaddflow.instrument.camera import Amplifier, Camera, Detector
 from coaddflow.instrument.file_layout import file_template
@@ -273,9 +273,12 @@ def _doubts_of(found: list[HduHeader], camera: Camera, detector: Detector) -> tu
         problem = shape_problem(hdu, detector, amplifiers)
         if problem:
             return f"{problem}: it will fail with wrong_shape", ""
-        doubt = _number_doubt(hdu, detector)
-        if not doubt and camera.layout.header_hdu < len(found):
-            doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
+        try:
+            doubt = _number_doubt(hdu, detector)
+            if not doubt and camera.layout.header_hdu < len(found):
+                doubt = _gain_doubt([hdu, found[camera.layout.header_hdu]], detector, amplifiers)
+        except NotFitsError as error:
+            return f"CCD {detector.id}: {error}: it will fail with not_fits", ""
         if doubt:
             return "", doubt
     return "", ""

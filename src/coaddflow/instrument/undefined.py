@@ -16,6 +16,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from coaddflow.image.statistics import mad_sigma
 from coaddflow.instrument.camera import Amplifier
 
 _SHORTEST = 12
@@ -23,6 +24,9 @@ _SHORTEST = 12
 
 _CHANCE = 1e-6
 """Probability that an amplifier has a run of equal pixels that is taken for a filled area."""
+
+_BRIGHT = 50.0
+"""Standard deviations of the sky above which equal pixels may be saturated."""
 
 _BLOCKS = 8
 """Blocks along rows and columns of an amplifier without overscan, to tell its noise from."""
@@ -43,8 +47,10 @@ def without_undefined(pixels: NDArray, header: fits.Header) -> NDArray:
     ndarray
         ``pixels`` themselves if none is undefined, otherwise floating-point numbers.
     """
+    if pixels.dtype.kind not in "ui":
+        return pixels  # BLANK means nothing there
     blank = header.get("ZBLANK", header.get("BLANK"))
-    if pixels.dtype.kind not in "ui" or not isinstance(blank, int):
+    if not isinstance(blank, int):
         return pixels
     value = blank * header.get("BSCALE", 1) + header.get("BZERO", 0)
     return with_nan(pixels, pixels == value)
@@ -61,13 +67,16 @@ def with_nan(pixels: NDArray, where: NDArray[np.bool_]) -> NDArray:
 def filled_with_constant(image: NDArray) -> NDArray[np.bool_] | None:
     """Return where an image that was calibrated elsewhere was filled with a constant.
 
-    Runs of equal pixels along rows, shape (ny, nx), or None if there are none. What is brighter
-    than the median is not taken for such: it may be saturated.
+    Runs of equal pixels along rows, shape (ny, nx), or None if there are none. What is far brighter
+    than the sky is not taken for such: it may be saturated.
     """
     found = _runs(image, _run_beyond_chance(_chances_in_blocks(image, axis=1), image.size))
     if found is None:
         return None
-    found &= image <= np.nanmedian(image[~found]) if not found.all() else True
+    rest = image[~found & np.isfinite(image)]
+    if rest.size:
+        sky = np.median(rest)
+        found &= ~(image > sky + _BRIGHT * mad_sigma(rest))
     return found if found.any() else None
 
 

@@ -24,7 +24,7 @@ _SECONDS_TO_CONNECT = 60.0
 _SECONDS_TO_STOP = 3.0
 _SECONDS_TO_PROVE = 10.0
 _MOST_UNPROVEN = 32
-"""Connections that may be unproven at a time; more are closed at once."""
+"""Strangers that may be unproven at a time beside the workers; more are closed at once."""
 _RANK = struct.Struct("<q")
 
 
@@ -83,7 +83,8 @@ class Listener:
     def __init__(self, backlog: int = 1):
         self._key = secrets.token_bytes(32)
         self._server = socket.create_server(("", 0), backlog=backlog)
-        self._unproven = threading.BoundedSemaphore(_MOST_UNPROVEN)
+        # all workers may come at the same moment
+        self._unproven = threading.BoundedSemaphore(_MOST_UNPROVEN + backlog)
         self._accepted: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open: list[socket.socket] | None = []

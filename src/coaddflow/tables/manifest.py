@@ -7,6 +7,7 @@ names are whole.
 """
 
 import json
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -193,22 +194,28 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
 
 
 def failed_fraction(manifest: str | Path) -> float:
-    """Return the fraction of an exposure's CCDs that failed; 0 where there is no manifest yet.
+    """Return the fraction of an exposure that is lost (`fraction_lost`); 0 without a manifest."""
+    return fraction_lost((ccd_states(manifest) or {}).values())
 
-    What others lost counts as well, see `lost_of`; CCDs that are only left out with their exposure
-    do not.
+
+def fraction_lost(ccds: Collection[CcdRow | CcdState]) -> float:
+    """Return the fraction of an exposure's CCDs that failed, with the parts that others lost.
+
+    CCDs that are only left out with their exposure count for the part that they lost themselves. A
+    single CCD that was good enough is not failed by its own lost part.
     """
-    ccds = (ccd_states(manifest) or {}).values()
-    lost = sum(lost_of(ccd) for ccd in ccds if ccd.reason not in OF_EXPOSURE)
-    return lost / len(ccds) if ccds else 0.0
+    if not ccds:
+        return 0.0
+    lost = [lost_of(ccd) for ccd in ccds]
+    return sum(lost) / len(lost) if len(lost) > 1 else float(lost[0] == 1.0)
 
 
 def lost_of(ccd: CcdRow | CcdState) -> float:
-    """Return the fraction of a CCD that its exposure lost: all of it if it failed.
+    """Return the fraction of a CCD that its exposure lost: all of it if it failed by itself.
 
     Losses of up to `NOTABLE_LOSS` (saturated stars, bad columns) do not count.
     """
-    if ccd.state == "failed":
+    if ccd.state == "failed" and ccd.reason not in OF_EXPOSURE:
         return 1.0
     lost = ccd.lost_fraction or 0.0
     return lost if lost > NOTABLE_LOSS else 0.0

@@ -163,6 +163,17 @@ class Plan:
         list of str
             Empty if none is made: it is given, not wanted, or there are too few exposures.
         """
+        found = self._calib_frames.get((kind, band))
+        if found is None:
+            found = self._calib_frames[kind, band] = self._find_calib_frames(kind, band)
+        return found
+
+    @functools.cached_property
+    def _calib_frames(self) -> dict[tuple[str, str | None], list[str]]:
+        """What `calib_frames` has found: planning asks for each CCD of each exposure."""
+        return {}
+
+    def _find_calib_frames(self, kind: str, band: str | None) -> list[str]:
         settings = getattr(self.settings.calibs, kind)
         if settings.source == "night_sky":
             # named ones are used also if their band is not

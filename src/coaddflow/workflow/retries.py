@@ -52,15 +52,15 @@ class Retries:
         self.too_large: dict[str, str] = {}
         """Jobs whose first request no node can meet, and what they need that is not there."""
         self._since, self._folder = since, folder
-        self._histories: dict[str, list[Attempt]] | None = None
+        self._histories: dict[str, list[Attempt]] = {}
         self._last: set[str] = set()
         self._kills = oom_kills()
 
     def history(self, key: str) -> list[Attempt]:
-        """Return the recorded attempts at a job; the files are read once."""
-        if self._histories is None:
-            self._histories = attempts.histories(self._folder)
-        return self._histories.get(key, [])
+        """Return the recorded attempts at a job; its file is read once."""
+        if key not in self._histories:
+            self._histories[key] = attempts.history(key, self._folder)
+        return self._histories[key]
 
     def left(self, job: Any) -> int:
         """Return how often a job (of Snakemake) may be repeated."""
@@ -227,7 +227,7 @@ class Retries:
             int(needed[1]) if needed else 0,
         )
         before = self.history(key)
-        self._histories = {**(self._histories or {}), key: [*before, made]}
+        self._histories[key] = [*before, made]
         job.attempt = job.attempt  # what it asks for is evaluated anew
         following = asked_by(job)
         if _is_hopeless(made, following):

@@ -22,6 +22,7 @@ from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
 
 from coaddflow import fence
 from coaddflow.errors import ReplacedError
+from coaddflow.runtime.resources import machine_memory
 from coaddflow.workflow.retries import Retries
 from coaddflow.workflow.stages import STAGES
 
@@ -215,7 +216,7 @@ def check_targets_first(check: Callable[[Iterable[str]], None]) -> None:
 
 
 def keep_to_cores_of_this_machine(workflow: Any) -> None:
-    """Keep a run on this machine to its cores; called when a run begins.
+    """Keep a run on this machine to its cores and its memory; called when a run begins.
 
     Snakemake takes `--jobs` for the number of jobs of a cluster, whatever the executor is, and then
     counts no cores: `-j 2` beside a profile with `cores` starts all jobs that fit into memory. Its
@@ -226,8 +227,12 @@ def keep_to_cores_of_this_machine(workflow: Any) -> None:
         return
     cores = min(workflow.resource_settings.cores or jobs, jobs)
     workflow.resource_settings.cores = workflow.global_resources["_cores"] = cores
+    limits = {"_cores": cores}
+    if not {"mem", "mem_mb"} & set(workflow.global_resources):
+        limits["mem_mb"] = machine_memory()
+        workflow.register_resource("mem_mb", limits["mem_mb"])
     for counted in (workflow.scheduler.global_resources, workflow.scheduler.resources):
-        counted["_cores"] = cores
+        counted.update(limits)
 
 
 def _replace(owner: type, name: str, replacement: Any) -> Callable[..., Any]:

@@ -167,15 +167,14 @@ class Stage:
         return self.group + "_{band}" * (self.group == _TRACT and by_band and has_band)
 
     def token(self, names: Names) -> str:
-        """Return the name of the token that its jobs must have to write (`fence`).
+        """Return the name of the token that one of its jobs must have to write (`fence`).
 
-        All steps of a job of a cluster that make one thing share it: ``exposure_1001``,
-        ``tract_0``, ``tract_0_r`` (a band of it), ``calibs_3``, ``survey_corners``. It is the same
-        in both granularities and with all backends, which group steps differently.
+        It is what the job promises, such as ``summary_1001.ecsv`` or ``coadd_r_0_2_4.fits``. Not
+        its group: steps of a group that do not depend on each other, such as the flats of two
+        bands, may be jobs of their own that run side by side.
         """
-        has_band = self.group == _TRACT and "{band}" in self.products[0].path
-        unit = self.group + "_{band}" * has_band
-        return unit.format(**names) or self.name
+        path = self.products[0].path.removeprefix(f"{paths.RESULTS}/")
+        return path.format(**names).replace("/", "_")
 
     def files(self, plan: "Plan") -> list[str]:
         """Return all files that the stage makes in a plan; none if it is not part of it."""

@@ -277,13 +277,16 @@ def _failed_steps(plan: Plan, logs: Path, folders: "_Folders") -> tuple[FailedJo
     """
     stages = [s for s in STAGES.values() if s.is_planned(plan) and s.name not in _OF_EXPOSURES]
     found = []
-    for job in failed_jobs(logs) if logs.is_dir() else ():
-        if job.reason == NO_LOG or job.job.partition("/")[0] in _OF_EXPOSURES:
+    # of the folders of CCDs, which may hold a log for each of the survey, none is looked into
+    kinds = sorted(path for path in logs.glob("*") if path.name not in _OF_EXPOSURES)
+    for job in (job for kind in kinds for job in failed_jobs(kind)):
+        if job.reason == NO_LOG:
             continue
+        name = job.log.relative_to(logs).with_suffix("").as_posix()
         for stage in stages:
-            match = re.fullmatch(_log_pattern(stage), job.job)
+            match = re.fullmatch(_log_pattern(stage), name)
             if match and folders.missing([stage.products[0].path.format(**match.groupdict())]):
-                found.append(job)
+                found.append(replace(job, job=name))
     return tuple(found)
 
 
@@ -374,7 +377,7 @@ def _exposure_status(
     manifest = results / "summary" / f"{exposure}.ecsv"
     rows = ccd_states(manifest)
     written = rows is not None
-    damaged_manifest = rows is not None and not set(plan.ccds_of(exposure)) <= set(rows)
+    damaged_manifest = rows == {}
     if rows is None:
         rows = _rows_without_manifest(results, exposure, refused=bool(note))
     kind = "calibrated" if exposure in plan.images else "calexp"

@@ -28,8 +28,9 @@ Asked = namedtuple("Asked", "mem_mb cores runtime queue")
 """What a job asks for; 0 or empty: nothing."""
 
 _UNITS = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40, "pb": 2**50}
-_NOT_USED = re.compile(r"offline|stale|unresolvable|state-unknown")
-"""States of a node on which no job will start; one that is down or busy will be back."""
+_NOT_USED = re.compile(r"stale|unresolvable|state-unknown")
+"""States of a node that is gone; one that is down, offline for maintenance, or busy will be back,
+and what waits for it is not to be deleted."""
 
 
 def exceeded(asked, folder=None, max_age=MAX_AGE):
