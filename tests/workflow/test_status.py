@@ -480,7 +480,7 @@ def whole(plan_of, folder, **changes):
 def test_what_is_cut_off_is_named_with_what_to_remove(plan_of, tmp_path, name, reason, removed):
     plan = whole(plan_of, tmp_path)
     path = tmp_path / "results" / name
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(path.read_bytes()[:-50])  # in the middle of a row
     status = survey_status(plan)
     lost = [ccd for ccd in status.exposures[0].ccds if ccd.state == "missing"]
     assert lost and {ccd.reason for ccd in lost} == {reason}
@@ -488,6 +488,17 @@ def test_what_is_cut_off_is_named_with_what_to_remove(plan_of, tmp_path, name, r
     # a run does not make it again by itself: a script must not wait for it
     assert status.exit_code == 1
     assert f"remove {' and '.join(lost[0].remedy)}" in status_table(status)
+
+
+def test_a_ccd_that_a_whole_manifest_lacks_is_one_for_the_next_run(plan_of, tmp_path):
+    """It was excluded, or is new in the camera file."""
+    plan = whole(plan_of, tmp_path)
+    manifest = tmp_path / "results/summary/a.ecsv"
+    write_manifest(manifest, read_manifest(manifest)[:-1])
+    status = survey_status(plan)
+    (missing,) = [ccd for ccd in status.exposures[0].ccds if ccd.state == "missing"]
+    assert (missing.reason, missing.remedy) == ("", ())
+    assert status.exit_code == 3
 
 
 def test_a_row_that_is_cut_off_is_named_with_what_to_remove(plan_of, tmp_path):

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +149,9 @@ class FailedJob:
     log: Path
 
 
-def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
+def failed_jobs(
+    folder: str | Path, since: float = 0.0, skipped: Container[str] = ()
+) -> list[FailedJob]:
     """Return the jobs whose logs do not end with success.
 
     Parameters
@@ -158,10 +160,14 @@ def failed_jobs(folder: str | Path, since: float = 0.0) -> list[FailedJob]:
         The folder of all logs; the path of a log below it, without suffix, names its job.
     since : float
         Logs last written before this time (seconds since the epoch) are of earlier runs.
+    skipped : container of str
+        Folders in it that are not looked into: those of CCDs hold a log for each of the survey.
     """
     folder = Path(folder)
     failed = []
-    for log in sorted(folder.rglob("*.log")):
+    places = [place for place in folder.glob("*") if place.name not in skipped]
+    logs = (place.rglob("*.log") if place.is_dir() else [place] for place in places)
+    for log in sorted(log for found in logs for log in found if log.suffix == ".log"):
         if log.stat().st_mtime < since:
             continue
         reason = _failure_of(log)

@@ -277,16 +277,13 @@ def _failed_steps(plan: Plan, logs: Path, folders: "_Folders") -> tuple[FailedJo
     """
     stages = [s for s in STAGES.values() if s.is_planned(plan) and s.name not in _OF_EXPOSURES]
     found = []
-    # of the folders of CCDs, which may hold a log for each of the survey, none is looked into
-    kinds = sorted(path for path in logs.glob("*") if path.name not in _OF_EXPOSURES)
-    for job in (job for kind in kinds for job in failed_jobs(kind)):
+    for job in failed_jobs(logs, skipped=_OF_EXPOSURES):
         if job.reason == NO_LOG:
             continue
-        name = job.log.relative_to(logs).with_suffix("").as_posix()
         for stage in stages:
-            match = re.fullmatch(_log_pattern(stage), name)
+            match = re.fullmatch(_log_pattern(stage), job.job)
             if match and folders.missing([stage.products[0].path.format(**match.groupdict())]):
-                found.append(replace(job, job=name))
+                found.append(job)
     return tuple(found)
 
 
