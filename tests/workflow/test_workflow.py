@@ -177,7 +177,7 @@ def test_a_calexp_that_is_cut_off_is_made_again_as_status_and_verify_say(
     if not whole_exposure:
         removed.insert(0, f"results/calexp/{exposure}/0.json")
     told, verified = one.coaddflow("status"), one.coaddflow("verify")
-    assert told.returncode == 1 and f"remove {' and '.join(removed)}, and run" in told.text
+    assert told.returncode == 1 and f"remove {' and '.join(removed)} and run" in told.text
     assert verified.returncode == 1 and f"rm {' '.join(removed)}; then run" in verified.text
     assert one.plan().planned_nothing
     for name in removed:
