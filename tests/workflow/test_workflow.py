@@ -392,13 +392,16 @@ def _inputs_of(path):
 
 
 def _cover_with_clouds(path, extensions):
-    """Leave the sky of an exposure, and take the stars away."""
+    """Leave the sky of an exposure, and put sky in the place of the stars."""
+    rng = np.random.default_rng(1)
     with fits.open(path, mode="update") as hdus:
         for name in extensions:
             data = hdus[name].data
             middle = np.median(data)
             noise = np.median(np.abs(data - middle))
-            np.minimum(data, (middle + 2 * noise).astype(data.dtype), out=data)
+            stars = data > middle + 2 * noise
+            sky = data[~stars & (data > middle - 2 * noise)]
+            data[stars] = rng.choice(sky, np.count_nonzero(stars))
             hdus[name].add_checksum()
 
 
