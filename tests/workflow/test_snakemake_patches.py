@@ -5,8 +5,11 @@ When one fails after an update of Snakemake, look whether the replacement can go
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -231,6 +234,34 @@ def test_a_run_that_nobody_listens_to_waits_for_ever_unless_it_ends(patched, tmp
             with pytest.raises(subprocess.TimeoutExpired):
                 run.wait(5)
             run.kill()
+
+
+BEGINS_SLOWLY = """
+from coaddflow.workflow import snakemake_patches
+
+if config.get("patched"):
+    snakemake_patches.hold_back_interrupts()
+
+rule slow:
+    output: "begun.txt"
+    shell: "echo slow >{output}; sleep 0.5; echo begun >{output}"
+"""
+
+
+def test_ctrl_c_ends_a_job_that_has_not_begun_unless_it_is_held_back(patched, tmp_path):
+    (tmp_path / "Snakefile").write_text(BEGINS_SLOWLY)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-incomplete"]
+    command += ["--config", "patched=1"] if patched else []
+    output = tmp_path / "begun.txt"
+    with (tmp_path / "said.txt").open("w") as said:
+        run = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(), stderr=said, start_new_session=True
+        )
+        while run.poll() is None and not (output.exists() and output.read_text()):
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGINT)
+        run.wait(30)
+    assert output.read_text() == ("begun\n" if patched else "slow\n")
 
 
 def test_the_default_limit_on_jobs_a_second_adds_looks_unless_it_is_lifted(patched, counts):

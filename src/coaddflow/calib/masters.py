@@ -139,6 +139,13 @@ class _Frames:
             yield detrend_frame(raw, self.calibs, time, detrend, self.kind)
         self.unusable = None
 
+    @property
+    def _least(self) -> int:
+        """The number of frames without which nothing is made."""
+        calibs = self.settings.calibs
+        own = getattr(calibs, self.kind)
+        return (calibs.night_sky if own.source == "night_sky" else own).min_frames
+
     def combined(self) -> MaskedImage:
         """Return the calibration frame, made without the frames that cannot be used.
 
@@ -150,9 +157,8 @@ class _Frames:
             try:
                 return self._combined()
             except CcdFailure as failure:
-                least = getattr(self.settings.calibs, self.kind).min_frames
-                too_few = failure.reason == Reason.DARK_FLAT and len(self) <= least
-                if self.unusable is None or too_few:
+                dark = failure.reason in (Reason.DARK_FLAT, Reason.NO_SKY)
+                if self.unusable is None or (dark and len(self) <= self._least):
                     raise
                 _LOG.warning("left out: %s: %s", self.unusable, failure)
                 left_out.append(str(failure))
@@ -164,7 +170,7 @@ class _Frames:
                     causes = "; ".join(left_out)
                     raise CcdFailure(Reason.BROKEN_FRAMES, f"{error}. {causes}") from error
                 # the table has enough of them, or the plan would do without this master
-                if len(self) < getattr(self.settings.calibs, self.kind).min_frames:
+                if len(self) < self._least:
                     cause = f"{error}: raw files are missing"
                     raise CcdFailure(Reason.MISSING_FRAMES, cause) from error
                 raise

@@ -67,6 +67,8 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
     ended = end_with_parent()
     _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
     try:
+        # Snakemake's threads start jobs with Ctrl-C held back (workflow/snakemake_patches.py)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield logging.getLogger("coaddflow")
         _last_line(handler, f"{FINISHED}{time.monotonic() - started:.1f} s ({_cost()})")
     except BaseException as error:

@@ -5,15 +5,18 @@ fails when a Snakemake no longer needs it. Where this Snakemake lacks what is re
 says so and the run goes on without.
 """
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import snakemake.api  # noqa: F401 - first: the modules of Snakemake import each other
 from snakemake import __version__ as snakemake_version
 from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
+from snakemake.executors import local
 from snakemake.executors.local import Executor as LocalExecutor
 from snakemake.jobs import GroupJob, Job
 from snakemake.rules import Rule
@@ -51,6 +54,7 @@ def replace_internals(since: float, is_main_process: bool) -> Retries:
         record_attempts(retries)
         end_when_asked_to()
         end_when_nobody_listens()
+    hold_back_interrupts()
     return retries
 
 
@@ -156,6 +160,21 @@ def end_when_nobody_listens() -> None:
     original = _replace(LocalExecutor, "_callback", callback)
 
 
+def hold_back_interrupts() -> None:
+    """Let Ctrl-C reach a job only when it has begun.
+
+    The terminal sends it to all processes of the run. A Python that is just starting answers with
+    a traceback, and leaves no word in the log of its job.
+    """
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        # for what this thread of Snakemake's starts; `runtime.log` takes it back in the job
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        return original(*arguments, **options)
+
+    original = _replace(local, "run_wrapper", run)
+
+
 def stop_replaced_jobs() -> None:
     """Keep the Snakemake of a job that a newer one has replaced from removing that job's products.
 
@@ -235,8 +254,8 @@ def keep_to_cores_of_this_machine(workflow: Any) -> None:
         counted.update(limits)
 
 
-def _replace(owner: type, name: str, replacement: Any) -> Callable[..., Any]:
-    """Replace an attribute of a class of Snakemake's, and return what it was."""
+def _replace(owner: type | ModuleType, name: str, replacement: Any) -> Callable[..., Any]:
+    """Replace an attribute of a class or module of Snakemake's, and return what it was."""
     found = getattr(owner, name, None)
     if found is None:
         _warn(f"{owner.__name__}.{name}")
