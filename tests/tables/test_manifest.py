@@ -7,7 +7,7 @@ from coaddflow.tables.manifest import (
     CcdRow,
     ccd_states,
     ccds_failed_with,
-    failed_fraction,
+    fraction_lost,
     read_manifest,
     read_row,
     write_manifest,
@@ -75,7 +75,7 @@ def test_a_ccd_is_once_in_a_manifest(tmp_path, rows):
 
 def test_states_are_read_without_the_rest(tmp_path, rows):
     path = tmp_path / "0123.ecsv"
-    assert (ccd_states(path), failed_fraction(path)) == (None, 0.0)
+    assert ccd_states(path) is None
     assert ccds_failed_with(path, "no_stars") is None
     write_manifest(path, rows)
     message = 'raw/0123.fits: no "stars", none'
@@ -83,12 +83,12 @@ def test_states_are_read_without_the_rest(tmp_path, rows):
         0: ("failed", "no_stars", message, 0.0, ""),
         1: ("done", "", "", 0.02, ""),
     }
-    assert failed_fraction(path) == 0.5
+    assert fraction_lost(ccd_states(path).values()) == 0.5
     assert ccds_failed_with(path, "no_stars") == {0}
     assert ccds_failed_with(path, "missing_file") == set()
     half = CcdRow(**{**rows[0].model_dump(), "lost_fraction": 0.5})
     write_manifest(path, [half, rows[1]])
-    assert failed_fraction(path) == 0.75
+    assert fraction_lost(ccd_states(path).values()) == 0.75
     path.write_text("damaged\n1 2\n")
     assert ccd_states(path) == {}
 

@@ -104,7 +104,7 @@ def make_manifest(
     if failure is not None and settings.on_failed_exposure == "stop":
         write_manifest(failed_manifest, found)
         raise InputError(failure.message, path=failed_manifest, remedy=failure.remedy)
-    verdict = Verdict(key)
+    verdict = Verdict(key, failed_fraction=fraction_lost(found))
     if failure is not None:
         _LOG.warning("%s. It is left out; %s", failure.message, failure.remedy)
         margin = planned.margin if planned is not None else 0.0

@@ -193,11 +193,6 @@ def ccd_states(manifest: str | Path) -> dict[int, CcdState] | None:
         return {}
 
 
-def failed_fraction(manifest: str | Path) -> float:
-    """Return the fraction of an exposure that is lost (`fraction_lost`); 0 without a manifest."""
-    return fraction_lost((ccd_states(manifest) or {}).values())
-
-
 def fraction_lost(ccds: Collection[CcdRow | CcdState]) -> float:
     """Return the fraction of an exposure's CCDs that failed, with the parts that others lost.
 

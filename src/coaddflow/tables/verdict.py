@@ -1,8 +1,8 @@
-"""The verdict on an exposure that failed once: whether it is left out, and why.
+"""The verdict on an exposure of which something failed: whether it is left out, and why.
 
-The job that gathers an exposure writes it beside the manifest, before the manifest. Most exposures
-never fail, and have none. Planning compares it with the settings of today: an exposure comes in by
-itself when the limit that it broke is raised, and goes when one is lowered.
+The job that gathers an exposure writes it beside the manifest, before the manifest. Of most
+exposures nothing fails, and they have none. Planning compares it with the settings of today: an
+exposure comes in by itself when the limit that it broke is raised, and goes when one is lowered.
 """
 
 import dataclasses
@@ -33,6 +33,9 @@ class Verdict:
     """The same in one sentence."""
     margin: float = 0.0
     """The `prediction.margin` of that run, degrees."""
+    failed_fraction: float = 0.0
+    """The fraction of the exposure that failed (`tables.manifest.fraction_lost`). It stands here
+    since the manifest is away while its job runs, and planning in that job must find the same."""
 
 
 def verdict_path(manifest: str | Path) -> Path:
@@ -43,7 +46,7 @@ def verdict_path(manifest: str | Path) -> Path:
 def write_verdict(manifest: str | Path, verdict: Verdict) -> None:
     """Write a verdict; one that says nothing is removed."""
     path = verdict_path(manifest)
-    if verdict.key == PASSES and not verdict.cause:
+    if verdict == Verdict(PASSES):
         remove(path)
         return
     with atomic_path(path) as temporary:
@@ -58,23 +61,21 @@ def read_verdict(manifest: str | Path) -> Verdict:
         return Verdict(PASSES)
 
 
-def key_of_today(
-    known: Verdict, failed_fraction: float, max_failed_fraction: float, margin: float, stop: bool
-) -> str:
+def key_of_today(known: Verdict, max_failed_fraction: float, margin: float, stop: bool) -> str:
     """Return what the params of the gather job say: the known key, unless it would now decide else.
 
     Parameters
     ----------
     known : Verdict
         The last decision.
-    failed_fraction, max_failed_fraction : float
-        CCDs that failed by themselves, and the limit of today.
+    max_failed_fraction : float
+        The limit of today.
     margin : float
         The `prediction.margin` of today, degrees.
     stop : bool
         Whether failed exposures stop the run.
     """
-    today = TOO_MANY_FAILED if failed_fraction > max_failed_fraction else ""
+    today = TOO_MANY_FAILED if known.failed_fraction > max_failed_fraction else ""
     if not today and known.cause == Reason.OUTSIDE_PREDICTION and known.margin == margin:
         today = known.cause
     if today == known.cause and not (today and stop):

@@ -10,11 +10,9 @@ dependents.
 import functools
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from coaddflow.tables import paths
-from coaddflow.tables.manifest import failed_fraction
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.tables.verdict import key_of_today, read_verdict
 from coaddflow.workflow.plan import Plan
@@ -145,13 +143,9 @@ class Params:
         let one exposure pass, must not redo all others with all their dependents. Lowering it
         must fail those that now have too many failures, and no others.
         """
-        manifest = paths.MANIFEST.format(exposure=wildcards.exposure)
-        settings, known = self.plan.settings, read_verdict(manifest)
-        if not Path(manifest).exists():
-            return known.key
+        settings = self.plan.settings
         return key_of_today(
-            known,
-            failed_fraction(manifest),
+            read_verdict(paths.MANIFEST.format(exposure=wildcards.exposure)),
             settings.calexp.max_failed_fraction,
             settings.prediction.margin,
             settings.calexp.on_failed_exposure == "stop",
