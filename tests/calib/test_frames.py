@@ -146,6 +146,19 @@ def test_flat_of_frames_of_different_levels(rng):
     np.testing.assert_array_equal(bad, ~good)
 
 
+def test_a_flat_without_a_part_counts_for_the_rest_as_its_light_does():
+    """Three flats of the same light, one without the fainter part, which is most of the CCD."""
+    truth = np.full(SHAPE, 0.6)
+    truth[:, 100:] = 1.2
+    frames = [frame(1000 * truth) for _ in range(3)]
+    frames[0].mask[:, :100] = MaskPlane.BAD
+    # where that one has 3 % more light the mean has a third of it more
+    frames[0].image[50:60, 150:160] *= 1.03
+    flat = combine_flat(frames, 3, CalibsSettings(clip_iterations=0))
+    assert flat.image[10, 150] / flat.image[10, 50] == pytest.approx(2.0)
+    assert flat.image[55, 155] / flat.image[10, 150] == pytest.approx(1.01)
+
+
 def test_hot_columns_are_defects_and_faint_structure_is_not(rng):
     dark = frame(rng.normal(0.02, 0.005, SHAPE))
     dark.image += 0.01 * np.sin(y_x()[0] / 20).astype(np.float32)

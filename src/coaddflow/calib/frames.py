@@ -150,20 +150,24 @@ def combine_flat(
             yield pixels / np.float32(level)
 
     with stacked(normalised(), n_frames, settings.memory) as stack:
-        _rescale_incomplete(stack)
-        mean = _without_noise(_mean(stack, np.array(levels), settings), n_frames, settings)
+        weights = np.array(levels) * _rescale_incomplete(stack)
+        mean = _without_noise(_mean(stack, weights, settings), n_frames, settings)
         return unit_median(mean)
 
 
-def _rescale_incomplete(stack: NDArray[np.float32]) -> None:
+def _rescale_incomplete(stack: NDArray[np.float32]) -> NDArray[np.float64]:
     """Scale frames of which a part is missing to the most complete one, in place.
 
-    The median of a frame without one of its amplifiers is not that of the whole CCD.
+    The median of a frame without one of its amplifiers is not that of the whole CCD. Returned is
+    what each frame was divided by.
     """
+    factors = np.ones(len(stack))
     seen = np.array([np.mean(np.isfinite(frame)) for frame in stack])
     fullest = int(np.argmax(seen))
     for number in np.flatnonzero(seen < seen[fullest] - _INCOMPLETE):
-        stack[number] /= np.nanmedian(stack[number] / stack[fullest])
+        factors[number] = np.nanmedian(stack[number] / stack[fullest])
+        stack[number] /= np.float32(factors[number])
+    return factors
 
 
 def find_defects(
