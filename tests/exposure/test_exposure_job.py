@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from backends import MPI, needs_dask, needs_mpi
 from exposure_faults import BuggyFiles, DeadlyFiles
 from survey_run import SETTINGS
@@ -402,3 +403,27 @@ def test_products_of_an_earlier_run_go_before_anything_else(raw_survey, working_
         do(spec)
         left = list(products(folder))
     assert left == [spec["manifest"], str(verdict_path(spec["manifest"]))]
+
+
+def test_a_ccd_with_two_reference_stars_is_calibrated_with_its_exposure(raw_survey, working_folder):
+    """Where the others tell too little of its place, its two stars tell the rest."""
+    with working_folder("all") as folder:
+        do(whole_spec(raw_survey))
+        row = rows_of(folder)[2]
+        truth = read_calexp(row.path).wcs
+    refcat = Table.read(raw_survey / "data/refcat.fits")
+    x, y = truth.all_world2pix(refcat["ra"], refcat["dec"], 0)
+    nx, ny = truth.pixel_shape
+    on_it = np.flatnonzero((x > -20) & (x < nx + 20) & (y > -20) & (y < ny + 20))
+    faint = on_it[np.argsort(refcat["mag_r"][on_it])][2:]
+    assert len(faint) > 10
+    refcat.remove_rows(faint)
+    with working_folder("few") as folder:
+        refcat.write("few.fits")
+        do(whole_spec(raw_survey, refcat={**SETTINGS["refcat"], "path": "few.fits"}))
+        rows = rows_of(folder)
+        assert [row.state for row in rows] == ["done"] * len(CCDS)
+        found = read_calexp(rows[2].path).wcs
+    corners = np.array([[0, 0], [nx, 0], [nx, ny], [0, ny]])
+    moved = truth.all_world2pix(found.all_pix2world(corners, 0), 0) - corners
+    assert np.hypot(*moved.T).max() < 0.5

@@ -44,6 +44,7 @@ from coaddflow.exposure.matching import (
     locate_exposure,
     match_nearest_stars,
     match_sparse_ccd,
+    references_on,
 )
 from coaddflow.geometry.sphere import separation
 from coaddflow.geometry.wcs import fit_tan_sip
@@ -171,7 +172,7 @@ def solve_exposure(
     field = ExposureField.of(stars, camera, pointing, refcat, settings, exposure_settings)
     solutions: dict[int, AstrometrySolution] = {}
     failures: dict[int, CcdFailure] = {}
-    fit = None
+    outcome = fit = None
     try:
         outcome = _fit_exposure(field)
     except (ExposureNotSolved, np.linalg.LinAlgError) as reason:
@@ -197,16 +198,10 @@ def solve_exposure(
         for number, reason in fallbacks.items():
             _LOG.warning("CCD %d is solved by itself: %s", number, reason)
     for number in fallbacks:
-        ccd = field.ccds[number]
         try:
-            solutions[number] = _solve_alone(ccd, field)
+            solutions[number] = _solve_excluded(field.ccds[number], outcome, field)
         except CcdFailure as failure:
-            predicted = _predicted_solution(ccd, outcome, field) if fit is not None else None
-            if predicted is None:
-                failures[number] = failure
-            else:
-                solutions[number] = predicted
-                _LOG.warning("CCD %d (%s) has the WCS of its exposure", number, failure.message)
+            failures[number] = failure
     return ExposureAstrometry(dict(sorted(solutions.items())), failures, fallbacks, fit)
 
 
@@ -239,10 +234,12 @@ def _fit_exposure(field: ExposureField) -> _Outcome:
         raise ExposureNotSolved(f"it has only {len(field.ccds)} CCDs with sources")
     field, start, pairs = locate_exposure(field)
     outcome = _fit_agreeing(field, start, pairs, _FIRST_ORDER)
+    agreeing = dict(outcome.pairs)
     for number, ccd in field.ccds.items():
         if number in outcome.pairs or number in outcome.excluded:
             continue
-        found = match_sparse_ccd(ccd, outcome.fit, field)
+        model, error = model_of_missing_ccd(outcome.fit, agreeing, ccd.where)
+        found = match_sparse_ccd(ccd, model, error, outcome.fit.priors, field)
         if found is None:
             outcome.excluded[number] = (
                 f"its {ccd.sources.size} sources do not match the solution of the exposure"
@@ -364,27 +361,50 @@ def _exclude_uncertain(outcome: _Outcome, max_formal_error: float) -> None:
             outcome.few |= {number}
 
 
+def _solve_excluded(
+    ccd: FieldCcd, outcome: _Outcome | None, field: ExposureField
+) -> AstrometrySolution:
+    """Solve a CCD that is not in the fit: by itself, or else with the solution of the exposure."""
+    try:
+        return _solve_alone(ccd, field)
+    except CcdFailure as failure:
+        if outcome is None:
+            raise
+        try:
+            solution = _predicted_solution(ccd, outcome, field)
+        except CcdFailure as unusable:
+            why = f"{failure.message}; {unusable.message}"
+            raise CcdFailure(failure.reason, why) from None
+        _LOG.warning("CCD %d (%s) has the WCS of its exposure", ccd.number, failure.message)
+        return solution
+
+
 def _predicted_solution(
     ccd: FieldCcd, outcome: _Outcome, field: ExposureField
-) -> AstrometrySolution | None:
+) -> AstrometrySolution:
     """Return the solution of the exposure for a CCD with too few stars for a solution of its own.
 
-    None if it is too uncertain, or if the CCD has stars enough to contradict it.
+    Raise CcdFailure if it is too uncertain, or if the CCD has stars enough to contradict it.
     """
+    model, error = model_of_missing_ccd(outcome.fit, outcome.pairs, ccd.where)
     # what was fitted to a few stars is not contradicted by others
     is_fitted = ccd.number in outcome.few
-    if is_fitted:
-        model, error = outcome.fit.model, outcome.fit.formal_error(ccd.where)
-    else:
-        model, error = model_of_missing_ccd(outcome.fit, outcome.pairs, ccd.where)
+    if is_fitted and (formal_error := outcome.fit.formal_error(ccd.where)) < error:
+        model, error = outcome.fit.model, formal_error
     limit = field.model_settings.max_predicted_error
-    matches = min(_references_on(ccd, model, field), ccd.sources.size)
-    if error > limit or (matches >= field.settings.min_matches and not is_fitted):
-        return None
-    try:
+    matches = min(references_on(ccd, model, field).size, ccd.sources.size)
+    what = "the solution of the exposure cannot be used for the CCD"
+    reason = Reason.NO_ASTROMETRIC_MATCH
+    if matches >= field.settings.min_matches and not is_fitted:
+        raise CcdFailure(reason, f"{what}: it has {matches} stars that should match")
+    if error > limit:
+        raise CcdFailure(
+            reason,
+            f"{what}: it tells where the CCD is to {error:.2f} pixels "
+            f"(exposure.astrometry.max_predicted_error = {limit:g})",
+        )
+    with failing_ccd(Reason.ASTROMETRIC_FIT_FAILED, what, np.linalg.LinAlgError, WcsError):
         wcs = fit_tan_sip(lambda x, y: model.to_sky(ccd.where, x, y), ccd.stars.shape)
-    except (np.linalg.LinAlgError, WcsError):
-        return None
     none = np.zeros(0, np.intp)
     # one distance of the size of the error, so that all figures have a value
     expected = np.array([[error], [0.0]])
@@ -393,16 +413,6 @@ def _predicted_solution(
     )
     nothing = np.zeros(0)
     return replace(described, residual_x=nothing, residual_y=nothing, is_predicted=True)
-
-
-def _references_on(ccd: FieldCcd, model: FieldModel, field: ExposureField) -> int:
-    """Return the number of reference stars on a CCD, as the solution of the exposure has it."""
-    catalogue = model.catalogue(field.sky)
-    centre = model.expected(ccd.where, ccd.where.centre)
-    x, y = np.linalg.solve(ccd.where.jacobian, catalogue - centre)
-    nx, ny = ccd.where.detector.size
-    # NaN compares as false
-    return int(np.count_nonzero((np.abs(x) < nx / 2.0) & (np.abs(y) < ny / 2.0)))
 
 
 def _pointing_error(ccd: FieldCcd, wcs: WCS, field: ExposureField) -> float:

@@ -11,12 +11,13 @@ import numpy as np
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from scipy.stats import binom
 
 from coaddflow.astrometry.ccd import match_ccd, search_windows
 from coaddflow.astrometry.matching import SearchWindow, fit_similarity, match_nearest, match_pattern
 from coaddflow.errors import CcdFailure
 from coaddflow.exposure.field import ExposureField, FieldCcd
-from coaddflow.exposure.focal_plane import CcdPairs, FieldFit, FieldModel
+from coaddflow.exposure.focal_plane import CcdPairs, FieldModel, Priors
 from coaddflow.geometry.sphere import tan_deproject, tan_project
 from coaddflow.geometry.wcs import pixel_to_sky
 
@@ -153,13 +154,59 @@ def _match_undistorted(
     return _match_window(ccd, model, field, window, tolerance, chance, _FEWEST_AT_FIRST)
 
 
-def match_sparse_ccd(ccd: FieldCcd, fit: FieldFit, field: ExposureField) -> CcdPairs | None:
-    """Match a CCD of few stars with a fitted model that lacks only the terms of the CCD."""
+def match_sparse_ccd(
+    ccd: FieldCcd, model: FieldModel, error: float, priors: Priors, field: ExposureField
+) -> CcdPairs | None:
+    """Match a CCD of few stars with a fitted model that lacks only the terms of the CCD.
+
+    Parameters
+    ----------
+    ccd : FieldCcd
+        The CCD.
+    model : FieldModel
+        The model, fitted to other CCDs.
+    error : float
+        Expected error of the model on this CCD, field pixels.
+    priors : Priors
+        Widths of the terms of CCDs.
+    field : ExposureField
+        The exposure.
+    """
     tolerance = field.settings.match_tolerance
-    rotation = float(np.degrees(4.0 * fit.priors.rotation / ccd.where.half))
-    shift = 4.0 * fit.priors.offset + tolerance
-    window = SearchWindow(shift, rotation, _NEAR_SCALE / 2.0, False)
-    return _match_window(ccd, fit.model, field, window, tolerance, _FEW_STARS_CHANCE, _FEWEST)
+    rotation = float(np.degrees(4.0 * priors.rotation / ccd.where.half))
+    window = SearchWindow(4.0 * priors.offset + tolerance, rotation, _NEAR_SCALE / 2.0, False)
+    found = _match_window(ccd, model, field, window, tolerance, _FEW_STARS_CHANCE, _FEWEST)
+    return found or _match_shifted(ccd, model, error, field)
+
+
+def _match_shifted(
+    ccd: FieldCcd, model: FieldModel, error: float, field: ExposureField
+) -> CcdPairs | None:
+    """Match a CCD whose place is known so well that two stars with the same shift are no chance.
+
+    Chance is the number of reference stars that would have a source within the error, and as many
+    others with the same shift, if the sources lay anywhere on the CCD.
+    """
+    tolerance = field.settings.match_tolerance
+    radius = 2.0 * error + tolerance
+    near = references_on(ccd, model, field)
+    if not np.isfinite(radius) or min(near.size, ccd.sources.size) < _FEWEST:
+        return None
+    catalogue = model.catalogue(field.sky[:, near])
+    expected = model.expected(ccd.where, ccd.place)
+    z = expected[0] + 1j * expected[1]
+    i, k, _ = match_nearest(cKDTree(catalogue.T), z, radius)
+    if i.size < _FEWEST:
+        return None
+    shift = catalogue[0, k] + 1j * catalogue[1, k] - z[i]
+    alike = np.abs(shift[:, None] - shift) <= tolerance
+    kept = alike[np.argmax(alike.sum(axis=0))]
+    density = ccd.sources.size / np.prod(ccd.where.detector.size)
+    by_chance, same = (1.0 - np.exp(-np.pi * reach**2 * density) for reach in (radius, tolerance))
+    others = int(kept.sum()) - 1
+    if near.size * by_chance * binom.sf(others - 1, near.size - 1, same) > _FEW_STARS_CHANCE:
+        return None
+    return field.pairs(ccd, i[kept], near[k[kept]])
 
 
 def _match_window(
@@ -183,6 +230,16 @@ def _match_window(
     if match is None:
         return None
     return field.pairs(ccd, match.source_index, ccd.near[match.reference_index])
+
+
+def references_on(ccd: FieldCcd, model: FieldModel, field: ExposureField) -> NDArray[np.intp]:
+    """Return the rows of the reference stars on a CCD, as a model has it."""
+    catalogue = model.catalogue(field.sky)
+    centre = model.expected(ccd.where, ccd.where.centre)
+    x, y = np.linalg.solve(ccd.where.jacobian, catalogue - centre)
+    nx, ny = ccd.where.detector.size
+    # NaN compares as false
+    return np.flatnonzero((np.abs(x) < nx / 2.0) & (np.abs(y) < ny / 2.0))
 
 
 def match_nearest_stars(
