@@ -170,7 +170,7 @@ class _Frames:
                     causes = "; ".join(left_out)
                     raise CcdFailure(Reason.BROKEN_FRAMES, f"{error}. {causes}") from error
                 # the table has enough of them, or the plan would do without this master
-                if len(self) < self._least:
+                if len(self) < getattr(self.settings.calibs, self.kind).min_frames:
                     cause = f"{error}: raw files are missing"
                     raise CcdFailure(Reason.MISSING_FRAMES, cause) from error
                 raise
