@@ -18,6 +18,7 @@ import numpy as np
 import sep
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
@@ -39,9 +40,15 @@ _MARGIN = 2.5
 _SMALLEST = 5
 """With fewer rows astroscrappy writes beyond the image, or never ends."""
 
+_SOURCE_SIGMA, _MOST_SOURCES = 10.0, 3000
+_ALIKE = 0.1
+"""Difference of the ratios of most stars: it depends on where in a pixel their centres are."""
+
 _MIN_STARS = 10
-_BULK = (20.0, 0.65)
-"""Sources sharper than this percentile, by this factor, are no stars."""
+_SHARPER = 0.9
+_FEWEST_SHARPER, _SHARE_OF_SHARPER = 5, 0.08
+"""Number and share of those that are alike, with which sources sharper than others are stars. Of
+stars 0.7 to 1 are alike, of galaxies about 0.5, of cosmic rays 0.02."""
 
 _SHARPEST_STARS = 3.0
 """Percentile of the stars: those whose centre falls on the centre of a pixel."""
@@ -136,28 +143,73 @@ def star_sharpness(
     Along row, column and both diagonals: the mean of the two neighbours over the central pixel,
     all above the local sky. It is measured on the sources of the image (electrons, with sky) that
     are left after running medians of 3 pixels along rows and columns, which remove thin tracks and
-    hot pixels; trailed and astigmatic stars are described as they are. With fewer than ten stars
-    it is that of a Gaussian whose FWHM is ``seeing`` (pixels). ``ignored`` pixels are not used.
+    hot pixels. Many of them may still be cosmic rays, and most galaxies; but only stars are alike:
+    where these four numbers crowd most, there the stars are, and if those that are sharper crowd
+    as well, these are the stars, and the others galaxies. So trailed and astigmatic stars are
+    described as they are. Where nothing crowds it is that of a Gaussian whose FWHM is ``seeing``
+    (pixels). ``ignored`` pixels are not used.
+    """
+    ratios = _ratios_of_sources(image, ignored)
+    stars = _most_alike(ratios, _MIN_STARS, 0.0)
+    if stars is None:
+        sigma = seeing / _FWHM_PER_SIGMA
+        return np.exp(-(_DIRECTIONS**2).sum(axis=1) / (2 * sigma**2))
+    while True:
+        sharpest = np.maximum(np.percentile(ratios[stars, 1], _SHARPEST_STARS, axis=0), 0.0)
+        sharper = ratios[(ratios[:, 1] < _SHARPER * sharpest).any(axis=1)]
+        stars = _most_alike(sharper, _FEWEST_SHARPER, _SHARE_OF_SHARPER)
+        if stars is None or len(sharper) == len(ratios):
+            return sharpest
+        ratios = sharper
+
+
+def _ratios_of_sources(
+    image: NDArray[np.float32], ignored: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return ratios of neighbours to pixel, shape (n, 2, 4): at the centre, and least in the core.
+
+    Both are the same in stars, and seldom in cosmic rays.
     """
     sky = sep.Background(image, mask=ignored, bw=64, bh=64)
     residual = np.where(ignored, np.float32(0), image - sky.back())
     quiet = ndimage.median_filter(ndimage.median_filter(residual, size=(1, 3)), size=(3, 1))
-    sources = extract(quiet, 15 * sky.globalrms, mask=ignored, minarea=5)
+    sources = extract(quiet, _SOURCE_SIGMA * sky.globalrms, mask=ignored, minarea=5)
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape
     inside = (y >= 3) & (y < ny - 3) & (x >= 3) & (x < nx - 3)
     y, x = _brightest_around(residual, y[inside], x[inside])
     dy, dx = np.mgrid[-2:3, -2:3].reshape(2, -1)
     clean = ~ignored[y[:, None] + dy, x[:, None] + dx].any(axis=1)
-    if clean.sum() < _MIN_STARS:
-        sigma = seeing / _FWHM_PER_SIGMA
-        return np.exp(-(_DIRECTIONS**2).sum(axis=1) / (2 * sigma**2))
-    ratio = _core_ratios(image, y[clean], x[clean])
-    # cosmic rays among the sources are sharper by far than the bulk
-    stars = (ratio > _BULK[1] * np.percentile(ratio, _BULK[0], axis=0)).all(axis=1)
-    if stars.sum() >= _MIN_STARS:
-        ratio = ratio[stars]
-    return np.maximum(np.percentile(ratio, _SHARPEST_STARS, axis=0), 0.0)
+    # enough of all parts of a large CCD
+    every = -(-int(clean.sum()) // _MOST_SOURCES) or 1
+    y, x = y[clean][::every], x[clean][::every]
+    level = _local_level(image, y, x)
+    pairs = [(image[y + j, x + i] + image[y - j, x - i]) / 2 - level for j, i in _DIRECTIONS]
+    centre = np.stack(pairs, axis=1) / (image[y, x] - level)[:, None]
+    return np.stack([centre, _core_ratios(image, y, x)], axis=1)
+
+
+def _most_alike(
+    ratios: NDArray[np.float64], fewest: int, least_share: float
+) -> NDArray[np.intp] | None:
+    """Return which sources are in the fullest cube of ratios; None if none stands out.
+
+    A cube stands out with ``fewest`` sources and this share of all, and if it has half of those in
+    the cube of twice the size, whose volume is 256 times as large.
+    """
+    if len(ratios) < fewest:
+        return None
+    points = ratios.reshape(len(ratios), -1)
+    tree = cKDTree(points)
+    number, around = (
+        tree.query_ball_point(points, reach, p=np.inf, return_length=True)
+        for reach in (_ALIKE, 2 * _ALIKE)
+    )
+    stands_out = (number >= max(fewest, least_share * len(points))) & (number >= around / 2)
+    if not stands_out.any():
+        return None
+    fullest = points[np.argmax(np.where(stands_out, number, 0))]
+    return np.sort(tree.query_ball_point(fullest, _ALIKE, p=np.inf)).astype(np.intp)
 
 
 def _core_ratios(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float64]:
