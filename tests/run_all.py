@@ -1,4 +1,4 @@
-"""Run the tests on both cores: those of the workflow, which wait for its jobs, beside all others.
+"""Run the tests on both cores: those of the workflow beside all others, which take as long.
 
 python tests/run_all.py ARGUMENTS...: arguments of pytest. If they name files or folders, only these
 are run, by one pytest.
