@@ -46,7 +46,7 @@ _ALIKE = 0.1
 
 _MIN_STARS = 10
 _SHARPER = 0.9
-_FEWEST_SHARPER, _SHARE_OF_SHARPER = 5, 0.08
+_FEWEST_SHARPER, _SHARE_OF_SHARPER = 7, 0.08
 """Number and share of those that are alike, with which sources sharper than others are stars. Of
 stars 0.7 to 1 are alike, of galaxies about 0.5, of cosmic rays 0.02."""
 
