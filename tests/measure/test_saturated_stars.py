@@ -87,6 +87,31 @@ def test_star_wider_than_the_psf_is_bridged(saturated):
     assert image.has_any(MaskPlane.INTRP)[20:60, 30:70].all()
 
 
+def test_saturated_stars_beside_each_other_keep_both_cores():
+    """The PSF of each reaches the saturated pixels of the other."""
+    stars = [(50.2, 50.3, 2.0e6), (59.6, 57.4, 8.0e5)]
+    truth = sum(moffat(*star) for star in stars)
+    seen = np.random.default_rng(4).normal(truth, np.sqrt(truth + 100.0))
+    mask = np.where(seen >= FULL_WELL, int(MaskPlane.SAT), 0)
+    image = MaskedImage(np.minimum(seen, FULL_WELL), truth + 100.0, mask)
+    assert repair_saturated(image, MoffatPsf()) == 2
+    for x, y, _ in stars:
+        core = image.image[round(y), round(x)]
+        assert core == pytest.approx(truth[round(y), round(x)], rel=0.15)
+
+
+def test_a_star_that_is_only_bridged_has_no_hole():
+    """Along a row the bridge is lower than the light above and below it."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+    light = 2e5 * np.exp(-np.hypot((x - 60) / 1.5, y - 58) / 8)
+    full = np.hypot(x - 60, y - 58) < 13
+    full[20:100, 60] = True  # it bleeds
+    image = MaskedImage(light, light + 100.0, np.where(full, int(MaskPlane.SAT), 0))
+    assert repair_saturated(image, MoffatPsf()) == 0
+    assert image.image[57:60, 59:62].min() >= image.image[57:60][~full[57:60]].max()
+    np.testing.assert_allclose(image.image[21:40, 60], light[21:40, 60], rtol=0.1)
+
+
 def bled(column, full):
     """Let the charge above full well run up and down a column, in place."""
     for row in np.flatnonzero(column > full):

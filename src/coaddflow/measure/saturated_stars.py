@@ -179,16 +179,23 @@ def repair_saturated(
     wings = _wings_of_psf(psf, masked_image.shape)
     if stars is not None:
         wings = _wings_of_stars(view, wings, *stars)
-    fits = []
+    fits = {}
     for number, region in enumerate(regions, start=1):
         fit = _fit_star(view, wings, region, labels[region] == number)
         if fit is not None:
-            fits.append(fit)
-    wings = _with_saturated(view, wings, fits)
-    fits = [_with_flux(view, wings, fit) for fit in fits]
+            fits[number] = fit
+    wings = _with_saturated(view, wings, list(fits.values()))
+    fits = {number: _with_flux(view, wings, fit) for number, fit in fits.items()}
     fill_saturated(masked_image, max_gap)
-    for star in fits:
-        _draw(view, wings, star, saturated)
+    light = np.zeros(masked_image.shape, np.float32)
+    for star in fits.values():
+        model, place = _light_of(view, wings, star)
+        light[place] += model
+    for number, region in enumerate(regions, start=1):
+        if number in fits:
+            _draw(view, wings, fits[number], labels, number, light)
+        else:
+            _level(masked_image, region, labels[region] == number, light[region])
     return len(fits)
 
 
@@ -380,24 +387,39 @@ def _wing_flux(
     return weighted_median(pixels / model[use], model[use] / error), use, error
 
 
+def _light_of(
+    view: _View, wings: _Wings, star: _Star
+) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
+    """Return the light of a star as far as the PSF reaches, and its place in the image."""
+    half = view.psf.half
+    model = (star.flux * _model_at(view.psf, wings, star.x, star.y)[0]).astype(np.float32)
+    x0, y0 = round(star.x) - half, round(star.y) - half
+    stamp = x0, y0, x0 + model.shape[1], y0 + model.shape[0]
+    ccd = 0, 0, *view.masked_image.shape[::-1]
+    box = common_box(stamp, ccd)
+    return np.maximum(model[part_of(stamp, box)], 0.0), part_of(ccd, box)
+
+
 def _draw(
     view: _View,
     wings: _Wings,
     star: _Star,
-    saturated: NDArray[np.bool_],
+    labels: NDArray[np.int32],
+    number: int,
+    light: NDArray[np.float32],
 ) -> None:
-    """Replace the saturated pixels of a star by its PSF, as far as that reaches."""
-    masked_image, psf = view.masked_image, view.psf
-    model = (star.flux * _model_at(view.psf, wings, star.x, star.y)[0]).astype(np.float32)
-    x0, y0 = round(star.x) - psf.half, round(star.y) - psf.half
-    stamp = x0, y0, x0 + model.shape[1], y0 + model.shape[0]
-    ccd = 0, 0, *masked_image.shape[::-1]
-    box = common_box(stamp, ccd)
-    model, place = model[part_of(stamp, box)], part_of(ccd, box)
-    take = saturated[place] & (model > 0)
+    """Replace the saturated pixels of a star by its PSF, as far as that reaches.
+
+    Its pixels have its ``number`` in ``labels``; ``light`` is that of all saturated stars together.
+    """
+    masked_image = view.masked_image
+    model, place = _light_of(view, wings, star)
+    take, model = (labels[place] == number) & (model > 0), light[place]
     # a full pixel has more light than any that is not full: no core is lower than its rim
-    radius = _radii(psf, star.x, star.y)[part_of(stamp, box)] / (wings.ring / _RING)
-    rim = masked_image.image[place][(radius < 1.5) & ~saturated[place]]
+    y, x = (np.arange(part.start, part.stop) for part in place)
+    radius = np.hypot(y[:, None] - star.y, x - star.x) / (wings.ring / _RING)
+    full = (masked_image.mask[place] & np.int32(MaskPlane.SAT)) != 0
+    rim = masked_image.image[place][(radius < 1.5) & ~full]
     rim = rim[np.isfinite(rim)]
     centre = take & (radius < 0.5)
     if rim.size and centre.any() and model[centre].max() < rim.max():
@@ -407,3 +429,26 @@ def _draw(
     # beside that of the bridge, which is that of the pixels around
     masked_image.variance[place][take] += model[take] + (_CORE_ERROR * model[take]) ** 2
     masked_image.mask[place][take] |= np.int32(MaskPlane.INTRP)
+
+
+def _level(
+    masked_image: MaskedImage,
+    region: tuple[slice, slice],
+    inside: NDArray[np.bool_],
+    light: NDArray[np.float32],
+) -> None:
+    """Raise the core of a star that was only bridged to its rim, and to the light of others.
+
+    The core are the rows in which most pixels are full: narrower ones bleed.
+    """
+    image, variance = masked_image.image[region], masked_image.variance[region]
+    filled = inside & np.isfinite(image)
+    width = inside.sum(axis=1)
+    core = filled & (width > 0.5 * width.max())[:, None]
+    if not core.any():
+        return
+    # the ends of the bridges are the rim
+    level = np.where(core, image[core].max(), 0.0)
+    raised = np.maximum(np.maximum(image, level), light)
+    variance[filled] += np.square(raised - image)[filled]
+    image[filled] = raised[filled]
