@@ -159,6 +159,18 @@ def test_a_flat_without_a_part_counts_for_the_rest_as_its_light_does():
     assert flat.image[55, 155] / flat.image[10, 150] == pytest.approx(1.01)
 
 
+def test_a_flat_that_has_only_what_the_others_lack_spoils_none(rng):
+    frames = [frame(rng.poisson(np.full(SHAPE, 1000.0))) for _ in range(4)]
+    for number, one in enumerate(frames):
+        part = np.s_[:, :100] if number else np.s_[:, 100:]
+        lost = np.ones(SHAPE, bool)
+        lost[part] = False
+        one.mask[lost] = MaskPlane.BAD
+    flat = combine_flat(frames, 4, SETTINGS)
+    np.testing.assert_allclose(flat.image[:, :100], 1.0, atol=0.1)
+    assert flat.has_any(MaskPlane.NO_DATA)[:, 100:].all()
+
+
 def test_hot_columns_are_defects_and_faint_structure_is_not(rng):
     dark = frame(rng.normal(0.02, 0.005, SHAPE))
     dark.image += 0.01 * np.sin(y_x()[0] / 20).astype(np.float32)

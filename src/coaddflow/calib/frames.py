@@ -159,14 +159,19 @@ def _rescale_incomplete(stack: NDArray[np.float32]) -> NDArray[np.float64]:
     """Scale frames of which a part is missing to the most complete one, in place.
 
     The median of a frame without one of its amplifiers is not that of the whole CCD. Returned is
-    what each frame was divided by.
+    what each frame was divided by. One that has no pixel of the most complete one says nothing.
     """
     factors = np.ones(len(stack))
     seen = np.array([np.mean(np.isfinite(frame)) for frame in stack])
     fullest = int(np.argmax(seen))
     for number in np.flatnonzero(seen < seen[fullest] - _INCOMPLETE):
-        factors[number] = np.nanmedian(stack[number] / stack[fullest])
-        stack[number] /= np.float32(factors[number])
+        common = np.isfinite(stack[number]) & np.isfinite(stack[fullest])
+        factor = np.median(stack[number][common] / stack[fullest][common]) if common.any() else 0.0
+        if factor > 0:
+            factors[number] = factor
+            stack[number] /= np.float32(factor)
+        else:
+            stack[number] = np.nan
     return factors
 
 

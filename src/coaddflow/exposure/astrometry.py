@@ -166,7 +166,8 @@ def solve_exposure(
     -------
     ExposureAstrometry
         Each CCD is in ``solutions`` or in ``failures``. A CCD not solved with the exposure has
-        the solution (or failure) that it would have by itself, with a warning in the log.
+        the solution that it would have by itself, or else that of the exposure if it is certain
+        enough (``is_predicted``), with a warning in the log.
     """
     pointing = ra, dec, rotation
     field = ExposureField.of(stars, camera, pointing, refcat, settings, exposure_settings)

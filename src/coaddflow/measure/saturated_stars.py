@@ -45,6 +45,12 @@ _OUTER = 0.7
 _RING = 1.0 / 3.0
 """Width of the rings of the profile, in FWHM."""
 
+_SMALLEST_CORE = 5
+"""Rows of fewer full pixels are no core, but bleed."""
+
+_RIM = 90.0
+"""Percentile of the rim beside the rows of a core: a neighbour may touch one of them."""
+
 _MOST_STARS = 100
 """Number of brightest stars that the wings are measured on."""
 
@@ -439,16 +445,18 @@ def _level(
 ) -> None:
     """Raise the core of a star that was only bridged to its rim, and to the light of others.
 
-    The core are the rows in which most pixels are full: narrower ones bleed.
+    The core is where the rows are widest. What bleeds is as wide everywhere, and stays bridged.
     """
     image, variance = masked_image.image[region], masked_image.variance[region]
-    filled = inside & np.isfinite(image)
-    width = inside.sum(axis=1)
-    core = filled & (width > 0.5 * width.max())[:, None]
-    if not core.any():
-        return
-    # the ends of the bridges are the rim
-    level = np.where(core, image[core].max(), 0.0)
+    filled = inside & ((masked_image.mask[region] & np.int32(MaskPlane.INTRP)) != 0)
+    width = filled.sum(axis=1)
+    widest = int(width.max(initial=0))
+    rows = width > 0.5 * widest
+    level = np.zeros(image.shape, np.float32)
+    if widest >= _SMALLEST_CORE and rows.sum() <= 2 * widest:
+        # the ends of the bridges are the rim
+        rims = np.where(filled, image, -np.inf).max(axis=1)[rows]
+        level[rows] = np.where(filled[rows], np.percentile(rims, _RIM), 0.0)
     raised = np.maximum(np.maximum(image, level), light)
     variance[filled] += np.square(raised - image)[filled]
     image[filled] = raised[filled]

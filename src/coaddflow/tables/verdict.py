@@ -54,11 +54,14 @@ def write_verdict(manifest: str | Path, verdict: Verdict) -> None:
 
 
 def read_verdict(manifest: str | Path) -> Verdict:
-    """Return the verdict on an exposure; a damaged one counts as none."""
+    """Return the verdict on an exposure; a damaged one has it judged again."""
     try:
-        return Verdict(**json.loads(verdict_path(manifest).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        verdict = Verdict(**json.loads(verdict_path(manifest).read_text(encoding="utf-8")))
+        return dataclasses.replace(verdict, failed_fraction=float(verdict.failed_fraction))
+    except OSError:
         return Verdict(PASSES)
+    except (ValueError, TypeError):
+        return Verdict("damaged")
 
 
 def key_of_today(known: Verdict, max_failed_fraction: float, margin: float, stop: bool) -> str:

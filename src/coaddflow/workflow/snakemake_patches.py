@@ -164,13 +164,17 @@ def hold_back_interrupts() -> None:
     """Let Ctrl-C reach a job only when it has begun.
 
     The terminal sends it to all processes of the run. A Python that is just starting answers with
-    a traceback, and leaves no word in the log of its job.
+    a traceback, and leaves no word in the log of its job. Until the job has begun it must be ended
+    with SIGTERM.
     """
 
     def run(*arguments: Any, **options: Any) -> Any:
-        # for what this thread of Snakemake's starts; `runtime.log` takes it back in the job
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        return original(*arguments, **options)
+        # of this thread of Snakemake's, and what it starts; `runtime.log` takes it back in the job
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return original(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     original = _replace(local, "run_wrapper", run)
 
