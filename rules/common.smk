@@ -67,6 +67,7 @@ def checked_plan():
     plan.check()
     if workflow.is_main_process:
         survey_record.check_survey(plan)
+        survey_record.check_writable()
     return plan
 
 

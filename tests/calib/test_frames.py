@@ -337,6 +337,13 @@ def test_a_plain_image_serves_as_a_given_frame(rng, tmp_path):
 
 
 def test_a_master_that_could_not_be_made_fails_its_ccd_only(tmp_path):
+    words = "too early, and a remedy that says in many words what to do about it, and"
+    path = "/a/path/" + 12 * "of/many/folders/" + "raw.fits"
+    why = CcdFailure("truncated_file", f"{words} {path} {words}")
+    write_failed_master(tmp_path / "a.fits", "bias", why)
+    with pytest.raises(CcdFailure) as failure:
+        read_calibs({"bias": tmp_path / "a.fits"})
+    assert f"{words} {path} {words}" in str(failure.value), "no word is broken"
     write_failed_master(tmp_path / "a.fits", "bias", CcdFailure("truncated_file", "b.fits ends °"))
     with pytest.raises(CcdFailure, match=r"no_calibration.*truncated_file: b.fits ends"):
         read_calibs({"bias": tmp_path / "a.fits"})

@@ -120,6 +120,22 @@ def test_a_job_that_is_killed_is_found(tmp_path, number, last):
     )
 
 
+def test_an_interrupt_that_was_held_back_ends_the_job_when_it_begins(tmp_path):
+    """Snakemake's threads start jobs with it blocked, while Python and libraries are loaded."""
+    log = tmp_path / "logs" / "warp" / "7.log"
+    code = (
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "from coaddflow.runtime.log import job_log\n"
+        f"with job_log({str(log)!r}):\n"
+        "    pass\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (130, b"")
+    assert last_line(log).endswith("interrupted")
+
+
 def test_failures_of_earlier_runs_are_not_reported_again(tmp_path):
     for name in ("old", "new"):
         (tmp_path / f"{name}.log").write_text(f"coaddflow: failed: {name}\n")

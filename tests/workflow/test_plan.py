@@ -97,6 +97,8 @@ def test_bands_and_exposures_can_be_left_out():
         plan_of(rows, exclude=["bb"])
     with pytest.raises(InputError, match="no CCD 99"):
         plan_of(rows, exclude_ccds=[99])
+    with pytest.raises(InputError, match="exclude_ccds leaves no CCD of the camera"):
+        plan_of(rows, exclude_ccds=[0, 1, 2, 3])
     with pytest.raises(InputError, match=r"there is no band 'z'; there are g, r"):
         plan_of(rows, bands=["z"])
 

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from astropy.io import fits
 
@@ -490,6 +491,16 @@ def test_what_is_cut_off_is_named_with_what_to_remove(plan_of, tmp_path, name, r
     assert f"remove {' and '.join(lost[0].remedy)}" in status_table(status)
 
 
+def test_a_calexp_that_is_cut_off_between_blocks_is_not_whole(plan_of, tmp_path):
+    plan = whole(plan_of, tmp_path)
+    path = tmp_path / "results/calexp/a/3.fits"
+    fits.writeto(path, np.zeros((100, 100)), overwrite=True)
+    assert not [ccd for ccd in survey_status(plan).exposures[0].ccds if ccd.state == "missing"]
+    path.write_bytes(path.read_bytes()[: 5 * 2880])
+    (lost,) = [ccd for ccd in survey_status(plan).exposures[0].ccds if ccd.state == "missing"]
+    assert (lost.ccd, lost.reason) == (3, "calexp_truncated")
+
+
 def test_a_ccd_that_a_whole_manifest_lacks_is_one_for_the_next_run(plan_of, tmp_path):
     """It was excluded, or is new in the camera file."""
     plan = whole(plan_of, tmp_path)
@@ -604,3 +615,4 @@ def test_products_of_other_settings_are_told(plan_of, tmp_path):
     changed = plan_of("a", psf={"order": 1}, coadd={"bad_planes": ["BAD"]})
     assert survey_status(changed).other_settings == ("exposure a", "coadd/r/0/0_0.fits")
     assert "made with other settings than these (2)" in status_table(survey_status(changed))
+    assert survey_status(changed).exit_code == 3, "a run makes them again"

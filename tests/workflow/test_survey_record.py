@@ -7,7 +7,7 @@ import pytest
 from test_plan import _in_folder, plan_of, science  # noqa: F401 - a fixture
 
 from coaddflow.errors import InputError
-from coaddflow.workflow.survey_record import SURVEY, check_survey, record_survey
+from coaddflow.workflow.survey_record import SURVEY, check_survey, check_writable, record_survey
 
 
 def test_another_survey_is_refused_until_the_record_is_removed():
@@ -33,6 +33,29 @@ def test_the_same_survey_goes_on_when_it_was_edited():
     settings = renamed.settings.model_copy(update={"exposures": "all.ecsv"})
     object.__setattr__(renamed, "settings", settings)
     check_survey(renamed)
+
+
+def test_exposures_of_another_camera_with_the_same_ids_are_another_survey():
+    record_survey(plan_of([science("1001")]))
+    own = plan_of([science("1001")])
+    changed = {"exposures": "other.ecsv", "camera": "demo"}
+    object.__setattr__(own, "settings", own.settings.model_copy(update=changed))
+    with pytest.raises(InputError, match="products of another survey"):
+        check_survey(own)
+
+
+def test_folders_that_cannot_be_written_to_are_named(tmp_path, monkeypatch):
+    folder = tmp_path / "results"
+    check_writable([tmp_path, folder])
+    folder.write_text("a file")
+    with pytest.raises(InputError, match=r"results: is not a folder. Move it away"):
+        check_writable([folder])
+    folder.unlink()
+    folder.mkdir()
+    # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"results: the folder may not be written to"):
+        check_writable([folder])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"tables": 3, "exposures": []}'])

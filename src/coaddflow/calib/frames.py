@@ -12,6 +12,7 @@ References
 .. [2] Newberry 1991, PASP 103, 122 (weights and signal-to-noise of calibration frames).
 """
 
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ from coaddflow.isr.detrend import CcdCalibs
 from coaddflow.settings.calibs import CalibsSettings, DefectsSettings
 
 CalibKind = Literal["bias", "dark", "flat", "defects"]
+
+_CARD = 72
+"""Characters in a HISTORY card."""
 
 _UNITS = {"bias": "adu", "dark": "electron/s", "flat": "", "defects": ""}
 _UNUSABLE = MaskPlane.SAT | MaskPlane.NO_DATA | MaskPlane.BAD
@@ -305,7 +309,11 @@ def write_failed_master(path: str | Path, kind: CalibKind, failure: CcdFailure) 
     primary = fits.PrimaryHDU()
     primary.header["CFKIND"] = (kind, "kind of calibration frame")
     primary.header["CFFAILED"] = (failure.reason, "why there is none")
-    primary.header.add_history(failure.message.encode("ascii", "replace").decode())
+    text = failure.message.encode("ascii", "replace").decode()
+    # only a word that goes on fills a card
+    for line in textwrap.wrap(text, _CARD - 1, break_long_words=False, break_on_hyphens=False):
+        for start in range(0, len(line), _CARD):
+            primary.header.add_history(line[start : start + _CARD])
     write_fits(path, [primary])
 
 
@@ -337,7 +345,8 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
         warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
         failed = hdus[0].header.get("CFFAILED")
         if failed is not None:
-            why = " ".join(str(line) for line in hdus[0].header.get("HISTORY", []))
+            lines = (str(line) for line in hdus[0].header.get("HISTORY", []))
+            why = "".join(line if len(line) == _CARD else f"{line} " for line in lines).strip()
             raise CcdFailure(Reason.NO_CALIBRATION, f"{path}: no {kind} ({failed}: {why})")
         if "IMAGE" not in hdus:
             pixels = next((plane for hdu in hdus if (plane := _plane_of(hdu)) is not None), None)

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{bad.product.path}: {bad.cause}\n  {bad.remedy}")
         earlier = f", {found.n_known} of them verified earlier" if found.n_known else ""
         if found.n_products:
-            print(f"{found.n_products} products{earlier}: {len(found.bad)} are damaged")
+            print(f"{found.n_products} products{earlier}: {len(found.bad)} damaged")
         else:
             print("there is no product yet")
     return 1 if found.bad else 0

@@ -13,6 +13,8 @@ References
 .. [3] Lupton et al. 2001, ASP Conf. Ser. 238, 269 (SDSS: neighbours in four directions).
 """
 
+import logging
+
 import astroscrappy
 import numpy as np
 import sep
@@ -26,6 +28,8 @@ from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure.detection import extract
 from coaddflow.settings.detrend import CosmicsSettings
+
+_LOG = logging.getLogger(__name__)
 
 _FWHM_PER_SIGMA = 2.354820045
 _IGNORED = MaskPlane.BAD | MaskPlane.NO_DATA | MaskPlane.SAT
@@ -48,7 +52,7 @@ _MIN_STARS = 10
 _SHARPER = 0.9
 _FEWEST_SHARPER, _SHARE_OF_SHARPER = 7, 0.08
 """Number and share of those that are alike, with which sources sharper than others are stars. Of
-stars 0.7 to 1 are alike, of galaxies about 0.5, of cosmic rays 0.02."""
+stars 0.7 to 1 are alike, of galaxies about 0.5, of cosmic rays 0.02 where they are many."""
 
 _SHARPEST_STARS = 3.0
 """Percentile of the stars: those whose centre falls on the centre of a pixel."""
@@ -152,11 +156,12 @@ def star_sharpness(
     ratios = _ratios_of_sources(image, ignored)
     stars = _most_alike(ratios, _MIN_STARS, 0.0)
     if stars is None:
+        _LOG.info("stars cannot be told from cosmic rays: a seeing of %g pixels is assumed", seeing)
         sigma = seeing / _FWHM_PER_SIGMA
         return np.exp(-(_DIRECTIONS**2).sum(axis=1) / (2 * sigma**2))
     while True:
         sharpest = np.maximum(np.percentile(ratios[stars, 1], _SHARPEST_STARS, axis=0), 0.0)
-        sharper = ratios[(ratios[:, 1] < _SHARPER * sharpest).any(axis=1)]
+        sharper = ratios[(ratios[:, 1] < _SHARPER * sharpest).all(axis=1)]
         stars = _most_alike(sharper, _FEWEST_SHARPER, _SHARE_OF_SHARPER)
         if stars is None or len(sharper) == len(ratios):
             return sharpest

@@ -136,7 +136,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key!r}{_what_was_meant(problem['loc'])}"
     if problem["type"] == "model_type":
-        return f"setting {key!r} is a section with keys of its own{_what_was_meant(problem['loc'])}"
+        meant = "" if problem["input"] is None else _what_was_meant(problem["loc"])
+        return f"setting {key!r} is a section with keys of its own{meant}"
+    if problem["type"] == "tuple_type":
+        one = problem["input"]
+        return f"setting {key!r} is a list, in brackets: [{one}]"
     return f"setting {key!r}: {problem['msg']}, not {problem['input']!r}"
 
 

@@ -318,6 +318,10 @@ def make_plan(
     science = {row.exposure: row for row in rows}
     worked_out = cached(settings, science, images, cache)
     _refuse(unmatched_ccds(settings, image_rows, worked_out["camera_ccds"]))
+    if science and not worked_out["ccds"]:
+        raise InputError(
+            "exclude_ccds leaves no CCD of the camera", remedy="take CCDs out of exclude_ccds"
+        )
     return Plan(
         settings=settings,
         science=science,

@@ -65,6 +65,12 @@ def notes(plan: Plan) -> list[str]:
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
     if off_map:
         found.append(f"{_count(len(off_map), 'exposure')} off the sky map: {_some(off_map)}")
+    frames = [e for e in plan.calibration if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
+    if frames:
+        found.append(
+            f"the raw files of {_count(len(frames), 'calibration frame')} are missing "
+            f"({_some(frames)}): what has been made from them stays as it is"
+        )
     missing = [e for e in plan.science if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
     if missing:
         found.append(
@@ -179,7 +185,8 @@ def _ccd_summary(plan: Plan) -> str:
     failed = f"; {reasons.total()} failed ({why})" if reasons else ""
     doubtful = ", ".join(f"{count} {flag}" for flag, count in flags.most_common())
     flagged = f"; flags: {doubtful}" if flags else ""
-    return f"coaddflow: {len(plan.exposures)} exposures, {n_done} CCDs calibrated{failed}{flagged}"
+    exposures, ccds = _count(len(plan.exposures), "exposure"), _count(n_done, "CCD")
+    return f"coaddflow: {exposures}, {ccds} calibrated{failed}{flagged}"
 
 
 def _left_out_lines(plan: Plan) -> list[str]:

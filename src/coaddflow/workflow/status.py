@@ -32,7 +32,7 @@ from coaddflow.workflow.stages import (
     job_names,
     promises_by_label,
 )
-from coaddflow.workflow.wholeness import expected_hash, has_fits_size, is_whole_fits, made_with
+from coaddflow.workflow.wholeness import expected_hash, is_whole_fits, made_with
 
 State = Literal["done", "failed", "missing"]
 STATES: tuple[State, ...] = get_args(State)
@@ -159,7 +159,7 @@ class SurveyStatus:
         lost = [ccd for ccd in ccds if ccd.remedy]
         if any(ccd.state == "missing" and not ccd.remedy for ccd in ccds):
             return SOMETHING_MISSING
-        if any(kind.needs_run for kind in self.products):
+        if self.other_settings or any(kind.needs_run for kind in self.products):
             return SOMETHING_MISSING
         unfinished = [e for e in self.exposures if not e.manifest]
         if any(not any(ccd.remedy for ccd in exposure.ccds) for exposure in unfinished):
@@ -308,7 +308,7 @@ def _lost_warps(plan: Plan, results: Path) -> tuple[str, ...]:
             warps = [table.parent / row.path for row in read_warp_table(table).warps]
         except InputError:
             warps = [table] if table.is_file() else []
-        if not all(warp.is_file() and has_fits_size(warp) for warp in warps):
+        if not all(warp.is_file() and is_whole_fits(warp) for warp in warps):
             found.append(str(table))
     return tuple(found)
 
@@ -428,7 +428,7 @@ def _state_of_ccd(
     elif state == "done" and calexp.name not in is_there:
         reason, message = "calexp_gone", f"{calexp} is not there any more"
         remedy = _to_remake(folder, manifest, ccd)
-    elif state == "done" and not has_fits_size(calexp):
+    elif state == "done" and not is_whole_fits(calexp):
         reason, message = "calexp_truncated", f"{calexp} is cut off"
         remedy = _to_remake(folder, manifest, ccd)
     if remedy:

@@ -1,12 +1,14 @@
 """Which survey a folder holds: two surveys in one folder would replace each other's products.
 
 Settings that have been edited, exposures that were added or dropped, and a table or camera file of
-another name are the same survey. It is another one if neither the tables nor any exposure (by id
-and time) are those that are recorded.
+another name are the same survey. It is another one if neither the tables nor any exposure (by
+camera, id and time) are those that are recorded.
 """
 
 import contextlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ def check_survey(plan: Plan, record: str | Path = SURVEY) -> None:
     try:
         known = json.loads(Path(record).read_text(encoding="utf-8"))
         tables, exposures = list(known["tables"]), dict(known["exposures"])
+        camera = known["camera"]
     except (OSError, ValueError, KeyError, TypeError):
         # nothing has run here, or an older version: nobody knows
         return
     own = _describe(plan)
-    same_exposure = any(exposures.get(name) == mjd for name, mjd in own["exposures"].items())
+    same_exposure = camera == own["camera"] and any(
+        exposures.get(name) == mjd for name, mjd in own["exposures"].items()
+    )
     if set(tables) & set(own["tables"]) or same_exposure:
         return
     raise InputError(
@@ -37,6 +42,26 @@ def check_survey(plan: Plan, record: str | Path = SURVEY) -> None:
         remedy="run in a folder of its own (snakemake --directory FOLDER); if the other survey is "
         f"no longer needed, rm {record}",
     )
+
+
+def check_writable(
+    folders: Iterable[str | Path] = (".", ".snakemake", paths.RESULTS, paths.LOGS),
+) -> None:
+    """Raise InputError if a folder that a run writes into is a file, or may not be written to.
+
+    Snakemake notices it in the middle of a run, or with a traceback.
+    """
+    for folder in map(Path, folders):
+        if not folder.exists() and not folder.is_symlink():
+            continue
+        if not folder.is_dir():
+            raise InputError("is not a folder", path=folder, remedy="move it away")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(
+                "the folder may not be written to",
+                path=folder,
+                remedy="correct its permissions, or run elsewhere (snakemake --directory FOLDER)",
+            )
 
 
 def record_survey(plan: Plan, record: str | Path = SURVEY) -> None:

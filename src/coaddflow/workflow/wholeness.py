@@ -18,12 +18,6 @@ _MOST_BLOCKS = 40
 """Blocks of a primary header in which the checksum of the settings is looked for."""
 
 
-def has_fits_size(path: Path) -> bool:
-    """Return whether a file is not empty and has the length of whole FITS blocks."""
-    size = path.stat().st_size
-    return size > 0 and size % BLOCK == 0
-
-
 def is_whole_fits(path: Path) -> bool:
     """Return whether a FITS file is as long as its headers say; no data are read."""
     try:
@@ -32,7 +26,8 @@ def is_whole_fits(path: Path) -> bool:
                 pass
     except (NotFitsError, EOFError, OSError, zlib.error):
         return False
-    return has_fits_size(path)
+    size = path.stat().st_size
+    return size > 0 and size % BLOCK == 0
 
 
 def made_with(path: Path) -> str | None:
