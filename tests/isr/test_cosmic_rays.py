@@ -103,6 +103,16 @@ def test_sharpness_of_stars_is_measured_with_cosmic_rays_among_them(fwhm, n_trac
     )
 
 
+def test_rays_that_are_alike_are_no_stars_unless_sharp_in_all_directions():
+    image, *_ = scene(3.0, n_tracks=0)
+    ignored = np.zeros(image.shape, bool)
+    before = star_sharpness(image.image, ignored, 2.0)
+    for y, x in np.random.default_rng(5).integers(20, SIZE - 20, (25, 2)):
+        image.image[y : y + 3, x : x + 9] += np.array([[1000], [4000], [1000]])
+    after = star_sharpness(image.image, ignored, 2.0)
+    np.testing.assert_allclose(after, before, rtol=0.1)
+
+
 def test_astigmatic_stars_survive_among_many_cosmic_rays():
     """Rays along the rows are sharper than the stars in one direction only."""
     rng = np.random.default_rng(3)
