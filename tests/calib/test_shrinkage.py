@@ -67,6 +67,19 @@ def test_hot_pixels_and_pieces_of_columns_keep_their_values():
     assert np.var(found.image[far]) < 0.15 * NOISE**2 / N
 
 
+def test_cosmic_rays_in_one_of_three_frames_do_not_shift_their_columns():
+    """Three frames cannot clip them, and their own error is large."""
+    rng = np.random.default_rng(6)
+    frames = rng.normal(0.0, NOISE, (3, *SHAPE))
+    y, x = np.array([40, 110, 180, 250]), np.array([30, 90, 150, 210])
+    frames[0, y, x] += 120 * NOISE
+    hit = MaskedImage(frames.mean(0), frames.var(0, ddof=1) / 3, np.zeros(SHAPE))
+    found = without_noise(hit, 3).image
+    found[y, x] = 0.0
+    lines = [np.median(found[a - 30 : a + 31, b]) for a, b in zip(y, x, strict=True)]
+    assert np.abs(lines).max() < 0.3 * NOISE / np.sqrt(3)
+
+
 def test_pixels_without_a_value_stay_and_change_no_others():
     mean = master(pattern("columns"))
     mean.image[:, 130:] = np.nan

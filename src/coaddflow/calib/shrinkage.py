@@ -33,7 +33,7 @@ _VARIANCE_PIXELS, _VARIANCE_WEIGHT = 65, 30.0
 """The variance of a pixel is that of the area around it, with the weight of so many frames."""
 
 _OUTLIER = 4.0
-"""Values of more errors than this do not enter means."""
+"""Values enter means with no more than so many errors of the pixels around."""
 
 _NARROWEST, _WIDTH_RATIO, _LARGEST, _BINS, _ROUNDS = 0.25, 2.0**0.5, 12.0, 240, 200
 """Widths of the prior in units of the error; values beyond the largest are kept as they are."""
@@ -59,15 +59,17 @@ def without_noise(master: MaskedImage, n_frames: int) -> MaskedImage:
     good = np.isfinite(image) & np.isfinite(master.variance) & (master.mask == 0)
     if np.count_nonzero(good) < _LINE or not (master.variance[good] > 0).any():
         return master
-    variance = _moderated(master.variance, good, n_frames)
+    variance, common = _moderated(master.variance, good, n_frames)
     error = np.sqrt(variance)
+    # a cosmic ray that three frames cannot clip has a large error of its own
+    largest = _OUTLIER * np.sqrt(common)
     model = _column_medians(image, good)
     rest = np.where(good, image - model, np.float32(0))
     for axis in (0, 1):
-        line = _mean(np.clip(rest, -_OUTLIER * error, _OUTLIER * error), good, _LINE, axis)
+        line = _mean(np.clip(rest, -largest, largest), good, _LINE, axis)
         model += line
         rest -= np.where(good, line, 0)
-    patch = _mean(np.clip(rest, -_OUTLIER * error, _OUTLIER * error), good, _PATCH)
+    patch = _mean(np.clip(rest, -largest, largest), good, _PATCH)
     kept, _ = _expectation(patch, error / np.float32(_PATCH), good)
     model += kept
     rest -= np.where(good, kept, 0)
@@ -83,14 +85,15 @@ def without_noise(master: MaskedImage, n_frames: int) -> MaskedImage:
 
 def _moderated(
     variance: NDArray[np.float32], good: NDArray[np.bool_], n_frames: int
-) -> NDArray[np.float32]:
-    """Return variances of pixels, most of which is that of the pixels around [2]_."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return variances of pixels, most of which is that of the pixels around [2]_; and that."""
     typical = float(np.median(variance[good]))
     common = _mean(np.minimum(np.where(good, variance, 0), 10 * typical), good, _VARIANCE_PIXELS)
     common = np.maximum(common, 1e-3 * typical + 1e-30)
     own = np.where(good, variance, common)
     freedom = n_frames - 1
-    return (_VARIANCE_WEIGHT * common + freedom * own) / np.float32(_VARIANCE_WEIGHT + freedom)
+    moderated = (_VARIANCE_WEIGHT * common + freedom * own) / np.float32(_VARIANCE_WEIGHT + freedom)
+    return moderated, common
 
 
 def _column_medians(image: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.float32]:
