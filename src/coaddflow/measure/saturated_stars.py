@@ -48,8 +48,8 @@ _RING = 1.0 / 3.0
 _SMALLEST_CORE = 5
 """Rows of fewer full pixels are no core, but bleed."""
 
-_RIM = 90.0
-"""Percentile of the rim beside the rows of a core: a neighbour may touch one of them."""
+_RIM = 2
+"""Width of the rim around a core, pixels."""
 
 _MOST_STARS = 100
 """Number of brightest stars that the wings are measured on."""
@@ -454,9 +454,22 @@ def _level(
     rows = width > 0.5 * widest
     level = np.zeros(image.shape, np.float32)
     if widest >= _SMALLEST_CORE and rows.sum() <= 2 * widest:
-        # the ends of the bridges are the rim
-        rims = np.where(filled, image, -np.inf).max(axis=1)[rows]
-        level[rows] = np.where(filled[rows], np.percentile(rims, _RIM), 0.0)
+        core = filled & rows[:, None]
+        level[core] = max(image[core].max(), _brightest_around(masked_image, region, core))
     raised = np.maximum(np.maximum(image, level), light)
     variance[filled] += np.square(raised - image)[filled]
     image[filled] = raised[filled]
+
+
+def _brightest_around(
+    masked_image: MaskedImage, region: tuple[slice, slice], core: NDArray[np.bool_]
+) -> float:
+    """Return the brightest pixel around a core that is not full."""
+    place = tuple(slice(max(part.start - _RIM, 0), part.stop + _RIM) for part in region)
+    inside = np.zeros(masked_image.image[place].shape, bool)
+    y0, x0 = (part.start - around.start for part, around in zip(region, place, strict=True))
+    inside[y0 : y0 + core.shape[0], x0 : x0 + core.shape[1]] = core
+    around = ndimage.binary_dilation(inside, np.ones((3, 3)), iterations=_RIM)
+    around &= (masked_image.mask[place] & np.int32(MaskPlane.SAT)) == 0
+    rim = masked_image.image[place][around]
+    return float(np.max(rim, initial=-np.inf, where=np.isfinite(rim)))
