@@ -129,6 +129,20 @@ def test_astigmatic_stars_survive_among_many_cosmic_rays():
     assert found[charge > 300].mean() > 0.95
 
 
+def test_undersampled_stars_of_a_psf_that_varies_survive():
+    """As from a small telescope: no two stars are quite alike."""
+    rng = np.random.default_rng(9)
+    light = np.full((SIZE, SIZE), SKY)
+    y, x = rng.uniform(10, SIZE - 10, (2, 200))
+    for one_y, one_x in zip(y, x, strict=True):
+        fwhm = 1.2 + 0.8 * one_x / SIZE, 1.6 + 0.8 * one_y / SIZE
+        light += star(one_x, one_y, 10 ** rng.uniform(4.0, 5.5), fwhm)
+    counts = rng.poisson(light) + rng.normal(0, READ_NOISE, light.shape)
+    image = MaskedImage(counts, np.maximum(counts, 0) + READ_NOISE**2, np.zeros(light.shape))
+    found = find_cosmic_rays(image, CosmicsSettings())
+    assert not found[y.round().astype(int), x.round().astype(int)].any()
+
+
 def test_without_stars_the_given_seeing_counts():
     rng = np.random.default_rng(2)
     empty = rng.normal(SKY, 17, (SIZE, SIZE)).astype(np.float32)

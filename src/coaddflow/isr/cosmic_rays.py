@@ -54,6 +54,10 @@ _FEWEST_SHARPER, _SHARE_OF_SHARPER = 7, 0.08
 """Number and share of those that are alike, with which sources sharper than others are stars. Of
 stars 0.7 to 1 are alike, of galaxies about 0.5, of cosmic rays 0.02 where they are many."""
 
+_SHARE_OF_STARS, _NARROW = 0.3, 0.8
+"""Share of all sources in a larger cube that only stars can have, and the share of these that is in
+the smaller one if that has all stars."""
+
 _SHARPEST_STARS = 3.0
 """Percentile of the stars: those whose centre falls on the centre of a pixel."""
 
@@ -200,7 +204,8 @@ def _most_alike(
     """Return which sources are in the fullest cube of ratios; None if none stands out.
 
     A cube stands out with ``fewest`` sources and this share of all, and if it has half of those in
-    the cube of twice the size, whose volume is 256 times as large.
+    the cube of twice the size, whose volume is 256 times as large, or if this has more of all
+    sources than there could be cosmic rays: undersampled stars of a PSF that varies fill it.
     """
     if len(ratios) < fewest:
         return None
@@ -210,11 +215,14 @@ def _most_alike(
         tree.query_ball_point(points, reach, p=np.inf, return_length=True)
         for reach in (_ALIKE, 2 * _ALIKE)
     )
-    stands_out = (number >= max(fewest, least_share * len(points))) & (number >= around / 2)
+    stands_out = number >= max(fewest, least_share * len(points))
+    stands_out &= (number >= around / 2) | (around >= _SHARE_OF_STARS * len(points))
     if not stands_out.any():
         return None
-    fullest = points[np.argmax(np.where(stands_out, number, 0))]
-    return np.sort(tree.query_ball_point(fullest, _ALIKE, p=np.inf)).astype(np.intp)
+    fullest = int(np.argmax(np.where(stands_out, number, 0)))
+    of_stars = around[fullest] >= _SHARE_OF_STARS * len(points)
+    reach = 2 * _ALIKE if of_stars and number[fullest] < _NARROW * around[fullest] else _ALIKE
+    return np.sort(tree.query_ball_point(points[fullest], reach, p=np.inf)).astype(np.intp)
 
 
 def _core_ratios(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float64]:
