@@ -358,8 +358,8 @@ def _fit_star(
 def _light_explained(view: _View, wings: _Wings, place: tuple[float, float]) -> float:
     """Return how much of its light a star at a position explains, in units of errors.
 
-    Full pixels are lower limits of the light: what the star lacks there counts against it, up to a
-    bound, since bleeding fills pixels as well.
+    Full pixels are lower limits of the light: what the star gives them counts for it, up to this
+    limit. What it does not give them does not count against it, since bleeding fills them as well.
     """
     model, relative = _model_at(view.psf, wings, *place)
     stamps = view.stamps(*place)
@@ -369,8 +369,8 @@ def _light_explained(view: _View, wings: _Wings, place: tuple[float, float]) -> 
     pixels = stamps.pixels[use]
     explained = np.sum((np.abs(pixels) - np.abs(pixels - flux * model[use])) / error)
     limit = np.maximum(stamps.pixels[stamps.full], 0.0)
-    lacking = np.maximum(limit - flux * model[stamps.full], 0.0)
-    return float(explained - np.sum(lacking / (_CORE_ERROR * limit + 1e-9)))
+    given = np.minimum(flux * model[stamps.full], limit)
+    return float(explained + np.sum(given / (_CORE_ERROR * limit + 1e-9)))
 
 
 def _with_flux(view: _View, wings: _Wings, star: _Star) -> _Star:
