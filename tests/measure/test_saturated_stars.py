@@ -138,6 +138,22 @@ def bled(column, full):
                 place += step
 
 
+@pytest.mark.parametrize("flux", [6e6, 2e7])
+def test_a_star_that_bleeds_over_many_columns_is_found_in_them(flux):
+    """Most of its full pixels have no light of their own, and the sky is bright."""
+    truth = moffat(70.3, 63.6, flux)
+    seen = np.random.default_rng(2).normal(truth, np.sqrt(truth + 5000.0))
+    for column in np.flatnonzero((seen > FULL_WELL).any(axis=0)):
+        bled(seen[:, column], FULL_WELL)
+    mask = np.zeros(SHAPE, np.int32)
+    mask[grow(*grow_bleeding(seen >= FULL_WELL, 4, 4), 1, SHAPE)] = MaskPlane.SAT
+    image = MaskedImage(seen, truth + 5000.0, mask)
+    assert repair_saturated(image, MoffatPsf()) == 1
+    near = np.s_[50:78, 57:85]
+    assert image.image[near].sum() == pytest.approx(truth[near].sum(), rel=0.2)
+    assert image.image[64, 70] == pytest.approx(truth[64, 70], rel=0.2)
+
+
 @pytest.fixture(scope="module", params=[3.0, 4.5])
 def field(request):
     """Stars, a dozen of them saturated by 1 to 2.5 mag, measured as a CCD is."""
