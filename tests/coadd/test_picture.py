@@ -77,6 +77,15 @@ def test_saturated_cores_have_the_colour_of_the_light_around_them_and_no_holes()
     assert core.sum(axis=1).min() > 0.99 * picture[~saturated].sum(axis=1).max()
 
 
+def test_what_a_star_bled_into_is_no_brighter_than_its_light():
+    y, x = np.mgrid[:81, :81] - 40.0
+    star = 1e5 * np.exp(-np.hypot(x, y) / 4)
+    saturated = (np.hypot(x, y) < 6) | (np.abs(x) < 2)
+    picture = lupton_rgb([star, star], saturated).astype(int)
+    clean = lupton_rgb([star, star]).astype(int)
+    assert np.abs(picture - clean).max() <= 2
+
+
 def test_north_is_up_and_east_is_left(tmp_path):
     tract = make_tract(200, patches=2, border=10)
     image = np.random.default_rng(2).normal(0.0, 1.0, (200, 200))

@@ -116,8 +116,8 @@ def lupton_rgb(
         nothing. Of two, the mean serves as green. Where only some bands have data, the mean of
         these stands for the others.
     saturated : ndarray of bool, shape (ny, nx), optional
-        Where at least one band is saturated: the colour there is that of the surroundings, and they
-        are no darker than these.
+        Where at least one band is saturated: the colour there is that of the surroundings, and
+        there are no holes in them.
 
     Returns
     -------
@@ -168,9 +168,21 @@ def _with_colour_of_surroundings(
         around = np.maximum(light[:, rim].sum(axis=1), 0.0)
         if not around.sum() > 0:
             continue
-        brightness = np.maximum(light.mean(axis=0)[core], light.mean(axis=0)[rim].max())
+        brightness = _without_holes(light.mean(axis=0))[core]
         light[:, core] = brightness * (around / around.mean())[:, None]
     return stack.mean(axis=0)
+
+
+def _without_holes(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an image in which what is darker than all around it is as bright as the way out."""
+    filled = np.full(image.shape, image.max())
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        filled[edge] = image[edge]
+    while True:
+        lower = np.maximum(ndimage.grey_erosion(filled, size=3), image)
+        if np.array_equal(lower, filled):
+            return filled
+        filled = lower
 
 
 def _without_sky(channel: NDArray) -> NDArray:
