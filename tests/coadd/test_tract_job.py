@@ -359,9 +359,18 @@ def test_a_worker_that_is_killed_while_it_warps(survey, by_patches, tmp_path):
     build_tract_database("fifo.sqlite", manifests, TRACT)
 
     def kill():
-        with fifo.open("wb"):  # when the worker reads it
-            for worker in children():
+        # as soon as the worker opens it: it goes on, and finds that it is no file
+        for _ in range(20000):
+            workers = children()
+            try:
+                writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                time.sleep(0.003)
+                continue
+            for worker in workers:
                 os.kill(worker, signal.SIGKILL)
+            os.close(writer)
+            return
 
     thread = threading.Thread(target=kill)
     thread.start()
