@@ -93,11 +93,16 @@ def counts(patched, tmp_path_factory):
     return json.loads((folder / "counts.json").read_text())
 
 
+def command_of(folder, snakefile, patched, *options):
+    """Write a workflow; return the command that runs it, with replacements or without."""
+    (folder / "Snakefile").write_text(snakefile)
+    command = [sys.executable, "-m", "snakemake", *options]
+    return [*command, "--config", "patched=1"] if patched else command
+
+
 def run_snakemake(folder, snakefile, patched):
     """Run a workflow on one core, with replacements or without."""
-    (folder / "Snakefile").write_text(snakefile)
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"]
-    command += ["--config", "patched=1"] if patched else []
+    command = command_of(folder, snakefile, patched, "--cores", "1", "--quiet", "all")
     subprocess.run(command, cwd=folder, check=False, capture_output=True, env=environment())
 
 
@@ -154,9 +159,7 @@ rule taken_away:
 def test_sigterm_is_lost_while_a_product_is_waited_for_unless_another_thread_takes_it(
     tmp_path, patched
 ):
-    (tmp_path / "Snakefile").write_text(TAKEN_AWAY)
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--latency-wait", "2"]
-    command += ["--config", "patched=1"] if patched else []
+    command = command_of(tmp_path, TAKEN_AWAY, patched, "--cores", "1", "--latency-wait", "2")
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         said = next(line for line in process.stderr if "missing files" in line)
         process.terminate()
@@ -216,9 +219,7 @@ rule slow:
 
 
 def test_a_run_that_nobody_listens_to_waits_for_ever_unless_it_ends(patched, tmp_path):
-    (tmp_path / "Snakefile").write_text(UNHEARD)
-    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    command += ["--config", "patched=1"] if patched else []
+    command = command_of(tmp_path, UNHEARD, patched, "--cores", "2")
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipe) as run:
         for line in run.stdout:
@@ -249,9 +250,7 @@ rule slow:
 
 
 def test_ctrl_c_ends_a_job_that_has_not_begun_unless_it_is_held_back(patched, tmp_path):
-    (tmp_path / "Snakefile").write_text(BEGINS_SLOWLY)
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-incomplete"]
-    command += ["--config", "patched=1"] if patched else []
+    command = command_of(tmp_path, BEGINS_SLOWLY, patched, "--cores", "1", "--keep-incomplete")
     output = tmp_path / "begun.txt"
     with (tmp_path / "said.txt").open("w") as said:
         run = subprocess.Popen(

@@ -13,8 +13,9 @@ examples:
   coaddflow status --json | python -m json.tool
 
 exit codes: 0 all is done, 1 all has been tried and some CCDs failed, 2 wrong usage or unusable
-settings, 3 a CCD or another product is missing: not run yet, the job crashed, or the exposure
-stopped the run, 4 more exposures are left out than calexp.max_left_out_fraction allows
+settings, 3 a CCD or another product is missing (not run yet, the job crashed, or the exposure
+stopped the run) or was made with other settings, 4 more exposures are left out than
+calexp.max_left_out_fraction allows
 """
 
 

@@ -194,12 +194,14 @@ def repair_saturated(
     fits = {number: _with_flux(view, wings, fit) for number, fit in fits.items()}
     fill_saturated(masked_image, max_gap)
     light = np.zeros(masked_image.shape, np.float32)
-    for star in fits.values():
+    reached = {}
+    for number, star in fits.items():
         model, place = _light_of(view, wings, star)
         light[place] += model
+        reached[number] = place, (labels[place] == number) & (model > 0)
     for number, region in enumerate(regions, start=1):
         if number in fits:
-            _draw(view, wings, fits[number], labels, number, light)
+            _draw(masked_image, fits[number], *reached[number], light, wings.ring / _RING)
         else:
             _level(masked_image, region, labels[region] == number, light[region])
     return len(fits)
@@ -407,23 +409,22 @@ def _light_of(
 
 
 def _draw(
-    view: _View,
-    wings: _Wings,
+    masked_image: MaskedImage,
     star: _Star,
-    labels: NDArray[np.int32],
-    number: int,
+    place: tuple[slice, slice],
+    take: NDArray[np.bool_],
     light: NDArray[np.float32],
+    fwhm: float,
 ) -> None:
-    """Replace the saturated pixels of a star by its PSF, as far as that reaches.
+    """Replace the saturated pixels of a star by the light of the PSF, as far as that reaches.
 
-    Its pixels have its ``number`` in ``labels``; ``light`` is that of all saturated stars together.
+    These are the pixels ``take`` of the box ``place``; ``light`` is that of all saturated stars
+    together.
     """
-    masked_image = view.masked_image
-    model, place = _light_of(view, wings, star)
-    take, model = (labels[place] == number) & (model > 0), light[place]
+    model = light[place]
     # a full pixel has more light than any that is not full: no core is lower than its rim
     y, x = (np.arange(part.start, part.stop) for part in place)
-    radius = np.hypot(y[:, None] - star.y, x - star.x) / (wings.ring / _RING)
+    radius = np.hypot(y[:, None] - star.y, x - star.x) / fwhm
     full = (masked_image.mask[place] & np.int32(MaskPlane.SAT)) != 0
     rim = masked_image.image[place][(radius < 1.5) & ~full]
     rim = rim[np.isfinite(rim)]
@@ -455,13 +456,13 @@ def _level(
     level = np.zeros(image.shape, np.float32)
     if widest >= _SMALLEST_CORE and rows.sum() <= 2 * widest:
         core = filled & rows[:, None]
-        level[core] = max(image[core].max(), _brightest_around(masked_image, region, core))
+        level[core] = max(image[core].max(), _brightest_of_rim(masked_image, region, core))
     raised = np.maximum(np.maximum(image, level), light)
     variance[filled] += np.square(raised - image)[filled]
     image[filled] = raised[filled]
 
 
-def _brightest_around(
+def _brightest_of_rim(
     masked_image: MaskedImage, region: tuple[slice, slice], core: NDArray[np.bool_]
 ) -> float:
     """Return the brightest pixel around a core that is not full."""

@@ -7,6 +7,7 @@ Snakefile calls this in the process that schedules the jobs.
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,22 @@ def notes(plan: Plan) -> list[str]:
     off_map = [exposure for exposure in plan.exposures if not plan.overlaps[exposure]]
     if off_map:
         found.append(f"{_count(len(off_map), 'exposure')} off the sky map: {_some(off_map)}")
-    frames = [e for e in plan.calibration if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
-    if frames:
+    if frames := _without_raw_files(plan, plan.calibration):
         found.append(
             f"the raw files of {_count(len(frames), 'calibration frame')} are missing "
             f"({_some(frames)}): what has been made from them stays as it is"
         )
-    missing = [e for e in plan.science if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
-    if missing:
+    if missing := _without_raw_files(plan, plan.science):
         found.append(
             f"the raw files of {_count(len(missing), 'exposure')} are missing ({_some(missing)}): "
             "what has been made from them stays as it is, the others fail"
         )
     return found
+
+
+def _without_raw_files(plan: Plan, exposures: Iterable[str]) -> list[str]:
+    """Return those of some raw exposures whose first file is not there."""
+    return [e for e in exposures if not Path(plan.raw_file(e, min(plan.ccds))).exists()]
 
 
 def demo_hint(workflow: Any) -> str:
