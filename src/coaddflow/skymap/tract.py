@@ -152,8 +152,10 @@ class Tract:
                 f"tract {self.id} has no patch {patch_id!r}",
                 remedy=f"patches are named 'x_y', from '0_0' to '{nx - 1}_{ny - 1}'",
             )
-        index = int(match[1]), int(match[2])
-        return Patch(patch_id, self._box(*index, 0), self._box(*index, self.patch_border))
+        return self._patch(int(match[1]), int(match[2]))
+
+    def _patch(self, ix: int, iy: int) -> Patch:
+        return Patch(f"{ix}_{iy}", self._box(ix, iy, 0), self._box(ix, iy, self.patch_border))
 
     def _box(self, ix: int, iy: int, border: int) -> Box:
         """Return the inner box of a patch with a border around it, cut at the tract's edge."""
@@ -178,7 +180,8 @@ class Tract:
 
     def patches(self) -> list[Patch]:
         """Return all patches, x running fastest."""
-        return [self.patch(patch_id) for patch_id in self.patch_ids()]
+        nx, ny = self.n_patches
+        return [self._patch(ix, iy) for iy in range(ny) for ix in range(nx)]
 
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
         """Return whether positions lie on the tract's pixels."""
