@@ -227,7 +227,8 @@ def insert_exposures(
     """
     rows = [row for manifest in manifests for row in manifest.rows]
     keys = [_ccd_key(row) for row in rows]
-    places, tracts = _places(manifests, tracts_near)
+    places = _places(rows)
+    exposures, tracts = _exposures_and_tracts(manifests, places, tracts_near)
     centres: dict[int, tuple[float, float]] = {}
     boxes = []
     for place in places:
@@ -235,7 +236,7 @@ def insert_exposures(
             if rows[index].state == "done":
                 centres[index] = centre
                 boxes.append((keys[index], *box))
-    connection.executemany(_INSERT["exposures"], map(_exposure_values, manifests))
+    connection.executemany(_INSERT["exposures"], exposures)
     none = (None, None)
     connection.executemany(
         _INSERT["ccds"],
@@ -272,54 +273,57 @@ class _Places:
         return vector_boxes(self.vectors, self._radius).tolist()
 
 
-def _places(
-    manifests: Sequence[Manifest], tracts_near: TractsNear
-) -> tuple[list[_Places], list[Tract]]:
-    """Return where CCDs are, and the tracts that are near some of them."""
+def _places(rows: Sequence[CcdRow]) -> list[_Places]:
+    """Return where CCDs are; failed ones need not have a place."""
     by_length: dict[int, list[int]] = {}
-    rows: list[CcdRow] = []
-    tracts: dict[int, Tract] = {}
+    for index, row in enumerate(rows):
+        if len(row.footprint_dec) == len(row.footprint_ra) > 2:
+            by_length.setdefault(len(row.footprint_ra), []).append(index)
+    return [_Places(rows, ccds) for ccds in by_length.values()]
+
+
+def _exposures_and_tracts(
+    manifests: Sequence[Manifest], places: Sequence[_Places], tracts_near: TractsNear
+) -> tuple[list[tuple[object, ...]], list[Tract]]:
+    """Return the rows of exposures in the database, and the tracts that are near some of them."""
+    vertices = {
+        ccd: vectors
+        for place in places
+        for ccd, vectors in zip(place.ccds, place.vectors, strict=True)
+    }
+    exposures, tracts, start = [], {}, 0
     for manifest in manifests:
-        placed = [row for row in manifest.rows if _has_place(row)]
+        own, start = range(start, start + len(manifest.rows)), start + len(manifest.rows)
+        placed = [vertices[ccd] for ccd in own if ccd in vertices]
         if placed:
             tracts |= {tract.id: tract for tract in tracts_near(*_circle(placed))}
-        for row in manifest.rows:
-            if _has_place(row):
-                by_length.setdefault(len(row.footprint_ra), []).append(len(rows))
-            rows.append(row)
-    places = [_Places(rows, ccds) for ccds in by_length.values()]
-    return places, [tracts[number] for number in sorted(tracts)]
+        states = zip(own, manifest.rows, strict=True)
+        done = [vertices[ccd] for ccd, row in states if row.state == "done"]
+        exposures.append(_exposure_values(manifest, done))
+    return exposures, [tracts[number] for number in sorted(tracts)]
 
 
-def _has_place(row: CcdRow) -> bool:
-    """Return whether a CCD has a footprint: failed ones need not."""
-    return len(row.footprint_dec) == len(row.footprint_ra) > 2
-
-
-def _circle(rows: Sequence[CcdRow]) -> tuple[float, float, float]:
-    """Return (ra, dec, radius) of a circle around footprints, degrees."""
-    ra = [angle for row in rows for angle in row.footprint_ra]
-    dec = [angle for row in rows for angle in row.footprint_dec]
-    axis, radius = polygon.bounding_cap(sphere.to_vector(ra, dec))
-    return (*map(float, sphere.from_vector(axis)), float(radius))
-
-
-def _exposure_values(manifest: Manifest) -> tuple[object, ...]:
-    """Return the row of an exposure in the database."""
-    rows, first = manifest.rows, manifest.rows[0]
-    done = [row for row in rows if row.state == "done"]
+def _exposure_values(manifest: Manifest, done: Sequence[NDArray[np.float64]]) -> tuple[object, ...]:
+    """Return the row of an exposure in the database, with the vertices of CCDs that are done."""
+    n_ccds, first = len(manifest.rows), manifest.rows[0]
     return (
         manifest.exposure,
         first.band,
         first.mjd,
         first.exposure_time,
-        len(rows),
+        n_ccds,
         len(done),
-        len(rows) - len(done),
+        n_ccds - len(done),
         *(_circle(done) if done else (None, None, None)),
         manifest.path,
         manifest.sha256,
     )
+
+
+def _circle(footprints: Sequence[NDArray[np.float64]]) -> tuple[float, float, float]:
+    """Return (ra, dec, radius) of a circle around vertices, unit vectors; degrees."""
+    axis, radius = polygon.bounding_cap(np.concatenate(footprints))
+    return (*map(float, sphere.from_vector(axis)), float(radius))
 
 
 def _outline(row: CcdRow) -> str | None:

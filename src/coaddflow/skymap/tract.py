@@ -317,7 +317,11 @@ def _outer_boxes_near(
         for name in ("patch_inner_size", "n_patches")
     )
     border = np.array([tract.patch_border for tract in tracts], dtype=np.int64)
-    low, high = (limit(points, axis=1).T + 0.5 for limit in (np.min, np.max))
+    # an axis at a time: NumPy is slow along an axis that is not the last one
+    low, high = (
+        np.array([limit(points[..., axis], axis=1) for axis in (0, 1)]) + 0.5
+        for limit in (np.min, np.max)
+    )
     # limited before they are integers: far outside the tract they might not fit
     first = np.clip(np.floor((low - border) / size), 0, n_patches).astype(np.int64)
     end = np.clip(np.floor((high + border) / size) + 1, 0, n_patches).astype(np.int64)
