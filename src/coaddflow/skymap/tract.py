@@ -36,6 +36,9 @@ _MIN_OVERLAP_AREA = 1e-6
 _MAX_OUTLINES = 4096
 """Pairs of outlines and patches compared at a time: they fit into a cache."""
 
+_REACH_MARGIN = 1e-4
+"""Degrees by which circles are made larger, to be safe from rounding."""
+
 MIN_COSINE = math.cos(math.radians(89.0))
 """Cosine of the largest angle from the tangent point; beyond it regions are cut off."""
 
@@ -278,17 +281,16 @@ def _pairs_near(vectors: FloatArray, tracts: Sequence[Tract]) -> tuple[IntArray,
     """Return the indices of footprints and of the tracts whose circles theirs touch."""
     axis, radius = polygon.bounding_cap(vectors)
     centres = sphere.to_vector([tract.ra for tract in tracts], [tract.dec for tract in tracts])
-    half_chord = np.linalg.norm(axis[:, None] - centres.reshape(-1, 3), axis=-1) / 2.0
-    distance = np.degrees(2.0 * np.arcsin(np.minimum(half_chord, 1.0)))
-    reach = radius[:, None] + np.array([tract.radius for tract in tracts])
-    return np.nonzero(distance <= reach + 1e-6)
+    reach = radius[:, None] + np.array([tract.radius for tract in tracts]) + _REACH_MARGIN
+    cosine = axis @ centres.reshape(-1, 3).T
+    return np.nonzero(cosine >= np.cos(np.radians(np.minimum(reach, 180.0))))
 
 
 def _overlaps_of_outlines(
     points: FloatArray, footprint: IntArray, tract: IntArray, tracts: Sequence[Tract]
 ) -> PatchOverlaps:
     """Return the overlaps of outlines, shape (n, n_vertices, 2), in pixels of one tract each."""
-    pair, patch, box = _outer_boxes_near(points, [tracts[number] for number in tract])
+    pair, patch, box = _outer_boxes_near(points, tract, tracts)
     covered = np.empty(len(pair))
     for start in range(0, len(pair), _MAX_OUTLINES):
         part = slice(start, start + _MAX_OUTLINES)
@@ -305,18 +307,18 @@ def _overlaps_of_outlines(
 
 
 def _outer_boxes_near(
-    points: FloatArray, tracts: Sequence[Tract]
+    points: FloatArray, tract: IntArray, tracts: Sequence[Tract]
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """Return the patches whose outer boxes overlap those around outlines in pixels of tracts.
+    """Return the patches whose outer boxes overlap those around outlines in pixels of a tract.
 
     Returned are the index of the outline and that of the patch, shape (n,), and the outer box,
     shape (4, n): by outline, x running fastest.
     """
     size, n_patches = (
-        np.array([getattr(tract, name) for tract in tracts], dtype=np.int64).reshape(-1, 2).T
+        np.array([getattr(one, name) for one in tracts], dtype=np.int64).reshape(-1, 2).T[:, tract]
         for name in ("patch_inner_size", "n_patches")
     )
-    border = np.array([tract.patch_border for tract in tracts], dtype=np.int64)
+    border = np.array([one.patch_border for one in tracts], dtype=np.int64)[tract]
     # an axis at a time: NumPy is slow along an axis that is not the last one
     low, high = (
         np.array([limit(points[..., axis], axis=1) for axis in (0, 1)]) + 0.5
