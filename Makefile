@@ -23,6 +23,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 demo: $(VENV)/.set-up-demo
 	$(RUN) coaddflow simulate configs/demo-survey.yaml data/demo
 	$(RUN) coaddflow ingest data/demo/raw
+	$(RUN) coaddflow compile
 	$(RUN) snakemake --profile profiles/local --quiet rules host reason
 	$(RUN) coaddflow status || [ $$? -eq 1 ] # 1: some CCDs failed; it says why
 	@ls results/coadd/*.png | sed 's/^/picture: /'

@@ -32,6 +32,9 @@ _IN_SURVEY = Path(".snakemake") / "coaddflow"
 _LONGEST_WAIT = 120.0
 """Seconds to wait while another process compiles; afterwards both do. A function takes up to 5."""
 
+FUNCTIONS: list[Any] = []
+"""The functions of all modules that are imported."""
+
 _compiling = threading.local()
 
 
@@ -47,13 +50,15 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         folder = cache_folder()
         if folder is None:
-            return numba.njit(**options)(function)
+            FUNCTIONS.append(numba.njit(**options)(function))
+            return FUNCTIONS[-1]
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
         try:
             compiled = numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
         compiled.compile = _one_at_a_time(compiled.compile, folder / "lock")
+        FUNCTIONS.append(compiled)
         return compiled
 
     return decorate
