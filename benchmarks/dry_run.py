@@ -255,10 +255,11 @@ rule exposure:
     shell: "exit 1"
 """
 
-JOB = (
-    "--mode remote --force --nolock --ignore-incomplete --no-hooks --cores 1 -n --quiet all "
-    "--target-files-omit-workdir-adjustment --allowed-rules exposure --target-jobs"
-).split()
+JOB = [
+    *("--mode", "remote", "--force", "--nolock", "--ignore-incomplete", "--no-hooks"),
+    *("--cores", "1", "-n", "--quiet", "all", "--target-files-omit-workdir-adjustment"),
+    *("--allowed-rules", "exposure", "--target-jobs"),
+]
 
 
 def time_job(folder: Path, exposure: str, repeats: int = 5) -> None:

@@ -5,8 +5,9 @@ per pixel stand in `coaddflow.runtime.resources`. Everything follows from the pl
 file that is missing today changes nothing.
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -125,6 +126,11 @@ def of_tables(plan: Plan, names: Names) -> Needs:
     return Needs(SMALL_STEP_MB, 10, width=0)
 
 
+def of_calib_table(plan: Plan, names: Names) -> Needs:
+    """Return what listing the calibration frames of a band needs: their headers are read."""
+    return Needs(SMALL_STEP_MB, 10, width=0)
+
+
 def of_survey(plan: Plan, names: Names) -> Needs:
     """Return what a step needs that reads the tables of all exposures."""
     n_rows = sum(len(plan.images.get(exposure, plan.ccds)) for exposure in plan.exposures)
@@ -179,9 +185,16 @@ def ccd_pixels(plan: Plan, exposure: str, ccd: int) -> int:
     return nx * ny
 
 
-def exposure_pixels(plan: Plan, exposure: str) -> list[int]:
+def exposure_pixels(plan: Plan, exposure: str) -> tuple[int, ...]:
     """Return the number of pixels of each CCD of an exposure."""
-    return [ccd_pixels(plan, exposure, ccd) for ccd in plan.images.get(exposure, plan.ccds)]
+    if exposure not in plan.images:
+        return _raw_pixels(plan)
+    return tuple(ccd_pixels(plan, exposure, ccd) for ccd in plan.images[exposure])
+
+
+@functools.lru_cache(maxsize=4)
+def _raw_pixels(plan: Plan) -> tuple[int, ...]:
+    return tuple(nx * ny for nx, ny in (ccd.size for ccd in plan.ccds.values()))
 
 
 def of_ccd(plan: Plan, names: Names) -> Needs:
@@ -217,10 +230,17 @@ def of_exposure(
     plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False
 ) -> Needs:
     """Return what an exposure that is one job needs; parameters as of `of`."""
-    exposure = names["exposure"]
-    pixels = exposure_pixels(plan, exposure)
+    pixels, is_raw = exposure_pixels(plan, names["exposure"]), names["exposure"] in plan.science
+    return _of_ccds(plan, pixels, is_raw, cores, on_tasks)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_ccds(
+    plan: Plan, pixels: tuple[int, ...], is_raw: bool, cores: int | None, on_tasks: bool
+) -> Needs:
+    """Return what an exposure with CCDs of these sizes needs; raw ones all need the same."""
     workers, threads, counted = _workers(plan, len(pixels), cores, on_tasks)
-    parts = plan.settings.exposure.enabled if exposure in plan.science else ()
+    parts = plan.settings.exposure.enabled if is_raw else ()
     memory = resources.MASTER_MB
     memory += sum(map(resources.ccd_memory, sorted(pixels, reverse=True)[:counted]))
     if parts:
@@ -238,6 +258,7 @@ def of_exposure(
 # ---------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=4096)
 def patch_pixels(plan: Plan, tract: int) -> int:
     """Return the number of pixels of the largest patch of a tract, with its border."""
     grid = plan.sky_tract(tract)
@@ -248,6 +269,7 @@ def patch_pixels(plan: Plan, tract: int) -> int:
     return columns * rows
 
 
+@functools.lru_cache(maxsize=4096)
 def tract_pixels(plan: Plan, tract: int) -> int:
     """Return the number of pixels of a tract."""
     grid = plan.sky_tract(tract)
@@ -259,8 +281,12 @@ def pixels_on_tract(plan: Plan, exposure: str, tract: int) -> int:
 
     A CCD that reaches beyond the tract, or has finer pixels, is not larger there than the tract.
     """
-    most = tract_pixels(plan, tract)
-    return sum(min(pixels, most) for pixels in exposure_pixels(plan, exposure))
+    return _at_most(exposure_pixels(plan, exposure), tract_pixels(plan, tract))
+
+
+@functools.lru_cache(maxsize=1024)
+def _at_most(pixels: tuple[int, ...], most: int) -> int:
+    return sum(min(of_ccd, most) for of_ccd in pixels)
 
 
 def of_warp(plan: Plan, names: Names) -> Needs:
@@ -290,15 +316,19 @@ def of_coadd(plan: Plan, names: Names) -> Needs:
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
 
 
-def boxes_of(plan: Plan, exposure: str) -> list[float]:
+def boxes_of(plan: Plan, exposure: str) -> Sequence[float]:
     """Return the pixels of an upright box around each CCD of an exposure."""
     if exposure in plan.images:
         return [resources.SPOOL_ROOM * pixels for pixels in exposure_pixels(plan, exposure)]
-    rotation = plan.science[exposure].rotation
-    return [
+    return _raw_boxes(plan, plan.science[exposure].rotation)
+
+
+@functools.lru_cache(maxsize=4096)
+def _raw_boxes(plan: Plan, rotation: float) -> tuple[float, ...]:
+    return tuple(
         nx * ny * resources.box_room(nx, ny, rotation)
         for nx, ny in (ccd.size for ccd in plan.ccds.values())
-    ]
+    )
 
 
 def _tract_memory(plan: Plan, band: str, tract: int, counted: int) -> int:
@@ -377,6 +407,7 @@ def of_depth(plan: Plan, names: Names) -> Needs:
 
 OF_STAGE: Mapping[str, Callable[..., Needs]] = {
     **{name: partial(_of_calib, kind) for name, kind in CALIB_STAGES.items()},
+    "calib_table": of_calib_table,
     "calexp": of_ccd,
     "calibrated": of_ccd,
     "manifest": of_manifest,
