@@ -153,9 +153,14 @@ def scatters_over_tasks():
     return INSIDE_SLURM or (executor and executor.name in ("slurm", "slurm-jobstep"))
 
 
-@functools.lru_cache(maxsize=4096)
 def needs_of(name, cores, *names):
     """Return what a job of a stage needs, with so many cores; a job is asked several times."""
+    return needs_of_alike(name, cores, *needs.alike(PLAN, dict(names)).items())
+
+
+@functools.lru_cache(maxsize=4096)
+def needs_of_alike(name, cores, *names):
+    """Return what all jobs of a stage need that need the same."""
     stage = stages.STAGES[name]
     return needs.of(stage, PLAN, dict(names), cores, scatters_over_tasks())
 

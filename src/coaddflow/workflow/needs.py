@@ -116,6 +116,16 @@ def of(
     return needs_of(plan, names)
 
 
+def alike(plan: Plan, names: Names) -> Names:
+    """Return a job of the same stage that needs the same: that of the first raw exposure, for all.
+
+    Planning asks for the needs of each job, and of the raw exposures all have the same CCDs.
+    """
+    if "exposure" not in names or "tract" in names or names["exposure"] not in plan.science:
+        return names
+    return {**names, "exposure": next(iter(plan.science))}
+
+
 def of_manifest(plan: Plan, names: Names) -> Needs:
     """Return what gathering the rows of an exposure needs."""
     return Needs(SMALL_STEP_MB, 5, width=0)
@@ -188,13 +198,13 @@ def ccd_pixels(plan: Plan, exposure: str, ccd: int) -> int:
 def exposure_pixels(plan: Plan, exposure: str) -> tuple[int, ...]:
     """Return the number of pixels of each CCD of an exposure."""
     if exposure not in plan.images:
-        return _raw_pixels(plan)
+        return _pixels(plan.raw_sizes)
     return tuple(ccd_pixels(plan, exposure, ccd) for ccd in plan.images[exposure])
 
 
-@functools.lru_cache(maxsize=4)
-def _raw_pixels(plan: Plan) -> tuple[int, ...]:
-    return tuple(nx * ny for nx, ny in (ccd.size for ccd in plan.ccds.values()))
+@functools.lru_cache(maxsize=16)
+def _pixels(sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    return tuple(nx * ny for nx, ny in sizes)
 
 
 def of_ccd(plan: Plan, names: Names) -> Needs:
@@ -231,14 +241,6 @@ def of_exposure(
 ) -> Needs:
     """Return what an exposure that is one job needs; parameters as of `of`."""
     pixels, is_raw = exposure_pixels(plan, names["exposure"]), names["exposure"] in plan.science
-    return _of_ccds(plan, pixels, is_raw, cores, on_tasks)
-
-
-@functools.lru_cache(maxsize=1024)
-def _of_ccds(
-    plan: Plan, pixels: tuple[int, ...], is_raw: bool, cores: int | None, on_tasks: bool
-) -> Needs:
-    """Return what an exposure with CCDs of these sizes needs; raw ones all need the same."""
     workers, threads, counted = _workers(plan, len(pixels), cores, on_tasks)
     parts = plan.settings.exposure.enabled if is_raw else ()
     memory = resources.MASTER_MB
@@ -258,7 +260,6 @@ def _of_ccds(
 # ---------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=4096)
 def patch_pixels(plan: Plan, tract: int) -> int:
     """Return the number of pixels of the largest patch of a tract, with its border."""
     grid = plan.sky_tract(tract)
@@ -269,7 +270,6 @@ def patch_pixels(plan: Plan, tract: int) -> int:
     return columns * rows
 
 
-@functools.lru_cache(maxsize=4096)
 def tract_pixels(plan: Plan, tract: int) -> int:
     """Return the number of pixels of a tract."""
     grid = plan.sky_tract(tract)
@@ -320,15 +320,12 @@ def boxes_of(plan: Plan, exposure: str) -> Sequence[float]:
     """Return the pixels of an upright box around each CCD of an exposure."""
     if exposure in plan.images:
         return [resources.SPOOL_ROOM * pixels for pixels in exposure_pixels(plan, exposure)]
-    return _raw_boxes(plan, plan.science[exposure].rotation)
+    return _boxes(plan.raw_sizes, plan.science[exposure].rotation)
 
 
 @functools.lru_cache(maxsize=4096)
-def _raw_boxes(plan: Plan, rotation: float) -> tuple[float, ...]:
-    return tuple(
-        nx * ny * resources.box_room(nx, ny, rotation)
-        for nx, ny in (ccd.size for ccd in plan.ccds.values())
-    )
+def _boxes(sizes: tuple[tuple[int, int], ...], rotation: float | None) -> tuple[float, ...]:
+    return tuple(nx * ny * resources.box_room(nx, ny, rotation) for nx, ny in sizes)
 
 
 def _tract_memory(plan: Plan, band: str, tract: int, counted: int) -> int:

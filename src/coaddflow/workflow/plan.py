@@ -86,13 +86,30 @@ class Plan:
         return sorted({self.band_of(exposure) for exposure in self.exposures})
 
     @functools.cached_property
+    def raw_bands(self) -> list[str]:
+        """Bands of the raw exposures, in order."""
+        return sorted({row.band for row in self.science.values()})
+
+    @functools.cached_property
     def tracts(self) -> list[int]:
         """Tracts that some exposure can touch, in order."""
         return sorted({tract for tracts in self.overlaps.values() for tract in tracts})
 
+    @functools.cached_property
+    def raw_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Columns and rows of each CCD of a raw exposure."""
+        return tuple(ccd.size for ccd in self.ccds.values())
+
     def sky_tract(self, tract: int) -> "Tract":
         """Return the grid of pixels of a tract."""
-        return self._sky.tract(tract)
+        if tract not in self._sky_tracts:
+            self._sky_tracts[tract] = self._sky.tract(tract)
+        return self._sky_tracts[tract]
+
+    @functools.cached_property
+    def _sky_tracts(self) -> dict[int, "Tract"]:
+        """What `sky_tract` has made."""
+        return {}
 
     @functools.cached_property
     def _sky(self) -> "SkyMap":
@@ -273,7 +290,7 @@ class Plan:
     def check(self) -> None:
         """Raise InputError for what would stop every CCD of a band, or every coadd."""
         self._check_scatter()
-        for band in {row.band for row in self.science.values()}:
+        for band in self.raw_bands:
             self.settings.refcat.magnitude_column(band)
             # raises if there is no catalogue
             _ = self.refcat_files

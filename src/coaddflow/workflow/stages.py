@@ -87,7 +87,7 @@ def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Na
 
 
 def _bands_with_calibs(plan: "Plan") -> Iterator[Names]:
-    for band in dict.fromkeys(row.band for row in plan.science.values()):
+    for band in plan.raw_bands:
         if plan.calib_table(band) is not None:
             yield {"band": band}
 
