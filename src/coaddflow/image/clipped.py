@@ -19,9 +19,13 @@ _ITERATIONS = 4
 _CORE = 0.8
 """Values within this part of the first limit are summed once, others in each clipping."""
 
-_FEW = 400
+_FEW = 600
 _SAMPLE, _BRACKET = 256, 24
 """Of more values than a few a bracket is found first: ranks of a sample around its middle."""
+
+_FEW_TO_SORT = 16
+
+_LANES = 16
 
 
 def clipped_statistics(values: NDArray[np.float32], clip_sigma: float) -> tuple[float, float, int]:
@@ -90,11 +94,12 @@ def _mesh(image, use, y_edges, x_edges, clip_sigma, tail, scratch, mean, varianc
     values = scratch[2]
     for j in range(len(y_edges) - 1):
         for i in range(len(x_edges) - 1):
-            n = 0
+            n, columns = np.uint64(0), slice(x_edges[i], x_edges[i + 1])
             for y in range(y_edges[j], y_edges[j + 1]):
-                for x in range(x_edges[i], x_edges[i + 1]):
-                    values[n] = image[y, x]
-                    n += use[y, x]
+                row, used = image[y, columns], use[y, columns]
+                for x in range(len(row)):
+                    values[n] = row[x]
+                    n += np.uint64(used[x])
             if n > 1:
                 mean[j, i], variance[j, i], count[j, i] = _clipped(
                     values[:n], clip_sigma, tail, scratch[:2]
@@ -142,86 +147,91 @@ def _clipped(values, clip_sigma, tail, scratch):
 def _sums(values, centre, limit, origin):
     """Return number, sum, and sum of squares, from an origin, of values near a centre.
 
-    Each has four partial sums, for speed.
+    Each has partial sums that a processor can add at once.
     """
-    n, whole = len(values), len(values) // 4 * 4
-    number = 0
-    a = b = c = d = 0.0
-    aa = bb = cc = dd = 0.0
-    start = np.float64(origin)
-    for i in range(0, whole, 4):
-        value = values[i] - start if abs(values[i] - centre) <= limit else 0.0
-        a += value
-        aa += value * value
-        value = values[i + 1] - start if abs(values[i + 1] - centre) <= limit else 0.0
-        b += value
-        bb += value * value
-        value = values[i + 2] - start if abs(values[i + 2] - centre) <= limit else 0.0
-        c += value
-        cc += value * value
-        value = values[i + 3] - start if abs(values[i + 3] - centre) <= limit else 0.0
-        d += value
-        dd += value * value
-    for i in range(whole, n):
-        value = values[i] - start if abs(values[i] - centre) <= limit else 0.0
-        a += value
-        aa += value * value
-    for i in range(n):
-        number += abs(values[i] - centre) <= limit
-    return number, (a + b) + (c + d), (aa + bb) + (cc + dd)
+    rows = len(values) // _LANES
+    block, start = values[: rows * _LANES].reshape(rows, _LANES), np.float64(origin)
+    number, total, square = np.zeros(_LANES), np.zeros(_LANES), np.zeros(_LANES)
+    for row in range(rows):
+        for i in range(_LANES):
+            near = abs(block[row, i] - centre) <= limit
+            value = block[row, i] - start if near else 0.0
+            number[i] += near
+            total[i] += value
+            square[i] += value * value
+    for i in range(len(values) - rows * _LANES):
+        value = values[rows * _LANES + i]
+        if abs(value - centre) <= limit:
+            number[i] += 1.0
+            total[i] += value - start
+            square[i] += (value - start) ** 2
+    return int(number.sum()), total.sum(), square.sum()
 
 
 @njit(nogil=True)
 def _median(values, left):
     """Return the median, float32; ``left`` is room for as many values."""
     n = len(values)
-    low, high = (n - 1) // 2, n // 2
-    for i in range(n):
-        left[i] = values[i]
-    sample = np.empty(_SAMPLE, np.float32)
-    while n > _FEW:
+    low, high, before = (n - 1) // 2, n // 2, 0
+    if n > _FEW:
+        # of many values only those count that are between two ranks of a sample
         step = n // _SAMPLE
+        sample, few = left[:_SAMPLE], left[_SAMPLE : 2 * _SAMPLE]
         for i in range(_SAMPLE):
-            sample[i] = left[i * step]
-        floor = _ranked(sample, _SAMPLE // 2 - _BRACKET)
-        roof = _ranked(sample, _SAMPLE // 2 + _BRACKET)
-        below = inside = 0
-        for i in range(n):
-            below += left[i] < floor
-            inside += (left[i] >= floor) & (left[i] <= roof)
-        if not below <= low <= high < below + inside or inside == n:
-            break  # the sample is not like the rest, or most values are equal
-        inside = 0
-        for i in range(n):
-            value = left[i]
-            left[inside] = value
-            inside += (value >= floor) & (value <= roof)
-        n, low, high = inside, low - below, high - below
-    first = _ranked(left[:n], low)
-    second = first if high == low else _ranked(left[:n], high)
+            sample[i] = values[i * step]
+        floor = _ranked(sample, _SAMPLE // 2 - _BRACKET, few)
+        roof = _ranked(sample, _SAMPLE // 2 + _BRACKET, few)
+        before = _count(values, floor)
+        if before <= low and high < _count(values, roof):
+            values = left[: _take(values, floor, roof, left)]
+        else:
+            before = 0  # the sample is not like the rest
+    few = np.empty(len(values), np.float32)
+    first = _ranked(values, low - before, few)
+    second = first if high == low else _ranked(values, high - before, few)
     return np.float32(np.float32(first + second) * np.float32(0.5))
 
 
 @njit(nogil=True)
-def _ranked(values, rank):
-    """Return the value of a rank; the values change their places."""
-    start, end = 0, len(values) - 1
-    while start < end:
-        pivot = values[(start + end) // 2]
-        i, j = start, end
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if rank <= j:
-            end = j
-        elif rank >= i:
-            start = i
+def _ranked(values, rank, few):
+    """Return the value of a rank; ``few`` is room for as many values.
+
+    The interval of values that holds it is halved until it holds few: to count is faster than to
+    sort.
+    """
+    least, most = values[0], values[0]
+    for i in range(len(values)):
+        least, most = min(least, values[i]), max(most, values[i])
+    floor, roof = np.float32(-np.inf), most
+    before, n = 0, len(values)
+    while n - before > _FEW_TO_SORT:
+        middle = np.float32(least + (roof - least) * np.float32(0.5))
+        if not least < middle < roof:
+            break  # most values are equal
+        count = _count(values, middle)
+        if count > rank:
+            roof, n = middle, count
         else:
-            break
-    return values[rank]
+            floor = least = middle
+            before = count
+    n = _take(values, floor, roof, few)
+    return np.sort(few[:n])[rank - before]
+
+
+@njit(nogil=True)
+def _count(values, roof):
+    """Return how many values are not larger."""
+    n = 0
+    for i in range(len(values)):
+        n += values[i] <= roof
+    return n
+
+
+@njit(nogil=True)
+def _take(values, floor, roof, taken):
+    """Write the values that are larger than the floor and not than the roof; return how many."""
+    n = 0
+    for i in range(len(values)):
+        taken[n] = values[i]
+        n += (values[i] > floor) & (values[i] <= roof)
+    return n

@@ -373,16 +373,14 @@ def _render_row(surface, coefficients, y_span, y, row):
     columns = surface.columns
     for span in range(len(columns.first)):
         i = columns.first[span]
-        a, b, c, d = (
-            coefficients[i],
-            coefficients[i + 1],
-            coefficients[i + 2],
-            coefficients[i + 3],
-        )
-        for x in range(columns.edges[span], columns.edges[span + 1]):
-            row[x] = (columns.weight[0, x] * a + columns.weight[1, x] * b) + (
-                columns.weight[2, x] * c + columns.weight[3, x] * d
-            )
+        a, b = coefficients[i], coefficients[i + 1]
+        c, d = coefficients[i + 2], coefficients[i + 3]
+        start, end = columns.edges[span], columns.edges[span + 1]
+        part, weight = row[start:end], columns.weight
+        of_a, of_b = weight[0, start:end], weight[1, start:end]
+        of_c, of_d = weight[2, start:end], weight[3, start:end]
+        for x in range(len(part)):
+            part[x] = (of_a[x] * a + of_b[x] * b) + (of_c[x] * c + of_d[x] * d)
 
 
 @njit(nogil=True)
@@ -398,18 +396,22 @@ def _sum_blocks(image, use, model, variance, floor, size, total, count):
     ny, nx = image.shape
     coefficients = np.empty(model.coefficients.shape[1])
     variances = np.empty(variance.coefficients.shape[1])
-    sky, noise2, value = np.empty(nx), np.empty(nx), np.empty(nx)
-    y_span = y_span2 = 0
-    for y in range(ny):
-        y_span += y == model.rows.edges[y_span + 1]
-        y_span2 += y == variance.rows.edges[y_span2 + 1]
-        _render_row(model, coefficients, y_span, y, sky)
-        _render_row(variance, variances, y_span2, y, noise2)
+    sky, noise2 = np.empty(nx), np.empty(nx, np.float32)
+    column, number = np.empty(nx), np.empty(nx, np.int32)  # sums over the rows of a block
+    lowest = np.float32(floor)
+    model_span = variance_span = 0
+    for block in range(len(total)):
+        column[:], number[:] = 0.0, 0
+        for y in range(block * size, min((block + 1) * size, ny)):
+            model_span += y == model.rows.edges[model_span + 1]
+            variance_span += y == variance.rows.edges[variance_span + 1]
+            _render_row(model, coefficients, model_span, y, sky)
+            _render_row(variance, variances, variance_span, y, noise2)
+            pixels, used = image[y], use[y]
+            for x in range(nx):
+                excess = np.float32(pixels[x] - sky[x]) / math.sqrt(max(noise2[x], lowest))
+                column[x] += excess if used[x] else np.float32(0.0)
+                number[x] += used[x]
         for x in range(nx):
-            noise = math.sqrt(noise2[x] if noise2[x] > floor else floor)
-            value[x] = (image[y, x] - sky[x]) / noise if use[y, x] else 0.0
-        totals, counts = total[y // size], count[y // size]
-        for i in range(len(totals)):
-            for x in range(i * size, min((i + 1) * size, nx)):
-                totals[i] += value[x]
-                counts[i] += use[y, x]
+            total[block, x // size] += column[x]
+            count[block, x // size] += number[x]
