@@ -13,12 +13,13 @@ from regions import tracts_touching
 
 from coaddflow.corners import build
 from coaddflow.corners import schema as corner_schema
-from coaddflow.corners.build import (
+from coaddflow.corners import survey as survey_module
+from coaddflow.corners.build import build_tract_database
+from coaddflow.corners.database import CornerDatabase
+from coaddflow.corners.survey import (
     build_survey_database,
-    build_tract_database,
     update_survey_database,
 )
-from coaddflow.corners.database import CornerDatabase
 from coaddflow.errors import InputError
 from coaddflow.files import sha256_of
 from coaddflow.geometry import polygon, sphere
@@ -367,8 +368,8 @@ class TestQueryPoint:
         """Also where the sphere bulges beyond the vertices, as in a CCD around a pole."""
         for ra, dec in [(0.0, 90.0), (0.0, 0.0), (90.0, 0.0), (33.0, -45.0)]:
             vectors = sphere.to_vector(*outline(ra, dec, turn=20.0, half=0.5))
-            _, radius = polygon.bounding_cap(vectors)
-            box = np.reshape(build._vector_box(vectors, float(radius)), (3, 2))
+            _, radius = polygon.bounding_cap(vectors[None])
+            box = build.vector_boxes(vectors[None], radius).reshape(3, 2)
             grid = np.linspace(-0.49, 0.49, 21)
             cos, sin = np.cos(np.radians(20.0)), np.sin(np.radians(20.0))
             x, y = np.meshgrid(grid, grid)
@@ -415,9 +416,16 @@ class TestSurveyDatabase:
         manifest(tmp_path, exposure_rows("cosmos", 150.1, 2.2, seeing=1.1))
         new = manifest(tmp_path, exposure_rows("new", 10.0, -40.0))
         inserted, deleted, read = [], [], []
-        spy(monkeypatch, "_insert_exposure", lambda c, m, t: inserted.append(m.exposure))
-        spy(monkeypatch, "_delete_exposure", lambda c, e: deleted.append(e))
-        spy(monkeypatch, "read_manifest", lambda p: read.append(Path(p).stem))
+        spy(
+            monkeypatch,
+            survey_module,
+            "insert_exposures",
+            lambda _, manifests, __: inserted.extend(one.exposure for one in manifests),
+        )
+        spy(
+            monkeypatch, survey_module, "_delete_exposure", lambda _, name, __: deleted.append(name)
+        )
+        spy(monkeypatch, build, "read_manifest", lambda p: read.append(Path(p).stem))
         now = [zero, cosmos, cosmos2, border, new]
         update = update_survey_database(path, now, skymap)
         assert (update.added, update.redone, update.dropped) == (["new"], ["cosmos"], ["pole"])
@@ -462,21 +470,21 @@ class TestSurveyDatabase:
         def fail(*_):
             raise sqlite3_full()
 
-        monkeypatch.setattr(build, "_insert_exposure", fail)
+        monkeypatch.setattr(survey_module, "insert_exposures", fail)
         with pytest.raises(InputError, match="No space left on device"):
             update_survey_database(path, [*survey[1], new], skymap)
         assert path.read_bytes() == before
         assert sorted(p.name for p in tmp_path.iterdir()) == ["corners.sqlite", "new.ecsv"]
 
 
-def spy(monkeypatch, name, note):
-    real = getattr(build, name)
+def spy(monkeypatch, module, name, note):
+    real = getattr(module, name)
 
     def noted(*args):
         note(*args)
         return real(*args)
 
-    monkeypatch.setattr(build, name, noted)
+    monkeypatch.setattr(module, name, noted)
 
 
 def sqlite3_full():

@@ -1,56 +1,66 @@
-"""Writing corner databases: of a tract, and of the whole survey.
+"""Making corner databases from the manifests of the exposures; no pixel file or header is opened.
 
-They are made only from the manifests of the exposures; no pixel file or header is opened. The
-database of a tract is always rebuilt; the database of the survey is updated: only rows of exposures
-whose manifest was added, changed or dropped are touched. Both are written under a temporary name
-and renamed, so that readers, which open the file without locks, always see a complete one. The same
-manifests give the same content.
+The same manifests give the same content. What CCDs cover is computed for many exposures at a time.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
-from coaddflow.corners.database import CornerDatabase
+from coaddflow.corners.connections import new_database
 from coaddflow.corners.schema import (
     APPLICATION_ID,
+    INDEXES,
     MANIFEST_COLUMNS,
     SCHEMA_VERSION,
-    STATEMENTS,
+    SURVEY_TABLES,
     TABLES,
-    require_rtree,
+    VIEWS,
 )
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path, sha256_of
 from coaddflow.geometry import polygon, sphere
-from coaddflow.skymap.base import SkyMap
-from coaddflow.skymap.tract import Tract
+from coaddflow.skymap.tract import Tract, footprint_overlaps
 from coaddflow.tables.manifest import CcdRow, read_manifest
 
 _INSERT = {
     table.name: f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})"  # noqa: S608 - names of the schema
-    for table in TABLES
+    for table in (*TABLES, *SURVEY_TABLES)
 }
+
+_CCDS_AT_ONCE = 1000
+"""CCDs whose overlaps are computed together, to limit the memory."""
+
+_of_manifest = attrgetter(*MANIFEST_COLUMNS)
+
+TractsNear = Callable[[float, float, float], Iterable[Tract]]
+"""Returns the tracts that a circle (ra, dec, radius) may touch."""
 
 
 @dataclass(frozen=True)
-class SurveyUpdate:
-    """Changes of the exposures in the survey's database: exposure ids, each list in order."""
+class Manifest:
+    """A manifest that was read."""
 
-    added: list[str]
-    redone: list[str]
-    dropped: list[str]
-    unchanged: list[str]
+    path: str
+    sha256: str
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of change, nanoseconds since 1970."""
+    rows: tuple[CcdRow, ...]
+    """By CCD."""
+
+    @property
+    def exposure(self) -> str:
+        """The exposure."""
+        return self.rows[0].exposure
 
 
 def build_tract_database(path: str | Path, manifests: Iterable[str | Path], tract: Tract) -> None:
@@ -71,181 +81,107 @@ def build_tract_database(path: str | Path, manifests: Iterable[str | Path], trac
     InputError
         If a manifest cannot be read, two are of the same exposure, or the file cannot be written.
     """
-    exposures = _read_manifests(manifests)
-    with _writing(path) as connection:
-        _create(connection, {"kind": "tract"})
-        _insert_tract(connection, tract)
-        for exposure in sorted(exposures):
-            _insert_exposure(connection, exposures[exposure], [tract])
+    with new_database(path) as connection:
+        create_tables(connection, {"kind": "tract"})
+        insert_tract(connection, tract)
+        for batch in in_batches(read_manifests(manifests)):
+            insert_exposures(connection, batch, lambda *_: [tract])
+        create_indexes(connection)
 
 
-def build_survey_database(
-    path: str | Path, manifests: Iterable[str | Path], skymap: SkyMap
-) -> SurveyUpdate:
-    """Rebuild the corner database of a survey; see `update_survey_database`."""
-    exposures = _read_manifests(manifests)
-    with _writing(path) as connection:
-        _create(connection, {"kind": "survey", "skymap": skymap.settings.model_dump_json()})
-        for exposure in sorted(exposures):
-            _insert_exposure(connection, exposures[exposure], skymap)
-    return SurveyUpdate(added=sorted(exposures), redone=[], dropped=[], unchanged=[])
-
-
-def update_survey_database(
-    path: str | Path, manifests: Iterable[str | Path], skymap: SkyMap
-) -> SurveyUpdate:
-    """Update the corner database of a survey from its manifests.
-
-    Only rows of exposures whose manifest is new, has another checksum or no longer exists are
-    touched; the content is that of a rebuilt database. If the old file is missing, damaged, or of
-    another schema version or sky map, the database is rebuilt.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file; a changed copy replaces it as a whole.
-    manifests : iterable of str or Path
-        Manifests of all exposures.
-    skymap : SkyMap
-        Tracts and patches.
-
-    Returns
-    -------
-    SurveyUpdate
-        The changes.
+def read_manifests(paths: Iterable[str | Path]) -> Iterator[Manifest]:
+    """Yield manifests, in the order of the names of their files.
 
     Raises
     ------
     InputError
-        As `build_tract_database`.
+        If one cannot be read, is none, or two are of the same exposure.
     """
-    paths = list(dict.fromkeys(str(manifest) for manifest in manifests))
-    known = _known_manifests(path, skymap)
-    if known is None:
-        return build_survey_database(path, paths, skymap)
-    same = {p for p in paths if _checksum(p) == (known[p].sha256 if p in known else None)}
-    unchanged = {known[manifest].exposure for manifest in same}
-    changed = _read_manifests(manifest for manifest in paths if manifest not in same)
-    for exposure in unchanged & set(changed):
-        raise _occurs_twice(exposure, changed[exposure].path)
-    old = {manifest.exposure for manifest in known.values()}
-    update = SurveyUpdate(
-        added=sorted(set(changed) - old),
-        redone=sorted(set(changed) & old),
-        dropped=sorted(old - set(changed) - unchanged),
-        unchanged=sorted(unchanged),
-    )
-    with _writing(path, copy_from=path) as connection:
-        for exposure in [*update.redone, *update.dropped]:
-            _delete_exposure(connection, exposure)
-        for exposure in sorted(changed):
-            _insert_exposure(connection, changed[exposure], skymap)
-        connection.execute(
-            "DELETE FROM tracts WHERE tract NOT IN (SELECT tract FROM ccd_patches) "
-            "AND tract NOT IN (SELECT tract FROM failed_ccd_patches)"
-        )
-    return update
+    seen = set()
+    for path in sorted(set(map(str, paths)), key=lambda path: (Path(path).name, path)):
+        manifest = _read_manifest(path)
+        if manifest.exposure in seen:
+            raise occurs_twice(manifest)
+        seen.add(manifest.exposure)
+        yield manifest
 
 
-@dataclass(frozen=True)
-class _Manifest:
-    """A manifest; without ``rows`` if it is known only from the database."""
-
-    path: str
-    sha256: str
-    exposure: str
-    rows: tuple[CcdRow, ...] = ()
-
-
-def _read_manifests(paths: Iterable[str | Path]) -> dict[str, _Manifest]:
-    """Return manifests by exposure."""
-    manifests: dict[str, _Manifest] = {}
-    for path in dict.fromkeys(map(str, paths)):
-        checksum = _checksum(path)
-        rows = tuple(sorted(read_manifest(path), key=lambda row: row.ccd))
-        exposures = {row.exposure for row in rows}
-        problem = None
-        if len(exposures) != 1 or len({row.ccd for row in rows}) != len(rows):
-            problem = "is not a manifest: it must have each CCD of one exposure once"
-        for row in rows:
-            n = len(row.footprint_ra)
-            if row.state == "done" and (n < 3 or len(row.footprint_dec) != n):
-                problem = f"CCD {row.ccd} is done but has no footprint"
-        if problem is not None:
-            raise InputError(problem, path=path, remedy="remove it and run the workflow again")
-        (exposure,) = exposures
-        if exposure in manifests:
-            raise _occurs_twice(exposure, path)
-        manifests[exposure] = _Manifest(path, checksum, exposure, rows)
-    return manifests
+def _read_manifest(path: str) -> Manifest:
+    checksum, size, mtime_ns = state_of(path)
+    rows = tuple(sorted(read_manifest(path), key=lambda row: row.ccd))
+    problem = None
+    if len({row.exposure for row in rows}) != 1 or len({row.ccd for row in rows}) != len(rows):
+        problem = "is not a manifest: it must have each CCD of one exposure once"
+    for row in rows:
+        n = len(row.footprint_ra)
+        if row.state == "done" and (n < 3 or len(row.footprint_dec) != n):
+            problem = f"CCD {row.ccd} is done but has no footprint"
+    if problem is not None:
+        raise InputError(problem, path=path, remedy="remove it and run the workflow again")
+    return Manifest(path, checksum, size, mtime_ns, rows)
 
 
-def _occurs_twice(exposure: str, path: str) -> InputError:
-    return InputError(
-        f"exposure {exposure} has another manifest already",
-        path=path,
-        remedy="give each exposure one manifest",
-    )
+def state_of(path: str) -> tuple[str, int, int]:
+    """Return the checksum, size and time of change (ns) of a manifest.
 
-
-def _checksum(path: str | Path) -> str:
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     try:
-        return sha256_of(path)
+        # the time first: if it is replaced meanwhile, it is read again the next time
+        status = Path(path).stat()
+        with Path(path).open("rb") as stream:
+            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(
             f"the manifest cannot be read: {error.strerror}",
             path=path,
             remedy="run the workflow again; it makes the manifests that are missing",
         ) from error
+    return checksum, status.st_size, status.st_mtime_ns
 
 
-def _known_manifests(path: str | Path, skymap: SkyMap) -> dict[str, _Manifest] | None:
-    """Return the manifests in a survey's database by path; None if it must be rebuilt."""
-    try:
-        with CornerDatabase(path) as database:
-            whole = database.query("PRAGMA quick_check(1)")[0][0] == "ok"
-            if not whole or database.meta().get("skymap") != skymap.settings.model_dump_json():
-                return None
-            rows = database.query("SELECT manifest, manifest_sha256, exposure FROM exposures")
-    except InputError:
-        return None
-    return {row["manifest"]: _Manifest(*row) for row in rows}
+def occurs_twice(manifest: Manifest) -> InputError:
+    """Return the error of a second manifest of an exposure."""
+    return InputError(
+        f"exposure {manifest.exposure} has another manifest already",
+        path=manifest.path,
+        remedy="give each exposure one manifest",
+    )
 
 
-@contextlib.contextmanager
-def _writing(path: str | Path, copy_from: str | Path | None = None) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to a temporary database, which is renamed to ``path`` at the end."""
-    require_rtree()
-    with atomic_path(path) as temporary:
-        if copy_from is not None:
-            shutil.copyfile(copy_from, temporary)
-        connection = sqlite3.connect(temporary, isolation_level=None)
-        try:
-            # no other process uses this file, and it is discarded on failure: no journal
-            connection.execute("PRAGMA journal_mode = OFF")
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA temp_store = MEMORY")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("BEGIN")
-            yield connection
-            connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            raise
-        finally:
-            connection.close()
+def in_batches(manifests: Iterable[Manifest]) -> Iterator[list[Manifest]]:
+    """Yield manifests in lists of about `_CCDS_AT_ONCE` CCDs."""
+    batch: list[Manifest] = []
+    n_ccds = 0
+    for manifest in manifests:
+        batch.append(manifest)
+        n_ccds += len(manifest.rows)
+        if n_ccds >= _CCDS_AT_ONCE:
+            yield batch
+            batch, n_ccds = [], 0
+    if batch:
+        yield batch
 
 
-def _create(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
+def create_tables(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
+    """Make the tables of a new database."""
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
-    for statement in STATEMENTS:
-        connection.execute(statement)
+    for table in TABLES:
+        connection.execute(table.sql)
     connection.executemany(_INSERT["meta"], sorted(meta.items()))
 
 
-def _insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
+def create_indexes(connection: sqlite3.Connection) -> None:
+    """Make what stands on the rows of a new database: sorted once, not kept in order."""
+    for statement in (*INDEXES, *(view.sql for view in VIEWS)):
+        connection.execute(statement)
+
+
+def insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
     """Insert a tract and all its patches, unless it is there."""
     if connection.execute("SELECT 1 FROM tracts WHERE tract = ?", (tract.id,)).fetchone():
         return
@@ -275,101 +211,168 @@ def _insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
     )
 
 
-def _insert_exposure(
-    connection: sqlite3.Connection, manifest: _Manifest, tracts: SkyMap | Sequence[Tract]
+def insert_exposures(
+    connection: sqlite3.Connection, manifests: Sequence[Manifest], tracts_near: TractsNear
 ) -> None:
-    """Insert an exposure with its CCDs and their overlaps."""
-    rows, first = manifest.rows, manifest.rows[0]
-    done = [row for row in rows if row.state == "done"]
-    centre = (None, None, None)
-    if done:
-        vertices = [sphere.to_vector(row.footprint_ra, row.footprint_dec) for row in done]
-        axis, radius = polygon.bounding_cap(np.concatenate(vertices))
-        centre = (*map(float, sphere.from_vector(axis)), float(radius))
-    connection.execute(
-        _INSERT["exposures"],
+    """Insert exposures with their CCDs, the overlaps of these, and the tracts that they touch.
+
+    Parameters
+    ----------
+    connection : Connection
+        The database.
+    manifests : sequence of Manifest
+        The exposures.
+    tracts_near : callable
+        Returns the tracts that are near a circle (ra, dec, radius in degrees).
+    """
+    rows = [row for manifest in manifests for row in manifest.rows]
+    keys = [_ccd_key(row) for row in rows]
+    places, tracts = _places(manifests, tracts_near)
+    centres: dict[int, tuple[float, float]] = {}
+    boxes = []
+    for place in places:
+        for index, centre, box in zip(place.ccds, place.centres(), place.boxes(), strict=True):
+            if rows[index].state == "done":
+                centres[index] = centre
+                boxes.append((keys[index], *box))
+    connection.executemany(_INSERT["exposures"], map(_exposure_values, manifests))
+    none = (None, None)
+    connection.executemany(
+        _INSERT["ccds"],
         (
-            manifest.exposure,
-            first.band,
-            first.mjd,
-            first.exposure_time,
-            len(rows),
-            len(done),
-            len(rows) - len(done),
-            *centre,
-            manifest.path,
-            manifest.sha256,
+            (key, *_of_manifest(row), *centres.get(index, none), _outline(row))
+            for index, (key, row) in enumerate(zip(keys, rows, strict=True))
         ),
     )
-    for row in rows:
-        _insert_ccd(connection, row, tracts)
+    connection.executemany(_INSERT["ccd_boxes"], boxes)
+    states = [row.state for row in rows]
+    for place in places:
+        _insert_overlaps(connection, place, keys, states, tracts)
 
 
-def _insert_ccd(
-    connection: sqlite3.Connection, row: CcdRow, tracts: SkyMap | Sequence[Tract]
-) -> None:
-    key = _ccd_key(row.exposure, row.ccd)
-    copied = [getattr(row, name) for name in MANIFEST_COLUMNS]
+class _Places:
+    """Where CCDs are whose footprints have the same number of vertices."""
+
+    def __init__(self, rows: Sequence[CcdRow], ccds: Sequence[int]):
+        self.ccds = ccds
+        """Indices of the CCDs."""
+        self.vectors = sphere.to_vector(
+            [rows[index].footprint_ra for index in ccds],
+            [rows[index].footprint_dec for index in ccds],
+        )
+        """Unit vectors, shape (n, n_vertices, 3)."""
+        self._axis, self._radius = polygon.bounding_cap(self.vectors)
+
+    def centres(self) -> Iterator[tuple[float, float]]:
+        """Yield (ra, dec) of the circles around the footprints."""
+        return zip(*(angle.tolist() for angle in sphere.from_vector(self._axis)), strict=True)
+
+    def boxes(self) -> list[list[float]]:
+        """Return the boxes around the footprints, as `vector_boxes` does."""
+        return vector_boxes(self.vectors, self._radius).tolist()
+
+
+def _places(
+    manifests: Sequence[Manifest], tracts_near: TractsNear
+) -> tuple[list[_Places], list[Tract]]:
+    """Return where CCDs are, and the tracts that are near some of them."""
+    by_length: dict[int, list[int]] = {}
+    rows: list[CcdRow] = []
+    tracts: dict[int, Tract] = {}
+    for manifest in manifests:
+        placed = [row for row in manifest.rows if _has_place(row)]
+        if placed:
+            tracts |= {tract.id: tract for tract in tracts_near(*_circle(placed))}
+        for row in manifest.rows:
+            if _has_place(row):
+                by_length.setdefault(len(row.footprint_ra), []).append(len(rows))
+            rows.append(row)
+    places = [_Places(rows, ccds) for ccds in by_length.values()]
+    return places, [tracts[number] for number in sorted(tracts)]
+
+
+def _has_place(row: CcdRow) -> bool:
+    """Return whether a CCD has a footprint: failed ones need not."""
+    return len(row.footprint_dec) == len(row.footprint_ra) > 2
+
+
+def _circle(rows: Sequence[CcdRow]) -> tuple[float, float, float]:
+    """Return (ra, dec, radius) of a circle around footprints, degrees."""
+    ra = [angle for row in rows for angle in row.footprint_ra]
+    dec = [angle for row in rows for angle in row.footprint_dec]
+    axis, radius = polygon.bounding_cap(sphere.to_vector(ra, dec))
+    return (*map(float, sphere.from_vector(axis)), float(radius))
+
+
+def _exposure_values(manifest: Manifest) -> tuple[object, ...]:
+    """Return the row of an exposure in the database."""
+    rows, first = manifest.rows, manifest.rows[0]
+    done = [row for row in rows if row.state == "done"]
+    return (
+        manifest.exposure,
+        first.band,
+        first.mjd,
+        first.exposure_time,
+        len(rows),
+        len(done),
+        len(rows) - len(done),
+        *(_circle(done) if done else (None, None, None)),
+        manifest.path,
+        manifest.sha256,
+    )
+
+
+def _outline(row: CcdRow) -> str | None:
+    """Return the footprint of a CCD as `json.dumps` would write it; None if it failed."""
     if row.state == "failed":
-        connection.execute(_INSERT["ccds"], (key, *copied, None, None, None))
-        if len(row.footprint_ra) > 2:
-            axis, radius = polygon.bounding_cap(
-                sphere.to_vector(row.footprint_ra, row.footprint_dec)
-            )
-            cap = (*map(float, sphere.from_vector(axis)), float(radius))
-            _insert_overlaps(connection, "failed_ccd_patches", row, cap, tracts)
-        return
-    vectors = sphere.to_vector(row.footprint_ra, row.footprint_dec)
-    axis, radius = polygon.bounding_cap(vectors)
-    ra, dec = map(float, sphere.from_vector(axis))
-    outline = json.dumps(list(zip(row.footprint_ra, row.footprint_dec, strict=True)))
-    connection.execute(_INSERT["ccds"], (key, *copied, ra, dec, outline))
-    connection.execute(_INSERT["ccd_boxes"], (key, *_vector_box(vectors, float(radius))))
-    _insert_overlaps(connection, "ccd_patches", row, (ra, dec, float(radius)), tracts)
+        return None
+    vertices = list(zip(row.footprint_ra, row.footprint_dec, strict=True))
+    text = to_json(vertices).decode().replace(",", ", ")
+    # exponents are written in another way
+    return json.dumps(vertices) if "e" in text else text
 
 
 def _insert_overlaps(
     connection: sqlite3.Connection,
-    table: str,
-    row: CcdRow,
-    cap: tuple[float, float, float],
-    tracts: SkyMap | Sequence[Tract],
+    place: _Places,
+    keys: Sequence[int],
+    states: Sequence[str],
+    tracts: Sequence[Tract],
 ) -> None:
-    """Insert the overlaps of a footprint, inside a circle (ra, dec, radius), with patches."""
-    key = _ccd_key(row.exposure, row.ccd)
-    if isinstance(tracts, SkyMap):
-        tracts = [tracts.tract(i) for i in tracts.tracts_near(*cap)]
-    for tract in tracts:
-        overlaps = tract.patch_overlaps(row.footprint_ra, row.footprint_dec)
-        if overlaps:
-            _insert_tract(connection, tract)
-        connection.executemany(
-            _INSERT[table],
-            [(tract.id, patch, key, *fractions) for patch, *fractions in overlaps],
-        )
+    """Insert the overlaps of CCDs with patches, and the tracts of these.
+
+    ``keys`` and ``states`` are those of all CCDs.
+    """
+    found = footprint_overlaps(place.vectors, tracts)
+    values: dict[str, list[tuple[object, ...]]] = {"done": [], "failed": []}
+    for index, number, patch, *fractions in zip(*(part.tolist() for part in found), strict=True):
+        tract, ccd = tracts[number], place.ccds[index]
+        values[states[ccd]].append((tract.id, tract.patch_ids()[patch], keys[ccd], *fractions))
+    for number in np.unique(found.tract):
+        insert_tract(connection, tracts[number])
+    connection.executemany(_INSERT["ccd_patches"], values["done"])
+    connection.executemany(_INSERT["failed_ccd_patches"], values["failed"])
 
 
-def _delete_exposure(connection: sqlite3.Connection, exposure: str) -> None:
-    connection.execute(
-        "DELETE FROM ccd_boxes WHERE ccd_key IN (SELECT ccd_key FROM ccds WHERE exposure = ?)",
-        (exposure,),
-    )
-    # foreign keys delete the CCDs and their overlaps
-    connection.execute("DELETE FROM exposures WHERE exposure = ?", (exposure,))
-
-
-def _ccd_key(exposure: str, ccd: int) -> int:
+def _ccd_key(row: CcdRow) -> int:
     """Return a positive 63-bit number that depends only on exposure and CCD."""
-    digest = hashlib.sha256(f"{exposure}/{ccd}".encode()).digest()
+    digest = hashlib.sha256(f"{row.exposure}/{row.ccd}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _vector_box(vectors: NDArray[np.float64], radius: float) -> list[float]:
-    """Return x_min, x_max, y_min, ... of a box that contains every direction of a footprint.
+def vector_boxes(vectors: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return boxes (x_min, x_max, y_min, ...) that contain every direction of footprints.
 
     The flat polygon between the vertices is inside their box, and the sphere bulges out of it by
     at most 1 - cos(radius), with the radius of the circle around the footprint.
+
+    Parameters
+    ----------
+    vectors : ndarray of float64, shape (n, n_vertices, 3)
+        Vertices of the footprints.
+    radius : ndarray of float64, shape (n,)
+        Of circles around them, degrees.
     """
-    bulge = 1.0 - np.cos(np.radians(radius)) + 1e-12
-    edges = np.stack([vectors.min(axis=0) - bulge, vectors.max(axis=0) + bulge], axis=1)
-    return edges.ravel().tolist()
+    bulge = (1.0 - np.cos(np.radians(radius)) + 1e-12)[:, None]
+    edges = np.stack([vectors.min(axis=1) - bulge, vectors.max(axis=1) + bulge], axis=-1)
+    return edges.reshape(len(vectors), 6)

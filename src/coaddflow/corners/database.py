@@ -3,16 +3,17 @@
 `corners.build` makes it from the manifests; `corners.schema` documents its tables and columns.
 """
 
-import json
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic_core import from_json
 
+from coaddflow.corners.connections import REBUILD, open_for_reading, reading_failed
 from coaddflow.corners.schema import APPLICATION_ID, MANIFEST_COLUMNS, SCHEMA_VERSION, require_rtree
 from coaddflow.corners.selection import BandMedians, band_medians, cuts_against, reasons_against
 from coaddflow.errors import InputError
@@ -20,7 +21,8 @@ from coaddflow.geometry import polygon, sphere
 from coaddflow.settings.selection import SelectionSettings
 from coaddflow.tables.manifest import CcdRow
 
-_REBUILD = "remove it and run the workflow again; it is made from the manifests"
+_SELECT = f"SELECT ccds.footprint, {', '.join(f'ccds.{name}' for name in MANIFEST_COLUMNS)}"
+"""What `_ccd_row` takes."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Selection:
 class CornerDatabase:
     """The corner database of a tract or of the survey, opened for reading.
 
-    It is read without locks: files are never changed under their final name.
+    That of a tract is read without locks: it never changes under its name. Each query of that of
+    the survey sees it as it was before an update, or after it.
 
     Raises
     ------
     InputError
-        If it is missing, is not a corner database, or has another schema version.
+        If it is missing, is not a corner database, has another schema version, or was left half
+        changed by a job that was killed and this process may not mend it.
     """
 
     def __init__(self, path: str | Path):
@@ -72,9 +76,7 @@ class CornerDatabase:
             )
         require_rtree()
         self._medians: dict[str, BandMedians] = {}
-        self._connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True
-        )
+        self._connection = open_for_reading(self.path)
         self._connection.row_factory = sqlite3.Row
         try:
             self._check_version()
@@ -94,22 +96,24 @@ class CornerDatabase:
 
     def _check_version(self) -> None:
         if self.query("PRAGMA application_id")[0][0] != APPLICATION_ID:
-            raise InputError("is not a corner database", path=self.path, remedy=_REBUILD)
+            raise InputError("is not a corner database", path=self.path, remedy=REBUILD)
         version = self.query("PRAGMA user_version")[0][0]
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"has schema version {version}, but this version of coaddflow reads "
                 f"{SCHEMA_VERSION}",
                 path=self.path,
-                remedy=_REBUILD,
+                remedy=REBUILD,
             )
 
-    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[sqlite3.Row]:
+    def query(
+        self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[sqlite3.Row]:
         """Return the rows of any query; raise InputError if it fails."""
         try:
             return self._connection.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
-            raise self._damaged(error) from error
+            raise reading_failed(self.path, error) from error
 
     def meta(self) -> dict[str, str]:
         """Return the table ``meta``: what the database is of."""
@@ -122,10 +126,8 @@ class CornerDatabase:
 
     def ccds(self, exposure: str | None = None) -> list[CcdRow]:
         """Return all CCDs, or those of one exposure, failed ones too; by exposure and CCD."""
-        rows = self.query(
-            "SELECT * FROM ccds WHERE ? IS NULL OR exposure = ? ORDER BY exposure, ccd",
-            (exposure, exposure),
-        )
+        chosen, values = ("", ()) if exposure is None else (" WHERE exposure = ?", (exposure,))
+        rows = self.query(f"{_SELECT} FROM ccds{chosen} ORDER BY exposure, ccd", values)
         return [self._ccd_row(row) for row in rows]
 
     def query_point(self, ra: float, dec: float, band: str | None = None) -> list[CcdRow]:
@@ -155,7 +157,7 @@ class CornerDatabase:
             )
         x, y, z = sphere.to_vector(ra, dec).tolist()
         rows = self.query(
-            "SELECT ccds.* FROM ccd_boxes JOIN ccds USING (ccd_key)"
+            f"{_SELECT} FROM ccd_boxes JOIN ccds USING (ccd_key)"
             " WHERE x_min <= ? AND x_max >= ? AND y_min <= ? AND y_max >= ?"
             " AND z_min <= ? AND z_max >= ? AND (? IS NULL OR band = ?)"
             " ORDER BY exposure, ccd",
@@ -195,7 +197,7 @@ class CornerDatabase:
     ) -> list[CcdOverlap]:
         """Return the CCDs that a table of overlaps has on a patch."""
         rows = self.query(
-            f"SELECT * FROM {table} JOIN ccds USING (ccd_key)"  # noqa: S608 - a name of the schema
+            f"{_SELECT}, patch_fraction, ccd_fraction FROM {table} JOIN ccds USING (ccd_key)"
             " WHERE tract = ? AND patch = ? AND (? IS NULL OR band = ?) ORDER BY exposure, ccd",
             (tract, patch, band, band),
         )
@@ -235,7 +237,7 @@ class CornerDatabase:
         return selection
 
     def band_medians(self, band: str) -> BandMedians:
-        """Return the medians of all CCDs of a band, computed once: the file does not change."""
+        """Return the medians of all CCDs of a band, computed once."""
         if band not in self._medians:
             self._medians[band] = band_medians(self._done(band))
         return self._medians[band]
@@ -258,52 +260,49 @@ class CornerDatabase:
     def _done(self, band: str, tract: int | None = None) -> list[CcdRow]:
         """Return the CCDs of a band that have a calexp; with a tract, those that overlap it."""
         rows = self.query(
-            "SELECT * FROM ccds WHERE band = ? AND state = 'done' AND (? IS NULL"
-            " OR ccd_key IN (SELECT ccd_key FROM ccd_patches WHERE tract = ?))"
+            f"{_SELECT} FROM ccds WHERE band = :band AND state = 'done' AND (:tract IS NULL"  # noqa: S608 - names of the schema
+            " OR ccd_key IN (SELECT ccd_key FROM ccd_patches WHERE tract = :tract))"
             " ORDER BY exposure, ccd",
-            (band, tract, tract),
+            {"band": band, "tract": tract},
         )
         return list(map(self._ccd_row, rows))
 
     def _require_patch(self, tract: int, patch: str) -> None:
+        if self.query("SELECT 1 FROM patches WHERE tract = ? AND patch = ?", (tract, patch)):
+            return
         if not self.query("SELECT 1 FROM tracts WHERE tract = ?", (tract,)):
             raise InputError(
                 f"has no tract {tract}: no CCD overlaps it",
                 path=self.path,
                 remedy="`coaddflow skymap find RA DEC` tells which tract a position is on",
             )
-        if not self.query("SELECT 1 FROM patches WHERE tract = ? AND patch = ?", (tract, patch)):
-            raise InputError(
-                f"tract {tract} has no patch {patch!r}",
-                path=self.path,
-                remedy="patches are named 'x_y'; `coaddflow skymap find RA DEC` prints the name",
-            )
+        raise InputError(
+            f"tract {tract} has no patch {patch!r}",
+            path=self.path,
+            remedy="patches are named 'x_y'; `coaddflow skymap find RA DEC` prints the name",
+        )
 
-    def _ccd_row(self, row: sqlite3.Row) -> CcdRow:
-        """Return the row of a CCD in its manifest; InputError if it is not what was written."""
+    def _ccd_row(self, row: Sequence[object]) -> CcdRow:
+        """Return the row of a CCD in its manifest; InputError if it is not what was written.
+
+        ``row`` is that of `_SELECT`.
+        """
         try:
-            outline = json.loads(row["footprint"] or "[]")
-            return CcdRow.model_validate(
-                {
-                    **{name: row[name] for name in MANIFEST_COLUMNS},
-                    "footprint_ra": [vertex[0] for vertex in outline],
-                    "footprint_dec": [vertex[1] for vertex in outline],
-                }
-            )
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise self._damaged(error) from error
+            footprint, *values = row
+            vertices = from_json(footprint or "[]")
+            ra, dec = zip(*vertices, strict=True) if vertices else ((), ())
+            cells = dict(zip(MANIFEST_COLUMNS, values, strict=True))
+            return CcdRow.model_validate(cells | {"footprint_ra": ra, "footprint_dec": dec})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise reading_failed(self.path, error) from error
 
-    def _overlap(self, row: sqlite3.Row) -> CcdOverlap:
+    def _overlap(self, row: Sequence[object]) -> CcdOverlap:
         """Return the CCD of a row, and its fractions."""
+        *ccd, patch_fraction, ccd_fraction = row
         try:
-            fractions = float(row["patch_fraction"]), float(row["ccd_fraction"])
-        except (ValueError, TypeError, LookupError) as error:
-            raise self._damaged(error) from error
-        return CcdOverlap(self._ccd_row(row), *fractions)
-
-    def _damaged(self, error: Exception) -> InputError:
-        cause = f"is not a readable corner database ({error})"
-        return InputError(" ".join(cause.split()), path=self.path, remedy=_REBUILD)
+            return CcdOverlap(self._ccd_row(ccd), float(patch_fraction), float(ccd_fraction))
+        except (ValueError, TypeError) as error:
+            raise reading_failed(self.path, error) from error
 
 
 def _holds(ccd: CcdRow, ra: float, dec: float) -> bool:

@@ -226,6 +226,26 @@ TABLES = (
     ),
 )
 
+SURVEY_TABLES = (
+    Table(
+        "exposure_checks",
+        "What an update compares, so that it reads only what has changed.",
+        (
+            Column("exposure", "TEXT PRIMARY KEY", "Exposure id."),
+            Column("manifest_size", "INTEGER NOT NULL", "Bytes of the manifest."),
+            Column("manifest_mtime_ns", "INTEGER NOT NULL", "Its time of change, ns since 1970."),
+            Column(
+                "planned",
+                "TEXT",
+                "Checksum of the patches for which it was planned, in which its CCDs were found to "
+                "lie; null if they have not been compared.",
+            ),
+        ),
+        ("FOREIGN KEY (exposure) REFERENCES exposures (exposure) ON DELETE CASCADE",),
+    ),
+)
+"""Tables of the survey's database alone; one of an earlier version may not have them."""
+
 INDEXES = (
     "CREATE INDEX ccd_patches_of_ccd ON ccd_patches (ccd_key)",
     "CREATE INDEX failed_ccd_patches_of_ccd ON failed_ccd_patches (ccd_key)",
@@ -327,8 +347,9 @@ def schema_markdown() -> str:
         "",
         "## Tables",
     ]
-    for table in TABLES:
-        lines += ["", f"### {table.name}", "", table.description, ""]
+    for table in (*TABLES, *SURVEY_TABLES):
+        only = "Only in the database of the survey. " if table in SURVEY_TABLES else ""
+        lines += ["", f"### {table.name}", "", f"{only}{table.description}", ""]
         lines += ["| column | type | meaning |", "|---|---|---|"]
         for column in table.columns:
             kind = column.declaration.removesuffix(" NOT NULL")

@@ -8,15 +8,14 @@ the Snakefile imports this.
 References
 ----------
 .. [1] Calabretta & Greisen 2002, A&A 395, 1077 (TAN; sections 2.2-2.4 for LONPOLE).
-.. [2] Sutherland & Hodgman 1974, Commun. ACM 17, 32 (covered fractions by clipping).
 """
 
-import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,8 +27,14 @@ from coaddflow.geometry.box import Box
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
 _MIN_OVERLAP_AREA = 1e-6
 """Square pixels below which two regions merely touch."""
+
+_MAX_OUTLINES = 4096
+"""Pairs of outlines and patches compared at a time: they fit into a cache."""
 
 MIN_COSINE = math.cos(math.radians(89.0))
 """Cosine of the largest angle from the tangent point; beyond it regions are cut off."""
@@ -147,8 +152,10 @@ class Tract:
                 f"tract {self.id} has no patch {patch_id!r}",
                 remedy=f"patches are named 'x_y', from '0_0' to '{nx - 1}_{ny - 1}'",
             )
-        index = int(match[1]), int(match[2])
-        return Patch(patch_id, self._box(*index, 0), self._box(*index, self.patch_border))
+        return self._patch(int(match[1]), int(match[2]))
+
+    def _patch(self, ix: int, iy: int) -> Patch:
+        return Patch(f"{ix}_{iy}", self._box(ix, iy, 0), self._box(ix, iy, self.patch_border))
 
     def _box(self, ix: int, iy: int, border: int) -> Box:
         """Return the inner box of a patch with a border around it, cut at the tract's edge."""
@@ -173,7 +180,8 @@ class Tract:
 
     def patches(self) -> list[Patch]:
         """Return all patches, x running fastest."""
-        return [self.patch(patch_id) for patch_id in self.patch_ids()]
+        nx, ny = self.n_patches
+        return [self._patch(ix, iy) for iy in range(ny) for ix in range(nx)]
 
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
         """Return whether positions lie on the tract's pixels."""
@@ -199,7 +207,7 @@ class Tract:
         return homogeneous[:, :2] / homogeneous[:, 2:]
 
     def patch_overlaps(self, ra: ArrayLike, dec: ArrayLike) -> list[tuple[str, float, float]]:
-        """Return the patches that a footprint overlaps, and how much, by clipping [2]_.
+        """Return the patches that a footprint overlaps, and how much.
 
         Parameters
         ----------
@@ -209,32 +217,118 @@ class Tract:
         Returns
         -------
         list of (patch, patch_fraction, ccd_fraction)
-            Fractions of the patch's outer box and of the footprint, by area on the tangent plane; x
-            running fastest. Empty if the footprint misses the tract.
+            As `footprint_overlaps`; x running fastest. Empty if the footprint misses the tract.
         """
-        axis, radius = polygon.bounding_cap(sphere.to_vector(ra, dec))
-        distance = sphere.separation(*sphere.from_vector(axis), self.ra, self.dec)
-        if distance > radius + self.radius + 1e-6:
-            return []
-        points = self.footprint_pixels(ra, dec)
-        if len(points) < 3:
-            return []
-        whole, overlaps = polygon.area(points), []
-        range_x, range_y = (self._indices_near(axis, points[:, axis]) for axis in (0, 1))
-        for iy, ix in itertools.product(range_y, range_x):
-            x0, y0, x1, y1 = box = self._box(ix, iy, self.patch_border)
-            covered = polygon.area(polygon.clip_to_box(points, tuple(edge - 0.5 for edge in box)))
-            if covered > _MIN_OVERLAP_AREA:
-                fractions = (covered / ((x1 - x0) * (y1 - y0)), covered / whole)
-                overlaps.append((f"{ix}_{iy}", *(min(part, 1.0) for part in fractions)))
-        return overlaps
+        found = footprint_overlaps(sphere.to_vector(ra, dec)[None], [self])
+        names, rows = self.patch_ids(), zip(*(part.tolist() for part in found[2:]), strict=True)
+        return [(names[patch], *fractions) for patch, *fractions in rows]
 
-    def _indices_near(self, axis: int, position: NDArray[np.float64]) -> range:
-        """Return the patch indices along an axis whose outer boxes overlap a range of pixels."""
-        size, n = self.patch_inner_size[axis], self.n_patches[axis]
-        first = math.floor((position.min() + 0.5 - self.patch_border) / size)
-        last = math.floor((position.max() + 0.5 + self.patch_border) / size)
-        return range(max(first, 0), min(last + 1, n))
+
+class PatchOverlaps(NamedTuple):
+    """Overlaps of footprints and patches, arrays of shape (n,)."""
+
+    footprint: IntArray
+    """Index of the footprint."""
+    tract: IntArray
+    """Index of the tract."""
+    patch: IntArray
+    """Index of the patch in `Tract.patch_ids`."""
+    patch_fraction: FloatArray
+    """Fraction of the patch's outer box that the footprint covers, by area on the tangent plane."""
+    ccd_fraction: FloatArray
+    """Fraction of the footprint that is on the outer box."""
+
+
+def footprint_overlaps(vectors: FloatArray, tracts: Sequence[Tract]) -> PatchOverlaps:
+    """Return the patches that footprints overlap, and how much.
+
+    Parameters
+    ----------
+    vectors : ndarray of float64, shape (n, n_vertices, 3)
+        Vertices of the footprints in order, as unit vectors.
+    tracts : sequence of Tract
+        The tracts.
+
+    Returns
+    -------
+    PatchOverlaps
+        By footprint, tract and patch, except that footprints which reach farther than 89 degrees
+        from a tangent point, where they are cut off, stand at the end.
+    """
+    footprint, tract = _pairs_near(vectors, tracts)
+    numbers, of_number = np.unique(tract, return_inverse=True)
+    matrices = np.array([tracts[number].vector_to_pixel for number in numbers]).reshape(-1, 3, 3)
+    matrices = matrices[of_number][..., None]
+    x, y, w = (
+        sum(matrices[:, row, axis] * vectors[footprint, :, axis] for axis in range(3))
+        for row in range(3)
+    )
+    ahead = (w >= MIN_COSINE).all(axis=1)
+    points = np.stack([x, y], axis=-1)[ahead] / w[ahead, :, None]
+    parts = [_overlaps_of_outlines(points, footprint[ahead], tract[ahead], tracts)]
+    for index in np.flatnonzero(~ahead):
+        cut = tracts[tract[index]].footprint_pixels(*sphere.from_vector(vectors[footprint[index]]))
+        if len(cut) > 2:
+            one = slice(index, index + 1)
+            parts.append(_overlaps_of_outlines(cut[None], footprint[one], tract[one], tracts))
+    return PatchOverlaps(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _pairs_near(vectors: FloatArray, tracts: Sequence[Tract]) -> tuple[IntArray, IntArray]:
+    """Return the indices of footprints and of the tracts whose circles theirs touch."""
+    axis, radius = polygon.bounding_cap(vectors)
+    centres = sphere.to_vector([tract.ra for tract in tracts], [tract.dec for tract in tracts])
+    half_chord = np.linalg.norm(axis[:, None] - centres.reshape(-1, 3), axis=-1) / 2.0
+    distance = np.degrees(2.0 * np.arcsin(np.minimum(half_chord, 1.0)))
+    reach = radius[:, None] + np.array([tract.radius for tract in tracts])
+    return np.nonzero(distance <= reach + 1e-6)
+
+
+def _overlaps_of_outlines(
+    points: FloatArray, footprint: IntArray, tract: IntArray, tracts: Sequence[Tract]
+) -> PatchOverlaps:
+    """Return the overlaps of outlines, shape (n, n_vertices, 2), in pixels of one tract each."""
+    pair, patch, box = _outer_boxes_near(points, [tracts[number] for number in tract])
+    covered = np.empty(len(pair))
+    for start in range(0, len(pair), _MAX_OUTLINES):
+        part = slice(start, start + _MAX_OUTLINES)
+        covered[part] = polygon.area_in_box(points[pair[part]], tuple(box[:, part] - 0.5))
+    kept = covered > _MIN_OVERLAP_AREA
+    pair, (x0, y0, x1, y1), covered = pair[kept], box[:, kept], covered[kept]
+    return PatchOverlaps(
+        footprint[pair],
+        tract[pair],
+        patch[kept],
+        np.minimum(covered / ((x1 - x0) * (y1 - y0)), 1.0),
+        np.minimum(covered / polygon.area(points)[pair], 1.0),
+    )
+
+
+def _outer_boxes_near(
+    points: FloatArray, tracts: Sequence[Tract]
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the patches whose outer boxes overlap those around outlines in pixels of tracts.
+
+    Returned are the index of the outline and that of the patch, shape (n,), and the outer box,
+    shape (4, n): by outline, x running fastest.
+    """
+    size, n_patches = (
+        np.array([getattr(tract, name) for tract in tracts], dtype=np.int64).reshape(-1, 2).T
+        for name in ("patch_inner_size", "n_patches")
+    )
+    border = np.array([tract.patch_border for tract in tracts], dtype=np.int64)
+    low, high = (limit(points, axis=1).T + 0.5 for limit in (np.min, np.max))
+    # limited before they are integers: far outside the tract they might not fit
+    first = np.clip(np.floor((low - border) / size), 0, n_patches).astype(np.int64)
+    end = np.clip(np.floor((high + border) / size) + 1, 0, n_patches).astype(np.int64)
+    n_x, n_y = np.maximum(end - first, 0)
+    outline = np.repeat(np.arange(len(points)), n_x * n_y)
+    number = np.arange(len(outline)) - np.repeat(np.cumsum(n_x * n_y) - n_x * n_y, n_x * n_y)
+    index = first[:, outline] + np.array([number % n_x[outline], number // n_x[outline]])
+    size, n_patches, border = size[:, outline], n_patches[:, outline], border[outline]
+    lower = np.maximum(index * size - border, 0)
+    upper = np.minimum((index + 1) * size + border, n_patches * size)
+    return outline, index[1] * n_patches[0] + index[0], np.concatenate([lower, upper])
 
 
 @lru_cache(maxsize=8)
