@@ -3,6 +3,7 @@
 # make lint    set everything up and check the style of code and workflow
 # make set-up  only set everything up
 # make science simulate a survey and measure what the workflow makes of it against truth and SWarp
+# make bench-quick compare the speed of the main steps with the table of docs/performance.md
 # make config  bring the keys and comments of config.yaml up to date with the model
 # make test-slurm, make test-pbs: see cluster.mk
 #
@@ -18,11 +19,12 @@ SCIENCE_ARGS ?=
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: demo test science lint set-up config
+.PHONY: demo test science bench-quick lint set-up config
 
 demo: $(VENV)/.set-up-demo
 	$(RUN) coaddflow simulate configs/demo-survey.yaml data/demo
 	$(RUN) coaddflow ingest data/demo/raw
+	$(RUN) coaddflow compile
 	$(RUN) snakemake --profile profiles/local --quiet rules host reason
 	$(RUN) coaddflow status || [ $$? -eq 1 ] # 1: some CCDs failed; it says why
 	@ls results/coadd/*.png | sed 's/^/picture: /'
@@ -32,6 +34,9 @@ test: $(VENV)/.set-up-test
 
 science: $(VENV)/.set-up-science
 	$(RUN) python benchmarks/science $(SCIENCE_ARGS)
+
+bench-quick: $(VENV)/.set-up-test
+	$(RUN) python benchmarks/quick.py
 
 lint: $(VENV)/.set-up-test
 	$(RUN) ruff check .

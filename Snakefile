@@ -16,6 +16,7 @@ include: "rules/common.smk"
 
 localrules:
     all,
+    calib_table,
 
 
 rule all:

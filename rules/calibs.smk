@@ -2,6 +2,9 @@
 # from the calibration exposures of the table, from dithered science exposures (`night_sky`), or
 # given.
 #
+# The job of an exposure depends on one small table of all calibration frames of its band, which
+# changes when one of them does; that of a CCD on those of the CCD.
+#
 # Every calexp depends on them: a bias or dark added here makes the whole survey again, a flat its
 # band. Name the exposures (calibs.flat.exposures and so on) once a survey is under way.
 
@@ -27,7 +30,7 @@ if PLAN.science:
         params:
             made_by=PARAMS.master("master_bias"),
             camera=PARAMS.camera_of_ccd,
-            exposure_times=PARAMS.exposure_times,
+            exposure_times=PARAMS.exposure_times("master_bias"),
         message:
             "master_bias: CCD {wildcards.ccd}"
         script:
@@ -48,7 +51,7 @@ if PLAN.science:
         params:
             made_by=PARAMS.master("master_dark"),
             camera=PARAMS.camera_of_ccd,
-            exposure_times=PARAMS.exposure_times,
+            exposure_times=PARAMS.exposure_times("master_dark"),
         message:
             "master_dark: CCD {wildcards.ccd}"
 
@@ -67,7 +70,7 @@ if PLAN.science:
         params:
             made_by=PARAMS.master("master_flat"),
             camera=PARAMS.camera_of_ccd,
-            exposure_times=PARAMS.exposure_times,
+            exposure_times=PARAMS.exposure_times("master_flat"),
         message:
             "master_flat: band {wildcards.band}, CCD {wildcards.ccd}"
 
@@ -88,7 +91,7 @@ if PLAN.science:
             params:
                 made_by=PARAMS.master("defects"),
                 camera=PARAMS.camera_of_ccd,
-                exposure_times=PARAMS.exposure_times,
+                exposure_times=PARAMS.exposure_times("defects"),
             message:
                 "defects: band {wildcards.band}, CCD {wildcards.ccd}"
 
@@ -109,6 +112,28 @@ if PLAN.science:
             params:
                 made_by=PARAMS.master("night_sky_defects"),
                 camera=PARAMS.camera_of_ccd,
-                exposure_times=PARAMS.exposure_times,
+                exposure_times=PARAMS.exposure_times("night_sky_defects"),
             message:
                 "night_sky_defects: CCD {wildcards.ccd}"
+
+    if is_planned("calib_table"):
+
+        rule calib_table:
+            """List the calibration frames of a band, for the jobs of its exposures."""
+            input:
+                calibs=INPUTS.calib_table,
+            output:
+                table=paths.CALIB_TABLE,
+            log:
+                "logs/calib_table/{band}.log",
+            threads: 1
+            resources:
+                mem_mb=memory("calib_table"),
+                runtime=minutes("calib_table"),
+            params:
+                calibs=PARAMS.calibs_of_band,
+                made_by=PARAMS.made_by("calib_table"),
+            message:
+                "calib_table: band {wildcards.band}"
+            script:
+                "../scripts/calib_table.py"

@@ -5,11 +5,16 @@
 # comes from a cache (workflow/plan_cache.py), and astropy is not imported.
 
 import functools
+import gc
 import os
 import sys
 import time
 
 RUN_STARTED = time.time()
+
+# Planning makes millions of objects that all stay: to look through them again and again for garbage
+# takes a third of its time. `report_start` switches it on again, for what a run makes.
+gc.disable()
 
 try:
     from coaddflow import fence
@@ -148,9 +153,14 @@ def scatters_over_tasks():
     return INSIDE_SLURM or (executor and executor.name in ("slurm", "slurm-jobstep"))
 
 
-@functools.lru_cache(maxsize=4096)
 def needs_of(name, cores, *names):
     """Return what a job of a stage needs, with so many cores; a job is asked several times."""
+    return needs_of_alike(name, cores, *needs.alike(PLAN, dict(names)).items())
+
+
+@functools.lru_cache(maxsize=4096)
+def needs_of_alike(name, cores, *names):
+    """Return what all jobs of a stage need that need the same."""
     stage = stages.STAGES[name]
     return needs.of(stage, PLAN, dict(names), cores, scatters_over_tasks())
 
@@ -224,6 +234,8 @@ PROGRESS = progress.Progress(progress.to_user)
 
 def report_start():
     """Say what the run is about, and what a user may not expect."""
+    gc.freeze()
+    gc.enable()
     exit_on_input_error(catalogue.check_before_run, PLAN)
     exit_on_input_error(survey_record.record_survey, PLAN)
     exit_on_input_error(cluster.begin, workflow)

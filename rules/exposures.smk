@@ -29,7 +29,8 @@ if is_planned("exposure"):
             mem_mb_per_cpu=task_memory("exposure"),
         params:
             table_row=PARAMS.exposure_row,
-            ccds=PARAMS.ccd_files,
+            raw=PARAMS.raw,
+            ccds=PARAMS.ccds(),
             camera=PARAMS.camera_of_exposure(),
             made_by=PARAMS.exposure,
             verdict=PARAMS.verdict,

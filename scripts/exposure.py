@@ -11,7 +11,7 @@ with stage(snakemake) as job:
             "manifest": job.output.manifest,
             "exposure": job.params.get("table_row"),
             "images": images,
-            "ccds": job.params.get("ccds") or [{"ccd": i["ccd"], "raw": i["path"]} for i in images],
+            "ccds": [{"ccd": i["ccd"], "raw": i["path"]} for i in images] or job.raw_ccds,
             "config": job.config,
             "sections": job.sections(),
             "verdict": job.params.verdict,

@@ -1,5 +1,6 @@
-"""Compiled functions are cached where only this user can write, and work where nobody can."""
+"""Compiled functions are kept where only this user can write, and compiled by one process."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,55 +8,125 @@ from pathlib import Path
 
 import pytest
 
+from coaddflow import compiled
+
 FUNCTION = """
 from coaddflow.compiled import njit
 
 @njit()
+def half(x):
+    return x / 2
+
+@njit()
 def twice(x):
-    return 2 * x
+    return 4 * half(x)
 """
+PROGRAM = "import doubled; print(doubled.twice(21), len(doubled.twice.stats.cache_hits))"
+COMPILED, FOUND = "42.0 0\n", "42.0 1\n"
 
 
-def call(tmp_path):
-    """Compile and call a function whose folder, like HOME, cannot be written to."""
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts a process which calls a compiled function.
+
+    The folder of its module, like HOME, cannot be written to.
+    """
     package = tmp_path / "package"
     package.mkdir()
     (package / "doubled.py").write_text(FUNCTION)
     (package / "__pycache__").touch()  # so that nobody can make the folder, not even root
     survey = tmp_path / "survey"
-    survey.mkdir(exist_ok=True)
+    survey.mkdir()
     source = Path(sys.modules["coaddflow"].__file__).parents[1]
-    nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null"}
-    environment = os.environ | nowhere | {"PYTHONPATH": f"{package}{os.pathsep}{source}"}
-    program = [sys.executable, "-c", "import doubled; print(doubled.twice(21))"]
-    return subprocess.run(
-        program, cwd=survey, env=environment, capture_output=True, text=True, check=True
-    ).stdout
+
+    def start(**environment):
+        nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "NUMBA_CACHE_DIR": ""}
+        paths = {"PYTHONPATH": f"{package}{os.pathsep}{source}"}
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=survey,
+            env=os.environ | nowhere | paths | environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
 
 
-def test_the_cache_is_in_the_survey_where_nothing_else_can_be_written(tmp_path):
-    (tmp_path / "survey" / ".snakemake").mkdir(parents=True)
-    assert call(tmp_path) == "42\n"
-    cache = tmp_path / "survey" / ".snakemake" / "coaddflow" / "numba"
-    assert cache.stat().st_mode & 0o777 == 0o700
-    assert list(cache.rglob("*.nbi"))
+def answer(process):
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    return output
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_what_is_compiled_is_found_again_where_the_user_says(start, tmp_path, variable):
+    folder = tmp_path / "caches" / "mine"
+    assert answer(start(**{variable: str(folder)})) == COMPILED
+    assert answer(start(**{variable: str(folder)})) == FOUND
+    assert len(list(folder.rglob("*.nbi"))) == 2
+
+
+def test_it_is_kept_in_the_survey_where_nothing_else_can_be_written(start, tmp_path):
+    (tmp_path / "survey" / ".snakemake").mkdir()
+    assert answer(start()) == COMPILED
+    assert answer(start()) == FOUND
+    kept = tmp_path / "survey" / ".snakemake" / "coaddflow" / "compiled"
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert list(kept.rglob("*.nbi"))
 
 
 @pytest.mark.parametrize("who", ["anybody", "a link"])
-def test_a_cache_that_others_could_write_is_not_used(who, tmp_path):
+def test_a_folder_that_others_could_write_is_not_used(who, start, tmp_path):
     folder = tmp_path / "survey" / ".snakemake" / "coaddflow"
     folder.mkdir(parents=True)
     other = tmp_path / "other"
     other.mkdir()
     if who == "a link":
-        (folder / "numba").symlink_to(other)
+        (folder / "compiled").symlink_to(other)
     else:
-        (folder / "numba").mkdir()
-        (folder / "numba").chmod(0o777)
-    assert call(tmp_path) == "42\n"
+        (folder / "compiled").mkdir()
+        (folder / "compiled").chmod(0o777)
+    assert answer(start()) == COMPILED
     assert not list(tmp_path.rglob("*.nbi"))
 
 
-def test_elsewhere_nothing_is_left_behind(tmp_path):
-    assert call(tmp_path) == "42\n"
+def test_elsewhere_nothing_is_left_behind(start, tmp_path):
+    assert answer(start()) == COMPILED
     assert not list((tmp_path / "survey").iterdir())
+
+
+def test_of_processes_that_start_together_one_compiles(start, tmp_path):
+    processes = [start(XDG_CACHE_HOME=str(tmp_path / "cache")) for _ in range(4)]
+    assert sorted(answer(process) for process in processes) == [COMPILED, FOUND, FOUND, FOUND]
+
+
+def test_a_process_that_was_killed_while_it_compiled_stops_nobody(start, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert answer(start(**cache)) == COMPILED
+    (lock,) = (tmp_path / "cache").rglob("lock")
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX);"
+            "print('held', flush=True); time.sleep(100)",
+            lock,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout.readline() == b"held\n"
+    waiting = start(**cache)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(5)
+    holder.kill()
+    holder.communicate()
+    assert answer(waiting) == FOUND
+
+
+def test_nobody_waits_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "_LONGEST_WAIT", 0.01)
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        compile_ = compiled._one_at_a_time(str.upper, tmp_path / "lock")
+        assert compile_("double") == "DOUBLE"

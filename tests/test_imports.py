@@ -32,6 +32,7 @@ ORDER = (
     "warp",
     "coadd",
     "workflow",
+    "rehearsal",
     "qa",
     "simulate",
     "cli",

@@ -1,23 +1,45 @@
-"""Compiled functions: numba's `njit`, cached wherever there is room.
+"""Compiled functions: numba's `njit`, compiled once and kept where this user can write.
 
-Numba keeps compiled functions beside their source or in the user's cache folder, and refuses to
-cache at all if it can write to neither: the package may belong to an administrator, and HOME be
-read-only on compute nodes. Then the folder of the survey is used, in which every job runs.
+They are kept in the first of these folders that can be written to: what ``NUMBA_CACHE_DIR`` names,
+``coaddflow`` in the user's cache folder (``XDG_CACHE_HOME``, otherwise ``~/.cache``), and the
+folder of the survey, in which every job runs: on compute nodes HOME may be missing or read-only.
+Each version of coaddflow, numba and Python, and each kind of processor, has its own part of it.
+
+Processes that start together with an empty folder would all compile the same functions. So one
+compiles at a time, and the others then find what it has compiled.
 """
 
+import contextlib
+import fcntl
+import functools
+import hashlib
 import os
 import stat
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 
-_IN_SURVEY = Path(".snakemake") / "coaddflow" / "numba"
+from coaddflow import __version__
+
+_IN_SURVEY = Path(".snakemake") / "coaddflow"
+
+_LONGEST_WAIT = 120.0
+"""Seconds to wait while another process compiles; afterwards both do. A function takes up to 5."""
+
+FUNCTIONS: list[Any] = []
+"""The functions of all modules that are imported."""
+
+_compiling = threading.local()
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles a function, and caches it if that is possible.
+    """Return a decorator that compiles a function when it is called, and keeps it for other runs.
 
     Parameters
     ----------
@@ -26,30 +48,103 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        folder = cache_folder()
+        if folder is None:
+            FUNCTIONS.append(numba.njit(**options)(function))
+            return FUNCTIONS[-1]
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
         try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # numba: no locator available
-            if not numba.config.CACHE_DIR and (folder := _folder_in_survey()) is not None:
-                numba.config.CACHE_DIR = str(folder)
-                return decorate(function)
-            return numba.njit(**options)(function)
+            compiled = numba.njit(cache=True, **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+        compiled.compile = _one_at_a_time(compiled.compile, folder / "lock")
+        FUNCTIONS.append(compiled)
+        return compiled
 
     return decorate
 
 
-def _folder_in_survey() -> Path | None:
-    """Return a folder that only this user can write to, None if there cannot be one.
+@functools.cache
+def cache_folder() -> Path | None:
+    """Return where compiled functions are kept; None if they are not.
 
-    What numba finds in its cache it executes.
+    The folder belongs to this user, and nobody else can write to it: what is found there is
+    executed.
     """
-    if not _IN_SURVEY.parents[1].is_dir():
-        return None  # this is not the folder of a survey
+    for parent in _parents():
+        # "lock" and the functions are below a folder of the processor: homes are shared by nodes
+        folder = parent / f"{__version__}-{_processor_and_versions()}"
+        if _is_made_for_us(parent) and _is_made_for_us(folder):
+            return folder.absolute()
+    return None
+
+
+def _parents() -> Iterator[Path]:
+    """Return the folders that may hold compiled functions, the best first."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"])
+    of_user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with contextlib.suppress(RuntimeError):  # a user without HOME
+        yield Path(of_user).expanduser() / "coaddflow"
+    if _IN_SURVEY.parent.is_dir():
+        yield _IN_SURVEY / "compiled"
+
+
+def _processor_and_versions() -> str:
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    digest = hashlib.sha256(features.encode()).hexdigest()[:8]
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    processor = llvmlite.binding.get_host_cpu_name()
+    return f"{python}-numba{numba.__version__}-{processor}-{digest}"
+
+
+def _is_made_for_us(folder: Path) -> bool:
+    """Make a folder if there is none; return whether only this user can write to it."""
     try:
-        _IN_SURVEY.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = _IN_SURVEY.lstat()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.lstat()
     except OSError:
-        return None
+        return False
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return None
-    return _IN_SURVEY.absolute()
+    is_shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_own and not is_shared and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _one_at_a_time(compile_: Callable[[Any], Any], lock: Path) -> Callable[[Any], Any]:
+    """Let one process compile at a time: `compile_` looks first what others have compiled."""
+
+    def compile_alone(signature: Any) -> Any:
+        if getattr(_compiling, "active", False):  # a function that is called by the one compiled
+            return compile_(signature)
+        with _locked(lock):
+            _compiling.active = True
+            try:
+                return compile_(signature)
+            finally:
+                _compiling.active = False
+
+    return compile_alone
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, if the file system has locks and nobody holds it for too long."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        give_up, pause = time.monotonic() + _LONGEST_WAIT, 0.002
+        while time.monotonic() < give_up:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            except OSError:  # no locks here
+                break
+        yield
+    finally:
+        os.close(file)  # the lock ends with it, however the process ends

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from scipy.special import erf
 
+import coaddflow.isr.cosmic_rays as module
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.isr.cosmic_rays import find_cosmic_rays, star_sharpness
@@ -77,7 +79,9 @@ def test_a_field_of_stars_alone_loses_none():
 
 def test_the_laplacian_alone_would_take_sharp_stars(monkeypatch):
     image, _, _, positions = scene(2.0)
-    monkeypatch.setattr("coaddflow.isr.cosmic_rays._sharper_than_star", lambda *_: True)
+    monkeypatch.setattr(
+        "coaddflow.isr.cosmic_rays._sharper_than_star", lambda *given: np.ones(len(given[3]), bool)
+    )
     found = find_cosmic_rays(image, CosmicsSettings())
     y, x = positions[:, 1].round().astype(int), positions[:, 0].round().astype(int)
     assert found[y, x].sum() > 15
@@ -188,3 +192,68 @@ def test_switched_off_and_with_a_wrong_gain():
         find_cosmic_rays(image, CosmicsSettings(max_fraction=0.01))
     nothing = MaskedImage.empty((50, 50))
     assert not find_cosmic_rays(nothing, CosmicsSettings()).any()
+
+
+# --- what was made faster, beside the plain formula -------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 40), (61, 7), (64, 100)])
+def test_thin_tracks_are_removed_by_running_medians(shape):
+    image = np.random.default_rng(4).normal(0, 1, shape).astype(np.float32)
+    along_rows = ndimage.median_filter(image, size=(1, 3))
+    plain = ndimage.median_filter(along_rows, size=(3, 1))
+    np.testing.assert_array_equal(module._without_tracks(image), plain)
+
+
+def test_sources_that_are_alike_are_counted():
+    rng = np.random.default_rng(5)
+    points = np.concatenate([rng.normal(0.5, 0.05, (150, 8)), rng.uniform(0, 1, (150, 8))])
+    points[10:20] = points[0] + 0.1 * rng.choice([-1, 0, 1], (10, 8))
+    tree = cKDTree(points)
+    expected = [
+        tree.query_ball_point(points, reach, p=np.inf, return_length=True) for reach in (0.1, 0.2)
+    ]
+    numbers = module._numbers_in_cubes(np.ascontiguousarray(points.T), 0.1)
+    np.testing.assert_array_equal(numbers, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (11, 40), (80, 12)])
+def test_the_level_around_is_a_quantile_of_a_frame_of_pixels(shape):
+    image = np.random.default_rng(6).normal(0, 1, shape).astype(np.float32)
+    y, x = (axis.ravel() for axis in np.mgrid[: shape[0], : shape[1]])
+    padded = np.pad(image, 5, mode="reflect")
+    frame = np.ones((11, 11), bool)
+    frame[1:-1, 1:-1] = False
+    plain = [
+        np.percentile(padded[j : j + 11, i : i + 11][frame], 30) for j, i in zip(y, x, strict=True)
+    ]
+    np.testing.assert_array_equal(module._local_level(image, y, x), np.float32(plain))
+
+
+@pytest.mark.parametrize("growth", [0, 1, 3])
+def test_growth_is_that_of_squares(growth):
+    rng = np.random.default_rng(7)
+    seeds = rng.random((40, 50)) < 0.01
+    seeds[0, 0] = seeds[-1, 20] = True
+    hits = np.zeros(seeds.shape, bool)
+    module._set_squares(hits, *np.nonzero(seeds), growth)
+    plain = ndimage.binary_dilation(seeds, SQUARE, iterations=growth) if growth else seeds
+    np.testing.assert_array_equal(hits, plain)
+
+
+def test_holes_are_filled_from_neighbours_or_with_the_median():
+    image, *_ = scene(2.5, n_tracks=5)
+    rng = np.random.default_rng(8)
+    image.mask[rng.random(image.shape) < 0.02] = MaskPlane.BAD
+    image.mask[100:130, 200:260] = MaskPlane.NO_DATA
+    image.mask[300:310, 300:303] = MaskPlane.SAT | MaskPlane.BAD
+    image.mask[50, 60] = MaskPlane.CROSSTALK
+    ignored = image.has_any(MaskPlane.BAD | MaskPlane.NO_DATA | MaskPlane.SAT)
+    before = image.image.copy()
+    pixels, variance, holes = module._without_holes(image, ignored)
+    np.testing.assert_array_equal(image.image, before)
+    assert holes[105:125, 205:255].all() and holes[300:310, 300:303].all()
+    assert not holes[~ignored].any() and holes.sum() < ignored.sum()
+    np.testing.assert_array_equal(pixels[~ignored], before[~ignored])
+    assert (pixels[holes] == np.median(before[~ignored])).all()
+    assert (variance[holes] == np.median(image.variance[~ignored])).all()

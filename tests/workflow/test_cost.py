@@ -12,17 +12,27 @@ from coaddflow.workflow.needs import SNAKEMAKE_MB
 MPIX = 1_000_000
 
 
+class MockedPlan(SimpleNamespace):
+    """A plan whose parts the tests set."""
+
+    @property
+    def raw_sizes(self):
+        return tuple(ccd.size for ccd in self.ccds.values())
+
+
 @pytest.fixture
 def plan():
     """Three exposures of 4 CCDs of 1 Mpixel, one band, one tract of 2 patches."""
     source = SimpleNamespace(source="frames")
     frames = {"bias": 5, "dark": 5, "flat": 5, "defects": 0}
-    return SimpleNamespace(
+    return MockedPlan(
         exposures=["a", "b", "c"],
         science=dict.fromkeys("abc", SimpleNamespace(rotation=0.0)),
         images={},
         ccds={ccd: SimpleNamespace(size=(1000, 1000)) for ccd in range(4)},
         bands=["r"],
+        raw_bands=["r"],
+        calib_table=lambda band: f"calibs/{band}",
         tracts=[7],
         settings=SimpleNamespace(
             calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),

@@ -27,6 +27,7 @@ from coaddflow import __version__
 from coaddflow.cli import (
     cameras,
     check_config,
+    compile,
     corners,
     crosstalk,
     ingest,
@@ -53,6 +54,7 @@ COMMANDS: dict[str, ModuleType] = {
     "simulate": simulate,
     "settings": settings,
     "cameras": cameras,
+    "compile": compile,
 }
 
 _EPILOG = """\

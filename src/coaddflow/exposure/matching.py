@@ -11,7 +11,7 @@ import numpy as np
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from coaddflow.astrometry.ccd import match_ccd, search_windows
 from coaddflow.astrometry.matching import SearchWindow, fit_similarity, match_nearest, match_pattern
@@ -204,7 +204,7 @@ def _match_shifted(
     density = ccd.sources.size / np.prod(ccd.where.detector.size)
     by_chance, same = (1.0 - np.exp(-np.pi * reach**2 * density) for reach in (radius, tolerance))
     others = int(kept.sum()) - 1
-    if near.size * by_chance * binom.sf(others - 1, near.size - 1, same) > _FEW_STARS_CHANCE:
+    if near.size * by_chance * bdtrc(others - 1, near.size - 1, same) > _FEW_STARS_CHANCE:
         return None
     return field.pairs(ccd, i[kept], near[k[kept]])
 

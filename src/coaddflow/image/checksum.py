@@ -1,10 +1,11 @@
-"""Verifying DATASUM and CHECKSUM of FITS files.
+"""Verifying DATASUM and CHECKSUM of FITS files, and telling files apart by them.
 
 References
 ----------
 .. [1] FITS Standard 4.0 (2018), section 4.4.2.7 and appendix J.
 """
 
+import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,41 @@ def wrong_sums(path: str | Path, remedy: str = "remove it and run the workflow a
             return list(_problems(stream))
     except (OSError, EOFError, NotFitsError, zlib.error) as error:
         raise InputError(f"is not a whole FITS file ({error})", path, remedy) from error
+
+
+def fingerprint(path: str | Path, remedy: str = "get the file again") -> str:
+    """Return what changes when the content of a FITS file does: a few letters and digits.
+
+    It is the SHA-256 of the headers. Data are read only where the header has no DATASUM of theirs,
+    so that files written here cost no more than their headers.
+
+    Parameters
+    ----------
+    path : str or Path
+        Plain, gzip, bzip2 or fpack file.
+    remedy : str
+        What the error says about a file that is not whole.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, ends too early, or is not FITS.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open_fits(Path(path)) as stream:
+            for hdu in walk_hdus(stream):
+                digest.update(hdu.text)
+                left = 0 if hdu.keywords.get("DATASUM") else hdu.data_size
+                while left > 0:
+                    chunk = stream.read(min(_CHUNK, left))
+                    if not chunk:
+                        raise EOFError("it ends in its data")
+                    digest.update(chunk)
+                    left -= len(chunk)
+    except (OSError, EOFError, NotFitsError, zlib.error) as error:
+        raise InputError(f"is not a whole FITS file ({error})", path, remedy) from error
+    return digest.hexdigest()[:32]
 
 
 def _problems(stream: BinaryIO) -> Iterator[str]:

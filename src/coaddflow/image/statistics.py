@@ -7,8 +7,6 @@ References
 .. [1] Huber & Ronchetti 2009, Robust Statistics, 2nd ed., section 5 (median absolute deviation).
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,39 +55,3 @@ def weighted_median(values: NDArray, weights: NDArray) -> float:
     order = np.argsort(values)
     cumulated = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(cumulated, 0.5 * cumulated[-1])])
-
-
-def clipped_statistics(
-    values: NDArray[np.float32], clip_sigma: float, iterations: int = 4
-) -> tuple[float, float, int]:
-    """Return mean, variance and number of values after symmetric clipping.
-
-    Clipping starts from median and median absolute deviation; the variance is corrected for the
-    tails that the clipping takes from a normal distribution.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-        At least one finite value.
-    clip_sigma : float
-        Half-width of the interval that is kept, in standard deviations.
-    iterations : int
-        Number of clippings.
-    """
-    density = math.exp(-0.5 * clip_sigma**2) / math.sqrt(2.0 * math.pi)
-    tail = 2.0 * clip_sigma * density / math.erf(clip_sigma / math.sqrt(2.0))
-    centre = float(np.median(values))
-    sigma = mad_sigma(values, centre)
-    kept, variance = values, sigma**2
-    for _ in range(iterations):
-        inside = values[np.abs(values - centre) <= clip_sigma * sigma]
-        if inside.size < 2 or sigma == 0.0:
-            break
-        unchanged = inside.size == kept.size
-        kept = inside
-        centre = float(kept.mean(dtype=np.float64))
-        variance = float(kept.var(dtype=np.float64)) / (1.0 - tail)
-        sigma = np.sqrt(variance)
-        if unchanged:
-            break
-    return centre, float(variance), kept.size

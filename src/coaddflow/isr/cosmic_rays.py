@@ -1,31 +1,29 @@
 """Cosmic rays on a single exposure.
 
 A cosmic ray has edges sharper than the atmosphere and the optics allow. Candidates come from the
-Laplacian [1]_ in its compiled form [2]_; a candidate counts if at least one of its pixels stands
-out from its neighbours more than the centre of a star could [3]_. The second test is what keeps
+Laplacian [1]_ (`isr.lacosmic`); a candidate counts if at least one of its pixels stands
+out from its neighbours more than the centre of a star could [2]_. The second test is what keeps
 the cores of stars in good seeing: the Laplacian alone takes an undersampled star for a cosmic
 ray. What is missed here is clipped when exposures are coadded.
 
 References
 ----------
 .. [1] van Dokkum 2001, PASP 113, 1420.
-.. [2] McCully et al. 2018, astropy/astroscrappy, doi:10.5281/zenodo.1482019.
-.. [3] Lupton et al. 2001, ASP Conf. Ser. 238, 269 (SDSS: neighbours in four directions).
+.. [2] Lupton et al. 2001, ASP Conf. Ser. 238, 269 (SDSS: neighbours in four directions).
 """
 
 import logging
 
-import astroscrappy
 import numpy as np
 import sep
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.selection import masked_median
+from coaddflow.isr.lacosmic import SMALLEST, laplacian_outliers
 from coaddflow.measure.detection import extract
 from coaddflow.settings.detrend import CosmicsSettings
 
@@ -33,16 +31,12 @@ _LOG = logging.getLogger(__name__)
 
 _FWHM_PER_SIGMA = 2.354820045
 _IGNORED = MaskPlane.BAD | MaskPlane.NO_DATA | MaskPlane.SAT
-_NO_SATURATION = 1e30
 
 _DIRECTIONS = np.array([(0, 1), (1, 0), (1, 1), (1, -1)])
 """Steps (dy, dx) along row, column and both diagonals."""
 
 _MARGIN = 2.5
 """Sigma of the noise by which a pixel must be sharper than a star."""
-
-_SMALLEST = 5
-"""With fewer rows astroscrappy writes beyond the image, or never ends."""
 
 _SOURCE_SIGMA, _MOST_SOURCES = 10.0, 3000
 _ALIKE = 0.1
@@ -85,32 +79,26 @@ def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> ND
     ignored |= ~np.isfinite(masked_image.image) | ~np.isfinite(masked_image.variance)
     if not settings.enabled or ignored.all():
         return np.zeros(masked_image.shape, bool)
-    if min(masked_image.shape) < _SMALLEST:
+    if min(masked_image.shape) < SMALLEST:
         raise CcdFailure(
             Reason.WRONG_SHAPE,
             f"an image of shape {masked_image.shape} is too small to be searched",
         )
     image, variance, holes = _without_holes(masked_image, ignored)
-    candidates, _ = astroscrappy.detect_cosmics(
+    candidates = laplacian_outliers(
         image,
-        inmask=holes,
-        invar=variance,
-        sigclip=settings.sigma,
-        sigfrac=settings.neighbour_fraction,
-        objlim=settings.contrast,
-        readnoise=0.0,
-        satlevel=_NO_SATURATION,
-        niter=settings.iterations,
-        sepmed=True,
-        cleantype="medmask",
+        variance,
+        holes,
+        settings.sigma,
+        settings.neighbour_fraction,
+        settings.contrast,
+        settings.iterations,
     )
     limits = settings.psf_sharpness * star_sharpness(image, ignored, settings.seeing)
     y, x = np.nonzero(candidates)
     level, hits = _local_level(image, y, x), np.zeros(image.shape, bool)
-    hits[y, x] = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
-    if settings.growth:
-        square = np.ones((3, 3), bool)
-        hits = ndimage.binary_dilation(hits, square, iterations=settings.growth)
+    sharp = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
+    _set_squares(hits, y[sharp], x[sharp], settings.growth)
     hits &= ~ignored
     fraction = float(hits.mean())
     if fraction > settings.max_fraction:
@@ -130,16 +118,15 @@ def _without_holes(
     Single bad pixels are filled from their neighbours. Left to be masked, they would hide the
     cosmic rays beside them; filled with sky, they would make the star sharp in which they are.
     """
-    saturated = masked_image.has_any(MaskPlane.SAT)
-    filled = MaskedImage(
-        masked_image.image.copy(),
-        masked_image.variance.copy(),
-        np.where(ignored, np.where(saturated, int(MaskPlane.SAT), int(MaskPlane.BAD)), 0),
-    )
+    mask = ignored.astype(np.int32)
+    mask *= np.int32(MaskPlane.BAD)
+    mask[masked_image.has_any(MaskPlane.SAT)] = MaskPlane.SAT
+    filled = MaskedImage(masked_image.image.copy(), masked_image.variance.copy(), mask)
     fill_masked(filled, MaskPlane.BAD)
     holes = ignored & ~filled.has_any(MaskPlane.INTRP)
-    filled.image[holes] = np.median(masked_image.image[~ignored])
-    filled.variance[holes] = np.median(masked_image.variance[~ignored])
+    if holes.any():
+        filled.image[holes] = masked_median(masked_image.image, ignored)
+        filled.variance[holes] = masked_median(masked_image.variance, ignored)
     return filled.image, filled.variance, holes
 
 
@@ -180,9 +167,12 @@ def _ratios_of_sources(
     Both are the same in stars, and seldom in cosmic rays.
     """
     sky = sep.Background(image, mask=ignored, bw=64, bh=64)
-    residual = np.where(ignored, np.float32(0), image - sky.back())
-    quiet = ndimage.median_filter(ndimage.median_filter(residual, size=(1, 3)), size=(3, 1))
-    sources = extract(quiet, _SOURCE_SIGMA * sky.globalrms, mask=ignored, minarea=5)
+    residual = sky.back()
+    np.subtract(image, residual, out=residual)
+    residual[ignored] = 0
+    sources = extract(
+        _without_tracks(residual), _SOURCE_SIGMA * sky.globalrms, mask=ignored, minarea=5
+    )
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape
     inside = (y >= 3) & (y < ny - 3) & (x >= 3) & (x < nx - 3)
@@ -210,11 +200,7 @@ def _most_alike(
     if len(ratios) < fewest:
         return None
     points = ratios.reshape(len(ratios), -1)
-    tree = cKDTree(points)
-    number, around = (
-        tree.query_ball_point(points, reach, p=np.inf, return_length=True)
-        for reach in (_ALIKE, 2 * _ALIKE)
-    )
+    number, around = _numbers_in_cubes(np.ascontiguousarray(points.T), _ALIKE)
     stands_out = number >= max(fewest, least_share * len(points))
     stands_out &= (number >= around / 2) | (around >= _SHARE_OF_STARS * len(points))
     if not stands_out.any():
@@ -222,7 +208,52 @@ def _most_alike(
     fullest = int(np.argmax(np.where(stands_out, number, 0)))
     of_stars = around[fullest] >= _SHARE_OF_STARS * len(points)
     reach = 2 * _ALIKE if of_stars and number[fullest] < _NARROW * around[fullest] else _ALIKE
-    return np.sort(tree.query_ball_point(points[fullest], reach, p=np.inf)).astype(np.intp)
+    return np.flatnonzero(np.abs(points - points[fullest]).max(axis=1) <= reach)
+
+
+@njit()
+def _numbers_in_cubes(points, reach):
+    """Return how many of n points are in the cubes around each, of this and of twice this reach.
+
+    ``points`` has the shape (number of dimensions, n).
+    """
+    n_dimensions, n = points.shape
+    number, around = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    farthest = np.empty(n)
+    for i in range(n):
+        farthest[:] = 0.0
+        for k in range(n_dimensions):
+            centre, line = points[k, i], points[k]
+            for j in range(n):
+                distance = abs(line[j] - centre)
+                farthest[j] = distance if distance > farthest[j] else farthest[j]
+        for j in range(n):
+            number[i] += farthest[j] <= reach
+            around[i] += farthest[j] <= 2 * reach
+    return number, around
+
+
+@njit(error_model="numpy")
+def _without_tracks(image):
+    """Return the running medians of 3 along columns of those along rows; outer ones stay."""
+    ny, nx = image.shape
+    along_rows, result = np.empty_like(image), np.empty_like(image)
+    for y in range(ny):
+        row, out = image[y], along_rows[y]
+        out[0], out[nx - 1] = row[0], row[nx - 1]
+        _medians_3(row[:-2], row[1:-1], row[2:], out[1:-1])
+    result[0], result[ny - 1] = along_rows[0], along_rows[ny - 1]
+    for y in range(1, ny - 1):
+        _medians_3(along_rows[y - 1], along_rows[y], along_rows[y + 1], result[y])
+    return result
+
+
+@njit(error_model="numpy")
+def _medians_3(a, b, c, out):
+    for i in range(len(out)):
+        low, high = (a[i], b[i]) if a[i] < b[i] else (b[i], a[i])
+        middle = high if high < c[i] else c[i]
+        out[i] = low if middle < low else middle
 
 
 def _core_ratios(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float64]:
@@ -254,16 +285,31 @@ def _brightest_around(image: NDArray, y: NDArray, x: NDArray) -> tuple[NDArray, 
 def _local_level(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float32]:
     """Return a low quantile of the pixels around: the sky under star or cosmic ray."""
     reach = 5
-    padded = np.pad(image, reach, mode="reflect")
-    square = np.mgrid[: 2 * reach + 1, : 2 * reach + 1].reshape(2, -1)
-    dy, dx = square[:, np.abs(square - reach).max(axis=0) == reach]
-    around = padded[y[:, None] + dy, x[:, None] + dx]
+    square = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+    dy, dx = square[:, np.abs(square).max(axis=0) == reach]
+    ny, nx = image.shape
+    around = image[_reflected(y[:, None] + dy, ny), _reflected(x[:, None] + dx, nx)]
     return np.percentile(around, 30, axis=1).astype(np.float32)
+
+
+def _reflected(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """Return indices within 0 to n - 1: those beyond are reflected at the outermost pixels."""
+    index = index % (2 * (n - 1))
+    return np.minimum(index, 2 * (n - 1) - index)
+
+
+@njit()
+def _set_squares(hits, y, x, reach):
+    """Set squares of this many pixels around positions, as far as they are inside."""
+    for i in range(len(y)):
+        hits[max(y[i] - reach, 0) : y[i] + reach + 1, max(x[i] - reach, 0) : x[i] + reach + 1] = (
+            True
+        )
 
 
 @njit()
 def _sharper_than_star(image, variance, ignored, y, x, level, limits, directions):
-    """Compare pixels with the means of opposite neighbours in four directions [3]_."""
+    """Compare pixels with the means of opposite neighbours in four directions [2]_."""
     ny, nx = image.shape
     sharp = np.zeros(len(y), np.bool_)
     for i in range(len(y)):

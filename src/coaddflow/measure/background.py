@@ -12,16 +12,19 @@ References
 .. [2] Bosch et al. 2018, PASJ 70, S5, section 4.3 (superpixels of 128 pixels, sources masked).
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 from scipy import interpolate, ndimage
 
+from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, InputError, Reason
+from coaddflow.image.clipped import clipped_mesh, clipped_statistics
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.image.statistics import clipped_statistics
 from coaddflow.settings.background import BackgroundSettings
 
 NOT_MEASURED = (
@@ -90,19 +93,26 @@ class Background:
 
     def model(self) -> NDArray[np.float32]:
         """Return the sky at every pixel, shape (ny, nx): bicubic between superpixels."""
+        return _rendered(self._model())
+
+    def rms(self) -> NDArray[np.float32]:
+        """Return the standard deviation of the sky at every pixel, shape (ny, nx): bilinear."""
+        surface, floor = self._variance()
+        return np.sqrt(np.maximum(_rendered(surface), np.float32(floor)))
+
+    def _model(self) -> "_Surface":
         mesh = self._filled(self.mean)
         if self.filter_size > 1:
             half = self.filter_size // 2
             padded = _extrapolated(mesh, half)
             mesh = ndimage.median_filter(padded, size=self.filter_size)[half:-half, half:-half]
-        return self._interpolated(mesh, degree=3)
+        return self._surface(mesh, degree=3)
 
-    def rms(self) -> NDArray[np.float32]:
-        """Return the standard deviation of the sky at every pixel, shape (ny, nx): bilinear."""
+    def _variance(self) -> tuple["_Surface", float]:
+        """Return the variance of the sky, and the least value that it has."""
         variance = self._filled(self.variance)
         # neither the extrapolation to the edge nor an image without noise may reach zero
-        floor = max(0.25 * float(variance.min()), 1e-12)
-        return np.sqrt(np.maximum(self._interpolated(variance, degree=1), floor))
+        return self._surface(variance, degree=1), max(0.25 * float(variance.min()), 1e-12)
 
     def with_sky(self, mean: NDArray[np.float64]) -> "Background":
         """Return another sky on the same superpixels, with the noise of this one.
@@ -139,12 +149,31 @@ class Background:
             sigma *= 2.0
         return filled
 
-    def _interpolated(self, mesh: NDArray[np.float64], degree: int) -> NDArray[np.float32]:
+    def _surface(self, mesh: NDArray[np.float64], degree: int) -> "_Surface":
         # a ring of linearly extrapolated superpixels carries gradients to the very edge
-        padded = _extrapolated(mesh, 1)
-        rows = _interpolation_matrix(self.y_edges, degree)
-        columns = _interpolation_matrix(self.x_edges, degree)
-        return (rows @ padded).astype(np.float32) @ columns.T.astype(np.float32)
+        rows, to_rows = _splines(self.y_edges, degree)
+        columns, to_columns = _splines(self.x_edges, degree)
+        return _Surface(to_rows @ _extrapolated(mesh, 1) @ to_columns.T, rows, columns)
+
+
+class _Splines(NamedTuple):
+    """The B-splines along one axis: at a pixel four in a row count, of which some may be zero.
+
+    ``weight`` has the shape (4, n pixels), ``edges`` is where the first of the four changes, shape
+    (n spans + 1,), and ``first`` which it is in each span.
+    """
+
+    weight: NDArray[np.float64]
+    edges: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+class _Surface(NamedTuple):
+    """A sum of products of B-splines along rows and columns, with these coefficients."""
+
+    coefficients: NDArray[np.float64]
+    rows: _Splines
+    columns: _Splines
 
 
 def _extrapolated(mesh: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -177,17 +206,15 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
     CcdFailure
         ``no_data`` if no pixel of the CCD can be used.
     """
-    usable = ~masked_image.has_any(NOT_MEASURED) & np.isfinite(masked_image.image)
+    image = np.ascontiguousarray(masked_image.image)
+    usable = _usable(image, np.ascontiguousarray(masked_image.mask), np.int32(NOT_MEASURED))
     if not usable.any():
         raise CcdFailure(Reason.NO_DATA, "no pixel of the CCD can be used")
-    sky = usable
-    background = _measure_mesh(masked_image.image, sky, settings)
+    background = _measure_mesh(image, usable, settings)
     if not (background.count > 0).any():
         raise CcdFailure(Reason.NO_DATA, "no superpixel of the CCD has two pixels that can be used")
     for _ in range(settings.mask_passes):
-        residual = masked_image.image - background.model()
-        sky = usable & ~_source_mask(residual, usable, background.rms(), settings)
-        masked = _measure_mesh(masked_image.image, sky, settings)
+        masked = _measure_mesh(image, _sky_pixels(image, usable, background, settings), settings)
         if not (masked.count > 0).any():
             break
         background = masked
@@ -240,61 +267,151 @@ def _superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
     return np.round(np.linspace(0, size, n + 1)).astype(np.int64)
 
 
-def _measure_mesh(image: NDArray, sky: NDArray[np.bool_], settings: BackgroundSettings):
+def _measure_mesh(
+    image: NDArray[np.float32], sky: NDArray[np.bool_], settings: BackgroundSettings
+) -> Background:
     """Return a Background with the clipped statistics of all superpixels."""
-    ny, nx = image.shape
-    my, mx = (max(1, round(n / settings.mesh_size)) for n in (ny, nx))
-    y_edges, x_edges = _superpixel_edges(ny, my), _superpixel_edges(nx, mx)
-    mean, variance = np.full((my, mx), np.nan), np.full((my, mx), np.nan)
-    count = np.zeros((my, mx), dtype=np.int64)
-    for j, i in np.ndindex(my, mx):
-        box = np.s_[y_edges[j] : y_edges[j + 1], x_edges[i] : x_edges[i + 1]]
-        pixels = image[box][sky[box]]
-        if pixels.size > 1:
-            mean[j, i], variance[j, i], count[j, i] = clipped_statistics(
-                pixels, settings.clip_sigma
-            )
-    return Background((ny, nx), mean, variance, count, settings.min_fraction, settings.filter_size)
+    edges = [_superpixel_edges(n, max(1, round(n / settings.mesh_size))) for n in image.shape]
+    statistics = clipped_mesh(image, sky, *edges, settings.clip_sigma)
+    return Background(image.shape, *statistics, settings.min_fraction, settings.filter_size)
 
 
-def _source_mask(
-    residual: NDArray[np.float32],
+def _sky_pixels(
+    image: NDArray[np.float32],
     usable: NDArray[np.bool_],
-    rms: NDArray[np.float32],
+    background: Background,
     settings: BackgroundSettings,
 ) -> NDArray[np.bool_]:
-    """Return the pixels of blocks that are above the sky, and of the blocks beside them."""
-    significance = np.where(usable, residual / rms, np.float32(0.0))
-    mask = np.zeros(residual.shape, dtype=bool)
+    """Return the usable pixels outside of blocks that are above the sky, and of those beside."""
+    surfaces = background._model(), *background._variance()
+    sky = usable.copy()
     for size in (settings.small_block, settings.large_block):
         # large blocks look only at what the small ones have left, or every star would fill one
-        left = usable & ~mask
-        total = _block_sum(np.where(left, significance, np.float32(0.0)), size)
-        count = _block_sum(left.astype(np.float32), size)
+        total, count = _block_sums(image, sky, *surfaces, size)
         enough = count >= _BLOCK_FRACTION * size**2
         if not enough.any():
             continue
-        block = total / np.sqrt(np.maximum(count, 1.0))
+        block = (total / np.sqrt(np.maximum(count, 1))).astype(np.float32)
         # noise that is correlated, or the confusion of faint sources, widens the distribution
         _, variance, _ = clipped_statistics(block[enough], 3.0)
         found = enough & (block > settings.mask_sigma * max(1.0, np.sqrt(variance)))
-        found = ndimage.binary_dilation(found, np.ones((3, 3), dtype=bool))
-        blocks = np.repeat(np.repeat(found, size, axis=0), size, axis=1)
-        mask |= blocks[: mask.shape[0], : mask.shape[1]]
-    return mask
+        _clear_blocks(sky, ndimage.binary_dilation(found, np.ones((3, 3), dtype=bool)), size)
+    return sky
 
 
-def _block_sum(image: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Sum over blocks of size x size pixels; those at the far edges may be incomplete."""
-    starts = [np.arange(0, n, size) for n in image.shape]
-    return np.add.reduceat(np.add.reduceat(image, starts[1], axis=1), starts[0], axis=0)
-
-
-def _interpolation_matrix(edges: NDArray[np.int64], degree: int) -> NDArray[np.float64]:
-    """Return the matrix, shape (n pixels, m + 2), from padded superpixels to pixels (spline)."""
+def _splines(edges: NDArray[np.int64], degree: int) -> tuple[_Splines, NDArray[np.float64]]:
+    """Return the splines over an axis, and the matrix from padded superpixels to coefficients."""
     centres = 0.5 * (edges[:-1] + edges[1:] - 1.0)
     first, last = edges[1] - edges[0], edges[-1] - edges[-2]
     nodes = np.concatenate([[centres[0] - first], centres, [centres[-1] + last]])
     degree = min(degree, nodes.size - 1)
     spline = interpolate.make_interp_spline(nodes, np.eye(nodes.size), k=degree)
-    return spline(np.arange(edges[-1]))
+    place = np.arange(edges[-1], dtype=float)
+    matrix = interpolate.BSpline.design_matrix(place, spline.t, degree)
+    start = matrix.indices.reshape(-1, degree + 1)[:, 0].astype(np.int64)
+    weight = np.zeros((4, place.size))
+    weight[: degree + 1] = matrix.data.reshape(-1, degree + 1).T
+    changes = np.flatnonzero(np.diff(start, prepend=-1))
+    padded = np.zeros((nodes.size + 3 - degree, nodes.size))
+    padded[: nodes.size] = spline.c
+    return _Splines(weight, np.append(changes, edges[-1]), start[changes]), padded
+
+
+def _rendered(surface: _Surface) -> NDArray[np.float32]:
+    """Return the values of a surface at all pixels."""
+    pixels = np.empty((surface.rows.weight.shape[1], surface.columns.weight.shape[1]), np.float32)
+    _render(surface, pixels)
+    return pixels
+
+
+def _block_sums(
+    image: NDArray[np.float32],
+    use: NDArray[np.bool_],
+    model: _Surface,
+    variance: _Surface,
+    floor: float,
+    size: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return sums over blocks of (image - model) / sigma of pixels to use, and their numbers.
+
+    Blocks at the far edges may be incomplete.
+    """
+    shape = tuple(-(-n // size) for n in image.shape)
+    total, count = np.zeros(shape), np.zeros(shape, np.int64)
+    _sum_blocks(image, use, model, variance, floor, size, total, count)
+    return total, count
+
+
+@njit(nogil=True)
+def _usable(image, mask, planes):
+    """Return which pixels are finite and have none of these planes."""
+    ny, nx = image.shape
+    usable = np.empty((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            # infinity minus itself is NaN, as NaN minus itself
+            usable[y, x] = ((mask[y, x] & planes) == 0) & (image[y, x] - image[y, x] == 0)
+    return usable
+
+
+@njit(nogil=True)
+def _clear_blocks(sky, found, size):
+    """Set pixels of blocks that were found to False."""
+    for y in range(sky.shape[0]):
+        for i in np.nonzero(found[y // size])[0]:
+            sky[y, i * size : (i + 1) * size] = False
+
+
+@njit(nogil=True)
+def _render_row(surface, coefficients, y_span, y, row):
+    """Write the values of a surface along a row of pixels; there is room for coefficients."""
+    first = surface.rows.first[y_span]
+    for i in range(len(coefficients)):
+        coefficients[i] = 0.0
+        for t in range(4):
+            coefficients[i] += surface.rows.weight[t, y] * surface.coefficients[first + t, i]
+    columns = surface.columns
+    for span in range(len(columns.first)):
+        i = columns.first[span]
+        a, b = coefficients[i], coefficients[i + 1]
+        c, d = coefficients[i + 2], coefficients[i + 3]
+        start, end = columns.edges[span], columns.edges[span + 1]
+        part, weight = row[start:end], columns.weight
+        of_a, of_b = weight[0, start:end], weight[1, start:end]
+        of_c, of_d = weight[2, start:end], weight[3, start:end]
+        for x in range(len(part)):
+            part[x] = (of_a[x] * a + of_b[x] * b) + (of_c[x] * c + of_d[x] * d)
+
+
+@njit(nogil=True)
+def _render(surface, pixels):
+    coefficients = np.empty(surface.coefficients.shape[1])
+    for span in range(len(surface.rows.first)):
+        for y in range(surface.rows.edges[span], surface.rows.edges[span + 1]):
+            _render_row(surface, coefficients, span, y, pixels[y])
+
+
+@njit(nogil=True)
+def _sum_blocks(image, use, model, variance, floor, size, total, count):
+    ny, nx = image.shape
+    coefficients = np.empty(model.coefficients.shape[1])
+    variances = np.empty(variance.coefficients.shape[1])
+    sky, noise2 = np.empty(nx), np.empty(nx, np.float32)
+    column, number = np.empty(nx), np.empty(nx, np.int32)  # sums over the rows of a block
+    lowest = np.float32(floor)
+    model_span = variance_span = 0
+    for block in range(len(total)):
+        column[:], number[:] = 0.0, 0
+        for y in range(block * size, min((block + 1) * size, ny)):
+            model_span += y == model.rows.edges[model_span + 1]
+            variance_span += y == variance.rows.edges[variance_span + 1]
+            _render_row(model, coefficients, model_span, y, sky)
+            _render_row(variance, variances, variance_span, y, noise2)
+            pixels, used = image[y], use[y]
+            for x in range(nx):
+                excess = np.float32(pixels[x] - sky[x]) / math.sqrt(max(noise2[x], lowest))
+                column[x] += excess if used[x] else np.float32(0.0)
+                number[x] += used[x]
+        for x in range(nx):
+            total[block, x // size] += column[x]
+            count[block, x // size] += number[x]

@@ -249,6 +249,11 @@ def file_of(text: str, table: str | Path, ccd: str = "") -> Path:
     return Path(os.path.normpath(Path(table).parent.resolve() / name))
 
 
+def has_ccd(template: str) -> bool:
+    """Return whether each CCD has a file of its own: whether a name has a place for the CCD."""
+    return _CCD_IN_NAME.search(template) is not None
+
+
 def ccd_file(template: str, ccd: str | int) -> str:
     """Return the name of a CCD's file.
 

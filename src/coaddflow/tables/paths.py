@@ -16,6 +16,9 @@ FLAT = "results/calibs/flat/{band}/{ccd}.fits"
 DEFECTS = "results/calibs/defects/{band}/{ccd}.fits"
 """Bad pixels of the flat of a band, and of the dark; one from the night sky is a `CALIB`."""
 
+CALIB_TABLE = "results/calibs/{band}.ecsv"
+"""All calibration frames of a band, in one small file."""
+
 CALEXP = "results/calexp/{exposure}/{ccd}.fits"
 SOURCES = "results/calexp/{exposure}/{ccd}_sources.fits"
 ROW = "results/calexp/{exposure}/{ccd}.json"

@@ -126,6 +126,8 @@ def _all_jobs(plan: Plan, cores: int) -> dict[str, list[Job]]:
     groups: dict[str, dict[int, list[Step]]] = {}
     on_tasks = plan.settings.parallel.backend == "mpi"
     for stage in STAGES.values():
+        if stage.is_local:
+            continue
         is_alone, level = _is_alone(stage, plan), _level(stage, plan)
         for names in stage.units(plan):
             group = stage.group_in(plan).format(**names) or stage.name

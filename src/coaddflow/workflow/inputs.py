@@ -75,7 +75,7 @@ class Inputs:
         exposure, ccd = wildcards.exposure, int(wildcards.ccd)
         return {
             "raw": _files_or_failure([self.plan.raw_file(exposure, ccd)], _row_of(wildcards)),
-            **self.plan.calibs_of(ccd, self.plan.band_of(exposure), *CALIB_KINDS),
+            **self.plan.calibs_of_band(self.plan.band_of(exposure))[ccd],
             "refcat": self.plan.refcat_files,
         }
 
@@ -85,19 +85,18 @@ class Inputs:
         return _files_or_failure(files, _row_of(wildcards))
 
     def exposure(self, wildcards: Any) -> dict[str, Any]:
-        """Return the raw files, calibration frames and reference catalogue of all CCDs."""
-        exposure, band = wildcards.exposure, self.plan.band_of(wildcards.exposure)
-        raw = {ccd: [self.plan.raw_file(exposure, ccd)] for ccd in self.plan.ccds}
+        """Return raw files and reference catalogue, and the table of the calibration frames."""
+        exposure = wildcards.exposure
+        table = self.plan.calib_table(self.plan.band_of(exposure))
         return {
-            "raw": _files_of_exposure_or_failure(exposure, raw),
-            "calibs": self._calibs_of_all_ccds(band),
+            "raw": _files_of_exposure_or_failure(exposure, self.plan.raw_files(exposure)),
+            "calibs": [] if table is None else [table],
             "refcat": self.plan.refcat_files,
         }
 
-    @functools.cache  # noqa: B019 - one object a run
-    def _calibs_of_all_ccds(self, band: str) -> list[str]:
+    def calib_table(self, wildcards: Any) -> list[str]:
         """Return the calibration frames of all CCDs in a band, each once, kind by kind."""
-        by_ccd = [self.plan.calibs_of(ccd, band, *CALIB_KINDS) for ccd in self.plan.ccds]
+        by_ccd = self.plan.calibs_of_band(wildcards.band).values()
         found = (calibs[kind] for kind in CALIB_KINDS for calibs in by_ccd if kind in calibs)
         return list(dict.fromkeys(found))
 
@@ -169,7 +168,13 @@ def _files_or_failure(files: list[str], row: str) -> list[str]:
 
 
 def _files_of_exposure_or_failure(exposure: str, files: Mapping[int, Iterable[str]]) -> list[str]:
-    """Return the raw files of an exposure, given by CCD, each once; as `_files_or_failure`."""
+    """Return the raw files of an exposure, given by CCD, each once; as `_files_or_failure`.
+
+    The manifest is read only if one of them is not there.
+    """
+    each = dict.fromkeys(path for of_ccd in files.values() for path in of_ccd)
+    if all(map(_is_there, each)):
+        return list(each)
     without = ccds_failed_with(paths.MANIFEST.format(exposure=exposure), Reason.MISSING_FILE)
     kept = [
         path

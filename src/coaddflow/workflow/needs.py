@@ -5,8 +5,9 @@ per pixel stand in `coaddflow.runtime.resources`. Everything follows from the pl
 file that is missing today changes nothing.
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -115,6 +116,16 @@ def of(
     return needs_of(plan, names)
 
 
+def alike(plan: Plan, names: Names) -> Names:
+    """Return a job of the same stage that needs the same: that of the first raw exposure, for all.
+
+    Planning asks for the needs of each job, and of the raw exposures all have the same CCDs.
+    """
+    if "exposure" not in names or "tract" in names or names["exposure"] not in plan.science:
+        return names
+    return {**names, "exposure": next(iter(plan.science))}
+
+
 def of_manifest(plan: Plan, names: Names) -> Needs:
     """Return what gathering the rows of an exposure needs."""
     return Needs(SMALL_STEP_MB, 5, width=0)
@@ -122,6 +133,11 @@ def of_manifest(plan: Plan, names: Names) -> Needs:
 
 def of_tables(plan: Plan, names: Names) -> Needs:
     """Return what a step needs that reads and writes tables of a tract."""
+    return Needs(SMALL_STEP_MB, 10, width=0)
+
+
+def of_calib_table(plan: Plan, names: Names) -> Needs:
+    """Return what listing the calibration frames of a band needs: their headers are read."""
     return Needs(SMALL_STEP_MB, 10, width=0)
 
 
@@ -179,9 +195,16 @@ def ccd_pixels(plan: Plan, exposure: str, ccd: int) -> int:
     return nx * ny
 
 
-def exposure_pixels(plan: Plan, exposure: str) -> list[int]:
+def exposure_pixels(plan: Plan, exposure: str) -> tuple[int, ...]:
     """Return the number of pixels of each CCD of an exposure."""
-    return [ccd_pixels(plan, exposure, ccd) for ccd in plan.images.get(exposure, plan.ccds)]
+    if exposure not in plan.images:
+        return _pixels(plan.raw_sizes)
+    return tuple(ccd_pixels(plan, exposure, ccd) for ccd in plan.images[exposure])
+
+
+@functools.lru_cache(maxsize=16)
+def _pixels(sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    return tuple(nx * ny for nx, ny in sizes)
 
 
 def of_ccd(plan: Plan, names: Names) -> Needs:
@@ -217,10 +240,9 @@ def of_exposure(
     plan: Plan, names: Names, cores: int | None = None, on_tasks: bool = False
 ) -> Needs:
     """Return what an exposure that is one job needs; parameters as of `of`."""
-    exposure = names["exposure"]
-    pixels = exposure_pixels(plan, exposure)
+    pixels, is_raw = exposure_pixels(plan, names["exposure"]), names["exposure"] in plan.science
     workers, threads, counted = _workers(plan, len(pixels), cores, on_tasks)
-    parts = plan.settings.exposure.enabled if exposure in plan.science else ()
+    parts = plan.settings.exposure.enabled if is_raw else ()
     memory = resources.MASTER_MB
     memory += sum(map(resources.ccd_memory, sorted(pixels, reverse=True)[:counted]))
     if parts:
@@ -259,8 +281,12 @@ def pixels_on_tract(plan: Plan, exposure: str, tract: int) -> int:
 
     A CCD that reaches beyond the tract, or has finer pixels, is not larger there than the tract.
     """
-    most = tract_pixels(plan, tract)
-    return sum(min(pixels, most) for pixels in exposure_pixels(plan, exposure))
+    return _at_most(exposure_pixels(plan, exposure), tract_pixels(plan, tract))
+
+
+@functools.lru_cache(maxsize=1024)
+def _at_most(pixels: tuple[int, ...], most: int) -> int:
+    return sum(min(of_ccd, most) for of_ccd in pixels)
 
 
 def of_warp(plan: Plan, names: Names) -> Needs:
@@ -290,15 +316,16 @@ def of_coadd(plan: Plan, names: Names) -> Needs:
     return Needs(memory, resources.time_limit(seconds), seconds, pixels=pixels, width=width)
 
 
-def boxes_of(plan: Plan, exposure: str) -> list[float]:
+def boxes_of(plan: Plan, exposure: str) -> Sequence[float]:
     """Return the pixels of an upright box around each CCD of an exposure."""
     if exposure in plan.images:
         return [resources.SPOOL_ROOM * pixels for pixels in exposure_pixels(plan, exposure)]
-    rotation = plan.science[exposure].rotation
-    return [
-        nx * ny * resources.box_room(nx, ny, rotation)
-        for nx, ny in (ccd.size for ccd in plan.ccds.values())
-    ]
+    return _boxes(plan.raw_sizes, plan.science[exposure].rotation)
+
+
+@functools.lru_cache(maxsize=4096)
+def _boxes(sizes: tuple[tuple[int, int], ...], rotation: float | None) -> tuple[float, ...]:
+    return tuple(nx * ny * resources.box_room(nx, ny, rotation) for nx, ny in sizes)
 
 
 def _tract_memory(plan: Plan, band: str, tract: int, counted: int) -> int:
@@ -377,6 +404,7 @@ def of_depth(plan: Plan, names: Names) -> Needs:
 
 OF_STAGE: Mapping[str, Callable[..., Needs]] = {
     **{name: partial(_of_calib, kind) for name, kind in CALIB_STAGES.items()},
+    "calib_table": of_calib_table,
     "calexp": of_ccd,
     "calibrated": of_ccd,
     "manifest": of_manifest,

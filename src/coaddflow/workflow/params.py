@@ -10,6 +10,7 @@ dependents.
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from coaddflow.tables import paths
@@ -101,24 +102,30 @@ class Params:
         exposure = wildcards.exposure
         return [self.plan.table_row(exposure, ccd) for ccd in self.plan.ccds_of(exposure)]
 
-    def ccd_files(self, wildcards: Any) -> list[dict[str, Any]]:
-        """Return raw file and calibration frames of each CCD of an exposure."""
-        exposure, band = wildcards.exposure, self.plan.band_of(wildcards.exposure)
-        return [
-            {
-                "ccd": ccd,
-                "raw": self.plan.raw_file(exposure, ccd),
-                "calibs": self.plan.calibs_of(ccd, band, *CALIB_KINDS),
-            }
-            for ccd in self.plan.ccds_of(exposure)
-        ]
+    def raw(self, wildcards: Any) -> str:
+        """Return the raw files of an exposure as one name, in which {ccd} may stand for the CCD."""
+        return self.plan.raw_template(wildcards.exposure)
 
-    def exposure_times(self, wildcards: Any, input: Any) -> dict[str, float]:
-        """Return the exposure times of the frames of a calibration frame, by file."""
-        rows = (*self.plan.calibration.values(), *self.plan.science.values())
-        ccd = int(wildcards.ccd)
-        times = {self.plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
-        return {path: times[path] for path in input.get("raw", [])}
+    def ccds(self) -> dict[int, str]:
+        """Return what stands for each CCD in the names of raw files."""
+        return {ccd: self.plan.ccds[ccd].extension for ccd in sorted(self.plan.ccds)}
+
+    def calibs_of_band(self, wildcards: Any) -> dict[int, dict[str, str]]:
+        """Return the calibration frames of a band, by CCD and kind."""
+        return self.plan.calibs_of_band(wildcards.band)
+
+    def exposure_times(self, name: str) -> Callable[[Any, Any], dict[str, float]]:
+        """Return the params function of a stage for the exposure times of its frames, by file."""
+        kind = CALIB_STAGES[name]
+
+        def times(wildcards: Any, input: Any) -> dict[str, float]:
+            plan, ccd = self.plan, int(wildcards.ccd)
+            frames = plan.calib_frames(kind, getattr(wildcards, "band", None))
+            rows = (plan.calibration.get(frame) or plan.science[frame] for frame in frames)
+            known = {plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
+            return {path: known[path] for path in input.get("raw", [])}
+
+        return times
 
     def camera_of_ccd(self, wildcards: Any) -> str:
         """Return a checksum of what the camera file says about a CCD."""

@@ -18,7 +18,14 @@ from coaddflow.errors import InputError
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.tables import paths
-from coaddflow.tables.exposures import ExposureRow, ImageRow, file_of, read_exposures, read_images
+from coaddflow.tables.exposures import (
+    ExposureRow,
+    ImageRow,
+    file_of,
+    has_ccd,
+    read_exposures,
+    read_images,
+)
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.tables.pointings import Correction, corrected
 from coaddflow.workflow.names import unmatched_ccds, unmatched_names
@@ -45,7 +52,7 @@ class CcdPlan:
     CCD is done again when it changes."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """What there is to do."""
 
@@ -79,13 +86,30 @@ class Plan:
         return sorted({self.band_of(exposure) for exposure in self.exposures})
 
     @functools.cached_property
+    def raw_bands(self) -> list[str]:
+        """Bands of the raw exposures, in order."""
+        return sorted({row.band for row in self.science.values()})
+
+    @functools.cached_property
     def tracts(self) -> list[int]:
         """Tracts that some exposure can touch, in order."""
         return sorted({tract for tracts in self.overlaps.values() for tract in tracts})
 
+    @functools.cached_property
+    def raw_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Columns and rows of each CCD of a raw exposure."""
+        return tuple(ccd.size for ccd in self.ccds.values())
+
     def sky_tract(self, tract: int) -> "Tract":
         """Return the grid of pixels of a tract."""
-        return self._sky.tract(tract)
+        if tract not in self._sky_tracts:
+            self._sky_tracts[tract] = self._sky.tract(tract)
+        return self._sky_tracts[tract]
+
+    @functools.cached_property
+    def _sky_tracts(self) -> dict[int, "Tract"]:
+        """What `sky_tract` has made."""
+        return {}
 
     @functools.cached_property
     def _sky(self) -> "SkyMap":
@@ -96,21 +120,37 @@ class Plan:
     @functools.cached_property
     def _by_tract(self) -> dict[int, list[str]]:
         """Exposures of each tract, in order of their ids."""
-        return {
-            tract: [e for e in sorted(self.exposures) if tract in self.overlaps[e]]
-            for tract in self.tracts
-        }
+        found: dict[int, list[str]] = {tract: [] for tract in self.tracts}
+        for exposure in sorted(self.exposures):
+            for tract in self.overlaps[exposure]:
+                found[tract].append(exposure)
+        return found
+
+    @functools.cached_property
+    def _by_band(self) -> dict[tuple[int, str], list[str]]:
+        """Exposures of each tract and band, in order of their ids."""
+        found: dict[tuple[int, str], list[str]] = {}
+        for tract, exposures in self._by_tract.items():
+            for exposure in exposures:
+                found.setdefault((tract, self.band_of(exposure)), []).append(exposure)
+        return found
 
     @functools.cached_property
     def _by_patch(self) -> dict[tuple[str, int], dict[str, list[str]]]:
-        """Exposures of each patch, in order of their ids, for each band and tract."""
+        """Exposures of each patch, in order of their ids, for each band and tract.
+
+        Patches are in rows, one after the other.
+        """
         found: dict[tuple[str, int], dict[str, list[str]]] = {}
         for tract, exposures in self._by_tract.items():
             for exposure in exposures:
                 patches = found.setdefault((self.band_of(exposure), tract), {})
                 for patch in self.overlaps[exposure][tract]:
                     patches.setdefault(patch, []).append(exposure)
-        return found
+        return {
+            unit: {patch: patches[patch] for patch in sorted(patches, key=_row_and_column)}
+            for unit, patches in found.items()
+        }
 
     def band_of(self, exposure: str) -> str:
         """Return the band of an exposure on the sky."""
@@ -124,13 +164,11 @@ class Plan:
 
     def exposures_of_tract(self, tract: int, band: str | None = None) -> list[str]:
         """Return the exposures that can touch a tract, of all bands or of one."""
-        exposures = self._by_tract[tract]
-        return [e for e in exposures if band is None or self.band_of(e) == band]
+        return self._by_tract[tract] if band is None else self._by_band.get((tract, band), [])
 
     def patches_of(self, band: str, tract: int) -> list[str]:
         """Return the patches that exposures of this band can touch, rows one after the other."""
-        patches = self._by_patch.get((band, tract), {})
-        return sorted(patches, key=lambda patch: [int(i) for i in reversed(patch.split("_"))])
+        return list(self._by_patch.get((band, tract), {}))
 
     def exposures_of_patch(self, band: str, tract: int, patch: str) -> list[str]:
         """Return the exposures of a band that can touch a patch."""
@@ -139,8 +177,19 @@ class Plan:
     def raw_file(self, exposure: str, ccd: int) -> str:
         """Return the raw file of a CCD, relative to the working folder where the table is."""
         row = self.science.get(exposure) or self.calibration[exposure]
-        extension = self.ccds[ccd].extension if "{ccd}" in row.path else ""
+        extension = self.ccds[ccd].extension if has_ccd(row.path) else ""
         return _as_given(row.path, self.settings.exposures, extension)
+
+    def raw_files(self, exposure: str) -> dict[int, tuple[str, ...]]:
+        """Return the raw files of an exposure by CCD, as `raw_file`."""
+        row = self.science[exposure]
+        if has_ccd(row.path):
+            return {ccd: (self.raw_file(exposure, ccd),) for ccd in self.ccds}
+        return dict.fromkeys(self.ccds, (self.raw_template(exposure),))
+
+    def raw_template(self, exposure: str) -> str:
+        """Return the raw files of an exposure as one name, in which {ccd} may stand for the CCD."""
+        return _as_given(self.science[exposure].path, self.settings.exposures)
 
     def image_files(self, exposure: str, ccd: int) -> list[str]:
         """Return the files of an image calibrated elsewhere: image, weight, mask; each once."""
@@ -211,6 +260,27 @@ class Plan:
         products = {kind: self.calib_product(kind, ccd, band) for kind in kinds}
         return {kind: path for kind, path in products.items() if path is not None}
 
+    def calibs_of_band(self, band: str) -> dict[int, dict[str, str]]:
+        """Return the calibration frames that there are in a band, by CCD and kind.
+
+        They are asked for by each CCD of each exposure, and worked out once.
+        """
+        found = self._calibs_of_bands.get(band)
+        if found is None:
+            found = {ccd: self.calibs_of(ccd, band, *CALIB_KINDS) for ccd in self.ccds}
+            self._calibs_of_bands[band] = found
+        return found
+
+    @functools.cached_property
+    def _calibs_of_bands(self) -> dict[str, dict[int, dict[str, str]]]:
+        """What `calibs_of_band` has found."""
+        return {}
+
+    def calib_table(self, band: str) -> str | None:
+        """Return the table of the calibration frames of a band; None if there are none."""
+        has_calibs = any(self.calibs_of_band(band).values())
+        return paths.CALIB_TABLE.format(band=band) if has_calibs else None
+
     @property
     def defects_from_dark(self) -> bool:
         """Whether defects of the night sky are found on a dark that was made from it."""
@@ -220,7 +290,7 @@ class Plan:
     def check(self) -> None:
         """Raise InputError for what would stop every CCD of a band, or every coadd."""
         self._check_scatter()
-        for band in {row.band for row in self.science.values()}:
+        for band in self.raw_bands:
             self.settings.refcat.magnitude_column(band)
             # raises if there is no catalogue
             _ = self.refcat_files
@@ -387,6 +457,11 @@ def _images(settings: Settings, rows: Sequence[ImageRow]) -> dict[str, dict[int,
         if not excluded and _has_band(settings, row.band):
             images.setdefault(row.exposure, {})[row.ccd] = row
     return images
+
+
+def _row_and_column(patch: str) -> tuple[int, int]:
+    column, row = patch.split("_")
+    return int(row), int(column)
 
 
 def _has_band(settings: Settings, band: str) -> bool:

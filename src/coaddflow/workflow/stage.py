@@ -88,6 +88,19 @@ class Job:
         return {kind: path for kind in CALIB_KINDS if (path := self.input.get(kind))}
 
     @property
+    def raw_ccds(self) -> list[dict[str, Any]]:
+        """Number, raw file and calibration frames of each CCD of a raw exposure."""
+        from coaddflow.tables.calibs import read_calib_table
+        from coaddflow.tables.exposures import ccd_file
+
+        calibs = read_calib_table(self.input.calibs[0]) if self.input.calibs else {}
+        raw = self.params.raw
+        return [
+            {"ccd": ccd, "raw": ccd_file(raw, extension), "calibs": calibs.get(ccd, {})}
+            for ccd, extension in self.params.ccds.items()
+        ]
+
+    @property
     def skymap(self) -> "SkyMap":
         """The sky map of the survey."""
         from coaddflow.settings.skymap import SkymapSettings

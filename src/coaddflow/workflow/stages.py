@@ -86,6 +86,12 @@ def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Na
     return frames
 
 
+def _bands_with_calibs(plan: "Plan") -> Iterator[Names]:
+    for band in plan.raw_bands:
+        if plan.calib_table(band) is not None:
+            yield {"band": band}
+
+
 # When a stage is part of a run -------------------------------------------------------------------
 
 
@@ -144,6 +150,9 @@ class Stage:
     is_target: bool = True
     """Whether a run asks for its products by name. Those of single CCDs are asked for by their
     exposure."""
+    is_local: bool = False
+    """Whether its jobs are so small that the Snakemake of the run does them itself, also where
+    others go to a cluster."""
     after: tuple[str, ...] = ()
     """Stages of the same group whose products it takes."""
     scatters: bool = False
@@ -265,6 +274,12 @@ def _master(name: str, kind: str) -> Stage:
 
 _ALL = (
     *(_master(name, kind) for name, kind in CALIB_STAGES.items()),
+    Stage(
+        "calib_table",
+        (Product(paths.CALIB_TABLE, _bands_with_calibs),),
+        is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
+        is_local=True,
+    ),
     Stage(
         "calexp",
         (

@@ -1,0 +1,122 @@
+"""What each step from the raw frame to the calexp costs, for one full-size CCD in one process.
+
+    python benchmarks/ccd_stages.py --repeat 5
+
+Simulates one CCD of DECam (2048 x 4096 pixels) as `raw_to_calexp.py` does (needs the extra
+`simulate`), makes its calexp over and over in this process, as a worker that does many CCDs, and
+prints the median CPU and wall seconds of each step. The first time, which compiles kernels and
+imports modules, is left out. With ``--folder`` the simulation is kept there and used again.
+"""
+
+import argparse
+import functools
+import importlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from raw_to_calexp import CCD, run
+from threadpoolctl import threadpool_limits
+
+STEPS = {
+    "coaddflow.calexp.job": (
+        "read_raw_ccd",
+        "read_calibs",
+        "detrend_ccd",
+        "remove_cosmic_rays",
+        "reference_stars",
+        "predicted_wcs",
+        "write_calexp",
+        "done_row",
+    ),
+    "coaddflow.calexp.ccd": (
+        "estimate_background",
+        "measure_seeing",
+        "detect_sources",
+        "set_detected",
+        "select_stars",
+        "fit_psf",
+        "_add_fluxes",
+        "repair_saturated",
+        "solve_ccd",
+        "measure_zero_point",
+        "apply_calibration",
+    ),
+}
+"""Functions that are timed, where they are called: all of a CCD's steps, none inside another."""
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeat", type=int, default=5, help="times that the CCD is made")
+    parser.add_argument("--folder", type=Path, help="where the simulation is kept")
+    arguments = parser.parse_args()
+    with threadpool_limits(1), tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "results" / "summary").is_dir():
+            run(folder, 1)
+        os.chdir(folder)
+        report(measure(arguments.repeat))
+
+
+def measure(repeat: int) -> dict[str, list[tuple[float, float]]]:
+    """Return CPU and wall seconds of each step, and of all, for each time but the first.
+
+    The working folder is that of the survey.
+    """
+    from coaddflow.calexp.job import CcdFiles, make_calexp
+    from coaddflow.tables.exposures import ExposureRow
+    from coaddflow.tables.paths import MANIFEST
+    from coaddflow.workflow.stage import Job, stage
+
+    exposure = sorted(path.name for path in Path("results/calexp").iterdir())[0]
+    job = Job(stage.mock("calexp", exposure=exposure, ccd=CCD))
+    row = ExposureRow(**job.params.table_row)
+    manifest = MANIFEST.format(exposure=exposure)
+    files = CcdFiles(row.path, job.calibs, job.output.row, f"{manifest}.none")
+    settings, camera = job.settings(), job.camera
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for module, names in STEPS.items():
+        place = importlib.import_module(module)
+        for name in names:
+            setattr(place, name, timed(name, getattr(place, name), seconds))
+    whole = timed("all", make_calexp, seconds)
+    for _ in range(repeat + 1):
+        whole(row, CCD, files, camera, settings)
+    return {name: pairs[len(pairs) // (repeat + 1) :] for name, pairs in seconds.items()}
+
+
+def timed(name: str, function: Callable, seconds: dict[str, list[tuple[float, float]]]) -> Callable:
+    """Return a function that notes the CPU and wall seconds of each of its calls."""
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        cpu, wall = time.process_time(), time.perf_counter()
+        result = function(*arguments, **options)
+        spent = time.process_time() - cpu, time.perf_counter() - wall
+        seconds.setdefault(name, []).append(spent)
+        return result
+
+    return call
+
+
+def report(seconds: dict[str, list[tuple[float, float]]]) -> None:
+    """Print the medians."""
+    table = {name: np.array(pairs) for name, pairs in seconds.items()}
+    whole = table.pop("all")
+    table["the rest"] = whole - sum(table.values())
+    print(f"{'step':22s} {'CPU s':>8s} {'wall s':>8s}")
+    for name, values in {**table, "all": whole}.items():
+        cpu, wall = np.median(values, axis=0)
+        print(f"{name:22s} {cpu:8.3f} {wall:8.3f}")
+
+
+if __name__ == "__main__":
+    main()
