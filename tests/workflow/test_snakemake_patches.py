@@ -263,6 +263,34 @@ def test_ctrl_c_ends_a_job_that_has_not_begun_unless_it_is_held_back(patched, tm
     assert output.read_text() == ("begun\n" if patched else "slow\n")
 
 
+UPDATED = """
+from coaddflow.workflow import snakemake_patches
+
+if config.get("patched"):
+    snakemake_patches.leave_the_survey_database_in_place()
+
+rule survey_corners:
+    input: "manifest.ecsv"
+    output: update("results/corners.sqlite")
+    shell: "find .snakemake -name corners.sqlite >copies.txt; echo changed >>{output}; false"
+"""
+
+
+def test_the_survey_database_is_copied_before_it_is_changed_unless_it_stays_in_place(
+    patched, tmp_path
+):
+    database = tmp_path / "results" / "corners.sqlite"
+    database.parent.mkdir()
+    database.write_text("as it was\n")
+    os.utime(database, (1e9, 1e9))
+    (tmp_path / "manifest.ecsv").touch()
+    run_snakemake(tmp_path, UPDATED, patched)
+    copies = (tmp_path / "copies.txt").read_text().split()
+    assert copies == ([] if patched else [".snakemake/backups/results/corners.sqlite"])
+    # what a failed job has left is not removed, and nothing is copied over it
+    assert database.read_text() == "as it was\n" + "changed\n" * patched
+
+
 def test_the_default_limit_on_jobs_a_second_adds_looks_unless_it_is_lifted(patched, counts):
     # one in the beginning, and one after each job
     needed = 1 + 4

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.executors import local
 from snakemake.executors.local import Executor as LocalExecutor
 from snakemake.jobs import GroupJob, Job
+from snakemake.persistence import FileBackupMixin
 from snakemake.rules import Rule
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
@@ -28,6 +30,7 @@ from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
 from coaddflow import fence
 from coaddflow.errors import ReplacedError
 from coaddflow.runtime.resources import machine_memory
+from coaddflow.tables.paths import SURVEY_CORNERS
 from coaddflow.workflow.retries import Retries
 from coaddflow.workflow.stages import STAGES
 
@@ -54,6 +57,7 @@ def replace_internals(since: float, is_main_process: bool) -> Retries:
     ask_for_more_of_what_was_short(retries)
     retry_only_what_may_succeed(retries)
     stop_replaced_jobs()
+    leave_the_survey_database_in_place()
     if is_main_process:
         record_attempts(retries)
         end_when_asked_to()
@@ -207,6 +211,28 @@ def hold_back_interrupts() -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     original = _replace(local, "run_wrapper", run)
+
+
+def leave_the_survey_database_in_place() -> None:
+    """Make no copy of the survey's corner database before it is brought up to date.
+
+    Snakemake copies what a job updates, and copies it back if the job fails, also over a change
+    that another process has made. The time grows with the survey. The database is changed as a
+    whole or not at all (`corners.connections`).
+    """
+
+    def backup(persistence: Any, path: Path) -> None:
+        if path != Path(SURVEY_CORNERS):
+            original_backup(persistence, path)
+
+    def restore(persistence: Any, path: Path) -> bool:
+        """Return whether a file is whole that a failed job has updated: others are removed."""
+        if path == Path(SURVEY_CORNERS):
+            return path.exists()
+        return original_restore(persistence, path)
+
+    original_backup = _replace(FileBackupMixin, "backup_output", backup)
+    original_restore = _replace(FileBackupMixin, "restore_output", restore)
 
 
 def stop_replaced_jobs() -> None:
