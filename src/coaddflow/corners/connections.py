@@ -32,9 +32,8 @@ from coaddflow.files import atomic_path, remove
 
 REBUILD = "remove it and run the workflow again; it is made from the manifests"
 
-PATIENCE = 60.0
-"""Seconds for which another process may change the database, or read it, before that is an error.
-"""
+CHANGE_PATIENCE, READ_PATIENCE = 300.0, 60.0
+"""Seconds for which another process may have a database that is to be changed, or read."""
 
 _CACHE_KB = 64_000
 """Pages kept in memory: before they are full, a change hinders no reader."""
@@ -105,8 +104,7 @@ def changed_database(path: str | Path) -> Iterator[sqlite3.Connection]:
     Raises
     ------
     InputError
-        If the file may not be written, the disk is full, or another process has it for longer than
-        `PATIENCE`.
+        If the file may not be written, the disk is full, or another process has it for minutes.
     ReplacedError
         If a newer job has taken over what this job makes (`fence`).
     NoLocksError
@@ -225,20 +223,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _held_still(path: Path) -> Iterator[None]:
     """Keep others from changing a file that is replaced, which has no journal then."""
     with contextlib.ExitStack() as held:
-        try:
-            with _explained(path):
-                held.enter_context(contextlib.closing(_begin(path)))
-        except (sqlite3.DatabaseError, NoLocksError):
-            # there is none, it is of no use, or nobody changes it in place: a journal would only
-            # spoil what replaces it
-            remove(f"{path}-journal")
+        # unless there is none, it is of no use, or nobody changes it in place
+        with contextlib.suppress(sqlite3.DatabaseError, NoLocksError), _explained(path):
+            held.enter_context(contextlib.closing(_begin(path)))
+        # of somebody who was killed: it would only spoil what replaces the file
+        remove(f"{path}-journal")
         yield
 
 
 def _connect(path: Path, options: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=PATIENCE
-    )
+    patience = CHANGE_PATIENCE if options == "mode=rw" else READ_PATIENCE
+    name = f"{path.absolute().as_uri()}?{options}"
+    return sqlite3.connect(name, uri=True, isolation_level=None, timeout=patience)
 
 
 def _configure(connection: sqlite3.Connection, journal_mode: str, synchronous: str) -> None:
@@ -278,9 +274,9 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _busy(path: str | Path) -> InputError:
     return InputError(
-        f"another process has had it for more than {PATIENCE:.0f} s",
+        "another process has had it for minutes",
         path=path,
-        remedy="end it, or wait for it, then run again",
+        remedy="wait for that process, or end it, then run again",
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coaddflow.corners.connections import open_for_reading
 from coaddflow.errors import InputError
 from coaddflow.files import sha256_of
 from coaddflow.image.checksum import wrong_sums
@@ -251,7 +252,7 @@ def _problem_of_fits(path: Path, sha256: str) -> str:
 
 
 def _problem_of_database(path: Path) -> str:
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+    with contextlib.closing(open_for_reading(path)) as database:
         (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()
     return "" if answer == "ok" else f"it is damaged ({answer})"
 
