@@ -13,6 +13,8 @@ removed.
 
 import argparse
 import hashlib
+import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -31,6 +33,9 @@ from coaddflow.skymap.maps import make_skymap
 from coaddflow.tables.manifest import CcdRow, write_manifest
 
 N_CCDS = 104
+_COPIED_BYTES = 1e9
+"""Larger files are not copied."""
+
 FIELD = ((135.0, 225.0), (-5.0, 5.0))
 """Where exposures point, RA and Dec in degrees."""
 
@@ -237,6 +242,21 @@ def measure_updates(folder: Path, path: Path, n_exposures: int, skymap: Any, n: 
         report(f"    {what}", 1e3 * statistics.median(taken), "ms")
 
 
+def measure_copy(path: Path) -> None:
+    """Print what it takes to copy and to check the file, as each update did up to version 0.3."""
+    began = time.perf_counter()
+    copy = Path(shutil.copyfile(path, f"{path}.copy"))
+    with copy.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    copied = time.perf_counter()
+    copy.unlink()
+    checked = time.perf_counter()
+    with CornerDatabase(path) as database:
+        database.query("PRAGMA quick_check")
+    report("    a copy of the file", 1e3 * (copied - began), "ms")
+    report("    a check of the whole file", 1e3 * (time.perf_counter() - checked), "ms")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -255,6 +275,8 @@ def main() -> None:
             path = build_survey(Path(name), n_exposures, skymap)
             measure_queries(path)
             measure_updates(Path(name), path, n_exposures, skymap, options.updates)
+            if path.stat().st_size < _COPIED_BYTES:
+                measure_copy(path)
 
 
 if __name__ == "__main__":

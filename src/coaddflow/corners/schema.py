@@ -330,6 +330,33 @@ STATEMENTS = (*(table.sql for table in TABLES), *INDEXES, *(view.sql for view in
 """SQL that makes an empty database."""
 
 
+_IN_PLACE = f"""\
+## How they are written
+
+The database of a tract is written beside the old one and renamed: under its name it never changes.
+That of the survey would take longer with each exposure (60 GB for 22 million CCDs), so it is
+changed in place, in one transaction with SQLite's rollback journal, `{SURVEY_CORNERS}-journal`,
+which is there for some milliseconds. Only a new schema, another sky map or damage makes a new file.
+For those who use it:
+
+- A query sees the survey as it was before an update, or after it. A program that keeps the file
+  open sees the next update. Queries wait for the moment of writing, an update waits for queries
+  (five minutes at most).
+- A process that is killed, or a machine that loses its power, leaves the journal. Whoever opens the
+  database next, and may write it and its folder, puts back what it was; who may only read it gets
+  an error that says so. The next run does it in any case. A failed update changes nothing, and
+  Snakemake, which removes what a failed job has made, leaves the database.
+- The journal belongs to the file: copy, move or delete both, or, while a run may be writing,
+  `sqlite3 {SURVEY_CORNERS} ".backup copy.sqlite"`. To have it made anew, remove the database.
+- Programs that read it need the locks of the file system: do not open it with `immutable=1` or
+  `nolock=1` while a run may be writing. Where the file system has no locks, a changed copy replaces
+  the file, as a whole.
+- Up to 16 MB the file is looked through at each update. Damage in a larger one is found by
+  `coaddflow verify`, or when the damaged page is needed.
+- What has changed is known by the size and time of the manifests. If you edit one and keep both,
+  remove the database."""
+
+
 def schema_markdown() -> str:
     """Return the documentation of the schema as Markdown (``docs/corners.md`` is made from it)."""
     lines = [
@@ -337,13 +364,15 @@ def schema_markdown() -> str:
         "",
         f"`{TRACT_CORNERS}` holds the exposures of one band that can touch a",
         f"tract and is used by its coadds; `{SURVEY_CORNERS}` holds the whole survey, for",
-        "queries and planning. Both have this schema, are replaced as a whole, and can be remade",
-        "from the manifests at any time. Open them with `sqlite3 -readonly`.",
+        "queries and planning. Both have this schema and can be remade from the manifests at any",
+        "time. Open them with `sqlite3 -readonly`.",
         "",
         f"- Schema version (`PRAGMA user_version`): {SCHEMA_VERSION}",
         f"- Application id (`PRAGMA application_id`): {APPLICATION_ID} "
         f'("{APPLICATION_ID.to_bytes(4, "big").decode("ascii")}")',
         "- Angles are ICRS degrees; pixels are 0-based; null values could not be measured.",
+        "",
+        _IN_PLACE,
         "",
         "## Tables",
     ]
