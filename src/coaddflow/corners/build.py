@@ -38,6 +38,9 @@ _INSERT = {
 _CCDS_AT_ONCE = 1000
 """CCDs whose overlaps are computed together, to limit the memory."""
 
+_CCDS_OF_A_HASH = 4096
+"""CCD numbers from which the keys of CCDs are consecutive."""
+
 _of_manifest = attrgetter(*MANIFEST_COLUMNS)
 
 TractsNear = Callable[[float, float, float], Iterable[Tract]]
@@ -359,9 +362,14 @@ def _insert_overlaps(
 
 
 def _ccd_key(row: CcdRow) -> int:
-    """Return a positive 63-bit number that depends only on exposure and CCD."""
-    digest = hashlib.sha256(f"{row.exposure}/{row.ccd}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    """Return a positive 63-bit number that depends only on exposure and CCD.
+
+    The CCDs of an exposure follow each other, and so do their rows in the file: what is added or
+    deleted with an exposure is in few pages.
+    """
+    group, number = divmod(row.ccd, _CCDS_OF_A_HASH)
+    digest = hashlib.sha256(f"{row.exposure}/{group}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 1) // _CCDS_OF_A_HASH * _CCDS_OF_A_HASH + number
 
 
 def vector_boxes(vectors: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:

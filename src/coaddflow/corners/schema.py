@@ -122,7 +122,7 @@ TABLES = (
             Column(
                 "ccd_key",
                 "INTEGER PRIMARY KEY",
-                "Hash of exposure and CCD number: the same in every database.",
+                "Hash of the exposure, and the CCD number: the same in every database.",
             ),
             *(
                 Column(name, _sql_type(name), CcdRow.model_fields[name].description or "")
@@ -232,8 +232,9 @@ SURVEY_TABLES = (
         "What an update compares, so that it reads only what has changed.",
         (
             Column("exposure", "TEXT PRIMARY KEY", "Exposure id."),
-            Column("manifest_size", "INTEGER NOT NULL", "Bytes of the manifest."),
-            Column("manifest_mtime_ns", "INTEGER NOT NULL", "Its time of change, ns since 1970."),
+            Column("manifest", "TEXT NOT NULL", "Path of the manifest."),
+            Column("size", "INTEGER NOT NULL", "Bytes of the manifest."),
+            Column("mtime_ns", "INTEGER NOT NULL", "Its time of change, ns since 1970."),
             Column(
                 "planned",
                 "TEXT",

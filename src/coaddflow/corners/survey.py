@@ -57,9 +57,8 @@ class _Known(NamedTuple):
     """What the database knows of a manifest."""
 
     exposure: str
-    sha256: str
-    size: int | None
-    mtime_ns: int | None
+    size: int
+    mtime_ns: int
     planned: str | None
 
 
@@ -260,18 +259,20 @@ def _require_use(connection: sqlite3.Connection, survey: _Survey, path: str | Pa
 
 def _create_survey_tables(connection: sqlite3.Connection) -> None:
     """Make the tables of the survey's database that are not there."""
-    for table in SURVEY_TABLES:
-        if not connection.execute(f"PRAGMA table_info({table.name})").fetchone():
-            connection.execute(table.sql)
+    (table,) = SURVEY_TABLES
+    if not connection.execute(f"PRAGMA table_info({table.name})").fetchone():
+        connection.execute(table.sql)
+        connection.execute(
+            "INSERT INTO exposure_checks SELECT exposure, manifest, -1, 0, NULL FROM exposures"
+        )
 
 
 def _known_manifests(connection: sqlite3.Connection) -> dict[str, _Known]:
     """Return what the database knows, by manifest."""
     rows = connection.execute(
-        "SELECT manifest, exposure, manifest_sha256, manifest_size, manifest_mtime_ns, planned"
-        " FROM exposures LEFT JOIN exposure_checks USING (exposure)"
+        "SELECT manifest, exposure, size, mtime_ns, planned FROM exposure_checks"
     )
-    return {path: _Known(*values) for path, *values in rows}
+    return {row[0]: _Known._make(row[1:]) for row in rows}
 
 
 def _changed_manifests(
@@ -284,41 +285,49 @@ def _changed_manifests(
     changed = []
     for path in survey.manifests:
         before = known.get(path)
-        if before is None:
+        if before is None or not (
+            _seems_unchanged(path, before) or _is_unchanged(connection, path, before)
+        ):
             changed.append(path)
-            continue
-        if not _seems_unchanged(path, before):
-            sha256, size, mtime_ns = state_of(path)
-            if sha256 != before.sha256:
-                changed.append(path)
-                continue
-            _note_state(connection, before.exposure, size, mtime_ns, before.planned)
-        changes.unchanged.add(before.exposure)
+        else:
+            changes.unchanged.add(before.exposure)
     return changed
 
 
 def _seems_unchanged(path: str, known: _Known) -> bool:
+    """Return whether a manifest has the size and time that it had."""
     try:
         status = os.stat(path)  # noqa: PTH116 - of all manifests: a Path takes 8 us to make
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns)
+    return status.st_mtime_ns == known.mtime_ns and status.st_size == known.size
+
+
+def _is_unchanged(connection: sqlite3.Connection, path: str, known: _Known) -> bool:
+    """Return whether a manifest has the checksum that it had; if so, note its size and time."""
+    sha256, size, mtime_ns = state_of(path)
+    (before,) = connection.execute(
+        "SELECT manifest_sha256 FROM exposures WHERE exposure = ?", (known.exposure,)
+    ).fetchone()
+    if sha256 != before:
+        return False
+    connection.execute(
+        "UPDATE exposure_checks SET size = ?, mtime_ns = ? WHERE exposure = ?",
+        (size, mtime_ns, known.exposure),
+    )
+    return True
 
 
 def _note_states(
     connection: sqlite3.Connection, manifests: Iterable[Manifest], survey: _Survey
 ) -> None:
-    for one in manifests:
-        planned = survey.digest(one.exposure)
-        _note_state(connection, one.exposure, one.size, one.mtime_ns, planned)
-
-
-def _note_state(
-    connection: sqlite3.Connection, exposure: str, size: int, mtime_ns: int, planned: str | None
-) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO exposure_checks VALUES (?, ?, ?, ?)",
-        (exposure, size, mtime_ns, planned),
+    """Note what the next update compares."""
+    connection.executemany(
+        "INSERT INTO exposure_checks VALUES (?, ?, ?, ?, ?)",
+        [
+            (one.exposure, one.path, one.size, one.mtime_ns, survey.digest(one.exposure))
+            for one in manifests
+        ],
     )
 
 
