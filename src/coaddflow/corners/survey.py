@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from coaddflow import fence
 from coaddflow.corners.build import (
@@ -53,13 +52,9 @@ class SurveyUpdate:
     unchanged: list[str]
 
 
-class _Known(NamedTuple):
-    """What the database knows of a manifest."""
-
-    exposure: str
-    size: int
-    mtime_ns: int
-    planned: str | None
+_Known = tuple[str, int, int, str, str | None]
+"""What the database knows of a manifest: path, size, time of change, exposure, checksum of its
+plan. Plain tuples, of all exposures of a survey."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,7 @@ def _update(connection: sqlite3.Connection, survey: _Survey, path: str | Path) -
     _require_use(connection, survey, path)
     _create_survey_tables(connection)
     known = _known_manifests(connection)
-    old = {one.exposure for one in known.values()}
+    old = {exposure for *_, exposure, _ in known.values()}
     changes = _Changes()
     changed = _changed_manifests(connection, survey, known, changes)
     for batch in in_batches(read_manifests(changed)):
@@ -270,9 +265,9 @@ def _create_survey_tables(connection: sqlite3.Connection) -> None:
 def _known_manifests(connection: sqlite3.Connection) -> dict[str, _Known]:
     """Return what the database knows, by manifest."""
     rows = connection.execute(
-        "SELECT manifest, exposure, size, mtime_ns, planned FROM exposure_checks"
+        "SELECT manifest, size, mtime_ns, exposure, planned FROM exposure_checks"
     )
-    return {row[0]: _Known._make(row[1:]) for row in rows}
+    return {row[0]: row for row in rows}
 
 
 def _changed_manifests(
@@ -282,38 +277,33 @@ def _changed_manifests(
     changes: _Changes,
 ) -> list[str]:
     """Return the manifests that are new or changed; note the exposures of the others."""
-    changed = []
+    changed, unchanged = [], []
     for path in survey.manifests:
-        before = known.get(path)
-        if before is None or not (
-            _seems_unchanged(path, before) or _is_unchanged(connection, path, before)
-        ):
+        if (before := known.get(path)) is None:
             changed.append(path)
-        else:
-            changes.unchanged.add(before.exposure)
+            continue
+        try:
+            status = os.stat(path)  # noqa: PTH116 - of all manifests: a Path takes 8 us to make
+            is_same = status.st_mtime_ns == before[2] and status.st_size == before[1]
+        except OSError:
+            is_same = False  # and said by whoever reads it
+        (unchanged if is_same or _is_unchanged(connection, before) else changed).append(path)
+    changes.unchanged |= {known[path][3] for path in unchanged}
     return changed
 
 
-def _seems_unchanged(path: str, known: _Known) -> bool:
-    """Return whether a manifest has the size and time that it had."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - of all manifests: a Path takes 8 us to make
-    except OSError:
-        return False
-    return status.st_mtime_ns == known.mtime_ns and status.st_size == known.size
-
-
-def _is_unchanged(connection: sqlite3.Connection, path: str, known: _Known) -> bool:
+def _is_unchanged(connection: sqlite3.Connection, known: _Known) -> bool:
     """Return whether a manifest has the checksum that it had; if so, note its size and time."""
+    path, _, _, exposure, _ = known
     sha256, size, mtime_ns = state_of(path)
     (before,) = connection.execute(
-        "SELECT manifest_sha256 FROM exposures WHERE exposure = ?", (known.exposure,)
+        "SELECT manifest_sha256 FROM exposures WHERE exposure = ?", (exposure,)
     ).fetchone()
     if sha256 != before:
         return False
     connection.execute(
         "UPDATE exposure_checks SET size = ?, mtime_ns = ? WHERE exposure = ?",
-        (size, mtime_ns, known.exposure),
+        (size, mtime_ns, exposure),
     )
     return True
 
@@ -364,12 +354,11 @@ def _planned_anew(
         return []
     anew = []
     for path in survey.manifests:
-        before = known.get(path)
-        if before is not None and before.planned != (digest := survey.digest(before.exposure)):
-            anew.append(before.exposure)
+        *_, exposure, planned = known.get(path, (None, None))
+        if exposure is not None and planned != (digest := survey.digest(exposure)):
+            anew.append(exposure)
             connection.execute(
-                "UPDATE exposure_checks SET planned = ? WHERE exposure = ?",
-                (digest, before.exposure),
+                "UPDATE exposure_checks SET planned = ? WHERE exposure = ?", (digest, exposure)
             )
     return anew
 
