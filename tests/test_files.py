@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import stat
 
 import pytest
@@ -18,6 +19,17 @@ def test_file_appears_whole_under_its_final_name(tmp_path):
         assert temporary.parent == target.parent
     assert target.read_text() == "content"
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_what_is_flushed_to_disk_is_what_takes_the_name(tmp_path, monkeypatch, is_made_anew):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    with atomic_path(tmp_path / "x.txt") as temporary:
+        if is_made_anew:
+            temporary.unlink()
+        temporary.write_text("all of it")
+    assert flushed == [(tmp_path / "x.txt").stat().st_ino]
 
 
 def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):

@@ -55,16 +55,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         If a newer job has taken over what this job makes (`fence`): nothing takes the name.
     """
     path = Path(path)
+    handle: int | None = None
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix, suffix = _affixes(path)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
-        os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        _flush(temporary, handle)
         temporary.chmod(0o666 & ~_umask())
         fence.check()
         temporary.replace(path)
@@ -79,8 +78,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             remedy="free some space or check the permissions of the folder, then run again",
         ) from error
     finally:
+        if handle is not None:
+            os.close(handle)
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path, handle: int) -> None:
+    """Flush a file to disk, through ``handle`` unless its writer has made another file of the name.
+
+    On a shared disk it takes longer to open a file than to flush it.
+    """
+    if os.path.samestat(path.stat(), os.fstat(handle)):
+        os.fsync(handle)
+        return
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def remove(path: str | Path) -> None:
