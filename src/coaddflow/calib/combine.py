@@ -26,6 +26,9 @@ from coaddflow.image.statistics import MAD_TO_SIGMA
 _SAMPLE_STEP = 7
 """Every so many pixels along x and y are looked at for the typical scatter of a pixel."""
 
+_CERTAIN = 1 - 1e-12
+"""Of a limit: what is below this part of it is so whatever the order of the arithmetic."""
+
 
 @contextmanager
 def stacked(
@@ -101,9 +104,9 @@ def clipped_mean(
     limit = clip_sigma * _typical_scatter(stack, weights)
     mean, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
     number = np.empty(shape, np.int16)
-    for rows, block in _blocks(stack):
-        planes = mean[rows], variance[rows], number[rows]
-        _combine_block(block, weights, limit, clip_sigma, iterations, *planes)
+    for y in range(shape[0]):
+        planes = mean[y], variance[y], number[y]
+        _combine_row(stack[:, y], weights, limit, clip_sigma, iterations, *planes)
     return mean, variance, number
 
 
@@ -155,25 +158,92 @@ def _typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -
     return float(np.median(scatter))
 
 
-@njit()
-def _combine_block(block, weights, limit, clip_sigma, iterations, mean, variance, number):
-    ny, nx, n = block.shape
-    values = np.empty(n)
-    weight = np.empty(n)
-    for y in range(ny):
+@njit(error_model="numpy")
+def _combine_row(rows, weights, limit, clip_sigma, iterations, mean, variance, number):
+    """Combine a row of pixels of all frames, of shape (n, nx).
+
+    Nearly all pixels have no value to leave out: these are found, and combined, many at a time.
+    """
+    n, nx = rows.shape
+    least, greatest = np.empty(nx, np.float32), np.empty(nx, np.float32)
+    whole = np.empty(nx, np.bool_)
+    _range_of_pixels(rows, least, greatest, whole)
+    if n > 2:
+        _without_outliers(rows, _CERTAIN * limit / np.sqrt(weights.max()), least, greatest, whole)
+    total, squares, weight = np.zeros(nx), np.zeros(nx), 0.0
+    for i in range(n):
+        row, one = rows[i], weights[i]
+        weight += one
         for x in range(nx):
-            k = 0
-            for i in range(n):
-                if np.isfinite(block[y, x, i]):
-                    values[k] = block[y, x, i]
-                    weight[k] = weights[i]
-                    k += 1
-            if k > 2:
-                k = _clip(values[:k], weight[:k], limit, clip_sigma, iterations)
-            center, scatter = _mean_and_variance(values[:k], weight[:k])
-            mean[y, x] = center
-            variance[y, x] = scatter
-            number[y, x] = k
+            total[x] += row[x] * one
+    for x in range(nx):
+        total[x] /= weight
+    for i in range(n):
+        row, one = rows[i], weights[i]
+        for x in range(nx):
+            difference = row[x] - total[x]
+            squares[x] += one * (difference * difference)
+    for x in range(nx):
+        mean[x] = total[x]
+        variance[x] = squares[x] / (n - 1) / weight if n > 1 else np.inf
+        number[x] = n
+    for x in range(nx):
+        if not whole[x]:
+            values = rows[:, x]
+            pixel = _combine_pixel(values, weights, limit, clip_sigma, iterations)
+            mean[x], variance[x], number[x] = pixel
+
+
+@njit()
+def _range_of_pixels(rows, least, greatest, whole):
+    """Find least and greatest value of each pixel, and whether all are finite."""
+    n, nx = rows.shape
+    least[:], greatest[:], whole[:] = rows[0], rows[0], True
+    largest = np.float32(np.finfo(np.float32).max)
+    for i in range(n):
+        row = rows[i]
+        for x in range(nx):
+            value = row[x]
+            least[x] = value if value < least[x] else least[x]
+            greatest[x] = value if value > greatest[x] else greatest[x]
+            whole[x] &= abs(value) <= largest
+
+
+@njit()
+def _without_outliers(rows, limit, least, greatest, whole):
+    """Find the pixels whose extremes are no farther than this from their median.
+
+    Which is so if at least half of the values are no farther from the greatest, and as many from
+    the least: the middle ones are among them.
+    """
+    n, nx = rows.shape
+    near_greatest, near_least = np.zeros(nx, np.int32), np.zeros(nx, np.int32)
+    for i in range(n):
+        row = rows[i]
+        for x in range(nx):
+            value = np.float64(row[x])
+            near_greatest[x] += np.float64(greatest[x]) - value <= limit
+            near_least[x] += value - np.float64(least[x]) <= limit
+    enough = n // 2 + 1
+    for x in range(nx):
+        whole[x] &= (near_greatest[x] >= enough) & (near_least[x] >= enough)
+
+
+@njit()
+def _combine_pixel(pixel, weights, limit, clip_sigma, iterations):
+    """Return mean, its variance and the number of values used, of one pixel of all frames."""
+    values = np.empty(len(pixel))
+    weight = np.empty(len(pixel))
+    k = 0
+    for i in range(len(pixel)):
+        if np.isfinite(pixel[i]):
+            values[k] = pixel[i]
+            weight[k] = weights[i]
+            k += 1
+    if k > 2:
+        k = _clip(values[:k], weight[:k], limit, clip_sigma, iterations)
+    center, scatter = _mean_and_variance(values[:k], weight[:k])
+    return center, scatter, k
 
 
 @njit()
