@@ -10,6 +10,7 @@ References
    scale", Computational Statistics 1, 411.
 """
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,9 @@ from coaddflow.image.statistics import MAD_TO_SIGMA
 
 _SAMPLE_STEP = 7
 """Every so many pixels along x and y are looked at for the typical scatter of a pixel."""
+
+_ROWS = 64
+"""Rows after which the memory of a stack in a scratch file is given back."""
 
 _CERTAIN = 1 - 1e-12
 """Of a limit: what is below this part of it is so whatever the order of the arithmetic."""
@@ -51,9 +55,17 @@ def stacked(
             _reserve(file, size)
             stack = np.memmap(file, np.float32, "r+", shape=shape)
         stack[0] = first
-        for i, frame in enumerate(frames, start=1):
-            stack[i] = frame
+        del first
+        for i in range(1, n_frames):
+            stack[i] = next(frames)  # no name holds it while the next one is made
+            _let_go(stack)
         yield stack
+
+
+def _let_go(stack: NDArray[np.float32]) -> None:
+    """Give back the memory of a stack that is in a scratch file, where it stays."""
+    if isinstance(stack, np.memmap):
+        stack.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
@@ -105,6 +117,8 @@ def clipped_mean(
     mean, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
     number = np.empty(shape, np.int16)
     for y in range(shape[0]):
+        if y % _ROWS == 0:
+            _let_go(stack)
         planes = mean[y], variance[y], number[y]
         _combine_row(stack[:, y], weights, limit, clip_sigma, iterations, *planes)
     return mean, variance, number
@@ -125,6 +139,7 @@ def _blocks(stack: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.floa
     for y in range(0, ny, size):
         rows = slice(y, y + size)
         yield rows, np.ascontiguousarray(np.moveaxis(stack[:, rows], 0, -1))
+        _let_go(stack)
 
 
 @njit()
@@ -147,8 +162,11 @@ def _typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -
     From the median of absolute deviations, whose bias in samples of n is n / (n - 0.8) [1]_;
     parameters are those of `clipped_mean`, with weights of mean 1.
     """
-    sample = np.array(stack[:, ::_SAMPLE_STEP, ::_SAMPLE_STEP], dtype=np.float64)
-    sample = sample.reshape(len(stack), -1)
+    samples = []
+    for frame in stack:
+        samples.append(frame[::_SAMPLE_STEP, ::_SAMPLE_STEP].astype(np.float64).ravel())
+        _let_go(stack)
+    sample = np.stack(samples)
     number = np.isfinite(sample).sum(axis=0)
     sample, number = sample[:, number >= 2], number[number >= 2]
     if not len(number):

@@ -113,8 +113,11 @@ def combine_dark(
             "a dark exposure has an exposure time of 0 s",
             remedy="correct the exposure table, or name the good ones in calibs.dark.exposures",
         )
-    rates = (usable_pixels(frame) / np.float32(t) for frame, t in zip(frames, times, strict=True))
-    with stacked(rates, len(times), settings.memory) as stack:
+
+    def rate(frame: MaskedImage, time: float) -> NDArray[np.float32]:
+        return usable_pixels(frame) / np.float32(time)
+
+    with stacked(map(rate, frames, times), len(times), settings.memory) as stack:
         mean = _mean(stack, times**2, settings)
     return _without_noise(mean, len(times), settings)
 
@@ -142,20 +145,20 @@ def combine_flat(
     check_number("flat", "flat", n_frames, settings.flat.min_frames)
     levels: list[float] = []
 
-    def normalised() -> Iterable[NDArray[np.float32]]:
-        for frame in frames:
-            pixels = usable_pixels(frame)
-            level = median_level(pixels)
-            if not level > 0:
-                raise CcdFailure(
-                    Reason.DARK_FLAT,
-                    f"flat exposure number {len(levels) + 1} has no unsaturated light "
-                    f"(median {level:g}). Leave it out with calibs.flat.exposures",
-                )
-            levels.append(level)
-            yield pixels / np.float32(level)
+    def normalised(frame: MaskedImage) -> NDArray[np.float32]:
+        pixels = usable_pixels(frame)
+        level = median_level(pixels)
+        if not level > 0:
+            raise CcdFailure(
+                Reason.DARK_FLAT,
+                f"flat exposure number {len(levels) + 1} has no unsaturated light "
+                f"(median {level:g}). Leave it out with calibs.flat.exposures",
+            )
+        levels.append(level)
+        pixels /= np.float32(level)
+        return pixels
 
-    with stacked(normalised(), n_frames, settings.memory) as stack:
+    with stacked(map(normalised, frames), n_frames, settings.memory) as stack:
         weights = np.array(levels) * _rescale_incomplete(stack)
         mean = _mean(stack, weights, settings)
     return unit_median(_without_noise(mean, n_frames, settings))

@@ -60,38 +60,41 @@ def without_noise(master: MaskedImage, n_frames: int) -> MaskedImage:
     good = np.isfinite(image) & np.isfinite(master.variance) & (master.mask == 0)
     if np.count_nonzero(good) < _LINE or not (master.variance[good] > 0).any():
         return master
-    variance, common = _moderated(master.variance, good, n_frames)
+    rest, clipped, line = np.where(good, image, np.float32(0)), *np.empty((2, *image.shape), "f4")
+    variance, common = _moderated(master.variance, good, n_frames, spare=line)
     # a cosmic ray that three frames cannot clip has a large error of its own
     largest = np.multiply(np.sqrt(common, out=common), np.float32(_OUTLIER), out=common)
     model = np.zeros_like(image)
-    rest, clipped = np.where(good, image, np.float32(0)), np.empty_like(image)
-    _take_off(_column_medians(image, good), good, rest, model, largest, clipped)
+    np.copyto(line, image)
+    np.copyto(line, masked_median(image, ~good), where=~good)
+    _take_off(medians_of_pieces(line, _PIECE), _PIECE, good, rest, model, largest, clipped)
     for axis in (0, 1):
-        line = _mean(clipped, good, _LINE, axis)
-        _take_off(line, good, rest, model, largest, clipped)
-    patch = _mean(clipped, good, _PATCH)
-    kept, _ = _expectation(patch, variance, good, _PATCH)
-    _take_off(kept, good, rest, model, largest, clipped)
-    kept, spread = _expectation(rest, variance, good)
+        _mean(clipped, good, _LINE, line, axis)
+        _take_off(line, 1, good, rest, model, largest, clipped)
+    _mean(clipped, good, _PATCH, line)
+    _shrink(line, variance, good, _PATCH, spread=clipped)
+    _take_off(line, 1, good, rest, model, largest, clipped)
+    spread = clipped
+    _shrink(rest, variance, good, 1, spread)
     # what the means along columns and rows add
     variance *= np.float32(2)
     variance /= np.float32(_LINE)
     spread += variance
-    model += kept
+    model += rest
     np.copyto(model, image, where=~good)
     np.copyto(spread, master.variance, where=~good)
     return MaskedImage(model, spread, master.mask)
 
 
 @njit(error_model="numpy")
-def _take_off(part, good, rest, model, largest, clipped):
+def _take_off(part, rows, good, rest, model, largest, clipped):
     """Add a part of the structure to the model, take it off the rest, and clip this.
 
-    Pixels that are not good are 0 in the rest.
+    Each row of the part is that of so many rows. Pixels that are not good are 0 in the rest.
     """
-    ny, nx = part.shape
+    ny, nx = rest.shape
     for y in range(ny):
-        piece, known, left, whole = part[y], good[y], rest[y], model[y]
+        piece, known, left, whole = part[y // rows], good[y], rest[y], model[y]
         limit, out = largest[y], clipped[y]
         for x in range(nx):
             whole[x] += piece[x]
@@ -102,38 +105,40 @@ def _take_off(part, good, rest, model, largest, clipped):
 
 
 def _moderated(
-    variance: NDArray[np.float32], good: NDArray[np.bool_], n_frames: int
+    variance: NDArray[np.float32],
+    good: NDArray[np.bool_],
+    n_frames: int,
+    spare: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return variances of pixels, most of which is that of the pixels around [2]_; and that."""
+    """Return variances of pixels, most of which is that of the pixels around [2]_; and that.
+
+    ``spare`` is a frame that can be overwritten.
+    """
     typical = float(masked_median(variance, ~good))
-    own = np.where(good, variance, np.float32(0))
-    common = _mean(np.minimum(own, 10 * typical), good, _VARIANCE_PIXELS)
+    own, common = np.where(good, variance, np.float32(0)), np.empty_like(variance)
+    _mean(np.minimum(own, 10 * typical, out=spare), good, _VARIANCE_PIXELS, common)
     np.maximum(common, 1e-3 * typical + 1e-30, out=common)
     np.copyto(own, common, where=~good)
     freedom = n_frames - 1
     own *= np.float32(freedom)
-    own += _VARIANCE_WEIGHT * common
+    own += np.multiply(common, np.float32(_VARIANCE_WEIGHT), out=spare)
     own /= np.float32(_VARIANCE_WEIGHT + freedom)
     return own, common
 
 
-def _column_medians(image: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return medians of pieces of columns, shape (ny, nx)."""
-    filled = np.where(good, image, masked_median(image, ~good))
-    return np.repeat(medians_of_pieces(filled, _PIECE), _PIECE, axis=0)[: len(image)]
-
-
 def _mean(
-    values: NDArray[np.float32], good: NDArray[np.bool_], size: int, axis: int | None = None
-) -> NDArray[np.float32]:
-    """Return means of the good pixels over lines along an axis, or over squares.
+    values: NDArray[np.float32],
+    good: NDArray[np.bool_],
+    size: int,
+    means: NDArray[np.float32],
+    axis: int | None = None,
+) -> None:
+    """Find means of the good pixels over lines along an axis, or over squares.
 
     Values that are not good must be 0. Beyond the borders the image is reflected.
     """
-    means = np.empty_like(values)
     weights = None if good.all() else good.view(np.uint8)
     _running_means(values, weights, size, axis != 1, axis != 0, means)
-    return means
 
 
 @njit(error_model="numpy")
@@ -202,16 +207,18 @@ def _reflected(n, size):
     return np.where(places < n, places, 2 * n - 1 - places)
 
 
-def _expectation(
+def _shrink(
     values: NDArray[np.float32],
     variance: NDArray[np.float32],
     good: NDArray[np.bool_],
-    size: int = 1,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what values are expected to be without their errors, and the variance of that.
+    size: int,
+    spread: NDArray[np.float32],
+) -> None:
+    """Replace values by what they are expected to be without their errors, and find its variance.
 
     The prior is a mixture of normal distributions of mean zero, with weights fitted to the values
-    by expectation maximisation [1]_. Errors are those of means over squares of this size.
+    by expectation maximisation [1]_. Values are means over squares of ``size`` pixels, whose
+    variance is given; that of what is expected is written to ``spread``.
     """
     edges = np.linspace(0.0, _LARGEST, _BINS + 1)
     number = _histogram(values, variance, good, np.float32(size), edges)
@@ -229,8 +236,9 @@ def _expectation(
     belongs /= belongs.sum(axis=1, keepdims=True)
     kept = widths**2 / total
     factor = belongs @ kept
-    spread = factor + middle**2 * (belongs @ kept**2 - factor**2)
-    return _shrink(values, variance, np.float32(size), middle, factor, spread)
+    factor_of_spread = factor + middle**2 * (belongs @ kept**2 - factor**2)
+    tables = middle, factor, factor_of_spread
+    _interpolate(values, variance, np.float32(size), *tables, spread)
 
 
 @njit(error_model="numpy")
@@ -258,29 +266,27 @@ def _last_not_above(places, value, per_unit):
 
 
 @njit(error_model="numpy")
-def _shrink(values, variance, size, middle, factor, spread):
-    """Return values times their factor, and squared errors times theirs, from tables.
+def _interpolate(values, variance, size, middle, factor, factor_of_spread, spread):
+    """Multiply values by their factors, and find squared errors times theirs, from tables.
 
     A value larger than those of the table is no noise.
     """
     ny, nx = values.shape
-    kept, scatter = np.empty_like(values), np.empty_like(values)
     per_unit = (len(middle) - 1) / (middle[-1] - middle[0])
     step = np.diff(middle)
-    slope, slope_of_spread = np.diff(factor) / step, np.diff(spread) / step
+    slope, slope_of_spread = np.diff(factor) / step, np.diff(factor_of_spread) / step
     for y in range(ny):
         for x in range(nx):
             error = np.sqrt(variance[y, x]) / size
             z = np.float64(abs(values[y, x] / error))
             a, b = 1.0, 1.0
             if z <= middle[0]:
-                a, b = factor[0], spread[0]
+                a, b = factor[0], factor_of_spread[0]
             elif z < middle[-1]:
                 i = _last_not_above(middle[:-1], z, per_unit)
                 a = slope[i] * (z - middle[i]) + factor[i]
-                b = slope_of_spread[i] * (z - middle[i]) + spread[i]
+                b = slope_of_spread[i] * (z - middle[i]) + factor_of_spread[i]
             elif z == middle[-1]:
-                a, b = factor[-1], spread[-1]
-            kept[y, x] = values[y, x] * np.float32(a)
-            scatter[y, x] = np.float32(b) * (error * error)
-    return kept, scatter
+                a, b = factor[-1], factor_of_spread[-1]
+            values[y, x] *= np.float32(a)
+            spread[y, x] = np.float32(b) * (error * error)
