@@ -21,7 +21,7 @@ from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     ExposureRow,
     ImageRow,
-    file_of,
+    ccd_file,
     has_ccd,
     read_exposures,
     read_images,
@@ -156,25 +156,21 @@ class Plan:
                 found.setdefault(self.band_of(exposure), []).append(exposure)
         return found
 
-    @functools.cached_property
-    def _by_patch(self) -> dict[tuple[str, int], dict[str, list[str]]]:
-        """What `_patches_on` has found."""
-        return {}
-
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
     def _patches_on(self, band: str, tract: int) -> dict[str, list[str]]:
         """Return the exposures of each patch of a tract, in order of their ids.
 
         The patches are in rows, one after the other.
         """
-        found = self._by_patch.get((band, tract))
-        if found is None:
-            patches: dict[str, list[str]] = {}
-            for exposure in self.exposures_of_tract(tract, band):
-                for patch in self.overlaps[exposure][tract]:
-                    patches.setdefault(patch, []).append(exposure)
-            found = {patch: patches[patch] for patch in sorted(patches, key=_row_and_column)}
-            self._by_patch[band, tract] = found
-        return found
+        if isinstance(self.overlaps, KeptOverlaps):
+            touched = self.overlaps.on_tract(tract)
+        else:
+            touched = {e: self.overlaps[e][tract] for e in self._by_tract.get(tract, ())}
+        patches: dict[str, list[str]] = {}
+        for exposure in self.exposures_of_tract(tract, band):
+            for patch in touched[exposure]:
+                patches.setdefault(patch, []).append(exposure)
+        return {patch: patches[patch] for patch in sorted(patches, key=_row_and_column)}
 
     def band_of(self, exposure: str) -> str:
         """Return the band of an exposure on the sky."""
@@ -545,7 +541,13 @@ def _as_given(name: str, table: str, ccd: str = "") -> str:
     Only names and tables that were themselves given as absolute paths stay absolute, so that a
     project that is moved as a whole has nothing to do again.
     """
-    path = file_of(name, table, ccd)
-    if Path(name).is_absolute() or Path(table).is_absolute():
-        return str(path)
-    return os.path.relpath(path)
+    here = str(Path.cwd())
+    path = os.path.normpath(Path(_folder_of(table, here), ccd_file(name, ccd) if ccd else name))
+    is_absolute = Path(name).is_absolute() or Path(table).is_absolute()
+    return path if is_absolute else os.path.relpath(path, here)
+
+
+@functools.lru_cache(maxsize=16)
+def _folder_of(table: str, here: str) -> str:
+    """Return the folder of a table, links resolved, seen from a working folder."""
+    return str(Path(here, table).parent.resolve())

@@ -77,10 +77,12 @@ def cached(
         with contextlib.suppress(sqlite3.Error, ValueError):
             kept = Kept(cache)
             if kept.key == key:
-                return WorkedOut(key, kept.facts, kept.overlaps.read_all())
+                return WorkedOut(key, kept.facts, kept.overlaps)
     worked_out = WorkedOut(key, *_work_out(settings, science, images))
     if cache is not None:
         _keep(cache, key, worked_out.facts, _OVERLAPS, _lines_of(worked_out.overlaps))
+        with contextlib.suppress(sqlite3.Error):
+            return worked_out._replace(overlaps=Kept(cache).overlaps)
     return worked_out
 
 
@@ -176,22 +178,22 @@ class KeptOverlaps(Mapping):
         lines = self._database.execute("SELECT exposure FROM overlaps WHERE tract = ?", (tract,))
         return sorted(exposure for (exposure,) in lines)
 
-    def read_all(self) -> dict[str, dict[int, list[str]]]:
-        """Return all of them, read at once."""
-        lines: dict[str, list] = {}
-        query = "SELECT exposure, tract, patches FROM overlaps ORDER BY rowid"
-        for exposure, tract, patches in self._database.execute(query):
-            lines.setdefault(exposure, []).append((tract, patches))
-        return {exposure: _tracts_of(of_exposure) for exposure, of_exposure in lines.items()}
+    def on_tract(self, tract: int) -> dict[str, list[str]]:
+        """Return the patches of a tract that exposures can touch, in order of their ids."""
+        query = "SELECT exposure, patches FROM overlaps WHERE tract = ? ORDER BY exposure"
+        return {
+            exposure: _names_of(patches)
+            for exposure, patches in self._database.execute(query, (tract,))
+        }
 
 
 def _tracts_of(lines: Iterable[tuple[int | None, str]]) -> dict[int, list[str]]:
     """Return patches by tract; the line of an exposure that touches none has no tract."""
-    return {
-        tract: [sys.intern(patch) for patch in patches.split()]
-        for tract, patches in lines
-        if tract is not None
-    }
+    return {tract: _names_of(patches) for tract, patches in lines if tract is not None}
+
+
+def _names_of(patches: str) -> list[str]:
+    return [sys.intern(patch) for patch in patches.split()]
 
 
 def _lines_of(overlaps: Overlaps) -> Iterator[tuple[str, int | None, str]]:

@@ -59,7 +59,7 @@ def _exposures_on_tracts(plan: "Plan") -> Iterator[Names]:
 def _bands_of_tracts(plan: "Plan") -> Iterator[Names]:
     for tract in plan.tracts:
         for band in plan.bands:
-            if plan.patches_of(band, tract):
+            if plan.exposures_of_tract(tract, band):
                 yield {"band": band, "tract": str(tract)}
 
 
