@@ -91,6 +91,7 @@ wildcard_constraints:
     band="[A-Za-z0-9][A-Za-z0-9_-]*",
     tract=r"\d+",
     patch=r"\d+_\d+",
+    frames="[A-Za-z0-9][A-Za-z0-9_-]*",
 
 
 # Exposures that were calibrated elsewhere, and all others, as patterns.

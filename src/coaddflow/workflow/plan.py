@@ -200,9 +200,12 @@ class Plan:
 
     def raw_file(self, exposure: str, ccd: int) -> str:
         """Return the raw file of a CCD, relative to the working folder where the table is."""
-        row = self.science.get(exposure) or self.calibration[exposure]
+        row = self._raw_row(exposure)
         extension = self.ccds[ccd].extension if has_ccd(row.path) else ""
         return _as_given(row.path, self.settings.exposures, extension)
+
+    def _raw_row(self, exposure: str) -> ExposureRow:
+        return self.science.get(exposure) or self.calibration[exposure]
 
     def raw_files(self, exposure: str) -> dict[int, tuple[str, ...]]:
         """Return the raw files of an exposure by CCD, as `raw_file`."""
@@ -213,7 +216,7 @@ class Plan:
 
     def raw_template(self, exposure: str) -> str:
         """Return the raw files of an exposure as one name, in which {ccd} may stand for the CCD."""
-        return _as_given(self.science[exposure].path, self.settings.exposures)
+        return _as_given(self._raw_row(exposure).path, self.settings.exposures)
 
     def image_files(self, exposure: str, ccd: int) -> list[str]:
         """Return the files of an image calibrated elsewhere: image, weight, mask; each once."""
@@ -261,6 +264,18 @@ class Plan:
         if settings.exposures is not None:
             rows = [row for row in rows if row.exposure in settings.exposures]
         return [row.exposure for row in rows] if len(rows) >= settings.min_frames else []
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
+    def frame_table(self, kind: str, band: str | None = None) -> str | None:
+        """Return the table of the raw frames of a kind of calibration frames, as `calib_frames`.
+
+        None if there are no frames, or each CCD has files of its own: a table would redo all CCDs
+        when the file of one is replaced.
+        """
+        rows = [self._raw_row(exposure) for exposure in self.calib_frames(kind, band)]
+        if not rows or any(has_ccd(row.path) for row in rows):
+            return None
+        return paths.FRAME_TABLE.format(frames=kind if band is None else f"{kind}_{band}")
 
     def calib_product(self, kind: str, ccd: int, band: str) -> str | None:
         """Return the calibration frame of a CCD and band; None if there is none."""

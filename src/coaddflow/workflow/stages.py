@@ -86,6 +86,15 @@ def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Na
     return frames
 
 
+def _frame_tables(plan: "Plan") -> Iterator[Names]:
+    for kind in paths.CALIB_KINDS:
+        if kind == "defects" and plan.defects_from_dark:
+            continue
+        for band in plan.bands if kind == "flat" else (None,):
+            if plan.frame_table(kind, band) is not None:
+                yield {"frames": kind if band is None else f"{kind}_{band}"}
+
+
 def _bands_with_calibs(plan: "Plan") -> Iterator[Names]:
     for band in plan.raw_bands:
         if plan.calib_table(band) is not None:
@@ -273,6 +282,13 @@ def _master(name: str, kind: str) -> Stage:
 
 
 _ALL = (
+    Stage(
+        "frame_table",
+        (Product(paths.FRAME_TABLE, _frame_tables),),
+        reads=("exposures",),
+        is_planned=_from_raw,
+        is_local=True,
+    ),
     *(_master(name, kind) for name, kind in CALIB_STAGES.items()),
     Stage(
         "calib_table",
