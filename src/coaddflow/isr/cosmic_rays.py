@@ -26,7 +26,7 @@ from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.measure.detection import extract
+from coaddflow.measure.extraction import extract
 from coaddflow.settings.detrend import CosmicsSettings
 
 _LOG = logging.getLogger(__name__)
