@@ -56,8 +56,9 @@ _MAX_ITERATIONS = 60
 _NO_FIT = "the PSF model cannot be fitted to the stars"
 _NO_FLUXES = "the fluxes and centres of the PSF stars cannot be fitted"
 
-_TOLERANCE = 1e-11
-"""Conjugate gradients stop when the squared residual is this part of the right side."""
+_TOLERANCE, _FIRST_TOLERANCE = 1e-11, 1e-7
+"""Conjugate gradients stop when the squared residual is this part of the right side; the models of
+the first rounds only serve to fit the stars."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def fit_psf(
         while order > 0 and len(term_powers(order)) * settings.stars_per_term > index.size:
             order -= 1
         prior = _with_order(prior, order)
-        model = _solve(stars, weight, _with_order(model, order), prior)
+        tolerance = _TOLERANCE if round_number == _ROUNDS - 1 else _FIRST_TOLERANCE
+        model = _solve(stars, weight, _with_order(model, order), prior, tolerance)
     used = np.zeros(is_star.size, dtype=bool)
     used[index] = True
     e1, e2 = model.shape_at(*model.center)
@@ -307,7 +309,9 @@ def _expected_pixels(stars: _Stars, model: PsfModel) -> NDArray[np.float64]:
     return stars.flux[:, None, None] * image / image.sum(axis=(1, 2), keepdims=True)
 
 
-def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> PsfModel:
+def _solve(
+    stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel, tolerance: float
+) -> PsfModel:
     """Solve for all samples of all terms by preconditioned conjugate gradients [2]_.
 
     The equations are those of least squares, with a prior: samples keep near the first model
@@ -343,7 +347,7 @@ def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> 
 
     basis = model.basis.copy()
     right_side = gather(weight * target) + tightness * prior.basis
-    small = _TOLERANCE * float((right_side * precondition(right_side)).sum())
+    small = tolerance * float((right_side * precondition(right_side)).sum())
     residual = right_side - apply(basis)
     direction = conditioned = precondition(residual)
     energy = float((residual * conditioned).sum())

@@ -27,6 +27,8 @@ from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 
 _KERNEL_ORDER = 4
 _TAPS = 2 * _KERNEL_ORDER
+_STEPS = np.pi * np.arange(1 - _KERNEL_ORDER, _KERNEL_ORDER + 1) / _KERNEL_ORDER
+_SINE, _COSINE = np.sin(_STEPS), np.cos(_STEPS)
 _MOMENT_ITERATIONS = 15
 
 
@@ -224,18 +226,24 @@ def _lanczos(offset, step, n_samples, first, weight):
             below = math.floor(place)
             start = min(max(below - _KERNEL_ORDER + 1, 0), n_samples - _TAPS)
             first[i, pixel] = start
+            fraction = math.pi * (place - below)
+            sine, slow = math.sin(fraction), fraction / _KERNEL_ORDER
+            slow_sine, slow_cosine = math.sin(slow), math.cos(slow)
             total = 0.0
-            for t in range(_TAPS):
-                # beyond the samples there is no light
-                distance = math.pi * (place - (start + t))
-                if abs(start + t - below - 0.5) > _KERNEL_ORDER:
-                    value = 0.0
-                elif distance == 0.0:
+            for t in range(max(start, below + 1 - _KERNEL_ORDER), start + _TAPS):
+                step_away = t - below
+                if step_away > _KERNEL_ORDER:
+                    break  # beyond the samples there is no light
+                distance = fraction - math.pi * step_away
+                if abs(distance) < 1e-9:
                     value = 1.0
                 else:
-                    value = math.sin(distance) * math.sin(distance / _KERNEL_ORDER)
-                    value *= _KERNEL_ORDER / (distance * distance)
-                weight[i, pixel, t] = value
+                    # the sine of a difference, times that of a quarter of it
+                    sign = -sine if step_away % 2 else sine
+                    away = step_away + _KERNEL_ORDER - 1
+                    value = slow_sine * _COSINE[away] - slow_cosine * _SINE[away]
+                    value *= sign * _KERNEL_ORDER / (distance * distance)
+                weight[i, pixel, t - start] = value
                 total += value
             for t in range(_TAPS):
                 weight[i, pixel, t] /= total
