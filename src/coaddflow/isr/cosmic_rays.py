@@ -24,7 +24,7 @@ from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.medians import masked_median, running_median
 from coaddflow.isr.lacosmic import SMALLEST, laplacian_outliers
-from coaddflow.measure.detection import extract
+from coaddflow.measure.extraction import extract
 from coaddflow.settings.detrend import CosmicsSettings
 
 _LOG = logging.getLogger(__name__)
