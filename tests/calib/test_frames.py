@@ -95,7 +95,7 @@ def plain_clipped_mean(values, weights, limit, clip_sigma, iterations):
         limit = max(limit, clip_sigma * 1.4826 * np.median(deviation))
         for _ in range(iterations):
             keep = np.abs(values - center) * root <= limit
-            if not keep.any():
+            if not keep.any() or (keep == kept).all():
                 break
             kept = keep
             center = sum((values * weights)[kept]) / sum(weights[kept])
