@@ -20,7 +20,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import CoaddflowError, InputError
-from coaddflow.files import atomic_path
+from coaddflow.files import atomic_stream
 from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_hdus import open_fits, walk_hdus
 
@@ -213,8 +213,8 @@ def write_fits(path: str | Path, hdus: list) -> None:
         # astropy would put the time into the comments: the same pixels must give the same bytes
         hdu.add_datasum(when="sum of the data")
         hdu.add_checksum(when="sum of header and data", override_datasum=True)
-    with atomic_path(path) as temporary:
-        content.writeto(temporary, overwrite=True)
+    with atomic_stream(path) as stream:
+        content.writeto(stream)
 
 
 def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
