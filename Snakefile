@@ -16,6 +16,7 @@ include: "rules/common.smk"
 
 localrules:
     all,
+    frame_table,
     calib_table,
 
 

@@ -1,28 +1,34 @@
 """One job for a tract against one job for each warp and coadd: time, CPU, opened files, bytes.
 
-    python benchmarks/tract_job.py [--exposures 8] [--ccds 6] [--patches 3] [--workers 2]
+    python benchmarks/tract_job.py [--exposures 8] [--ccds 6] [--patches 3] [--workers 2] [--swarp]
 
 A survey of dithered and turned exposures is made in a temporary folder, and coadded twice: by
 `parallel.coadd: patch`, with a Python process for each exposure's warps and for each patch, so many
 at a time as there are workers (Snakemake itself, which takes 1 to 2 s of CPU more for each, is left
 out); and by `parallel.coadd: tract`, one job with so many workers. The coadds are compared. Both
 are done once more under strace, which counts what is opened, read and written.
+
+With ``--swarp`` the job of the tract and SWarp, which makes one image of the tract from the same
+files with as many threads, take turns instead; medians are printed, also per pixel that goes in.
 """
 
 import argparse
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from astropy.wcs import WCS
 from traced import count, traced
+from warp_coadd_vs_swarp import swarp_command
 
 from coaddflow.coadd.patch import make_coadd
 from coaddflow.coadd.tract_job import make_tract_coadds
@@ -181,6 +187,37 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
     return line
 
 
+def timed(function: Callable[[], object]) -> tuple[float, float]:
+    """Return wall time and CPU time of what a function starts, s."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    function()
+    wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def against_swarp(tract: Tract, arguments: argparse.Namespace) -> None:
+    """Let the job of the tract and SWarp take turns; print medians."""
+    files = sorted(Path("calexp").glob("*/*.fits"))
+    n_pixels = sum(file.stat().st_size for file in files) / 12e6
+    command = swarp_command(tract, files, Path("swarp"), arguments.workers)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ways = {
+        "coaddflow": lambda: run_steps([["tract"]], arguments.workers),
+        "SWarp": lambda: subprocess.run(command, check=True, env=environment),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(arguments.runs):
+        for name, way in ways.items():
+            times[name].append(timed(way))
+    medians = {n: [statistics.median(v) for v in zip(*t, strict=True)] for n, t in times.items()}
+    print(f"{n_pixels:.0f} Mpixel, {arguments.workers} workers, medians of {arguments.runs} runs")
+    print("| | wall, s | CPU, s | CPU, ms a Mpixel |\n|---|---|---|---|")
+    for name, (wall, cpu) in medians.items():
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {1e3 * cpu / n_pixels:.0f} |")
+    wall, cpu = (medians["SWarp"][k] / medians["coaddflow"][k] for k in (0, 1))
+    print(f"SWarp takes {wall:.1f} times the wall time, {cpu:.1f} times the CPU time")
+
+
 def main() -> None:
     """Make the survey, measure both modes and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -190,6 +227,8 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, default=1000, help="pixels")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-trace", action="store_true", help="do not count with strace")
+    parser.add_argument("--swarp", action="store_true", help="compare with SWarp")
+    parser.add_argument("--runs", type=int, default=3, help="with --swarp")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
@@ -202,6 +241,10 @@ def main() -> None:
         tract = make_skymap(skymap_settings(arguments)).tract(0)
         exposures = make_survey(tract, arguments)
         run_steps([["warp", exposures[0]], ["coadd", tract.patch_ids()[0]]], 1)  # kernels compiled
+        if arguments.swarp:
+            against_swarp(tract, arguments)
+            os.chdir(script.parent)
+            return
         warps = [["warp", exposure] for exposure in exposures]
         coadds = [["coadd", patch] for patch in tract.patch_ids()]
         by_patch = measure("patch", [warps, coadds], arguments)

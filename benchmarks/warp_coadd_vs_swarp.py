@@ -37,6 +37,7 @@ from coaddflow.image.masked_image import (
     read_masked_image,
     write_fits,
 )
+from coaddflow.runtime.allocator import keep_freed_memory
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract
@@ -123,6 +124,7 @@ def flag_bad_column_and_stars(image: np.ndarray, mask: np.ndarray, x: np.ndarray
 
 def run_coaddflow(folder: Path, side: int, mode: str, threads: int) -> None:
     """Warp and coadd as the workflow does: so many jobs at a time, each with one thread."""
+    keep_freed_memory()  # as every job does
     tract = make_tract(side)
     output = folder / f"coaddflow-{mode}"
 
@@ -152,12 +154,16 @@ def run_coaddflow(folder: Path, side: int, mode: str, threads: int) -> None:
 
 def run_swarp(folder: Path, side: int, threads: int) -> list[str]:
     """Return the command of SWarp for the same coadd, and write its header file."""
-    output = folder / "swarp"
-    output.mkdir(exist_ok=True)
-    header = make_tract(side).wcs().to_header()
-    header["NAXIS"], header["NAXIS1"], header["NAXIS2"] = 2, side, side
-    (output / "coadd.head").write_text(header.tostring(sep="\n", endcard=True) + "\n")
     files = [folder / f"{exposure}-{ccd}.fits" for exposure in EXPOSURES for ccd in (0, 1)]
+    return swarp_command(make_tract(side), files, folder / "swarp", threads)
+
+
+def swarp_command(tract: Tract, files: list[Path], output: Path, threads: int) -> list[str]:
+    """Return the command of SWarp for a coadd of products on a tract; write its header file."""
+    output.mkdir(exist_ok=True)
+    header = tract.wcs().to_header()
+    header["NAXIS"], header["NAXIS1"], header["NAXIS2"] = 2, tract.width, tract.height
+    (output / "coadd.head").write_text(header.tostring(sep="\n", endcard=True) + "\n")
     options = {
         "IMAGEOUT_NAME": output / "coadd.fits",
         "WEIGHTOUT_NAME": output / "coadd.weight.fits",

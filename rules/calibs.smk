@@ -11,6 +11,26 @@
 
 if PLAN.science:
 
+    rule frame_table:
+        """List the raw frames of calibration frames, where a file has all CCDs."""
+        input:
+            INPUTS.frame_table,
+        output:
+            table=paths.FRAME_TABLE,
+        log:
+            "logs/frame_table/{frames}.log",
+        threads: 1
+        resources:
+            mem_mb=memory("frame_table"),
+            runtime=minutes("frame_table"),
+        params:
+            exposure_times=PARAMS.times_of_frames,
+            made_by=PARAMS.made_by("frame_table"),
+        message:
+            "frame_table: {wildcards.frames}"
+        script:
+            "../scripts/frame_table.py"
+
     rule master_bias:
         """Combine the bias frames of a CCD."""
         input:

@@ -51,7 +51,7 @@ if is_planned("tract"):
         resources:
             mem_mb=memory("tract"),
             runtime=minutes("tract"),
-            mpi=mpi_allocation,
+            mpi=mpi_allocation(),
             tasks=tasks("tract"),
             mem_mb_per_cpu=task_memory("tract"),
         params:

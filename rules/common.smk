@@ -4,6 +4,7 @@
 # Snakemake reads this again in every job of a cluster, so nothing slow may happen here: the plan
 # comes from a cache (workflow/plan_cache.py), and astropy is not imported.
 
+import atexit
 import functools
 import gc
 import os
@@ -15,6 +16,8 @@ RUN_STARTED = time.time()
 # Planning makes millions of objects that all stay: to look through them again and again for garbage
 # takes a third of its time. `report_start` switches it on again, for what a run makes.
 gc.disable()
+# nor at the end: 4 s of 5,000 exposures
+atexit.register(gc.freeze)
 
 try:
     from coaddflow import fence
@@ -88,6 +91,7 @@ wildcard_constraints:
     band="[A-Za-z0-9][A-Za-z0-9_-]*",
     tract=r"\d+",
     patch=r"\d+_\d+",
+    frames="[A-Za-z0-9][A-Za-z0-9_-]*",
 
 
 # Exposures that were calibrated elsewhere, and all others, as patterns.
@@ -188,9 +192,17 @@ def cores(name):
     return lambda wildcards: needs_of(name, None, *wildcards.items()).threads
 
 
-def mpi_allocation(wildcards):
-    """Return the mark of jobs that start MPI by themselves; None: Slurm starts a single task."""
-    return 1 if scatters_over_tasks() else None
+def if_mpi(function):
+    """Return the function of a resource that only jobs of MPI have; without MPI nothing asks it."""
+    return function if SETTINGS.parallel.backend == "mpi" else None
+
+
+def mpi_allocation():
+    """Return the function of the mark of jobs that start MPI by themselves.
+
+    With None Slurm starts a single task.
+    """
+    return if_mpi(lambda wildcards: 1 if scatters_over_tasks() else None)
 
 
 def tasks(name):
@@ -200,7 +212,7 @@ def tasks(name):
         workers = needs_of(name, None, *wildcards.items()).workers
         return workers + 1 if scatters_over_tasks() else None
 
-    return number
+    return if_mpi(number)
 
 
 def task_memory(name):
@@ -210,7 +222,7 @@ def task_memory(name):
         of_task = needs_of(name, threads, *wildcards.items()).task_memory
         return of_task if scatters_over_tasks() else None
 
-    return mem_mb
+    return if_mpi(mem_mb)
 
 
 # The Snakemake inside a job of a cluster works within what the job was given.

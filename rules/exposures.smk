@@ -24,7 +24,7 @@ if is_planned("exposure"):
         resources:
             mem_mb=memory("exposure"),
             runtime=minutes("exposure"),
-            mpi=mpi_allocation,
+            mpi=mpi_allocation(),
             tasks=tasks("exposure"),
             mem_mb_per_cpu=task_memory("exposure"),
         params:
@@ -60,7 +60,7 @@ if is_planned("calibrated_exposure"):
         resources:
             mem_mb=memory("calibrated_exposure"),
             runtime=minutes("calibrated_exposure"),
-            mpi=mpi_allocation,
+            mpi=mpi_allocation(),
             tasks=tasks("calibrated_exposure"),
             mem_mb_per_cpu=task_memory("calibrated_exposure"),
         params:

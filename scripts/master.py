@@ -11,5 +11,5 @@ with stage(snakemake) as job:
         make_defects(job.output.master, job.calibs, settings)
     else:
         kind = CALIB_STAGES[job.stage.name]
-        frames = job.params.exposure_times, job.calibs, job.camera, job.ccd
+        frames = job.exposure_times, job.calibs, job.camera, job.ccd
         make_master(job.output.master, kind, *frames, settings)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from coaddflow.calib.combine import clipped_mean, stacked
+from coaddflow.calib.combine import _typical_scatter, clipped_mean, median, stacked
 from coaddflow.calib.frames import (
     combine_bias,
     combine_dark,
@@ -82,6 +82,53 @@ def test_missing_values_are_left_out(rng):
     assert np.isfinite(np.delete(mean.ravel(), 3 * SHAPE[1] + 4)).all()
 
 
+def plain_clipped_mean(values, weights, limit, clip_sigma, iterations):
+    """Of one pixel: what `clipped_mean` says, word by word."""
+    kept = np.isfinite(values)
+    values, weights = values[kept].astype(float), weights[kept]
+    if len(values) == 0:
+        return np.nan, np.inf, 0
+    center, root = np.median(values), np.sqrt(weights)
+    deviation = np.abs(values - center) * root
+    kept = np.ones(len(values), bool)
+    if len(values) > 2 and deviation.max() > limit:
+        limit = max(limit, clip_sigma * 1.4826 * np.median(deviation))
+        for _ in range(iterations):
+            keep = np.abs(values - center) * root <= limit
+            if not keep.any():
+                break
+            kept = keep
+            center = sum((values * weights)[kept]) / sum(weights[kept])
+    values, weights = values[kept], weights[kept]
+    mean = sum(values * weights) / sum(weights)
+    squares = sum(weights * ((values - mean) * (values - mean)))
+    if len(values) == 1:
+        return mean, np.inf, 1
+    return mean, squares / (len(values) - 1) / sum(weights), len(values)
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 13])
+def test_the_clipped_mean_is_that_of_each_pixel_by_itself(rng, n, weighted, iterations):
+    stack = rng.normal(100, 6, (n, 40, 50)).astype(np.float32)
+    hit = rng.random(stack.shape) < 0.03
+    stack[hit] += rng.uniform(-200, 300, hit.sum())
+    stack[rng.random(stack.shape) < 0.01] = np.nan
+    stack[rng.random(stack.shape) < 0.003] = np.inf
+    stack[:, 3, 4:7], stack[:, 5] = np.nan, np.round(stack[:, 5], -1)
+    weights = rng.uniform(0.2, 3, n) if weighted else np.ones(n)
+    found = clipped_mean(stack, weights if weighted else None, 3.0, iterations)
+    weights = weights / np.mean(weights)
+    limit = 3.0 * _typical_scatter(stack, weights)
+    plain = [
+        plain_clipped_mean(values, weights, limit, 3.0, iterations)
+        for values in stack.reshape(n, -1).T
+    ]
+    for plane, expected in zip(found, zip(*plain, strict=True), strict=True):
+        np.testing.assert_array_equal(plane.ravel(), np.array(expected, plane.dtype))
+
+
 def test_a_stack_on_disk_gives_the_same_bits(rng, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     frames = rng.normal(5, 1, (6, *SHAPE)).astype(np.float32)
@@ -89,7 +136,7 @@ def test_a_stack_on_disk_gives_the_same_bits(rng, tmp_path, monkeypatch):
     for memory in (1.0, 1e-6):
         with stacked(iter(frames), 6, memory) as stack:
             assert isinstance(stack, np.memmap) == (memory < 1)
-            results.append(clipped_mean(stack, None, 4.0, 3))
+            results.append((*clipped_mean(stack, None, 4.0, 3), median(stack)))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from coaddflow.calib import shrinkage
 from coaddflow.calib.shrinkage import without_noise
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 
@@ -88,3 +90,58 @@ def test_pixels_without_a_value_stay_and_change_no_others():
     found = without_noise(mean, N)
     assert np.isnan(found.image[:, 130:]).all()
     assert np.var(found.image[:, :130] - pattern("columns")[:, :130]) < 0.12 * NOISE**2 / N
+
+
+# --- what was made fast, beside the plain formula ---------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("size", [9, 65, 129])
+@pytest.mark.parametrize("shape", [(150, 140), (40, 300), (130, 20)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_means_of_good_pixels_are_those_of_scipy(shape, size, axis, whole):
+    rng = np.random.default_rng(size)
+    good = np.ones(shape, bool) if whole else rng.random(shape) > 0.1
+    good[5:25, 7] = whole
+    values = np.where(good, rng.normal(100, 5, shape), 0).astype(np.float32)
+    total, weight = values, good.astype(np.float32)
+    for one in (0, 1) if axis is None else (axis,):
+        total = ndimage.uniform_filter1d(total, size, axis=one, output=float, mode="reflect")
+        weight = ndimage.uniform_filter1d(weight, size, axis=one, output=float, mode="reflect")
+    means = np.empty_like(values)
+    shrinkage._mean(values, good, size, means, axis)
+    plain = (total / np.maximum(1.0 if whole else weight, 1e-6)).astype(np.float32)
+    np.testing.assert_array_equal(means, plain)
+
+
+def test_the_histogram_is_that_of_numpy():
+    rng = np.random.default_rng(6)
+    edges = np.linspace(0.0, 12.0, 241)
+    values = rng.normal(0, 5, (200, 241)).astype(np.float32)
+    values[0], values[1, 0] = edges, -12.0  # on the edges
+    variance = rng.uniform(0.5, 2, values.shape).astype(np.float32)
+    variance[0] = variance[1, 0] = 1
+    good = rng.random(values.shape) > 0.1
+    for size in (1, 9):
+        z = np.abs(values / (np.sqrt(variance) / np.float32(size)))
+        plain, _ = np.histogram(z[good], edges)
+        found = shrinkage._histogram(values, variance, good, np.float32(size), edges)
+        np.testing.assert_array_equal(found, plain)
+
+
+def test_tables_are_interpolated_as_by_numpy():
+    rng = np.random.default_rng(7)
+    middle = np.linspace(0.025, 11.975, 240)
+    factor, factor_of_spread = np.sort(rng.random((2, 240)))
+    values = rng.normal(0, 5, (200, 240)).astype(np.float32)
+    variance = rng.uniform(0.5, 2, values.shape).astype(np.float32)
+    values[0], variance[0] = middle, 1
+    error = np.sqrt(variance) / np.float32(3)
+    z = np.abs(values / error)
+    plain = values * np.interp(z, middle, factor, right=1.0).astype(np.float32)
+    plain_spread = np.interp(z, middle, factor_of_spread, right=1.0).astype(np.float32) * error**2
+    spread = np.empty_like(values)
+    tables = middle, factor, factor_of_spread
+    shrinkage._interpolate(values, variance, np.float32(3), *tables, spread)
+    np.testing.assert_array_equal(values, plain)
+    np.testing.assert_array_equal(spread, plain_spread)

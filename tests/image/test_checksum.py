@@ -7,7 +7,7 @@ import pytest
 from astropy.io import fits
 
 from coaddflow.errors import InputError
-from coaddflow.image.checksum import wrong_sums
+from coaddflow.image.checksum import fingerprint, wrong_sums
 from coaddflow.image.fits_hdus import data_sum
 
 
@@ -63,3 +63,25 @@ def test_files_that_are_cut_off_or_missing(path, tmp_path):
     for name in (path, tmp_path / "none.fits"):
         with pytest.raises(InputError, match=str(name)):
             wrong_sums(name)
+
+
+def test_a_fingerprint_changes_with_the_content_of_a_file(tmp_path):
+    pixels = np.arange(12.0).reshape(3, 4)
+    path = tmp_path / "a.fits"
+
+    def written(values, **options):
+        hdus = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(values)])
+        hdus.writeto(path, overwrite=True, **options)
+        return fingerprint(path)
+
+    # with DATASUM the data are not read, without it they are
+    for options in ({"checksum": True}, {}):
+        first = written(pixels, **options)
+        assert written(pixels + 1, **options) != first
+        assert written(pixels, **options) == first or options
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2880])
+    with pytest.raises(InputError, match="not a whole FITS file"):
+        fingerprint(path)
+    with pytest.raises(InputError, match=r"nothing\.fits"):
+        fingerprint(tmp_path / "nothing.fits")

@@ -197,14 +197,6 @@ def test_switched_off_and_with_a_wrong_gain():
 # --- what was made faster, beside the plain formula -------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (6, 40), (61, 7), (64, 100)])
-def test_thin_tracks_are_removed_by_running_medians(shape):
-    image = np.random.default_rng(4).normal(0, 1, shape).astype(np.float32)
-    along_rows = ndimage.median_filter(image, size=(1, 3))
-    plain = ndimage.median_filter(along_rows, size=(3, 1))
-    np.testing.assert_array_equal(module._without_tracks(image), plain)
-
-
 def test_sources_that_are_alike_are_counted():
     rng = np.random.default_rng(5)
     points = np.concatenate([rng.normal(0.5, 0.05, (150, 8)), rng.uniform(0, 1, (150, 8))])

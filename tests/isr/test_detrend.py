@@ -15,6 +15,9 @@ from coaddflow.instrument.camera import Detector
 from coaddflow.instrument.raw import RawCcd
 from coaddflow.isr.detrend import (
     CcdCalibs,
+    _add_times,
+    _divide,
+    _flag_where,
     counts_above_overscan,
     fit_dark_scale,
     grow_bleeding,
@@ -412,3 +415,39 @@ def test_masters_of_five_frames_and_the_overscan_add_almost_no_noise(rng):
     assert np.mean(stated) < 0.01 * np.var(noise)
     rows = np.mean(noise, axis=2)
     assert np.var(rows) < 1.15 * np.var(noise) / NX
+
+
+def test_frames_are_applied_as_the_plain_formulas_say(rng):
+    """Also where they are not finite, which counts as nothing known."""
+    shape = (60, 70)
+
+    def plane(mean, scatter):
+        pixels = rng.normal(mean, scatter, shape).astype(np.float32)
+        pixels[rng.random(shape) < 0.02] = np.nan
+        pixels[rng.random(shape) < 0.02] = np.inf
+        return pixels
+
+    def or_zero(pixels):
+        return np.where(np.isfinite(pixels), pixels, np.float32(0))
+
+    image, variance, flat, error = plane(100, 30), plane(60, 5), plane(1, 0.4), plane(0.01, 1e-3)
+    mask = rng.integers(0, 8, shape).astype(np.int32)
+    added, expected = image.copy(), image + np.float32(0.3) * or_zero(flat)
+    _add_times(added, flat, np.float32(0.3))
+    np.testing.assert_array_equal(added, expected)
+
+    usable = (flat > 0.5) & (flat < 1.5)
+    response = np.where(usable, flat, np.float32(1))
+    divided = image / response
+    relative = np.where(usable, or_zero(error), np.float32(0)) / response**2
+    expected_variance = variance / response**2 + or_zero(divided) ** 2 * relative
+    expected_mask = np.where(usable, mask, mask | MaskPlane.BAD)
+    _divide(image, variance, mask, flat, error, (np.float32(0.5), np.float32(1.5)))
+    np.testing.assert_array_equal(image, divided)
+    np.testing.assert_array_equal(variance, expected_variance)
+    np.testing.assert_array_equal(mask, expected_mask)
+
+    other = rng.integers(0, 64, shape).astype(np.int32)
+    expected_mask = np.where(other & 33, mask | 1, mask)
+    _flag_where(mask, other, np.int32(33), np.int32(1))
+    np.testing.assert_array_equal(mask, expected_mask)

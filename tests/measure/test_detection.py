@@ -6,7 +6,7 @@ from starfield import add_stars, observed, random_field
 
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.measure import detection as detect
+from coaddflow.measure import extraction
 from coaddflow.measure.detection import SourceFlag, detect_sources, measure_seeing, set_detected
 from coaddflow.settings.detection import DetectionSettings
 
@@ -180,7 +180,7 @@ def test_crowded_frames_get_the_buffer_they_need(monkeypatch):
     image, *_ = random_field((300, 300), 400, np.random.default_rng(10), sky=SKY, flux=(1e4, 1e5))
     image.image -= np.float32(SKY)
     roomy = detect_sources(image, 4.0, SETTINGS).sources
-    monkeypatch.setattr(detect, "_FIRST_PIXEL_STACK", 100)
+    monkeypatch.setattr(extraction, "_FIRST_PIXEL_STACK", 100)
     tight = detect_sources(image, 4.0, SETTINGS).sources
     assert np.array_equal(roomy["x"], tight["x"])
 

@@ -10,9 +10,11 @@ from coaddflow.geometry.box import part_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.tables.warps import read_warp_table
+from coaddflow.warp import resample as resample_module
 from coaddflow.warp.ccds import CcdImage, order_patches, warp_patches
 from coaddflow.warp.files import Warp, WarpFile, write_warp, write_warps
-from coaddflow.warp.resample import covariance_factor, kernel_weights, stretch_of
+from coaddflow.warp.mapping import interpolate, map_ccd
+from coaddflow.warp.resample import covariance_factor, kernel_weights, make_kernel, stretch_of
 
 SHAPE = (240, 200)
 SETTINGS = WarpSettings()
@@ -480,3 +482,71 @@ def test_damaged_warp_is_an_error_with_its_name(tmp_path):
 def test_flux_scale():
     assert flux_scale(31.4) == pytest.approx(1.0)
     assert flux_scale(28.9) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("kernel", ["lanczos3", "lanczos5", "bilinear"])
+@pytest.mark.parametrize("stretch", [1.0, 1.125, 1.5, 2.0])
+def test_polynomial_weights_are_those_of_the_kernel(kernel, stretch):
+    """The error of a resampled pixel of white noise is that of its weights, added in squares."""
+    made = make_kernel(kernel, stretch)
+    n_phases = resample_module._LANES
+    phases = np.linspace(0.0, 1.0, n_phases)
+    found = np.empty((len(made.taps), n_phases), np.float32)
+    set_weights = resample_module._set_weights
+    set_weights((phases - 0.5).astype(np.float32), made.coefficients, found)
+    expected = kernel_weights(kernel, phases, stretch).T
+    error = np.sqrt(np.sum((found - expected) ** 2, axis=0))
+    assert error.max() < 5e-7
+    assert error.max() < 1e-6 * np.sqrt(np.sum(expected**2, axis=0)).min()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pixel_scale"),
+    [("lanczos3", 0.2), ("lanczos5", 0.2), ("bilinear", 0.2), ("lanczos3", 0.3)],
+)
+def test_resampled_pixels_are_those_of_the_exact_kernel(kernel, pixel_scale):
+    """Against sums in double precision, at the positions of the grid."""
+    rng = np.random.default_rng(8)
+    tract, shape = make_tract(150, pixel_scale), (180, 150)
+    ccd = make_ccd(rng.normal(0.0, 1.0, shape))
+    ccd.variance[:] = rng.uniform(0.5, 2.0, shape)
+    wcs = make_wcs(shape, 0.2, rotation=31.0, shift=(0.2, 0.6))
+    warp = warp_ccd(ccd, wcs, tract, WarpSettings(kernel=kernel))
+    grid = map_ccd(wcs, shape, tract)
+    stretch = stretch_of(float(np.nanmedian(grid.area)))
+    v, u = np.nonzero(warp.mask == 0)
+    x, y, area = interpolate(grid, u, v)
+    # of windows that are not quite whole
+    whole = (x > 9) & (x < shape[1] - 10) & (y > 9) & (y < shape[0] - 10)
+    u, v, x, y, area = (one[whole] for one in (u, v, x, y, area))
+    weights_x, weights_y = (kernel_weights(kernel, p - np.floor(p), stretch) for p in (x, y))
+    n = weights_x.shape[1]
+    rows, columns = (
+        np.floor(p).astype(int)[:, None] + np.arange(1 - n // 2, n // 2 + 1) for p in (y, x)
+    )
+    windows = (rows[:, :, None], columns[:, None, :])
+    weights = weights_y[:, :, None] * weights_x[:, None, :]
+    value = area * np.sum(weights * ccd.image[windows].astype(float), axis=(1, 2))
+    noise = area**2 * np.sum(weights**2 * ccd.variance[windows].astype(float), axis=(1, 2))
+    assert len(u) > 5000
+    assert np.abs(warp.image[v, u] - value).max() < 1e-5
+    np.testing.assert_allclose(warp.variance[v, u], noise, rtol=1e-5)
+
+
+def test_every_window_that_is_not_whole_is_known():
+    """Against the largest state in each window, pixel by pixel."""
+    rng = np.random.default_rng(2)
+    ccd = make_ccd(np.ones((40, 60)))
+    ccd.image[rng.random((40, 60)) < 0.01] = np.nan
+    ccd.variance[rng.random((40, 60)) < 0.01] = np.inf
+    ccd.mask[rng.random((40, 60)) < 0.02] = int(MaskPlane.DETECTED)
+    ccd.mask[rng.random((40, 60)) < 0.01] = int(MaskPlane.NO_DATA)
+    usable = np.isfinite(ccd.image) & np.isfinite(ccd.variance) & ~ccd.has_any(MaskPlane.NO_DATA)
+    worst = np.pad(np.where(usable, ccd.mask != 0, 2), 3, constant_values=2)
+    windows = np.lib.stride_tricks.sliding_window_view(worst, (6, 6))
+    expected = windows.max(axis=(2, 3))
+    found = resample_module.prepare_source(ccd, make_kernel("lanczos3")).state
+    assert found.shape == expected.shape == (41, 61)
+    # in the last row vectors would reach beyond the last pixel
+    np.testing.assert_array_equal(found[:-4], expected[:-4])
+    assert np.all(found[-4:] >= expected[-4:])

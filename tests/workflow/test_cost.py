@@ -32,6 +32,8 @@ def plan():
         ccds={ccd: SimpleNamespace(size=(1000, 1000)) for ccd in range(4)},
         bands=["r"],
         raw_bands=["r"],
+        defects_from_dark=False,
+        frame_table=lambda kind, band: f"frames/{kind}",
         calib_table=lambda band: f"calibs/{band}",
         tracts=[7],
         settings=SimpleNamespace(

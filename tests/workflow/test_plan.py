@@ -205,7 +205,7 @@ def test_the_fingerprint_of_a_ccd_changes_with_what_the_camera_file_says_of_it()
 
 
 def test_the_plan_is_kept_and_made_anew_when_what_it_rests_on_changes():
-    cache = Path("cache/plan.json")
+    cache = Path("cache/plan.sqlite")
     first = plan_of([science("a"), science("b")], cache)
     written = cache.stat().st_mtime_ns
     os.utime(cache, ns=(written, written - 10**9))
@@ -241,20 +241,20 @@ def test_what_is_switched_off_has_no_part_in_settings_and_their_hash():
 
 
 def test_the_kept_plan_is_invalid_when_any_module_that_makes_it_has_changed(monkeypatch, tmp_path):
-    cache = Path("cache/plan.json")
+    cache = Path("cache/plan.sqlite")
     plan_of([science("a")], cache)
     package = tmp_path / "coaddflow"
     shutil.copytree(plan_cache.PACKAGE, package)
     monkeypatch.setattr(plan_cache, "PACKAGE", package)
-    kept = cache.read_text()
+    kept = cache.read_bytes()
     plan_of([science("a")], cache)
-    assert cache.read_text() == kept, "a copy of the same sources"
+    assert cache.read_bytes() == kept, "a copy of the same sources"
     for name in ("skymap/coverage.py", "geometry/polygon.py", "instrument/camera.py"):
         with (package / name).open("a") as stream:
             stream.write("# changed\n")
         plan_of([science("a")], cache)
-        assert cache.read_text() != kept, name
-        kept = cache.read_text()
+        assert cache.read_bytes() != kept, name
+        kept = cache.read_bytes()
 
 
 def test_the_modules_that_make_a_plan_are_those_it_is_kept_by():

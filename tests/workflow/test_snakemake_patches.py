@@ -135,6 +135,65 @@ def test_a_run_looks_for_groups_twice_unless_the_second_look_is_left_out(patched
     assert counts.get("_check_groups", 0) == (0 if patched else 1)
 
 
+PLANNED = """
+import atexit, inspect, json
+from collections import Counter
+from coaddflow.workflow import snakemake_patches
+from snakemake import script
+
+COUNTS = Counter()
+
+def counted(owner, name):
+    original = getattr(owner, name)
+
+    def function(*arguments, **options):
+        COUNTS[name] += 1
+        return original(*arguments, **options)
+
+    setattr(owner, name, function)
+
+def write_counts():
+    with open("counts.json", "w") as stream:
+        json.dump(COUNTS, stream)
+
+counted(inspect, "signature")
+counted(script, "get_source")
+if config.get("patched"):
+    snakemake_patches.look_at_functions_once()
+    snakemake_patches.look_for_scripts_once()
+atexit.register(write_counts)
+
+rule all:
+    input: [f"{n}.txt" for n in range(int(config["jobs"]))]
+
+rule made:
+    input: lambda wildcards: []
+    output: "{n}.txt"
+    params: number=lambda wildcards: wildcards.n
+    resources: mem_mb=lambda wildcards: 10
+    script: "made.py"
+"""
+
+
+def looks_of_plan(folder, patched, n_jobs):
+    """Return how often planning of some jobs looked at functions, and for the script."""
+    (folder / "made.py").touch()
+    command = command_of(folder, PLANNED, patched, "-n", "--config", f"jobs={n_jobs}")
+    command = [*command[:-2], "patched=1"] if patched else command
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "counts.json").read_text())
+
+
+def test_functions_and_scripts_are_looked_at_for_each_job_unless_once_is_enough(patched, tmp_path):
+    few, many = (looks_of_plan(tmp_path, patched, n) for n in (2, 12))
+    for name, least in (("signature", 3), ("get_source", 1)):
+        if patched:
+            assert many[name] == few[name]
+        else:
+            assert many[name] - few[name] >= 10 * least
+
+
 def test_failures_for_good_are_repeated_unless_the_log_is_asked(tmp_path, patched):
     result = f"{FOR_GOOD}\\n{FAILED}too many failed CCDs\\n"
     run_snakemake(tmp_path, SNAKEFILE % result, patched)

@@ -111,6 +111,7 @@ def test_the_whole_plan_is_known_before_anything_has_run(raw_survey, plan):
     planned = raw_survey.plan()
     assert planned.returncode == 0, planned.text
     expected = Counter(
+        frame_table=2 + len(plan.bands),
         master_bias=2,
         master_dark=2,
         master_flat=4,

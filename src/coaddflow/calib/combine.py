@@ -10,6 +10,7 @@ References
    scale", Computational Statistics 1, 411.
 """
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,12 @@ from coaddflow.image.statistics import MAD_TO_SIGMA
 
 _SAMPLE_STEP = 7
 """Every so many pixels along x and y are looked at for the typical scatter of a pixel."""
+
+_ROWS = 64
+"""Rows after which the memory of a stack in a scratch file is given back."""
+
+_CERTAIN = 1 - 1e-12
+"""Of a limit: what is below this part of it is so whatever the order of the arithmetic."""
 
 
 @contextmanager
@@ -48,9 +55,17 @@ def stacked(
             _reserve(file, size)
             stack = np.memmap(file, np.float32, "r+", shape=shape)
         stack[0] = first
-        for i, frame in enumerate(frames, start=1):
-            stack[i] = frame
+        del first
+        for i in range(1, n_frames):
+            stack[i] = next(frames)  # no name holds it while the next one is made
+            _let_go(stack)
         yield stack
+
+
+def _let_go(stack: NDArray[np.float32]) -> None:
+    """Give back the memory of a stack that is in a scratch file, where it stays."""
+    if isinstance(stack, np.memmap):
+        stack.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
@@ -101,9 +116,11 @@ def clipped_mean(
     limit = clip_sigma * _typical_scatter(stack, weights)
     mean, variance = np.empty(shape, np.float32), np.empty(shape, np.float32)
     number = np.empty(shape, np.int16)
-    for rows, block in _blocks(stack):
-        planes = mean[rows], variance[rows], number[rows]
-        _combine_block(block, weights, limit, clip_sigma, iterations, *planes)
+    for y in range(shape[0]):
+        if y % _ROWS == 0:
+            _let_go(stack)
+        planes = mean[y], variance[y], number[y]
+        _combine_row(stack[:, y], weights, limit, clip_sigma, iterations, *planes)
     return mean, variance, number
 
 
@@ -122,6 +139,7 @@ def _blocks(stack: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.floa
     for y in range(0, ny, size):
         rows = slice(y, y + size)
         yield rows, np.ascontiguousarray(np.moveaxis(stack[:, rows], 0, -1))
+        _let_go(stack)
 
 
 @njit()
@@ -144,8 +162,11 @@ def _typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -
     From the median of absolute deviations, whose bias in samples of n is n / (n - 0.8) [1]_;
     parameters are those of `clipped_mean`, with weights of mean 1.
     """
-    sample = np.array(stack[:, ::_SAMPLE_STEP, ::_SAMPLE_STEP], dtype=np.float64)
-    sample = sample.reshape(len(stack), -1)
+    samples = []
+    for frame in stack:
+        samples.append(frame[::_SAMPLE_STEP, ::_SAMPLE_STEP].astype(np.float64).ravel())
+        _let_go(stack)
+    sample = np.stack(samples)
     number = np.isfinite(sample).sum(axis=0)
     sample, number = sample[:, number >= 2], number[number >= 2]
     if not len(number):
@@ -155,25 +176,92 @@ def _typical_scatter(stack: NDArray[np.float32], weights: NDArray[np.float64]) -
     return float(np.median(scatter))
 
 
-@njit()
-def _combine_block(block, weights, limit, clip_sigma, iterations, mean, variance, number):
-    ny, nx, n = block.shape
-    values = np.empty(n)
-    weight = np.empty(n)
-    for y in range(ny):
+@njit(error_model="numpy")
+def _combine_row(rows, weights, limit, clip_sigma, iterations, mean, variance, number):
+    """Combine a row of pixels of all frames, of shape (n, nx).
+
+    Nearly all pixels have no value to leave out: these are found, and combined, many at a time.
+    """
+    n, nx = rows.shape
+    least, greatest = np.empty(nx, np.float32), np.empty(nx, np.float32)
+    whole = np.empty(nx, np.bool_)
+    _range_of_pixels(rows, least, greatest, whole)
+    if n > 2:
+        _without_outliers(rows, _CERTAIN * limit / np.sqrt(weights.max()), least, greatest, whole)
+    total, squares, weight = np.zeros(nx), np.zeros(nx), 0.0
+    for i in range(n):
+        row, one = rows[i], weights[i]
+        weight += one
         for x in range(nx):
-            k = 0
-            for i in range(n):
-                if np.isfinite(block[y, x, i]):
-                    values[k] = block[y, x, i]
-                    weight[k] = weights[i]
-                    k += 1
-            if k > 2:
-                k = _clip(values[:k], weight[:k], limit, clip_sigma, iterations)
-            center, scatter = _mean_and_variance(values[:k], weight[:k])
-            mean[y, x] = center
-            variance[y, x] = scatter
-            number[y, x] = k
+            total[x] += row[x] * one
+    for x in range(nx):
+        total[x] /= weight
+    for i in range(n):
+        row, one = rows[i], weights[i]
+        for x in range(nx):
+            difference = row[x] - total[x]
+            squares[x] += one * (difference * difference)
+    for x in range(nx):
+        mean[x] = total[x]
+        variance[x] = squares[x] / (n - 1) / weight if n > 1 else np.inf
+        number[x] = n
+    for x in range(nx):
+        if not whole[x]:
+            values = rows[:, x]
+            pixel = _combine_pixel(values, weights, limit, clip_sigma, iterations)
+            mean[x], variance[x], number[x] = pixel
+
+
+@njit()
+def _range_of_pixels(rows, least, greatest, whole):
+    """Find least and greatest value of each pixel, and whether all are finite."""
+    n, nx = rows.shape
+    least[:], greatest[:], whole[:] = rows[0], rows[0], True
+    largest = np.float32(np.finfo(np.float32).max)
+    for i in range(n):
+        row = rows[i]
+        for x in range(nx):
+            value = row[x]
+            least[x] = value if value < least[x] else least[x]
+            greatest[x] = value if value > greatest[x] else greatest[x]
+            whole[x] &= abs(value) <= largest
+
+
+@njit()
+def _without_outliers(rows, limit, least, greatest, whole):
+    """Find the pixels whose extremes are no farther than this from their median.
+
+    Which is so if at least half of the values are no farther from the greatest, and as many from
+    the least: the middle ones are among them.
+    """
+    n, nx = rows.shape
+    near_greatest, near_least = np.zeros(nx, np.int32), np.zeros(nx, np.int32)
+    for i in range(n):
+        row = rows[i]
+        for x in range(nx):
+            value = np.float64(row[x])
+            near_greatest[x] += np.float64(greatest[x]) - value <= limit
+            near_least[x] += value - np.float64(least[x]) <= limit
+    enough = n // 2 + 1
+    for x in range(nx):
+        whole[x] &= (near_greatest[x] >= enough) & (near_least[x] >= enough)
+
+
+@njit()
+def _combine_pixel(pixel, weights, limit, clip_sigma, iterations):
+    """Return mean, its variance and the number of values used, of one pixel of all frames."""
+    values = np.empty(len(pixel))
+    weight = np.empty(len(pixel))
+    k = 0
+    for i in range(len(pixel)):
+        if np.isfinite(pixel[i]):
+            values[k] = pixel[i]
+            weight[k] = weights[i]
+            k += 1
+    if k > 2:
+        k = _clip(values[:k], weight[:k], limit, clip_sigma, iterations)
+    center, scatter = _mean_and_variance(values[:k], weight[:k])
+    return center, scatter, k
 
 
 @njit()

@@ -22,7 +22,6 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from coaddflow.calib.combine import clipped_mean, stacked
 from coaddflow.calib.shrinkage import without_noise
@@ -37,6 +36,7 @@ from coaddflow.image.masked_image import (
     reading,
     write_fits,
 )
+from coaddflow.image.medians import masked_median, medians_of_pieces, running_median
 from coaddflow.image.statistics import iqr_sigma
 from coaddflow.instrument.undefined import without_undefined
 from coaddflow.isr.detrend import CcdCalibs
@@ -81,7 +81,8 @@ def combine_bias(
     """
     check_number("master bias", "bias", n_frames, settings.bias.min_frames)
     with stacked(map(usable_pixels, frames), n_frames, settings.memory) as stack:
-        return _without_noise(_mean(stack, None, settings), n_frames, settings)
+        mean = _mean(stack, None, settings)
+    return _without_noise(mean, n_frames, settings)
 
 
 def combine_dark(
@@ -112,9 +113,13 @@ def combine_dark(
             "a dark exposure has an exposure time of 0 s",
             remedy="correct the exposure table, or name the good ones in calibs.dark.exposures",
         )
-    rates = (usable_pixels(frame) / np.float32(t) for frame, t in zip(frames, times, strict=True))
-    with stacked(rates, len(times), settings.memory) as stack:
-        return _without_noise(_mean(stack, times**2, settings), len(times), settings)
+
+    def rate(frame: MaskedImage, time: float) -> NDArray[np.float32]:
+        return usable_pixels(frame) / np.float32(time)
+
+    with stacked(map(rate, frames, times), len(times), settings.memory) as stack:
+        mean = _mean(stack, times**2, settings)
+    return _without_noise(mean, len(times), settings)
 
 
 def combine_flat(
@@ -140,23 +145,23 @@ def combine_flat(
     check_number("flat", "flat", n_frames, settings.flat.min_frames)
     levels: list[float] = []
 
-    def normalised() -> Iterable[NDArray[np.float32]]:
-        for frame in frames:
-            pixels = usable_pixels(frame)
-            level = median_level(pixels)
-            if not level > 0:
-                raise CcdFailure(
-                    Reason.DARK_FLAT,
-                    f"flat exposure number {len(levels) + 1} has no unsaturated light "
-                    f"(median {level:g}). Leave it out with calibs.flat.exposures",
-                )
-            levels.append(level)
-            yield pixels / np.float32(level)
+    def normalised(frame: MaskedImage) -> NDArray[np.float32]:
+        pixels = usable_pixels(frame)
+        level = median_level(pixels)
+        if not level > 0:
+            raise CcdFailure(
+                Reason.DARK_FLAT,
+                f"flat exposure number {len(levels) + 1} has no unsaturated light "
+                f"(median {level:g}). Leave it out with calibs.flat.exposures",
+            )
+        levels.append(level)
+        pixels /= np.float32(level)
+        return pixels
 
-    with stacked(normalised(), n_frames, settings.memory) as stack:
+    with stacked(map(normalised, frames), n_frames, settings.memory) as stack:
         weights = np.array(levels) * _rescale_incomplete(stack)
-        mean = _without_noise(_mean(stack, weights, settings), n_frames, settings)
-        return unit_median(mean)
+        mean = _mean(stack, weights, settings)
+    return unit_median(_without_noise(mean, n_frames, settings))
 
 
 def _rescale_incomplete(stack: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -230,7 +235,7 @@ def _hot_pixels(
 ) -> NDArray[np.bool_]:
     """Return where a dark differs from its neighbourhood by more than the settings allow."""
     known = np.isfinite(dark.image)
-    image = np.where(known, dark.image, np.float32(np.nanmedian(dark.image)))
+    image = np.where(known, dark.image, masked_median(dark.image, ~known))
     excess = image - local_median(image)
     signed = excess[known]
     if both_signs:
@@ -258,10 +263,10 @@ def _hot_columns(dark: MaskedImage, sigma: float) -> NDArray[np.bool_]:
     single pixels: weaker ones do no harm once the dark is subtracted.
     """
     known = np.isfinite(dark.image)
-    image = np.where(known, dark.image, np.float32(np.nanmedian(dark.image)))
-    excess = image - ndimage.median_filter(image, size=(1, 2 * _NEIGHBOURHOOD + 1), mode="nearest")
+    image = np.where(known, dark.image, masked_median(dark.image, ~known))
+    excess = image - running_median(image, 2 * _NEIGHBOURHOOD + 1, axis=1)
     starts = np.arange(0, len(image), _PIECE)
-    pieces = np.stack([np.median(excess[y : y + _PIECE], axis=0) for y in starts])
+    pieces = medians_of_pieces(excess, _PIECE)
     whole = np.stack([known[y : y + _PIECE].mean(axis=0) > 0.5 for y in starts])
     error = np.where(np.isfinite(dark.variance), np.sqrt(dark.variance), np.float32(0))
     single = max(iqr_sigma(excess[known]), _error_of_structure(excess, error))
@@ -270,9 +275,8 @@ def _hot_columns(dark: MaskedImage, sigma: float) -> NDArray[np.bool_]:
 
 
 def local_median(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the median along rows of the medians along columns: five times faster than in 2-d."""
-    columns = ndimage.median_filter(image, size=(_NEIGHBOURHOOD, 1), mode="nearest")
-    return ndimage.median_filter(columns, size=(1, _NEIGHBOURHOOD), mode="nearest")
+    """Return the medians along rows of the medians along columns."""
+    return running_median(running_median(image, _NEIGHBOURHOOD, axis=0), _NEIGHBOURHOOD, axis=1)
 
 
 def defects_frame(bad: NDArray[np.bool_]) -> MaskedImage:
@@ -387,13 +391,13 @@ def usable_pixels(frame: MaskedImage) -> NDArray[np.float32]:
 
 def unit_median(flat: MaskedImage) -> MaskedImage:
     """Return a flat divided by its median."""
-    scale = np.float32(np.nanmedian(flat.image))
+    scale = masked_median(flat.image, np.isnan(flat.image))
     return MaskedImage(flat.image / scale, flat.variance / scale**2, flat.mask)
 
 
 def median_level(pixels: NDArray[np.float32]) -> float:
     """Return the median of a frame, NaN if none of its pixels is usable."""
-    return float(np.nanmedian(pixels)) if np.isfinite(pixels).any() else np.nan
+    return float(masked_median(pixels, np.isnan(pixels))) if np.isfinite(pixels).any() else np.nan
 
 
 def _without_noise(mean: MaskedImage, n_frames: int, settings: CalibsSettings) -> MaskedImage:
@@ -406,7 +410,8 @@ def _mean(
     mean, variance, number = clipped_mean(
         stack, weights, settings.clip_sigma, settings.clip_iterations
     )
-    mask = np.where(number > 0, 0, int(MaskPlane.NO_DATA))
+    mask = np.zeros(number.shape, np.int32)
+    mask[number == 0] = MaskPlane.NO_DATA
     # one value alone has no scatter: nothing is known about it either
     mask[number == 1] = MaskPlane.BAD
     return MaskedImage(mean, variance, mask)

@@ -135,8 +135,14 @@ class _Frames:
         for number, (path, time) in enumerate(self.files.items(), start=1):
             _LOG.info("frame %d of %d: %s", number, len(self), path)
             self.unusable = path
-            raw = read_raw_ccd(path, self.camera, detector, detrend.check_raw)
-            yield detrend_frame(raw, self.calibs, time, detrend, self.kind)
+            # no name holds them while the next ones are made
+            yield detrend_frame(
+                read_raw_ccd(path, self.camera, detector, detrend.check_raw),
+                self.calibs,
+                time,
+                detrend,
+                self.kind,
+            )
         self.unusable = None
 
     @property

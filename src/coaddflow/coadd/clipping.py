@@ -221,17 +221,28 @@ def _median(values, n):
 def _bin_maxima(image, state, x_offset):
     """Return the largest usable value of each bin; NaN where there is none."""
     n, ny, nx = image.shape
-    shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
-    maxima = np.full(shape, np.nan, np.float32)
+    maxima = np.empty((n, ny // BIN, (nx + x_offset + BIN - 1) // BIN), np.float32)
+    highest = np.empty(nx, np.float32)
     for k in range(n):
-        for y in range(ny):
-            row = y // BIN
-            for x in range(nx):
-                column = (x + x_offset) // BIN
-                # a comparison with NaN is False
-                if state[k, y, x] == USABLE and not maxima[k, row, column] > image[k, y, x]:
-                    maxima[k, row, column] = image[k, y, x]
+        for row in range(maxima.shape[1]):
+            highest[:] = -np.inf
+            for y in range(row * BIN, (row + 1) * BIN):
+                for x in range(nx):
+                    usable = state[k, y, x] == USABLE
+                    value = image[k, y, x] if usable else np.float32(-np.inf)
+                    highest[x] = max(highest[x], value)
+            for column in range(maxima.shape[2]):
+                found = np.float32(-np.inf)
+                for x in range(max(column * BIN - x_offset, 0), _end(column, nx, x_offset)):
+                    found = max(found, highest[x])
+                maxima[k, row, column] = found if found > -np.inf else np.float32(np.nan)
     return maxima
+
+
+@njit(nogil=True)
+def _end(column, nx, x_offset):
+    """Return the first pixel behind a bin."""
+    return min((column + 1) * BIN - x_offset, nx)
 
 
 @njit(nogil=True)
@@ -239,25 +250,29 @@ def _bin_means(image, variance, state, covariance, x_offset):
     """Return means of bins and their noise; NaN where less than half of a bin is usable."""
     n, ny, nx = image.shape
     shape = (n, ny // BIN, (nx + x_offset + BIN - 1) // BIN)
-    means, noises = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    counts = np.zeros(shape[2], np.int64)
+    means, noises = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    sums, squares = np.empty(nx, np.float32), np.empty(nx, np.float32)
+    counts = np.empty(nx, np.int32)
     for k in range(n):
         for row in range(shape[1]):
-            counts[:] = 0
+            sums[:], squares[:], counts[:] = 0, 0, 0
             for y in range(row * BIN, (row + 1) * BIN):
                 for x in range(nx):
-                    if state[k, y, x] == USABLE:
-                        column = (x + x_offset) // BIN
-                        means[k, row, column] += image[k, y, x]
-                        noises[k, row, column] += variance[k, y, x]
-                        counts[column] += 1
+                    usable = state[k, y, x] == USABLE
+                    sums[x] += image[k, y, x] if usable else np.float32(0)
+                    squares[x] += variance[k, y, x] if usable else np.float32(0)
+                    counts[x] += np.int32(1) if usable else np.int32(0)
             for column in range(shape[2]):
-                count = np.float32(counts[column])
-                if count >= BIN * BIN // 2:
-                    means[k, row, column] /= count
-                    noises[k, row, column] = np.sqrt(noises[k, row, column] / covariance) / count
-                else:
-                    means[k, row, column] = np.nan
+                total, square, count = np.float32(0), np.float32(0), 0
+                for x in range(max(column * BIN - x_offset, 0), _end(column, nx, x_offset)):
+                    total += sums[x]
+                    square += squares[x]
+                    count += counts[x]
+                number = np.float32(max(count, 1))
+                enough = count >= BIN * BIN // 2
+                noise = np.sqrt(square / covariance) / number
+                means[k, row, column] = total / number if enough else np.float32(np.nan)
+                noises[k, row, column] = noise if enough else np.float32(np.inf)
     return means, noises
 
 
@@ -386,24 +401,34 @@ def _center(image, state, sharpness, y, x, values):
 
 
 @njit(nogil=True)
+def _measure_spread(image, variance, state, y, low, high, quiet, counts):
+    """Find the extremes of the values, and the least variance, of a row of pixels."""
+    low[:], high[:], quiet[:], counts[:] = np.inf, -np.inf, np.inf, 0
+    for k in range(image.shape[0]):
+        for x in range(image.shape[2]):
+            usable = state[k, y, x] == USABLE
+            value = image[k, y, x]
+            low[x] = min(low[x], value if usable else np.float32(np.inf))
+            high[x] = max(high[x], value if usable else np.float32(-np.inf))
+            quiet[x] = min(quiet[x], variance[k, y, x] if usable else np.float32(np.inf))
+            counts[x] += np.int32(1) if usable else np.int32(0)
+
+
+@njit(nogil=True)
 def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
     """Mark the outliers at each pixel; return where there are too many for an artifact."""
     n, ny, nx = image.shape
     values = np.empty((2, n), np.float32)
     outliers = np.empty(n, np.int64)
     varies = np.zeros((ny, nx), np.bool_)
+    low, high = np.empty(nx, np.float32), np.empty(nx, np.float32)
+    quiet, counts = np.empty(nx, np.float32), np.empty(nx, np.int32)
     for y in range(ny):
+        _measure_spread(image, variance, state, y, low, high, quiet, counts)
         for x in range(nx):
-            count = 0
-            low, high, quiet = np.float32(np.inf), np.float32(-np.inf), np.float32(np.inf)
-            for k in range(n):
-                if state[k, y, x] == USABLE:
-                    count += 1
-                    low, high = min(low, image[k, y, x]), max(high, image[k, y, x])
-                    quiet = min(quiet, variance[k, y, x])
             # the median is between the extremes: most pixels need no closer look
-            spread = high - low
-            if count < 3 or spread * spread <= limits.sigma * limits.sigma * quiet:
+            spread = high[x] - low[x]
+            if counts[x] < 3 or spread * spread <= limits.sigma * limits.sigma * quiet[x]:
                 continue
             median, typical = _center(image, state, peaks[0], y, x, values)
             wing = wings[y // BIN, (x + x_offset) // BIN]
@@ -415,7 +440,7 @@ def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
                 ):
                     outliers[found] = k
                     found += 1
-            varies[y, x] = found > max_outliers(count, limits.max_fraction)
+            varies[y, x] = found > max_outliers(counts[x], limits.max_fraction)
             if not varies[y, x]:
                 for i in range(found):
                     state[outliers[i], y, x] = OUTLIER

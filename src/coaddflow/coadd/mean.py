@@ -316,34 +316,40 @@ def _read_stack(
         part = common_box(reader.box, region, box)
         pixels = reader.read_box(part)
         rows, columns = part_of(region, part)
-        image[k, rows, columns] = pixels.image
-        variance[k, rows, columns] = pixels.variance
-        mask[k, rows, columns] = pixels.mask
-        place = (rows.start, rows.stop, columns.start, columns.stop)
-        _class_values(image[k], variance[k], mask[k], place, bad, fill, state[k])
+        place = (rows.start, columns.start)
+        _take_values(
+            *(pixels.image, pixels.variance, pixels.mask, bad, fill, place),
+            *(image[k], variance[k], mask[k], state[k]),
+        )
     return image, variance, mask, state
 
 
 @njit(nogil=True)
-def _class_values(image, variance, mask, place, bad, fill, state):
-    """Tell which values of a region can be used, and which only where there is nothing else."""
-    for y in range(place[0], place[1]):
-        for x in range(place[2], place[3]):
-            bits = mask[y, x]
-            if (bits & _NO_DATA) != 0 or not (
-                np.isfinite(image[y, x]) and 0.0 < variance[y, x] < np.inf
-            ):
-                continue
-            if (bits & bad) == 0:
-                state[y, x] = USABLE
-            elif (bits & fill) != 0:
-                state[y, x] = FILLABLE
+def _take_values(
+    from_image, from_variance, from_mask, bad, fill, place, image, variance, mask, state
+):
+    """Copy the values of a warp to a place in a region, and tell which of them can be used.
+
+    And which only where there is nothing else.
+    """
+    ny, nx = from_mask.shape
+    for j in range(ny):
+        y = place[0] + j
+        for i in range(nx):
+            x = place[1] + i
+            value, noise, bits = from_image[j, i], from_variance[j, i], from_mask[j, i]
+            image[y, x], variance[y, x], mask[y, x] = value, noise, bits
+            # differences are NaN, and comparisons false, if a value is not finite
+            good = (value - value == 0) & (noise > 0) & (noise - noise == 0)
+            good &= (bits & _NO_DATA) == 0
+            other = np.uint8(FILLABLE) if (bits & fill) != 0 else np.uint8(MISSING)
+            found = np.uint8(USABLE) if (bits & bad) == 0 else other
+            state[y, x] = found if good else np.uint8(MISSING)
 
 
 @njit(nogil=True)
-def _sum_epochs(stack, weights, y, x, wanted):
+def _sum_epochs(image, variance, mask, state, weights, y, x, wanted):
     """Sum the values of a pixel that are in a state; return their number, sums and bits."""
-    image, variance, mask, state = stack
     n, bits = 0, np.int32(0)
     total, value, noise = 0.0, 0.0, 0.0
     for k in range(weights.size):
@@ -357,34 +363,63 @@ def _sum_epochs(stack, weights, y, x, wanted):
 
 
 @njit(nogil=True)
+def _sum_rows(image, variance, mask, state, weights, y, columns, sums, numbers, bits):
+    """Sum the usable values of a row of pixels, as `_sum_epochs` does for one.
+
+    ``sums``: of weights, values and noises; ``numbers``: of usable values and of those that can
+    fill.
+    """
+    sums[:], numbers[:], bits[:] = 0, 0, 0
+    for k in range(weights.size):
+        weight, square = weights[k], weights[k] * weights[k]
+        for i in range(columns[1] - columns[0]):
+            x = columns[0] + i
+            usable = state[k, y, x] == USABLE
+            sums[0, i] += weight if usable else 0.0
+            sums[1, i] += weight * image[k, y, x] if usable else 0.0
+            sums[2, i] += square * variance[k, y, x] if usable else 0.0
+            numbers[0, i] += np.int32(1) if usable else np.int32(0)
+            numbers[1, i] += np.int32(1) if state[k, y, x] == FILLABLE else np.int32(0)
+            bits[i] |= mask[k, y, x] if usable else np.int32(0)
+
+
+@njit(nogil=True)
 def _combine(stack, weights, fill_error, origin, block, target, counts):
     """Write the weighted means of a stack into a block; count values used and clipped.
 
     ``origin``: first column and row of the stack; all places are those on the target.
     """
-    state = stack[3]
+    values, variances, masks, state = stack
     image, variance, mask, n_inputs = target
+    first, width = block[0] - origin[0], block[2] - block[0]
+    sums, numbers = np.empty((3, width)), np.empty((2, width), np.int32)
+    bits, extra = np.empty(width, np.int32), np.empty(width)
     for y_out in range(block[1], block[3]):
         y = y_out - origin[1]
-        for x_out in range(block[0], block[2]):
-            x = x_out - origin[0]
-            wanted = USABLE
-            n, total, value, noise, bits = _sum_epochs(stack, weights, y, x, wanted)
-            if n == 0:
-                wanted = FILLABLE
-                n, total, value, noise, bits = _sum_epochs(stack, weights, y, x, wanted)
-            if n == 0:
-                continue
-            for k in range(weights.size):
-                counts[k, 0] += state[k, y, x] == wanted
-                if state[k, y, x] >= OUTLIER:
-                    counts[k, 1] += 1
-                    bits |= _CLIPPED
-            value /= total
-            noise /= total * total
-            if wanted == FILLABLE:
-                noise += (fill_error * value) ** 2
-            image[y_out, x_out] = value
-            variance[y_out, x_out] = noise
-            mask[y_out, x_out] = bits
-            n_inputs[y_out, x_out] = n
+        columns = (first, first + width)
+        _sum_rows(values, variances, masks, state, weights, y, columns, sums, numbers, bits)
+        extra[:] = 0.0
+        for k in range(weights.size):
+            for i in range(width):
+                counts[k, 0] += state[k, y, first + i] == USABLE
+        for i in range(width):
+            if numbers[0, i] == 0 and numbers[1, i] > 0:
+                numbers[0, i], sums[0, i], sums[1, i], sums[2, i], bits[i] = _sum_epochs(
+                    values, variances, masks, state, weights, y, first + i, FILLABLE
+                )
+                extra[i] = (fill_error * (sums[1, i] / sums[0, i])) ** 2
+                for k in range(weights.size):
+                    counts[k, 0] += state[k, y, first + i] == FILLABLE
+        for k in range(weights.size):
+            for i in range(width):
+                clipped = (state[k, y, first + i] >= OUTLIER) & (numbers[0, i] > 0)
+                counts[k, 1] += clipped
+                bits[i] |= _CLIPPED if clipped else np.int32(0)
+        for i in range(width):
+            x, some = block[0] + i, numbers[0, i] > 0
+            total = sums[0, i] if some else 1.0
+            noise = sums[2, i] / (total * total) + extra[i]
+            image[y_out, x] = np.float32(sums[1, i] / total) if some else np.float32(np.nan)
+            variance[y_out, x] = np.float32(noise) if some else np.float32(np.inf)
+            mask[y_out, x] = bits[i] if some else _NO_DATA
+            n_inputs[y_out, x] = numbers[0, i]

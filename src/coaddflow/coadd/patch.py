@@ -202,8 +202,8 @@ def write_patch(
     tract: Tract,
     band: str,
     settings: Settings,
-) -> Coadd:
-    """Coadd a patch and write it.
+) -> tuple[Coadd, str]:
+    """Coadd a patch and write it; return it, and the SHA-256 checksum of the file.
 
     Parameters
     ----------
@@ -239,8 +239,7 @@ def write_patch(
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")
     remove_partial(path)
-    write_coadd(path, coadd, tract, cards, settings.products.compression)
-    return coadd
+    return coadd, write_coadd(path, coadd, tract, cards, settings.products.compression)
 
 
 def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:

@@ -27,7 +27,7 @@ def write_coadd(
     tract: Tract,
     cards: fits.Header | None = None,
     compression: Compression = "none",
-) -> None:
+) -> str:
     """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS.
 
     Parameters
@@ -42,6 +42,11 @@ def write_coadd(
         Cards of the primary header (provenance).
     compression : {"none", "lossless", "quantized"}
         See `coaddflow.image.masked_image.image_hdu`.
+
+    Returns
+    -------
+    str
+        SHA-256 checksum of the file.
     """
     header = part_header(tract, coadd.box)
     primary = fits.PrimaryHDU(header=cards)
@@ -55,7 +60,7 @@ def write_coadd(
         stored = MaskedImage(stored.image, variance, stored.mask)
     images = masked_image_hdus(stored, header, "nJy", compression)
     counts = image_hdu("NINPUTS", coadd.n_inputs, header, compression)
-    write_fits(path, [primary, *images, counts, table])
+    return write_fits(path, [primary, *images, counts, table])
 
 
 def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:

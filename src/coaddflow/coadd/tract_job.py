@@ -32,7 +32,7 @@ from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import Spool, SpooledWarp, SpoolSlot, write_warp
 from coaddflow.corners.database import CornerDatabase, Selection
 from coaddflow.errors import CoaddflowError, is_lasting
-from coaddflow.files import remove, remove_partial, sha256_of
+from coaddflow.files import remove, remove_partial
 from coaddflow.geometry.box import Box, common_box
 from coaddflow.image.provenance import provenance_header
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
@@ -453,11 +453,11 @@ def coadd_one(work: PatchWork, worker: Worker) -> CoaddRow:
     """Coadd a patch from the spool and write it; return its row in the list."""
     job: _Job = worker.constants["job"]
     path = _coadd_path(job.table, work.patch)
-    coadd = write_patch(path, work, job.database, job.tract, job.band, job.settings)
+    coadd, checksum = write_patch(path, work, job.database, job.tract, job.band, job.settings)
     return CoaddRow(
         patch=work.patch,
         path=path.relative_to(job.table.parent).as_posix(),
-        sha256=sha256_of(path),
+        sha256=checksum,
         n_exposures=int(np.count_nonzero(coadd.inputs["n_used"])),
         n_left_out=len(work.rejected),
         covered=round(float(np.mean(coadd.n_inputs > 0)), 6),

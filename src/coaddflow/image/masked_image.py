@@ -23,6 +23,7 @@ from coaddflow.errors import CoaddflowError, InputError
 from coaddflow.files import atomic_stream
 from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_hdus import open_fits, walk_hdus
+from coaddflow.image.fits_pixels import read_pixels, write_hdus
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
@@ -97,6 +98,10 @@ class MaskedImage:
             np.full(shape, MaskPlane.NO_DATA, np.int32),
         )
 
+    def forget(self, rows: slice) -> None:
+        """Make some rows those of an image in which nothing was measured (`empty`)."""
+        self.image[rows], self.variance[rows], self.mask[rows] = np.nan, np.inf, MaskPlane.NO_DATA
+
     def has_any(self, planes: MaskPlane) -> NDArray[np.bool_]:
         """Return where at least one of ``planes`` is set, shape (ny, nx)."""
         return (self.mask & np.int32(planes)) != 0
@@ -144,9 +149,7 @@ def image_hdu(
         for floats. NaN and infinity survive ``none`` and ``lossless``.
     """
     if compression == "none":
-        # in the byte order of FITS: astropy would swap the bytes four times to write and sum them
-        stored = pixels.astype(pixels.dtype.newbyteorder(">"))
-        return fits.ImageHDU(stored, header=header, name=name)
+        return fits.ImageHDU(pixels, header=header, name=name)
     if pixels.dtype.kind != "f":
         method = {"compression_type": "RICE_1"}
     elif compression == "lossless":
@@ -199,22 +202,18 @@ def _mask_header() -> fits.Header:
     return header
 
 
-def write_fits(path: str | Path, hdus: list) -> None:
+def write_fits(path: str | Path, hdus: list) -> str:
     """Write extensions after a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
 
     If the first is no `PrimaryHDU` (provenance), an empty one is put before it. The same pixels and
-    cards give the same bytes.
+    cards give the same bytes. Returned is the SHA-256 checksum of the file (`sha256_of`).
     """
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
     content = fits.HDUList([_as_stored(hdu) for hdu in hdus])
     content.update_extend()
-    for hdu in content:
-        # astropy would put the time into the comments: the same pixels must give the same bytes
-        hdu.add_datasum(when="sum of the data")
-        hdu.add_checksum(when="sum of header and data", override_datasum=True)
     with atomic_stream(path) as stream:
-        content.writeto(stream)
+        return write_hdus(stream, content)
 
 
 def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
@@ -307,5 +306,5 @@ def read_masked_image(
         stream.seek(0)
         with fits.open(stream, memmap=False) as hdus:
             header = hdus["IMAGE"].header
-            planes = (hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK"))
+            planes = (read_pixels(stream, hdus[name]) for name in ("IMAGE", "VARIANCE", "MASK"))
             return MaskedImage(*planes), header

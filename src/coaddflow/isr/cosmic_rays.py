@@ -22,9 +22,9 @@ from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.fill import fill_masked
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.image.selection import masked_median
+from coaddflow.image.medians import masked_median, running_median
 from coaddflow.isr.lacosmic import SMALLEST, laplacian_outliers
-from coaddflow.measure.detection import extract
+from coaddflow.measure.extraction import extract
 from coaddflow.settings.detrend import CosmicsSettings
 
 _LOG = logging.getLogger(__name__)
@@ -170,9 +170,8 @@ def _ratios_of_sources(
     residual = sky.back()
     np.subtract(image, residual, out=residual)
     residual[ignored] = 0
-    sources = extract(
-        _without_tracks(residual), _SOURCE_SIGMA * sky.globalrms, mask=ignored, minarea=5
-    )
+    quiet = running_median(running_median(residual, 3, axis=1), 3, axis=0)
+    sources = extract(quiet, _SOURCE_SIGMA * sky.globalrms, mask=ignored, minarea=5)
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape
     inside = (y >= 3) & (y < ny - 3) & (x >= 3) & (x < nx - 3)
@@ -231,29 +230,6 @@ def _numbers_in_cubes(points, reach):
             number[i] += farthest[j] <= reach
             around[i] += farthest[j] <= 2 * reach
     return number, around
-
-
-@njit(error_model="numpy")
-def _without_tracks(image):
-    """Return the running medians of 3 along columns of those along rows; outer ones stay."""
-    ny, nx = image.shape
-    along_rows, result = np.empty_like(image), np.empty_like(image)
-    for y in range(ny):
-        row, out = image[y], along_rows[y]
-        out[0], out[nx - 1] = row[0], row[nx - 1]
-        _medians_3(row[:-2], row[1:-1], row[2:], out[1:-1])
-    result[0], result[ny - 1] = along_rows[0], along_rows[ny - 1]
-    for y in range(1, ny - 1):
-        _medians_3(along_rows[y - 1], along_rows[y], along_rows[y + 1], result[y])
-    return result
-
-
-@njit(error_model="numpy")
-def _medians_3(a, b, c, out):
-    for i in range(len(out)):
-        low, high = (a[i], b[i]) if a[i] < b[i] else (b[i], a[i])
-        middle = high if high < c[i] else c[i]
-        out[i] = low if middle < low else middle
 
 
 def _core_ratios(image: NDArray[np.float32], y: NDArray, x: NDArray) -> NDArray[np.float64]:

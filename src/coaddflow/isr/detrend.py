@@ -26,6 +26,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from coaddflow.compiled import njit
 from coaddflow.errors import InputError, Reason, UnusableData
 from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
@@ -38,6 +39,9 @@ from coaddflow.settings.detrend import DetrendSettings
 
 _LOG = logging.getLogger(__name__)
 
+
+_BAD = np.int32(MaskPlane.BAD)
+_LARGEST = np.finfo(np.float32).max
 
 _SAMPLED = 8
 """Rows and columns from one to the next that the level of an amplifier is judged by."""
@@ -308,9 +312,10 @@ def assemble(ccd: PartlyDetrendedCcd) -> None:
         _cut(ccd.variance, amplifier.target)[:] = error**2
     ccd.amplifiers = []
     missing = ~np.isfinite(ccd.image)
-    ccd.image[missing] = np.nan
-    ccd.mask[missing] |= MaskPlane.NO_DATA
-    ccd.variance[missing] = np.inf
+    if missing.any():
+        ccd.image[missing] = np.nan
+        ccd.mask[missing] |= MaskPlane.NO_DATA
+        ccd.variance[missing] = np.inf
     ccd.note("CFASSEMB", "assembly", f"{len(ccd.detector.amplifiers)} amplifiers")
 
 
@@ -319,8 +324,8 @@ def subtract_bias(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
     if not ccd.settings.bias or bias is None:
         return
     _take_over_defects(ccd, bias, "bias")
-    ccd.image -= _or_zero(bias.image)
-    ccd.variance += _or_zero(bias.variance)
+    _add_times(ccd.image, bias.image, np.float32(-1))
+    _add_times(ccd.variance, bias.variance, np.float32(1))
     ccd.note("CFBIAS", "bias", "subtracted")
 
 
@@ -359,13 +364,14 @@ def subtract_dark(ccd: PartlyDetrendedCcd, dark: MaskedImage | None, exposure_ti
     if not ccd.settings.dark or dark is None:
         return
     _take_over_defects(ccd, dark, "dark")
-    current = _or_zero(dark.image)
     factor = 1.0
     if ccd.settings.dark_scale == "fitted":
-        factor = fit_dark_scale(ccd.image, current * np.float32(exposure_time), ccd.mask)
+        electrons = np.zeros_like(ccd.image)
+        _add_times(electrons, dark.image, np.float32(exposure_time))
+        factor = fit_dark_scale(ccd.image, electrons, ccd.mask)
     scale = np.float32(exposure_time * factor)
-    ccd.image -= scale * current
-    ccd.variance += scale**2 * _or_zero(dark.variance)
+    _add_times(ccd.image, dark.image, -scale)
+    _add_times(ccd.variance, dark.variance, scale**2)
     fitted = f", factor {factor:.4f} fitted" if ccd.settings.dark_scale == "fitted" else ""
     ccd.note("CFDARK", "dark", f"scaled by {exposure_time:g} s{fitted}")
 
@@ -376,13 +382,8 @@ def divide_flat(ccd: PartlyDetrendedCcd, flat: MaskedImage | None) -> None:
         return
     _take_over_defects(ccd, flat, "flat")
     low, high = ccd.settings.flat_limits
-    usable = (flat.image > low) & (flat.image < high)
-    ccd.mask[~usable] |= MaskPlane.BAD
-    response = np.where(usable, flat.image, np.float32(1))
-    ccd.image /= response
-    ccd.variance /= response**2
-    relative = np.where(usable, _or_zero(flat.variance), np.float32(0)) / response**2
-    ccd.variance += _or_zero(ccd.image) ** 2 * relative
+    limits = np.float32(low), np.float32(high)
+    _divide(ccd.image, ccd.variance, ccd.mask, flat.image, flat.variance, limits)
     ccd.note("CFFLAT", "flat", "divided")
 
 
@@ -519,7 +520,7 @@ def _take_over_defects(ccd: PartlyDetrendedCcd, calib: MaskedImage, kind: str) -
             f"the CCD has {ccd.image.shape}",
             remedy="use a frame that was made for this camera file",
         )
-    ccd.mask[calib.has_any(MaskPlane.BAD | MaskPlane.NO_DATA)] |= MaskPlane.BAD
+    _flag_where(ccd.mask, calib.mask, np.int32(MaskPlane.BAD | MaskPlane.NO_DATA), _BAD)
 
 
 def _cut(array: NDArray, box: Box) -> NDArray:
@@ -539,6 +540,39 @@ def _in_read_order(amplifier: Amplifier, pixels: NDArray) -> NDArray:
     return pixels[:: -1 if turn_y else 1, :: -1 if turn_x else 1]
 
 
-def _or_zero(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return pixels with 0 instead of what is not finite."""
-    return np.where(np.isfinite(pixels), pixels, np.float32(0))
+@njit()
+def _add_times(plane, other, factor):
+    """Add another plane times a factor, in place; what is not finite in it counts as zero."""
+    for y in range(len(plane)):
+        row, addend = plane[y], other[y]
+        for x in range(len(row)):
+            value = addend[x] if abs(addend[x]) <= _LARGEST else np.float32(0)
+            row[x] += factor * value
+
+
+@njit(error_model="numpy")
+def _divide(image, variance, mask, flat, flat_variance, limits):
+    """Divide by a flat, in place; pixels at which it is beyond the limits are BAD."""
+    low, high = limits
+    for y in range(len(image)):
+        pixels, scatter, bits = image[y], variance[y], mask[y]
+        response, error = flat[y], flat_variance[y]
+        for x in range(len(pixels)):
+            usable = (response[x] > low) & (response[x] < high)
+            bits[x] |= np.int32(0) if usable else _BAD
+            divisor = response[x] if usable else np.float32(1)
+            value = pixels[x] / divisor
+            known = value if abs(value) <= _LARGEST else np.float32(0)
+            relative = error[x] if usable & (abs(error[x]) <= _LARGEST) else np.float32(0)
+            square = divisor * divisor
+            pixels[x] = value
+            scatter[x] = scatter[x] / square + known * known * (relative / square)
+
+
+@njit()
+def _flag_where(mask, other, planes, flag):
+    """Set bits where another mask has one of these planes, in place."""
+    for y in range(len(mask)):
+        bits, row = mask[y], other[y]
+        for x in range(len(bits)):
+            bits[x] |= flag if row[x] & planes else np.int32(0)

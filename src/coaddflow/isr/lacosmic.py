@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.compiled import njit
-from coaddflow.image.selection import middle_values
+from coaddflow.image.medians import middle_values
 
 SMALLEST = 5
 """Least number of rows and columns; astroscrappy writes beyond smaller images, or never ends."""

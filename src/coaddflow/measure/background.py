@@ -391,7 +391,7 @@ def _render(surface, pixels):
             _render_row(surface, coefficients, span, y, pixels[y])
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _sum_blocks(image, use, model, variance, floor, size, total, count):
     ny, nx = image.shape
     coefficients = np.empty(model.coefficients.shape[1])

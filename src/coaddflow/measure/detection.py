@@ -16,11 +16,11 @@ import numpy as np
 import sep
 from astropy.table import Table
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
+from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
-from coaddflow.image.stamps import cut_stamps
+from coaddflow.measure.extraction import Found, find_objects
 from coaddflow.settings.detection import DetectionSettings
 
 _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
@@ -28,13 +28,11 @@ _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _SHAPE_RADIUS = 2.5
 """Aperture that the half-light radius is of, in FWHM of the seeing."""
 
-_SMALL_KERNEL = np.array([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16.0
+_SMALL_PROFILE = np.array([1.0, 2.0, 1.0])
 """Filter of the first look, when the seeing is not known."""
 
 _SEEING_ITERATIONS = 4
 _SIZE_SMOOTHING = 0.05
-_FIRST_PIXEL_STACK = 300_000
-_FIRST_SUB_OBJECTS, _MOST_SUB_OBJECTS = 1024, 65536
 
 
 class SourceFlag(enum.IntFlag):
@@ -99,9 +97,9 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
         ``no_stars`` if fewer than two sources are bright enough.
     """
     image, variance = _without_holes(masked_image, settings.initial_fwhm)
-    bright = settings.model_copy(update={"threshold": settings.seeing_threshold})
-    found, segments = _find(image, variance, _SMALL_KERNEL, bright)
-    sources = _source_table(found, segments, masked_image, settings.initial_fwhm)
+    threshold = settings.seeing_threshold
+    found = find_objects(image, variance, _SMALL_PROFILE, threshold, settings)
+    sources = _source_table(found, masked_image, settings.initial_fwhm)
     spoilt = SourceFlag.EDGE | SourceFlag.SATURATED | SourceFlag.BAD_PIXELS
     sources = sources[(sources["flags"] & int(spoilt)) == 0]
     sources = sources[np.argsort(-np.asarray(sources["flux_isophotal"]), kind="stable")]
@@ -157,17 +155,18 @@ def detect_sources(
         so full of defects, that the extraction fails.
     """
     image, variance = _without_holes(masked_image, fwhm)
-    found, segments = _find(image, variance, _matched_filter(fwhm), settings)
-    if len(found) == 0:
+    found = find_objects(image, variance, _profile(fwhm), settings.threshold, settings)
+    if len(found.objects) == 0:
         raise CcdFailure(
             Reason.NO_STARS, f"no source is {settings.threshold:g} sigma above the sky"
         )
-    order = np.argsort(-found["flux"], kind="stable")
-    found = found[order]
-    rank = np.zeros(order.size + 1, dtype=np.int32)
-    rank[order + 1] = np.arange(1, order.size + 1)
-    segments = rank[segments]
-    sources = _source_table(found, segments, masked_image, fwhm)
+    order = np.argsort(-found.objects["flux"], kind="stable")
+    rank = np.empty(order.size, dtype=np.int32)
+    rank[order] = np.arange(order.size)
+    found = found._replace(objects=found.objects[order], index=rank[found.index])
+    segments = np.zeros(image.shape, np.int32)
+    segments[found.y, found.x] = found.index + 1
+    sources = _source_table(found, masked_image, fwhm)
     _add_sizes(sources, image, fwhm)
     _add_windowed_positions(sources, image, fwhm)
     return Detection(sources, segments)
@@ -180,10 +179,9 @@ def set_detected(
 
     Segments grow by ``settings.grow`` times the FWHM (pixels).
     """
-    reach = 2 * round(settings.grow * fwhm) + 1
-    inside = ndimage.maximum_filter((detection.segments > 0).astype(np.uint8), size=reach) > 0
     masked_image.mask &= ~np.int32(MaskPlane.DETECTED)
-    masked_image.mask[inside] |= np.int32(MaskPlane.DETECTED)
+    y, x = np.nonzero(detection.segments)
+    _set_around(masked_image.mask, y, x, round(settings.grow * fwhm), np.int32(MaskPlane.DETECTED))
 
 
 def unusable_pixels(masked_image: MaskedImage) -> NDArray[np.bool_]:
@@ -191,14 +189,12 @@ def unusable_pixels(masked_image: MaskedImage) -> NDArray[np.bool_]:
 
     Saturated pixels count as measured: stars are to be found, if not measured, through them.
     """
-    filled = masked_image.has_any(MaskPlane.INTRP)
-    holes = masked_image.has_any(MaskPlane.BAD | MaskPlane.CR) & ~filled
-    return (
-        holes
-        | masked_image.has_any(MaskPlane.NO_DATA)
-        | ~np.isfinite(masked_image.image)
-        | ~(masked_image.variance > 0)
-        | ~np.isfinite(masked_image.variance)
+    planes = (masked_image.image, masked_image.variance, masked_image.mask)
+    return _unusable(
+        *(np.ascontiguousarray(plane) for plane in planes),
+        np.int32(MaskPlane.BAD | MaskPlane.CR),
+        np.int32(MaskPlane.INTRP),
+        np.int32(MaskPlane.NO_DATA),
     )
 
 
@@ -229,104 +225,91 @@ def _without_holes(
     of inherits: neighbours would not be deblended. So holes are filled, from the good pixels
     within half a FWHM, and are empty sky farther inside.
     """
-    image = np.array(masked_image.image, order="C")
-    variance = np.array(masked_image.variance, order="C")
+    image = np.ascontiguousarray(masked_image.image)
+    variance = np.ascontiguousarray(masked_image.variance)
     hole = unusable_pixels(masked_image)
-    if not hole.any():
+    y, x = np.nonzero(hole)
+    if not len(y):
         return image, variance
-    image[hole] = 0.0
-    variance[hole] = np.median(variance[~hole]) if not hole.all() else 1.0
     half = max(1, round(0.5 * fwhm))
-    deep = ndimage.minimum_filter(hole, size=2 * half + 1)
-    y, x = np.nonzero(hole & ~deep)
-    good, inside = cut_stamps(~hole, x, y, half)
-    reach = np.arange(-half, half + 1)
-    weight = np.exp(-(reach[:, None] ** 2 + reach**2) / (2.0 * (0.5 * half) ** 2))
-    weight = weight * (good & inside)
-    total = weight.sum(axis=(1, 2))
-    for plane in (image, variance):
-        values, _ = cut_stamps(plane, x, y, half)
-        mean = (values * weight).sum(axis=(1, 2)) / np.where(total > 0, total, 1.0)
-        plane[y, x] = np.where(total > 0, mean, plane[y, x])
-    return image, variance
+    profile = np.exp(-(np.arange(-half, half + 1) ** 2) / (2.0 * (0.5 * half) ** 2))
+    weight, *values = _means_around(image, variance, hole, y, x, profile)
+    deep = weight == 0
+    sky_variance = 1.0
+    if deep.any() and not hole.all():
+        sky_variance = np.median(variance[~hole])
+    filled = image.copy(), variance.copy()
+    for plane, value, empty in zip(filled, values, (0.0, sky_variance), strict=True):
+        plane[y, x] = np.where(deep, empty, value)
+    return filled
 
 
-def _matched_filter(fwhm: float) -> NDArray[np.float64]:
-    """Return the Gaussian of this FWHM (pixels) on an odd square.
+@njit(nogil=True)
+def _unusable(image, variance, mask, holes, filled, no_data):
+    ny, nx = image.shape
+    unusable = np.empty((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            is_hole = ((mask[y, x] & holes) != 0) & ((mask[y, x] & filled) == 0)
+            is_hole |= (mask[y, x] & no_data) != 0
+            # infinity minus itself is NaN, as NaN minus itself
+            known = (image[y, x] - image[y, x] == 0) & (variance[y, x] - variance[y, x] == 0)
+            unusable[y, x] = is_hole | (not known) | (not variance[y, x] > 0)
+    return unusable
 
-    The square reaches 1.7 sigma: what lies outside would add 2 % to the signal over noise at
-    several times the cost.
+
+@njit(nogil=True)
+def _means_around(image, variance, hole, y, x, profile):
+    """Return sum of the weights, and weighted means of two planes, of the pixels around holes."""
+    ny, nx = image.shape
+    half = len(profile) // 2
+    weight, value, noise2 = np.zeros(len(y)), np.zeros(len(y)), np.zeros(len(y))
+    for i in range(len(y)):
+        for j in range(max(0, y[i] - half), min(ny, y[i] + half + 1)):
+            for k in range(max(0, x[i] - half), min(nx, x[i] + half + 1)):
+                if not hole[j, k]:
+                    w = profile[j - y[i] + half] * profile[k - x[i] + half]
+                    weight[i] += w
+                    value[i] += w * image[j, k]
+                    noise2[i] += w * variance[j, k]
+        if weight[i] > 0:
+            value[i] /= weight[i]
+            noise2[i] /= weight[i]
+    return weight, value, noise2
+
+
+@njit(nogil=True)
+def _set_around(mask, y, x, reach, plane):
+    """Set a plane of a mask within squares around pixels."""
+    ny, nx = mask.shape
+    for i in range(len(y)):
+        for j in range(max(0, y[i] - reach), min(ny, y[i] + reach + 1)):
+            for k in range(max(0, x[i] - reach), min(nx, x[i] + reach + 1)):
+                mask[j, k] |= plane
+
+
+def _profile(fwhm: float) -> NDArray[np.float64]:
+    """Return the profile of the Gaussian of this FWHM (pixels) at an odd number of pixels.
+
+    It reaches 1.7 sigma: what lies outside would add 2 % to the signal over noise at several times
+    the cost.
     """
     sigma = fwhm / _FWHM_PER_SIGMA
     half = max(1, round(1.7 * sigma))
-    profile = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
-    kernel = np.outer(profile, profile)
-    return kernel / kernel.sum()
+    return np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
 
 
-def _find(image, variance, kernel, settings):
-    return extract(
-        image,
-        settings.threshold,
-        var=variance,
-        minarea=settings.min_pixels,
-        filter_kernel=kernel,
-        filter_type="matched",
-        deblend_nthresh=settings.deblend_levels,
-        deblend_cont=settings.deblend_contrast,
-        segmentation_map=True,
-    )
-
-
-def extract(image: NDArray[np.float32], threshold: float, **options):
-    """Run `sep.extract`, with larger buffers where the field is crowded.
-
-    Raises
-    ------
-    CcdFailure
-        ``detection_failed`` if the largest buffers are too small, or pixels so bright that the
-        position of a source is not finite.
-    """
-    stack, sub_objects = _FIRST_PIXEL_STACK, _FIRST_SUB_OBJECTS
-    while True:
-        sep.set_extract_pixstack(min(stack, image.size + 1))
-        sep.set_sub_object_limit(sub_objects)
-        try:
-            found = sep.extract(image, threshold, **options)
-            break
-        except Exception as error:
-            if type(error) is not Exception:  # which is what sep raises where it gives up
-                raise
-            if "pixel buffer full" in str(error) and stack <= image.size:
-                stack *= 4
-            elif "deblending overflow" in str(error) and sub_objects < _MOST_SUB_OBJECTS:
-                sub_objects *= 4
-            else:
-                reason = f"source extraction failed: {error}"
-                raise CcdFailure(Reason.DETECTION_FAILED, reason) from error
-    sources = found[0] if isinstance(found, tuple) else found
-    if not all(np.isfinite(sources[name]).all() for name in ("x", "y")):
-        raise CcdFailure(
-            Reason.DETECTION_FAILED,
-            "sources have no finite position: pixels are near the largest float",
-        )
-    return found
-
-
-def _source_table(
-    found: NDArray, segments: NDArray[np.int32], masked_image: MaskedImage, fwhm: float
-) -> Table:
+def _source_table(detected: Found, masked_image: MaskedImage, fwhm: float) -> Table:
     """Return the table of what sep measured, with flags from the mask planes."""
-    n = len(found)
-    inside = np.nonzero(segments)
-    labels = segments[inside] - 1
+    found, n = detected.objects, len(detected.objects)
+    labels, inside = detected.index, (detected.y, detected.x)
     bits, variance = masked_image.mask[inside], masked_image.variance[inside]
     near = np.hypot(inside[0] - found["y"][labels], inside[1] - found["x"][labels]) < fwhm
     planes, planes_near = np.zeros(n, dtype=np.int32), np.zeros(n, dtype=np.int32)
     np.bitwise_or.at(planes, labels, bits)
     np.bitwise_or.at(planes_near, labels[near], bits[near])
     noise = np.sqrt(np.bincount(labels, np.where(np.isfinite(variance), variance, 0.0), n))
-    ny, nx = segments.shape
+    ny, nx = masked_image.shape
     at_edge = (found["xmin"] == 0) | (found["ymin"] == 0)
     at_edge |= (found["xmax"] == nx - 1) | (found["ymax"] == ny - 1)
     flags = np.where(found["flag"] & sep.OBJ_MERGED, int(SourceFlag.BLENDED), 0)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
+from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import term_powers
 from coaddflow.image.masked_image import MaskedImage
@@ -22,7 +23,14 @@ from coaddflow.image.stamps import cut_stamps
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
-from coaddflow.measure.psf_model import PsfModel, kernels, render
+from coaddflow.measure.psf_model import (
+    PsfModel,
+    add_samples,
+    kernels,
+    make_room,
+    render,
+    to_pixels,
+)
 from coaddflow.settings.psf import PsfSettings
 
 _ROUNDS = 3
@@ -48,8 +56,9 @@ _MAX_ITERATIONS = 60
 _NO_FIT = "the PSF model cannot be fitted to the stars"
 _NO_FLUXES = "the fluxes and centres of the PSF stars cannot be fitted"
 
-_TOLERANCE = 1e-11
-"""Conjugate gradients stop when the squared residual is this part of the right side."""
+_TOLERANCE, _FIRST_TOLERANCE = 1e-11, 1e-7
+"""Conjugate gradients stop when the squared residual is this part of the right side; the models of
+the first rounds only serve to fit the stars."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,8 @@ def fit_psf(
         while order > 0 and len(term_powers(order)) * settings.stars_per_term > index.size:
             order -= 1
         prior = _with_order(prior, order)
-        model = _solve(stars, weight, _with_order(model, order), prior)
+        tolerance = _TOLERANCE if round_number == _ROUNDS - 1 else _FIRST_TOLERANCE
+        model = _solve(stars, weight, _with_order(model, order), prior, tolerance)
     used = np.zeros(is_star.size, dtype=bool)
     used[index] = True
     e1, e2 = model.shape_at(*model.center)
@@ -299,27 +309,33 @@ def _expected_pixels(stars: _Stars, model: PsfModel) -> NDArray[np.float64]:
     return stars.flux[:, None, None] * image / image.sum(axis=(1, 2), keepdims=True)
 
 
-def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> PsfModel:
+def _solve(
+    stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel, tolerance: float
+) -> PsfModel:
     """Solve for all samples of all terms by preconditioned conjugate gradients [2]_.
 
     The equations are those of least squares, with a prior: samples keep near the first model
     where the stars say nothing about them.
     """
     rows, columns = kernels(model, stars.dy), kernels(model, stars.dx)
-    rows_t, columns_t = rows.transpose(0, 2, 1), columns.transpose(0, 2, 1)
     terms = model.terms(stars.x, stars.y)
     weight = weight * stars.flux[:, None, None] ** 2
     target = stars.pixels / stars.flux[:, None, None]
     tightness = _prior_tightness(prior)
 
     def gather(images):
-        return np.tensordot(terms, rows_t @ images @ columns, axes=(0, 0))
+        samples = np.zeros((len(images), *model.basis.shape[1:]))
+        _scatter(images, rows, columns, samples)
+        return np.tensordot(terms, samples, axes=(0, 0))
 
     def apply(basis):
-        images = rows @ np.tensordot(terms, basis, axes=1) @ columns_t
-        return gather(weight * images) + tightness * basis
+        product = np.zeros(basis.shape)
+        _normal_product(np.ascontiguousarray(basis), terms, rows, columns, weight, product)
+        return product + tightness * basis
 
-    hessian = (rows_t**2) @ weight @ (columns**2)
+    squares = (kernel._replace(weight=kernel.weight**2) for kernel in (rows, columns))
+    hessian = np.zeros((len(weight), *model.basis.shape[1:]))
+    _scatter(weight, *squares, hessian)
     blocks = np.einsum("np,nq,nij->ijpq", terms, terms, hessian, optimize=True)
     diagonal = np.arange(terms.shape[1])
     blocks[:, :, diagonal, diagonal] += tightness.transpose(1, 2, 0)
@@ -331,7 +347,7 @@ def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> 
 
     basis = model.basis.copy()
     right_side = gather(weight * target) + tightness * prior.basis
-    small = _TOLERANCE * float((right_side * precondition(right_side)).sum())
+    small = tolerance * float((right_side * precondition(right_side)).sum())
     residual = right_side - apply(basis)
     direction = conditioned = precondition(residual)
     energy = float((residual * conditioned).sum())
@@ -346,6 +362,45 @@ def _solve(stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel) -> 
         energy, before = float((residual * conditioned).sum()), energy
         direction = conditioned + (energy / before) * direction
     return replace(model, basis=basis)
+
+
+@njit(nogil=True)
+def _scatter(images, rows, columns, samples):
+    """Add to the samples of each star what its pixels weigh."""
+    room = make_room(samples.shape[1], images.shape[1])
+    for n in range(len(images)):
+        of_rows, of_columns = (rows.first[n], rows.weight[n]), (columns.first[n], columns.weight[n])
+        add_samples(images[n], *of_rows, *of_columns, room, samples[n])
+
+
+@njit(nogil=True)
+def _normal_product(basis, terms, rows, columns, weight, product):
+    """Add to a product that of the normal equations with a basis, without the prior."""
+    n_terms, size, _ = basis.shape
+    room = make_room(size, weight.shape[1])
+    samples, image = np.empty((size, size)), np.empty(weight.shape[1:])
+    for n in range(len(weight)):
+        of_rows, of_columns = (rows.first[n], rows.weight[n]), (columns.first[n], columns.weight[n])
+        samples[:] = 0.0
+        for p in range(n_terms):
+            _add_scaled(basis[p], terms[n, p], samples)
+        to_pixels(samples, *of_rows, *of_columns, room, image)
+        for j in range(len(image)):
+            for i in range(len(image)):
+                image[j, i] *= weight[n, j, i]
+        samples[:] = 0.0
+        add_samples(image, *of_rows, *of_columns, room, samples)
+        for p in range(n_terms):
+            _add_scaled(samples, terms[n, p], product[p])
+
+
+@njit(nogil=True)
+def _add_scaled(plane, factor, total):
+    """Add a plane times a factor to another."""
+    for j in range(len(plane)):
+        one, other = plane[j], total[j]
+        for i in range(len(one)):
+            other[i] += factor * one[i]
 
 
 def _prior_tightness(prior: PsfModel) -> NDArray[np.float64]:

@@ -11,18 +11,24 @@ References
 .. [3] Bernstein & Jarvis 2002, AJ 123, 583, section 3 (adaptive moments).
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from coaddflow.compiled import njit
 from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix
 from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 
 _KERNEL_ORDER = 4
+_TAPS = 2 * _KERNEL_ORDER
+_STEPS = np.pi * np.arange(1 - _KERNEL_ORDER, _KERNEL_ORDER + 1) / _KERNEL_ORDER
+_SINE, _COSINE = np.sin(_STEPS), np.cos(_STEPS)
 _MOMENT_ITERATIONS = 15
 
 
@@ -175,25 +181,139 @@ def adaptive_moments(images: NDArray) -> NDArray[np.float64]:
     return np.stack([mxx, myy, mxy], axis=-1)
 
 
-def kernels(model: PsfModel, offset: NDArray) -> NDArray[np.float64]:
-    """Return matrices, shape (n, 2 half + 1, k), from samples to pixels along one axis [2]_.
+class Kernels(NamedTuple):
+    """Weights of samples in pixels along one axis [2]_.
+
+    Attributes
+    ----------
+    first : ndarray of int64, shape (n, 2 half + 1)
+        First sample that counts for a pixel.
+    weight : ndarray of float64, shape (n, 2 half + 1, 8)
+        Weights of this and the following samples; their sum is 1.
+    """
+
+    first: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+def kernels(model: PsfModel, offset: NDArray) -> Kernels:
+    """Return the weights from samples to pixels along one axis.
 
     ``offset``, shape (n,), is the position of the PSF's centre relative to the central pixel.
     """
+    offset = np.asarray(offset, dtype=np.float64)
+    shape = offset.size, 2 * model.half + 1
+    first, weight = np.empty(shape, np.int64), np.zeros((*shape, _TAPS))
     n_samples = model.basis.shape[-1]
-    pixel = np.arange(-model.half, model.half + 1) - offset[:, None]
-    place = pixel / model.step + n_samples // 2
-    taps = np.floor(place).astype(int)[..., None] + np.arange(1 - _KERNEL_ORDER, _KERNEL_ORDER + 1)
-    distance = place[..., None] - taps
-    weight = np.sinc(distance) * np.sinc(distance / _KERNEL_ORDER)
-    weight[(taps < 0) | (taps >= n_samples)] = 0.0
-    kernel = np.zeros((*place.shape, n_samples))
-    image, row = np.ogrid[: place.shape[0], : place.shape[1]]
-    # taps outside the samples have no weight, so it does not matter where they are added
-    np.add.at(kernel, (image[..., None], row[..., None], np.clip(taps, 0, n_samples - 1)), weight)
-    return kernel / kernel.sum(axis=2, keepdims=True)
+    _lanczos(offset, model.step, n_samples, first, weight)
+    return Kernels(first, weight)
 
 
 def render(model: PsfModel, samples: NDArray, dx: NDArray, dy: NDArray) -> NDArray[np.float64]:
     """Return images, shape (n, s, s), of samples, shape (n, k, k), centred at (dx, dy)."""
-    return kernels(model, dy) @ samples @ kernels(model, dx).transpose(0, 2, 1)
+    rows, columns = kernels(model, dy), kernels(model, dx)
+    images = np.empty((len(samples), *rows.weight.shape[1:2] * 2))
+    _render_all(np.ascontiguousarray(samples), rows, columns, images)
+    return images
+
+
+@njit(nogil=True, error_model="numpy")
+def _lanczos(offset, step, n_samples, first, weight):
+    n, size = first.shape
+    for i in range(n):
+        for pixel in range(size):
+            place = (pixel - size // 2 - offset[i]) / step + n_samples // 2
+            below = math.floor(place)
+            start = min(max(below - _KERNEL_ORDER + 1, 0), n_samples - _TAPS)
+            first[i, pixel] = start
+            fraction = math.pi * (place - below)
+            sine, slow = math.sin(fraction), fraction / _KERNEL_ORDER
+            slow_sine, slow_cosine = math.sin(slow), math.cos(slow)
+            total = 0.0
+            for t in range(max(start, below + 1 - _KERNEL_ORDER), start + _TAPS):
+                step_away = t - below
+                if step_away > _KERNEL_ORDER:
+                    break  # beyond the samples there is no light
+                distance = fraction - math.pi * step_away
+                if abs(distance) < 1e-9:
+                    value = 1.0
+                else:
+                    # the sine of a difference, times that of a quarter of it
+                    sign = -sine if step_away % 2 else sine
+                    away = step_away + _KERNEL_ORDER - 1
+                    value = slow_sine * _COSINE[away] - slow_cosine * _SINE[away]
+                    value *= sign * _KERNEL_ORDER / (distance * distance)
+                weight[i, pixel, t - start] = value
+                total += value
+            for t in range(_TAPS):
+                weight[i, pixel, t] /= total
+
+
+@njit(nogil=True)
+def _render_all(samples, rows, columns, images):
+    room = make_room(samples.shape[1], images.shape[1])
+    for i in range(len(samples)):
+        to_pixels(
+            samples[i],
+            rows.first[i],
+            rows.weight[i],
+            columns.first[i],
+            columns.weight[i],
+            room,
+            images[i],
+        )
+
+
+@njit(nogil=True)
+def to_pixels(samples, first_row, row_weight, first_column, column_weight, room, image):
+    """Write the image of samples; ``room`` is from `make_room`."""
+    half_way, line, pixels = room
+    for j in range(len(image)):
+        _blend(samples, first_row[j], row_weight[j], line)
+        for c in range(len(line)):
+            half_way[c, j] = line[c]
+    for i in range(len(image)):
+        _blend(half_way, first_column[i], column_weight[i], pixels)
+        for j in range(len(image)):
+            image[j, i] = pixels[j]
+
+
+@njit(nogil=True)
+def add_samples(image, first_row, row_weight, first_column, column_weight, room, samples):
+    """Add to samples what their pixels weigh: the transpose of `to_pixels`."""
+    half_way, line, pixels = room
+    half_way[:] = 0.0
+    for i in range(len(image)):
+        for j in range(len(image)):
+            pixels[j] = image[j, i]
+        _unblend(pixels, first_column[i], column_weight[i], half_way)
+    for j in range(len(image)):
+        for c in range(len(line)):
+            line[c] = half_way[c, j]
+        _unblend(line, first_row[j], row_weight[j], samples)
+
+
+@njit(nogil=True)
+def make_room(n_samples, n_pixels):
+    """Return the arrays in which `to_pixels` and `add_samples` work."""
+    return np.empty((n_samples, n_pixels)), np.empty(n_samples), np.empty(n_pixels)
+
+
+@njit(nogil=True)
+def _blend(lines, first, weight, blended):
+    """Write the weighted sum of eight lines."""
+    a, b, c, d = lines[first], lines[first + 1], lines[first + 2], lines[first + 3]
+    e, f, g, h = lines[first + 4], lines[first + 5], lines[first + 6], lines[first + 7]
+    for i in range(len(blended)):
+        blended[i] = (
+            (weight[0] * a[i] + weight[1] * b[i]) + (weight[2] * c[i] + weight[3] * d[i])
+        ) + ((weight[4] * e[i] + weight[5] * f[i]) + (weight[6] * g[i] + weight[7] * h[i]))
+
+
+@njit(nogil=True)
+def _unblend(line, first, weight, lines):
+    """Add a line to eight lines, with weights."""
+    for t in range(_TAPS):
+        to, factor = lines[first + t], weight[t]
+        for i in range(len(line)):
+            to[i] += factor * line[i]

@@ -11,6 +11,7 @@ from coaddflow.fence import fenced_by
 from coaddflow.pool.failure import failure_of
 from coaddflow.pool.messages import Define, Done, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, read_only, unpack
+from coaddflow.runtime.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class WorkerLoop:
         self._defined: dict[str, Any] = {}
         self._states: dict[tuple[int, int], dict[str, Any]] = {}
         self._cache: dict[str, Any] = {}
+        if capture_log:
+            keep_freed_memory()
 
     def handle(self, message: Message) -> Message | None:
         """Do what a message asks; return the answer, if there is one."""

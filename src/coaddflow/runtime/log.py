@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow.errors import CoaddflowError, is_lasting
+from coaddflow.runtime.allocator import keep_freed_memory
 from coaddflow.runtime.parent import end_with_parent
 from coaddflow.runtime.threads import THREAD_VARIABLES
 
@@ -54,6 +55,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
     """
     for name in THREAD_VARIABLES:
         os.environ[name] = str(threads)
+    keep_freed_memory()
     started = time.monotonic()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")

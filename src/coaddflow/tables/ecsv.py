@@ -222,7 +222,9 @@ def _yaml_lines(content: object) -> list[str]:
 
     # mappings in braces, lists line by line
     style = {"default_flow_style": None, "sort_keys": False, "width": _HEADER_WIDTH}
-    return yaml.safe_dump(content, **style).splitlines()
+    # that of libyaml writes the same in a fifth of the time
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(content, Dumper=dumper, **style).splitlines()
 
 
 def _cell(value: object) -> str:

@@ -16,6 +16,9 @@ FLAT = "results/calibs/flat/{band}/{ccd}.fits"
 DEFECTS = "results/calibs/defects/{band}/{ccd}.fits"
 """Bad pixels of the flat of a band, and of the dark; one from the night sky is a `CALIB`."""
 
+FRAME_TABLE = "results/calibs/frames/{frames}.ecsv"
+"""The raw frames of a kind of calibration frames (and band: ``flat_r``), in one small file."""
+
 CALIB_TABLE = "results/calibs/{band}.ecsv"
 """All calibration frames of a band, in one small file."""
 

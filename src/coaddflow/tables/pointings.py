@@ -85,6 +85,12 @@ def corrected(
     return found, corrections
 
 
+def exposures_with_pointing(folder: str | Path = POINTINGS) -> list[str]:
+    """Return the exposures that a run has adopted a fitted pointing for, in order."""
+    names = sorted(path.name for path in Path(folder).glob(f"*{_ADOPTED}"))
+    return [name.removesuffix(_ADOPTED) for name in names if not name.endswith(_NEW)]
+
+
 def adopt(corrections: Mapping[str, Correction], folder: str | Path = POINTINGS) -> None:
     """Make what a run was planned with the pointings of its jobs."""
     for exposure, correction in corrections.items():

@@ -33,7 +33,7 @@ from coaddflow.warp.resample import (
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-_ROWS_PER_TASK = 128
+_ROWS_PER_TASK = 32
 
 
 @dataclass(frozen=True)
@@ -183,33 +183,35 @@ def _resample_ccds(
     if not parts:
         return None
     box = enclosing_box(parts)
-    target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
-    counts = {
-        number: _resample_into(target, box, ccd, settings, threads) for number, ccd in ccds.items()
-    }
-    return trim(target, box, counts)
+    shape = (box[3] - box[1], box[2] - box[0])
+    target = MaskedImage(*(np.empty(shape, kind) for kind in (np.float32, np.float32, np.int32)))
+
+    def work(first: int) -> list[int]:
+        # all CCDs on some rows, which stay in the cache
+        rows = (first, min(first + _ROWS_PER_TASK, shape[0]))
+        target.forget(slice(*rows))
+        return [_resample_into(target, box, rows, ccd, settings) for ccd in ccds.values()]
+
+    tasks = range(0, shape[0], _ROWS_PER_TASK)
+    if threads == 1:
+        counts = list(map(work, tasks))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            counts = list(pool.map(work, tasks))
+    return trim(target, box, dict(zip(ccds, map(sum, zip(*counts, strict=True)), strict=True)))
 
 
 def _resample_into(
     target: MaskedImage,
     box: Box,
+    rows: tuple[int, int],
     ccd: _PreparedCcd,
     settings: WarpSettings,
-    threads: int,
 ) -> int:
     """Fill the pixels of ``target`` that have no data from a CCD; return how many were filled."""
     rules = Rules(ccd.scale, settings.mask_threshold, settings.max_missing)
-    first, last = max(ccd.box[1], box[1]) - box[1], min(ccd.box[3], box[3]) - box[1]
-
-    def work(row: int) -> int:
-        rows = (row, min(row + _ROWS_PER_TASK, last))
-        return resample(ccd.source, ccd.grid, ccd.kernel, target, box[:2], rows, rules)
-
-    tasks = range(first, last, _ROWS_PER_TASK)
-    if threads == 1:
-        return sum(map(work, tasks))
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(work, tasks))
+    rows = max(ccd.box[1] - box[1], rows[0]), min(ccd.box[3] - box[1], rows[1])
+    return resample(ccd.source, ccd.grid, ccd.kernel, target, box[:2], rows, rules)
 
 
 def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:

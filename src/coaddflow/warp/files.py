@@ -1,19 +1,19 @@
 """Warps on disk: one file per patch, and their table, written last."""
 
 import contextlib
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from coaddflow.files import check_id, remove, sha256_of
+from coaddflow.files import check_id, remove
 from coaddflow.geometry.box import Box, part_of
 from coaddflow.geometry.wcs_header import wcs_to_header
+from coaddflow.image.fits_pixels import read_block
 from coaddflow.image.masked_image import (
     AB_ZERO_POINT,
     Compression,
@@ -101,10 +101,10 @@ def write_warps(
         header["TRACT"] = tract.id
         header["PATCH"] = patch
         header["KERNEL"] = (settings.kernel, "of the resampling")
-        write_warp(path, warp, tract, header, compression)
+        checksum = write_warp(path, warp, tract, header, compression)
         ccds = ",".join(map(str, warp.ccds))
         name = path.relative_to(table_path.parent).as_posix()
-        rows.append(WarpRow(patch, name, *warp.box, ccds, warp.n_covered, sha256_of(path)))
+        rows.append(WarpRow(patch, name, *warp.box, ccds, warp.n_covered, checksum))
     rows.sort(key=lambda row: patch_position(row.patch))
     write_warp_table(table_path, WarpTable(exposure, tract.id, tuple(rows)))
 
@@ -115,15 +115,15 @@ def write_warp(
     tract: Tract,
     cards: fits.Header,
     compression: Compression = "none",
-) -> None:
+) -> str:
     """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
 
     It is never quantised but ``lossless``, because coadds are made from it and would be rounded
-    twice; see `coaddflow.image.masked_image.image_hdu`.
+    twice; see `coaddflow.image.masked_image.image_hdu`. Returned is the SHA-256 checksum.
     """
     kept = "lossless" if compression == "quantized" else compression
     hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
-    write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
+    return write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
 
 
 def part_header(tract: Tract, box: Box) -> fits.Header:
@@ -195,24 +195,18 @@ class WarpFile:
         part = part_of(self.box, box)
         with self._reading():
             if len(self._offsets) == len(_KINDS):
-                return MaskedImage(*(self._read_plane(name, part) for name in _KINDS))
+                with self.path.open("rb") as stream:
+                    return MaskedImage(*(self._read_plane(stream, n, part) for n in _KINDS))
             with fits.open(self.path, memmap=False) as hdus:
                 return MaskedImage(*(hdus[name].section[part] for name in _KINDS))
 
-    def _read_plane(self, name: str, part: tuple[slice, slice]) -> NDArray:
+    def _read_plane(self, stream: BinaryIO, name: str, part: tuple[slice, slice]) -> NDArray:
         """Read a part of an uncompressed extension from its place in the file."""
         rows, columns = part
         kind, width = _KINDS[name], self.box[2] - self.box[0]
         if columns.stop - columns.start < width:
             shape = (self.box[3] - self.box[1], width)
-            plane = np.memmap(self.path, f">{kind}", "r", self._offsets[name], shape)
+            plane = np.memmap(stream, f">{kind}", "r", self._offsets[name], shape)
             return plane[part].astype(kind)
-        count = (rows.stop - rows.start) * width
         offset = self._offsets[name] + rows.start * width * 4
-        pixels = np.fromfile(self.path, kind, count, offset=offset)
-        if pixels.size < count:
-            raise ValueError("file ends early")
-        if sys.byteorder == "little":
-            # in place, which saves the pass over memory of a conversion
-            pixels.byteswap(inplace=True)
-        return pixels.reshape(-1, width)
+        return read_block(stream, offset, (rows.stop - rows.start, width), kind)

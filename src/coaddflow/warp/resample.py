@@ -1,9 +1,10 @@
 """Resampling of an image, its variance and its mask in one pass: the hot loop of the warps.
 
-Separable kernels [1]_ are tabulated at 2048 phases, so that no sine is computed per pixel (the
-error of the nearest phase is 1.4e-4 pixel rms). All taps of a row of the kernel are multiplied in
-one vector instruction (`_weigh_window`); the rest is plain compiled Python. Sums have a fixed order
-without "fast math", so the result is the same on every machine and for any number of threads.
+The weights of the separable kernels [1]_ are polynomials of the phase, the position within a pixel:
+no sine is computed per pixel, and they are right to 5e-7. They are computed for many tract pixels
+at a time, in loops that the compiler turns into vector instructions; then a row of the window is
+one vector (`_sum_window`). Sums have a fixed order without "fast math", so the result is the same
+on every machine and for any number of threads.
 
 On a grid coarser than the CCD the kernel is stretched to the pixels of the grid (`stretch_of`), so
 that all photons are used. Else pixels between the taps would be left out, and the noise of the
@@ -15,6 +16,7 @@ References
    Ser. 281, 228 (its use for astronomical images in SWarp).
 """
 
+import itertools
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -22,6 +24,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
+from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.compiled import njit
@@ -33,49 +36,54 @@ KernelName = Literal["lanczos3", "lanczos5", "bilinear"]
 _TAPS = {"bilinear": 2, "lanczos3": 6, "lanczos5": 10}
 _PHASES = 2048
 
+_DEGREE = 9
+"""Of the polynomials of a kernel that is not stretched."""
+
+_PIECES = 64
+"""A stretched kernel has kinks, at multiples of 1/8 of a pixel: it is made of cubic pieces."""
+
 _STRETCH_STEPS = 8
 """Kernels are stretched by multiples of 1/8: few tables, and none for scales that are alike."""
 
-_MAX_VECTOR = 16
-"""Taps in one vector; the loop for longer kernels is not unrolled."""
+_LANES = 512
+"""Tract pixels that are worked on together: at least as many as are between two nodes of a grid;
+what is known of them stays in the fastest cache."""
 
-_CLEAN, _FLAGGED, _INCOMPLETE = 0, 1, 2
+_MAX_UNROLLED = 16
+"""Taps up to which the loops over them are unrolled."""
+
+_CLEAN, _FLAGGED, _INCOMPLETE = np.uint8(0), np.uint8(1), np.uint8(2)
 _NO_DATA, _EDGE = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.EDGE)
 _SAT = np.int32(MaskPlane.SAT)
 
 
 class Kernel(NamedTuple):
-    """An interpolation kernel, tabulated by the phase of the position within a pixel."""
+    """An interpolation kernel: polynomials of the phase, for each tap."""
 
-    table: NDArray[np.float32]
-    """Weights of the taps for each phase, which sum to 1, shape (2049 * lanes,); ``lanes`` is the
-    number of taps rounded up to a power of two, and the weights beyond the taps are 0."""
+    coefficients: NDArray[np.float32]
+    """If the kernel is not stretched, of the polynomials in phase - 1/2 of the taps at and before
+    the position, the lowest power first, shape (1, taps / 2, 10): the other taps mirror them. Else
+    of the cubics in the phase after the beginning of a piece, shape (pieces, taps, 4)."""
     taps: tuple[int, ...] | NDArray[np.int64]
     """Offset of each tap from the pixel at or before the position, such as (-2, ... 3). (The
-    compiler knows the length of a tuple.) An array for long kernels, for which ``lanes`` is the
-    number of taps."""
+    compiler knows the length of a tuple.) An array for long kernels."""
     stretch: float
     """CCD pixels per unit of the kernel, at least 1 (`stretch_of`)."""
 
 
 class Source(NamedTuple):
-    """Pixels of a CCD, prepared for resampling by `prepare_source`; planes have the shape (n,)."""
+    """Pixels of a CCD, prepared for resampling by `prepare_source`."""
 
     image: NDArray[np.float32]
-    """Consecutive rows of ``stride`` pixels with a margin on all sides; 0 for unusable pixels."""
+    """Pixels of the CCD, row by row, shape (ny * nx,)."""
     variance: NDArray[np.float32]
     """Likewise."""
     mask: NDArray[np.int32]
-    """Likewise; NO_DATA for unusable pixels."""
+    """Flags of the CCD, shape (ny, nx)."""
     state: NDArray[np.uint8]
-    """State of the window of the kernel that begins at each pixel: 0 if all its pixels are usable
-    and no bit is set, 1 if bits are set, 2 if some pixels are unusable."""
-    nx: int
-    """Columns without margin."""
-    ny: int
-    """Rows without margin."""
-    stride: int
-    """Columns with margin."""
+    """State of the window of the kernel around a position whose pixel (that at or before it) is
+    [row - 1, column - 1]: 0 if all pixels of the window are usable and no bit is set, 1 if bits are
+    set, 2 if some pixels are unusable or not on the CCD; shape (ny + 1, nx + 1)."""
 
 
 class Rules(NamedTuple):
@@ -137,14 +145,33 @@ def kernel_weights(name: KernelName, phase: ArrayLike, stretch: float = 1.0) -> 
 
 @cache
 def make_kernel(name: KernelName, stretch: float = 1.0) -> Kernel:
-    """Return the table of a kernel."""
-    weights = kernel_weights(name, np.arange(_PHASES + 1) / _PHASES, stretch)
-    taps = weights.shape[1]
-    table = np.zeros((_PHASES + 1, _lanes(taps)), np.float32)
-    table[:, :taps] = weights
-    offsets = np.arange(1 - taps // 2, taps // 2 + 1)
-    kept = tuple(offsets.tolist()) if taps <= _MAX_VECTOR else offsets
-    return Kernel(table.ravel(), kept, stretch)
+    """Return a kernel; its weights differ from `kernel_weights` by less than 1e-6."""
+    half = _TAPS[name] // 2
+    reach = int(np.ceil(half * stretch))
+    offsets = np.arange(1 - reach, reach + 1)
+    kept = tuple(offsets.tolist()) if offsets.size <= _MAX_UNROLLED else offsets
+    if stretch == 1.0:
+        polynomials = _fit(name, stretch, (0.0, 1.0), _DEGREE, 0.5)[None, :half]
+    else:
+        edges = np.arange(_PIECES + 1) / _PIECES
+        pieces = itertools.pairwise(edges)
+        polynomials = np.stack([_fit(name, stretch, piece, 3, piece[0]) for piece in pieces])
+    return Kernel(np.ascontiguousarray(polynomials, np.float32), kept, stretch)
+
+
+def _fit(
+    name: KernelName, stretch: float, domain: tuple[float, float], degree: int, origin: float
+) -> NDArray[np.float64]:
+    """Return polynomials in (phase - origin) for each tap, by interpolation at Chebyshev nodes."""
+    nodes = (np.cos(np.pi * (np.arange(degree + 1) + 0.5) / (degree + 1)) + 1.0) / 2.0
+    phases = domain[0] + nodes * (domain[1] - domain[0])
+    weights = kernel_weights(name, phases, stretch)
+    fits = [Chebyshev.fit(phases - origin, one, degree) for one in weights.T]
+    found = np.zeros((len(fits), degree + 1))
+    for row, fit in zip(found, fits, strict=True):
+        coefficients = fit.convert(kind=Polynomial).coef
+        row[: coefficients.size] = coefficients
+    return found
 
 
 def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
@@ -175,12 +202,8 @@ def covariance_factor(name: KernelName, area_ratio: float = 1.0) -> float:
     return area_ratio * float(np.mean(np.sum(weights**2, axis=1))) ** 2
 
 
-def _lanes(taps: int) -> int:
-    return 1 << (taps - 1).bit_length() if taps <= _MAX_VECTOR else taps
-
-
 def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
-    """Copy a CCD into the form that the compiled loop wants.
+    """Look for the windows on a CCD that are clean.
 
     A pixel cannot be used if its value is not finite, its variance not finite and positive, or
     if it has the bit NO_DATA.
@@ -195,54 +218,52 @@ def prepare_source(masked_image: MaskedImage, kernel: Kernel) -> Source:
     Returns
     -------
     Source
-        A copy; the input is no longer needed.
+        It refers to the pixels of ``masked_image``.
     """
     ny, nx = masked_image.shape
-    half, lanes = len(kernel.taps) // 2, _lanes(len(kernel.taps))
-    stride = nx + half + lanes
-    shape = (ny + 2 * half + 1, stride)
-    kinds = (np.float32, np.float32, np.int32, np.uint8)
-    padded = tuple(np.empty(shape, kind) for kind in kinds)
     planes = (masked_image.image, masked_image.variance, masked_image.mask)
-    _fill_source(tuple(np.ascontiguousarray(p) for p in planes), padded, half)
-    _spread_state(padded[3], len(kernel.taps))
-    return Source(*(plane.ravel() for plane in padded), nx, ny, stride)
+    planes = tuple(np.ascontiguousarray(plane) for plane in planes)
+    state = np.empty((ny + 1, nx + 1), np.uint8)
+    lines = np.empty((ny, nx + 1), np.uint8)
+    _find_states(*planes, len(kernel.taps) // 2, lines, state)
+    return Source(planes[0].ravel(), planes[1].ravel(), planes[2], state)
 
 
-@njit(nogil=True)
-def _fill_source(planes, padded, half):
-    """Copy pixels inside the margin and classify each: clean, flagged, or unusable."""
-    image, variance, mask = planes
-    to_image, to_variance, to_mask, to_state = padded
+@njit(nogil=True, error_model="numpy")
+def _is_usable(value, noise, bits):
+    # differences are NaN, and comparisons false, if a value is not finite
+    return (value - value == 0) & (noise > 0) & (noise - noise == 0) & ((bits & _NO_DATA) == 0)
+
+
+@njit(nogil=True, error_model="numpy")
+def _find_states(image, variance, mask, half, lines, state):
+    """Find the worst state of the pixels in each window, see `Source`; ``lines`` is for scratch."""
     ny, nx = image.shape
-    for y in range(to_image.shape[0]):
-        j = y - half
-        for x in range(to_image.shape[1]):
-            i = x - half
-            to_image[y, x], to_variance[y, x] = np.float32(0), np.float32(0)
-            to_mask[y, x], to_state[y, x] = _NO_DATA, _INCOMPLETE
-            if 0 <= j < ny and 0 <= i < nx:
-                value, noise, bits = image[j, i], variance[j, i], mask[j, i]
-                to_mask[y, x] = bits | _NO_DATA
-                if np.isfinite(value) and 0.0 < noise < np.inf and (bits & _NO_DATA) == 0:
-                    to_image[y, x], to_variance[y, x] = value, noise
-                    to_mask[y, x] = bits
-                    to_state[y, x] = _CLEAN if bits == 0 else _FLAGGED
-
-
-@njit(nogil=True)
-def _spread_state(state, taps):
-    """Replace the state of each pixel by the worst in the window that begins there."""
-    ny, nx = state.shape
+    # beyond the CCD nothing is usable
+    padded = np.full(nx + 2 * half, _INCOMPLETE, np.uint8)
     for j in range(ny):
-        row = state[j].copy()
-        for step in range(1, taps):
-            for i in range(nx - taps + 1):
-                state[j, i] = max(state[j, i], row[i + step])
-    for j in range(ny - taps + 1):
-        for step in range(1, taps):
-            for i in range(nx):
-                state[j, i] = max(state[j, i], state[j + step, i])
+        for i in range(nx):
+            bits = mask[j, i]
+            usable = _is_usable(image[j, i], variance[j, i], bits)
+            padded[half + i] = np.uint8(bits != 0) if usable else _INCOMPLETE
+        _maximum_of(padded, 2 * half, 1, lines[j])
+    for j in range(ny + 1):
+        if j < half or j + half > ny:
+            state[j] = _INCOMPLETE
+        else:
+            _maximum_of(lines[j - half :].reshape(-1), 2 * half, nx + 1, state[j])
+    # no vector may reach beyond the last pixel
+    state[max(ny - half, 0), max(nx + 1 - half - _MAX_UNROLLED, 0) :] = _INCOMPLETE
+
+
+@njit(nogil=True, error_model="numpy")
+def _maximum_of(values, n, step, result):
+    """Write the largest of n values, a step apart, beginning at each."""
+    result[:] = values[: result.size]
+    for k in range(1, n):
+        shifted = values[k * step : k * step + result.size]
+        for i in range(result.size):
+            result[i] = max(result[i], shifted[i])
 
 
 def resample(
@@ -283,7 +304,7 @@ def resample(
         source,
         (grid.x, grid.y, grid.area),
         (grid.x0 - origin[0], grid.y0 - origin[1], grid.step),
-        kernel.table,
+        kernel.coefficients,
         kernel.taps,
         (target.image, target.variance, target.mask),
         rows,
@@ -301,50 +322,94 @@ class _Rules(NamedTuple):
     """Whether the weights of all pixels with a bit are summed."""
 
 
-@intrinsic
-def _weigh_window(typing_context, image, variance, start, stride, table, row_x, row_y, taps):
-    """Sum a window of the image with the weights, and of the variance with their squares.
+@njit(nogil=True, error_model="numpy")
+def _set_weights(phases, coefficients, weights):
+    """Set the weights of the taps, shape (taps, lanes), from the phases less 1/2."""
+    if coefficients.shape[0] > 1:
+        _set_stretched_weights(phases, coefficients, weights)
+    else:
+        _set_mirrored_weights(phases, coefficients, weights)
 
-    Arguments: flat float32 arrays ``image`` and ``variance``; index of the window's first pixel;
-    length of a row; flat table of weights; indices in it of the weights along x and y; tuple
-    whose length is the number of taps. Returns both sums as float32. Emits, for each row of the
-    window, one vector load, multiplication and addition per plane; the equivalent Python loop is
-    compiled to scalar code, which takes more than twice as long.
+
+@njit(nogil=True, error_model="numpy")
+def _set_mirrored_weights(phases, coefficients, weights):
+    """Set the weights from the even and odd powers of the first half of the taps."""
+    n_taps = weights.shape[0]
+    for k in range(coefficients.shape[1]):
+        c0, c1, c2 = coefficients[0, k, 0], coefficients[0, k, 1], coefficients[0, k, 2]
+        c3, c4, c5 = coefficients[0, k, 3], coefficients[0, k, 4], coefficients[0, k, 5]
+        c6, c7, c8 = coefficients[0, k, 6], coefficients[0, k, 7], coefficients[0, k, 8]
+        c9 = coefficients[0, k, 9]
+        for i in range(_LANES):
+            t = phases[i]
+            square = t * t
+            even = c0 + square * (c2 + square * (c4 + square * (c6 + square * c8)))
+            odd = t * (c1 + square * (c3 + square * (c5 + square * (c7 + square * c9))))
+            weights[k, i] = even + odd
+            weights[n_taps - 1 - k, i] = even - odd
+
+
+@njit(nogil=True, error_model="numpy")
+def _set_stretched_weights(phases, coefficients, weights):
+    """Set the weights from cubic pieces."""
+    n_pieces = coefficients.shape[0]
+    for i in range(_LANES):
+        place = (phases[i] + np.float32(0.5)) * np.float32(n_pieces)
+        piece = min(max(int(place), 0), n_pieces - 1)
+        t = (place - np.float32(piece)) / np.float32(n_pieces)
+        for k in range(weights.shape[0]):
+            high = coefficients[piece, k, 2] + t * coefficients[piece, k, 3]
+            weights[k, i] = coefficients[piece, k, 0] + t * (coefficients[piece, k, 1] + t * high)
+
+
+@intrinsic
+def _sum_window(typing_context, image, variance, start, stride, weights_x, weights_y, lane, taps):
+    """Sum one window of two planes, the second with the squares of the weights.
+
+    Arguments: two flat float32 arrays; index of the window's first pixel; length of a row;
+    contiguous arrays of weights, shape (taps, lanes); which lane of these; tuple whose length is
+    the number of taps. Returns both sums as float32. Emits, for each row of the window, one vector
+    load, multiplication and addition per plane; the equivalent Python loop is compiled to scalar
+    code, which takes three times as long.
     """
     signature = types.UniTuple(types.float32, 2)(
-        image, variance, start, stride, table, row_x, row_y, taps
+        image, variance, start, stride, weights_x, weights_y, lane, taps
     )
-    return signature, _emit_weigh_window
+    return signature, _emit_sum_window
 
 
-def _emit_weigh_window(context, builder, signature, arguments):
-    """Emit the instructions of `_weigh_window`."""
+def _emit_sum_window(context, builder, signature, arguments):
+    """Emit the instructions of `_sum_window`."""
     n_taps = signature.args[7].count
-    vector = ir.VectorType(ir.FloatType(), _lanes(n_taps))
-    data = {
-        k: context.make_array(signature.args[k])(context, builder, arguments[k]).data
-        for k in (0, 1, 4)
-    }
+    lanes = _vector_lanes(n_taps)
+    vector = ir.VectorType(ir.FloatType(), lanes)
+    start, stride, lane = arguments[2], arguments[3], arguments[6]
 
-    def load(k: int, index: ir.Value) -> ir.Value:
-        pointer = builder.bitcast(builder.gep(data[k], [index]), vector.as_pointer())
-        loaded = builder.load(pointer)
-        loaded.align = 4
-        return loaded
+    def data_of(number: int) -> ir.Value:
+        make = context.make_array(signature.args[number])
+        return make(context, builder, arguments[number]).data
 
-    sums = [None, None]
-    index, stride, row_x, row_y = arguments[2], arguments[3], arguments[5], arguments[6]
-    for j in range(n_taps):
-        weight = _splat(
-            builder, builder.load(builder.gep(data[4], [builder.add(row_y, row_y.type(j))])), vector
-        )
-        for k, factor in enumerate((weight, builder.fmul(weight, weight))):
-            term = builder.fmul(factor, load(k, index))
-            sums[k] = term if sums[k] is None else builder.fadd(sums[k], term)
-        index = builder.add(index, stride)
-    weight = load(4, row_x)
-    for k, factor in enumerate((weight, builder.fmul(weight, weight))):
-        sums[k] = _sum_lanes(builder, builder.fmul(sums[k], factor))
+    def weight(argument: int, tap: int, squared: int) -> ir.Value:
+        place = builder.add(lane, lane.type(tap * _LANES))
+        loaded = builder.load(builder.gep(data_of(argument), [place]))
+        return builder.fmul(loaded, loaded) if squared else loaded
+
+    sums = []
+    for squared in (0, 1):
+        data = data_of(squared)
+        columns, index = ir.Constant(vector, [0.0] * lanes), start
+        for j in range(n_taps):
+            pointer = builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+            pixels = builder.load(pointer)
+            pixels.align = 4
+            factor = _splat(builder, weight(5, j, squared), vector)
+            columns = builder.fadd(columns, builder.fmul(factor, pixels))
+            index = builder.add(index, stride)
+        total = ir.Constant(ir.FloatType(), 0.0)
+        for k in range(n_taps):  # what was loaded beyond the taps is not used
+            column = builder.extract_element(columns, ir.IntType(32)(k))
+            total = builder.fadd(total, builder.fmul(weight(4, k, squared), column))
+        sums.append(total)
     return cgutils.pack_array(builder, sums)
 
 
@@ -355,124 +420,116 @@ def _splat(builder, scalar: ir.Value, vector: ir.VectorType) -> ir.Value:
     return builder.shuffle_vector(first, first, lanes)
 
 
-def _sum_lanes(builder, values: ir.Value) -> ir.Value:
-    """Emit the sum of a vector, by halves."""
-    n = values.type.count
-    while n > 1:
-        n //= 2
-        indices = ir.VectorType(ir.IntType(32), n)
-        low = builder.shuffle_vector(values, values, ir.Constant(indices, list(range(n))))
-        high = builder.shuffle_vector(values, values, ir.Constant(indices, list(range(n, 2 * n))))
-        values = builder.fadd(low, high)
-    return builder.extract_element(values, ir.IntType(32)(0))
+def _vector_lanes(n_taps: int) -> int:
+    """Return how many pixels of a row are loaded together for so many taps."""
+    return 1 << (n_taps - 1).bit_length() if n_taps <= _MAX_UNROLLED else n_taps
 
 
-def _weigh(image, variance, start, stride, table, row_x, row_y, taps):
-    """Sum a window, as `_weigh_window`, for any kernel."""
+def _sum_one(image, variance, start, stride, weights_x, weights_y, lane, taps):
+    """Sum one window, as `_sum_window`, for any kernel."""
 
 
-@overload(_weigh, inline="always")
-def _choose_weigh(image, variance, start, stride, table, row_x, row_y, taps):
-    return _weigh_unrolled if isinstance(taps, types.UniTuple) else _weigh_long_window
+@overload(_sum_one)
+def _choose_sum_one(image, variance, start, stride, weights_x, weights_y, lane, taps):
+    return _sum_unrolled if isinstance(taps, types.UniTuple) else _sum_long_window
 
 
-def _weigh_unrolled(image, variance, start, stride, table, row_x, row_y, taps):
-    return _weigh_window(image, variance, start, stride, table, row_x, row_y, taps)
+def _sum_unrolled(image, variance, start, stride, weights_x, weights_y, lane, taps):
+    return _sum_window(image, variance, start, stride, weights_x, weights_y, lane, taps)
 
 
-def _weigh_long_window(image, variance, start, stride, table, row_x, row_y, taps):
+def _sum_long_window(image, variance, start, stride, weights_x, weights_y, lane, taps):
     """Sum a window of a long kernel."""
     value, noise = np.float32(0), np.float32(0)
-    for j in range(len(taps)):
-        line, line_noise = np.float32(0), np.float32(0)
-        for i in range(len(taps)):
-            weight, pixel = table[row_x + i], start + j * stride + i
-            line += weight * image[pixel]
-            line_noise += weight * weight * variance[pixel]
-        weight = table[row_y + j]
-        value += weight * line
-        noise += weight * weight * line_noise
+    for k in range(len(taps)):
+        column, column_noise = np.float32(0), np.float32(0)
+        for j in range(len(taps)):
+            weight, pixel = weights_y[j, lane], start + j * stride + k
+            column += weight * image[pixel]
+            column_noise += weight * weight * variance[pixel]
+        weight = weights_x[k, lane]
+        value += weight * column
+        noise += weight * weight * column_noise
     return value, noise
 
 
-@njit(nogil=True)
-def _sum_bits(source, start, table, row_x, row_y, taps, threshold):
-    """Return the flags whose pixels in a window have together enough weight."""
-    sums = np.zeros(32, np.float32)
-    for j in range(len(taps)):
-        for i in range(len(taps)):
-            mask = source.mask[start + j * source.stride + i]
-            if mask != 0:
-                weight = abs(table[row_y + j] * table[row_x + i])
-                for bit in range(31):
-                    if mask & (np.int32(1) << bit):
-                        sums[bit] += weight
+@njit(nogil=True, error_model="numpy")
+def _gather_bits(mask, corner, weights_y, weights_x, lane, rules):
+    """Return the flags of the pixels of a window with enough weight.
+
+    Each pixel must have it; if so told, those with the same flag together.
+    """
+    sums = np.zeros(31 if rules.summed else 0, np.float32)
     bits = np.int32(0)
-    for bit in range(31):
-        if sums[bit] > threshold:
+    for j in range(weights_y.shape[0]):
+        y = corner[0] + j
+        if not 0 <= y < mask.shape[0]:
+            continue
+        limit = rules.mask_threshold / max(abs(weights_y[j, lane]), np.float32(1e-9))
+        for k in range(weights_x.shape[0]):
+            x = corner[1] + k
+            found = mask[y, x] if 0 <= x < mask.shape[1] else np.int32(0)
+            if found == 0:
+                continue
+            weight = abs(weights_x[k, lane])
+            if not rules.summed and weight > limit:
+                bits |= found
+            for bit in range(sums.size):
+                if found & (np.int32(1) << bit):
+                    sums[bit] += weight * abs(weights_y[j, lane])
+    for bit in range(sums.size):
+        if sums[bit] > rules.mask_threshold:
             bits |= np.int32(1) << bit
     return bits
 
 
-@njit(nogil=True)
-def _gather_bits(source, start, table, row_x, row_y, taps, rules):
-    """Return the union of the flags of the pixels of a window with enough weight."""
-    threshold = rules.mask_threshold
-    if rules.summed:
-        return _sum_bits(source, start, table, row_x, row_y, taps, threshold)
-    bits = np.int32(0)
-    for j in range(len(taps)):
-        pixel = start + j * source.stride
-        limit = threshold / max(abs(table[row_y + j]), np.float32(1e-9))
-        for i in range(len(taps)):
-            if abs(table[row_x + i]) > limit:
-                bits |= source.mask[pixel + i]
-    return bits
-
-
-@njit(nogil=True)
-def _weigh_incomplete(source, start, table, row_x, row_y, taps, rules):
+@njit(nogil=True, error_model="numpy")
+def _weigh_incomplete(image, variance, mask, stride, corner, weights_y, weights_x, lane, rules):
     """Return (image, variance, mask) from a window with unusable pixels.
 
-    These are 0 in both planes; the sums are divided by the weight of the others.
+    The sums over the others are divided by their weight.
     """
     value, noise, total, missing = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    for j in range(len(taps)):
-        for i in range(len(taps)):
-            pixel = start + j * source.stride + i
-            weight = table[row_y + j] * table[row_x + i]
-            if (source.mask[pixel] & _NO_DATA) != 0:
-                missing += abs(weight)
-            else:
+    for j in range(weights_y.shape[0]):
+        y = corner[0] + j
+        for k in range(weights_x.shape[0]):
+            x = corner[1] + k
+            weight = weights_y[j, lane] * weights_x[k, lane]
+            usable = 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1]
+            if usable:
+                pixel = y * stride + x
+                usable = _is_usable(image[pixel], variance[pixel], mask[y, x])
+            if usable:
                 total += weight
-                value += weight * source.image[pixel]
-                noise += weight * weight * source.variance[pixel]
+                value += weight * image[pixel]
+                noise += weight * weight * variance[pixel]
+            else:
+                missing += abs(weight)
     if missing > rules.max_missing:
         return np.float32(np.nan), np.float32(np.inf), _NO_DATA
-    bits = _gather_bits(source, start, table, row_x, row_y, taps, rules)
+    bits = _gather_bits(mask, corner, weights_y, weights_x, lane, rules)
     if missing > (rules.mask_threshold if rules.summed else np.float32(0)):
         bits |= _EDGE
     return value / total, noise / (total * total), bits & ~_NO_DATA
 
 
-@njit(nogil=True)
-def _lowest_around(source, start, taps):
+@njit(nogil=True, error_model="numpy")
+def _lowest_around(image, variance, mask, stride, row, column):
     """Return the smallest of the four pixels around a position; unusable ones are left out.
 
     A kernel rings at the border of a saturated core, where the image is not that of a star: what
     it takes below all pixels around would be a black hole in the coadd.
     """
     low = np.float32(np.inf)
-    before = len(taps) // 2 - 1
-    for j in range(2):
-        for i in range(2):
-            pixel = start + (before + j) * source.stride + before + i
-            if (source.mask[pixel] & _NO_DATA) == 0:
-                low = min(low, source.image[pixel])
+    for y in range(max(row, 0), min(row + 2, mask.shape[0])):
+        for x in range(max(column, 0), min(column + 2, mask.shape[1])):
+            pixel = y * stride + x
+            if _is_usable(image[pixel], variance[pixel], mask[y, x]):
+                low = min(low, image[pixel])
     return low if low < np.inf else np.float32(-np.inf)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _cubic(p0, p1, p2, p3):
     """Return the coefficients of the cubic through values at -1, 0, 1, 2."""
     return (
@@ -483,7 +540,7 @@ def _cubic(p0, p1, p2, p3):
     )
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def _interpolate_line(plane, row, t, line):
     """Interpolate the nodes between two rows of nodes, for all columns."""
     for i in range(plane.shape[1]):
@@ -493,132 +550,152 @@ def _interpolate_line(plane, row, t, line):
         line[i] = c0 + t * (c1 + t * (c2 + t * c3))
 
 
-@njit(nogil=True)
-def _resample_rows(source, planes, placing, table, taps, target, rows, rules):
-    """Work through rows of the target; see `resample`."""
+@njit(nogil=True, error_model="numpy")
+def _resample_rows(source, planes, placing, coefficients, taps, target, rows, rules):
+    """Work through rows of the target, `_LANES` pixels at a time; see `resample`.
+
+    The functions for these pixels get arrays, not tuples of arrays or parts of them: numba counts
+    the references to these, which takes as long as the sums.
+    """
     grid_x0, grid_y0, step = placing
-    n_rows, n_columns = planes[0].shape
-    lanes = table.size // (_PHASES + 1)
+    grid_x, grid_y, grid_area = planes
+    n_rows, n_columns = grid_x.shape
     line_x, line_y, line_area = np.empty(n_columns), np.empty(n_columns), np.empty(n_columns)
-    places = np.empty((3, step), np.int64)
-    factors = np.empty(step, np.float32)
+    near_y, near_x = np.empty(_LANES, np.int64), np.empty(_LANES, np.int64)
+    phases_y, phases_x = np.zeros(_LANES, np.float32), np.zeros(_LANES, np.float32)
+    factors = np.empty(_LANES, np.float32)
+    weights_y = np.empty((len(taps), _LANES), np.float32)
+    weights_x = np.empty((len(taps), _LANES), np.float32)
+    image, variance, mask = source.image, source.variance, source.mask
+    state, stride = source.state, mask.shape[1]
+    image_out, variance_out, mask_out = target
+    cells = _LANES // step
     n_done = 0
     for y_out in range(rows[0], rows[1]):
         row = (y_out - grid_y0) // step
         if row < 1 or row + 2 >= n_rows:
             continue
         t = (y_out - grid_y0 - row * step) / step
-        _interpolate_line(planes[0], row, t, line_x)
-        _interpolate_line(planes[1], row, t, line_y)
-        _interpolate_line(planes[2], row, t, line_area)
-        for column in range(1, n_columns - 2):
+        _interpolate_line(grid_x, row, t, line_x)
+        _interpolate_line(grid_y, row, t, line_y)
+        _interpolate_line(grid_area, row, t, line_area)
+        for column in range(1, n_columns - 2, cells):
             first = grid_x0 + column * step
-            if first >= target[0].shape[1] or first + step <= 0 or np.isnan(line_x[column]):
+            if first >= image_out.shape[1] or first + _LANES <= 0:
                 continue
-            cubic_x, cubic_y = _cubic(*_four(line_x, column)), _cubic(*_four(line_y, column))
-            _place_pixels(cubic_x, cubic_y, source, lanes, places)
-            _scale_pixels(_cubic(*_four(line_area, column)), rules.scale, factors)
-            n_done += _resample_cell(
-                source, (places, factors), table, taps, target, (first, y_out), rules
+            n_pixels = _place_pixels(
+                *(line_x, line_y, line_area, column, min(cells, n_columns - 2 - column), step),
+                *(mask.shape, rules.scale, near_y, near_x, phases_y, phases_x, factors),
             )
+            if n_pixels == 0:
+                continue
+            span = (y_out, first, max(-first, 0), min(n_pixels, image_out.shape[1] - first))
+            _set_weights(phases_y, coefficients, weights_y)
+            _set_weights(phases_x, coefficients, weights_x)
+            n_clean, n_others = _resample_clean(
+                *(image, variance, state, stride, taps, near_y, near_x),
+                *(weights_y, weights_x, factors, image_out, variance_out, mask_out, span),
+            )
+            n_done += n_clean
+            if n_others > 0:
+                n_done += _resample_others(
+                    *(image, variance, mask, state, stride, taps, near_y, near_x),
+                    *(weights_y, weights_x, factors, image_out, variance_out, mask_out, span),
+                    rules,
+                )
     return n_done
 
 
-@njit(nogil=True)
-def _four(line, i):
-    return line[i - 1], line[i], line[i + 1], line[i + 2]
+@njit(nogil=True, error_model="numpy")
+def _cubic_at(line, i):
+    return _cubic(line[i - 1], line[i], line[i + 1], line[i + 2])
 
 
-@njit(nogil=True)
-def _place_pixels(cubic_x, cubic_y, source, lanes, places):
-    """Find window and phases of the pixels between two nodes; window -1 is off the CCD.
+@njit(nogil=True, error_model="numpy")
+def _place_pixels(  # noqa: PLR0913, PLR0917 - see `_resample_rows`
+    line_x, line_y, line_area, column, n_cells, step, shape, scale,
+    near_y, near_x, phases_y, phases_x, factors,
+):  # fmt: skip
+    """Find positions and factors of the pixels between the nodes of a row; return how many.
 
-    Rows of ``places``: first pixel of the window, and indices of the weights along x and y.
+    ``near_y``, ``near_x``: pixel of the CCD at or before the position, -2 if it is off the CCD;
+    phases are less 1/2. Returned is 0 if all are off the CCD.
     """
-    x0, x1, x2, x3 = cubic_x
-    y0, y1, y2, y3 = cubic_y
-    x_end, y_end, stride = source.nx - 0.5, source.ny - 0.5, source.stride
-    scale = 1.0 / places.shape[1]
-    for i in range(places.shape[1]):
-        t = i * scale
-        x = x0 + t * (x1 + t * (x2 + t * x3))
-        y = y0 + t * (y1 + t * (y2 + t * y3))
-        # NaN, far from the CCD, also fails these comparisons
-        inside = (x >= -0.5) & (x <= x_end) & (y >= -0.5) & (y <= y_end)
-        x = x if inside else 0.0
-        y = y if inside else 0.0
-        column, row = np.floor(x), np.floor(y)
-        # the margin of half a kernel is one pixel wider than a window reaches back
-        start = (np.int64(row) + 1) * stride + np.int64(column) + 1
-        places[0, i] = start if inside else -1
-        places[1, i] = lanes * np.int64((x - column) * _PHASES + 0.5)
-        places[2, i] = lanes * np.int64((y - row) * _PHASES + 0.5)
+    y_end, x_end = shape[0] - 0.5, shape[1] - 0.5
+    length = 1.0 / step
+    for cell in range(n_cells):
+        x0, x1, x2, x3 = _cubic_at(line_x, column + cell)
+        y0, y1, y2, y3 = _cubic_at(line_y, column + cell)
+        a0, a1, a2, a3 = _cubic_at(line_area, column + cell)
+        for k in range(step):
+            i, t = cell * step + k, k * length
+            x = x0 + t * (x1 + t * (x2 + t * x3))
+            y = y0 + t * (y1 + t * (y2 + t * y3))
+            # NaN, far from the CCD, also fails these comparisons
+            inside = (x >= -0.5) & (x <= x_end) & (y >= -0.5) & (y <= y_end)
+            x = x if inside else -2.0
+            y = y if inside else -2.0
+            floor_x, floor_y = np.floor(x), np.floor(y)
+            near_y[i], near_x[i] = np.int32(floor_y), np.int32(floor_x)
+            phases_y[i], phases_x[i] = np.float32(y - floor_y - 0.5), np.float32(x - floor_x - 0.5)
+            factors[i] = np.float32(a0 + t * (a1 + t * (a2 + t * a3))) * scale
+    highest = near_y[0]
+    for i in range(n_cells * step):
+        highest = max(highest, near_y[i])
+    return n_cells * step if highest > -2 else 0
 
 
-@njit(nogil=True)
-def _scale_pixels(cubic_area, scale, factors):
-    """Compute the flux factors between two nodes."""
-    a0, a1, a2, a3 = cubic_area
-    for i in range(factors.size):
-        t = i / factors.size
-        factors[i] = np.float32(a0 + t * (a1 + t * (a2 + t * a3))) * scale
-
-
-@njit(nogil=True)
-def _resample_cell(source, placed, table, taps, target, corner, rules):
-    """Resample the pixels of one row between two nodes; return how many got data."""
-    places, factors = placed
-    first, y_out = corner
-    image, variance, mask = target
-    n_done, n_later = 0, 0
-    begin, end = max(-first, 0), min(places.shape[1], image.shape[1] - first)
+@njit(nogil=True, error_model="numpy")
+def _resample_clean(  # noqa: PLR0913, PLR0917 - see `_resample_rows`
+    image, variance, state, stride, taps, near_y, near_x, weights_y, weights_x, factors,
+    image_out, variance_out, mask_out, span,
+):  # fmt: skip
+    """Resample pixels of one row with a clean window; return how many, and how many others."""
+    y_out, first, begin, end = span
+    before = len(taps) // 2 - 1
+    n_done, n_others = 0, 0
     for i in range(begin, end):
-        start = places[0, i]
-        if start < 0 or (mask[y_out, first + i] & _NO_DATA) == 0:
+        row, column, pixel = near_y[i], near_x[i], first + i
+        if row < -1 or (mask_out[y_out, pixel] & _NO_DATA) == 0:
             continue
-        if source.state[start] != _CLEAN:
-            n_later += 1
+        if state[row + 1, column + 1] != _CLEAN:
+            n_others += 1
             continue
-        row_x, row_y = places[1, i], places[2, i]
-        value, noise = _weigh(
-            source.image, source.variance, start, source.stride, table, row_x, row_y, taps
-        )
-        image[y_out, first + i] = value * factors[i]
-        variance[y_out, first + i] = noise * factors[i] * factors[i]
-        mask[y_out, first + i] = 0
+        start = (row - before) * stride + column - before
+        value, noise = _sum_one(image, variance, start, stride, weights_x, weights_y, i, taps)
+        image_out[y_out, pixel] = value * factors[i]
+        variance_out[y_out, pixel] = noise * factors[i] * factors[i]
+        mask_out[y_out, pixel] = 0
         n_done += 1
-    if n_later > 0:
-        n_done += _resample_incomplete(
-            source, placed, table, taps, target, (first, y_out, begin, end), rules
-        )
-    return n_done
+    return n_done, n_others
 
 
-@njit(nogil=True)
-def _resample_incomplete(source, placed, table, taps, target, span, rules):
-    """Resample what `_resample_cell` skipped: windows with flags or unusable pixels."""
-    places, factors = placed
-    first, y_out, begin, end = span
-    image, variance, mask = target
+@njit(nogil=True, error_model="numpy")
+def _resample_others(  # noqa: PLR0913, PLR0917 - see `_resample_rows`
+    image, variance, mask, state, stride, taps, near_y, near_x, weights_y, weights_x, factors,
+    image_out, variance_out, mask_out, span, rules,
+):  # fmt: skip
+    """Resample pixels whose windows have flags or unusable pixels; return how many got data."""
+    y_out, first, begin, end = span
+    before = len(taps) // 2 - 1
     n_done = 0
     for i in range(begin, end):
-        start = places[0, i]
-        if start < 0 or source.state[start] == _CLEAN:
+        row, column, pixel = near_y[i], near_x[i], first + i
+        if row < -1 or (mask_out[y_out, pixel] & _NO_DATA) == 0:
             continue
-        if (mask[y_out, first + i] & _NO_DATA) == 0:
-            continue
-        row_x, row_y = places[1, i], places[2, i]
-        if source.state[start] == _FLAGGED:
-            value, noise = _weigh(
-                source.image, source.variance, start, source.stride, table, row_x, row_y, taps
-            )
-            bits = _gather_bits(source, start, table, row_x, row_y, taps, rules)
+        corner = (row - before, column - before)
+        if state[row + 1, column + 1] == _FLAGGED:
+            start = corner[0] * stride + corner[1]
+            value, noise = _sum_one(image, variance, start, stride, weights_x, weights_y, i, taps)
+            bits = _gather_bits(mask, corner, weights_y, weights_x, i, rules)
         else:
-            value, noise, bits = _weigh_incomplete(source, start, table, row_x, row_y, taps, rules)
+            value, noise, bits = _weigh_incomplete(
+                image, variance, mask, stride, corner, weights_y, weights_x, i, rules
+            )
         if (bits & _SAT) != 0:
-            value = max(value, _lowest_around(source, start, taps))
-        image[y_out, first + i] = value * factors[i]
-        variance[y_out, first + i] = noise * factors[i] * factors[i]
-        mask[y_out, first + i] = bits
+            value = max(value, _lowest_around(image, variance, mask, stride, row, column))
+        image_out[y_out, pixel] = value * factors[i]
+        variance_out[y_out, pixel] = noise * factors[i] * factors[i]
+        mask_out[y_out, pixel] = bits
         n_done += (bits & _NO_DATA) == 0
     return n_done

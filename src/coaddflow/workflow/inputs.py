@@ -6,14 +6,16 @@ the CCD is done again. Where a CCD has been done and its raw file has since been
 archive), the file stays an input and the CCD stays done.
 """
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coaddflow.errors import Reason
+from coaddflow.errors import InputError, Reason
 from coaddflow.tables import paths
+from coaddflow.tables.calibs import read_frame_table
 from coaddflow.tables.manifest import ccds_failed_with
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.plan import Plan
@@ -30,15 +32,15 @@ class Inputs:
 
     def bias(self, wildcards: Any) -> dict[str, Any]:
         """Return what the master bias of a CCD is made from."""
-        return {"raw": self._frames("bias", wildcards)}
+        return self._frames("bias", wildcards)
 
     def dark(self, wildcards: Any) -> dict[str, Any]:
         """Return what the master dark of a CCD is made from."""
-        return {"raw": self._frames("dark", wildcards)} | self._calibs(wildcards, "bias")
+        return self._frames("dark", wildcards) | self._calibs(wildcards, "bias")
 
     def flat(self, wildcards: Any) -> dict[str, Any]:
         """Return what the flat of a CCD and band is made from."""
-        return {"raw": self._frames("flat", wildcards)} | self._calibs(wildcards, "bias", "dark")
+        return self._frames("flat", wildcards) | self._calibs(wildcards, "bias", "dark")
 
     def defects(self, wildcards: Any) -> dict[str, Any]:
         """Return what the map of bad pixels of a CCD is made from, in the band of its flat.
@@ -51,18 +53,36 @@ class Inputs:
         """Return what the map of bad pixels of a CCD from the night sky is made from."""
         if self.plan.defects_from_dark:
             return self._calibs(wildcards, "dark")
-        return {"raw": self._frames("defects", wildcards)} | self._calibs(wildcards, "bias")
+        return self._frames("defects", wildcards) | self._calibs(wildcards, "bias")
 
-    def _frames(self, kind: str, wildcards: Any) -> list[str]:
-        """Return the raw frames that a calibration frame of a CCD is made from."""
+    def _frames(self, kind: str, wildcards: Any) -> dict[str, Any]:
+        """Return the raw frames that a calibration frame of a CCD is made from, or their table."""
         ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
+        table = self.plan.frame_table(kind, band)
+        if table is not None:
+            return {"frames": table}
         frames = self.plan.calib_frames(kind, band)
         files = [self.plan.raw_file(exposure, ccd) for exposure in frames]
         found = [path for path in files if _is_there(path)]
         done = self.plan.calib_product(kind, ccd, band or self.plan.bands[0])
         if len(found) < len(files) and done and _is_there(done):
-            return found if _lacked_frames(done) else files
-        return found
+            return {"raw": found if _lacked_frames(done) else files}
+        return {"raw": found}
+
+    def frame_table(self, wildcards: Any) -> list[str]:
+        """Return the raw frames that a table names, or is to name."""
+        kind, _, band = wildcards.frames.partition("_")
+        files = [
+            self.plan.raw_template(exposure)
+            for exposure in self.plan.calib_frames(kind, band or None)
+        ]
+        if all(map(_is_there, files)):
+            return files
+        named: set[str] = set()
+        with contextlib.suppress(InputError):
+            table = read_frame_table(paths.FRAME_TABLE.format(frames=wildcards.frames))
+            named = {row.path for row in table}
+        return [path for path in files if path in named or _is_there(path)]
 
     def _calibs(self, wildcards: Any, *kinds: str) -> dict[str, str]:
         band = getattr(wildcards, "band", self.plan.bands[0])

@@ -136,8 +136,8 @@ def of_tables(plan: Plan, names: Names) -> Needs:
     return Needs(SMALL_STEP_MB, 10, width=0)
 
 
-def of_calib_table(plan: Plan, names: Names) -> Needs:
-    """Return what listing the calibration frames of a band needs: their headers are read."""
+def of_small_table(plan: Plan, names: Names) -> Needs:
+    """Return what listing files needs, of which no more than the headers are read."""
     return Needs(SMALL_STEP_MB, 10, width=0)
 
 
@@ -403,8 +403,9 @@ def of_depth(plan: Plan, names: Names) -> Needs:
 
 
 OF_STAGE: Mapping[str, Callable[..., Needs]] = {
+    "frame_table": of_small_table,
     **{name: partial(_of_calib, kind) for name, kind in CALIB_STAGES.items()},
-    "calib_table": of_calib_table,
+    "calib_table": of_small_table,
     "calexp": of_ccd,
     "calibrated": of_ccd,
     "manifest": of_manifest,

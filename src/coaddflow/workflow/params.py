@@ -115,17 +115,32 @@ class Params:
         return self.plan.calibs_of_band(wildcards.band)
 
     def exposure_times(self, name: str) -> Callable[[Any, Any], dict[str, float]]:
-        """Return the params function of a stage for the exposure times of its frames, by file."""
+        """Return the params function of a stage for the exposure times of its frames, by file.
+
+        Where a table of the frames has them there are none.
+        """
         kind = CALIB_STAGES[name]
 
         def times(wildcards: Any, input: Any) -> dict[str, float]:
-            plan, ccd = self.plan, int(wildcards.ccd)
-            frames = plan.calib_frames(kind, getattr(wildcards, "band", None))
-            rows = (plan.calibration.get(frame) or plan.science[frame] for frame in frames)
-            known = {plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
-            return {path: known[path] for path in input.get("raw", [])}
+            raw = input.get("raw", [])
+            if not raw:
+                return {}
+            known = self._times(kind, getattr(wildcards, "band", None), int(wildcards.ccd))
+            return {path: known[path] for path in raw}
 
         return times
+
+    def times_of_frames(self, wildcards: Any, input: Any) -> dict[str, float]:
+        """Return the exposure times of the frames of a table, by file."""
+        kind, _, band = wildcards.frames.partition("_")
+        known = self._times(kind, band or None, next(iter(self.plan.ccds)))
+        return {path: known[path] for path in input}
+
+    def _times(self, kind: str, band: str | None, ccd: int) -> dict[str, float]:
+        plan = self.plan
+        frames = plan.calib_frames(kind, band)
+        rows = (plan.calibration.get(frame) or plan.science[frame] for frame in frames)
+        return {plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
 
     def camera_of_ccd(self, wildcards: Any) -> str:
         """Return a checksum of what the camera file says about a CCD."""

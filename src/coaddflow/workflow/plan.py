@@ -21,15 +21,24 @@ from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     ExposureRow,
     ImageRow,
-    file_of,
+    ccd_file,
     has_ccd,
     read_exposures,
     read_images,
 )
 from coaddflow.tables.paths import CALIB_KINDS
-from coaddflow.tables.pointings import Correction, corrected
+from coaddflow.tables.pointings import Angles, Correction, corrected, exposures_with_pointing
 from coaddflow.workflow.names import unmatched_ccds, unmatched_names
-from coaddflow.workflow.plan_cache import PLAN_CACHE, cached
+from coaddflow.workflow.plan_cache import (
+    PLAN_CACHE,
+    Kept,
+    KeptOverlaps,
+    KeptRows,
+    Overlaps,
+    cached,
+    keep_rows,
+    kept_for_jobs,
+)
 
 if TYPE_CHECKING:
     from coaddflow.skymap.base import SkyMap
@@ -68,12 +77,14 @@ class Plan:
     """The CCDs of the camera that are used."""
     skymap: SkymapSettings
     """The sky map, with nothing left to be fitted."""
-    overlaps: Mapping[str, Mapping[int, Sequence[str]]]
+    overlaps: Overlaps
     """Patches that an exposure can touch: exposure id, tract."""
     crosstalk: str = ""
     """Checksum of what the camera file says about crosstalk between CCDs."""
     pointings: Mapping[str, Correction] = dataclasses.field(default_factory=dict)
     """Exposures whose pointing is not that of the table, but one fitted in an earlier run."""
+    known_calib_tables: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    """Tables of calibration frames by band, in the job of a run that has worked them out."""
 
     @functools.cached_property
     def exposures(self) -> list[str]:
@@ -83,16 +94,21 @@ class Plan:
     @functools.cached_property
     def bands(self) -> list[str]:
         """Bands of the exposures, in order."""
-        return sorted({self.band_of(exposure) for exposure in self.exposures})
+        of_images = (self.band_of(exposure) for exposure in self.images)
+        return sorted({*self.raw_bands, *of_images})
 
     @functools.cached_property
     def raw_bands(self) -> list[str]:
         """Bands of the raw exposures, in order."""
+        if isinstance(self.science, KeptRows):
+            return self.science.bands
         return sorted({row.band for row in self.science.values()})
 
     @functools.cached_property
     def tracts(self) -> list[int]:
         """Tracts that some exposure can touch, in order."""
+        if isinstance(self.overlaps, KeptOverlaps):
+            return self.overlaps.tracts
         return sorted({tract for tracts in self.overlaps.values() for tract in tracts})
 
     @functools.cached_property
@@ -127,30 +143,34 @@ class Plan:
         return found
 
     @functools.cached_property
-    def _by_band(self) -> dict[tuple[int, str], list[str]]:
-        """Exposures of each tract and band, in order of their ids."""
-        found: dict[tuple[int, str], list[str]] = {}
-        for tract, exposures in self._by_tract.items():
-            for exposure in exposures:
-                found.setdefault((tract, self.band_of(exposure)), []).append(exposure)
+    def _by_band(self) -> dict[int, dict[str, list[str]]]:
+        """What `_bands_on` has found."""
+        return {}
+
+    def _bands_on(self, tract: int) -> dict[str, list[str]]:
+        """Return the exposures of a tract by band, in order of their ids."""
+        found = self._by_band.get(tract)
+        if found is None:
+            found = self._by_band[tract] = {}
+            for exposure in self.exposures_of_tract(tract):
+                found.setdefault(self.band_of(exposure), []).append(exposure)
         return found
 
-    @functools.cached_property
-    def _by_patch(self) -> dict[tuple[str, int], dict[str, list[str]]]:
-        """Exposures of each patch, in order of their ids, for each band and tract.
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
+    def _patches_on(self, band: str, tract: int) -> dict[str, list[str]]:
+        """Return the exposures of each patch of a tract, in order of their ids.
 
-        Patches are in rows, one after the other.
+        The patches are in rows, one after the other.
         """
-        found: dict[tuple[str, int], dict[str, list[str]]] = {}
-        for tract, exposures in self._by_tract.items():
-            for exposure in exposures:
-                patches = found.setdefault((self.band_of(exposure), tract), {})
-                for patch in self.overlaps[exposure][tract]:
-                    patches.setdefault(patch, []).append(exposure)
-        return {
-            unit: {patch: patches[patch] for patch in sorted(patches, key=_row_and_column)}
-            for unit, patches in found.items()
-        }
+        if isinstance(self.overlaps, KeptOverlaps):
+            touched = self.overlaps.on_tract(tract)
+        else:
+            touched = {e: self.overlaps[e][tract] for e in self._by_tract.get(tract, ())}
+        patches: dict[str, list[str]] = {}
+        for exposure in self.exposures_of_tract(tract, band):
+            for patch in touched[exposure]:
+                patches.setdefault(patch, []).append(exposure)
+        return {patch: patches[patch] for patch in sorted(patches, key=_row_and_column)}
 
     def band_of(self, exposure: str) -> str:
         """Return the band of an exposure on the sky."""
@@ -164,21 +184,28 @@ class Plan:
 
     def exposures_of_tract(self, tract: int, band: str | None = None) -> list[str]:
         """Return the exposures that can touch a tract, of all bands or of one."""
-        return self._by_tract[tract] if band is None else self._by_band.get((tract, band), [])
+        if band is not None:
+            return self._bands_on(tract).get(band, [])
+        if isinstance(self.overlaps, KeptOverlaps):
+            return self.overlaps.exposures_of(tract)
+        return self._by_tract[tract]
 
     def patches_of(self, band: str, tract: int) -> list[str]:
         """Return the patches that exposures of this band can touch, rows one after the other."""
-        return list(self._by_patch.get((band, tract), {}))
+        return list(self._patches_on(band, tract))
 
     def exposures_of_patch(self, band: str, tract: int, patch: str) -> list[str]:
         """Return the exposures of a band that can touch a patch."""
-        return self._by_patch.get((band, tract), {}).get(patch, [])
+        return self._patches_on(band, tract).get(patch, [])
 
     def raw_file(self, exposure: str, ccd: int) -> str:
         """Return the raw file of a CCD, relative to the working folder where the table is."""
-        row = self.science.get(exposure) or self.calibration[exposure]
+        row = self._raw_row(exposure)
         extension = self.ccds[ccd].extension if has_ccd(row.path) else ""
         return _as_given(row.path, self.settings.exposures, extension)
+
+    def _raw_row(self, exposure: str) -> ExposureRow:
+        return self.science.get(exposure) or self.calibration[exposure]
 
     def raw_files(self, exposure: str) -> dict[int, tuple[str, ...]]:
         """Return the raw files of an exposure by CCD, as `raw_file`."""
@@ -189,7 +216,7 @@ class Plan:
 
     def raw_template(self, exposure: str) -> str:
         """Return the raw files of an exposure as one name, in which {ccd} may stand for the CCD."""
-        return _as_given(self.science[exposure].path, self.settings.exposures)
+        return _as_given(self._raw_row(exposure).path, self.settings.exposures)
 
     def image_files(self, exposure: str, ccd: int) -> list[str]:
         """Return the files of an image calibrated elsewhere: image, weight, mask; each once."""
@@ -238,6 +265,18 @@ class Plan:
             rows = [row for row in rows if row.exposure in settings.exposures]
         return [row.exposure for row in rows] if len(rows) >= settings.min_frames else []
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
+    def frame_table(self, kind: str, band: str | None = None) -> str | None:
+        """Return the table of the raw frames of a kind of calibration frames, as `calib_frames`.
+
+        None if there are no frames, or each CCD has files of its own: a table would redo all CCDs
+        when the file of one is replaced.
+        """
+        rows = [self._raw_row(exposure) for exposure in self.calib_frames(kind, band)]
+        if not rows or any(has_ccd(row.path) for row in rows):
+            return None
+        return paths.FRAME_TABLE.format(frames=kind if band is None else f"{kind}_{band}")
+
     def calib_product(self, kind: str, ccd: int, band: str) -> str | None:
         """Return the calibration frame of a CCD and band; None if there is none."""
         settings = getattr(self.settings.calibs, kind)
@@ -278,6 +317,8 @@ class Plan:
 
     def calib_table(self, band: str) -> str | None:
         """Return the table of the calibration frames of a band; None if there are none."""
+        if band in self.known_calib_tables:
+            return self.known_calib_tables[band]
         has_calibs = any(self.calibs_of_band(band).values())
         return paths.CALIB_TABLE.format(band=band) if has_calibs else None
 
@@ -367,6 +408,10 @@ def make_plan(
         If there is nothing to do, a table or the camera is not usable, or an exposure id is in
         both tables.
     """
+    if is_job and (kept := kept_for_jobs(settings, cache)) is not None:
+        plan = _plan_of_job(settings, *kept)
+        if plan is not None:
+            return plan
     raw_rows, image_rows = _tables(settings)
     science, calibration = _raw_exposures(settings, raw_rows)
     images = _images(settings, image_rows)
@@ -384,30 +429,66 @@ def make_plan(
             path=settings.exposures or settings.calibrated.table,
             remedy="check the settings bands and exclude, and the kinds in the table",
         )
+    in_table = science
     rows, pointings = corrected(science.values(), with_new=not is_job)
     science = {row.exposure: row for row in rows}
-    worked_out = cached(settings, science, images, cache)
-    _refuse(unmatched_ccds(settings, image_rows, worked_out["camera_ccds"]))
-    if science and not worked_out["ccds"]:
+    key, facts, overlaps = cached(settings, science, images, cache)
+    _refuse(unmatched_ccds(settings, image_rows, facts["camera_ccds"]))
+    if science and not facts["ccds"]:
         raise InputError(
             "exclude_ccds leaves no CCD of the camera", remedy="take CCDs out of exclude_ccds"
         )
-    return Plan(
+    plan = Plan(
         settings=settings,
         science=science,
         calibration=calibration,
         images=images,
-        ccds={
-            int(ccd): CcdPlan(tuple(c["size"]), c["extension"], c["fingerprint"])
-            for ccd, c in worked_out["ccds"].items()
-        },
-        skymap=SkymapSettings.model_validate(worked_out["skymap"]),
-        crosstalk=worked_out["crosstalk"],
+        overlaps=overlaps,
         pointings=pointings,
-        overlaps={
-            exposure: {int(tract): patches for tract, patches in tracts.items()}
-            for exposure, tracts in worked_out["overlaps"].items()
-        },
+        **_of_camera(facts),
+    )
+    if cache is not None and not is_job:
+        for_jobs = {
+            "plan": key,
+            "pointings": pointings,
+            "calib_tables": {band: plan.calib_table(band) for band in plan.raw_bands},
+        }
+        keep_rows(settings, in_table.values(), calibration.values(), for_jobs, cache)
+    return plan
+
+
+def _of_camera(facts: Mapping) -> dict:
+    """Return the parts of a plan that follow from what was worked out of camera and sky map."""
+    ccds = {
+        int(ccd): CcdPlan(tuple(c["size"]), c["extension"], c["fingerprint"])
+        for ccd, c in facts["ccds"].items()
+    }
+    skymap = SkymapSettings.model_validate(facts["skymap"])
+    return {"ccds": ccds, "skymap": skymap, "crosstalk": facts["crosstalk"]}
+
+
+def _plan_of_job(settings: Settings, worked_out: Kept, rows: Kept) -> Plan | None:
+    """Return the plan of a run in one of its jobs, in which rows are looked up one by one.
+
+    None if the run was planned with other pointings than those that it has adopted.
+    """
+    table = KeptRows(rows, is_science=True)
+    moved = [table[name] for name in exposures_with_pointing() if name in table]
+    corrections, pointings = corrected(moved, with_new=False)
+    if pointings != {
+        name: Correction(*(Angles(*angles) for angles in correction))
+        for name, correction in rows.facts["pointings"].items()
+    }:
+        return None
+    return Plan(
+        settings=settings,
+        science=KeptRows(rows, is_science=True, instead={row.exposure: row for row in corrections}),
+        calibration=KeptRows(rows, is_science=False),
+        images={},
+        overlaps=worked_out.overlaps,
+        pointings=pointings,
+        known_calib_tables=rows.facts["calib_tables"],
+        **_of_camera(worked_out.facts),
     )
 
 
@@ -475,7 +556,13 @@ def _as_given(name: str, table: str, ccd: str = "") -> str:
     Only names and tables that were themselves given as absolute paths stay absolute, so that a
     project that is moved as a whole has nothing to do again.
     """
-    path = file_of(name, table, ccd)
-    if Path(name).is_absolute() or Path(table).is_absolute():
-        return str(path)
-    return os.path.relpath(path)
+    here = str(Path.cwd())
+    path = os.path.normpath(Path(_folder_of(table, here), ccd_file(name, ccd) if ccd else name))
+    is_absolute = Path(name).is_absolute() or Path(table).is_absolute()
+    return path if is_absolute else os.path.relpath(path, here)
+
+
+@functools.lru_cache(maxsize=16)
+def _folder_of(table: str, here: str) -> str:
+    """Return the folder of a table, links resolved, seen from a working folder."""
+    return str(Path(here, table).parent.resolve())

@@ -1,11 +1,19 @@
-"""What of a plan takes time to work out, kept in a file under a checksum of its causes."""
+"""What of a plan takes time to work out, kept in a file under a checksum of its causes.
+
+Two databases of SQLite, each made as a whole and then only read. `PLAN_CACHE` has what follows from
+camera, sky map and pointings. Beside it `ROWS` has the rows of the table of exposures as the last
+run read and checked them: a job of that run looks up those that it works on, and takes the same
+time in a survey of any size.
+"""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coaddflow import __version__
 from coaddflow.errors import InputError
@@ -16,7 +24,8 @@ from coaddflow.tables.exposures import ExposureRow, ImageRow
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera
 
-PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.json"
+PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.sqlite"
+ROWS = "rows.sqlite"
 
 _FIT_MARGIN = 0.05
 """Largest margin of a fitted tract around its exposures, as a fraction of the field's radius."""
@@ -40,25 +49,278 @@ PLAN_SOURCES = (
 """Modules and packages that make the plan, below `PACKAGE`: other sources, other plans."""
 
 
+Overlaps = Mapping[str, Mapping[int, Sequence[str]]]
+"""Patches by exposure and tract."""
+
+
+class WorkedOut(NamedTuple):
+    """What takes time to work out."""
+
+    key: str
+    """Checksum of its causes."""
+    facts: dict
+    """Of camera and sky map, as plain values: ``ccds``, ``camera_ccds``, ``crosstalk``,
+    ``skymap``."""
+    overlaps: Overlaps
+    """Patches that an exposure can touch."""
+
+
 def cached(
     settings: Settings,
     science: Mapping[str, ExposureRow],
     images: Mapping[str, Mapping[int, ImageRow]],
     cache: str | Path | None,
-) -> dict:
+) -> WorkedOut:
     """Return camera facts, sky map and overlaps, from the cache if nothing has changed."""
     key = _checksum(settings, science, images)
     if cache is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(Path(cache).read_text(encoding="utf-8"))
-            if kept["key"] == key:
-                return kept["plan"]
-    worked_out = _work_out(settings, science, images)
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            kept = Kept(cache)
+            if kept.key == key:
+                return WorkedOut(key, kept.facts, kept.overlaps)
+    worked_out = WorkedOut(key, *_work_out(settings, science, images))
     if cache is not None:
-        # a run that cannot keep its plan works it out again
-        with contextlib.suppress(InputError, OSError), atomic_path(cache) as temporary:
-            temporary.write_text(json.dumps({"key": key, "plan": worked_out}), encoding="utf-8")
+        _keep(cache, key, worked_out.facts, _OVERLAPS, _lines_of(worked_out.overlaps))
+        with contextlib.suppress(sqlite3.Error):
+            return worked_out._replace(overlaps=Kept(cache).overlaps)
     return worked_out
+
+
+# ---------------------------------------------------------------------------------------------
+# Databases
+# ---------------------------------------------------------------------------------------------
+
+
+class _Schema(NamedTuple):
+    tables: str
+    insert: str
+
+
+_OVERLAPS = _Schema(
+    """
+    CREATE TABLE overlaps (exposure TEXT, tract INTEGER, patches TEXT);
+    CREATE INDEX of_exposure ON overlaps (exposure);
+    CREATE INDEX of_tract ON overlaps (tract);
+    """,
+    "INSERT INTO overlaps VALUES (?, ?, ?)",
+)
+_ROWS = _Schema(
+    """
+    CREATE TABLE rows (exposure TEXT PRIMARY KEY, is_science INTEGER, band TEXT, cells TEXT);
+    CREATE INDEX of_kind ON rows (is_science, band);
+    """,
+    "INSERT INTO rows VALUES (?, ?, ?, ?)",
+)
+
+
+def _keep(
+    path: str | Path, key: str, facts: Mapping, schema: "_Schema", lines: Iterable[Sequence]
+) -> None:
+    """Write a database; a run that cannot keep its plan works it out again."""
+    with (
+        contextlib.suppress(InputError, OSError, sqlite3.Error),
+        atomic_path(path) as temporary,
+        contextlib.closing(sqlite3.connect(temporary)) as database,
+    ):
+        database.executescript(
+            f"PRAGMA journal_mode = OFF; CREATE TABLE kept (key TEXT, facts TEXT); {schema.tables}"
+        )
+        with database:
+            database.execute("INSERT INTO kept VALUES (?, ?)", (key, json.dumps(facts)))
+            database.executemany(schema.insert, lines)
+
+
+class Kept:
+    """A database of `_keep`; raises sqlite3.Error if it is missing or damaged."""
+
+    def __init__(self, path: str | Path):
+        # nobody writes into it: no locks, which file systems of clusters may not have
+        uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
+        self.database = sqlite3.connect(uri, uri=True)
+        self.key, facts = self.database.execute("SELECT key, facts FROM kept").fetchone()
+        self.facts: dict = json.loads(facts)
+
+    @property
+    def overlaps(self) -> "KeptOverlaps":
+        """Patches by exposure and tract."""
+        return KeptOverlaps(self.database)
+
+
+class KeptOverlaps(Mapping):
+    """Patches by exposure and tract, each looked up when it is asked for."""
+
+    def __init__(self, database: sqlite3.Connection):
+        self._database = database
+
+    def __getitem__(self, exposure: str) -> dict[int, list[str]]:
+        lines = self._database.execute(
+            "SELECT tract, patches FROM overlaps WHERE exposure = ? ORDER BY rowid", (exposure,)
+        ).fetchall()
+        if not lines:
+            raise KeyError(exposure)
+        return _tracts_of(lines)
+
+    def __iter__(self) -> Iterator[str]:
+        lines = self._database.execute("SELECT exposure FROM overlaps GROUP BY 1 ORDER BY rowid")
+        return (exposure for (exposure,) in lines)
+
+    def __len__(self) -> int:
+        return self._database.execute("SELECT count(DISTINCT exposure) FROM overlaps").fetchone()[0]
+
+    @property
+    def tracts(self) -> list[int]:
+        """All tracts, in order."""
+        lines = self._database.execute("SELECT DISTINCT tract FROM overlaps WHERE tract NOTNULL")
+        return sorted(tract for (tract,) in lines)
+
+    def exposures_of(self, tract: int) -> list[str]:
+        """Return the exposures that can touch a tract, in order of their ids."""
+        lines = self._database.execute("SELECT exposure FROM overlaps WHERE tract = ?", (tract,))
+        return sorted(exposure for (exposure,) in lines)
+
+    def on_tract(self, tract: int) -> dict[str, list[str]]:
+        """Return the patches of a tract that exposures can touch, in order of their ids."""
+        query = "SELECT exposure, patches FROM overlaps WHERE tract = ? ORDER BY exposure"
+        return {
+            exposure: _names_of(patches)
+            for exposure, patches in self._database.execute(query, (tract,))
+        }
+
+
+def _tracts_of(lines: Iterable[tuple[int | None, str]]) -> dict[int, list[str]]:
+    """Return patches by tract; the line of an exposure that touches none has no tract."""
+    return {tract: _names_of(patches) for tract, patches in lines if tract is not None}
+
+
+def _names_of(patches: str) -> list[str]:
+    return [sys.intern(patch) for patch in patches.split()]
+
+
+def _lines_of(overlaps: Overlaps) -> Iterator[tuple[str, int | None, str]]:
+    for exposure, tracts in overlaps.items():
+        for tract, patches in tracts.items() or ((None, ()),):
+            yield exposure, tract, " ".join(patches)
+
+
+class KeptRows(Mapping):
+    """Rows of the table of exposures by id, each made when it is asked for.
+
+    Parameters
+    ----------
+    kept : Kept
+        Where they are.
+    is_science : bool
+        Whether they are the exposures on the sky that are used, or those for calibration frames.
+    instead : mapping, optional
+        Rows that have been corrected.
+    """
+
+    def __init__(
+        self, kept: Kept, is_science: bool, instead: Mapping[str, ExposureRow] | None = None
+    ):
+        self._database, self._is_science = kept.database, is_science
+        self._made = dict(instead or {})
+
+    def __getitem__(self, exposure: str) -> ExposureRow:
+        if exposure not in self._made:
+            line = self._database.execute(
+                "SELECT cells FROM rows WHERE exposure = ? AND is_science = ?",
+                (exposure, self._is_science),
+            ).fetchone()
+            if line is None:
+                raise KeyError(exposure)
+            # it was checked by the run
+            self._made[exposure] = ExposureRow.model_construct(**json.loads(line[0]))
+        return self._made[exposure]
+
+    def __iter__(self) -> Iterator[str]:
+        query = "SELECT exposure FROM rows WHERE is_science = ? ORDER BY rowid"
+        return (name for (name,) in self._database.execute(query, (self._is_science,)).fetchall())
+
+    def __len__(self) -> int:
+        query = "SELECT count(*) FROM rows WHERE is_science = ?"
+        return self._database.execute(query, (self._is_science,)).fetchone()[0]
+
+    @property
+    def bands(self) -> list[str]:
+        """The bands of these rows, in order."""
+        query = "SELECT DISTINCT band FROM rows WHERE is_science = ? ORDER BY band"
+        return [band for (band,) in self._database.execute(query, (self._is_science,))]
+
+
+def keep_rows(
+    settings: Settings,
+    science: Iterable[ExposureRow],
+    calibration: Iterable[ExposureRow],
+    facts: Mapping,
+    cache: str | Path,
+) -> None:
+    """Keep the rows of a run for its jobs, unless they are there.
+
+    Parameters
+    ----------
+    settings : Settings
+        The settings of the run.
+    science, calibration : iterable of ExposureRow
+        Exposures on the sky that are used, as the table has them; frames for calibration.
+    facts : mapping
+        What else its jobs must know, as plain values.
+    cache : str or Path
+        `PLAN_CACHE`, or what stands for it.
+    """
+    path, key = Path(cache).with_name(ROWS), _key_of_run(settings)
+    facts = json.loads(json.dumps(facts))
+    with contextlib.suppress(sqlite3.Error, ValueError):
+        kept = Kept(path)
+        if (kept.key, kept.facts) == (key, facts):
+            return
+    lines = (
+        (row.exposure, is_science, row.band, json.dumps(dict(row)))
+        for is_science, rows in ((True, science), (False, calibration))
+        for row in rows
+    )
+    _keep(path, key, facts, _ROWS, lines)
+
+
+def kept_for_jobs(settings: Settings, cache: str | Path | None) -> tuple[Kept, Kept] | None:
+    """Return plan and rows of the run that a job is part of; None if they are others by now.
+
+    Not kept are images calibrated elsewhere: surveys that have some are planned anew.
+    """
+    if cache is None or settings.calibrated.table is not None:
+        return None
+    with contextlib.suppress(sqlite3.Error, ValueError, KeyError, OSError):
+        plan, rows = Kept(cache), Kept(Path(cache).with_name(ROWS))
+        if rows.key == _key_of_run(settings) and rows.facts["plan"] == plan.key:
+            return plan, rows
+    return None
+
+
+def _key_of_run(settings: Settings) -> str:
+    """Return a checksum of settings, tables and sources."""
+    digest = _digest_of_sources()
+    digest.update(settings.model_dump_json().encode())
+    for file in (settings.exposures, settings.camera and _camera_file(settings.camera)):
+        digest.update(Path(file).read_bytes() if file else b"-")
+    return digest.hexdigest()
+
+
+def _camera_file(camera: str) -> Path:
+    from coaddflow.instrument.camera import camera_file
+
+    return camera_file(camera)
+
+
+def _digest_of_sources() -> "hashlib._Hash":
+    digest = hashlib.sha256(__version__.encode())
+    for source in plan_sources():
+        digest.update(source.read_bytes())
+    return digest
+
+
+# ---------------------------------------------------------------------------------------------
+# What is worked out
+# ---------------------------------------------------------------------------------------------
 
 
 def plan_sources() -> list[Path]:
@@ -77,15 +339,11 @@ def _checksum(
     images: Mapping[str, Mapping[int, ImageRow]],
 ) -> str:
     """Return a checksum of everything that decides what is worked out."""
-    digest = hashlib.sha256(__version__.encode())
-    for source in plan_sources():
-        digest.update(source.read_bytes())
+    digest = _digest_of_sources()
     relevant = settings.model_dump_json(include={"skymap", "prediction", "exclude_ccds"})
     digest.update(relevant.encode())
     if settings.camera is not None:
-        from coaddflow.instrument.camera import camera_file
-
-        digest.update(camera_file(settings.camera).read_bytes())
+        digest.update(_camera_file(settings.camera).read_bytes())
     for row in science.values():
         digest.update(repr((row.exposure, row.ra, row.dec, row.rotation)).encode())
     for ccds in images.values():
@@ -98,7 +356,7 @@ def _work_out(
     settings: Settings,
     science: Mapping[str, ExposureRow],
     images: Mapping[str, Mapping[int, ImageRow]],
-) -> dict:
+) -> tuple[dict, Overlaps]:
     """Return the CCDs of the camera, the sky map, and which exposure can touch which patch."""
     from coaddflow.instrument.camera import load_camera
     from coaddflow.instrument.footprint import predicted_footprints
@@ -119,13 +377,13 @@ def _work_out(
     if camera is not None:
         overlaps |= predicted_overlaps(science.values(), camera, skymap, margin)
     between_ccds = [link.changed() for link in camera.crosstalk] if camera is not None else []
-    return {
+    facts = {
         "ccds": _ccds(camera, settings.exclude_ccds) if camera is not None else {},
         "camera_ccds": [d.id for d in camera.detectors] if camera is not None else [],
         "crosstalk": _fingerprint(between_ccds) if between_ccds else "",
         "skymap": skymap.settings.model_dump(mode="json"),
-        "overlaps": overlaps,
     }
+    return facts, overlaps
 
 
 def _fit_margin(camera: "Camera", margin: float) -> float:

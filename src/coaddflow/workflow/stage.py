@@ -88,6 +88,15 @@ class Job:
         return {kind: path for kind in CALIB_KINDS if (path := self.input.get(kind))}
 
     @property
+    def exposure_times(self) -> dict[str, float]:
+        """Raw frames of a calibration frame with their exposure times, s."""
+        from coaddflow.tables.calibs import read_frame_table
+
+        if table := self.input.get("frames"):
+            return {row.path: row.exposure_time for row in read_frame_table(table)}
+        return self.params.exposure_times
+
+    @property
     def raw_ccds(self) -> list[dict[str, Any]]:
         """Number, raw file and calibration frames of each CCD of a raw exposure."""
         from coaddflow.tables.calibs import read_calib_table

@@ -59,7 +59,7 @@ def _exposures_on_tracts(plan: "Plan") -> Iterator[Names]:
 def _bands_of_tracts(plan: "Plan") -> Iterator[Names]:
     for tract in plan.tracts:
         for band in plan.bands:
-            if plan.patches_of(band, tract):
+            if plan.exposures_of_tract(tract, band):
                 yield {"band": band, "tract": str(tract)}
 
 
@@ -84,6 +84,15 @@ def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Na
                     yield {"ccd": str(ccd)} | ({"band": band} if has_band else {})
 
     return frames
+
+
+def _frame_tables(plan: "Plan") -> Iterator[Names]:
+    for kind in paths.CALIB_KINDS:
+        if kind == "defects" and plan.defects_from_dark:
+            continue
+        for band in plan.bands if kind == "flat" else (None,):
+            if plan.frame_table(kind, band) is not None:
+                yield {"frames": kind if band is None else f"{kind}_{band}"}
 
 
 def _bands_with_calibs(plan: "Plan") -> Iterator[Names]:
@@ -273,6 +282,13 @@ def _master(name: str, kind: str) -> Stage:
 
 
 _ALL = (
+    Stage(
+        "frame_table",
+        (Product(paths.FRAME_TABLE, _frame_tables),),
+        reads=("exposures",),
+        is_planned=_from_raw,
+        is_local=True,
+    ),
     *(_master(name, kind) for name, kind in CALIB_STAGES.items()),
     Stage(
         "calib_table",
@@ -359,7 +375,7 @@ _ALL = (
         (Product(paths.WARP_TABLE, _exposures_on_tracts),),
         ("warp", "products"),
         ("skymap",),
-        version=2,
+        version=3,
         group=_TRACT,
         is_planned=_patch_by_patch,
     ),
@@ -368,7 +384,7 @@ _ALL = (
         (Product(paths.COADD, _patches, "coadds"),),
         _COADD_SECTIONS,
         ("skymap",),
-        version=2,
+        version=3,
         group=_TRACT,
         is_planned=_patch_by_patch,
         needs_most=True,
@@ -382,7 +398,7 @@ _ALL = (
         ),
         _COADD_SECTIONS,
         ("skymap",),
-        version=2,
+        version=3,
         includes=("warp", "coadd"),
         group=_TRACT,
         is_planned=lambda plan: not _patch_by_patch(plan),

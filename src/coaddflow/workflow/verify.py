@@ -152,7 +152,7 @@ def _products(plan: Plan) -> tuple[list[Product], list[BadProduct]]:
 
 
 def _of_calibs(plan: Plan) -> Iterator[Product]:
-    for name in CALIB_STAGES:
+    for name in ("frame_table", *CALIB_STAGES, "calib_table"):
         yield from _there(STAGES[name].files(plan))
 
 
