@@ -2,7 +2,8 @@
 #
 # A coadd asks the database of its band and tract, made from the manifests of the exposures that
 # can touch it, so that an added exposure redoes nothing elsewhere. The survey's database is for
-# people and for planning; nothing depends on it. It is brought up to date rather than made anew.
+# people and for planning; nothing depends on it. It is brought up to date in place, so Snakemake must
+# not remove it before the job, nor copy it (`workflow/snakemake_patches.py`).
 
 
 rule tract_corners:

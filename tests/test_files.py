@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path, check_id, remove_partial, sha256_of
+from coaddflow.files import atomic_path, atomic_stream, check_id, remove_partial, sha256_of
 
 
 def test_file_appears_whole_under_its_final_name(tmp_path):
@@ -30,6 +30,16 @@ def test_what_is_flushed_to_disk_is_what_takes_the_name(tmp_path, monkeypatch, i
             temporary.unlink()
         temporary.write_text("all of it")
     assert flushed == [(tmp_path / "x.txt").stat().st_ino]
+
+
+def test_a_stream_is_written_whole_or_not_at_all(tmp_path):
+    with atomic_stream(tmp_path / "x.bin") as stream:
+        stream.write(b"whole")
+        assert not (tmp_path / "x.bin").exists()
+    with contextlib.suppress(ZeroDivisionError), atomic_stream(tmp_path / "x.bin") as stream:
+        stream.write(b"a half")
+        raise ZeroDivisionError
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
 def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from coaddflow import fence
 from coaddflow.errors import InputError
@@ -54,6 +55,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     ReplacedError
         If a newer job has taken over what this job makes (`fence`): nothing takes the name.
     """
+    with _renamed_at_the_end(path) as (temporary, _):
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_stream(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write to that takes the name ``path`` if the block succeeds.
+
+    As `atomic_path`, and opened once: on a shared disk that takes longer than to write a small
+    file.
+    """
+    with (
+        _renamed_at_the_end(path) as (_, handle),
+        os.fdopen(handle, "w+b", closefd=False) as stream,
+    ):
+        yield stream
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write a small file in UTF-8, whole or not at all: see `atomic_path`."""
+    with atomic_stream(path) as stream:
+        stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def _renamed_at_the_end(path: str | Path) -> Iterator[tuple[Path, int]]:
+    """Give a temporary file, and an open handle of it, for `atomic_path` and `atomic_stream`."""
     path = Path(path)
     handle: int | None = None
     temporary: Path | None = None
@@ -62,7 +90,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         prefix, suffix = _affixes(path)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
         temporary = Path(name)
-        yield temporary
+        yield temporary, handle
         _flush(temporary, handle)
         temporary.chmod(0o666 & ~_umask())
         fence.check()

@@ -20,7 +20,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import CoaddflowError, InputError
-from coaddflow.files import atomic_path
+from coaddflow.files import atomic_stream
 from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_hdus import open_fits, walk_hdus
 from coaddflow.image.fits_pixels import read_pixels, write_hdus
@@ -212,7 +212,7 @@ def write_fits(path: str | Path, hdus: list) -> str:
         hdus = [fits.PrimaryHDU(), *hdus]
     content = fits.HDUList([_as_stored(hdu) for hdu in hdus])
     content.update_extend()
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+    with atomic_stream(path) as stream:
         return write_hdus(stream, content)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args, get_origin
 
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path
+from coaddflow.files import atomic_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -104,8 +104,7 @@ def write_rows(
         What the header says about the whole table.
     """
     lines = [*header_lines(columns, meta), *map(row_line, rows)]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    atomic_text(path, "\n".join(lines) + "\n")
 
 
 def read_records(path: str | Path, record: type[Record], what: str) -> list[Record]:

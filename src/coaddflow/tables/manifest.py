@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from coaddflow.errors import OF_EXPOSURE, InputError
-from coaddflow.files import atomic_path
+from coaddflow.files import atomic_text
 from coaddflow.tables import ecsv, paths
 
 FOOTPRINT_POINTS_PER_EDGE = 8
@@ -99,8 +99,7 @@ class CcdRow(BaseModel):
 
 def write_row(path: str | Path, row: CcdRow) -> None:
     """Write one row as JSON, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(row.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    atomic_text(path, row.model_dump_json(indent=1) + "\n")
 
 
 def read_row(path: str | Path) -> CcdRow:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coaddflow.errors import Reason
-from coaddflow.files import atomic_path, remove
+from coaddflow.files import atomic_text, remove
 
 PASSES = "passes"
 """Key of an exposure that has never been judged again."""
@@ -49,8 +49,7 @@ def write_verdict(manifest: str | Path, verdict: Verdict) -> None:
     if verdict == Verdict(PASSES):
         remove(path)
         return
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(verdict), indent=1) + "\n")
+    atomic_text(path, json.dumps(dataclasses.asdict(verdict), indent=1) + "\n")
 
 
 def read_verdict(manifest: str | Path) -> Verdict:
