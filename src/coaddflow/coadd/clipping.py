@@ -331,11 +331,19 @@ def _flag_bins(means, noises, medians, wings, peaks, limits):
         for x in range(nx):
             # of the epochs that are here: which others are in the stack depends on its size
             count = 0
+            low, high, quiet = np.float32(np.inf), np.float32(-np.inf), np.float32(np.inf)
             for k in range(n):
-                if not np.isnan(means[k, y, x]):
+                value = means[k, y, x]
+                if not np.isnan(value):
                     values[count] = peaks[0][k]
+                    low, high, quiet = (
+                        min(low, value),
+                        max(high, value),
+                        min(quiet, noises[k, y, x]),
+                    )
                     count += 1
-            if count == 0:
+            # the median is between the extremes
+            if count == 0 or high - low <= limits.sigma * quiet:
                 continue
             typical = _median(values, count)
             for k in range(n):

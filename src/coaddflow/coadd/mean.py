@@ -363,24 +363,47 @@ def _sum_epochs(image, variance, mask, state, weights, y, x, wanted):
 
 
 @njit(nogil=True)
-def _sum_rows(image, variance, mask, state, weights, y, columns, sums, numbers, bits):
-    """Sum the usable values of a row of pixels, as `_sum_epochs` does for one.
+def _add_values(image, variance, mask, state, weight, sums, numbers, bits):
+    """Add the usable values of an exposure on a row of pixels, as `_sum_epochs` does for one.
 
     ``sums``: of weights, values and noises; ``numbers``: of usable values and of those that can
-    fill.
+    fill. Returns the number of usable values.
     """
-    sums[:], numbers[:], bits[:] = 0, 0, 0
-    for k in range(weights.size):
-        weight, square = weights[k], weights[k] * weights[k]
-        for i in range(columns[1] - columns[0]):
-            x = columns[0] + i
-            usable = state[k, y, x] == USABLE
-            sums[0, i] += weight if usable else 0.0
-            sums[1, i] += weight * image[k, y, x] if usable else 0.0
-            sums[2, i] += square * variance[k, y, x] if usable else 0.0
-            numbers[0, i] += np.int32(1) if usable else np.int32(0)
-            numbers[1, i] += np.int32(1) if state[k, y, x] == FILLABLE else np.int32(0)
-            bits[i] |= mask[k, y, x] if usable else np.int32(0)
+    square, n_used = weight * weight, 0
+    for i in range(state.size):
+        usable, filling = state[i] == USABLE, state[i] == FILLABLE
+        sums[0, i] += weight if usable else 0.0
+        sums[1, i] += weight * image[i] if usable else 0.0
+        sums[2, i] += square * variance[i] if usable else 0.0
+        numbers[0, i] += np.int32(1) if usable else np.int32(0)
+        numbers[1, i] += np.int32(1) if filling else np.int32(0)
+        bits[i] |= mask[i] if usable else np.int32(0)
+        n_used += 1 if usable else 0
+    return n_used
+
+
+@njit(nogil=True)
+def _mark_clipped(state, n_values, bits):
+    """Set CLIPPED where a value of an exposure was left out of some; return how many were."""
+    n_clipped = 0
+    for i in range(state.size):
+        clipped = (state[i] >= OUTLIER) & (n_values[i] > 0)
+        bits[i] |= _CLIPPED if clipped else np.int32(0)
+        n_clipped += 1 if clipped else 0
+    return n_clipped
+
+
+@njit(nogil=True)
+def _write_means(sums, n_values, bits, extra, image, variance, mask, n_inputs):
+    """Write weighted means, and what says that there are none."""
+    for i in range(n_values.size):
+        some = n_values[i] > 0
+        total = sums[0, i] if some else 1.0
+        noise = sums[2, i] / (total * total) + extra[i]
+        image[i] = np.float32(sums[1, i] / total) if some else np.float32(np.nan)
+        variance[i] = np.float32(noise) if some else np.float32(np.inf)
+        mask[i] = bits[i] if some else _NO_DATA
+        n_inputs[i] = n_values[i]
 
 
 @njit(nogil=True)
@@ -390,36 +413,31 @@ def _combine(stack, weights, fill_error, origin, block, target, counts):
     ``origin``: first column and row of the stack; all places are those on the target.
     """
     values, variances, masks, state = stack
-    image, variance, mask, n_inputs = target
     first, width = block[0] - origin[0], block[2] - block[0]
     sums, numbers = np.empty((3, width)), np.empty((2, width), np.int32)
     bits, extra = np.empty(width, np.int32), np.empty(width)
+    part, part_out = slice(first, first + width), slice(block[0], block[2])
     for y_out in range(block[1], block[3]):
         y = y_out - origin[1]
-        columns = (first, first + width)
-        _sum_rows(values, variances, masks, state, weights, y, columns, sums, numbers, bits)
-        extra[:] = 0.0
+        sums[:], numbers[:], bits[:], extra[:] = 0.0, 0, 0, 0.0
         for k in range(weights.size):
-            for i in range(width):
-                counts[k, 0] += state[k, y, first + i] == USABLE
+            counts[k, 0] += _add_values(
+                *(values[k, y, part], variances[k, y, part], masks[k, y, part]),
+                *(state[k, y, part], weights[k], sums, numbers, bits),
+            )
         for i in range(width):
-            if numbers[0, i] == 0 and numbers[1, i] > 0:
-                numbers[0, i], sums[0, i], sums[1, i], sums[2, i], bits[i] = _sum_epochs(
-                    values, variances, masks, state, weights, y, first + i, FILLABLE
-                )
-                extra[i] = (fill_error * (sums[1, i] / sums[0, i])) ** 2
-                for k in range(weights.size):
-                    counts[k, 0] += state[k, y, first + i] == FILLABLE
+            if numbers[0, i] > 0 or numbers[1, i] == 0:
+                continue
+            numbers[0, i], sums[0, i], sums[1, i], sums[2, i], bits[i] = _sum_epochs(
+                values, variances, masks, state, weights, y, first + i, FILLABLE
+            )
+            extra[i] = (fill_error * (sums[1, i] / sums[0, i])) ** 2
+            for k in range(weights.size):
+                counts[k, 0] += state[k, y, first + i] == FILLABLE
         for k in range(weights.size):
-            for i in range(width):
-                clipped = (state[k, y, first + i] >= OUTLIER) & (numbers[0, i] > 0)
-                counts[k, 1] += clipped
-                bits[i] |= _CLIPPED if clipped else np.int32(0)
-        for i in range(width):
-            x, some = block[0] + i, numbers[0, i] > 0
-            total = sums[0, i] if some else 1.0
-            noise = sums[2, i] / (total * total) + extra[i]
-            image[y_out, x] = np.float32(sums[1, i] / total) if some else np.float32(np.nan)
-            variance[y_out, x] = np.float32(noise) if some else np.float32(np.inf)
-            mask[y_out, x] = bits[i] if some else _NO_DATA
-            n_inputs[y_out, x] = numbers[0, i]
+            counts[k, 1] += _mark_clipped(state[k, y, part], numbers[0], bits)
+        _write_means(
+            *(sums, numbers[0], bits, extra),
+            *(target[0][y_out, part_out], target[1][y_out, part_out]),
+            *(target[2][y_out, part_out], target[3][y_out, part_out]),
+        )
