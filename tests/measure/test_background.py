@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
 from astropy.io import fits
+from scipy import interpolate
 from starfield import add_stars, observed, random_field
 
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure.background import (
+    Background,
+    _block_sums,
+    _sky_pixels,
     background_from_hdu,
     background_hdu,
     estimate_background,
@@ -136,3 +140,61 @@ def test_mesh_survives_its_file(tmp_path):
 def test_another_extension_is_not_a_mesh():
     with pytest.raises(InputError):
         background_from_hdu(fits.ImageHDU(np.zeros((3, 4, 4))))
+
+
+def random_mesh(shape, mesh, rng):
+    mean, variance = rng.normal(SKY, 9.0, mesh), rng.uniform(300.0, 700.0, mesh)
+    return Background(shape, mean, variance, np.full(mesh, 4000), 0.0, 1)
+
+
+def plain_surface(mesh, edges, degree):
+    """The interpolating spline through the centres of superpixels and one ring around them."""
+    padded = np.pad(mesh, 1, mode="reflect", reflect_type="odd")
+    for axis, edge in enumerate(edges):
+        centres = 0.5 * (edge[:-1] + edge[1:] - 1.0)
+        first, last = edge[1] - edge[0], edge[-1] - edge[-2]
+        nodes = np.concatenate([[centres[0] - first], centres, [centres[-1] + last]])
+        spline = interpolate.make_interp_spline(nodes, padded, k=degree, axis=axis)
+        padded = spline(np.arange(edge[-1]))
+    return padded
+
+
+@pytest.mark.parametrize(("shape", "mesh"), [((200, 320), (3, 5)), ((130, 130), (2, 2))])
+def test_compiled_surfaces_are_the_splines(shape, mesh):
+    background = random_mesh(shape, mesh, np.random.default_rng(1))
+    edges = background.y_edges, background.x_edges
+    model = plain_surface(background.mean, edges, 3)
+    assert background.model() == pytest.approx(model, rel=2e-7)
+    variance = np.maximum(
+        plain_surface(background.variance, edges, 1), 0.25 * background.variance.min()
+    )
+    assert background.rms() == pytest.approx(np.sqrt(variance), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 7, 16])
+def test_blocks_hold_the_sum_of_their_significance(size):
+    rng = np.random.default_rng(2)
+    background = random_mesh((150, 210), (2, 3), rng)
+    image = rng.normal(SKY, 25.0, background.shape).astype(np.float32)
+    use = rng.random(image.shape) > 0.3
+    image[~use] = np.nan
+    total, count = _block_sums(image, use, background._model(), *background._variance(), size)
+    value = np.where(use, (image - background.model()) / background.rms(), 0.0)
+    starts = [np.arange(0, n, size) for n in image.shape]
+
+    def blocks(plane):
+        return np.add.reduceat(np.add.reduceat(plane, starts[1], axis=1), starts[0], axis=0)
+
+    assert total == pytest.approx(blocks(value.astype(float)), rel=1e-4, abs=1e-3)
+    assert np.array_equal(count, blocks(use.astype(int)))
+
+
+def test_blocks_of_sources_and_those_beside_them_are_no_sky():
+    image = blank((256, 256)).image
+    background = Background(
+        image.shape, np.full((2, 2), SKY), np.full((2, 2), SIGMA**2), np.ones((2, 2), int)
+    )
+    image[100:104, 200:204] += 20 * SIGMA
+    sky = _sky_pixels(image, np.ones(image.shape, bool), background, SETTINGS)
+    assert not sky[96:108, 196:208].any()
+    assert sky.mean() > 0.95

@@ -1,13 +1,22 @@
 import numpy as np
 import pytest
 import sep
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from starfield import add_stars, observed, random_field
 
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure import extraction
-from coaddflow.measure.detection import SourceFlag, detect_sources, measure_seeing, set_detected
+from coaddflow.measure.detection import (
+    Detection,
+    SourceFlag,
+    _without_holes,
+    detect_sources,
+    measure_seeing,
+    set_detected,
+    unusable_pixels,
+)
 from coaddflow.settings.detection import DetectionSettings
 
 SETTINGS = DetectionSettings()
@@ -194,3 +203,46 @@ def test_trouble_in_the_extraction_is_a_failure_of_the_ccd(monkeypatch):
         detect_sources(field_without_sky(np.zeros((50, 50))), 4.0, SETTINGS)
     assert failure.value.reason == "detection_failed"
     assert "sub-objects" in failure.value.message
+
+
+def test_unusable_pixels_are_those_without_a_value():
+    image = MaskedImage(np.ones((4, 5)), np.ones((4, 5)), np.zeros((4, 5), int))
+    image.mask[0] = MaskPlane.BAD, MaskPlane.CR, MaskPlane.NO_DATA, MaskPlane.SAT, MaskPlane.EDGE
+    image.mask[1] = image.mask[0] | int(MaskPlane.INTRP)
+    image.image[2, :3] = np.nan, np.inf, -np.inf
+    image.variance[3] = np.nan, np.inf, 0.0, -1.0, 1e-30
+    assert unusable_pixels(image).tolist() == [
+        [True, True, True, False, False],
+        [False, False, True, False, False],
+        [True, True, True, False, False],
+        [True, True, True, True, False],
+    ]
+
+
+def test_holes_are_filled_with_the_mean_around_them_and_are_sky_inside():
+    image = field_without_sky(np.zeros((80, 80)), seed=4)
+    image.mask[20:40, 30:50] = MaskPlane.BAD
+    image.mask[60, 0] = MaskPlane.NO_DATA
+    hole = unusable_pixels(image)
+    pixels, variance = _without_holes(image, 4.0)
+    reach = np.arange(-2, 3)
+    weight = np.exp(-(reach[:, None] ** 2 + reach**2) / 2.0)
+    good = np.pad(~hole, 2).astype(float)
+    for y, x in ((20, 35), (21, 48), (39, 49), (60, 0)):
+        around = good[y : y + 5, x : x + 5] * weight
+        for filled, plane in ((pixels, image.image), (variance, image.variance)):
+            values = np.pad(plane, 2)[y : y + 5, x : x + 5]
+            assert filled[y, x] == pytest.approx((values * around).sum() / around.sum())
+    assert (pixels[22:38, 32:48] == 0).all()
+    assert (variance[22:38, 32:48] == np.median(image.variance[~hole])).all()
+    assert np.array_equal(pixels[~hole], image.image[~hole])
+
+
+def test_detected_plane_is_the_segments_grown_by_a_square():
+    image = field_without_sky(np.zeros((60, 70)))
+    image.mask[:] = MaskPlane.DETECTED | MaskPlane.EDGE
+    segments = (np.random.default_rng(6).random(image.shape) > 0.99).astype(np.int32)
+    set_detected(image, Detection(None, segments), 3.1, SETTINGS)
+    grown = ndimage.maximum_filter(segments, size=7) > 0
+    assert np.array_equal(image.has_any(MaskPlane.DETECTED), grown)
+    assert image.has_any(MaskPlane.EDGE).all()

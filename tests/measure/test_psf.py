@@ -7,8 +7,15 @@ from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image.masked_image import MaskPlane
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.measure.detection import detect_sources
-from coaddflow.measure.psf_fit import fit_psf
-from coaddflow.measure.psf_model import PsfModel, adaptive_moments, psf_from_hdu, psf_hdu
+from coaddflow.measure.psf_fit import _normal_product, _scatter, fit_psf
+from coaddflow.measure.psf_model import (
+    PsfModel,
+    adaptive_moments,
+    kernels,
+    psf_from_hdu,
+    psf_hdu,
+    render,
+)
 from coaddflow.measure.stars import is_isolated, select_stars
 from coaddflow.settings.detection import DetectionSettings
 from coaddflow.settings.psf import PsfSettings
@@ -271,3 +278,36 @@ def test_constant_model_does_not_vary():
     model = PsfModel(samples[None], 0, 1.0, 8, (0.0, 0.0), (100.0, 100.0))
     assert np.array_equal(model.image_at(0.0, 0.0), model.image_at(90.0, -50.0))
     assert model.fwhm_at(5.0, 5.0) == pytest.approx(4.0, rel=0.01)
+
+
+def plain_kernels(model, offset):
+    """Lanczos-4 weights as matrices, shape (n, pixels, samples), by their formula."""
+    n_samples = model.basis.shape[-1]
+    pixel = np.arange(-model.half, model.half + 1) - offset[:, None]
+    place = pixel / model.step + n_samples // 2
+    distance = place[..., None] - np.arange(n_samples)
+    near = np.floor(distance) == np.clip(np.floor(distance), -4, 3)
+    weight = np.where(near, np.sinc(distance) * np.sinc(distance / 4), 0.0)
+    return weight / weight.sum(axis=2, keepdims=True)
+
+
+@pytest.mark.parametrize(("step", "half", "k"), [(0.63, 9, 31), (1.0, 6, 13), (1.3, 7, 11)])
+def test_compiled_images_and_equations_are_those_of_the_plain_formula(step, half, k):
+    rng = np.random.default_rng(5)
+    n, n_terms = 4, 3
+    model = PsfModel(rng.normal(size=(n_terms, k, k)), 1, step, half, (0.0, 0.0), (1.0, 1.0))
+    dx, dy = np.append(rng.uniform(-0.5, 0.5, (2, n - 1)), [[0.0], [0.0]], axis=1)
+    samples, images = rng.normal(size=(n, k, k)), rng.normal(size=(n, 2 * half + 1, 2 * half + 1))
+    rows, columns = plain_kernels(model, dy), plain_kernels(model, dx)
+    rows_t, columns_t = rows.transpose(0, 2, 1), columns.transpose(0, 2, 1)
+    assert render(model, samples, dx, dy) == pytest.approx(rows @ samples @ columns_t, abs=1e-12)
+    back = np.zeros((n, k, k))
+    sparse = kernels(model, dy), kernels(model, dx)
+    _scatter(images, *sparse, back)
+    assert back == pytest.approx(rows_t @ images @ columns, abs=1e-12)
+    terms, weight = rng.normal(size=(n, n_terms)), rng.random(images.shape)
+    product = np.zeros(model.basis.shape)
+    _normal_product(model.basis, terms, *sparse, weight, product)
+    predicted = rows @ np.tensordot(terms, model.basis, axes=1) @ columns_t
+    expected = np.tensordot(terms, rows_t @ (weight * predicted) @ columns, axes=(0, 0))
+    assert product == pytest.approx(expected, abs=1e-11)

@@ -40,7 +40,14 @@ NEW_JOB = "printf 'now\\tnewer job\\n' >>.snakemake/coaddflow/tokens/depth_{wild
 
 def test_jobs_that_make_the_same_have_the_same_token():
     """A zombie may be of a run with the other granularity."""
-    names = {"exposure": "1001", "ccd": "3", "band": "r", "tract": "7", "patch": "2_4"}
+    names = {
+        "exposure": "1001",
+        "ccd": "3",
+        "band": "r",
+        "tract": "7",
+        "patch": "2_4",
+        "frames": "bias",
+    }
     makers = {}
     for one in STAGES.values():
         makers.setdefault(one.products[0].path, set()).add(one.token(names))
@@ -50,7 +57,14 @@ def test_jobs_that_make_the_same_have_the_same_token():
 
 def test_jobs_that_may_run_side_by_side_do_not_share_a_token():
     """Steps of a group that do not depend on each other can be jobs of their own."""
-    names = {"exposure": "1001", "ccd": "3", "band": "r", "tract": "7", "patch": "2_4"}
+    names = {
+        "exposure": "1001",
+        "ccd": "3",
+        "band": "r",
+        "tract": "7",
+        "patch": "2_4",
+        "frames": "bias",
+    }
     promises = {one.products[0].path for one in STAGES.values()}
     assert len({one.token(names) for one in STAGES.values()}) == len(promises)
     for name, wildcard in (("master_flat", "band"), ("warp", "exposure"), ("calexp", "ccd")):

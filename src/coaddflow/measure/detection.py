@@ -180,8 +180,8 @@ def set_detected(
     Segments grow by ``settings.grow`` times the FWHM (pixels).
     """
     masked_image.mask &= ~np.int32(MaskPlane.DETECTED)
-    y, x = np.nonzero(detection.segments)
-    _set_around(masked_image.mask, y, x, round(settings.grow * fwhm), np.int32(MaskPlane.DETECTED))
+    reach, plane = round(settings.grow * fwhm), np.int32(MaskPlane.DETECTED)
+    _set_around(masked_image.mask, detection.segments, reach, plane)
 
 
 def unusable_pixels(masked_image: MaskedImage) -> NDArray[np.bool_]:
@@ -279,13 +279,16 @@ def _means_around(image, variance, hole, y, x, profile):
 
 
 @njit(nogil=True)
-def _set_around(mask, y, x, reach, plane):
-    """Set a plane of a mask within squares around pixels."""
+def _set_around(mask, segments, reach, plane):
+    """Set a plane of a mask within squares around the pixels of segments."""
     ny, nx = mask.shape
-    for i in range(len(y)):
-        for j in range(max(0, y[i] - reach), min(ny, y[i] + reach + 1)):
-            for k in range(max(0, x[i] - reach), min(nx, x[i] + reach + 1)):
-                mask[j, k] |= plane
+    for y in range(ny):
+        for x in range(nx):
+            if segments[y, x] == 0:
+                continue
+            for j in range(max(0, y - reach), min(ny, y + reach + 1)):
+                for i in range(max(0, x - reach), min(nx, x + reach + 1)):
+                    mask[j, i] |= plane
 
 
 def _profile(fwhm: float) -> NDArray[np.float64]:

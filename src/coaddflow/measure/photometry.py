@@ -133,14 +133,15 @@ def psf_fluxes(
     x, y = np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
     flux, error = np.full(x.size, np.nan), np.full(x.size, np.nan)
     incomplete = np.zeros(x.size, dtype=bool)
-    unusable = unusable_pixels(masked_image) | masked_image.has_any(NOT_MEASURED)
     for start in range(0, x.size, block):
         part = slice(start, start + block)
         model = psf.images_at(x[part], y[part]).astype(float)
         place = x[part], y[part], psf.half
         pixels, inside = cut_stamps(masked_image.image, *place)
-        variance, _ = cut_stamps(masked_image.variance, *place)
-        usable = inside & ~cut_stamps(unusable, *place)[0]
+        variance, mask = (
+            cut_stamps(plane, *place)[0] for plane in (masked_image.variance, masked_image.mask)
+        )
+        usable = inside & _measured(pixels, variance, mask)
         weight = np.where(usable, model, 0.0)
         norm = (weight * model).sum(axis=(1, 2))
         enough = norm > 0.1 * (model**2).sum(axis=(1, 2))
@@ -150,6 +151,14 @@ def psf_fluxes(
         error[part] = np.sqrt(noise2) / norm
         incomplete[part] = (weight.sum(axis=(1, 2)) < 0.98) | ~enough
     return Fluxes(flux, error, incomplete)
+
+
+def _measured(
+    pixels: NDArray[np.float32], variance: NDArray[np.float32], mask: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """Return which pixels have a value of their own, on stamps of the planes of an image."""
+    known = np.isfinite(pixels) & np.isfinite(variance) & (variance > 0)
+    return known & ((mask & np.int32(NOT_MEASURED)) == 0)
 
 
 def growth_curve(
