@@ -74,7 +74,7 @@ _CAMERA: dict[str, Any] = {
                     "saturation": SATURATION,
                 }
             ],
-            "defects": [[99, 0, 100, SIZE]],
+            "defects": [[99, 0, 100, SIZE], [200, 200, 210, 212]],  # filled, and too large for it
         }
     ],
 }
