@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,5 +129,38 @@ def test_nobody_waits_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "_LONGEST_WAIT", 0.01)
     with (tmp_path / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        compile_ = compiled._one_at_a_time(str.upper, tmp_path / "lock")
-        assert compile_("double") == "DOUBLE"
+        with compiled._locked(tmp_path / "lock"):
+            pass
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_what_is_damaged_is_compiled_again(start, tmp_path, suffix):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert answer(start(**cache)) == COMPILED
+    for path in (tmp_path / "cache").rglob(f"*.{suffix}"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert answer(start(**cache)) == COMPILED
+    assert answer(start(**cache)) == FOUND
+
+
+def test_a_full_disk_only_keeps_nothing(start, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert answer(start(**cache)) == COMPILED
+    (folder,) = {path.parent for path in (tmp_path / "cache").rglob("*.nbi")}
+    shutil.rmtree(folder)
+    folder.touch()  # nothing can be written there, not even by root
+    assert answer(start(**cache)) == COMPILED
+
+
+def test_a_changed_function_of_another_file_is_seen(start, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    package = tmp_path / "package"
+    text, _, rest = FUNCTION.partition("@njit()\ndef twice")
+    (package / "halves.py").write_text(text)
+    (package / "doubled.py").write_text(
+        f"from coaddflow.compiled import njit\nfrom halves import half\n\n@njit()\ndef twice{rest}"
+    )
+    assert answer(start(**cache)) == COMPILED
+    assert answer(start(**cache)) == FOUND
+    (package / "halves.py").write_text(text.replace("x / 2", "x / 4"))
+    assert answer(start(**cache)) == "21.0 0\n"

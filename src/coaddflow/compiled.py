@@ -6,12 +6,14 @@ folder of the survey, in which every job runs: on compute nodes HOME may be miss
 Each version of coaddflow, numba and Python, and each kind of processor, has its own part of it.
 
 Processes that start together with an empty folder would all compile the same functions. So one
-compiles at a time, and the others then find what it has compiled.
+compiles at a time, and the others then find what it has compiled. What cannot be read is compiled
+again, and a full disk only means that nothing is kept.
 """
 
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import os
 import stat
@@ -37,6 +39,9 @@ FUNCTIONS: list[Any] = []
 
 _compiling = threading.local()
 
+_sources: dict[Callable[..., Any], frozenset[str]] = {}
+"""Files of each function and of those that it calls."""
+
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function when it is called, and keeps it for other runs.
@@ -52,12 +57,13 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         if folder is None:
             FUNCTIONS.append(numba.njit(**options)(function))
             return FUNCTIONS[-1]
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(folder / _digest_of_called(function))
         try:
             compiled = numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
-        compiled.compile = _one_at_a_time(compiled.compile, folder / "lock")
+        compiled.compile = _compile_alone(compiled, folder / "lock")
         FUNCTIONS.append(compiled)
         return compiled
 
@@ -110,20 +116,58 @@ def _is_made_for_us(folder: Path) -> bool:
     return is_own and not is_shared and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _one_at_a_time(compile_: Callable[[Any], Any], lock: Path) -> Callable[[Any], Any]:
-    """Let one process compile at a time: `compile_` looks first what others have compiled."""
+def _digest_of_called(function: Callable[..., Any]) -> str:
+    """Return a name for the state of the other files whose functions a function calls.
+
+    They become part of what is compiled, but numba only looks whether the function's own file has
+    changed. A function must be defined after those of other files that it calls.
+    """
+    own = function.__code__.co_filename
+    called = (function.__globals__.get(name) for name in function.__code__.co_names)
+    files = {own}.union(*(_sources.get(getattr(one, "py_func", None), ()) for one in called))
+    _sources[function] = frozenset(files)
+    found = {path: Path(path).stat() for path in files - {own}}
+    states = [(path, one.st_size, one.st_mtime_ns) for path, one in found.items()]
+    return hashlib.sha256(repr(sorted(states)).encode()).hexdigest()[:8] if states else ""
+
+
+def _compile_alone(function: Any, lock: Path) -> Callable[[Any], Any]:
+    """Return the method `compile` of a function, for one process at a time.
+
+    It looks first for what others have compiled.
+    """
+    compile_ = function.compile
+
+    def compile_or_find(signature: Any) -> Any:
+        try:
+            return compile_(signature)
+        except numba.core.errors.NumbaError:
+            raise
+        except Exception:
+            # what was kept is damaged, or there is no room to keep what has been compiled
+            _forget(function)
+            return compile_(signature)
 
     def compile_alone(signature: Any) -> Any:
         if getattr(_compiling, "active", False):  # a function that is called by the one compiled
-            return compile_(signature)
+            return compile_or_find(signature)
         with _locked(lock):
             _compiling.active = True
             try:
-                return compile_(signature)
+                return compile_or_find(signature)
             finally:
                 _compiling.active = False
 
     return compile_alone
+
+
+def _forget(function: Any) -> None:
+    """Remove the list of what is kept of a function."""
+    module = Path(function.py_func.__code__.co_filename).stem
+    name = f"{module}.{function.py_func.__qualname__}".replace("<", "").replace(">", "")
+    for index in Path(function.stats.cache_path).glob(f"{glob.escape(name)}-*.nbi"):
+        with contextlib.suppress(OSError):
+            index.unlink()
 
 
 @contextlib.contextmanager
