@@ -16,7 +16,7 @@ from coaddflow.errors import InputError
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.tables.paths import SURVEY_CORNERS, TRACT_CORNERS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Stands in the file as ``PRAGMA user_version``."""
 
 APPLICATION_ID = 0x63664342

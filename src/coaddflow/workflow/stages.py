@@ -360,7 +360,7 @@ _ALL = (
         "tract_corners",
         (Product(paths.TRACT_CORNERS, _bands_of_tracts, "corner databases"),),
         reads=("skymap",),
-        version=2,
+        version=3,
         group=_TRACT,
     ),
     Stage(
@@ -368,7 +368,7 @@ _ALL = (
         (Product(paths.SURVEY_CORNERS, _survey, "corner databases"),),
         ("prediction",),
         ("skymap",),
-        version=2,
+        version=3,
     ),
     Stage(
         "warp",
