@@ -126,11 +126,21 @@ def test_a_process_that_was_killed_while_it_compiled_stops_nobody(start, tmp_pat
 
 
 def test_nobody_waits_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(compiled, "_patience", 0.01)
     with (tmp_path / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with compiled._locked(tmp_path / "lock"):
-            pass
+            assert compiled._patience == 0.0  # nor again and again
+
+
+def test_where_all_is_compiled_nobody_waits(start, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert answer(start(**cache)) == COMPILED
+    (lock,) = (tmp_path / "cache").rglob("lock")
+    lock.with_name("complete").touch()
+    with lock.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert answer(start(**cache)) == FOUND
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])

@@ -6,8 +6,9 @@ folder of the survey, in which every job runs: on compute nodes HOME may be miss
 Each version of coaddflow, numba and Python, and each kind of processor, has its own part of it.
 
 Processes that start together with an empty folder would all compile the same functions. So one
-compiles at a time, and the others then find what it has compiled. What cannot be read is compiled
-again, and a full disk only means that nothing is kept.
+compiles at a time, and the others then find what it has compiled; where everything has been
+compiled ahead (`note_that_all_is_compiled`) nobody waits. What cannot be read is compiled again,
+and a full disk only means that nothing is kept.
 """
 
 import contextlib
@@ -32,7 +33,13 @@ from coaddflow import __version__
 _IN_SURVEY = Path(".snakemake") / "coaddflow"
 
 _LONGEST_WAIT = 120.0
-"""Seconds to wait while another process compiles; afterwards both do. A function takes up to 5."""
+"""Seconds to wait while another process compiles; afterwards this one waits no more. A function
+takes up to 9."""
+
+_patience = _LONGEST_WAIT
+
+_LOCK, _COMPLETE = "lock", "complete"
+"""Files in the folder: the lock, and a note that all functions have been compiled."""
 
 FUNCTIONS: list[Any] = []
 """The functions of all modules that are imported."""
@@ -63,7 +70,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             compiled = numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
-        compiled.compile = _compile_alone(compiled, folder / "lock")
+        compiled.compile = _compile_alone(compiled, folder)
         FUNCTIONS.append(compiled)
         return compiled
 
@@ -78,7 +85,7 @@ def cache_folder() -> Path | None:
     executed.
     """
     for parent in _parents():
-        # "lock" and the functions are below a folder of the processor: homes are shared by nodes
+        # homes are shared by nodes of different kinds
         folder = parent / f"{__version__}-{_processor_and_versions()}"
         if _is_made_for_us(parent) and _is_made_for_us(folder):
             return folder.absolute()
@@ -131,7 +138,20 @@ def _digest_of_called(function: Callable[..., Any]) -> str:
     return hashlib.sha256(repr(sorted(states)).encode()).hexdigest()[:8] if states else ""
 
 
-def _compile_alone(function: Any, lock: Path) -> Callable[[Any], Any]:
+def note_that_all_is_compiled() -> None:
+    """Let processes that start from now on look for compiled functions without waiting in turn."""
+    folder = cache_folder()
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (folder / _COMPLETE).touch()
+
+
+@functools.cache
+def _is_all_compiled(folder: Path) -> bool:
+    return (folder / _COMPLETE).exists()
+
+
+def _compile_alone(function: Any, folder: Path) -> Callable[[Any], Any]:
     """Return the method `compile` of a function, for one process at a time.
 
     It looks first for what others have compiled.
@@ -149,9 +169,10 @@ def _compile_alone(function: Any, lock: Path) -> Callable[[Any], Any]:
             return compile_(signature)
 
     def compile_alone(signature: Any) -> Any:
-        if getattr(_compiling, "active", False):  # a function that is called by the one compiled
+        # a function that is called by the one compiled needs no lock of its own
+        if getattr(_compiling, "active", False) or _is_all_compiled(folder):
             return compile_or_find(signature)
-        with _locked(lock):
+        with _locked(folder / _LOCK):
             _compiling.active = True
             try:
                 return compile_or_find(signature)
@@ -173,18 +194,22 @@ def _forget(function: Any) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file, if the file system has locks and nobody holds it for too long."""
+    global _patience  # noqa: PLW0603 - of the whole process
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         yield
         return
     try:
-        give_up, pause = time.monotonic() + _LONGEST_WAIT, 0.002
-        while time.monotonic() < give_up:
+        began, pause = time.monotonic(), 0.002
+        while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if time.monotonic() - began > _patience:
+                    _patience = 0.0
+                    break
                 time.sleep(pause)
                 pause = min(2 * pause, 0.1)
             except OSError:  # no locks here

@@ -1,6 +1,6 @@
 """A survey of one small CCD, from raw frames to coadds, run to have all functions compiled.
 
-A job that is the first to call a compiled function waits until it is compiled: 20 seconds in all.
+A job that is the first to call a compiled function waits until it is compiled: 50 seconds in all.
 Here the jobs of a survey run once, one after the other, on raw frames that are made up, with one
 worker: what they call is then compiled, for the types of arrays that they call it with, and kept
 (`compiled.cache_folder`).

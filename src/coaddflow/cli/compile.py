@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("coaddflow").setLevel(logging.WARNING)
     folder = compiled.cache_folder()
     rehearse()
+    compiled.note_that_all_is_compiled()
     new = sum(sum(function.stats.cache_misses.values()) for function in compiled.FUNCTIONS)
     if folder is None:
         print("nothing is kept: no folder can be written to (see XDG_CACHE_HOME)")
