@@ -342,7 +342,7 @@ def test_a_fitted_tract_can_be_written_into_the_settings(folder, capsys):
 
 @pytest.fixture
 def database(folder):
-    from coaddflow.corners.build import build_survey_database
+    from coaddflow.corners.survey import build_survey_database
     from coaddflow.settings.skymap import SkymapSettings
     from coaddflow.skymap.maps import make_skymap
 

@@ -95,3 +95,17 @@ def test_an_empty_image_has_no_objects():
         np.zeros((50, 60), np.float32), np.ones((50, 60), np.float32), PROFILE, 5.0, SETTINGS
     )
     assert len(found.objects) == len(found.y) == len(found.x) == len(found.index) == 0
+
+
+@pytest.mark.parametrize(("below", "last"), [(-15.0, 12.0), (-30.0, 20.0), (-50.0, 30.0)])
+def test_nothing_is_found_outside_the_image(all_survive, below, last):
+    """A bright last row above a dark one peaks, once filtered, beyond the border."""
+    image = np.random.default_rng(1).normal(0.0, 1.0, (100, 100)).astype(np.float32)
+    y, x = np.mgrid[:100, :100]
+    for place in (15, 40, 65, 90):
+        image += 400.0 * np.exp(-0.5 * ((x - place) ** 2 + (y - 92) ** 2)).astype(np.float32)
+    image[-2, 10:20] += below
+    image[-1, 10:20] += last
+    found = find_objects(image, np.ones_like(image), PROFILE, THRESHOLD, SETTINGS)
+    assert set(by_peak(found.objects)) == set(by_peak(whole_image(image, np.ones_like(image))[0]))
+    assert 0 <= found.y.min() and found.y.max() < 100

@@ -445,8 +445,11 @@ def test_an_error_in_the_master_ends_workers_that_are_busy(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), Pool("processes", 2) as pool:
-        pool.map(work.square, [1, 2])
-        processes = list(pool.processes.values())
+        for _ in range(100):  # until both have started: one may do all of a map
+            pool.map(work.after, [(0.1, 1), (0.1, 2)])
+            processes = list(pool.processes.values())
+            if len(processes) == 2:
+                break
         pool.map(work.after, [(0, 1), (60, 2)], progress=stop)
     assert len(processes) == 2
     assert not any(map(_is_running, processes))

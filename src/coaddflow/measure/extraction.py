@@ -239,10 +239,12 @@ def _pixels_of(segments: NDArray[np.int32]) -> tuple[NDArray, NDArray, NDArray]:
 def _on_image(found: Found, atlas: _Atlas, groups: _Groups) -> Found:
     """Return what was found on an atlas, with its places on the image.
 
-    What belongs to another group, of which a part was cut out too, is left out.
+    What belongs to another group, of which a part was cut out too, is left out, and what sep finds
+    beside the parts or, in parts that reach beyond the image, outside.
     """
-    objects = found.objects.copy()
-    part = atlas.part_at(objects["ycpeak"], objects["xcpeak"])
+    part = atlas.part_at(found.objects["ycpeak"], found.objects["xcpeak"])
+    found = _subset(found, part >= 0)
+    objects, part = found.objects.copy(), part[part >= 0]
     dy, dx = (atlas.box[part, :2] - atlas.corner[part]).T
     for shift, axis in ((dy, "y"), (dx, "x")):
         for name in (axis, f"{axis}min", f"{axis}max", f"{axis}peak", f"{axis}cpeak"):
@@ -460,9 +462,11 @@ def _root(parent, i):
 
 @njit(nogil=True)
 def _group_at(runs, row_start, y, x):
-    """Return the group of each pixel, -1 where there is none."""
+    """Return the group of each pixel, -1 where there is none, or outside of the image."""
     group = np.full(len(y), -1)
     for i in range(len(y)):
+        if not 0 <= y[i] < len(row_start) - 1:
+            continue
         for run in range(row_start[y[i]], row_start[y[i] + 1]):
             if runs[1, run] <= x[i] <= runs[2, run]:
                 group[i] = runs[3, run]
