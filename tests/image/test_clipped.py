@@ -84,3 +84,7 @@ def test_outliers_are_clipped():
     assert mean == pytest.approx(10.0, abs=0.3)
     assert variance == pytest.approx(9.0, rel=0.1)
     assert 1880 <= count <= 1900
+
+
+def test_values_that_are_none_give_none():
+    assert np.isnan(clipped_statistics(np.full(700, np.nan, np.float32), 3.0)[0])

@@ -108,4 +108,4 @@ def test_nothing_is_found_outside_the_image(all_survive, below, last):
     image[-1, 10:20] += last
     found = find_objects(image, np.ones_like(image), PROFILE, THRESHOLD, SETTINGS)
     assert set(by_peak(found.objects)) == set(by_peak(whole_image(image, np.ones_like(image))[0]))
-    assert 0 <= found.y.min() and found.y.max() < 100
+    assert found.y.min() >= 0 and found.y.max() < 100

@@ -268,9 +268,15 @@ def test_header_says_how_to_evaluate_the_model(varying):
     assert model.samples_at(33.0, 800.0)[0] == pytest.approx(by_hand)
 
 
-def test_another_extension_is_not_a_psf():
-    with pytest.raises(InputError):
-        psf_from_hdu(fits.ImageHDU(np.zeros((3, 4, 4))))
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 7, 7), (1, 11, 31), (2, 11, 11), (11, 11)])
+def test_another_extension_is_not_a_psf(shape):
+    hdu = psf_hdu(PsfModel(np.zeros((1, 11, 11)), 0, 1.0, 5, (0.0, 0.0), (1.0, 1.0)))
+    psf_from_hdu(hdu)
+    hdu.data = np.zeros(shape)
+    with pytest.raises(InputError, match="not a model of coaddflow"):
+        psf_from_hdu(hdu)
+    with pytest.raises(InputError, match="not a model of coaddflow"):
+        psf_from_hdu(fits.ImageHDU(np.zeros(shape)))
 
 
 def test_constant_model_does_not_vary():
@@ -291,7 +297,9 @@ def plain_kernels(model, offset):
     return weight / weight.sum(axis=2, keepdims=True)
 
 
-@pytest.mark.parametrize(("step", "half", "k"), [(0.63, 9, 31), (1.0, 6, 13), (1.3, 7, 11)])
+@pytest.mark.parametrize(
+    ("step", "half", "k"), [(0.63, 9, 31), (1.0, 6, 13), (1.3, 7, 11), (3.0, 6, 9)]
+)
 def test_compiled_images_and_equations_are_those_of_the_plain_formula(step, half, k):
     rng = np.random.default_rng(5)
     n, n_terms = 4, 3
@@ -311,3 +319,13 @@ def test_compiled_images_and_equations_are_those_of_the_plain_formula(step, half
     predicted = rows @ np.tensordot(terms, model.basis, axes=1) @ columns_t
     expected = np.tensordot(terms, rows_t @ (weight * predicted) @ columns, axes=(0, 0))
     assert product == pytest.approx(expected, abs=1e-11)
+
+
+def test_a_coarse_model_has_enough_samples_for_its_kernel():
+    rng = np.random.default_rng(3)
+    x, y = star_positions(rng, spacing=100)
+    image = observe(x, y, np.full(x.size, 1e5), 4.0, varying=False)
+    coarse = PsfSettings(radius=2.0, samples_per_fwhm=2.0)
+    _, _, model, *_ = measure(image, 4.0, coarse)
+    assert model.basis.shape[-1] >= 9
+    assert model.image_at(400.0, 400.0).sum() == pytest.approx(1.0, abs=0.02)

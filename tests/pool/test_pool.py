@@ -9,6 +9,7 @@ import logging
 import math
 import operator
 import os
+import platform
 import resource
 import signal
 import socket
@@ -453,6 +454,15 @@ def test_an_error_in_the_master_ends_workers_that_are_busy(tmp_path):
         pool.map(work.after, [(0, 1), (60, 2)], progress=stop)
     assert len(processes) == 2
     assert not any(map(_is_running, processes))
+
+
+@outside
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not the C library of GNU")
+def test_workers_give_back_what_they_freed_when_a_round_has_ended():
+    with Pool("processes", 1) as pool:
+        (at_first,) = pool.map(work.resident_then_use, [400])
+        (later,) = pool.map(work.resident_then_use, [0])
+    assert later < at_first + 100  # MB
 
 
 def _is_running(process):

@@ -215,6 +215,8 @@ def _ranked(values, rank, few):
             floor = least = middle
             before = count
     n = _take(values, floor, roof, few)
+    if rank - before >= n:
+        return np.float32(np.nan)  # there are NaN
     return np.sort(few[:n])[rank - before]
 
 

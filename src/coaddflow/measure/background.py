@@ -288,7 +288,8 @@ def _sky_pixels(
     for size in (settings.small_block, settings.large_block):
         # large blocks look only at what the small ones have left, or every star would fill one
         total, count = _block_sums(image, sky, *surfaces, size)
-        enough = count >= _BLOCK_FRACTION * size**2
+        # sums of extreme values may be infinite, or none
+        enough = (count >= _BLOCK_FRACTION * size**2) & np.isfinite(total)
         if not enough.any():
             continue
         block = (total / np.sqrt(np.maximum(count, 1))).astype(np.float32)

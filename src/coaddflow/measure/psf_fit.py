@@ -24,6 +24,7 @@ from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
 from coaddflow.measure.psf_model import (
+    LEAST_REACH,
     PsfModel,
     add_samples,
     kernels,
@@ -229,7 +230,8 @@ def _first_model(stars: _Stars, shape, fwhm: float, settings: PsfSettings) -> Ps
     _, alpha, beta, *_ = fitted.x
     true_fwhm = 2.0 * alpha * np.sqrt(2.0 ** (1.0 / beta) - 1.0)
     step = float(true_fwhm / settings.samples_per_fwhm)
-    reach = np.arange(-(m := int(np.ceil((half + 0.5) / step))), m + 1) * step
+    n_steps = max(int(np.ceil((half + 0.5) / step)), LEAST_REACH)
+    reach = np.arange(-n_steps, n_steps + 1) * step
     samples = _moffat(reach[None, :], reach[:, None], *fitted.x)
     ny, nx = shape
     return PsfModel(

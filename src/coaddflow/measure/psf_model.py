@@ -22,11 +22,13 @@ from scipy import ndimage
 
 from coaddflow.compiled import njit
 from coaddflow.errors import InputError
-from coaddflow.geometry.polynomial import design_matrix
+from coaddflow.geometry.polynomial import design_matrix, term_powers
 from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 
 _KERNEL_ORDER = 4
 _TAPS = 2 * _KERNEL_ORDER
+LEAST_REACH = _KERNEL_ORDER
+"""Fewest samples on each side of the centre of a model: the kernel lies within the samples."""
 _STEPS = np.pi * np.arange(1 - _KERNEL_ORDER, _KERNEL_ORDER + 1) / _KERNEL_ORDER
 _SINE, _COSINE = np.sin(_STEPS), np.cos(_STEPS)
 _MOMENT_ITERATIONS = 15
@@ -134,9 +136,14 @@ def psf_from_hdu(hdu: fits.ImageHDU) -> PsfModel:
     """Return the PsfModel of an extension made by `psf_hdu`; raise InputError if it is none."""
     header = hdu.header
     try:
+        basis, order = np.asarray(hdu.data, dtype=np.float64), int(header["PSFORDER"])
+        side = basis.shape[-1]
+        is_odd_square = basis.shape[1:] == (side, side) and side % 2 == 1
+        if not is_odd_square or side <= 2 * LEAST_REACH or len(basis) != len(term_powers(order)):
+            raise TypeError(f"planes of shape {basis.shape} for order {order}")
         return PsfModel(
-            basis=np.asarray(hdu.data, dtype=np.float64),
-            order=header["PSFORDER"],
+            basis=basis,
+            order=order,
             step=header["PSFSTEP"],
             half=header["PSFHALF"],
             center=(header["PSFX0"], header["PSFY0"]),

@@ -87,6 +87,8 @@ class _KnownWorker:
     host: str
     defined: set[str] = field(default_factory=set)
     forgotten_maps: list[int] = field(default_factory=list)
+    has_worked: bool = False
+    """Whether it has had an item since it was last told what to drop."""
 
 
 class Pool:
@@ -448,6 +450,7 @@ class Pool:
             return
         worker = self._workers[number]
         self._running[number] = (batch, task)
+        worker.has_worked = True
         for name, packed in self._definitions.items():
             if name not in worker.defined:
                 self._backend.send(number, Message(Define(name), packed))
@@ -514,7 +517,10 @@ class Pool:
             worker.defined.discard(name)
 
     def _send_forgotten(self) -> None:
-        """Tell idle workers what they can drop; busy ones are told before a later map."""
+        """Tell idle workers what they can drop; busy ones are told before a later map.
+
+        They also give back the memory that they have freed: others may do what follows.
+        """
         while self._dead_maps:
             dead = self._dead_maps.pop()
             for worker in self._workers.values():
@@ -522,9 +528,10 @@ class Pool:
         for number in set(self._workers) - set(self._running):
             worker = self._workers[number]
             functions = worker.defined - set(self._definitions)
-            if worker.forgotten_maps or functions:
+            if worker.forgotten_maps or functions or worker.has_worked:
                 forget = Forget(tuple(worker.forgotten_maps), tuple(functions))
                 worker.forgotten_maps.clear()
+                worker.has_worked = False
                 worker.defined -= functions
                 self._backend.send(number, Message(forget))
 

@@ -11,7 +11,7 @@ from coaddflow.fence import fenced_by
 from coaddflow.pool.failure import failure_of
 from coaddflow.pool.messages import Define, Done, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, read_only, unpack
-from coaddflow.runtime.allocator import keep_freed_memory
+from coaddflow.runtime.allocator import give_back_freed_memory, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class WorkerLoop:
         self._defined: dict[str, Any] = {}
         self._states: dict[tuple[int, int], dict[str, Any]] = {}
         self._cache: dict[str, Any] = {}
-        if capture_log:
-            keep_freed_memory()
+        self._keeps_memory = capture_log and keep_freed_memory()  # in a process of its own
 
     def handle(self, message: Message) -> Message | None:
         """Do what a message asks; return the answer, if there is one."""
@@ -61,6 +60,9 @@ class WorkerLoop:
             for name in head.functions:
                 self._defined.pop(name, None)
                 self._packed.pop(name, None)
+            if self._keeps_memory:
+                # the next round may be done by others
+                give_back_freed_memory()
         return None
 
     def _run(self, run: Run, body: Packed) -> Message:

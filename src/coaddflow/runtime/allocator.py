@@ -3,10 +3,11 @@
 glibc takes arrays of more than 32 MB, which is each plane of a CCD, from the system, and gives them
 back when they are freed. The system fills what it hands out with zeros, page by page: a tenth to a
 quarter of the time of a job went there. Here glibc is told to keep what is freed. The most that a
-job needs at a time stays about the same. Other C libraries (macOS, musl) are left alone. Standard
-library only.
+job needs at a time stays about the same; a worker gives back what it kept when a round of its job
+has ended, for the others. Other C libraries (macOS, musl) are left alone. Standard library only.
 """
 
+import contextlib
 import ctypes
 import os
 
@@ -34,3 +35,9 @@ def keep_freed_memory() -> bool:
     set_option.argtypes, set_option.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST), (_ARENA_MAX, 1))
     return bool(version()) and all(set_option(*option) == 1 for option in options)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system all memory that this process has freed and kept, if the C library can."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
