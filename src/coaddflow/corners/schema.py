@@ -327,9 +327,6 @@ EXAMPLES = (
     ),
 )
 
-STATEMENTS = (*(table.sql for table in TABLES), *INDEXES, *(view.sql for view in VIEWS))
-"""SQL that makes an empty database."""
-
 
 _IN_PLACE = f"""\
 ## How they are written

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from coaddflow import fence
 from coaddflow.corners.build import (
+    INSERT,
     Manifest,
     create_indexes,
     create_tables,
@@ -313,7 +314,7 @@ def _note_states(
 ) -> None:
     """Note what the next update compares."""
     connection.executemany(
-        "INSERT INTO exposure_checks VALUES (?, ?, ?, ?, ?)",
+        INSERT["exposure_checks"],
         [
             (one.exposure, one.path, one.size, one.mtime_ns, survey.digest(one.exposure))
             for one in manifests
