@@ -1,5 +1,7 @@
 """The survey's database is changed in place: whoever is killed, it is the old or the new one."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -7,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,9 +105,20 @@ def changing(tmp_path, prepared, monkeypatch):
 
 def run_update(one, cache=SMALL_CACHE, ends="killed", around=()):
     """Run the update in a process of its own; return its exit code."""
-    command = [*around, sys.executable, "-c", UPDATE, cache, ends]
-    run = subprocess.run(command, cwd=one.folder, env=environment(), check=False, timeout=100)
-    return run.returncode
+    return run_python(one, [UPDATE, cache, ends], around).returncode
+
+
+def run_python(one, arguments, around=()):
+    """Run a script in a process of its own."""
+    return subprocess.run(
+        [*around, sys.executable, "-c", *arguments],
+        cwd=one.folder,
+        env=environment(),
+        check=False,
+        timeout=100,
+        capture_output=True,
+        text=True,
+    )
 
 
 def assert_it_mends(one):
@@ -144,6 +158,11 @@ def strace_works():
         return False
 
 
+def injecting(call, what):
+    """Return the command that lets a call of the system fail."""
+    return ["strace", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{what}"]
+
+
 KILLED_AT = [
     *(f"fdatasync:{n}" for n in range(1, 6)),
     *(f"pwrite64:{n}" for n in (1, 2, 3, 30, 100, 200)),
@@ -158,12 +177,46 @@ are behind the point at which the change is made."""
 @pytest.mark.parametrize("call", KILLED_AT)
 def test_killed_between_the_steps_of_a_commit(changing, call, cache):
     name, number = call.split(":")
-    killing = f"inject={name}:signal=SIGKILL:when={number}"
     # no -f: the calls of this process alone
-    around = ["strace", "-o", "/dev/null", "-e", f"trace={name}", "-e", killing]
-    code = run_update(changing, cache, "alive", around)
+    code = run_update(changing, cache, "alive", injecting(name, f"signal=SIGKILL:when={number}"))
     assert code == -signal.SIGKILL or (code == 0 and call == "fdatasync:5")
     assert_it_mends(changing)
+
+
+@pytest.mark.skipif(not strace_works(), reason="no strace")
+def test_locks_that_nfs_does_not_have_are_not_taken_for_those_of_others(changing):
+    """SQLite says of ENOLCK that the database is busy."""
+    # Python has fcntl calls of its own
+    around = [*injecting("fcntl", "error=ENOLCK"), "-P", str(changing.path)]
+    file = changing.path.stat().st_ino
+    read = (
+        "from coaddflow.corners.database import CornerDatabase\n"
+        "print(len(CornerDatabase('corners.sqlite').ccds()))"
+    )
+    started = time.monotonic()
+    assert run_python(changing, [read], around).stdout.split() == ["80"]
+    assert run_update(changing, ends="alive", around=around) == 0
+    assert time.monotonic() - started < connections.READ_PATIENCE
+    assert changing.path.stat().st_ino != file
+    assert content(changing.path) == changing.new
+
+
+@pytest.mark.skipif(not strace_works(), reason="no strace")
+@pytest.mark.parametrize("first", [1, 2, 30])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_quota_that_is_used_up_is_said_and_makes_nothing_anew(changing, first, is_there):
+    if not is_there:
+        changing.path.unlink()
+    around = injecting("pwrite64", f"error=EDQUOT:when={first}+")
+    run = run_python(changing, [UPDATE, SMALL_CACHE, "alive"], around)
+    *_, last = run.stderr.splitlines()
+    assert "corners.sqlite: cannot be written: disk I/O error (or the quota is used up)." in last
+    assert "is made anew" not in run.stderr
+    assert sorted(path.suffix for path in changing.folder.iterdir() if "corners" in path.name) in (
+        [[".sqlite"], [".sqlite", ".sqlite-journal"]] if is_there else [[]]
+    )
+    if is_there:
+        assert not assert_it_mends(changing)
 
 
 def test_where_nothing_kills_it_the_update_is_that_of_a_rebuilt_database(changing):
@@ -283,6 +336,67 @@ class TestReadersAndWriters:
         assert changing.path.stat().st_ino != file
         assert len(changing.read()) == 80
         assert content(changing.path) == changing.new
+
+    @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+    def test_a_file_system_that_refuses_locks_has_none(self, changing, monkeypatch, code):
+        def refuse(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(connections, "_devices_with_locks", set())
+        monkeypatch.setattr(fcntl, "lockf", refuse)
+        n_handles = len(list(Path("/proc/self/fd").iterdir()))
+        file = changing.path.stat().st_ino
+        assert len(changing.read()) == 80
+        changing.update()
+        assert changing.path.stat().st_ino != file
+        assert content(changing.path) == changing.new
+        assert len(list(Path("/proc/self/fd").iterdir())) == n_handles
+
+    def test_looking_for_locks_ends_none_of_this_process(self, changing, monkeypatch):
+        monkeypatch.setattr(connections, "_devices_with_locks", set())
+        other = (
+            "import sqlite3\n"
+            "sqlite3.connect('corners.sqlite', timeout=0).execute('BEGIN EXCLUSIVE')"
+        )
+        with connections.changed_database(changing.path):
+            connections._devices_with_locks.clear()
+            assert changing.read()
+            assert connections._devices_with_locks
+            assert "database is locked" in run_python(changing, [other]).stderr
+
+    def test_who_may_not_write_the_file_is_told_who_can_allow_it(self, changing, monkeypatch):
+        original = survey.insert_exposures
+
+        def forbid(connection, *arguments):
+            connection.execute("PRAGMA query_only = 1")
+            original(connection, *arguments)
+
+        monkeypatch.setattr(survey, "insert_exposures", forbid)
+        with pytest.raises(InputError, match=r"cannot be written: .*readonly.*chmod g\+w"):
+            changing.update()
+        monkeypatch.undo()
+        os.chdir(changing.folder)
+        assert content(changing.path) == changing.old
+
+    @pytest.mark.parametrize(
+        ("code", "raised"),
+        [
+            (sqlite3.SQLITE_IOERR_WRITE, connections.UnavailableError),
+            (sqlite3.SQLITE_IOERR_READ, connections.UnavailableError),
+            (sqlite3.SQLITE_INTERRUPT, sqlite3.OperationalError),
+        ],
+    )
+    def test_only_damage_makes_it_anew(self, changing, monkeypatch, code, raised):
+        def fail(*_):
+            error = sqlite3.OperationalError("something")
+            error.sqlite_errorcode = code
+            raise error
+
+        monkeypatch.setattr(survey, "insert_exposures", fail)
+        monkeypatch.setattr(survey, "build_survey_database", None)
+        with pytest.raises(raised, match="something"):
+            changing.update()
+        assert content(changing.path) == changing.old
 
     def test_a_full_disk_leaves_the_old_rows(self, changing, monkeypatch):
         original = survey.insert_exposures

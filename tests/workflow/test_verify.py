@@ -11,12 +11,14 @@ from PIL import Image
 from test_status import ccd_row, plan_of  # noqa: F401 - a fixture
 
 from coaddflow.cli import main
+from coaddflow.corners import connections
 from coaddflow.errors import InputError
 from coaddflow.files import sha256_of
 from coaddflow.image.masked_image import MaskedImage, read_masked_image
 from coaddflow.tables.coadds import CoaddRow, write_coadd_table
 from coaddflow.tables.manifest import write_manifest, write_row
 from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
+from coaddflow.workflow import verify
 from coaddflow.workflow.verify import VERIFIED, verify_survey
 
 
@@ -123,6 +125,33 @@ def test_what_is_cut_off_is_found(survey, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     bad = verify_survey(survey).bad
     assert [one.product.path for one in bad] == [f"results/{name}"]
+
+
+@pytest.mark.parametrize("when", ["at the opening", "at the check", "half changed"])
+def test_a_database_that_cannot_be_had_is_not_to_be_removed(survey, monkeypatch, when):
+    name = "results/corners.sqlite"
+    monkeypatch.setattr(connections, "READ_PATIENCE", 0.1)
+    other = sqlite3.connect(name)
+    if when == "at the check":
+        monkeypatch.setattr(verify, "open_for_reading", lambda path: sqlite3.connect(path, 0.1))
+    if when == "half changed":
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY_ROLLBACK
+
+        def fail(_):
+            raise error
+
+        monkeypatch.setattr(connections, "_read_something", fail)
+        monkeypatch.setattr(connections, "_mend", lambda _: None)
+    else:
+        other.execute("BEGIN EXCLUSIVE")
+    try:
+        bad = {one.product.path: one for one in verify_survey(survey).bad}
+    finally:
+        other.close()
+    said = "half changed" if when == "half changed" else "another process has had it"
+    assert said in bad[name].cause
+    assert bad[name].remedy and "rm " not in bad[name].remedy
 
 
 def test_a_calexp_that_is_gone_is_found(survey):

@@ -26,14 +26,16 @@ from coaddflow.corners.schema import (
     VIEWS,
 )
 from coaddflow.errors import InputError
+from coaddflow.files import sha256_of
 from coaddflow.geometry import polygon, sphere
 from coaddflow.skymap.tract import Tract, footprint_overlaps
 from coaddflow.tables.manifest import CcdRow, read_manifest
 
-_INSERT = {
+INSERT = {
     table.name: f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})"  # noqa: S608 - names of the schema
     for table in (*TABLES, *SURVEY_TABLES)
 }
+"""Statements that insert a row, by table."""
 
 _CCDS_AT_ONCE = 1000
 """CCDs whose overlaps are computed together, to limit the memory."""
@@ -135,8 +137,7 @@ def state_of(path: str) -> tuple[str, int, int]:
     try:
         # the time first: if it is replaced meanwhile, it is read again the next time
         status = Path(path).stat()
-        with Path(path).open("rb") as stream:
-            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+        checksum = sha256_of(path)
     except OSError as error:
         raise InputError(
             f"the manifest cannot be read: {error.strerror}",
@@ -175,7 +176,7 @@ def create_tables(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
     for table in TABLES:
         connection.execute(table.sql)
-    connection.executemany(_INSERT["meta"], sorted(meta.items()))
+    connection.executemany(INSERT["meta"], sorted(meta.items()))
 
 
 def create_indexes(connection: sqlite3.Connection) -> None:
@@ -189,7 +190,7 @@ def insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
     if connection.execute("SELECT 1 FROM tracts WHERE tract = ?", (tract.id,)).fetchone():
         return
     connection.execute(
-        _INSERT["tracts"],
+        INSERT["tracts"],
         (
             tract.id,
             tract.ra,
@@ -206,7 +207,7 @@ def insert_tract(connection: sqlite3.Connection, tract: Tract) -> None:
     middle = (inner[:, :2] + inner[:, 2:] - 1.0) / 2.0
     centres = zip(*(angle.tolist() for angle in tract.pixel_to_sky(*middle.T)), strict=True)
     connection.executemany(
-        _INSERT["patches"],
+        INSERT["patches"],
         [
             (tract.id, patch.id, *centre, *patch.inner_box, *patch.outer_box)
             for patch, centre in zip(patches, centres, strict=True)
@@ -239,16 +240,16 @@ def insert_exposures(
             if rows[index].state == "done":
                 centres[index] = centre
                 boxes.append((keys[index], *box))
-    connection.executemany(_INSERT["exposures"], exposures)
+    connection.executemany(INSERT["exposures"], exposures)
     none = (None, None)
     connection.executemany(
-        _INSERT["ccds"],
+        INSERT["ccds"],
         (
             (key, *_of_manifest(row), *centres.get(index, none), _outline(row))
             for index, (key, row) in enumerate(zip(keys, rows, strict=True))
         ),
     )
-    connection.executemany(_INSERT["ccd_boxes"], boxes)
+    connection.executemany(INSERT["ccd_boxes"], boxes)
     states = [row.state for row in rows]
     for place in places:
         _insert_overlaps(connection, place, keys, states, tracts)
@@ -357,8 +358,8 @@ def _insert_overlaps(
         values[states[ccd]].append((tract.id, tract.patch_ids()[patch], keys[ccd], *fractions))
     for number in np.unique(found.tract):
         insert_tract(connection, tracts[number])
-    connection.executemany(_INSERT["ccd_patches"], values["done"])
-    connection.executemany(_INSERT["failed_ccd_patches"], values["failed"])
+    connection.executemany(INSERT["ccd_patches"], values["done"])
+    connection.executemany(INSERT["failed_ccd_patches"], values["failed"])
 
 
 def _ccd_key(row: CcdRow) -> int:

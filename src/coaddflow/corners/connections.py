@@ -19,6 +19,7 @@ References
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -46,7 +47,31 @@ _WITHOUT_LOCKS = {
 }
 """Error codes of a file system that has no locks."""
 
+_LOCKS_MISSING = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Of them SQLite takes ENOLCK (NFS without its lock service) for a lock that somebody else has."""
+
+_devices_with_locks: set[int] = set()
+
 _NOT_ALLOWED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}
+
+_DAMAGED = {
+    sqlite3.SQLITE_OK,  # text that is not UTF-8: Python finds it
+    sqlite3.SQLITE_ERROR,  # no such table or column
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_CANTOPEN,  # it was removed meanwhile; others are told what they may not open
+    sqlite3.SQLITE_SCHEMA,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_NOTADB,
+}
+
+_CHECK_THE_DISK = "free some space, or check the quota and the disk, then run again"
+
+
+class UnavailableError(InputError):
+    """A database cannot be used now, although nothing says that it is damaged."""
+
+    lasting = False
 
 
 class NoLocksError(Exception):
@@ -57,7 +82,13 @@ class NoLocksError(Exception):
 def new_database(
     path: str | Path, copy_from: str | Path | None = None
 ) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to a temporary database, which is renamed to ``path`` at the end."""
+    """Yield a connection to a temporary database, which is renamed to ``path`` at the end.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written: permissions, a full disk, a quota, an error of the disk.
+    """
     require_rtree()
     with atomic_path(path) as temporary:
         if copy_from is not None:
@@ -74,6 +105,8 @@ def new_database(
         except sqlite3.OperationalError as error:
             if _code(error) == sqlite3.SQLITE_FULL:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            if _of_the_disk(error):
+                raise _disk_failed(path, "written", error) from error
             raise
         finally:
             connection.close()
@@ -104,7 +137,8 @@ def changed_database(path: str | Path) -> Iterator[sqlite3.Connection]:
     Raises
     ------
     InputError
-        If the file may not be written, the disk is full, or another process has it for minutes.
+        If the file may not be written, or, as UnavailableError, if the disk is full or fails, or
+        another process has the file for `CHANGE_PATIENCE`.
     ReplacedError
         If a newer job has taken over what this job makes (`fence`).
     NoLocksError
@@ -128,8 +162,9 @@ def open_for_reading(path: str | Path) -> sqlite3.Connection:
     Raises
     ------
     InputError
-        If it is damaged or no corner database, or if it was left half changed and this process may
-        not mend it.
+        If it is damaged or no corner database, or, as UnavailableError, if it was left half changed
+        and this process may not mend it, another process has it for `READ_PATIENCE`, or the disk
+        fails.
     """
     path = Path(path)
     connection = _connect(path, "mode=ro&immutable=1")
@@ -143,6 +178,8 @@ def open_for_reading(path: str | Path) -> sqlite3.Connection:
 
 
 def _open_with_locks(path: Path) -> sqlite3.Connection:
+    if not _has_locks(path):
+        return _connect(path, "mode=ro&immutable=1")
     connection = _connect(path, "mode=ro")
     try:
         try:
@@ -158,6 +195,29 @@ def _open_with_locks(path: Path) -> sqlite3.Connection:
             return _connect(path, "mode=ro&immutable=1")
         raise reading_failed(path, error) from error
     return connection
+
+
+def _has_locks(path: Path) -> bool:
+    """Return whether the file system of a file has locks; True if that cannot be found out."""
+    try:
+        device = path.stat().st_dev
+        if device in _devices_with_locks:
+            return True
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        # of the first byte, which SQLite does not lock
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB, 1)
+        fcntl.lockf(handle, fcntl.LOCK_UN, 1)
+    except OSError as error:
+        if error.errno in _LOCKS_MISSING:
+            os.close(handle)
+            return False
+    # the handle stays open: to close it would end the locks that SQLite has on the file in this
+    # process
+    _devices_with_locks.add(device)
+    return True
 
 
 def _read_something(connection: sqlite3.Connection) -> None:
@@ -177,13 +237,21 @@ def reading_failed(path: str | Path, error: Exception) -> InputError:
     """Return what an error says that came from reading a database."""
     code = _code(error)
     if code & 0xFF == sqlite3.SQLITE_BUSY:
-        return _busy(path)
+        return _busy(path, READ_PATIENCE)
+    if _of_the_disk(error):
+        return _disk_failed(path, "read", error)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
-        return InputError(
+        return UnavailableError(
             "was left half changed by a job that was killed",
             path=path,
             remedy="let somebody read it who may write it and its folder, with `coaddflow corners "
             "query 0 0`, or run the workflow again: that puts back what it was",
+        )
+    if code & 0xFF in _NOT_ALLOWED:
+        return UnavailableError(
+            f"cannot be read: {error}",
+            path=path,
+            remedy="check the permissions of the file and its folder, then run again",
         )
     cause = f"is not a readable corner database ({error})"
     return InputError(" ".join(cause.split()), path=path, remedy=REBUILD)
@@ -194,6 +262,8 @@ def _begin(path: Path) -> sqlite3.Connection:
 
     Pages that somebody changed who was killed have been put back.
     """
+    if not _has_locks(path):
+        raise NoLocksError
     while True:
         before = _identity(path)
         connection = _connect(path, "mode=rw")
@@ -257,24 +327,39 @@ def _explained(path: Path) -> Iterator[None]:
         if _code(error) in _WITHOUT_LOCKS:
             raise NoLocksError from error
         if code == sqlite3.SQLITE_BUSY:
-            raise _busy(path) from error
-        if code == sqlite3.SQLITE_FULL:
-            cause = os.strerror(errno.ENOSPC)
-        elif code in _NOT_ALLOWED and path.exists():
-            cause = str(error)
-        else:
-            raise
-        raise InputError(
-            f"cannot be written: {cause}",
-            path=path,
-            remedy="free some space or check the permissions of the file and its folder, then run "
-            "again",
-        ) from error
+            raise _busy(path, CHANGE_PATIENCE) from error
+        if code == sqlite3.SQLITE_FULL or _of_the_disk(error):
+            raise _disk_failed(path, "written", error) from error
+        if code in _NOT_ALLOWED and path.exists():
+            # no copy replaces it: who may not write it cannot lock it against who changes it
+            raise InputError(
+                f"cannot be written: {error}",
+                path=path,
+                remedy="whoever runs the workflow must be allowed to write the file and its "
+                "folder: let its owner allow it (`chmod g+w`), then run again",
+            ) from error
+        raise
 
 
-def _busy(path: str | Path) -> InputError:
-    return InputError(
-        "another process has had it for minutes",
+def is_damaged(error: sqlite3.DatabaseError) -> bool:
+    """Return whether an error came from the content of a database: made anew, it is mended."""
+    return _code(error) & 0xFF in _DAMAGED
+
+
+def _of_the_disk(error: Exception) -> bool:
+    return _code(error) & 0xFF == sqlite3.SQLITE_IOERR
+
+
+def _disk_failed(path: str | Path, what: str, error: Exception) -> UnavailableError:
+    """Return the error of a full disk, or of one that fails; to SQLite so does a used-up quota."""
+    full = _code(error) == sqlite3.SQLITE_FULL
+    cause = os.strerror(errno.ENOSPC) if full else f"{error} (or the quota is used up)"
+    return UnavailableError(f"cannot be {what}: {cause}", path=path, remedy=_CHECK_THE_DISK)
+
+
+def _busy(path: str | Path, patience: float) -> UnavailableError:
+    return UnavailableError(
+        f"another process has had it for {patience:.0f} s",
         path=path,
         remedy="wait for that process, or end it, then run again",
     )

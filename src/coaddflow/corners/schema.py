@@ -327,9 +327,6 @@ EXAMPLES = (
     ),
 )
 
-STATEMENTS = (*(table.sql for table in TABLES), *INDEXES, *(view.sql for view in VIEWS))
-"""SQL that makes an empty database."""
-
 
 _IN_PLACE = f"""\
 ## How they are written
@@ -337,12 +334,13 @@ _IN_PLACE = f"""\
 The database of a tract is written beside the old one and renamed: under its name it never changes.
 That of the survey would take longer with each exposure (60 GB for 22 million CCDs), so it is
 changed in place, in one transaction with SQLite's rollback journal, `{SURVEY_CORNERS}-journal`,
-which is there for some milliseconds. Only a new schema, another sky map or damage makes a new file.
-For those who use it:
+which is there from the first changed row to the commit. Only a new schema, another sky map or
+damage makes a new file. For those who use it:
 
 - A query sees the survey as it was before an update, or after it. A program that keeps the file
-  open sees the next update. Queries wait for the moment of writing, an update waits for queries
-  (five minutes at most).
+  open sees the next update. Queries wait while the file is written: for the commit, some
+  milliseconds, but where an update changes more than its cache of 64 MB holds, from then on until
+  the commit. They wait a minute at most, an update waits five for queries and other updates.
 - A process that is killed, or a machine that loses its power, leaves the journal. Whoever opens the
   database next, and may write it and its folder, puts back what it was; who may only read it gets
   an error that says so. The next run does it in any case. A failed update changes nothing, and
@@ -352,6 +350,11 @@ For those who use it:
 - Programs that read it need the locks of the file system: do not open it with `immutable=1` or
   `nolock=1` while a run may be writing. Where the file system has no locks, a changed copy replaces
   the file, as a whole.
+- Users who share a survey all need to write the file, not only its folder (`chmod g+w`, umask 002):
+  a copy does not replace a file that may not be written, since whoever may not write it cannot lock
+  it against one who is changing it.
+- A full disk, a quota that is used up or an error of the disk ends an update with a message that
+  says so; the database is what it was, and is not made anew.
 - Up to 16 MB the file is looked through at each update. Damage in a larger one is found by
   `coaddflow verify`, or when the damaged page is needed.
 - What has changed is known by the size and time of the manifests. If you edit one and keep both,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from coaddflow import fence
 from coaddflow.corners.build import (
+    INSERT,
     Manifest,
     create_indexes,
     create_tables,
@@ -26,7 +27,12 @@ from coaddflow.corners.build import (
     read_manifests,
     state_of,
 )
-from coaddflow.corners.connections import NoLocksError, changed_database, replaced_database
+from coaddflow.corners.connections import (
+    NoLocksError,
+    changed_database,
+    is_damaged,
+    replaced_database,
+)
 from coaddflow.corners.schema import APPLICATION_ID, SCHEMA_VERSION, SURVEY_TABLES
 from coaddflow.errors import InputError
 from coaddflow.skymap.base import SkyMap
@@ -185,8 +191,8 @@ def update_survey_database(
     Raises
     ------
     InputError
-        As `build_tract_database`; if another process has the file for a minute; or if a CCD covers
-        a patch for which its exposure was not planned. The file stays as it was.
+        As `build_tract_database`; if another process has the file for `CHANGE_PATIENCE`; or if a
+        CCD covers a patch for which its exposure was not planned. The file stays as it was.
     """
     survey = _Survey(list(dict.fromkeys(map(str, manifests))), skymap, planned)
     if not Path(path).is_file():
@@ -200,6 +206,8 @@ def update_survey_database(
             with replaced_database(path, copy_from=path) as connection:
                 return _update(connection, survey, path)
     except (sqlite3.DatabaseError, _UselessError) as error:
+        if isinstance(error, sqlite3.DatabaseError) and not is_damaged(error):
+            raise
         _LOG.warning("%s is made anew: %s", path, error)
         return build_survey_database(path, survey.manifests, skymap, planned)
 
@@ -313,7 +321,7 @@ def _note_states(
 ) -> None:
     """Note what the next update compares."""
     connection.executemany(
-        "INSERT INTO exposure_checks VALUES (?, ?, ?, ?, ?)",
+        INSERT["exposure_checks"],
         [
             (one.exposure, one.path, one.size, one.mtime_ns, survey.digest(one.exposure))
             for one in manifests

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coaddflow.corners.connections import open_for_reading
+from coaddflow.corners.connections import UnavailableError, open_for_reading, reading_failed
 from coaddflow.errors import InputError
 from coaddflow.files import sha256_of
 from coaddflow.image.checksum import wrong_sums
@@ -49,15 +49,17 @@ class Product:
 
 @dataclass(frozen=True)
 class BadProduct:
-    """A product that is not what was written, and what to do."""
+    """A product that is not what was written, or could not be verified, and what to do."""
 
     product: Product
     cause: str
+    advice: str = ""
+    """What to do about one that could not be verified."""
 
     @property
     def remedy(self) -> str:
-        """What to do, as commands."""
-        return f"rm {' '.join(self.product.remove)}; then run the workflow again"
+        """What to do, as commands where it is to be made again."""
+        return self.advice or f"rm {' '.join(self.product.remove)}; then run the workflow again"
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def verify_survey(
             for failure in results.failures:
                 failure.raise_again()
             for product, state, problem in zip(part, states, results, strict=True):
-                if problem:
-                    bad.append(BadProduct(product, problem))
+                if problem is not None:
+                    bad.append(problem)
                 else:
                     stream.write(json.dumps([product.path, *state]) + "\n")
             stream.flush()
@@ -219,26 +221,34 @@ def _there(files: Iterable[str]) -> Iterator[Product]:
     return (Product(name, (name,)) for name in _names(files))
 
 
-def _problem_of(product: Product, worker: Worker) -> str:
-    """Return what is wrong with a product; empty if it is good."""
-    path = Path(product.path)
+def _problem_of(product: Product, worker: Worker) -> BadProduct | None:
+    """Return a product with what is wrong with it; None if it is good."""
     try:
-        if not path.is_file():
-            return "it is not there, although its table names it"
-        if path.suffix == ".fits":
-            return _problem_of_fits(path, product.sha256)
-        if path.suffix == ".sqlite":
-            return _problem_of_database(path)
-        if path.suffix == ".ecsv":
-            ecsv.read_rows(path)
-        elif path.suffix == ".png":
-            _read_picture(path)
+        cause = _damage(product)
+    except UnavailableError as error:
+        return BadProduct(product, error.cause, error.remedy or "")
     except (InputError, ValueError, SyntaxError, sqlite3.DatabaseError) as error:
-        return getattr(error, "cause", None) or f"it is damaged ({error})"
+        cause = getattr(error, "cause", None) or f"it is damaged ({error})"
     except OSError as error:
         if error.errno is not None:
             raise
-        return f"it is damaged ({error})"
+        cause = f"it is damaged ({error})"
+    return BadProduct(product, cause) if cause else None
+
+
+def _damage(product: Product) -> str:
+    """Return the damage of a product, or raise what its reader says; empty if it is good."""
+    path = Path(product.path)
+    if not path.is_file():
+        return "it is not there, although its table names it"
+    if path.suffix == ".fits":
+        return _problem_of_fits(path, product.sha256)
+    if path.suffix == ".sqlite":
+        return _problem_of_database(path)
+    if path.suffix == ".ecsv":
+        ecsv.read_rows(path)
+    elif path.suffix == ".png":
+        _read_picture(path)
     return ""
 
 
@@ -253,7 +263,10 @@ def _problem_of_fits(path: Path, sha256: str) -> str:
 
 def _problem_of_database(path: Path) -> str:
     with contextlib.closing(open_for_reading(path)) as database:
-        (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        try:
+            (answer,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise reading_failed(path, error) from error
     return "" if answer == "ok" else f"it is damaged ({answer})"
 
 
