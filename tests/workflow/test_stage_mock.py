@@ -17,6 +17,7 @@ FINE = {
     "master_dark": ("ccd=0", "results/calibs/dark/0.fits"),
     "master_flat": ("band=r ccd=0", "results/calibs/flat/r/0.fits"),
     "defects": ("band=r ccd=0", "results/calibs/defects/r/0.fits"),
+    "frame_table": ("frames=flat_{band}", "results/calibs/frames/flat_{band}.ecsv"),
     "calexp": ("exposure={exposure} ccd=0", "results/calexp/{exposure}/0.fits"),
     "manifest": ("exposure={exposure}", "results/summary/{exposure}.ecsv"),
     "tract_corners": ("band={band} tract={tract}", "results/corners/{band}/{tract}.sqlite"),
@@ -30,6 +31,7 @@ FINE = {
     "depth": ("tract={tract}", "results/depth/{tract}.ecsv"),
 }
 COARSE_JOBS = {
+    "calib_table": ("band={band}", "results/calibs/{band}.ecsv"),
     "exposure": ("exposure={exposure}", "results/summary/{exposure}.ecsv"),
     "tract": ("band={band} tract={tract}", "results/coadd/{band}/{tract}.ecsv"),
     "depth": FINE["depth"],
