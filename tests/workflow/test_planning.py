@@ -345,6 +345,11 @@ def test_archived_raw_frames_leave_their_masters_done(coarse):
     for exposure in plan.calibration:
         (coarse / plan.raw_file(exposure, 0)).unlink()
     assert coarse.plan().planned_nothing
+    # without the table the run stops before it makes them from nothing
+    (coarse / "results/calibs/frames/bias.ecsv").unlink()
+    planned = coarse.plan()
+    assert planned.returncode != 0
+    assert Path(plan.raw_file(plan.calib_frames("bias")[0], 0)).name in planned.text
 
 
 def test_the_tables_name_what_jobs_use(coarse_survey):

@@ -139,7 +139,9 @@ def _newest_first(folder: str | Path, pattern: str) -> list[Path]:
     return sorted(times, key=times.__getitem__, reverse=True)
 
 
-def _keep(path: Path, key: str, facts: Mapping, schema: "_Schema", lines: Iterable[Sequence]):
+def _keep(
+    path: Path, key: str, facts: Mapping, schema: "_Schema", lines: Iterable[Sequence]
+) -> None:
     """Write a database, remove old ones of its kind.
 
     A run that cannot keep its plan works it out again.
