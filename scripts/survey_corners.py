@@ -7,5 +7,5 @@ with stage(snakemake) as job:
     from coaddflow.settings import load_settings
     from coaddflow.workflow.plan import make_plan
 
-    overlaps = make_plan(load_settings(job.config)).overlaps
+    overlaps = make_plan(load_settings(job.config), is_job=True).overlaps
     make_survey_database(job.output.database, job.input.manifests, job.skymap, overlaps)

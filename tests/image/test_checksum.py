@@ -74,7 +74,6 @@ def test_a_fingerprint_changes_with_the_content_of_a_file(tmp_path):
         hdus.writeto(path, overwrite=True, **options)
         return fingerprint(path)
 
-    # with DATASUM the data are not read, without it they are
     for options in ({"checksum": True}, {}):
         first = written(pixels, **options)
         assert written(pixels + 1, **options) != first
@@ -83,5 +82,23 @@ def test_a_fingerprint_changes_with_the_content_of_a_file(tmp_path):
     path.write_bytes(whole[:-2880])
     with pytest.raises(InputError, match="not a whole FITS file"):
         fingerprint(path)
-    with pytest.raises(InputError, match=r"nothing\.fits"):
-        fingerprint(tmp_path / "nothing.fits")
+
+
+def test_a_fingerprint_changes_with_pixels_also_if_their_sum_does_not(path):
+    before = fingerprint(path)
+    content = bytearray(path.read_bytes())
+    with fits.open(path) as hdus:
+        place = hdus[1].fileinfo()["datLoc"]
+    content[place : place + 8] = content[place + 4 : place + 8] + content[place : place + 4]
+    path.write_bytes(content)
+    assert wrong_sums(path) == []
+    assert fingerprint(path) != before
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path):
+    for read in (fingerprint, wrong_sums):
+        with pytest.raises(
+            InputError, match=r"nothing\.fits: cannot be read: No such file"
+        ) as said:
+            read(tmp_path / "nothing.fits", "look for it")
+        assert "whole" not in str(said.value)

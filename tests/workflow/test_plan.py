@@ -1,11 +1,14 @@
 """The plan follows from settings, tables and camera, and from nothing else."""
 
 import ast
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +28,7 @@ from coaddflow.workflow import plan_cache
 from coaddflow.workflow.inputs import Inputs
 from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan import make_plan
+from coaddflow.workflow.plan_cache import KeptRows
 from coaddflow.workflow.report import notes
 
 SKYMAP = {
@@ -204,19 +208,126 @@ def test_the_fingerprint_of_a_ccd_changes_with_what_the_camera_file_says_of_it()
     assert changed == {camera["detectors"][1]["id"]}
 
 
+def kept_files(kind="plan"):
+    return sorted(Path("cache").glob(f"{kind}-*.sqlite"))
+
+
 def test_the_plan_is_kept_and_made_anew_when_what_it_rests_on_changes():
-    cache = Path("cache/plan.sqlite")
-    first = plan_of([science("a"), science("b")], cache)
-    written = cache.stat().st_mtime_ns
-    os.utime(cache, ns=(written, written - 10**9))
-    again = plan_of([science("a"), science("b", mjd=60009.0)], cache)
-    assert cache.stat().st_mtime_ns == written - 10**9
+    first = plan_of([science("a"), science("b")], "cache")
+    (kept,) = kept_files()
+    inode = kept.stat().st_ino
+    again = plan_of([science("a"), science("b", mjd=60009.0)], "cache")
+    assert kept_files() == [kept]
+    assert kept.stat().st_ino == inode
     assert again.overlaps == first.overlaps
     assert again.table_row("b", 0)["mjd"] == 60009.0
-    moved = plan_of([science("a"), science("b", ra=150.2)], cache)
+    moved = plan_of([science("a"), science("b", ra=150.2)], "cache")
     assert moved.overlaps["b"] != first.overlaps["b"]
-    cache.write_text("{")
-    assert plan_of([science("a"), science("b")], cache).overlaps == first.overlaps
+    assert len(kept_files()) == 2
+    assert kept.stat().st_ino == inode, "another run may have it open"
+
+
+def test_a_run_that_cannot_keep_its_plan_does_not_use_an_older_one(monkeypatch):
+    first = plan_of([science("a")], "cache")
+    before = kept_files()
+
+    def no_space(path):
+        raise InputError("cannot be written: no space left on device", path=path)
+
+    monkeypatch.setattr(plan_cache, "atomic_path", no_space)
+    moved = [science("a", ra=150.2)]
+    plan = plan_of(moved, "cache")
+    assert plan.overlaps == plan_of(moved).overlaps != first.overlaps
+    assert kept_files() == before
+    # nor one under the name of its own
+    path = plan_cache._path_of_plan("cache", "0" * 64)
+    before[0].rename(path)
+    assert plan_cache._kept(path, "0" * 64) is None
+
+
+def test_jobs_keep_nothing():
+    plan = plan_of([science("a")], "cache", is_job=True)
+    assert plan.overlaps == plan_of([science("a")]).overlaps
+    assert not Path("cache").exists()
+
+
+def test_of_kept_plans_those_are_removed_that_are_neither_new_nor_in_use():
+    rows = [[science("a", ra=150.0 + 0.1 * n)] for n in range(6)]
+    for of_run in rows[:5]:
+        plan_of(of_run, "cache")
+    old = kept_files() + kept_files("rows")
+    assert len(old) == 10, "of this week"
+    for path in old:
+        os.utime(path, (1e9, 1e9))
+    plan_of(rows[0], "cache")  # uses two of them
+    plan_of(rows[5], "cache")
+    assert len(kept_files()) == len(kept_files("rows")) == 4
+    inodes = {path.stat().st_ino for path in kept_files()}
+    plan_of(rows[0], "cache")
+    assert {path.stat().st_ino for path in kept_files()} == inodes
+
+
+def damage(path, how):
+    """Spoil a kept plan: its beginning, a page of it, all, or its lines."""
+    content = path.read_bytes()
+    if how == "no database":
+        path.write_text("{")
+    elif how == "a page":
+        path.write_bytes(content[:-4096] + b"\x55" * 4096)
+    elif how == "cut off":
+        path.write_bytes(content[:4096])
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("DELETE FROM kept")
+
+
+@pytest.mark.parametrize("how", ["no database", "a page", "cut off", "no lines"])
+def test_a_damaged_plan_is_worked_out_again(how):
+    rows = [science("a"), science("b")]
+    first = plan_of(rows, "cache")
+    for kind in ("plan", "rows"):
+        (path,) = kept_files(kind)
+        damage(path, how)
+        assert plan_of(rows, "cache").overlaps == first.overlaps
+        assert plan_cache.Kept(path).is_sound()
+    assert isinstance(plan_of(rows, "cache", is_job=True).science, KeptRows)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("plan", "overlaps"), ("rows", "science")])
+def test_damage_that_a_job_finds_is_said_with_file_and_remedy(kind, part):
+    plan_of([science("a"), science("b")], "cache")
+    job = plan_of([science("a"), science("b")], "cache", is_job=True)
+    (path,) = kept_files(kind)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"DROP TABLE {'overlaps' if kind == 'plan' else 'rows'}")
+    looked_up = type(getattr(job, part))
+    damaged = looked_up(plan_cache.Kept(path), *([True] if kind == "rows" else []))
+    with pytest.raises(InputError, match=rf"{path}: .* Remove it and run again"):
+        _ = damaged["a"]
+
+
+def test_a_kept_plan_is_looked_up_in_any_thread():
+    plan = plan_of([science("a"), science("b")], "cache")
+    job = plan_of([science("a"), science("b")], "cache", is_job=True)
+    expected = dict(plan.overlaps)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: dict(plan.overlaps), range(20)):
+            assert found == expected
+        assert threads.submit(lambda: job.science["b"].band).result() == "r"
+
+
+def test_lists_of_exposures_are_those_of_the_caller():
+    plan = plan_of([science("a"), science("b")])
+    tract = plan.tracts[0]
+    patch = plan.patches_of("r", tract)[0]
+    for ask in (
+        lambda: plan.exposures_of_tract(tract),
+        lambda: plan.exposures_of_tract(tract, "r"),
+        lambda: plan.exposures_of_patch("r", tract, patch),
+    ):
+        before = list(ask())
+        ask().clear()
+        assert ask() == before
 
 
 def test_settings_of_a_job_hold_nothing_but_its_sections():
@@ -241,20 +352,18 @@ def test_what_is_switched_off_has_no_part_in_settings_and_their_hash():
 
 
 def test_the_kept_plan_is_invalid_when_any_module_that_makes_it_has_changed(monkeypatch, tmp_path):
-    cache = Path("cache/plan.sqlite")
-    plan_of([science("a")], cache)
+    plan_of([science("a")], "cache")
     package = tmp_path / "coaddflow"
     shutil.copytree(plan_cache.PACKAGE, package)
     monkeypatch.setattr(plan_cache, "PACKAGE", package)
-    kept = cache.read_bytes()
-    plan_of([science("a")], cache)
-    assert cache.read_bytes() == kept, "a copy of the same sources"
-    for name in ("skymap/coverage.py", "geometry/polygon.py", "instrument/camera.py"):
+    plan_of([science("a")], "cache")
+    assert len(kept_files()) == 1, "a copy of the same sources"
+    sources = ("skymap/coverage.py", "geometry/polygon.py", "instrument/camera.py")
+    for n_more, name in enumerate(sources, 1):
         with (package / name).open("a") as stream:
             stream.write("# changed\n")
-        plan_of([science("a")], cache)
-        assert cache.read_bytes() != kept, name
-        kept = cache.read_bytes()
+        plan_of([science("a")], "cache")
+        assert len(kept_files()) == 1 + n_more, name
 
 
 def test_the_modules_that_make_a_plan_are_those_it_is_kept_by():

@@ -1,6 +1,7 @@
 """What planning costs, by counts, and what a changed calibration frame redoes."""
 
 import contextlib
+import functools
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from test_plan import SKYMAP, calibration, science
 from test_workflow import plan_of
 
 from coaddflow.settings import Settings
-from coaddflow.tables.calibs import read_calib_table, read_frame_table
+from coaddflow.tables.calibs import read_calib_table, read_frame_table, write_frame_table
 from coaddflow.tables.exposures import write_exposures
 from coaddflow.tables.pointings import Angles, Correction, adopt, write_new
+from coaddflow.workflow import inputs
 from coaddflow.workflow.inputs import Inputs
 from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan import Plan, make_plan
@@ -22,7 +24,7 @@ from coaddflow.workflow.plan_cache import KeptOverlaps, KeptRows
 from coaddflow.workflow.stages import STAGES, targets
 
 BANDS = "gr"
-CACHE = ".snakemake/plan.sqlite"
+CACHE = ".snakemake/coaddflow"
 
 
 def survey_of(n, cache=None, is_job=False, **changes):
@@ -47,6 +49,35 @@ def survey_of(n, cache=None, is_job=False, **changes):
         "parallel": {"calexp": "exposure", "coadd": "tract"},
     }
     return make_plan(Settings(**(settings | changes)), cache, is_job)
+
+
+MASTER = "results/calibs/bias/{ccd}.fits"
+
+
+@pytest.mark.parametrize("table", [None, "damaged"], ids=["no table", "a damaged table"])
+def test_masters_of_archived_frames_are_not_made_again_from_none(tmp_path, monkeypatch, table):
+    monkeypatch.chdir(tmp_path)
+    for cached in (inputs._is_there, inputs._lacked_frames):
+        monkeypatch.setattr(inputs, cached.__name__, cached.__wrapped__)
+    plan = survey_of(4)
+    files = [plan.raw_template(name) for name in plan.calib_frames("bias")]
+    for file in files[1:]:
+        Path(file).unlink()
+    if table:
+        Path("results/calibs/frames").mkdir(parents=True)
+        Path("results/calibs/frames/bias.ecsv").write_text(table)
+    asked = functools.partial(Inputs(plan).frame_table, SimpleNamespace(frames="bias"))
+    assert asked() == files[:1], "nothing is made"
+    Path(MASTER).parent.mkdir(parents=True)
+    failed = fits.PrimaryHDU()
+    failed.header["CFFAILED"] = "missing_frames"
+    for ccd in plan.ccds:
+        failed.writeto(MASTER.format(ccd=ccd))
+    assert asked() == files[:1], "nor has been made"
+    fits.PrimaryHDU().writeto(MASTER.format(ccd=1), overwrite=True)
+    assert asked() == files
+    write_frame_table("results/calibs/frames/bias.ecsv", {files[0]: 1.0}, "bias")
+    assert asked() == files[:1]
 
 
 def n_inputs(plan, stage):
@@ -160,11 +191,11 @@ def test_a_job_looks_up_no_more_in_a_survey_of_more_exposures(tmp_path, monkeypa
     for n in (8, 40):
         survey_of(n, cache=CACHE)
         plan, asked = survey_of(n, cache=CACHE, is_job=True), []
-        plan.science._database.set_trace_callback(asked.append)
-        plan.overlaps._database.set_trace_callback(asked.append)
+        plan.science.kept._database.set_trace_callback(asked.append)
+        plan.overlaps.kept._database.set_trace_callback(asked.append)
         wildcards = SimpleNamespace(exposure="e003")
-        inputs, params = Inputs(plan).exposure(wildcards), Params(plan)
-        assert inputs["calibs"] == ["results/calibs/r.ecsv"]
+        files, params = Inputs(plan).exposure(wildcards), Params(plan)
+        assert files["calibs"] == ["results/calibs/r.ecsv"]
         for of_job in (params.exposure_row, params.raw, params.exposure, params.verdict):
             of_job(wildcards)
         looks.append(len(asked))
@@ -180,8 +211,12 @@ def test_a_job_plans_anew_when_tables_or_settings_are_others_by_now(tmp_path, mo
         survey_of(4, cache=CACHE, is_job=True, exclude=["e000"]),
     ):
         assert isinstance(other.science, dict)
-    Path(CACHE).with_name("rows.sqlite").write_text("damaged")
-    assert len(survey_of(4, cache=CACHE, is_job=True).science) == 4
+    # what others have planned meanwhile is beside it
+    survey_of(4, cache=CACHE, exclude=["e001"])
+    assert isinstance(survey_of(4, cache=CACHE, is_job=True).science, KeptRows)
+    for path in Path(CACHE).glob("rows-*.sqlite"):
+        path.write_text("damaged")
+    assert survey_of(4, cache=CACHE, is_job=True).science == survey_of(4).science
 
 
 def test_a_job_has_the_pointings_that_its_run_has_adopted(tmp_path, monkeypatch):
@@ -191,6 +226,9 @@ def test_a_job_has_the_pointings_that_its_run_has_adopted(tmp_path, monkeypatch)
     before = survey_of(4, cache=CACHE, is_job=True)
     assert before.science["e001"].ra == row.ra, "that of the run that found it"
     run = survey_of(4, cache=CACHE)
+    still = survey_of(4, cache=CACHE, is_job=True)
+    assert isinstance(still.science, KeptRows), "another has planned, no run has begun"
+    assert still.science["e001"].ra == row.ra
     adopt(run.pointings)
     job = survey_of(4, cache=CACHE, is_job=True)
     assert isinstance(job.science, KeptRows)
@@ -307,6 +345,11 @@ def test_archived_raw_frames_leave_their_masters_done(coarse):
     for exposure in plan.calibration:
         (coarse / plan.raw_file(exposure, 0)).unlink()
     assert coarse.plan().planned_nothing
+    # without the table the run stops before it makes them from nothing
+    (coarse / "results/calibs/frames/bias.ecsv").unlink()
+    planned = coarse.plan()
+    assert planned.returncode != 0
+    assert Path(plan.raw_file(plan.calib_frames("bias")[0], 0)).name in planned.text
 
 
 def test_the_tables_name_what_jobs_use(coarse_survey):

@@ -1,17 +1,19 @@
-"""Verifying DATASUM and CHECKSUM of FITS files, and telling files apart by them.
+"""Verifying DATASUM and CHECKSUM of FITS files, and telling files apart.
 
 References
 ----------
 .. [1] FITS Standard 4.0 (2018), section 4.4.2.7 and appendix J.
 """
 
-import hashlib
+import collections
+import contextlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from coaddflow.errors import InputError
+from coaddflow.files import sha256_of
 from coaddflow.image.fits_hdus import HduHeader, NotFitsError, data_sum, open_fits, walk_hdus
 
 _CHUNK = 1 << 20
@@ -52,19 +54,14 @@ def wrong_sums(path: str | Path, remedy: str = "remove it and run the workflow a
     InputError
         If the file is missing, ends too early, or is not FITS.
     """
-    path = Path(path)
-    try:
-        with open_fits(path) as stream:
-            return list(_problems(stream))
-    except (OSError, EOFError, NotFitsError, zlib.error) as error:
-        raise InputError(f"is not a whole FITS file ({error})", path, remedy) from error
+    with _reading(path, remedy), open_fits(Path(path)) as stream:
+        return list(_problems(stream))
 
 
 def fingerprint(path: str | Path, remedy: str = "get the file again") -> str:
     """Return what changes when the content of a FITS file does: a few letters and digits.
 
-    It is the SHA-256 of the headers. Data are read only where the header has no DATASUM of theirs,
-    so that files written here cost no more than their headers.
+    It is from the SHA-256 of its bytes: programs that edit pixels may leave DATASUM as it was.
 
     Parameters
     ----------
@@ -78,21 +75,21 @@ def fingerprint(path: str | Path, remedy: str = "get the file again") -> str:
     InputError
         If the file is missing, ends too early, or is not FITS.
     """
-    digest = hashlib.sha256()
-    try:
+    with _reading(path, remedy):
         with open_fits(Path(path)) as stream:
-            for hdu in walk_hdus(stream):
-                digest.update(hdu.text)
-                left = 0 if hdu.keywords.get("DATASUM") else hdu.data_size
-                while left > 0:
-                    chunk = stream.read(min(_CHUNK, left))
-                    if not chunk:
-                        raise EOFError("it ends in its data")
-                    digest.update(chunk)
-                    left -= len(chunk)
+            collections.deque(walk_hdus(stream), maxlen=0)  # it is whole
+        return sha256_of(path)[:32]
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path, remedy: str) -> Iterator[None]:
+    """Raise InputError if a file turns out in the block to be missing, or not whole."""
+    try:
+        yield
     except (OSError, EOFError, NotFitsError, zlib.error) as error:
-        raise InputError(f"is not a whole FITS file ({error})", path, remedy) from error
-    return digest.hexdigest()[:32]
+        reason = getattr(error, "strerror", None)  # of the system, not of a decompressor
+        cause = f"cannot be read: {reason}" if reason else f"is not a whole FITS file ({error})"
+        raise InputError(cause, path, remedy) from error
 
 
 def _problems(stream: BinaryIO) -> Iterator[str]:

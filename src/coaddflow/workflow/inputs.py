@@ -6,7 +6,6 @@ the CCD is done again. Where a CCD has been done and its raw file has since been
 archive), the file stays an input and the CCD stays done.
 """
 
-import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +69,11 @@ class Inputs:
         return {"raw": found}
 
     def frame_table(self, wildcards: Any) -> list[str]:
-        """Return the raw frames that a table names, or is to name."""
+        """Return the raw frames that a table names, or is to name.
+
+        Without a table all are asked for where calibration frames were made from them: made again
+        from those that are left, these would be lost.
+        """
         kind, _, band = wildcards.frames.partition("_")
         files = [
             self.plan.raw_template(exposure)
@@ -78,11 +81,19 @@ class Inputs:
         ]
         if all(map(_is_there, files)):
             return files
-        named: set[str] = set()
-        with contextlib.suppress(InputError):
+        try:
             table = read_frame_table(paths.FRAME_TABLE.format(frames=wildcards.frames))
-            named = {row.path for row in table}
+        except InputError:
+            if self._has_masters(kind, band or self.plan.bands[0]):
+                return files
+            table = ()
+        named = {row.path for row in table}
         return [path for path in files if path in named or _is_there(path)]
+
+    def _has_masters(self, kind: str, band: str) -> bool:
+        """Return whether calibration frames of a kind are there that did not lack raw frames."""
+        masters = {self.plan.calib_product(kind, ccd, band) for ccd in self.plan.ccds} - {None}
+        return any(_is_there(path) and not _lacked_frames(path) for path in masters)
 
     def _calibs(self, wildcards: Any, *kinds: str) -> dict[str, str]:
         band = getattr(wildcards, "band", self.plan.bands[0])

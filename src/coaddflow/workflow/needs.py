@@ -123,7 +123,7 @@ def alike(plan: Plan, names: Names) -> Names:
     """
     if "exposure" not in names or "tract" in names or names["exposure"] not in plan.science:
         return names
-    return {**names, "exposure": next(iter(plan.science))}
+    return {**names, "exposure": plan.first_raw}
 
 
 def of_manifest(plan: Plan, names: Names) -> Needs:

@@ -2,7 +2,7 @@
 
 Everything here follows from the settings, the tables of exposures and the camera, before anything
 has run, so that the Snakefile can show the whole way to the last coadd. Every job of a cluster
-reads the Snakefile again; what takes time to work out is therefore kept in a file (`PLAN_CACHE`),
+reads the Snakefile again; what takes time to work out is therefore kept in files (`plan_cache`),
 under a checksum of all that it was made from.
 """
 
@@ -105,6 +105,13 @@ class Plan:
         return sorted({row.band for row in self.science.values()})
 
     @functools.cached_property
+    def first_raw(self) -> str | None:
+        """The first raw exposure on the sky, if there is one."""
+        if isinstance(self.science, KeptRows):
+            return self.science.first
+        return next(iter(self.science), None)
+
+    @functools.cached_property
     def tracts(self) -> list[int]:
         """Tracts that some exposure can touch, in order."""
         if isinstance(self.overlaps, KeptOverlaps):
@@ -116,16 +123,10 @@ class Plan:
         """Columns and rows of each CCD of a raw exposure."""
         return tuple(ccd.size for ccd in self.ccds.values())
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def sky_tract(self, tract: int) -> "Tract":
         """Return the grid of pixels of a tract."""
-        if tract not in self._sky_tracts:
-            self._sky_tracts[tract] = self._sky.tract(tract)
-        return self._sky_tracts[tract]
-
-    @functools.cached_property
-    def _sky_tracts(self) -> dict[int, "Tract"]:
-        """What `sky_tract` has made."""
-        return {}
+        return self._sky.tract(tract)
 
     @functools.cached_property
     def _sky(self) -> "SkyMap":
@@ -142,18 +143,12 @@ class Plan:
                 found[tract].append(exposure)
         return found
 
-    @functools.cached_property
-    def _by_band(self) -> dict[int, dict[str, list[str]]]:
-        """What `_bands_on` has found."""
-        return {}
-
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def _bands_on(self, tract: int) -> dict[str, list[str]]:
         """Return the exposures of a tract by band, in order of their ids."""
-        found = self._by_band.get(tract)
-        if found is None:
-            found = self._by_band[tract] = {}
-            for exposure in self.exposures_of_tract(tract):
-                found.setdefault(self.band_of(exposure), []).append(exposure)
+        found: dict[str, list[str]] = {}
+        for exposure in self.exposures_of_tract(tract):
+            found.setdefault(self.band_of(exposure), []).append(exposure)
         return found
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
@@ -185,10 +180,10 @@ class Plan:
     def exposures_of_tract(self, tract: int, band: str | None = None) -> list[str]:
         """Return the exposures that can touch a tract, of all bands or of one."""
         if band is not None:
-            return self._bands_on(tract).get(band, [])
+            return list(self._bands_on(tract).get(band, ()))
         if isinstance(self.overlaps, KeptOverlaps):
             return self.overlaps.exposures_of(tract)
-        return self._by_tract[tract]
+        return list(self._by_tract[tract])
 
     def patches_of(self, band: str, tract: int) -> list[str]:
         """Return the patches that exposures of this band can touch, rows one after the other."""
@@ -196,7 +191,7 @@ class Plan:
 
     def exposures_of_patch(self, band: str, tract: int, patch: str) -> list[str]:
         """Return the exposures of a band that can touch a patch."""
-        return self._patches_on(band, tract).get(patch, [])
+        return list(self._patches_on(band, tract).get(patch, ()))
 
     def raw_file(self, exposure: str, ccd: int) -> str:
         """Return the raw file of a CCD, relative to the working folder where the table is."""
@@ -224,6 +219,7 @@ class Plan:
         names = [name for name in (row.path, row.weight_path, row.mask_path) if name]
         return [_as_given(name, table) for name in dict.fromkeys(names)]
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def calib_frames(self, kind: str, band: str | None = None) -> list[str]:
         """Return the raw exposures that a calibration frame is made from, in order of time.
 
@@ -239,17 +235,6 @@ class Plan:
         list of str
             Empty if none is made: it is given, not wanted, or there are too few exposures.
         """
-        found = self._calib_frames.get((kind, band))
-        if found is None:
-            found = self._calib_frames[kind, band] = self._find_calib_frames(kind, band)
-        return found
-
-    @functools.cached_property
-    def _calib_frames(self) -> dict[tuple[str, str | None], list[str]]:
-        """What `calib_frames` has found: planning asks for each CCD of each exposure."""
-        return {}
-
-    def _find_calib_frames(self, kind: str, band: str | None) -> list[str]:
         settings = getattr(self.settings.calibs, kind)
         if settings.source == "night_sky":
             # named ones are used also if their band is not
@@ -299,21 +284,13 @@ class Plan:
         products = {kind: self.calib_product(kind, ccd, band) for kind in kinds}
         return {kind: path for kind, path in products.items() if path is not None}
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def calibs_of_band(self, band: str) -> dict[int, dict[str, str]]:
         """Return the calibration frames that there are in a band, by CCD and kind.
 
         They are asked for by each CCD of each exposure, and worked out once.
         """
-        found = self._calibs_of_bands.get(band)
-        if found is None:
-            found = {ccd: self.calibs_of(ccd, band, *CALIB_KINDS) for ccd in self.ccds}
-            self._calibs_of_bands[band] = found
-        return found
-
-    @functools.cached_property
-    def _calibs_of_bands(self) -> dict[str, dict[int, dict[str, str]]]:
-        """What `calibs_of_band` has found."""
-        return {}
+        return {ccd: self.calibs_of(ccd, band, *CALIB_KINDS) for ccd in self.ccds}
 
     def calib_table(self, band: str) -> str | None:
         """Return the table of the calibration frames of a band; None if there are none."""
@@ -398,9 +375,10 @@ def make_plan(
     settings : Settings
         The settings of the run; paths in them are relative to the working folder.
     cache : str or Path, optional
-        Where to keep what takes time; None: nowhere.
+        Folder where to keep what takes time; None: nowhere.
     is_job : bool
-        This process is a job of a run, and plans as the run did (`tables.pointings`).
+        This process is a job of a run, and plans as the run did (`tables.pointings`). It keeps
+        nothing.
 
     Raises
     ------
@@ -408,7 +386,7 @@ def make_plan(
         If there is nothing to do, a table or the camera is not usable, or an exposure id is in
         both tables.
     """
-    if is_job and (kept := kept_for_jobs(settings, cache)) is not None:
+    for kept in kept_for_jobs(settings, cache) if is_job else ():
         plan = _plan_of_job(settings, *kept)
         if plan is not None:
             return plan
@@ -432,7 +410,7 @@ def make_plan(
     in_table = science
     rows, pointings = corrected(science.values(), with_new=not is_job)
     science = {row.exposure: row for row in rows}
-    key, facts, overlaps = cached(settings, science, images, cache)
+    key, facts, overlaps = cached(settings, science, images, cache, is_job)
     _refuse(unmatched_ccds(settings, image_rows, facts["camera_ccds"]))
     if science and not facts["ccds"]:
         raise InputError(

@@ -1,31 +1,39 @@
-"""What of a plan takes time to work out, kept in a file under a checksum of its causes.
+"""What of a plan takes time to work out, kept in files named after a checksum of their causes.
 
-Two databases of SQLite, each made as a whole and then only read. `PLAN_CACHE` has what follows from
-camera, sky map and pointings. Beside it `ROWS` has the rows of the table of exposures as the last
-run read and checked them: a job of that run looks up those that it works on, and takes the same
-time in a survey of any size.
+Databases of SQLite in the folder `PLAN_CACHE`, each made as a whole and then only read: a run and
+its jobs, which may be on other machines, hold them open, so that other causes get other files.
+``plan-*.sqlite`` has what follows from camera, sky map and pointings. ``rows-*.sqlite`` has the
+rows of the table of exposures as a run read and checked them: a job of that run looks up those that
+it works on, and takes the same time in a survey of any size. Jobs write none.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coaddflow import __version__
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path
+from coaddflow.files import atomic_path, remove
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
 
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera
 
-PLAN_CACHE = Path(".snakemake") / "coaddflow" / "plan.sqlite"
-ROWS = "rows.sqlite"
+PLAN_CACHE = Path(".snakemake") / "coaddflow"
+"""The folder of the files."""
+
+_NEWEST = 4
+_SECONDS = 7 * 86400.0
+"""Files of each kind that stay: the newest, and all that a run has used in this time."""
 
 _FIT_MARGIN = 0.05
 """Largest margin of a fitted tract around its exposures, as a fraction of the field's radius."""
@@ -70,20 +78,25 @@ def cached(
     science: Mapping[str, ExposureRow],
     images: Mapping[str, Mapping[int, ImageRow]],
     cache: str | Path | None,
+    is_job: bool = False,
 ) -> WorkedOut:
-    """Return camera facts, sky map and overlaps, from the cache if nothing has changed."""
+    """Return camera facts, sky map and overlaps, from a file of the folder ``cache`` if it has one.
+
+    If not, one is made, unless this is a job of a run.
+    """
     key = _checksum(settings, science, images)
+    kept = None
     if cache is not None:
-        with contextlib.suppress(sqlite3.Error, ValueError):
-            kept = Kept(cache)
-            if kept.key == key:
-                return WorkedOut(key, kept.facts, kept.overlaps)
-    worked_out = WorkedOut(key, *_work_out(settings, science, images))
-    if cache is not None:
-        _keep(cache, key, worked_out.facts, _OVERLAPS, _lines_of(worked_out.overlaps))
-        with contextlib.suppress(sqlite3.Error):
-            return worked_out._replace(overlaps=Kept(cache).overlaps)
-    return worked_out
+        path = _path_of_plan(cache, key)
+        kept = _kept(path, key, is_job)
+    if kept is None:
+        worked_out = WorkedOut(key, *_work_out(settings, science, images))
+        if cache is None or is_job:
+            return worked_out
+        _keep(path, key, worked_out.facts, _OVERLAPS, _lines_of(worked_out.overlaps))
+        # looked up from now on, which takes less memory
+        kept = _kept(path, key)
+    return worked_out if kept is None else WorkedOut(key, kept.facts, kept.overlaps)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,78 +126,142 @@ _ROWS = _Schema(
 )
 
 
+def _path_of_plan(cache: str | Path, key: str) -> Path:
+    return Path(cache) / f"plan-{key[:16]}.sqlite"
+
+
+def _newest_first(folder: str | Path, pattern: str) -> list[Path]:
+    """Return the files of a folder, those first that were used last."""
+    times = {}
+    for path in Path(folder).glob(pattern):
+        with contextlib.suppress(OSError):
+            times[path] = path.stat().st_mtime
+    return sorted(times, key=times.__getitem__, reverse=True)
+
+
 def _keep(
-    path: str | Path, key: str, facts: Mapping, schema: "_Schema", lines: Iterable[Sequence]
+    path: Path, key: str, facts: Mapping, schema: "_Schema", lines: Iterable[Sequence]
 ) -> None:
-    """Write a database; a run that cannot keep its plan works it out again."""
-    with (
-        contextlib.suppress(InputError, OSError, sqlite3.Error),
-        atomic_path(path) as temporary,
-        contextlib.closing(sqlite3.connect(temporary)) as database,
-    ):
-        database.executescript(
-            f"PRAGMA journal_mode = OFF; CREATE TABLE kept (key TEXT, facts TEXT); {schema.tables}"
-        )
-        with database:
-            database.execute("INSERT INTO kept VALUES (?, ?)", (key, json.dumps(facts)))
-            database.executemany(schema.insert, lines)
+    """Write a database, remove old ones of its kind.
+
+    A run that cannot keep its plan works it out again.
+    """
+    with contextlib.suppress(InputError, OSError, sqlite3.Error):
+        with (
+            atomic_path(path) as temporary,
+            contextlib.closing(sqlite3.connect(temporary)) as database,
+        ):
+            database.executescript(
+                "PRAGMA journal_mode = OFF; CREATE TABLE kept (key TEXT, facts TEXT); "
+                f"{schema.tables}"
+            )
+            with database:
+                database.execute("INSERT INTO kept VALUES (?, ?)", (key, json.dumps(facts)))
+                database.executemany(schema.insert, lines)
+        kind = path.name.split("-")[0]
+        for old in _newest_first(path.parent, f"{kind}-*.sqlite")[_NEWEST:]:
+            if old.stat().st_mtime < time.time() - _SECONDS:
+                remove(old)
+
+
+def _kept(path: Path, key: str, is_job: bool = False) -> "Kept | None":
+    """Return the database of a key; None if it is not there, damaged, or of another key.
+
+    A job does not look for damage in what its run has looked through.
+    """
+    with contextlib.suppress(sqlite3.Error, ValueError):
+        kept = Kept(path)
+        if kept.key == key and (is_job or kept.is_sound()):
+            if not is_job:
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # it is in use
+            return kept
+    return None
 
 
 class Kept:
-    """A database of `_keep`; raises sqlite3.Error if it is missing or damaged."""
+    """A database of `_keep`, which any thread may ask.
+
+    Raises
+    ------
+    sqlite3.Error, ValueError
+        If it is missing or cannot be read.
+    """
 
     def __init__(self, path: str | Path):
+        self.path = Path(path)
         # nobody writes into it: no locks, which file systems of clusters may not have
-        uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
-        self.database = sqlite3.connect(uri, uri=True)
-        self.key, facts = self.database.execute("SELECT key, facts FROM kept").fetchone()
+        uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+        # Snakemake asks for the resources of a job that failed in a thread of its own
+        self._database = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self._lock = threading.Lock()
+        [(self.key, facts)] = self._database.execute("SELECT key, facts FROM kept").fetchall()
         self.facts: dict = json.loads(facts)
+
+    def is_sound(self) -> bool:
+        """Return whether all of it can be read; raise sqlite3.Error if it cannot."""
+        return self._database.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+
+    def lines(self, query: str, *values: Any) -> list[tuple]:
+        """Return the answer to a query.
+
+        Raises
+        ------
+        InputError
+            If the database is damaged.
+        """
+        try:
+            with self._lock:
+                return self._database.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self.damage(error) from error
+
+    def damage(self, error: Exception) -> InputError:
+        """Return the error that says that the database is damaged."""
+        cause = f"the plan that is kept here cannot be read ({error})"
+        return InputError(cause, self.path, remedy="remove it and run again")
 
     @property
     def overlaps(self) -> "KeptOverlaps":
         """Patches by exposure and tract."""
-        return KeptOverlaps(self.database)
+        return KeptOverlaps(self)
 
 
 class KeptOverlaps(Mapping):
     """Patches by exposure and tract, each looked up when it is asked for."""
 
-    def __init__(self, database: sqlite3.Connection):
-        self._database = database
+    def __init__(self, kept: Kept):
+        self.kept = kept
 
     def __getitem__(self, exposure: str) -> dict[int, list[str]]:
-        lines = self._database.execute(
-            "SELECT tract, patches FROM overlaps WHERE exposure = ? ORDER BY rowid", (exposure,)
-        ).fetchall()
+        query = "SELECT tract, patches FROM overlaps WHERE exposure = ? ORDER BY rowid"
+        lines = self.kept.lines(query, exposure)
         if not lines:
             raise KeyError(exposure)
         return _tracts_of(lines)
 
     def __iter__(self) -> Iterator[str]:
-        lines = self._database.execute("SELECT exposure FROM overlaps GROUP BY 1 ORDER BY rowid")
+        lines = self.kept.lines("SELECT exposure FROM overlaps GROUP BY 1 ORDER BY rowid")
         return (exposure for (exposure,) in lines)
 
     def __len__(self) -> int:
-        return self._database.execute("SELECT count(DISTINCT exposure) FROM overlaps").fetchone()[0]
+        return self.kept.lines("SELECT count(DISTINCT exposure) FROM overlaps")[0][0]
 
     @property
     def tracts(self) -> list[int]:
         """All tracts, in order."""
-        lines = self._database.execute("SELECT DISTINCT tract FROM overlaps WHERE tract NOTNULL")
+        lines = self.kept.lines("SELECT DISTINCT tract FROM overlaps WHERE tract NOTNULL")
         return sorted(tract for (tract,) in lines)
 
     def exposures_of(self, tract: int) -> list[str]:
         """Return the exposures that can touch a tract, in order of their ids."""
-        lines = self._database.execute("SELECT exposure FROM overlaps WHERE tract = ?", (tract,))
+        lines = self.kept.lines("SELECT exposure FROM overlaps WHERE tract = ?", tract)
         return sorted(exposure for (exposure,) in lines)
 
     def on_tract(self, tract: int) -> dict[str, list[str]]:
         """Return the patches of a tract that exposures can touch, in order of their ids."""
         query = "SELECT exposure, patches FROM overlaps WHERE tract = ? ORDER BY exposure"
-        return {
-            exposure: _names_of(patches)
-            for exposure, patches in self._database.execute(query, (tract,))
-        }
+        return {exposure: _names_of(patches) for exposure, patches in self.kept.lines(query, tract)}
 
 
 def _tracts_of(lines: Iterable[tuple[int | None, str]]) -> dict[int, list[str]]:
@@ -218,34 +295,43 @@ class KeptRows(Mapping):
     def __init__(
         self, kept: Kept, is_science: bool, instead: Mapping[str, ExposureRow] | None = None
     ):
-        self._database, self._is_science = kept.database, is_science
+        self.kept, self._is_science = kept, is_science
         self._made = dict(instead or {})
 
     def __getitem__(self, exposure: str) -> ExposureRow:
         if exposure not in self._made:
-            line = self._database.execute(
-                "SELECT cells FROM rows WHERE exposure = ? AND is_science = ?",
-                (exposure, self._is_science),
-            ).fetchone()
-            if line is None:
+            query = "SELECT cells FROM rows WHERE exposure = ? AND is_science = ?"
+            lines = self.kept.lines(query, exposure, self._is_science)
+            if not lines:
                 raise KeyError(exposure)
-            # it was checked by the run
-            self._made[exposure] = ExposureRow.model_construct(**json.loads(line[0]))
+            try:
+                cells = json.loads(lines[0][0])
+            except ValueError as error:
+                raise self.kept.damage(error) from error
+            # they were checked by the run
+            self._made[exposure] = ExposureRow.model_construct(**cells)
         return self._made[exposure]
 
     def __iter__(self) -> Iterator[str]:
         query = "SELECT exposure FROM rows WHERE is_science = ? ORDER BY rowid"
-        return (name for (name,) in self._database.execute(query, (self._is_science,)).fetchall())
+        return (name for (name,) in self.kept.lines(query, self._is_science))
 
     def __len__(self) -> int:
         query = "SELECT count(*) FROM rows WHERE is_science = ?"
-        return self._database.execute(query, (self._is_science,)).fetchone()[0]
+        return self.kept.lines(query, self._is_science)[0][0]
+
+    @property
+    def first(self) -> str | None:
+        """The first exposure, if there is one."""
+        query = "SELECT exposure FROM rows WHERE is_science = ? ORDER BY rowid LIMIT 1"
+        lines = self.kept.lines(query, self._is_science)
+        return lines[0][0] if lines else None
 
     @property
     def bands(self) -> list[str]:
         """The bands of these rows, in order."""
         query = "SELECT DISTINCT band FROM rows WHERE is_science = ? ORDER BY band"
-        return [band for (band,) in self._database.execute(query, (self._is_science,))]
+        return [band for (band,) in self.kept.lines(query, self._is_science)]
 
 
 def keep_rows(
@@ -268,12 +354,10 @@ def keep_rows(
     cache : str or Path
         `PLAN_CACHE`, or what stands for it.
     """
-    path, key = Path(cache).with_name(ROWS), _key_of_run(settings)
-    facts = json.loads(json.dumps(facts))
-    with contextlib.suppress(sqlite3.Error, ValueError):
-        kept = Kept(path)
-        if (kept.key, kept.facts) == (key, facts):
-            return
+    key = _key_of_run(settings)
+    path = Path(cache) / f"rows-{key[:16]}-{_fingerprint(facts)}.sqlite"
+    if _kept(path, key) is not None:
+        return
     lines = (
         (row.exposure, is_science, row.band, json.dumps(dict(row)))
         for is_science, rows in ((True, science), (False, calibration))
@@ -282,18 +366,25 @@ def keep_rows(
     _keep(path, key, facts, _ROWS, lines)
 
 
-def kept_for_jobs(settings: Settings, cache: str | Path | None) -> tuple[Kept, Kept] | None:
-    """Return plan and rows of the run that a job is part of; None if they are others by now.
+def kept_for_jobs(settings: Settings, cache: str | Path | None) -> Iterator[tuple[Kept, Kept]]:
+    """Yield plan and rows of runs with the settings, tables and sources of a job, the last first.
 
-    Not kept are images calibrated elsewhere: surveys that have some are planned anew.
+    They differ in the pointings that the runs began with. Not kept are images calibrated
+    elsewhere: surveys that have some are planned anew.
     """
     if cache is None or settings.calibrated.table is not None:
-        return None
-    with contextlib.suppress(sqlite3.Error, ValueError, KeyError, OSError):
-        plan, rows = Kept(cache), Kept(Path(cache).with_name(ROWS))
-        if rows.key == _key_of_run(settings) and rows.facts["plan"] == plan.key:
-            return plan, rows
-    return None
+        return
+    try:
+        key = _key_of_run(settings)
+    except OSError:
+        return
+    for path in _newest_first(cache, f"rows-{key[:16]}-*.sqlite"):
+        rows = _kept(path, key, is_job=True)
+        if rows is not None:
+            of_plan = rows.facts["plan"]
+            plan = _kept(_path_of_plan(cache, of_plan), of_plan, is_job=True)
+            if plan is not None:
+                yield plan, rows
 
 
 def _key_of_run(settings: Settings) -> str:
@@ -415,7 +506,7 @@ def _scale_of_images(images: Mapping[str, Mapping[int, ImageRow]]) -> float:
     return float(f"{scales[len(scales) // 2]:.3g}")
 
 
-def _fingerprint(values: list) -> str:
+def _fingerprint(values: Sequence | Mapping) -> str:
     """Return a checksum of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
