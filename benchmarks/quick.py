@@ -255,7 +255,11 @@ def main() -> None:
             print(f"{name:20s} {found[name]:17.2f} {before}{'  SLOWER' * slow}", flush=True)
     if options.update:
         write_table(known | found)
-    elif any(found[name] < WORSE * known[name] for name in found if name in known):
+    elif found.keys() - known.keys():
+        sys.exit(
+            f"not in the table: {', '.join(sorted(found.keys() - known.keys()))}; use --update"
+        )
+    elif any(found[name] < WORSE * known[name] for name in found):
         sys.exit(1)
 
 

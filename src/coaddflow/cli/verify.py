@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
             "products": found.n_products,
             "unchanged": found.n_known,
             "bad": [
-                {"path": b.product.path, "cause": b.cause, "remove": b.product.remove}
+                {"path": b.product.path, "cause": b.cause, "remedy": b.remedy}
+                | ({} if b.advice else {"remove": b.product.remove})
                 for b in found.bad
             ],
         }
@@ -61,7 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{bad.product.path}: {bad.cause}\n  {bad.remedy}")
         earlier = f", {found.n_known} of them verified earlier" if found.n_known else ""
         if found.n_products:
-            print(f"{found.n_products} products{earlier}: {len(found.bad)} damaged")
+            n_unread = sum(bool(bad.advice) for bad in found.bad)
+            unread = f", {n_unread} not verified" if n_unread else ""
+            n_damaged = len(found.bad) - n_unread
+            print(f"{found.n_products} products{earlier}: {n_damaged} damaged{unread}")
         else:
             print("there is no product yet")
     return 1 if found.bad else 0
