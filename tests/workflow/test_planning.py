@@ -110,21 +110,18 @@ def test_inputs_grow_with_the_number_of_exposures_and_not_faster(tmp_path, monke
 
 
 @pytest.mark.parametrize("calibs", [{}, NIGHT_SKY], ids=["frames", "night sky"])
-def test_frames_are_looked_for_once_a_kind_and_band(tmp_path, monkeypatch, calibs):
-    monkeypatch.chdir(tmp_path)
-    looks = Counter()
-    original = Plan._find_calib_frames
-
-    def find(plan, kind, band):
-        looks[kind, band] += 1
-        return original(plan, kind, band)
-
-    monkeypatch.setattr(Plan, "_find_calib_frames", find)
-    plan = survey_of(12, calibs=calibs)
-    targets(plan)
-    for stage in ("exposure", "master_flat", "frame_table", "calib_table"):
-        n_inputs(plan, stage)
-    assert set(looks.values()) == {1}
+def test_frames_are_not_looked_for_more_often_in_a_larger_survey(tmp_path, monkeypatch, calibs):
+    looks = []
+    for n in (12, 24):
+        (folder := tmp_path / str(n)).mkdir()
+        monkeypatch.chdir(folder)
+        Plan.calib_frames.cache_clear()
+        plan = survey_of(n, calibs=calibs)
+        targets(plan)
+        for stage in ("exposure", "master_flat", "frame_table", "calib_table"):
+            n_inputs(plan, stage)
+        looks.append(Plan.calib_frames.cache_info().misses)
+    assert looks[0] == looks[1] > 0
 
 
 def test_with_a_raw_file_for_each_ccd_masters_depend_on_those_of_their_ccd(tmp_path, monkeypatch):
