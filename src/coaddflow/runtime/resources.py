@@ -17,9 +17,13 @@ were measured."""
 PLAIN_MB = 220
 """Python with the libraries for images, without compiled kernels: 150 to 220."""
 
-KERNELS_MB = 290
+KERNELS_MB = 320
 """The same with compiled kernels: 205 to 230 when they are loaded, 250 to 350 where a job is the
-first of all and compiles them."""
+first of all and compiles them, which it need not after `coaddflow compile`."""
+
+CALIB_MB = 400
+"""The same with those of calibration frames: 225 to 260 when they are loaded, 375 where they are
+compiled."""
 
 CCD_MB = 350
 """The same with all kernels of a CCD: 255 when they are loaded, 390 where they are compiled."""
@@ -113,7 +117,7 @@ def calib_memory(n_pixels: int, n_frames: int, stack_gb: float) -> int:
         Size from which the stack stands on disk (settings ``calibs.memory``), GB.
     """
     stack = min(4 * n_pixels * n_frames, 1e9 * stack_gb)
-    return _megabytes(KERNELS_MB, 2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
+    return _megabytes(CALIB_MB, 2 * stack + CALIB_BYTES_PER_PIXEL * n_pixels)
 
 
 def calib_seconds(n_pixels: int, n_frames: int) -> float:
@@ -123,7 +127,7 @@ def calib_seconds(n_pixels: int, n_frames: int) -> float:
 
 def defects_memory(n_pixels: int) -> int:
     """Return the memory of finding defects on calibration frames, MB."""
-    return _megabytes(PLAIN_MB, CALIB_BYTES_PER_PIXEL * n_pixels)
+    return _megabytes(CALIB_MB, CALIB_BYTES_PER_PIXEL * n_pixels)
 
 
 def warp_memory(ccd_pixels: int, patch_pixels: int, n_patches: int = WARPED_PATCHES) -> int:
