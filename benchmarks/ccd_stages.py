@@ -12,13 +12,12 @@ import argparse
 import functools
 import importlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from raw_to_calexp import CCD, run
+from raw_to_calexp import CCD, finished_ccd
 from threadpoolctl import threadpool_limits
 
 STEPS = {
@@ -57,11 +56,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="times that the CCD is made")
     parser.add_argument("--folder", type=Path, help="where the simulation is kept")
     arguments = parser.parse_args()
-    with threadpool_limits(1), tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "results" / "summary").is_dir():
-            run(folder, 1)
+    with threadpool_limits(1), finished_ccd(arguments.folder) as folder:
         os.chdir(folder)
         report(measure(arguments.repeat))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from raw_to_calexp import CCD, run
+from raw_to_calexp import CCD, finished_ccd
 from threadpoolctl import threadpool_limits
 
 from coaddflow.calexp.product import read_calexp
@@ -78,11 +78,11 @@ def main() -> None:
     programs = shutil.which("source-extractor") or shutil.which("sex"), shutil.which("psfex")
     if not all(programs):
         sys.exit("source-extractor and psfex are needed")
-    with threadpool_limits(1), tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "results" / "summary").is_dir():
-            run(folder, 1)
+    with (
+        threadpool_limits(1),
+        finished_ccd(arguments.folder) as folder,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
         calexp = min(folder.glob(f"results/calexp/*/{CCD}.fits"))
         image = read_calexp(calexp).masked_image
         sources, stars, fwhm = ours(image)

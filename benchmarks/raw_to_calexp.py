@@ -8,11 +8,13 @@ measured for each job, interpreter and imports included. The first job compiles 
 """
 
 import argparse
+import contextlib
 import csv
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -33,6 +35,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         run(Path(folder), arguments.exposures)
         report(Path(folder))
+
+
+@contextlib.contextmanager
+def finished_ccd(folder: Path | None) -> Iterator[Path]:
+    """Yield a folder in which the CCD has been made once; None: a temporary one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "results" / "summary").is_dir():
+            run(folder, 1)
+        yield folder
 
 
 def run(folder: Path, n_exposures: int) -> None:

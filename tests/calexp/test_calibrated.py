@@ -139,8 +139,7 @@ def imported(folder, **changes):
 def written_row(calexp, folder):
     """Write a calexp and return its row."""
     path = str(folder / "calexp.fits")
-    write_calexp(path, None, calexp)
-    return done_row(calexp, path)
+    return done_row(calexp, path, write_calexp(path, None, calexp))
 
 
 def aperture_magnitude(result, star, radius=8.0):

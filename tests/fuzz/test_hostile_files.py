@@ -114,8 +114,8 @@ def files(tmp_path_factory):
         calexp = import_image(row_of(row, folder / name), CALIBRATED)
         product = folder / f"calexp{'' if name.endswith('s') else '_packed'}.fits"
         compression = "none" if name.endswith("s") else "lossless"
-        write_calexp(product, None, calexp, compression=compression)
-        done = done_row(calexp, str(product))
+        sha256 = write_calexp(product, None, calexp, compression=compression)
+        done = done_row(calexp, str(product), sha256)
     write_row(folder / "row.json", done)
     write_manifest(folder / "manifest.ecsv", [done.model_copy(update={"ccd": n}) for n in (0, 1)])
     ingest([folder / "raw.fits"], load_camera("mini"), folder / "exposures.ecsv")

@@ -38,38 +38,33 @@ rule depth:
 NEW_JOB = "printf 'now\\tnewer job\\n' >>.snakemake/coaddflow/tokens/depth_{wildcards.tract}.ecsv"
 
 
+NAMES = {
+    "exposure": "1001",
+    "ccd": "3",
+    "band": "r",
+    "tract": "7",
+    "patch": "2_4",
+    "frames": "bias",
+}
+"""A value of each wildcard of the rules."""
+
+
 def test_jobs_that_make_the_same_have_the_same_token():
     """A zombie may be of a run with the other granularity."""
-    names = {
-        "exposure": "1001",
-        "ccd": "3",
-        "band": "r",
-        "tract": "7",
-        "patch": "2_4",
-        "frames": "bias",
-    }
     makers = {}
     for one in STAGES.values():
-        makers.setdefault(one.products[0].path, set()).add(one.token(names))
+        makers.setdefault(one.products[0].path, set()).add(one.token(NAMES))
     assert all(len(tokens) == 1 for tokens in makers.values()), makers
-    assert STAGES["manifest"].token(names) == STAGES["exposure"].token(names) == "summary_1001.ecsv"
+    assert STAGES["manifest"].token(NAMES) == STAGES["exposure"].token(NAMES) == "summary_1001.ecsv"
 
 
 def test_jobs_that_may_run_side_by_side_do_not_share_a_token():
     """Steps of a group that do not depend on each other can be jobs of their own."""
-    names = {
-        "exposure": "1001",
-        "ccd": "3",
-        "band": "r",
-        "tract": "7",
-        "patch": "2_4",
-        "frames": "bias",
-    }
     promises = {one.products[0].path for one in STAGES.values()}
-    assert len({one.token(names) for one in STAGES.values()}) == len(promises)
+    assert len({one.token(NAMES) for one in STAGES.values()}) == len(promises)
     for name, wildcard in (("master_flat", "band"), ("warp", "exposure"), ("calexp", "ccd")):
         token = STAGES[name].token
-        assert token(names) != token(names | {wildcard: "x"}), name
+        assert token(NAMES) != token(NAMES | {wildcard: "x"}), name
 
 
 def test_units_do_not_share_a_token():

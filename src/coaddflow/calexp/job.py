@@ -212,5 +212,6 @@ def write_products(
     for path in (files.calexp, files.sources):
         remove_partial(path)  # of a worker that died in the middle of it
     provenance = provenance_header(settings.provenance(), inputs)
-    write_calexp(files.calexp, files.sources, calexp, provenance, settings.products.compression)
-    return done_row(calexp, files.calexp)
+    compression = settings.products.compression
+    sha256 = write_calexp(files.calexp, files.sources, calexp, provenance, compression)
+    return done_row(calexp, files.calexp, sha256)

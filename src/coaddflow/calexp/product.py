@@ -18,7 +18,6 @@ from astropy.utils.exceptions import AstropyUserWarning
 from coaddflow.astrometry.ccd import AstrometrySolution
 from coaddflow.calexp.model import Calexp, CcdId, MeasuredCcd, StoredCalexp
 from coaddflow.errors import CcdFailure, Reason, UnusableData, failing_ccd
-from coaddflow.files import sha256_of
 from coaddflow.geometry.wcs import pixel_to_sky
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.image.masked_image import (
@@ -140,7 +139,7 @@ def write_calexp(
     calexp: Calexp,
     provenance: fits.Header | None = None,
     compression: Compression = "none",
-) -> None:
+) -> str:
     """Write a calexp and its sources, each file whole or not at all.
 
     Parameters
@@ -153,6 +152,11 @@ def write_calexp(
         Cards for the primary headers: version, settings, inputs.
     compression : {"none", "lossless", "quantized"}
         See `masked_image.image_hdu`.
+
+    Returns
+    -------
+    str
+        The SHA-256 checksum of the calexp.
 
     Raises
     ------
@@ -176,7 +180,7 @@ def write_calexp(
         hdus.append(psf_hdu(calexp.psf))
     if calexp.background is not None:
         hdus.append(background_hdu(calexp.background))
-    write_fits(path, hdus)
+    return write_fits(path, hdus)
 
 
 def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:
@@ -205,7 +209,7 @@ def read_sources(path: str | Path) -> Table:
         return Table.read(path, hdu="SOURCES")
 
 
-def done_row(calexp: Calexp, path: str) -> CcdRow:
+def done_row(calexp: Calexp, path: str, sha256: str) -> CcdRow:
     """Return the row of a CCD whose calexp has been written.
 
     Parameters
@@ -214,6 +218,8 @@ def done_row(calexp: Calexp, path: str) -> CcdRow:
         What was written.
     path : str
         Its file, relative to the working folder.
+    sha256 : str
+        The checksum of the file, as `write_calexp` returns it.
     """
     ny, nx = calexp.masked_image.shape
     ra, dec = pixel_to_sky(calexp.wcs, *outline((nx, ny), FOOTPRINT_POINTS_PER_EDGE))
@@ -222,7 +228,7 @@ def done_row(calexp: Calexp, path: str) -> CcdRow:
         state="done",
         flags=",".join(calexp.flags),
         path=path,
-        sha256=sha256_of(path),
+        sha256=sha256,
         nx=nx,
         ny=ny,
         footprint_ra=ra.tolist(),
