@@ -58,6 +58,37 @@ def test_a_changed_byte_is_found(path, what, said):
     assert wrong_sums(path) == [said]
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value", "is_wrong"),
+    [
+        ("CHECKSUM", "0", True),
+        ("CHECKSUM", "1e300", True),
+        ("CHECKSUM", "'short'", True),
+        ("CHECKSUM", "T", True),
+        ("CHECKSUM", "'0000000000000000'", False),
+        ("CHECKSUM", "'                '", False),
+        ("CHECKSUM", "", False),
+        ("DATASUM", "-1", True),
+        ("DATASUM", "'1.5'", True),
+        ("DATASUM", "T", True),
+        ("DATASUM", "'0       '", False),
+        ("DATASUM", "''", False),
+    ],
+)
+def test_a_value_that_is_no_sum_is_wrong_and_a_sum_not_taken_is_not(path, keyword, value, is_wrong):
+    content = path.read_bytes()
+    with fits.open(path) as hdus:
+        header, start = hdus[1].header, hdus[1].fileinfo()["hdrLoc"]
+    given = {keyword: f"{keyword:<8}= {value:<20}"}
+    if keyword == "DATASUM":  # CHECKSUM covers its card
+        given["CHECKSUM"] = "CHECKSUM="
+    for name, card in given.items():
+        place = start + 80 * list(header).index(name)
+        content = content[:place] + card.encode().ljust(80) + content[place + 80 :]
+    path.write_bytes(content)
+    assert bool(wrong_sums(path)) == is_wrong
+
+
 def test_files_that_are_cut_off_or_missing(path, tmp_path):
     path.write_bytes(path.read_bytes()[:100_000])
     for name in (path, tmp_path / "none.fits"):

@@ -22,6 +22,9 @@ _CHUNK = 1 << 20
 def wrong_sum(hdu: HduHeader, total: int) -> str | None:
     """Return which checksum of an HDU is wrong; None if neither is, or the header has none.
 
+    Values that are no sums are wrong. Empty ones, and sums of nothing but zeros, stand for sums
+    that nobody has taken.
+
     Parameters
     ----------
     hdu : HduHeader
@@ -29,14 +32,19 @@ def wrong_sum(hdu: HduHeader, total: int) -> str | None:
     total : int
         `data_sum` of its data.
     """
-    stated = str(hdu.keywords.get("DATASUM") or "").strip()
-    if stated.isdigit() and int(stated) not in (0, total):
+    stated = _stated(hdu, "DATASUM")
+    if stated and not (stated.isdecimal() and int(stated) in (0, total)):
         return "DATASUM"
-    stated = str(hdu.keywords.get("CHECKSUM") or "")
-    whole = hdu.sum + total
-    if len(stated) == 16 and stated != "0" * 16 and whole % 0xFFFFFFFF != 0:
-        return "CHECKSUM"
-    return None
+    stated = _stated(hdu, "CHECKSUM")
+    if not stated.strip("0") and len(stated) in (0, 16):
+        return None
+    return None if len(stated) == 16 and (hdu.sum + total) % 0xFFFFFFFF == 0 else "CHECKSUM"
+
+
+def _stated(hdu: HduHeader, keyword: str) -> str:
+    """Return what a header states, as text; empty if nothing."""
+    value = hdu.keywords.get(keyword)
+    return "" if value is None else str(value).strip()
 
 
 def wrong_sums(path: str | Path, remedy: str = "remove it and run the workflow again") -> list[str]:
