@@ -398,6 +398,16 @@ class TestReadersAndWriters:
             changing.update()
         assert content(changing.path) == changing.old
 
+    def test_a_schema_that_is_not_text_is_named_and_mended(self, changing):
+        content_of_file = changing.path.read_bytes()
+        assert b"CREATE TABLE ccds" in content_of_file
+        spoilt = content_of_file.replace(b"CREATE TABLE ccds", b"CREATE\xccABLE \xccccds", 1)
+        changing.path.write_bytes(spoilt[: len(content_of_file)])
+        with pytest.raises(InputError, match="corners.sqlite.*is not a readable corner database"):
+            changing.read()
+        changing.update()
+        assert content(changing.path) == changing.new
+
     def test_a_full_disk_leaves_the_old_rows(self, changing, monkeypatch):
         original = survey.insert_exposures
 

@@ -93,7 +93,7 @@ def new_database(
     with atomic_path(path) as temporary:
         if copy_from is not None:
             shutil.copyfile(copy_from, temporary)
-        connection = sqlite3.connect(temporary, isolation_level=None)
+        connection = sqlite3.connect(temporary, isolation_level=None, factory=_Connection)
         try:
             # no other process uses this file, and it is discarded on failure: no journal
             _configure(connection, journal_mode="OFF", synchronous="OFF")
@@ -301,10 +301,28 @@ def _held_still(path: Path) -> Iterator[None]:
         yield
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that calls a database damaged whose errors cannot be put into words.
+
+    SQLite quotes what it found, which Python then cannot decode.
+    """
+
+    def execute(self, *arguments: object) -> sqlite3.Cursor:
+        """Execute a statement."""
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            damaged = sqlite3.DatabaseError("its schema is not text")
+            damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damaged from error
+
+
 def _connect(path: Path, options: str) -> sqlite3.Connection:
     patience = CHANGE_PATIENCE if options == "mode=rw" else READ_PATIENCE
     name = f"{path.absolute().as_uri()}?{options}"
-    return sqlite3.connect(name, uri=True, isolation_level=None, timeout=patience)
+    return sqlite3.connect(
+        name, uri=True, isolation_level=None, timeout=patience, factory=_Connection
+    )
 
 
 def _configure(connection: sqlite3.Connection, journal_mode: str, synchronous: str) -> None:
