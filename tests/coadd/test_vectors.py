@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from coaddflow.coadd import clipping, mean
 from coaddflow.coadd.clipping import BIN, FILLABLE, GROWN, MISSING, OUTLIER, USABLE
 from coaddflow.image.masked_image import MaskPlane
+from coaddflow.image.medians import sorting_network
+from coaddflow.settings.coadd import ClipSettings
 
 
 def make_stack(n=5, shape=(16, 43), states=(MISSING, FILLABLE, USABLE, OUTLIER, GROWN)):
@@ -98,7 +101,7 @@ def test_bins_that_need_no_closer_look_have_no_outlier():
     wings = np.zeros((40, 50), np.float32)
     sharpness, leeway = rng.uniform(1.0, 2.0, (2, 5)).astype(np.float32)
     limits = clipping._Limits(*(np.float32(one) for one in (2.5, 0.3, 0.3, 0.03)))
-    medians = clipping._median_plane(means)
+    medians = clipping._median_plane(means, sorting_network(5))
     flagged = clipping._flag_bins(means, noises, medians, wings, (sharpness, leeway), limits)
     expected = np.zeros_like(flagged)
     for k, y, x in np.argwhere(~np.isnan(means)):
@@ -109,3 +112,56 @@ def test_bins_that_need_no_closer_look_have_no_outlier():
         expected[k, y, x] = abs(difference) > 2.5 * noises[k, y, x] + part * abs(medians[y, x])
     assert flagged.any()
     np.testing.assert_array_equal(flagged, expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 40])
+def test_medians_of_epochs_are_those_of_numpy(n):
+    rng = np.random.default_rng(n)
+    means = rng.normal(0.0, 1.0, (n, 3, 1100)).astype(np.float32)
+    means[rng.random(means.shape) < 0.4] = np.nan
+    known = ~np.isnan(means).all(axis=0)
+    found = clipping._median_plane(means, sorting_network(n))
+    np.testing.assert_array_equal(found[known], np.nanmedian(means[:, known], axis=0))
+    assert (found[~known] == 0).all()
+
+
+def plain_outliers(image, variance, use, epochs, sigma, relative):
+    """Where the values of a stack deviate, by the formula of the module; and the medians."""
+    known = np.where(use, image, np.nan).astype(float)
+    median = np.nanmedian(known, axis=0)
+    sharpness = np.where(use, epochs.sharpness[:, None, None], np.nan)
+    typical = np.nanmedian(sharpness, axis=0)
+    sharper = sharpness * epochs.leeway[:, None, None] / typical - 1.0
+    difference = known - median
+    part = np.where(difference > 0, relative + np.maximum(sharper, 0.0), epochs.below)
+    limit = sigma * np.sqrt(variance) + part * np.abs(median)
+    return use & (np.abs(difference) > limit), median
+
+
+def test_outliers_of_single_pixels_and_their_neighbours_are_those_of_the_formula():
+    rng = np.random.default_rng(8)
+    n, shape, radius = 9, (24, 1030), 2
+    image = rng.normal(5.0, 1.0, (n, *shape)).astype(np.float32)
+    variance = rng.uniform(0.8, 1.2, image.shape).astype(np.float32)
+    state = np.full(image.shape, USABLE, np.uint8)
+    state[rng.random(image.shape) < 0.1] = MISSING
+    state[rng.random(image.shape) < 0.1] = FILLABLE
+    hit = rng.random(image.shape) < 0.003
+    for shift in (0, 1):  # a bright pixel, and one beside it that is not as bright
+        image[np.roll(hit, shift, axis=2)] += np.float32(30.0 - 23.5 * shift)
+    image[state == MISSING] = np.nan
+    settings = ClipSettings(relative=0.2, wings=0.0, smooth_sigma=None, grow_radius=radius)
+    epochs = clipping.describe_epochs(rng.uniform(0.9, 1.0, n), settings)
+    usable = state == USABLE
+    far, _ = plain_outliers(image, variance, usable, epochs, settings.sigma, 0.2)
+    most = [clipping.max_outliers(count) for count in range(n + 1)]
+    many = far.sum(axis=0) > np.take(most, usable.sum(axis=0))
+    spared = ndimage.binary_dilation(many, np.ones((2 * radius + 3,) * 2))
+    outliers = far & ~many & ~spared
+    near = ndimage.binary_dilation(outliers, np.ones((1, 2 * radius + 1, 2 * radius + 1)))
+    rather, _ = plain_outliers(image, variance, usable, epochs, settings.grow_sigma, 0.2)
+    clipping.find_outliers(image, variance, state, epochs, settings, covariance=0.8)
+    assert outliers.sum() > 100
+    assert (near & rather & ~outliers).sum() > 100
+    np.testing.assert_array_equal(state == OUTLIER, outliers)
+    np.testing.assert_array_equal(state == GROWN, near & rather & ~outliers)

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.compiled import njit
+from coaddflow.image.medians import sort_together, sorting_network
 from coaddflow.settings.coadd import ClipSettings
 
 MISSING, FILLABLE, USABLE, OUTLIER, GROWN = 0, 1, 2, 3, 4
@@ -41,6 +42,9 @@ MISSING, FILLABLE, USABLE, OUTLIER, GROWN = 0, 1, 2, 3, 4
 
 BIN = 4
 """Side of the means, pixels; bins begin at multiples of it on the tract."""
+
+_AT_A_TIME = 512
+"""Pixels of a row that are worked on together."""
 
 _SEEING_DIFFERS = 1.1
 _MOFFAT_BETA = 2.5
@@ -172,17 +176,24 @@ def find_outliers(
         epochs.below,
         np.float32(settings.max_fraction),
     )
-    wings = _spread_peaks(_median_plane(_bin_maxima(image, state, x_offset)), epochs.wings)
+    network = sorting_network(image.shape[0])
+    maxima = _bin_maxima(image, state, x_offset)
+    wings = _spread_peaks(_median_plane(maxima, network), epochs.wings)
     peaks = (epochs.sharpness, epochs.leeway)
-    varies = _mark_outliers(image, variance, state, wings, peaks, limits, x_offset)
+    varies, medians = _mark_outliers(
+        image, variance, state, wings, peaks, limits, x_offset, network
+    )
     _spare_variables(state, varies, settings.grow_radius + 1)
     if settings.smooth_sigma is not None:
         smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
         means, noises = _bin_means(image, variance, state, np.float32(covariance), x_offset)
-        flagged = _flag_bins(means, noises, _median_plane(means), wings, peaks, smooth)
+        flagged = _flag_bins(
+            means, noises, _median_plane(means, network), wings, peaks, smooth
+        )
         _mark_bins(state, flagged, ~np.isnan(means), limits.max_fraction, x_offset)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
-    _grow_outliers(image, variance, state, wings, peaks, grow, x_offset, settings.grow_radius)
+    stack = (image, variance, state)
+    _grow_outliers(*stack, medians, wings, peaks, grow, x_offset, settings.grow_radius)
 
 
 @njit(nogil=True)
@@ -277,21 +288,39 @@ def _bin_means(image, variance, state, covariance, x_offset):
 
 
 @njit(nogil=True)
-def _median_plane(means):
+def _median_plane(means, network):
     """Return the median over the epochs that are not NaN; 0 where there are none."""
     n, ny, nx = means.shape
-    medians = np.zeros((ny, nx), np.float32)
-    values = np.empty(n, np.float32)
+    medians = np.empty((ny, nx), np.float32)
+    values, counts = np.empty((n, _AT_A_TIME), np.float32), np.empty(_AT_A_TIME, np.int32)
     for y in range(ny):
-        for x in range(nx):
-            count = 0
+        for start in range(0, nx, _AT_A_TIME):
+            end = min(start + _AT_A_TIME, nx)
+            counts[:] = 0
             for k in range(n):
-                if not np.isnan(means[k, y, x]):
-                    values[count] = means[k, y, x]
-                    count += 1
-            if count > 0:
-                medians[y, x] = _median(values, count)
+                _take_known(means[k, y, start:end], values[k], counts)
+            sort_together(values, network)
+            _write_medians(values, counts, medians[y, start:end])
     return medians
+
+
+@njit(nogil=True)
+def _take_known(row, values, counts):
+    """Copy a row with infinity where it is NaN, and count where it is not."""
+    for x in range(row.size):
+        known = row[x] == row[x]
+        values[x] = row[x] if known else np.float32(np.inf)
+        counts[x] += np.int32(1) if known else np.int32(0)
+
+
+@njit(nogil=True)
+def _write_medians(values, counts, medians):
+    """Write the medians of sorted values, of which the first so many are known; 0 if none is."""
+    for x in range(medians.size):
+        lower = values[max(counts[x] - 1, 0) // 2, x]
+        upper = values[min(counts[x] // 2, values.shape[0] - 1), x]
+        middle = upper if counts[x] % 2 == 1 else np.float32(0.5) * (lower + upper)
+        medians[x] = middle if counts[x] > 0 else np.float32(0)
 
 
 @njit(nogil=True)
@@ -398,61 +427,86 @@ def _mark_if_allowed(state, k, y, x, max_fraction):
 
 
 @njit(nogil=True)
-def _center(image, state, sharpness, y, x, values):
-    """Return the medians of the values and of the sharpness of a pixel's epochs."""
+def _typical_sharpness(state, sharpness, y, x, values):
+    """Return the median of the sharpness of a pixel's epochs."""
     count = 0
-    for k in range(image.shape[0]):
+    for k in range(sharpness.size):
         if state[k, y, x] >= USABLE:
-            values[0, count], values[1, count] = image[k, y, x], sharpness[k]
+            values[count] = sharpness[k]
             count += 1
-    return _median(values[0], count), _median(values[1], count)
+    return _median(values, count)
 
 
 @njit(nogil=True)
-def _measure_spread(image, variance, state, y, low, high, quiet, counts):
-    """Find the extremes of the values, and the least variance, of a row of pixels."""
-    low[:], high[:], quiet[:], counts[:] = np.inf, -np.inf, np.inf, 0
-    for k in range(image.shape[0]):
-        for x in range(image.shape[2]):
-            usable = state[k, y, x] == USABLE
-            value = image[k, y, x]
-            low[x] = min(low[x], value if usable else np.float32(np.inf))
-            high[x] = max(high[x], value if usable else np.float32(-np.inf))
-            quiet[x] = min(quiet[x], variance[k, y, x] if usable else np.float32(np.inf))
-            counts[x] += np.int32(1) if usable else np.int32(0)
+def _take_usable(row, state, values, counts):
+    """Copy a row with infinity where it is not usable, and count where it is."""
+    for x in range(row.size):
+        usable = state[x] == USABLE
+        values[x] = row[x] if usable else np.float32(np.inf)
+        counts[x] += np.int32(1) if usable else np.int32(0)
 
 
 @njit(nogil=True)
-def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset):
-    """Mark the outliers at each pixel; return where there are too many for an artifact."""
+def _note_deviations(row, variance, state, medians, sigma, deviates):
+    """Note where a usable value is farther from the median than its noise explains."""
+    for x in range(row.size):
+        far = abs(row[x] - medians[x]) > sigma * np.sqrt(variance[x])
+        deviates[x] |= far & (state[x] == USABLE)
+
+
+@njit(nogil=True)
+def _mark_outliers(image, variance, state, wings, peaks, limits, x_offset, network):
+    """Mark the outliers at each pixel.
+
+    Returns where there are too many for an artifact, and the medians of the usable values.
+    """
     n, ny, nx = image.shape
-    values = np.empty((2, n), np.float32)
+    varies, medians = np.zeros((ny, nx), np.bool_), np.empty((ny, nx), np.float32)
+    values, counts = np.empty((n, _AT_A_TIME), np.float32), np.empty(_AT_A_TIME, np.int32)
+    deviates, sharpness = np.empty(_AT_A_TIME, np.bool_), np.empty(n, np.float32)
     outliers = np.empty(n, np.int64)
-    varies = np.zeros((ny, nx), np.bool_)
-    low, high = np.empty(nx, np.float32), np.empty(nx, np.float32)
-    quiet, counts = np.empty(nx, np.float32), np.empty(nx, np.int32)
     for y in range(ny):
-        _measure_spread(image, variance, state, y, low, high, quiet, counts)
-        for x in range(nx):
-            # the median is between the extremes: most pixels need no closer look
-            spread = high[x] - low[x]
-            if counts[x] < 3 or spread * spread <= limits.sigma * limits.sigma * quiet[x]:
-                continue
-            median, typical = _center(image, state, peaks[0], y, x, values)
-            wing = wings[y // BIN, (x + x_offset) // BIN]
-            found = 0
+        for start in range(0, nx, _AT_A_TIME):
+            part = slice(start, min(start + _AT_A_TIME, nx))
+            counts[:], deviates[:] = 0, False
             for k in range(n):
-                value, noise = image[k, y, x], np.sqrt(variance[k, y, x])
-                if state[k, y, x] == USABLE and _is_outlier(
-                    value, noise, median, k, typical, peaks, wing, limits
-                ):
-                    outliers[found] = k
-                    found += 1
-            varies[y, x] = found > max_outliers(counts[x], limits.max_fraction)
-            if not varies[y, x]:
-                for i in range(found):
-                    state[outliers[i], y, x] = OUTLIER
-    return varies
+                _take_usable(image[k, y, part], state[k, y, part], values[k], counts)
+            sort_together(values, network)
+            _write_medians(values, counts, medians[y, part])
+            for k in range(n):
+                _note_deviations(
+                    *(image[k, y, part], variance[k, y, part], state[k, y, part]),
+                    *(medians[y, part], limits.sigma, deviates),
+                )
+            for x in range(start, part.stop):
+                if deviates[x - start] and counts[x - start] >= 3:
+                    varies[y, x] = _mark_pixel(
+                        *(image, variance, state, medians[y, x], peaks, limits, y, x),
+                        *(wings[y // BIN, (x + x_offset) // BIN], sharpness, outliers),
+                    )
+    return varies, medians
+
+
+@njit(nogil=True)
+def _mark_pixel(  # noqa: PLR0913, PLR0917 - each is of another kind
+    image, variance, state, median, peaks, limits, y, x, wing, sharpness, outliers
+):
+    """Mark the outliers at a pixel; return whether there are too many for an artifact."""
+    typical = _typical_sharpness(state, peaks[0], y, x, sharpness)
+    found, count = 0, 0
+    for k in range(image.shape[0]):
+        if state[k, y, x] != USABLE:
+            continue
+        count += 1
+        value, noise = image[k, y, x], np.sqrt(variance[k, y, x])
+        if _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
+            outliers[found] = k
+            found += 1
+    if found > max_outliers(count, limits.max_fraction):
+        return True
+    for i in range(found):
+        state[outliers[i], y, x] = OUTLIER
+    return False
 
 
 @njit(nogil=True)
@@ -471,21 +525,37 @@ def _spare_variables(state, varies, radius):
 
 
 @njit(nogil=True)
-def _grow_outliers(image, variance, state, wings, peaks, limits, x_offset, radius):
+def _has_outlier(state):
+    """Return whether a row has an outlier."""
+    found = False
+    for x in range(state.size):
+        found |= state[x] == OUTLIER
+    return found
+
+
+@njit(nogil=True)
+def _grow_outliers(  # noqa: PLR0913, PLR0917 - the stack, and what is known of it
+    image, variance, state, medians, wings, peaks, limits, x_offset, radius
+):
     """Mark the neighbours of outliers that deviate as well, if less."""
     n, ny, nx = image.shape
-    values = np.empty((2, n), np.float32)
+    sharpness = np.empty(n, np.float32)
     for k in range(n):
         for y in range(ny):
+            if not _has_outlier(state[k, y]):
+                continue
             for x in range(nx):
                 if state[k, y, x] != OUTLIER:
                     continue
                 for j in range(max(y - radius, 0), min(y + radius + 1, ny)):
                     for i in range(max(x - radius, 0), min(x + radius + 1, nx)):
-                        if state[k, j, i] != USABLE:
-                            continue
-                        median, typical = _center(image, state, peaks[0], j, i, values)
                         value, noise = image[k, j, i], np.sqrt(variance[k, j, i])
+                        near = abs(value - medians[j, i]) <= limits.sigma * noise
+                        if near or state[k, j, i] != USABLE:
+                            continue
+                        typical = _typical_sharpness(state, peaks[0], j, i, sharpness)
                         wing = wings[j // BIN, (i + x_offset) // BIN]
-                        if _is_outlier(value, noise, median, k, typical, peaks, wing, limits):
+                        if _is_outlier(
+                            value, noise, medians[j, i], k, typical, peaks, wing, limits
+                        ):
                             state[k, j, i] = GROWN

@@ -11,6 +11,8 @@ References
 .. [1] Batcher 1968, AFIPS Spring Joint Computer Conference 32, 307 (odd-even merge sort).
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -108,7 +110,7 @@ def running_median(image: NDArray[np.float32], size: int, axis: int) -> NDArray[
         0 along columns, 1 along rows.
     """
     medians = np.empty_like(image)
-    _running_medians(np.ascontiguousarray(image), size, axis == 0, _sorting_network(size), medians)
+    _running_medians(np.ascontiguousarray(image), size, axis == 0, sorting_network(size), medians)
     return medians
 
 
@@ -123,11 +125,12 @@ def medians_of_pieces(image: NDArray[np.float32], size: int) -> NDArray[np.float
         Rows of a piece; the last one may have fewer.
     """
     medians = np.empty((-(-len(image) // size), image.shape[1]), np.float32)
-    _medians_of_pieces(np.ascontiguousarray(image), size, _sorting_network(size), medians)
+    _medians_of_pieces(np.ascontiguousarray(image), size, sorting_network(size), medians)
     return medians
 
 
-def _sorting_network(n: int) -> NDArray[np.intp]:
+@cache
+def sorting_network(n: int) -> NDArray[np.intp]:
     """Return pairs of places which, exchanged in turn, sort n values and infinities after them.
 
     With them the number of values is a power of 2.
@@ -144,8 +147,12 @@ def _sorting_network(n: int) -> NDArray[np.intp]:
 
 
 @njit()
-def _sort(values, network):
-    """Sort along the first axis of (n, number of pixels)."""
+def sort_together(values, network):
+    """Sort float32 values of shape (n, number of pixels) along the first axis, in place.
+
+    Infinities stand for values that are missing. ``network`` is `sorting_network` of n; with some
+    hundred pixels at a time all values stay in the fastest cache.
+    """
     for i, j in network:
         first, second = values[i], values[j]
         for x in range(len(first)):
@@ -175,7 +182,7 @@ def _running_medians(image, size, along_y, network, medians):
                     values[k, :n] = row[start : start + n]
                 else:
                     values[k, :n] = padded[start + k : start + k + n]
-            _sort(values[:, :n], network)
+            sort_together(values, network)
             medians[y, start : start + n] = values[half, :n]
 
 
@@ -190,7 +197,7 @@ def _medians_of_pieces(image, size, network, medians):
             end = min(start + _AT_A_TIME, nx)
             values[n:] = np.inf
             values[:n, : end - start] = image[top : top + n, start:end]
-            _sort(values[:, : end - start], network)
+            sort_together(values, network)
             for x in range(start, end):
                 lower, upper = values[(n - 1) // 2, x - start], values[n // 2, x - start]
                 out[x] = (lower + upper) / np.float32(2)
