@@ -314,37 +314,35 @@ def _read_stack(
     fill = np.int32(planes_from_names(settings.fill_planes))
     for k, reader in enumerate(readers):
         part = common_box(reader.box, region, box)
-        pixels = reader.read_box(part)
         rows, columns = part_of(region, part)
-        place = (rows.start, columns.start)
-        _take_values(
-            *(pixels.image, pixels.variance, pixels.mask, bad, fill, place),
-            *(image[k], variance[k], mask[k], state[k]),
-        )
+        pixels = MaskedImage(image[k], variance[k], mask[k])
+        reader.read_into(part, pixels, (rows.start, columns.start))
+        place = (rows.start, rows.stop, columns.start, columns.stop)
+        _class_values(image[k], variance[k], mask[k], bad, fill, place, state[k])
     return image, variance, mask, state
 
 
 @njit(nogil=True)
-def _take_values(
-    from_image, from_variance, from_mask, bad, fill, place, image, variance, mask, state
-):
-    """Copy the values of a warp to a place in a region, and tell which of them can be used.
+def _class_values(image, variance, mask, bad, fill, place, state):
+    """Tell which values of a part can be used, and which only where there is nothing else."""
+    first, last, start, stop = place
+    for y in range(first, last):
+        _class_row(
+            *(image[y, start:stop], variance[y, start:stop], mask[y, start:stop]),
+            *(bad, fill, state[y, start:stop]),
+        )
 
-    And which only where there is nothing else.
-    """
-    ny, nx = from_mask.shape
-    for j in range(ny):
-        y = place[0] + j
-        for i in range(nx):
-            x = place[1] + i
-            value, noise, bits = from_image[j, i], from_variance[j, i], from_mask[j, i]
-            image[y, x], variance[y, x], mask[y, x] = value, noise, bits
-            # differences are NaN, and comparisons false, if a value is not finite
-            good = (value - value == 0) & (noise > 0) & (noise - noise == 0)
-            good &= (bits & _NO_DATA) == 0
-            other = np.uint8(FILLABLE) if (bits & fill) != 0 else np.uint8(MISSING)
-            found = np.uint8(USABLE) if (bits & bad) == 0 else other
-            state[y, x] = found if good else np.uint8(MISSING)
+
+@njit(nogil=True)
+def _class_row(image, variance, mask, bad, fill, state):
+    for x in range(state.size):
+        value, noise, bits = image[x], variance[x], mask[x]
+        # differences are NaN, and comparisons false, if a value is not finite
+        good = (value - value == 0) & (noise > 0) & (noise - noise == 0)
+        good &= (bits & _NO_DATA) == 0
+        other = np.uint8(FILLABLE) if (bits & fill) != 0 else np.uint8(MISSING)
+        found = np.uint8(USABLE) if (bits & bad) == 0 else other
+        state[x] = found if good else np.uint8(MISSING)
 
 
 @njit(nogil=True)
@@ -367,16 +365,41 @@ def _add_values(image, variance, mask, state, weight, sums, numbers, bits):
     """Add the usable values of an exposure on a row of pixels, as `_sum_epochs` does for one.
 
     ``sums``: of weights, values and noises; ``numbers``: of usable values and of those that can
-    fill. Returns the number of usable values.
+    fill. Returns the number of usable values. The compiler makes vectors of loops that write one
+    array each.
     """
-    square, n_used = weight * weight, 0
+    _add_weights(weight, state, sums[0])
+    _add_weighted(weight, image, state, sums[1])
+    _add_weighted(weight * weight, variance, state, sums[2])
+    _count(state, USABLE, numbers[0])
+    _count(state, FILLABLE, numbers[1])
+    return _add_bits(mask, state, bits)
+
+
+@njit(nogil=True)
+def _add_weights(weight, state, sums):
     for i in range(state.size):
-        usable, filling = state[i] == USABLE, state[i] == FILLABLE
-        sums[0, i] += weight if usable else 0.0
-        sums[1, i] += weight * image[i] if usable else 0.0
-        sums[2, i] += square * variance[i] if usable else 0.0
-        numbers[0, i] += np.int32(1) if usable else np.int32(0)
-        numbers[1, i] += np.int32(1) if filling else np.int32(0)
+        sums[i] += weight if state[i] == USABLE else 0.0
+
+
+@njit(nogil=True)
+def _add_weighted(weight, values, state, sums):
+    for i in range(state.size):
+        sums[i] += weight * values[i] if state[i] == USABLE else 0.0
+
+
+@njit(nogil=True)
+def _count(state, wanted, numbers):
+    for i in range(state.size):
+        numbers[i] += np.int32(1) if state[i] == wanted else np.int32(0)
+
+
+@njit(nogil=True)
+def _add_bits(mask, state, bits):
+    """Add the flags of the usable values of a row; return how many values are usable."""
+    n_used = 0
+    for i in range(state.size):
+        usable = state[i] == USABLE
         bits[i] |= mask[i] if usable else np.int32(0)
         n_used += 1 if usable else 0
     return n_used

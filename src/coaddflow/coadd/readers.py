@@ -1,6 +1,7 @@
 """Warps made of other warps, as a coadd reads them (`coaddflow.warp.files.WarpReader`)."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from coaddflow.coadd.background_matching import SkyCorrection
 from coaddflow.compiled import njit
 from coaddflow.geometry import polygon
-from coaddflow.geometry.box import Box, common_box, enclosing_box
+from coaddflow.geometry.box import Box, common_box, enclosing_box, part_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow
@@ -17,7 +18,19 @@ from coaddflow.warp.files import WarpReader
 _FOOTPRINT_GROWTH = 1.5
 """Pixels by which the outline of a CCD is enlarged when the CCD is taken out of a warp."""
 
+_ROWS_AT_A_TIME = 64
+"""Rows that stay in the cache while CCDs are laid into them."""
+
 _NO_DATA = np.int32(MaskPlane.NO_DATA)
+
+
+class CcdPixels(Protocol):
+    """The warp of a CCD: `coaddflow.coadd.spool.SpooledWarp`, or a `Warp` in memory."""
+
+    box: Box
+
+    def read_box(self, box: Box) -> MaskedImage:
+        """Return the pixels of a box of the tract, which must be inside ``self.box``."""
 
 
 class LayeredWarp:
@@ -28,46 +41,81 @@ class LayeredWarp:
     the patch's outer box.
     """
 
-    def __init__(self, ccds: Sequence[WarpReader], outer: Box):
+    def __init__(self, ccds: Sequence[CcdPixels], outer: Box):
         self._ccds = list(ccds)
         reached = [part for one in ccds if (part := common_box(one.box, outer)) is not None]
         self.box: Box = enclosing_box(reached) if reached else (0, 0, 0, 0)
 
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``."""
-        return self.lay(box)[0]
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """See `coaddflow.warp.files.WarpReader`."""
+        self.lay(box, target, corner)
 
-    def lay(self, box: Box) -> tuple[MaskedImage, list[int]]:
-        """Return the pixels of a box of the tract, and how many of them each CCD has given."""
-        target = MaskedImage.empty((box[3] - box[1], box[2] - box[0]))
+    def lay(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> list[int]:
+        """Do as `read_into`; return how many pixels each CCD has given."""
         counts = [0] * len(self._ccds)
-        for number, ccd in enumerate(self._ccds):
-            part = common_box(ccd.box, box)
-            if part is not None:
-                corner = (part[1] - box[1], part[0] - box[0])
-                counts[number] = _lay_under(_planes(target), _planes(ccd.read_box(part)), corner)
-        return target, counts
+        found = [(n, common_box(ccd.box, box)) for n, ccd in enumerate(self._ccds)]
+        parts = [(n, part, self._ccds[n].read_box(part)) for n, part in found if part is not None]
+        for y0 in range(box[1], box[3], _ROWS_AT_A_TIME):
+            strip = (box[0], y0, box[2], min(y0 + _ROWS_AT_A_TIME, box[3]))
+            first = (corner[0] + y0 - box[1], corner[1])
+            target.part(_place(strip, first)).forget(slice(None))
+            for number, part, pixels in parts:
+                rows = common_box(part, strip)
+                if rows is not None:
+                    place = (corner[0] + rows[1] - box[1], corner[1] + rows[0] - box[0])
+                    counts[number] += _lay(pixels.part(part_of(part, rows)), target, place)
+        return counts
 
 
-def _planes(pixels: MaskedImage) -> tuple[NDArray, NDArray, NDArray]:
-    return pixels.image, pixels.variance, pixels.mask
+def _lay(pixels: MaskedImage, target: MaskedImage, place: tuple[int, int]) -> int:
+    """Lay pixels under those of a target; return how many were laid."""
+    planes = (pixels.image, pixels.variance, pixels.mask)
+    return _lay_under(
+        (target.image, target.variance, target.mask),
+        tuple(np.ascontiguousarray(plane) for plane in planes),
+        place,
+    )
+
+
+def _place(box: Box, corner: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of a box of which the first pixel is at a corner."""
+    (y, x), (x0, y0, x1, y1) = corner, box
+    return slice(y, y + y1 - y0), slice(x, x + x1 - x0)
 
 
 @njit(nogil=True)
 def _lay_under(target, pixels, corner):
     """Fill the pixels of ``target`` that have no data; return how many were filled."""
-    image, variance, mask = target
+    ny, nx = pixels[2].shape
+    is_gap = np.empty(nx, np.bool_)
+    columns = slice(corner[1], corner[1] + nx)
     n_filled = 0
-    for y in range(pixels[2].shape[0]):
-        y_out = y + corner[0]
-        for x in range(pixels[2].shape[1]):
-            x_out = x + corner[1]
-            if (pixels[2][y, x] & _NO_DATA) == 0 and (mask[y_out, x_out] & _NO_DATA) != 0:
-                image[y_out, x_out] = pixels[0][y, x]
-                variance[y_out, x_out] = pixels[1][y, x]
-                mask[y_out, x_out] = pixels[2][y, x]
-                n_filled += 1
+    for j in range(ny):
+        y = corner[0] + j
+        n_gaps = _find_gaps(pixels[2][j], target[2][y, columns], is_gap)
+        if n_gaps > 0:
+            _fill_gaps(pixels[0][j], is_gap, target[0][y, columns])
+            _fill_gaps(pixels[1][j], is_gap, target[1][y, columns])
+            _fill_gaps(pixels[2][j], is_gap, target[2][y, columns])
+        n_filled += n_gaps
     return n_filled
+
+
+@njit(nogil=True)
+def _find_gaps(mask, target, is_gap):
+    """Find where a row has data and the target has none; return at how many pixels."""
+    n_gaps = 0
+    for x in range(mask.size):
+        gap = ((mask[x] & _NO_DATA) == 0) & ((target[x] & _NO_DATA) != 0)
+        is_gap[x] = gap
+        n_gaps += 1 if gap else 0
+    return n_gaps
+
+
+@njit(nogil=True)
+def _fill_gaps(row, is_gap, target):
+    for x in range(row.size):
+        target[x] = row[x] if is_gap[x] else target[x]
 
 
 class WithoutCcds:
@@ -80,11 +128,10 @@ class WithoutCcds:
             _grown(tract.footprint_pixels(ccd.footprint_ra, ccd.footprint_dec)) for ccd in ccds
         ]
 
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``."""
-        pixels = self._reader.read_box(box)
-        # a reader may hand out its own memory
-        pixels = MaskedImage(pixels.image.copy(), pixels.variance.copy(), pixels.mask.copy())
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """See `coaddflow.warp.files.WarpReader`."""
+        self._reader.read_into(box, target, corner)
+        pixels = target.part(_place(box, corner))
         columns = np.arange(box[0], box[2])
         for row, y in enumerate(range(box[1], box[3])):
             for outline in self._outlines:
@@ -92,7 +139,6 @@ class WithoutCcds:
                 pixels.image[row, inside] = np.nan
                 pixels.variance[row, inside] = np.inf
                 pixels.mask[row, inside] |= _NO_DATA
-        return pixels
 
 
 def _grown(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -110,8 +156,7 @@ class CorrectedWarp:
         self._reader = reader
         self._correction = correction
 
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``."""
-        pixels = self._reader.read_box(box)
-        image = pixels.image - self._correction.on_box(box)
-        return MaskedImage(image, pixels.variance, pixels.mask)
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """See `coaddflow.warp.files.WarpReader`."""
+        self._reader.read_into(box, target, corner)
+        target.image[_place(box, corner)] -= self._correction.on_box(box)

@@ -46,7 +46,7 @@ class SpoolSlot:
 
 @dataclass(frozen=True)
 class SpooledWarp:
-    """A warp in the spool; a `coaddflow.warp.files.WarpReader` that is sent to workers."""
+    """A warp in the spool, as it is sent to workers; `coaddflow.coadd.readers` reads it."""
 
     slot: SpoolSlot
     """Where its pixels are: image, variance and mask, one after the other."""
@@ -54,14 +54,14 @@ class SpooledWarp:
     """Its pixels on the tract."""
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return a copy of the pixels of a box of the tract, inside of ``self.box``."""
+        """Return the pixels of a box of the tract, inside of ``self.box``, as the spool has them."""
         shape = (self.box[3] - self.box[1], self.box[2] - self.box[0])
         part = part_of(self.box, box)
         planes = []
         for number, kind in enumerate(_PLANES):
             offset = self.slot.offset + 4 * number * shape[0] * shape[1]
             plane = np.memmap(self.slot.path, kind, "r", offset, shape)
-            planes.append(np.array(plane[part]))
+            planes.append(plane[part])
         return MaskedImage(*planes)
 
 

@@ -34,6 +34,7 @@ from coaddflow.corners.database import CornerDatabase, Selection
 from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.files import remove, remove_partial
 from coaddflow.geometry.box import Box, common_box
+from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.provenance import provenance_header
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
 from coaddflow.pool.launch import run_job
@@ -366,7 +367,9 @@ def _warps_of(work: ExposureWork, tract: Tract) -> Iterator[tuple[str, Warp | No
     for patch, numbers in work.patch_ccds.items():
         ccds = {n: work.ccds[n] for n in sorted(numbers) if work.ccds[n] is not None}
         layers = LayeredWarp(list(ccds.values()), tract.patch(patch).outer_box)
-        pixels, counts = layers.lay(layers.box)
+        x0, y0, x1, y1 = layers.box
+        pixels = MaskedImage.empty((y1 - y0, x1 - x0))
+        counts = layers.lay(layers.box, pixels, (0, 0))
         yield patch, trim(pixels, layers.box, dict(zip(ccds, counts, strict=True)))
 
 

@@ -102,6 +102,17 @@ class MaskedImage:
         """Make some rows those of an image in which nothing was measured (`empty`)."""
         self.image[rows], self.variance[rows], self.mask[rows] = np.nan, np.inf, MaskPlane.NO_DATA
 
+    def part(self, place: tuple[slice, slice]) -> "MaskedImage":
+        """Return rows and columns of the image, without a copy."""
+        return MaskedImage(self.image[place], self.variance[place], self.mask[place])
+
+    def put(self, pixels: "MaskedImage", corner: tuple[int, int]) -> None:
+        """Put the pixels of another image into this one, the first at (row, column) ``corner``."""
+        (y, x), (ny, nx) = corner, pixels.shape
+        place = (slice(y, y + ny), slice(x, x + nx))
+        self.image[place], self.variance[place] = pixels.image, pixels.variance
+        self.mask[place] = pixels.mask
+
     def has_any(self, planes: MaskPlane) -> NDArray[np.bool_]:
         """Return where at least one of ``planes`` is set, shape (ny, nx)."""
         return (self.mask & np.int32(planes)) != 0

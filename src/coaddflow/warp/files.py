@@ -45,8 +45,11 @@ class Warp:
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
-        part, planes = part_of(self.box, box), self.masked_image
-        return MaskedImage(planes.image[part], planes.variance[part], planes.mask[part])
+        return self.masked_image.part(part_of(self.box, box))
+
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """See `WarpReader`."""
+        target.put(self.read_box(box), corner)
 
 
 class WarpReader(Protocol):
@@ -54,8 +57,11 @@ class WarpReader(Protocol):
 
     box: Box
 
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, which must be inside ``self.box``."""
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """Put the pixels of a box of the tract, inside ``self.box``, into an image.
+
+        ``corner``: row and column of the first one.
+        """
 
 
 def write_warps(
@@ -199,6 +205,10 @@ class WarpFile:
                     return MaskedImage(*(self._read_plane(stream, n, part) for n in _KINDS))
             with fits.open(self.path, memmap=False) as hdus:
                 return MaskedImage(*(hdus[name].section[part] for name in _KINDS))
+
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """See `WarpReader`."""
+        target.put(self.read_box(box), corner)
 
     def _read_plane(self, stream: BinaryIO, name: str, part: tuple[slice, slice]) -> NDArray:
         """Read a part of an uncompressed extension from its place in the file."""

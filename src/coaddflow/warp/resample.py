@@ -369,8 +369,8 @@ def _sum_window(typing_context, image, variance, start, stride, weights_x, weigh
     Arguments: two flat float32 arrays; index of the window's first pixel; length of a row;
     contiguous arrays of weights, shape (taps, lanes); which lane of these; tuple whose length is
     the number of taps. Returns both sums as float32. Emits, for each row of the window, one vector
-    load, multiplication and addition per plane; the equivalent Python loop is compiled to scalar
-    code, which takes three times as long.
+    load and multiplication with addition per plane; the equivalent Python loop is compiled to
+    scalar code, which takes three times as long.
     """
     signature = types.UniTuple(types.float32, 2)(
         image, variance, start, stride, weights_x, weights_y, lane, taps
@@ -384,33 +384,56 @@ def _emit_sum_window(context, builder, signature, arguments):
     lanes = _vector_lanes(n_taps)
     vector = ir.VectorType(ir.FloatType(), lanes)
     start, stride, lane = arguments[2], arguments[3], arguments[6]
+    zeros = ir.Constant(vector, [0.0] * lanes)
 
     def data_of(number: int) -> ir.Value:
         make = context.make_array(signature.args[number])
         return make(context, builder, arguments[number]).data
 
-    def weight(argument: int, tap: int, squared: int) -> ir.Value:
-        place = builder.add(lane, lane.type(tap * _LANES))
-        loaded = builder.load(builder.gep(data_of(argument), [place]))
-        return builder.fmul(loaded, loaded) if squared else loaded
+    def weights(number: int) -> list[ir.Value]:
+        """Load the weights of the taps at this lane."""
+        places = [builder.add(lane, lane.type(tap * _LANES)) for tap in range(n_taps)]
+        return [builder.load(builder.gep(data_of(number), [place])) for place in places]
 
+    weights_y, across = weights(5), zeros
+    for tap, weight in enumerate(weights(4)):
+        across = builder.insert_element(across, weight, ir.IntType(32)(tap))
+    # what is loaded beyond the taps is not used: it need not be a number
+    is_tap = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [k < n_taps for k in range(lanes)])
     sums = []
-    for squared in (0, 1):
-        data = data_of(squared)
-        columns, index = ir.Constant(vector, [0.0] * lanes), start
-        for j in range(n_taps):
+    for number in (0, 1):
+        if number == 1:  # the variance takes the squares
+            across = builder.fmul(across, across)
+            weights_y = [builder.fmul(weight, weight) for weight in weights_y]
+        data, columns, index = data_of(number), zeros, start
+        for weight in weights_y:
             pointer = builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
             pixels = builder.load(pointer)
             pixels.align = 4
-            factor = _splat(builder, weight(5, j, squared), vector)
-            columns = builder.fadd(columns, builder.fmul(factor, pixels))
+            columns = _multiply_add(builder, _splat(builder, weight, vector), pixels, columns)
             index = builder.add(index, stride)
-        total = ir.Constant(ir.FloatType(), 0.0)
-        for k in range(n_taps):  # what was loaded beyond the taps is not used
-            column = builder.extract_element(columns, ir.IntType(32)(k))
-            total = builder.fadd(total, builder.fmul(weight(4, k, squared), column))
-        sums.append(total)
+        products = builder.fmul(across, builder.select(is_tap, columns, zeros))
+        sums.append(_sum_lanes(builder, products))
     return cgutils.pack_array(builder, sums)
+
+
+def _multiply_add(builder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """Emit a * b + c of vectors, rounded once: the same on every machine."""
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    name = f"llvm.fma.v{a.type.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
+
+
+def _sum_lanes(builder, values: ir.Value) -> ir.Value:
+    """Emit the sum of the lanes of a vector, whose number is a power of 2: halves are added."""
+    lanes = ir.VectorType(ir.IntType(32), values.type.count)
+    n = values.type.count
+    while n > 1:
+        n //= 2
+        upper = [n + k if k < n else k for k in range(lanes.count)]
+        shifted = builder.shuffle_vector(values, values, ir.Constant(lanes, upper))
+        values = builder.fadd(values, shifted)
+    return builder.extract_element(values, ir.IntType(32)(0))
 
 
 def _splat(builder, scalar: ir.Value, vector: ir.VectorType) -> ir.Value:
