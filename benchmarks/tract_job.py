@@ -2,11 +2,12 @@
 
     python benchmarks/tract_job.py [--exposures 8] [--ccds 6] [--patches 3] [--workers 2] [--swarp]
 
-A survey of dithered and turned exposures is made in a temporary folder, and coadded twice: by
-`parallel.coadd: patch`, with a Python process for each exposure's warps and for each patch, so many
-at a time as there are workers (Snakemake itself, which takes 1 to 2 s of CPU more for each, is left
-out); and by `parallel.coadd: tract`, one job with so many workers. The coadds are compared. Both
-are done once more under strace, which counts what is opened, read and written.
+A survey of dithered and turned exposures is made in a temporary folder (each exposure fills the
+tract; with ``--ccd-size`` it is a block of CCDs of that size, somewhere on it), and coadded twice:
+by `parallel.coadd: patch`, with a Python process for each exposure's warps and for each patch, so
+many at a time as there are workers (Snakemake itself, which takes 1 to 2 s of CPU more for each,
+is left out); and by `parallel.coadd: tract`, one job with so many workers. The coadds are
+compared. Both are done once more under strace, which counts what is opened, read and written.
 
 With ``--swarp`` the job of the tract and SWarp, which makes one image of the tract from the same
 files with as many threads, take turns instead; medians are printed, also per pixel that goes in.
@@ -66,10 +67,12 @@ def make_survey(tract: Tract, arguments: argparse.Namespace) -> list[str]:
     rng = np.random.default_rng(1)
     exposures = [f"e{number:03}" for number in range(arguments.exposures)]
     columns = int(np.ceil(arguments.ccds**0.5))
-    nx = -(-tract.width // columns)
-    ny = -(-tract.height // -(-arguments.ccds // columns))
+    lines = -(-arguments.ccds // columns)
+    nx, ny = arguments.ccd_size or (-(-tract.width // columns), -(-tract.height // lines))
+    size, extent = np.array([tract.width, tract.height]), np.array([columns * nx, lines * ny])
+    reach = np.maximum((size - extent) / 2, 60)
     for number, exposure in enumerate(exposures):
-        shift, turn = rng.uniform(-60, 60, 2), np.radians(rng.uniform(-3, 3))
+        shift, turn = rng.uniform(-reach, reach), np.radians(rng.uniform(-3, 3))
         rows = []
         for ccd in range(arguments.ccds):
             wcs = WCS(naxis=2)
@@ -77,7 +80,7 @@ def make_survey(tract: Tract, arguments: argparse.Namespace) -> list[str]:
             matrix = [[-np.cos(turn), np.sin(turn)], [np.sin(turn), np.cos(turn)]]
             wcs.wcs.cd = np.array(matrix) * SCALE / 3600
             place = np.array([ccd % columns * nx, ccd // columns * ny])
-            wcs.wcs.crpix = np.array([tract.width, tract.height]) / 2 + shift - place
+            wcs.wcs.crpix = extent / 2 + shift - place
             wcs.pixel_shape = (nx, ny)
             rows.append(write_ccd(exposure, ccd, wcs, rng))
         write_manifest(f"summary/{exposure}.ecsv", rows)
@@ -225,6 +228,7 @@ def main() -> None:
     parser.add_argument("--ccds", type=int, default=6, help="of each exposure")
     parser.add_argument("--patches", type=int, default=3, help="along each side of the tract")
     parser.add_argument("--patch-size", type=int, default=1000, help="pixels")
+    parser.add_argument("--ccd-size", type=int, nargs=2, metavar=("NX", "NY"), help="pixels")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-trace", action="store_true", help="do not count with strace")
     parser.add_argument("--swarp", action="store_true", help="compare with SWarp")
