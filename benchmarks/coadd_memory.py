@@ -42,11 +42,12 @@ class Noise:
         self.box = (0, 0, side, side)
         self._rng = np.random.default_rng(seed)
 
-    def read_box(self, box: Box) -> MaskedImage:
-        """Return a part of the warp."""
+    def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
+        """Put a part of the warp into an image (`coaddflow.warp.files.WarpReader`)."""
         shape = (box[3] - box[1], box[2] - box[0])
         image = self._rng.standard_normal(shape, np.float32)
-        return MaskedImage(image, np.ones(shape, np.float32), np.zeros(shape, np.int32))
+        pixels = MaskedImage(image, np.ones(shape, np.float32), np.zeros(shape, np.int32))
+        target.put(pixels, corner)
 
 
 def coadd(side: int, n_inputs: int, memory_mb: int) -> None:

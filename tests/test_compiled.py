@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from coaddflow import compiled
@@ -40,11 +41,11 @@ def start(tmp_path):
     survey.mkdir()
     source = Path(sys.modules["coaddflow"].__file__).parents[1]
 
-    def start(**environment):
+    def start(program=PROGRAM, **environment):
         nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "NUMBA_CACHE_DIR": ""}
         paths = {"PYTHONPATH": f"{package}{os.pathsep}{source}"}
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-c", program],
             cwd=survey,
             env=os.environ | nowhere | paths | environment,
             stdout=subprocess.PIPE,
@@ -141,6 +142,25 @@ def test_where_all_is_compiled_nobody_waits(start, tmp_path):
     with lock.open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert answer(start(**cache)) == FOUND
+
+
+@pytest.mark.skipif(
+    numba.version_info[:2] not in compiled._TRIED, reason="not tried with this version of numba"
+)
+def test_the_compiler_gets_ready_only_when_it_is_needed(start, tmp_path):
+    """It reads parts of scipy, which takes half a second; afterwards it works as ever."""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert answer(start(**cache)) == COMPILED
+    program = "\n".join(
+        [
+            "import sys, numpy, doubled",
+            "print(doubled.twice(21), 'scipy' in sys.modules)",
+            "print(doubled.twice(numpy.array([1.0, 2.0])).sum(), 'scipy' in sys.modules)",
+            "print(len(doubled.twice.stats.cache_hits), len(doubled.twice.stats.cache_misses))",
+        ]
+    )
+    assert answer(start(program, **cache)) == "42.0 False\n6.0 True\n1 1\n"
+    assert answer(start(program, **cache)) == "42.0 False\n6.0 False\n2 0\n"
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])

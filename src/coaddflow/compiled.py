@@ -44,6 +44,10 @@ _LOCK, _COMPLETE = "lock", "complete"
 FUNCTIONS: list[Any] = []
 """The functions of all modules that are imported."""
 
+_TRIED = ((0, 68),)
+"""Versions of numba for which `_look_up_at_once` has been tried: it is not among what numba
+promises to keep."""
+
 _compiling = threading.local()
 
 _sources: dict[Callable[..., Any], frozenset[str]] = {}
@@ -70,6 +74,7 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             compiled = numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
+        _look_up_at_once(compiled)
         compiled.compile = _compile_alone(compiled, folder)
         FUNCTIONS.append(compiled)
         return compiled
@@ -149,6 +154,25 @@ def note_that_all_is_compiled() -> None:
 @functools.cache
 def _is_all_compiled(folder: Path) -> bool:
     return (folder / _COMPLETE).exists()
+
+
+def _look_up_at_once(function: Any) -> None:
+    """Let numba look for what is kept of a function before it gets ready to compile.
+
+    To read all declarations, and parts of scipy with them, takes half a second of each process, and
+    what has been compiled needs none of them. The compiler still reads them when it is called.
+    """
+    if numba.version_info[:2] not in _TRIED:
+        return
+    kept = function._cache
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        numba.core.runtime.rtsys.initialize(context)  # it counts the references to arrays
+        with kept._guard_against_spurious_io_errors():
+            return kept._load_overload(signature, context)
+        return None  # the block has swallowed an exception
+
+    kept.load_overload = load_overload
 
 
 def _compile_alone(function: Any, folder: Path) -> Callable[[Any], Any]:
