@@ -5,6 +5,7 @@ The same manifests give the same content. What CCDs cover is computed for many e
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,9 @@ from coaddflow.corners.schema import (
     VIEWS,
 )
 from coaddflow.errors import InputError
-from coaddflow.files import sha256_of
 from coaddflow.geometry import polygon, sphere
 from coaddflow.skymap.tract import Tract, footprint_overlaps
-from coaddflow.tables.manifest import CcdRow, read_manifest
+from coaddflow.tables.manifest import CcdRow, rows_of_manifest
 
 INSERT = {
     table.name: f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})"  # noqa: S608 - names of the schema
@@ -112,8 +112,8 @@ def read_manifests(paths: Iterable[str | Path]) -> Iterator[Manifest]:
 
 
 def _read_manifest(path: str) -> Manifest:
-    checksum, size, mtime_ns = state_of(path)
-    rows = tuple(sorted(read_manifest(path), key=lambda row: row.ccd))
+    content, size, mtime_ns = content_of(path)
+    rows = tuple(sorted(rows_of_manifest(path, content), key=lambda row: row.ccd))
     problem = None
     if len({row.exposure for row in rows}) != 1 or len({row.ccd for row in rows}) != len(rows):
         problem = "is not a manifest: it must have each CCD of one exposure once"
@@ -123,11 +123,16 @@ def _read_manifest(path: str) -> Manifest:
             problem = f"CCD {row.ccd} is done but has no footprint"
     if problem is not None:
         raise InputError(problem, path=path, remedy="remove it and run the workflow again")
-    return Manifest(path, checksum, size, mtime_ns, rows)
+    return Manifest(path, checksum_of(content), size, mtime_ns, rows)
 
 
-def state_of(path: str) -> tuple[str, int, int]:
-    """Return the checksum, size and time of change (ns) of a manifest.
+def checksum_of(content: bytes) -> str:
+    """Return the checksum of a manifest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def content_of(path: str) -> tuple[bytes, int, int]:
+    """Return the content of a manifest, opened once, with its size and time of change (ns).
 
     Raises
     ------
@@ -135,16 +140,16 @@ def state_of(path: str) -> tuple[str, int, int]:
         If it cannot be read.
     """
     try:
-        # the time first: if it is replaced meanwhile, it is read again the next time
-        status = Path(path).stat()
-        checksum = sha256_of(path)
+        with Path(path).open("rb", buffering=0) as stream:
+            # the time first: if it is changed meanwhile, it is read again the next time
+            status = os.fstat(stream.fileno())
+            return stream.readall(), status.st_size, status.st_mtime_ns
     except OSError as error:
         raise InputError(
             f"the manifest cannot be read: {error.strerror}",
             path=path,
             remedy="run the workflow again; it makes the manifests that are missing",
         ) from error
-    return checksum, status.st_size, status.st_mtime_ns
 
 
 def occurs_twice(manifest: Manifest) -> InputError:
