@@ -3,6 +3,7 @@
 The same manifests give the same content. What CCDs cover is computed for many exposures at a time.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -374,8 +375,13 @@ def _ccd_key(row: CcdRow) -> int:
     deleted with an exposure is in few pages.
     """
     group, number = divmod(row.ccd, _CCDS_OF_A_HASH)
-    digest = hashlib.sha256(f"{row.exposure}/{group}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 1) // _CCDS_OF_A_HASH * _CCDS_OF_A_HASH + number
+    return _first_key(row.exposure, group) + number
+
+
+@functools.lru_cache(maxsize=16)
+def _first_key(exposure: str, group: int) -> int:
+    digest = hashlib.sha256(f"{exposure}/{group}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 1) // _CCDS_OF_A_HASH * _CCDS_OF_A_HASH
 
 
 def vector_boxes(vectors: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -392,5 +398,7 @@ def vector_boxes(vectors: NDArray[np.float64], radius: NDArray[np.float64]) -> N
         Of circles around them, degrees.
     """
     bulge = (1.0 - np.cos(np.radians(radius)) + 1e-12)[:, None]
-    edges = np.stack([vectors.min(axis=1) - bulge, vectors.max(axis=1) + bulge], axis=-1)
+    # one vertex of all footprints after the other: vector instructions need long rows
+    vertices = np.ascontiguousarray(np.moveaxis(vectors, 1, 0))
+    edges = np.stack([vertices.min(axis=0) - bulge, vertices.max(axis=0) + bulge], axis=-1)
     return edges.reshape(len(vectors), 6)
