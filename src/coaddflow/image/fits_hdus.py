@@ -156,7 +156,7 @@ class HduHeader:
 @contextlib.contextmanager
 def open_fits(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, once, decompressed where its first bytes say so."""
-    with path.open("rb") as plain, _decompressed(plain) as stream:
+    with path.open("rb") as plain, decompressed(plain) as stream:
         yield stream
 
 
@@ -183,12 +183,13 @@ class KeptOpen:
             self._path = path
         with os.fdopen(self._descriptor, "rb", closefd=False) as plain:
             plain.seek(0)
-            with _decompressed(plain) as stream:
+            with decompressed(plain) as stream:
                 yield stream
 
 
 @contextlib.contextmanager
-def _decompressed(plain: BinaryIO) -> Iterator[BinaryIO]:
+def decompressed(plain: BinaryIO) -> Iterator[BinaryIO]:
+    """Give what a file holds, decompressed where its first bytes say so; the file stays open."""
     magic = plain.peek(3)[:3]
     if magic[:2] == b"\x1f\x8b":
         with gzip.open(plain) as stream:
