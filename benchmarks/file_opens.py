@@ -5,9 +5,10 @@
 Simulates a survey (needs the extra `simulate`) and runs it under strace with both granularities: a
 job for each CCD and patch, and a job for each exposure and tract. Calibration frames are made
 before. Prints for each kind of file the openings for each CCD, in the jobs up to the manifests and
-in those after them, with the bytes, and how long a CCD waits if each opening takes 5 or 20 ms.
-Only files in the folder of the survey count. The disk can be made slow by nothing but this: a file
-is opened by a name, and that is what a server is asked for.
+in those after them, with the bytes, what Snakemake itself opens, and how long the jobs wait for
+each CCD, and each exposure or tract, if each opening and each read takes 5 or 20 ms. This is
+calculated: the files are on a disk as fast as it is. Only files in the folder of the survey count.
+Reads are of 256 kB at most; a client of a network file system that reads ahead waits for fewer.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import yaml
 from exposure_job import REPOSITORY, call
-from traced import count, traced
+from traced import count_processes, traced
 
 from coaddflow.instrument.camera import load_camera
 
@@ -37,7 +38,8 @@ KINDS = {
     "coadds": r"results/coadd/",
     "depth": r"results/depth/",
     "tokens": r"\.snakemake/coaddflow/tokens/",
-    "logs": r"logs/",
+    "logs, benchmarks, scripts": r"logs/|results/benchmarks/|\.snakemake/scripts/",
+    "plan": r"\.snakemake/coaddflow/",
     "Snakemake's own": r"\.snakemake/",
     "settings and tables": r"",
 }
@@ -90,33 +92,50 @@ def kind_of(path: str, survey: str) -> str | None:
     return next(kind for kind, pattern in KINDS.items() if re.match(f"(.*/)?{pattern}", name))
 
 
-def run_traced(mode: str, workers: int, *options: str) -> dict[str, Counter]:
-    """Run a part of the survey; return what was opened, read and written, by kind."""
+def run_traced(mode: str, workers: int, *options: str) -> dict[str, dict[str, Counter]]:
+    """Run a part of the survey; return what "jobs" and "Snakemake" opened, read and wrote."""
     survey = str(Path.cwd())
     call(traced(snakemake(mode, workers, *options), f"{survey}/../trace"))
-    return count(f"{survey}/../trace", lambda path: kind_of(path, survey))
+    totals: dict[str, dict[str, Counter]] = {"jobs": {}, "Snakemake": {}}
+    for seen in count_processes(f"{survey}/../trace", lambda path: kind_of(path, survey)):
+        who = totals["Snakemake" if seen["opened"]["Snakemake's own"] else "jobs"]
+        for what, counter in seen.items():
+            who[what] = who.get(what, Counter()) + counter
+    return totals
 
 
-def report(title: str, seen: dict[str, dict[str, Counter]], n_ccds: int) -> None:
-    """Print the table of a part of the survey."""
-    print(f"\n| {title}, for each CCD | " + " | ".join(f"`{mode}`" for mode in seen) + " |")
+def report(
+    title: str, seen: dict[str, dict[str, dict[str, Counter]]], n_ccds: int, units: tuple[str, int]
+) -> None:
+    """Print the table of a part of the survey; ``units``: what a coarse job is, and how many."""
+    jobs = [one["jobs"] for one in seen.values()]
+    print_row(f"{title}, for each CCD", [f"`{mode}`" for mode in seen])
     print("|---" * (1 + len(seen)) + "|")
     for kind in KINDS:
-        opened = [one["opened"][kind] / n_ccds for one in seen.values()]
-        moved = [(one["read"][kind] + one["written"][kind]) / n_ccds for one in seen.values()]
+        opened = [one["opened"][kind] / n_ccds for one in jobs]
+        moved = [(one["read"][kind] + one["written"][kind]) / n_ccds for one in jobs]
         if any(opened):
-            cells = [
-                f"{n:.1f}, {1e-6 * size:.2f} MB" for n, size in zip(opened, moved, strict=True)
-            ]
-            print(f"| {kind} | " + " | ".join(cells) + " |")
-    totals = [sum(one["opened"].values()) / n_ccds for one in seen.values()]
-    frames = [one["opened"]["calibration frames"] / n_ccds for one in seen.values()]
-    print("| all | " + " | ".join(f"{total:.1f}" for total in totals) + " |")
-    beyond = [total - part for total, part in zip(totals, frames, strict=True)]
-    print("| without calibration frames | " + " | ".join(f"{n:.1f}" for n in beyond) + " |")
+            pairs = zip(opened, moved, strict=True)
+            print_row(kind, [f"{n:.1f}, {1e-6 * size:.2f} MB" for n, size in pairs])
+    totals = [one["opened"].total() / n_ccds for one in jobs]
+    frames = [one["opened"]["calibration frames"] / n_ccds for one in jobs]
+    reads = [one["reads"].total() / n_ccds for one in jobs]
+    print_row("all", [f"{total:.1f}" for total in totals])
+    pairs = zip(totals, frames, strict=True)
+    print_row("without calibration frames", [f"{total - part:.1f}" for total, part in pairs])
+    print_row("reads", [f"{n:.0f}" for n in reads])
     for delay in (5, 20):
-        cells = [f"{delay * total / 1e3:.2f} s" for total in totals]
-        print(f"| waiting, {delay} ms each | " + " | ".join(cells) + " |")
+        waits = [delay * (n + more) / 1e3 for n, more in zip(totals, reads, strict=True)]
+        print_row(f"waiting, {delay} ms each, s", [f"{wait:.2f}" for wait in waits])
+        each = [f"{wait * n_ccds / units[1]:.1f}" for wait in waits]
+        print_row(f"for each {units[0]}", each)
+    whole = [one["Snakemake"]["opened"].total() for one in seen.values()]
+    print_row("Snakemake itself, in the whole run", [str(n) for n in whole])
+
+
+def print_row(name: str, cells: list[str]) -> None:
+    """Print a row of a table."""
+    print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -143,8 +162,8 @@ def main() -> None:
             up_to_manifests[mode] = run_traced(mode, arguments.workers, "--until", last)
             after_them[mode] = run_traced(mode, arguments.workers)
         n_ccds = arguments.exposures * arguments.ccds
-        report("up to the manifests", up_to_manifests, n_ccds)
-        report("after them", after_them, n_ccds)
+        report("up to the manifests", up_to_manifests, n_ccds, ("exposure", arguments.exposures))
+        report("after them", after_them, n_ccds, ("tract", 1))
         os.chdir(REPOSITORY)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CALLS = "openat,read,pread64,readv,write,pwrite64,writev"
@@ -17,7 +17,22 @@ def traced(command: list[str], trace: str | Path) -> list[str]:
 
 
 def count(trace: str | Path, part_of: Callable[[str], str | None]) -> dict[str, Counter]:
-    """Sum what strace has seen, and remove its files.
+    """Sum what strace has seen; see `count_processes`."""
+    totals = _nothing()
+    for seen in count_processes(trace, part_of):
+        for what, counter in seen.items():
+            totals[what] += counter
+    return totals
+
+
+def _nothing() -> dict[str, Counter]:
+    return {what: Counter() for what in ("opened", "reads", "read", "written")}
+
+
+def count_processes(
+    trace: str | Path, part_of: Callable[[str], str | None]
+) -> Iterator[dict[str, Counter]]:
+    """Yield what strace has seen of each process or thread, and remove its files.
 
     Parameters
     ----------
@@ -26,13 +41,13 @@ def count(trace: str | Path, part_of: Callable[[str], str | None]) -> dict[str, 
     part_of : callable
         Returns under which name a file is counted, None for not at all.
 
-    Returns
-    -------
+    Yields
+    ------
     dict of str to Counter
-        "opened": openings, "read" and "written": bytes, each by name.
+        "opened": openings, "reads": calls to read, "read" and "written": bytes, each by name.
     """
-    totals: dict[str, Counter] = {"opened": Counter(), "read": Counter(), "written": Counter()}
     for path in Path(trace).parent.glob(f"{Path(trace).name}*"):
+        totals = _nothing()
         for line in path.read_text(errors="replace").splitlines():
             if match := _OPENED.match(line):
                 if (part := part_of(match[1])) and not Path(match[1]).is_dir():
@@ -40,5 +55,6 @@ def count(trace: str | Path, part_of: Callable[[str], str | None]) -> dict[str, 
             elif (match := _MOVED.match(line)) and (part := part_of(match[2])):
                 kind = "read" if match[1] in ("read", "pread64", "readv") else "written"
                 totals[kind][part] += int(match[3])
+                totals["reads"][part] += kind == "read"
         path.unlink()
-    return totals
+        yield totals

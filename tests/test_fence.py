@@ -1,13 +1,14 @@
 """Of two jobs that would make the same products only the newer one writes."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from coaddflow import fence
 from coaddflow.errors import InputError, ReplacedError, is_lasting
 from coaddflow.fence import Fence, begin, fenced_by, is_replaced
-from coaddflow.files import atomic_path, remove, remove_partial
+from coaddflow.files import atomic_path, atomic_streams, remove, remove_partial
 
 
 @pytest.fixture
@@ -47,6 +48,56 @@ def test_job_that_was_replaced_writes_and_removes_nothing_and_the_newer_one_goes
             change(product)
     assert product.read_text() == "of the newer job"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "tokens"]
+
+
+def test_of_files_that_are_written_together_none_takes_its_name_in_a_replaced_job(
+    older, newer, tmp_path
+):
+    begin(older)
+    names = [tmp_path / "1_sources.fits", tmp_path / "1.fits"]
+    with pytest.raises(ReplacedError), fenced_by(older), atomic_streams(*names) as streams:
+        for stream in streams:
+            stream.write(b"late")
+        begin(newer)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_there_is_a_look_for_all_files_that_take_their_names_together(older, tmp_path, monkeypatch):
+    begin(older)
+    looks, names = [], [tmp_path / f"{number}.fits" for number in range(100)]
+    real = fence.check
+    monkeypatch.setattr(
+        fence, "check", lambda: looks.append(len(list(tmp_path.iterdir()))) or real()
+    )
+    with fenced_by(older), atomic_streams(*names[:2]):
+        pass
+    assert looks == [1 + 2], "when both have been written"
+    for name in names:
+        name.touch()
+    looks.clear()
+    with fenced_by(older):
+        remove(*names)
+    assert looks == [1 + 100, 1 + 100 - 64], "a look holds for some tens of removals"
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_a_job_that_is_replaced_while_it_removes_files_goes_no_further(
+    older, newer, tmp_path, monkeypatch
+):
+    begin(older)
+    names = [tmp_path / f"{number}.fits" for number in range(100)]
+    for name in names:
+        name.touch()
+    real = Path.unlink
+
+    def unlink(path, **options):
+        real(path, **options)
+        begin(newer)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(ReplacedError), fenced_by(older):
+        remove(*names)
+    assert [name.exists() for name in names] == [False] * 64 + [True] * 36
 
 
 def test_steps_of_a_job_share_the_token_and_a_replaced_job_does_not_get_it_back(older, newer):

@@ -8,7 +8,14 @@ import stat
 import pytest
 
 from coaddflow.errors import InputError
-from coaddflow.files import atomic_path, atomic_stream, check_id, remove_partial, sha256_of
+from coaddflow.files import (
+    atomic_path,
+    atomic_stream,
+    atomic_streams,
+    check_id,
+    remove_partial,
+    sha256_of,
+)
 
 
 def test_file_appears_whole_under_its_final_name(tmp_path):
@@ -40,6 +47,31 @@ def test_a_stream_is_written_whole_or_not_at_all(tmp_path):
         stream.write(b"a half")
         raise ZeroDivisionError
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+
+
+def test_files_that_are_written_together_take_their_names_in_order_when_all_are_written(
+    tmp_path, monkeypatch
+):
+    renamed, real = [], os.replace
+    names = [tmp_path / "new" / "1_sources.fits", tmp_path / "new" / "1.fits"]
+
+    def replace(path, target):
+        assert {p.stat().st_size for p in names[0].parent.iterdir()} == {5}
+        renamed.append(target)
+        real(path, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with atomic_streams(*names) as streams:
+        for stream in streams:
+            stream.write(b"whole")
+    assert renamed == names
+    assert sorted(names[0].parent.iterdir()) == sorted(names)
+    with contextlib.suppress(ZeroDivisionError), atomic_streams(*names) as streams:
+        streams[0].write(b"other")
+        raise ZeroDivisionError
+    assert {path: path.read_bytes() for path in names[0].parent.iterdir()} == dict.fromkeys(
+        names, b"whole"
+    )
 
 
 def test_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):

@@ -3,11 +3,14 @@
 A cluster may give up a job that is still alive: a node that is cut off from the controller but
 sees the disk. The next job then makes the same products beside it. So each job of an exposure, a
 tract or the calibration frames of a CCD writes its name into the token of what it makes when it
-begins (`begin`), and looks whether it still stands there before it gives a file its final name or
-removes one (`check`). If a newer job has taken the token, the older one stops.
+begins (`begin`), and looks whether it still stands there before it gives files their final names
+or removes some (`check`). If a newer job has taken the token, the older one stops.
 
-A network file system allows no look and rename in one step: between the two there are
-microseconds, instead of the hours for which a forgotten job may run.
+A network file system allows no look and rename in one step. On a slow one each look takes as long
+as a rename, so there is one for what is renamed together when all of it has been written (the
+calexp of a CCD and its sources), and one for some tens of files of an earlier run that a job
+removes when it begins. Between look and change there is the time that these few changes take,
+instead of the hours for which a forgotten job may run.
 
 A token is a text file with a line for each job that has had it, ``WHEN<tab>JOB``, the newest last.
 It is replaced as a whole and read by opening it: a network file system then asks its server,

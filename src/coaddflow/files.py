@@ -2,14 +2,14 @@
 
 import contextlib
 import errno
-import glob
+import functools
 import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from coaddflow import fence
 from coaddflow.errors import InputError
@@ -22,6 +22,13 @@ _ID_PATTERNS = {
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+
+_RANDOM = 8
+"""Characters that `tempfile` puts into a name."""
+
+_REMOVALS_PER_LOOK = 64
+"""Files that are removed after one look at the fence: at most a second on a slow shared disk, and
+a newer job takes longer to make its first product."""
 
 
 def check_id(text: str, kind: str) -> str:
@@ -55,8 +62,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     ReplacedError
         If a newer job has taken over what this job makes (`fence`): nothing takes the name.
     """
-    with _renamed_at_the_end(path) as (temporary, _):
-        yield temporary
+    with _renamed_at_the_end(path) as (temporary,):
+        yield temporary.path
 
 
 @contextlib.contextmanager
@@ -66,11 +73,21 @@ def atomic_stream(path: str | Path) -> Iterator[BinaryIO]:
     As `atomic_path`, and opened once: on a shared disk that takes longer than to write a small
     file.
     """
-    with (
-        _renamed_at_the_end(path) as (_, handle),
-        os.fdopen(handle, "w+b", closefd=False) as stream,
-    ):
+    with atomic_streams(path) as (stream,):
         yield stream
+
+
+@contextlib.contextmanager
+def atomic_streams(*paths: str | Path) -> Iterator[list[BinaryIO]]:
+    """Give files to write to that take the names ``paths``, in this order, if the block succeeds.
+
+    As `atomic_stream`, with one look at the fence for all of them, when all are on disk. An error
+    that is of the disk names the last one.
+    """
+    with _renamed_at_the_end(*paths) as temporaries, contextlib.ExitStack() as opened:
+        yield [
+            opened.enter_context(os.fdopen(one.handle, "w+b", closefd=False)) for one in temporaries
+        ]
 
 
 def atomic_text(path: str | Path, text: str) -> None:
@@ -79,22 +96,39 @@ def atomic_text(path: str | Path, text: str) -> None:
         stream.write(text.encode())
 
 
+class _Temporary(NamedTuple):
+    """A file that is being written, and an open handle of it."""
+
+    path: Path
+    handle: int
+
+
 @contextlib.contextmanager
-def _renamed_at_the_end(path: str | Path) -> Iterator[tuple[Path, int]]:
-    """Give a temporary file, and an open handle of it, for `atomic_path` and `atomic_stream`."""
-    path = Path(path)
-    handle: int | None = None
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix, suffix = _affixes(path)
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
-        temporary = Path(name)
-        yield temporary, handle
-        _flush(temporary, handle)
-        temporary.chmod(0o666 & ~_umask())
+def _renamed_at_the_end(*paths: str | Path) -> Iterator[list[_Temporary]]:
+    """Give temporary files for `atomic_path` and `atomic_streams`."""
+    with contextlib.ExitStack() as made:
+        temporaries = [made.enter_context(_temporary(Path(path))) for path in paths]
+        yield temporaries
+        for temporary in temporaries:
+            _flush(*temporary)
+            temporary.path.chmod(0o666 & ~_umask())
         fence.check()
-        temporary.replace(path)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.path.replace(path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[_Temporary]:
+    """Give a temporary file for ``path``, which is removed if the block fails."""
+    try:
+        temporary = _make_temporary(path)
+        try:
+            yield temporary
+        except BaseException:
+            temporary.path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(temporary.handle)
     except OSError as error:
         # astropy reports a full disk, and NumPy a quota, without an error number
         full = re.search(r"space on disk|\d+ requested and \d+ written", str(error)) is not None
@@ -105,11 +139,19 @@ def _renamed_at_the_end(path: str | Path) -> Iterator[tuple[Path, int]]:
             path=path,
             remedy="free some space or check the permissions of the folder, then run again",
         ) from error
-    finally:
-        if handle is not None:
-            os.close(handle)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+
+
+def _make_temporary(path: Path) -> _Temporary:
+    """Make a temporary file beside ``path``, and its folder if that is missing."""
+    prefix, suffix = _affixes(path)
+    make = functools.partial(tempfile.mkstemp, prefix=prefix, suffix=suffix, dir=path.parent)
+    try:
+        handle, name = make()
+    except FileNotFoundError:
+        # as a rule the folder is there: on a shared disk it takes time to ask
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = make()
+    return _Temporary(Path(name), handle)
 
 
 def _flush(path: Path, handle: int) -> None:
@@ -124,16 +166,20 @@ def _flush(path: Path, handle: int) -> None:
         os.fsync(written.fileno())
 
 
-def remove(path: str | Path) -> None:
-    """Remove a product of an earlier run, if it is there.
+def remove(*paths: str | Path) -> None:
+    """Remove products of an earlier run, in this order, those that are there.
+
+    Before the first, and some tens each, there is a look at the fence.
 
     Raises
     ------
     ReplacedError
-        If a newer job has taken over what this job makes: the file may be that job's.
+        If a newer job has taken over what this job makes: the files may be that job's.
     """
-    fence.check()
-    Path(path).unlink(missing_ok=True)
+    for first in range(0, len(paths), _REMOVALS_PER_LOOK):
+        fence.check()
+        for path in paths[first : first + _REMOVALS_PER_LOOK]:
+            Path(path).unlink(missing_ok=True)
 
 
 def move(path: str | Path, target: str | Path) -> None:
@@ -148,21 +194,29 @@ def move(path: str | Path, target: str | Path) -> None:
     Path(path).replace(target)
 
 
-def remove_partial(path: str | Path) -> None:
-    """Remove what killed processes left of a file that they wrote with `atomic_path`.
+def remove_partial(*paths: str | Path) -> None:
+    """Remove what killed processes left of files that they wrote with `atomic_path`.
 
-    The file itself stays. No other process may be writing it. Errors are those of `remove`.
+    The files themselves stay. No other process may be writing them. Each folder is listed once.
+    Errors are those of `remove`.
     """
     fence.check()
-    path = Path(path)
-    prefix, suffix = (glob.escape(part) for part in _affixes(path))
-    for partial in path.parent.glob(f"{prefix}????????{suffix}"):
-        partial.unlink(missing_ok=True)
+    wanted: dict[Path, set[tuple[str, str]]] = {}
+    for path in map(Path, paths):
+        wanted.setdefault(path.parent, set()).add(_affixes(path))
+    for folder, affixes in wanted.items():
+        remove(*(found for found in folder.glob(".*") if _is_partial(found.name, affixes)))
 
 
 def _affixes(path: Path) -> tuple[str, str]:
     """Return how the names of the temporary files of a path begin and end."""
     return f".{path.name[:80]}.", "".join(path.suffixes[-2:])
+
+
+def _is_partial(name: str, affixes: set[tuple[str, str]]) -> bool:
+    """Return whether a file is one of `_make_temporary`, with some of these affixes."""
+    ends = {suffix for _, suffix in affixes if name.endswith(suffix)}
+    return any((name[: -len(suffix) - _RANDOM], suffix) in affixes for suffix in ends)
 
 
 def _umask() -> int:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from backends import MPI, linux, needs_dask, needs_mpi
+from openings import counted_openings, openings_of
 from skyscene import DEC, RA, draw_star, make_wcs, write_done_ccd
 
 from coaddflow.coadd import tract_job
@@ -210,17 +210,22 @@ def test_with_little_memory_warps_wait_on_disk_and_few_items_are_processed_at_a_
 
 
 def test_every_calexp_is_opened_once(survey, tmp_path):
-    opened = []
-    watching = True
+    with counted_openings() as opened:
+        run(tmp_path)
+    calexps = [name for _, name in opened if "calexp/" in name]
+    assert openings_of(opened, "calexp/") == len(calexps) == 7, opened  # b0 is not wanted
 
-    def watch(event, arguments):
-        if watching and event == "open" and "calexp/" in str(arguments[0]):
-            opened.append(str(arguments[0]))
 
-    sys.addaudithook(watch)
-    run(tmp_path)
-    watching = False
-    assert len(opened) == len(set(opened)) == 7, opened  # b0 is not wanted
+def test_a_patch_opens_its_coadd_and_looks_at_the_fence_once(survey):
+    """A slow shared disk takes 5 to 20 ms to open a file: this must not grow unnoticed."""
+    Path("counted/coadd/r/0").mkdir(parents=True)
+    with counted_openings() as opened:
+        run("counted")
+    written = {name for mode, name in opened if mode == "w"}
+    assert openings_of(opened, "coadd/r/0/") == len(PATCHES)
+    assert len(written) == len(PATCHES) + 1, "and the list"
+    assert openings_of(opened, "tokens/") <= len(PATCHES) + 5
+    assert opened.total() <= 7 + 2 * len(PATCHES) + 10, opened
 
 
 # Background matching -----------------------------------------------------------------------------

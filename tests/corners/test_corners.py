@@ -425,7 +425,7 @@ class TestSurveyDatabase:
         spy(
             monkeypatch, survey_module, "_delete_exposure", lambda _, name, __: deleted.append(name)
         )
-        spy(monkeypatch, build, "read_manifest", lambda p: read.append(Path(p).stem))
+        spy(monkeypatch, build, "rows_of_manifest", lambda path, _: read.append(Path(path).stem))
         now = [zero, cosmos, cosmos2, border, new]
         update = update_survey_database(path, now, skymap)
         assert (update.added, update.redone, update.dropped) == (["new"], ["cosmos"], ["pole"])

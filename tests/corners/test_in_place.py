@@ -432,7 +432,7 @@ class TestWhatIsLookedAt:
     def test_manifests_of_the_same_size_and_time_are_not_read(self, changing, monkeypatch):
         changing.update()
         read = []
-        monkeypatch.setattr(survey, "state_of", read.append)
+        monkeypatch.setattr(survey, "content_of", read.append)
         assert len(changing.update().unchanged) == 5
         assert read == []
 
@@ -440,8 +440,13 @@ class TestWhatIsLookedAt:
         changing.update()
         os.utime(changing.folder / "e0.ecsv", (1e9, 1e9))
         looked = []
-        original = survey.state_of
-        monkeypatch.setattr(survey, "state_of", lambda path: looked.append(path) or original(path))
+        original = survey.content_of
+
+        def note(path):
+            looked.append(path)
+            return original(path)
+
+        monkeypatch.setattr(survey, "content_of", note)
         for _ in range(2):
             update = changing.update()
             assert (update.redone, len(update.unchanged)) == ([], 5)

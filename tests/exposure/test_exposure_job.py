@@ -4,8 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from backends import MPI, needs_dask, needs_mpi
 from exposure_faults import BuggyFiles, DeadlyFiles
+from openings import counted_openings, openings_of
 from survey_run import SETTINGS
 
 from coaddflow.calexp.job import make_calexp
@@ -157,41 +156,30 @@ def background_of(path):
     return read_calexp(path).background.model()
 
 
-def test_pixels_are_read_once_and_written_once(raw_survey, working_folder, opened_files):
+def test_pixels_are_read_once_and_written_once(raw_survey, working_folder):
     spec = whole_spec(raw_survey)
-    with working_folder("survey"), opened_files() as opened:
+    with working_folder("survey"), counted_openings() as opened:
         do(spec)
-    raw = spec["ccds"][0]["raw"]
-    assert opened["r", raw] == len(CCDS), "each extension is read by one opening"
+    assert opened["r", spec["ccds"][0]["raw"]] == 1, "by the only worker"
     calexps = [name for mode, name in opened if mode == "w" and name.startswith("results/calexp/")]
     assert len(calexps) == 2 * len(CCDS), "a calexp and its sources, and nothing in between"
 
 
-@pytest.fixture
-def opened_files():
-    """Return a context manager that counts openings by ("r" or "w") and name.
-
-    Products are written under another name, that has the final one in it.
-    """
-    active = []
-
-    def hook(event, arguments):
-        if active and event == "open" and isinstance(arguments[0], str | Path):
-            name = re.sub(r"/\.(.+?)\.[a-z0-9_]+(\.fits)?$", r"/\1", str(arguments[0]))
-            writes = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
-            active[-1]["w" if writes else "r", os.path.relpath(name)] += 1
-
-    sys.addaudithook(hook)
-
-    @contextlib.contextmanager
-    def counting():
-        active.append(Counter())
-        try:
-            yield active[-1]
-        finally:
-            active.clear()
-
-    return counting
+def test_a_ccd_opens_its_two_products_and_looks_at_the_fence_once(raw_survey, working_folder):
+    """A slow shared disk takes 5 to 20 ms to open a file: this must not grow unnoticed."""
+    counts = []
+    for number in (2, 4):
+        spec = spec_of(raw_survey)
+        spec["ccds"] = spec["ccds"][:number]
+        with working_folder(f"survey{number}"), counted_openings() as opened:
+            do(spec)
+        counts.append(opened)
+    few, many = counts
+    of_ccds = many - few
+    assert openings_of(of_ccds, "results/calexp/") == 2 * 2, of_ccds
+    assert openings_of(of_ccds, "tokens/") == 2
+    assert of_ccds.total() == 2 * 3, of_ccds
+    assert few.total() - 2 * 3 <= 12, "of the job and its worker"
 
 
 # What goes wrong ---------------------------------------------------------------------------------

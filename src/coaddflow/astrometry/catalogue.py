@@ -212,23 +212,19 @@ def _numbers(path: Path, name: str, values: Any) -> FloatArray:
 
 def _read_fits(path: Path, wanted: Sequence[str]) -> dict[str, Column]:
     """Read from the first table that has the columns: in FITS_LDAC files that is the second."""
-    _check_whole(path)
-    # opened here, since astropy leaves a broken file open
-    with path.open("rb") as stream, fits.open(stream, memmap=False) as hdus:
-        tables = [hdu for hdu in hdus if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))]
-        if not tables:
-            raise ValueError("it has no table")
-        table = next((hdu for hdu in tables if _has_all(wanted, hdu.columns.names)), tables[0])
-        columns = {column.name: column for column in table.columns}
-        units = {name: column.unit for name, column in columns.items()}
-        return _columns(path, wanted, units, lambda name: _fits_values(table, columns[name]))
-
-
-def _check_whole(path: Path) -> None:
-    """Refuse a file that is shorter than its headers say, before any table is read."""
+    # opened here, once, since astropy leaves a broken file open
     with open_fits(path) as stream:
         for _ in walk_hdus(stream):
-            pass
+            pass  # a file that is shorter than its headers say is refused before a table is read
+        stream.seek(0)
+        with fits.open(stream, memmap=False) as hdus:
+            tables = [hdu for hdu in hdus if isinstance(hdu, (fits.BinTableHDU, fits.TableHDU))]
+            if not tables:
+                raise ValueError("it has no table")
+            table = next((hdu for hdu in tables if _has_all(wanted, hdu.columns.names)), tables[0])
+            columns = {column.name: column for column in table.columns}
+            units = {name: column.unit for name, column in columns.items()}
+            return _columns(path, wanted, units, lambda name: _fits_values(table, columns[name]))
 
 
 def _fits_values(table: Any, column: fits.Column) -> Any:

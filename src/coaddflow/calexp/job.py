@@ -21,9 +21,10 @@ from coaddflow.calexp.product import done_row, failed_row, write_calexp
 from coaddflow.calib.frames import read_calibs
 from coaddflow.errors import CcdFailure, UnusableData, working_on
 from coaddflow.files import remove, remove_partial
+from coaddflow.image.fits_hdus import open_fits
 from coaddflow.image.provenance import provenance_header
 from coaddflow.instrument.camera import Camera
-from coaddflow.instrument.raw import read_raw_ccd
+from coaddflow.instrument.raw import OpenFile, read_raw_ccd
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
 from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow, write_row
@@ -112,14 +113,17 @@ def make_calexp(
     return made
 
 
-def remove_products(files: CcdFiles) -> None:
-    """Remove what an earlier run made of a CCD, and the manifest of its exposure first."""
-    remove(files.manifest)
-    for path in (files.row, files.calexp, files.sources):
-        remove(path)
-        remove_partial(path)
-    for path in (files.calexp, files.sources):
-        remove(set_aside_path(path))
+def remove_products(*ccds: CcdFiles) -> None:
+    """Remove what an earlier run made of CCDs, and the manifest of their exposure first."""
+    products = [path for files in ccds for path in (files.row, files.calexp, files.sources)]
+    aside = [set_aside_path(path) for one in ccds for path in (one.calexp, one.sources)]
+    remove(*dict.fromkeys(files.manifest for files in ccds), *products, *aside)
+    remove_partial(*products)
+
+
+def remove_partial_products(*ccds: CcdFiles) -> None:
+    """Remove what workers that died have left of the products of CCDs, which stay."""
+    remove_partial(*(path for files in ccds for path in (files.calexp, files.sources)))
 
 
 def result_or_failed_row(
@@ -183,15 +187,16 @@ def calexp_row(
     files: CcdFiles,
     camera: Camera | None,
     settings: Settings,
+    open_raw: OpenFile = open_fits,
 ) -> CcdRow:
-    """Make the calexp of a CCD and write it; parameters are those of `make_calexp`."""
+    """Make the calexp of a CCD and write it; parameters as `make_calexp` and `read_raw_ccd`."""
     if isinstance(row, ImageRow):
         inputs = [path for path in (row.path, row.weight_path, row.mask_path) if path]
         return write_products(import_image(row, settings), files, settings, dict.fromkeys(inputs))
     detector = camera.detector(ccd)
     _LOG.info("calibrate CCD %d of %s", ccd, files.raw)
     detrended = detrend_ccd(
-        read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw),
+        read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw, open_raw),
         read_calibs(files.calibs),
         row.exposure_time,
         settings,
@@ -209,8 +214,6 @@ def write_products(
     calexp: Calexp, files: CcdFiles, settings: Settings, inputs: Iterable[str]
 ) -> CcdRow:
     """Write a calexp, with its sources if it has any, made from these inputs; return its row."""
-    for path in (files.calexp, files.sources):
-        remove_partial(path)  # of a worker that died in the middle of it
     provenance = provenance_header(settings.provenance(), inputs)
     compression = settings.products.compression
     sha256 = write_calexp(files.calexp, files.sources, calexp, provenance, compression)

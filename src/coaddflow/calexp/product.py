@@ -24,9 +24,11 @@ from coaddflow.image.masked_image import (
     Compression,
     flux_scale,
     masked_image_hdus,
-    read_masked_image,
+    opened_fits,
+    read_planes,
     reading,
-    write_fits,
+    verify_sums,
+    write_fits_files,
 )
 from coaddflow.instrument.camera import outline
 from coaddflow.measure.background import background_from_hdu, background_hdu
@@ -140,7 +142,7 @@ def write_calexp(
     provenance: fits.Header | None = None,
     compression: Compression = "none",
 ) -> str:
-    """Write a calexp and its sources, each file whole or not at all.
+    """Write a calexp and its sources, each file whole or not at all (`write_fits_files`).
 
     Parameters
     ----------
@@ -167,11 +169,12 @@ def write_calexp(
     what = "the WCS cannot be written to a header"
     with failing_ccd(Reason.NO_WCS, what, ValueError, np.linalg.LinAlgError):
         header.update(wcs_to_header(calexp.wcs))
+    files: dict[str | Path, list] = {}
     if calexp.sources is not None:
         table = fits.table_to_hdu(calexp.sources)
         table.name = "SOURCES"
         table.header.update(calexp.header)
-        write_fits(sources_path, [fits.PrimaryHDU(header=provenance), table])
+        files[sources_path] = [fits.PrimaryHDU(header=provenance), table]
     hdus = [
         fits.PrimaryHDU(header=provenance),
         *masked_image_hdus(calexp.masked_image, header, "electron", compression),
@@ -180,7 +183,7 @@ def write_calexp(
         hdus.append(psf_hdu(calexp.psf))
     if calexp.background is not None:
         hdus.append(background_hdu(calexp.background))
-    return write_fits(path, hdus)
+    return write_fits_files({**files, path: hdus})[-1]
 
 
 def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:
@@ -195,8 +198,10 @@ def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:
         f"remove {Path(path).with_suffix('.json')}, if it exists, and the manifest of its "
         "exposure, and run the workflow again"
     )
-    masked_image, header = read_masked_image(path, remedy, verify)
-    with reading(path, "calexp", remedy, is_checked=True), fits.open(path, memmap=False) as hdus:
+    if verify:
+        verify_sums(path, remedy)
+    with opened_fits(path, "calexp", remedy) as (stream, hdus):
+        masked_image, header = read_planes(stream, hdus)
         psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None
         background = background_from_hdu(hdus["BACKGROUND"]) if "BACKGROUND" in hdus else None
     return StoredCalexp(masked_image, read_wcs(header, path), header, psf, background)

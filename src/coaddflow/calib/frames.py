@@ -13,14 +13,12 @@ References
 """
 
 import textwrap
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from coaddflow.calib.combine import clipped_mean, stacked
@@ -32,8 +30,8 @@ from coaddflow.image.masked_image import (
     MaskedImage,
     MaskPlane,
     masked_image_hdus,
-    read_masked_image,
-    reading,
+    opened_fits,
+    read_planes,
     write_fits,
 )
 from coaddflow.image.medians import masked_median, medians_of_pieces, running_median
@@ -341,12 +339,7 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
         ``no_calibration`` if the frame could not be made for this CCD.
     """
     remedy = f"remove it to have it made again, or correct calibs.{kind}.path"
-    with (
-        reading(path, "calibration frame", remedy),
-        warnings.catch_warnings(),
-        fits.open(path, memmap=False) as hdus,
-    ):
-        warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
+    with opened_fits(path, "calibration frame", remedy) as (stream, hdus):
         failed = hdus[0].header.get("CFFAILED")
         if failed is not None:
             lines = (str(line) for line in hdus[0].header.get("HISTORY", []))
@@ -357,7 +350,7 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
             if pixels is None:
                 raise ValueError("it has no image")
             return _bare_image(pixels, kind)
-    return read_masked_image(path)[0]
+        return read_planes(stream, hdus)[0]
 
 
 def _plane_of(hdu: fits.hdu.base._BaseHDU) -> NDArray | None:

@@ -68,6 +68,7 @@ def make_coadd(
     """
     # the list of a tract's coadds says that all of them are of one job
     remove(coadd_table_path(path))
+    remove_partial(path)
     files = _warps_of_patch(warps, patch)
     nothing = LayeredWarp([], tract.patch(patch).outer_box)
 
@@ -238,7 +239,6 @@ def write_patch(
     cards = provenance_header(settings.only(*SECTIONS).provenance(), [database, *work.manifests])
     cards["FILTER"] = (band, "band")
     cards["PATCH"] = (work.patch, "patch of the tract")
-    remove_partial(path)
     return coadd, write_coadd(path, coadd, tract, cards, settings.products.compression)
 
 

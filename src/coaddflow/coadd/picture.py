@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
 from coaddflow.files import atomic_path
 from coaddflow.geometry.box import Box, enclosing_box, part_of
-from coaddflow.image.masked_image import MaskPlane, reading
+from coaddflow.image.fits_pixels import read_pixels
+from coaddflow.image.masked_image import MaskPlane, opened_fits
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.runtime.resources import PICTURE_SIDE
 from coaddflow.skymap.tract import Tract
@@ -252,8 +252,8 @@ def _crop(channels: list[NDArray], saturated: NDArray[np.bool_]) -> list[NDArray
 
 def _has_data(path: str | Path) -> bool:
     """Return whether any exposure went into a coadd."""
-    with reading(path, "coadd", coadd_remedy(path)):
-        return fits.getheader(path, 0).get("NEXP", 1) > 0
+    with opened_fits(path, "coadd", coadd_remedy(path)) as (_, hdus):
+        return hdus[0].header.get("NEXP", 1) > 0
 
 
 def _bin_band(
@@ -280,11 +280,12 @@ def _bin_band(
 
 def _read_inner(path: str | Path, inner: Box) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Read the inner box of a patch's coadd, and where it is saturated."""
-    with reading(path, "coadd", coadd_remedy(path)), fits.open(path, memmap=False) as hdus:
+    with opened_fits(path, "coadd", coadd_remedy(path)) as (stream, hdus):
         hdu = hdus["IMAGE"]
         part = part_of(part_box(hdu.header, hdu.shape), inner)
-        image = np.asarray(hdu.section[part], np.float32)
+        # whole planes: `section` would read row by row
+        image = np.asarray(read_pixels(stream, hdu)[part], np.float32)
         if image.shape != (inner[3] - inner[1], inner[2] - inner[0]):
             raise ValueError("it does not cover the patch")
-        saturated = (hdus["MASK"].section[part] & np.int32(MaskPlane.SAT)) != 0
+        saturated = (read_pixels(stream, hdus["MASK"])[part] & np.int32(MaskPlane.SAT)) != 0
     return image, saturated

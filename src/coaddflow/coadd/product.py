@@ -12,8 +12,8 @@ from coaddflow.image.masked_image import (
     MaskedImage,
     image_hdu,
     masked_image_hdus,
-    read_masked_image,
-    reading,
+    opened_fits,
+    read_planes,
     write_fits,
 )
 from coaddflow.skymap.tract import Tract
@@ -72,9 +72,9 @@ def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
         If the file is missing, damaged or no coadd.
     """
     remedy = coadd_remedy(path)
-    masked_image, header = read_masked_image(path, remedy)
-    masked_image.variance[np.isnan(masked_image.variance)] = np.inf
-    with reading(path, "coadd", remedy), fits.open(path, memmap=False) as hdus:
+    with opened_fits(path, "coadd", remedy) as (stream, hdus):
+        masked_image, header = read_planes(stream, hdus)
+        masked_image.variance[np.isnan(masked_image.variance)] = np.inf
         box = part_box(header, masked_image.shape)
         n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
         inputs = Table(hdus["INPUTS"].data)

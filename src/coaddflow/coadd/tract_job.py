@@ -158,13 +158,15 @@ def _divided_memory(
 
 def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -> None:
     """Remove what an earlier run made, the list first: it may be of other settings."""
-    remove(table)
-    for path in (_coadd_path(table, patch) for patch in patches):
-        remove(path)
-        remove_partial(path)
+    coadds = [_coadd_path(table, patch) for patch in patches]
+    remove(table, *coadds)
+    remove_partial(*coadds)
     with CornerDatabase(database) as corners:
-        for exposure in corners.manifests():
-            remove_warps(_warp_folder(table, exposure))
+        for folder in (_warp_folder(table, exposure) for exposure in corners.manifests()):
+            # the fence is looked at for warps only that are there
+            tables = folder.with_suffix(".ecsv"), kept_table(folder)
+            if any(path.exists() for path in (*tables, folder)):
+                remove_warps(folder)
 
 
 @dataclass(frozen=True)
@@ -418,6 +420,7 @@ def _coadd(
         memory=lambda work: 1e6 * _coadd_memory(job, work),
         label=lambda work: work.label if isinstance(work, Failure) else f"patch {work.patch}",
     )
+    remove_partial(*(_coadd_path(job.table, patch) for patch in selections))  # of dead workers
     _raise_if_any(results.failures, len(results), "patches")
     return list(results)
 

@@ -3,8 +3,10 @@
 The same manifests give the same content. What CCDs cover is computed for many exposures at a time.
 """
 
+import functools
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +28,9 @@ from coaddflow.corners.schema import (
     VIEWS,
 )
 from coaddflow.errors import InputError
-from coaddflow.files import sha256_of
 from coaddflow.geometry import polygon, sphere
 from coaddflow.skymap.tract import Tract, footprint_overlaps
-from coaddflow.tables.manifest import CcdRow, read_manifest
+from coaddflow.tables.manifest import CcdRow, rows_of_manifest
 
 INSERT = {
     table.name: f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})"  # noqa: S608 - names of the schema
@@ -112,8 +113,8 @@ def read_manifests(paths: Iterable[str | Path]) -> Iterator[Manifest]:
 
 
 def _read_manifest(path: str) -> Manifest:
-    checksum, size, mtime_ns = state_of(path)
-    rows = tuple(sorted(read_manifest(path), key=lambda row: row.ccd))
+    content, size, mtime_ns = content_of(path)
+    rows = tuple(sorted(rows_of_manifest(path, content), key=lambda row: row.ccd))
     problem = None
     if len({row.exposure for row in rows}) != 1 or len({row.ccd for row in rows}) != len(rows):
         problem = "is not a manifest: it must have each CCD of one exposure once"
@@ -123,11 +124,16 @@ def _read_manifest(path: str) -> Manifest:
             problem = f"CCD {row.ccd} is done but has no footprint"
     if problem is not None:
         raise InputError(problem, path=path, remedy="remove it and run the workflow again")
-    return Manifest(path, checksum, size, mtime_ns, rows)
+    return Manifest(path, checksum_of(content), size, mtime_ns, rows)
 
 
-def state_of(path: str) -> tuple[str, int, int]:
-    """Return the checksum, size and time of change (ns) of a manifest.
+def checksum_of(content: bytes) -> str:
+    """Return the checksum of a manifest."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def content_of(path: str) -> tuple[bytes, int, int]:
+    """Return the content of a manifest, opened once, with its size and time of change (ns).
 
     Raises
     ------
@@ -135,16 +141,16 @@ def state_of(path: str) -> tuple[str, int, int]:
         If it cannot be read.
     """
     try:
-        # the time first: if it is replaced meanwhile, it is read again the next time
-        status = Path(path).stat()
-        checksum = sha256_of(path)
+        with Path(path).open("rb", buffering=0) as stream:
+            # the time first: if it is changed meanwhile, it is read again the next time
+            status = os.fstat(stream.fileno())
+            return stream.readall(), status.st_size, status.st_mtime_ns
     except OSError as error:
         raise InputError(
             f"the manifest cannot be read: {error.strerror}",
             path=path,
             remedy="run the workflow again; it makes the manifests that are missing",
         ) from error
-    return checksum, status.st_size, status.st_mtime_ns
 
 
 def occurs_twice(manifest: Manifest) -> InputError:
@@ -369,8 +375,13 @@ def _ccd_key(row: CcdRow) -> int:
     deleted with an exposure is in few pages.
     """
     group, number = divmod(row.ccd, _CCDS_OF_A_HASH)
-    digest = hashlib.sha256(f"{row.exposure}/{group}".encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 1) // _CCDS_OF_A_HASH * _CCDS_OF_A_HASH + number
+    return _first_key(row.exposure, group) + number
+
+
+@functools.lru_cache(maxsize=16)
+def _first_key(exposure: str, group: int) -> int:
+    digest = hashlib.sha256(f"{exposure}/{group}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 1) // _CCDS_OF_A_HASH * _CCDS_OF_A_HASH
 
 
 def vector_boxes(vectors: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -387,5 +398,7 @@ def vector_boxes(vectors: NDArray[np.float64], radius: NDArray[np.float64]) -> N
         Of circles around them, degrees.
     """
     bulge = (1.0 - np.cos(np.radians(radius)) + 1e-12)[:, None]
-    edges = np.stack([vectors.min(axis=1) - bulge, vectors.max(axis=1) + bulge], axis=-1)
+    # one vertex of all footprints after the other: vector instructions need long rows
+    vertices = np.ascontiguousarray(np.moveaxis(vectors, 1, 0))
+    edges = np.stack([vertices.min(axis=0) - bulge, vertices.max(axis=0) + bulge], axis=-1)
     return edges.reshape(len(vectors), 6)

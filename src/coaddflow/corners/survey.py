@@ -19,13 +19,14 @@ from coaddflow import fence
 from coaddflow.corners.build import (
     INSERT,
     Manifest,
+    checksum_of,
+    content_of,
     create_indexes,
     create_tables,
     in_batches,
     insert_exposures,
     occurs_twice,
     read_manifests,
-    state_of,
 )
 from coaddflow.corners.connections import (
     NoLocksError,
@@ -303,11 +304,11 @@ def _changed_manifests(
 def _is_unchanged(connection: sqlite3.Connection, known: _Known) -> bool:
     """Return whether a manifest has the checksum that it had; if so, note its size and time."""
     path, _, _, exposure, _ = known
-    sha256, size, mtime_ns = state_of(path)
+    content, size, mtime_ns = content_of(path)
     (before,) = connection.execute(
         "SELECT manifest_sha256 FROM exposures WHERE exposure = ?", (exposure,)
     ).fetchone()
-    if sha256 != before:
+    if checksum_of(content) != before:
         return False
     connection.execute(
         "UPDATE exposure_checks SET size = ?, mtime_ns = ? WHERE exposure = ?",

@@ -31,6 +31,7 @@ from coaddflow.calexp.ccd import (
 from coaddflow.calexp.job import (
     CcdFiles,
     calexp_row,
+    remove_partial_products,
     remove_products,
     result_or_failed_row,
     row_of_failure,
@@ -47,6 +48,7 @@ from coaddflow.exposure.solution import (
     apply_solution,
     solve_ccds,
 )
+from coaddflow.image.fits_hdus import KeptOpen
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import Aggressor, collect_aggressors
@@ -195,8 +197,7 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
 
     The manifest and the products of an earlier run are removed first. No rows are written.
     """
-    for files in task.files.values():
-        remove_products(files)
+    remove_products(*task.files.values())
     pool.broadcast(task=task)
     rounds = Rounds(
         pool,
@@ -211,6 +212,7 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
         _solve_and_finish(pool, task, rounds, ended)
     else:
         _round(rounds, _whole_ccd, ended)
+    remove_partial_products(*task.files.values())
     return [ended[ccd] for ccd in task.files]
 
 
@@ -263,12 +265,17 @@ def _step_of(worker: Worker, ccd: int, step: Callable[[ExposureTask], Any]) -> A
     return result
 
 
+def _raw_files(worker: Worker) -> KeptOpen:
+    """Return what opens raw files for a worker: the CCDs of an exposure may share one."""
+    return worker.cache.setdefault("raw files", KeptOpen())
+
+
 def _whole_ccd(ccd: int, worker: Worker) -> CcdRow:
     """Do the whole job of a CCD."""
 
     def step(task: ExposureTask) -> CcdRow:
         row = task.exposure or task.images[ccd]
-        return calexp_row(row, ccd, task.files[ccd], task.camera, task.settings)
+        return calexp_row(row, ccd, task.files[ccd], task.camera, task.settings, _raw_files(worker))
 
     return _step_of(worker, ccd, step)
 
@@ -277,16 +284,16 @@ def _begin_ccd(ccd: int, worker: Worker) -> dict | CcdRow:
     """Begin a CCD and return the signals of its amplifiers that are aggressors on other CCDs."""
 
     def step(task: ExposureTask) -> dict:
-        worker.state["begun"] = _begun(ccd, task)
+        worker.state["begun"] = _begun(ccd, task, worker)
         return worker.state["begun"].signals(task.camera.crosstalk_aggressors(ccd))
 
     return _step_of(worker, ccd, step)
 
 
-def _begun(ccd: int, task: ExposureTask) -> PartlyDetrendedCcd:
+def _begun(ccd: int, task: ExposureTask, worker: Worker) -> PartlyDetrendedCcd:
     """Read a CCD and make the steps that come before crosstalk between CCDs."""
     detector, check = task.camera.detector(ccd), task.settings.detrend.check_raw
-    raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, check)
+    raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, check, _raw_files(worker))
     return begin_detrending(raw, task.settings)
 
 
@@ -295,7 +302,7 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
 
     def step(task: ExposureTask) -> CcdSummary:
         detrended = finish_detrending(
-            worker.state.pop("begun") if task.corrects_crosstalk else _begun(ccd, task),
+            worker.state.pop("begun") if task.corrects_crosstalk else _begun(ccd, task, worker),
             read_calibs(task.files[ccd].calibs),
             task.exposure.exposure_time,
             task.settings,

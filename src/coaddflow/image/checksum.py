@@ -7,14 +7,21 @@ References
 
 import collections
 import contextlib
+import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from coaddflow.errors import InputError
-from coaddflow.files import sha256_of
-from coaddflow.image.fits_hdus import HduHeader, NotFitsError, data_sum, open_fits, walk_hdus
+from coaddflow.image.fits_hdus import (
+    HduHeader,
+    NotFitsError,
+    data_sum,
+    decompressed,
+    open_fits,
+    walk_hdus,
+)
 
 _CHUNK = 1 << 20
 
@@ -83,10 +90,11 @@ def fingerprint(path: str | Path, remedy: str = "get the file again") -> str:
     InputError
         If the file is missing, ends too early, or is not FITS.
     """
-    with _reading(path, remedy):
-        with open_fits(Path(path)) as stream:
+    with _reading(path, remedy), Path(path).open("rb") as plain:
+        with decompressed(plain) as stream:
             collections.deque(walk_hdus(stream), maxlen=0)  # it is whole
-        return sha256_of(path)[:32]
+        plain.seek(0)
+        return hashlib.file_digest(plain, "sha256").hexdigest()[:32]
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -155,16 +156,49 @@ class HduHeader:
 @contextlib.contextmanager
 def open_fits(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, once, decompressed where its first bytes say so."""
-    with path.open("rb") as plain:
-        magic = plain.peek(3)[:3]
-        if magic[:2] == b"\x1f\x8b":
-            with gzip.open(plain) as stream:
+    with path.open("rb") as plain, decompressed(plain) as stream:
+        yield stream
+
+
+class KeptOpen:
+    """Opens files as `open_fits` does, and keeps the last one open.
+
+    The CCDs of an exposure may stand in one file. On a slow shared disk it takes longer to open a
+    file than to read a header.
+    """
+
+    def __init__(self):
+        self._path: Path | None = None
+        self._descriptor = -1
+        self._close: Callable[[], object] = lambda: None
+
+    @contextlib.contextmanager
+    def __call__(self, path: Path) -> Iterator[BinaryIO]:
+        """Open a file for reading, from its first byte on; it must not change meanwhile."""
+        if path != self._path:
+            self._close()
+            self._path = None
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._close = weakref.finalize(self, os.close, self._descriptor)
+            self._path = path
+        with os.fdopen(self._descriptor, "rb", closefd=False) as plain:
+            plain.seek(0)
+            with decompressed(plain) as stream:
                 yield stream
-        elif magic == b"BZh":
-            with bz2.open(plain) as stream:
-                yield stream
-        else:
-            yield plain
+
+
+@contextlib.contextmanager
+def decompressed(plain: BinaryIO) -> Iterator[BinaryIO]:
+    """Give what a file holds, decompressed where its first bytes say so; the file stays open."""
+    magic = plain.peek(3)[:3]
+    if magic[:2] == b"\x1f\x8b":
+        with gzip.open(plain) as stream:
+            yield stream
+    elif magic == b"BZh":
+        with bz2.open(plain) as stream:
+            yield stream
+    else:
+        yield plain
 
 
 def walk_hdus(stream: BinaryIO, largest: int | None = None) -> Iterator[HduHeader]:

@@ -9,7 +9,7 @@ import contextlib
 import enum
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -20,7 +20,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from coaddflow.errors import CoaddflowError, InputError
-from coaddflow.files import atomic_stream
+from coaddflow.files import atomic_streams
 from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_hdus import open_fits, walk_hdus
 from coaddflow.image.fits_pixels import read_pixels, write_hdus
@@ -219,12 +219,28 @@ def write_fits(path: str | Path, hdus: list) -> str:
     If the first is no `PrimaryHDU` (provenance), an empty one is put before it. The same pixels and
     cards give the same bytes. Returned is the SHA-256 checksum of the file (`sha256_of`).
     """
+    return write_fits_files({path: hdus})[0]
+
+
+def write_fits_files(files: Mapping[str | Path, list]) -> list[str]:
+    """Write files as `write_fits` does, extensions by path; return their checksums.
+
+    They take their names in the order in which they are given, when all have been written.
+    """
+    with atomic_streams(*files) as streams:
+        return [
+            write_hdus(stream, _content(hdus))
+            for stream, hdus in zip(streams, files.values(), strict=True)
+        ]
+
+
+def _content(hdus: list) -> fits.HDUList:
+    """Return the HDUs of a file in the form that they have there, after a primary HDU."""
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
     content = fits.HDUList([_as_stored(hdu) for hdu in hdus])
     content.update_extend()
-    with atomic_stream(path) as stream:
-        return write_hdus(stream, content)
+    return content
 
 
 def _as_stored(hdu: fits.hdu.base.ExtensionHDU) -> fits.hdu.base.ExtensionHDU:
@@ -299,23 +315,50 @@ def read_masked_image(
     InputError
         If the file is missing, damaged, or has not these extensions.
     """
-    wrong = wrong_sums(path, remedy) if verify else []
+    if verify:
+        verify_sums(path, remedy)
+    with opened_fits(path, "product of coaddflow", remedy) as (stream, hdus):
+        return read_planes(stream, hdus)
+
+
+def verify_sums(path: str | Path, remedy: str) -> None:
+    """Raise InputError if a DATASUM or CHECKSUM of a product is wrong; see `read_masked_image`."""
+    wrong = wrong_sums(path, remedy)
     if wrong:
         raise InputError(
             f"is damaged: {wrong[0]}",
             path,
             "`coaddflow verify` names all damaged products, and what to remove",
         )
-    # given a name, astropy opens the file twice
+
+
+@contextlib.contextmanager
+def opened_fits(
+    path: str | Path, what: str, remedy: str = "remove it and run the workflow again"
+) -> Iterator[tuple[BinaryIO, fits.HDUList]]:
+    """Open a FITS file, once; errors are those of `reading`.
+
+    Given a name, astropy opens a file twice, and `reading` once more: on a slow shared disk that
+    takes longer than to read a header.
+
+    Yields
+    ------
+    stream, hdus : file, HDUList
+        The file, decompressed where its first bytes say so, for `read_planes`; and its HDUs.
+    """
     with (
-        reading(path, "product of coaddflow", remedy, is_checked=True),
+        reading(path, what, remedy, is_checked=True),
         warnings.catch_warnings(),
-        Path(path).open("rb") as stream,
+        open_fits(Path(path)) as stream,
     ):
         warnings.simplefilter("error", AstropyUserWarning)  # a truncated file only warns
         _check_sizes(stream)
         stream.seek(0)
         with fits.open(stream, memmap=False) as hdus:
-            header = hdus["IMAGE"].header
-            planes = (read_pixels(stream, hdus[name]) for name in ("IMAGE", "VARIANCE", "MASK"))
-            return MaskedImage(*planes), header
+            yield stream, hdus
+
+
+def read_planes(stream: BinaryIO, hdus: fits.HDUList) -> tuple[MaskedImage, fits.Header]:
+    """Read the `masked_image_hdus` of an `opened_fits`, and the header of its IMAGE extension."""
+    planes = (read_pixels(stream, hdus[name]) for name in ("IMAGE", "VARIANCE", "MASK"))
+    return MaskedImage(*planes), hdus["IMAGE"].header

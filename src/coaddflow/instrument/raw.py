@@ -12,9 +12,11 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -57,6 +59,9 @@ _BINNING = (("CCDSUM",), ("XBINNING", "YBINNING"), ("CCDXBIN", "CCDYBIN"), ("BIN
 _LEAST_LIMIT = 1 << 26
 """Bytes that an HDU of a compressed file may have, whatever the CCDs need (tables, guiders)."""
 
+OpenFile = Callable[[Path], AbstractContextManager[BinaryIO]]
+"""Opens a file for `walk_hdus`."""
+
 # what is looked for in a file, beside names and numbers of HDUs
 _HEADER = "header of the exposure"
 _FIRST_IMAGE = "first image"
@@ -82,7 +87,11 @@ class RawCcd:
 
 
 def read_raw_ccd(
-    path: str | Path, camera: Camera, detector: Detector, check: bool = True
+    path: str | Path,
+    camera: Camera,
+    detector: Detector,
+    check: bool = True,
+    open_file: OpenFile = open_fits,
 ) -> RawCcd:
     """Read one CCD of a raw exposure.
 
@@ -94,6 +103,8 @@ def read_raw_ccd(
     check : bool
         Verify DATASUM and CHECKSUM where they stand in the header, and refuse data that end in
         zero bytes.
+    open_file : callable
+        `open_fits`, or a `KeptOpen` for CCDs that stand in the same file.
 
     Returns
     -------
@@ -111,7 +122,7 @@ def read_raw_ccd(
     """
     path = Path(ccd_file(str(path), detector.extension))
     try:
-        return _read(path, camera, detector, check)
+        return _read(path, camera, detector, check, open_file)
     except CcdFailure:
         raise
     except Exception as error:
@@ -122,12 +133,15 @@ def read_raw_ccd(
         raise CcdFailure(reason, f"{path} {_SAYS[reason].format(cause)}") from error
 
 
-def _read(path: Path, camera: Camera, detector: Detector, check: bool) -> RawCcd:
+def _read(
+    path: Path, camera: Camera, detector: Detector, check: bool, open_file: OpenFile
+) -> RawCcd:
     """Read one CCD from its file."""
     wanted: dict[str | int, list[Amplifier]] = {}
     for amplifier in detector.amplifiers:
         wanted.setdefault(amplifier_hdu(camera, detector, amplifier), []).append(amplifier)
-    hdus = _read_hdus(path, wanted, camera.layout.header_hdu, detector, check)
+    with open_file(path) as stream:
+        hdus = _read_hdus(path, stream, wanted, camera.layout.header_hdu, detector, check)
     exposure_header = hdus[_HEADER].header
     amplifiers = []
     extensions = [amplifier_hdu(camera, detector, one) for one in detector.amplifiers]
@@ -161,6 +175,7 @@ def amplifier_hdu(camera: Camera, detector: Detector, amplifier: Amplifier) -> s
 
 def _read_hdus(
     path: Path,
+    stream: BinaryIO,
     wanted: dict[str | int, list[Amplifier]],
     header_hdu: int,
     detector: Detector,
@@ -169,25 +184,24 @@ def _read_hdus(
     """Return the wanted HDUs, and under `_HEADER` the header of the exposure."""
     found: dict[str | int, _Hdu] = {}
     n_hdus = 0
-    with open_fits(path) as stream:
-        for hdu in walk_hdus(stream, largest_hdu([detector])):
-            n_hdus += 1
-            if hdu.index == header_hdu:
-                found[_HEADER] = _Hdu(hdu.header, None)
-            names = [name for name in wanted if name not in found and is_hdu(name, hdu)]
-            if names:
-                amplifiers = [amplifier for name in names for amplifier in wanted[name]]
-                problem = shape_problem(hdu, detector, amplifiers)
-                if problem:
-                    raise CcdFailure(Reason.WRONG_SHAPE, f"{path}: {problem}. {_OTHER_READOUT}")
-                body = read_data(stream, hdu)
-                if check:
-                    _check_bytes(path, hdu, body)
-                pixels = without_undefined(decode_image(path, hdu, body), hdu.header)
-                read = _Hdu(hdu.header, pixels)
-                found.update(dict.fromkeys(names, read))
-            if len(found) == len(wanted) + 1:
-                return found
+    for hdu in walk_hdus(stream, largest_hdu([detector])):
+        n_hdus += 1
+        if hdu.index == header_hdu:
+            found[_HEADER] = _Hdu(hdu.header, None)
+        names = [name for name in wanted if name not in found and is_hdu(name, hdu)]
+        if names:
+            amplifiers = [amplifier for name in names for amplifier in wanted[name]]
+            problem = shape_problem(hdu, detector, amplifiers)
+            if problem:
+                raise CcdFailure(Reason.WRONG_SHAPE, f"{path}: {problem}. {_OTHER_READOUT}")
+            body = read_data(stream, hdu)
+            if check:
+                _check_bytes(path, hdu, body)
+            pixels = without_undefined(decode_image(path, hdu, body), hdu.header)
+            read = _Hdu(hdu.header, pixels)
+            found.update(dict.fromkeys(names, read))
+        if len(found) == len(wanted) + 1:
+            return found
     missing = [repr(name) for name in sorted(map(str, {*wanted, _HEADER} - found.keys()))]
     raise CcdFailure(
         Reason.MISSING_EXTENSION,

@@ -158,17 +158,7 @@ class Tract:
         return self._patch(int(match[1]), int(match[2]))
 
     def _patch(self, ix: int, iy: int) -> Patch:
-        return Patch(f"{ix}_{iy}", self._box(ix, iy, 0), self._box(ix, iy, self.patch_border))
-
-    def _box(self, ix: int, iy: int, border: int) -> Box:
-        """Return the inner box of a patch with a border around it, cut at the tract's edge."""
-        (nx, ny), (width, height) = self.n_patches, self.patch_inner_size
-        return (
-            max(ix * width - border, 0),
-            max(iy * height - border, 0),
-            min((ix + 1) * width + border, nx * width),
-            min((iy + 1) * height + border, ny * height),
-        )
+        return _patch(ix, iy, self.n_patches, self.patch_inner_size, self.patch_border)
 
     def outer_spans(self, axis: int) -> NDArray[np.int64]:
         """Return the outer boxes of all patches along x (axis 0) or y (1), shape (2, n)."""
@@ -181,10 +171,9 @@ class Tract:
         """Return the names of all patches, x running fastest."""
         return _patch_ids(*self.n_patches)
 
-    def patches(self) -> list[Patch]:
+    def patches(self) -> tuple[Patch, ...]:
         """Return all patches, x running fastest."""
-        nx, ny = self.n_patches
-        return [self._patch(ix, iy) for iy in range(ny) for ix in range(nx)]
+        return _patches(self.n_patches, self.patch_inner_size, self.patch_border)
 
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
         """Return whether positions lie on the tract's pixels."""
@@ -335,6 +324,34 @@ def _outer_boxes_near(
     lower = np.maximum(index * size - border, 0)
     upper = np.minimum((index + 1) * size + border, n_patches * size)
     return outline, index[1] * n_patches[0] + index[0], np.concatenate([lower, upper])
+
+
+@lru_cache(maxsize=8)
+def _patches(
+    n_patches: tuple[int, int], inner_size: tuple[int, int], border: int
+) -> tuple[Patch, ...]:
+    """Return the patches of all tracts that are cut in the same way."""
+    nx, ny = n_patches
+    return tuple(
+        _patch(ix, iy, n_patches, inner_size, border) for iy in range(ny) for ix in range(nx)
+    )
+
+
+def _patch(
+    ix: int, iy: int, n_patches: tuple[int, int], inner_size: tuple[int, int], border: int
+) -> Patch:
+    (nx, ny), (width, height) = n_patches, inner_size
+
+    def box(border: int) -> Box:
+        """Return the inner box with a border around it, cut at the tract's edge."""
+        return (
+            max(ix * width - border, 0),
+            max(iy * height - border, 0),
+            min((ix + 1) * width + border, nx * width),
+            min((iy + 1) * height + border, ny * height),
+        )
+
+    return Patch(f"{ix}_{iy}", box(0), box(border))
 
 
 @lru_cache(maxsize=8)

@@ -53,7 +53,11 @@ def read_rows(path: str | Path, delimiter: str = " ") -> list[dict[str, str]]:
     ValueError
         If it is not text, or a row has more or fewer cells than there are columns.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    return rows_of(Path(path).read_text(encoding="utf-8"), delimiter)
+
+
+def rows_of(text: str, delimiter: str = " ") -> list[dict[str, str]]:
+    """Return the rows of the text of a table as `read_rows` does."""
     lines = [line for _, line in _numbered(text)]
     if not lines or not text.endswith("\n"):
         raise ValueError("it is cut off" if lines else "it is empty")

@@ -6,6 +6,7 @@ result with a reason. The rows of an exposure are gathered into its manifest
 names are whole.
 """
 
+import io
 import json
 from collections.abc import Collection
 from enum import StrEnum
@@ -130,9 +131,24 @@ def write_manifest(path: str | Path, rows: list[CcdRow]) -> None:
 def read_manifest(path: str | Path) -> list[CcdRow]:
     """Read a manifest; raise InputError if it is missing or damaged."""
     try:
-        return [CcdRow.model_validate(_values(cells)) for cells in ecsv.read_rows(path)]
-    except (OSError, ValueError, RecursionError) as error:
-        raise ecsv.damaged(path, "a manifest of coaddflow", error) from error
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise _damaged(path, error) from error
+    return rows_of_manifest(path, content)
+
+
+def rows_of_manifest(path: str | Path, content: bytes) -> list[CcdRow]:
+    """Return the rows of a manifest that has been read; errors, as those of `read_manifest`."""
+    try:
+        # lines may end as on other systems
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+        return [CcdRow.model_validate(_values(cells)) for cells in ecsv.rows_of(text)]
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> InputError:
+    return ecsv.damaged(path, "a manifest of coaddflow", error)
 
 
 def calexp_remedy(exposure: str, ccd: int, results: str | Path = paths.RESULTS) -> str:
