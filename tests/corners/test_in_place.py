@@ -403,7 +403,7 @@ class TestReadersAndWriters:
         assert b"CREATE TABLE ccds" in content_of_file
         spoilt = content_of_file.replace(b"CREATE TABLE ccds", b"CREATE\xccABLE \xccccds", 1)
         changing.path.write_bytes(spoilt[: len(content_of_file)])
-        with pytest.raises(InputError, match="corners.sqlite.*is not a readable corner database"):
+        with pytest.raises(InputError, match=r"corners\.sqlite.*is not a readable corner database"):
             changing.read()
         changing.update()
         assert content(changing.path) == changing.new

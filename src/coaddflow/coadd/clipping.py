@@ -187,9 +187,7 @@ def find_outliers(
     if settings.smooth_sigma is not None:
         smooth = limits._replace(sigma=np.float32(settings.smooth_sigma))
         means, noises = _bin_means(image, variance, state, np.float32(covariance), x_offset)
-        flagged = _flag_bins(
-            means, noises, _median_plane(means, network), wings, peaks, smooth
-        )
+        flagged = _flag_bins(means, noises, _median_plane(means, network), wings, peaks, smooth)
         _mark_bins(state, flagged, ~np.isnan(means), limits.max_fraction, x_offset)
     grow = limits._replace(sigma=np.float32(settings.grow_sigma))
     stack = (image, variance, state)
@@ -534,9 +532,7 @@ def _has_outlier(state):
 
 
 @njit(nogil=True)
-def _grow_outliers(  # noqa: PLR0913, PLR0917 - the stack, and what is known of it
-    image, variance, state, medians, wings, peaks, limits, x_offset, radius
-):
+def _grow_outliers(image, variance, state, medians, wings, peaks, limits, x_offset, radius):
     """Mark the neighbours of outliers that deviate as well, if less."""
     n, ny, nx = image.shape
     sharpness = np.empty(n, np.float32)

@@ -54,7 +54,7 @@ class SpooledWarp:
     """Its pixels on the tract."""
 
     def read_box(self, box: Box) -> MaskedImage:
-        """Return the pixels of a box of the tract, inside of ``self.box``, as the spool has them."""
+        """Return the pixels of a box inside of ``self.box``, as the spool has them."""
         shape = (self.box[3] - self.box[1], self.box[2] - self.box[0])
         part = part_of(self.box, box)
         planes = []
