@@ -314,8 +314,7 @@ def test_compiled_images_and_equations_are_those_of_the_plain_formula(step, half
     _scatter(images, *sparse, back)
     assert back == pytest.approx(rows_t @ images @ columns, abs=1e-12)
     terms, weight = rng.normal(size=(n, n_terms)), rng.random(images.shape)
-    product = np.zeros(model.basis.shape)
-    _normal_product(model.basis, terms, *sparse, weight, product)
+    product = _normal_product(model.basis, terms, *sparse, weight)
     predicted = rows @ np.tensordot(terms, model.basis, axes=1) @ columns_t
     expected = np.tensordot(terms, rows_t @ (weight * predicted) @ columns, axes=(0, 0))
     assert product == pytest.approx(expected, abs=1e-11)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from coaddflow.runtime import resources
+from coaddflow.settings.parallel import ParallelSettings
 from coaddflow.workflow.cost import asked_memory, forecast, steps, widths
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 from coaddflow.workflow.needs import SNAKEMAKE_MB
@@ -44,7 +45,7 @@ def plan():
                 keep_warps=False,
                 background_matching=SimpleNamespace(enabled=False, bin_size=10),
             ),
-            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4, backend="processes"),
+            parallel=ParallelSettings(calexp="ccd", coadd="patch", workers=4, backend="processes"),
             exposure=SimpleNamespace(enabled=()),
         ),
         ccds_of=lambda exposure: range(4),
@@ -82,7 +83,7 @@ def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
 
 def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
     _, exposures, tracts, _ = forecast(plan, 2)
-    plan.settings.parallel = SimpleNamespace(
+    plan.settings.parallel = ParallelSettings(
         calexp="exposure", coadd="tract", workers=2, backend="processes"
     )
     _, whole_exposures, whole_tracts, _ = forecast(plan, 8)
