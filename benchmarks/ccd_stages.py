@@ -21,6 +21,8 @@ import numpy as np
 from raw_to_calexp import CCD, finished_ccd
 from threadpoolctl import threadpool_limits
 
+from coaddflow.runtime.allocator import keep_freed_memory
+
 STEPS = {
     "coaddflow.calexp.job": (
         "read_raw_ccd",
@@ -60,6 +62,7 @@ def main() -> None:
         "--threads", type=int, nargs="+", default=[1], help="threads that share the CCD"
     )
     arguments = parser.parse_args()
+    keep_freed_memory()  # as jobs and workers do
     with threadpool_limits(1), finished_ccd(arguments.folder) as folder:
         os.chdir(folder)
         for threads, seconds in measure(arguments.repeat, arguments.threads).items():

@@ -196,7 +196,7 @@ def calexp_row(
     _LOG.info("calibrate CCD %d of %s", ccd, files.raw)
     detrended = detrend_ccd(
         read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw),
-        read_calibs(files.calibs),
+        read_calibs(files.calibs, threads),
         row.exposure_time,
         settings,
         threads,

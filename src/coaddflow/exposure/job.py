@@ -314,7 +314,7 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
     def step(task: ExposureTask) -> CcdSummary:
         detrended = finish_detrending(
             worker.state.pop("begun") if task.corrects_crosstalk else _begun(ccd, task),
-            read_calibs(task.files[ccd].calibs),
+            read_calibs(task.files[ccd].calibs, task.threads),
             task.exposure.exposure_time,
             task.settings,
             _aggressors(ccd, task, worker) if task.corrects_crosstalk else (),

@@ -28,6 +28,9 @@ from coaddflow.image.fits_pixels import read_pixels, write_hdus
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
 
+_ROWS_IN_CACHE = 32
+"""Rows of a mask that are looked at at once."""
+
 Compression = Literal["none", "lossless", "quantized"]
 
 
@@ -104,7 +107,11 @@ class MaskedImage:
 
     def has_any(self, planes: MaskPlane) -> NDArray[np.bool_]:
         """Return where at least one of ``planes`` is set, shape (ny, nx)."""
-        return (self.mask & np.int32(planes)) != 0
+        found, bits = np.empty(self.mask.shape, bool), np.int32(planes)
+        for first in range(0, len(found), _ROWS_IN_CACHE):
+            rows = slice(first, first + _ROWS_IN_CACHE)
+            np.not_equal(self.mask[rows] & bits, 0, out=found[rows])
+        return found
 
 
 def flux_scale(zero_point: float) -> float:
@@ -276,12 +283,16 @@ def _check_sizes(stream: BinaryIO) -> None:
 
 
 def read_masked_image(
-    path: str | Path, remedy: str = "remove it and run the workflow again", verify: bool = False
+    path: str | Path,
+    remedy: str = "remove it and run the workflow again",
+    verify: bool = False,
+    threads: int = 1,
 ) -> tuple[MaskedImage, fits.Header]:
     """Read the `masked_image_hdus` of a product, and the header of its IMAGE extension.
 
     ``remedy`` is what an error says about a damaged file: what makes it again depends on which
     product it is. If asked (``verify``), DATASUM and CHECKSUM of all extensions are verified first.
+    ``threads`` share the pixels.
 
     Raises
     ------
@@ -306,5 +317,5 @@ def read_masked_image(
         stream.seek(0)
         with fits.open(stream, memmap=False) as hdus:
             header = hdus["IMAGE"].header
-            planes = (read_pixels(stream, hdus[name]) for name in ("IMAGE", "VARIANCE", "MASK"))
-            return MaskedImage(*planes), header
+            planes = (hdus[name] for name in ("IMAGE", "VARIANCE", "MASK"))
+            return MaskedImage(*(read_pixels(stream, hdu, threads) for hdu in planes)), header

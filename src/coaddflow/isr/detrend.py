@@ -314,16 +314,25 @@ def assemble(ccd: PartlyDetrendedCcd) -> None:
     shape = ccd.detector.shape
     ccd.image, ccd.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
     for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
-        _cut(ccd.image, amplifier.target)[:] = _turn(amplifier, counts)
+        planes = _cut(ccd.image, amplifier.target), _cut(ccd.variance, amplifier.target)
         *_, error = ccd.overscan.get(amplifier.name, (0.0,))
-        _cut(ccd.variance, amplifier.target)[:] = error**2
+        on_rows(_put, (*planes, _turn(amplifier, counts)), error**2, threads=ccd.threads)
     ccd.amplifiers = []
-    missing = ~np.isfinite(ccd.image)
-    if missing.any():
-        ccd.image[missing] = np.nan
-        ccd.mask[missing] |= MaskPlane.NO_DATA
-        ccd.variance[missing] = np.inf
+    on_rows(_flag_missing, (ccd.image, ccd.variance, ccd.mask), threads=ccd.threads)
     ccd.note("CFASSEMB", "assembly", f"{len(ccd.detector.amplifiers)} amplifiers")
+
+
+def _put(image: NDArray, variance: NDArray, counts: NDArray, of_level: float) -> None:
+    """Put counts into an image, and the variance of their level into another."""
+    image[:], variance[:] = counts, of_level
+
+
+def _flag_missing(image: NDArray, variance: NDArray, mask: NDArray[np.int32]) -> None:
+    """Make pixels that are not finite those of which nothing is known."""
+    missing = ~np.isfinite(image)
+    if missing.any():
+        image[missing], variance[missing] = np.nan, np.inf
+        mask[missing] |= MaskPlane.NO_DATA
 
 
 def subtract_bias(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
@@ -409,7 +418,8 @@ def mask_defects(ccd: PartlyDetrendedCcd, defects: MaskedImage | None) -> None:
         _cut(ccd.mask, box)[:] |= MaskPlane.BAD
     if defects is not None:
         _take_over_defects(ccd, defects, "defects frame")
-    ccd.note("CFDEFECT", "defects", f"{np.count_nonzero(ccd.mask & MaskPlane.BAD)} bad pixels")
+    n_bad = np.count_nonzero(ccd.masked_image.has_any(MaskPlane.BAD))
+    ccd.note("CFDEFECT", "defects", f"{n_bad} bad pixels")
 
 
 def mask_edge(ccd: PartlyDetrendedCcd) -> None:
