@@ -8,6 +8,7 @@ from astropy.table import Table
 from starfield import add_stars
 
 from coaddflow.calexp.ccd import detrend_ccd, measure_ccd, remove_cosmic_rays
+from coaddflow.compiled import FUNCTIONS
 from coaddflow.image.clipped import clipped_mesh
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.medians import running_median
@@ -128,7 +129,10 @@ def test_a_ccd_from_raw_counts_to_sources(threads):
         remove_cosmic_rays(image, SETTINGS, threads)
         return image, measure_ccd(image, SETTINGS, threads)
 
-    (image, measured), one_thread = whole(threads), whole(1)
+    one_thread = whole(1)
+    compiled = {function: len(function.signatures) for function in FUNCTIONS}
+    image, measured = whole(threads)
+    assert {function: len(function.signatures) for function in compiled} == compiled
     assert len(measured.sources) > 80
     assert measured.psf_quality.n_stars > 20
     assert image.has_any(MaskPlane.CR).any() and image.has_any(MaskPlane.SAT).any()
