@@ -130,9 +130,9 @@ def test_a_ccd_from_raw_counts_to_sources(threads):
         return image, measure_ccd(image, SETTINGS, threads)
 
     one_thread = whole(1)
-    compiled = {function: len(function.signatures) for function in FUNCTIONS}
+    compiled = {one: len(one.signatures) for one in FUNCTIONS if one.signatures}
     image, measured = whole(threads)
-    assert {function: len(function.signatures) for function in compiled} == compiled
+    assert {one: len(one.signatures) for one in compiled} == compiled
     assert len(measured.sources) > 80
     assert measured.psf_quality.n_stars > 20
     assert image.has_any(MaskPlane.CR).any() and image.has_any(MaskPlane.SAT).any()

@@ -160,7 +160,7 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings, threads: int = 1)
     settings : Settings
         Sections background, detection, psf, photometry and interpolation.
     threads : int
-        Number of threads that share rows and stars.
+        Number of threads that share the rows, and the stars of the PSF.
 
     Returns
     -------

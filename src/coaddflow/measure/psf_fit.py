@@ -56,9 +56,6 @@ _CORE, _WHOLE = 0.02, 0.7
 _PRIOR_OF_MEAN, _PRIOR_OF_CHANGE, _PRIOR_FLOOR = 0.1, 1.0, 2e-3
 _MAX_ITERATIONS = 60
 
-_STARS_IN_CACHE = 8
-"""Stars that one thread takes at a time: what it makes of them stays in the cache."""
-
 _LEAST_STARS, _LEAST_SAMPLES = 8, 4
 """Stars, and rows of samples, that are worth a block of their own."""
 
@@ -347,7 +344,7 @@ def _solve(
         return np.tensordot(terms, samples, axes=(0, 0))
 
     def apply(basis):
-        product = _normal_product(basis, terms, rows, columns, weight, threads)
+        product = _shared_product(basis, terms, rows, columns, weight, threads)
         return product + tightness * basis
 
     squares = (kernel._replace(weight=kernel.weight**2) for kernel in (rows, columns))
@@ -390,61 +387,76 @@ def _scatter(images, rows, columns, samples):
         add_samples(images[n], *of_rows, *of_columns, room, samples[n])
 
 
-def _normal_product(
+def _shared_product(
     basis: NDArray[np.float64],
     terms: NDArray[np.float64],
     rows: Kernels,
     columns: Kernels,
     weight: NDArray[np.float64],
-    threads: int = 1,
+    threads: int,
 ) -> NDArray[np.float64]:
     """Return the product of the normal equations with a basis, without the prior.
 
-    Threads share the stars, and then the samples: each sum is over the stars in their order.
+    Several threads share the stars, and then the samples: each sum is over the stars in their
+    order, as in `_normal_product`, which needs less memory.
     """
     basis, product = np.ascontiguousarray(basis), np.zeros(basis.shape)
-    at_a_time = len(weight) if threads > 1 else _STARS_IN_CACHE
-    samples = np.empty((min(at_a_time, len(weight)), *basis.shape[1:]))
-    for start in range(0, len(weight), at_a_time):
-        n_stars = min(at_a_time, len(weight) - start)
+    if threads == 1:
+        _normal_product(basis, terms, rows, columns, weight, product)
+        return product
+    samples = np.empty((len(weight), *basis.shape[1:]))
 
-        def weigh(first: int, last: int, start: int = start) -> None:
-            _weigh(basis, terms, rows, columns, weight, samples, start, first, last)
+    def weigh(first: int, last: int) -> None:
+        _weigh(basis, terms, rows, columns, weight, samples, first, last)
 
-        def add(first: int, last: int, start: int = start, n_stars: int = n_stars) -> None:
-            _add_stars(samples, terms, product, start, n_stars, first, last)
+    def add(first: int, last: int) -> None:
+        _add_stars(samples, terms, product, first, last)
 
-        over_rows(weigh, n_stars, threads, least=_LEAST_STARS)
-        over_rows(add, basis.shape[1], threads, least=_LEAST_SAMPLES)
+    over_rows(weigh, len(weight), threads, least=_LEAST_STARS)
+    over_rows(add, basis.shape[1], threads, least=_LEAST_SAMPLES)
     return product
 
 
 @njit(nogil=True)
-def _weigh(basis, terms, rows, columns, weight, samples, start, first, last):
-    """Write what the pixels of some stars, counted from a first one, weigh in a basis."""
+def _normal_product(basis, terms, rows, columns, weight, product):
+    """Add to a product that of the normal equations with a basis, without the prior."""
     room = make_room(basis.shape[1], weight.shape[1])
-    image = np.empty(weight.shape[1:])
-    for i_star in range(first, last):
-        n, of_star = start + i_star, samples[i_star]
-        of_rows, of_columns = (rows.first[n], rows.weight[n]), (columns.first[n], columns.weight[n])
-        of_star[:] = 0.0
+    samples, image = np.empty(basis.shape[1:]), np.empty(weight.shape[1:])
+    for n in range(len(weight)):
+        _weigh_star(n, basis, terms, rows, columns, weight, room, image, samples)
         for p in range(len(basis)):
-            _add_scaled(basis[p], terms[n, p], of_star)
-        to_pixels(of_star, *of_rows, *of_columns, room, image)
-        for j in range(len(image)):
-            for i in range(len(image)):
-                image[j, i] *= weight[n, j, i]
-        of_star[:] = 0.0
-        add_samples(image, *of_rows, *of_columns, room, of_star)
+            _add_scaled(samples, terms[n, p], product[p])
 
 
 @njit(nogil=True)
-def _add_stars(samples, terms, product, start, n_stars, first, last):
+def _weigh(basis, terms, rows, columns, weight, samples, first, last):
+    """Write to the samples of some stars what their pixels weigh in a basis."""
+    room, image = make_room(basis.shape[1], weight.shape[1]), np.empty(weight.shape[1:])
+    for n in range(first, last):
+        _weigh_star(n, basis, terms, rows, columns, weight, room, image, samples[n])
+
+
+@njit(nogil=True)
+def _weigh_star(n, basis, terms, rows, columns, weight, room, image, samples):
+    """Write to samples what the pixels of a star weigh in a basis."""
+    of_rows, of_columns = (rows.first[n], rows.weight[n]), (columns.first[n], columns.weight[n])
+    samples[:] = 0.0
+    for p in range(len(basis)):
+        _add_scaled(basis[p], terms[n, p], samples)
+    to_pixels(samples, *of_rows, *of_columns, room, image)
+    for j in range(len(image)):
+        for i in range(len(image)):
+            image[j, i] *= weight[n, j, i]
+    samples[:] = 0.0
+    add_samples(image, *of_rows, *of_columns, room, samples)
+
+
+@njit(nogil=True)
+def _add_stars(samples, terms, product, first, last):
     """Add the samples of stars, times their terms, to some rows of a product."""
-    for n in range(n_stars):
+    for n in range(len(samples)):
         for p in range(len(product)):
-            rows = product[p, first:last]
-            _add_scaled(samples[n, first:last], terms[start + n, p], rows)
+            _add_scaled(samples[n, first:last], terms[n, p], product[p, first:last])
 
 
 @njit(nogil=True)
