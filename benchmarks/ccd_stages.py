@@ -5,7 +5,8 @@
 Simulates one CCD of DECam (2048 x 4096 pixels) as `raw_to_calexp.py` does (needs the extra
 `simulate`), makes its calexp over and over in this process, as a worker that does many CCDs, and
 prints the median CPU and wall seconds of each step. The first time, which compiles kernels and
-imports modules, is left out. With ``--folder`` the simulation is kept there and used again.
+imports modules, is left out. With ``--threads 1 2`` the CCD is made with one thread and with two in
+turn. With ``--folder`` the simulation is kept there and used again.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from raw_to_calexp import CCD, finished_ccd
 from threadpoolctl import threadpool_limits
+
+from coaddflow.runtime.allocator import keep_freed_memory
 
 STEPS = {
     "coaddflow.calexp.job": (
@@ -55,16 +58,22 @@ def main() -> None:
     )
     parser.add_argument("--repeat", type=int, default=5, help="times that the CCD is made")
     parser.add_argument("--folder", type=Path, help="where the simulation is kept")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1], help="threads that share the CCD"
+    )
     arguments = parser.parse_args()
+    keep_freed_memory()  # as jobs and workers do
     with threadpool_limits(1), finished_ccd(arguments.folder) as folder:
         os.chdir(folder)
-        report(measure(arguments.repeat))
+        for threads, seconds in measure(arguments.repeat, arguments.threads).items():
+            print(f"\n{threads} {'thread' if threads == 1 else 'threads'}")
+            report(seconds)
 
 
-def measure(repeat: int) -> dict[str, list[tuple[float, float]]]:
+def measure(repeat: int, threads: list[int]) -> dict[int, dict[str, list[tuple[float, float]]]]:
     """Return CPU and wall seconds of each step, and of all, for each time but the first.
 
-    The working folder is that of the survey.
+    By number of threads; the working folder is that of the survey.
     """
     from coaddflow.calexp.job import CcdFiles, make_calexp
     from coaddflow.tables.exposures import ExposureRow
@@ -83,9 +92,16 @@ def measure(repeat: int) -> dict[str, list[tuple[float, float]]]:
         for name in names:
             setattr(place, name, timed(name, getattr(place, name), seconds))
     whole = timed("all", make_calexp, seconds)
-    for _ in range(repeat + 1):
-        whole(row, CCD, files, camera, settings)
-    return {name: pairs[len(pairs) // (repeat + 1) :] for name, pairs in seconds.items()}
+    by_threads: dict[int, dict[str, list[tuple[float, float]]]] = {n: {} for n in threads}
+    for number in range(repeat + 1):
+        for n in threads:
+            seconds.clear()
+            whole(row, CCD, files, camera, settings, n)
+            for name, pairs in seconds.items() if number else ():
+                # a step may be done several times
+                total = tuple(map(sum, zip(*pairs, strict=True)))
+                by_threads[n].setdefault(name, []).append(total)
+    return by_threads
 
 
 def timed(name: str, function: Callable, seconds: dict[str, list[tuple[float, float]]]) -> Callable:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-CALLS = "openat,read,pread64,readv,write,pwrite64,writev"
+CALLS = "openat,read,pread64,readv,preadv,write,pwrite64,writev"
 
 _OPENED = re.compile(r'^openat\([^"]*"[^"]*".*= \d+<([^>]*)>')
 _MOVED = re.compile(r"^(\w+)\(.*?<([^>]*)>.*= (\d+)")
@@ -53,7 +53,7 @@ def count_processes(
                 if (part := part_of(match[1])) and not Path(match[1]).is_dir():
                     totals["opened"][part] += 1
             elif (match := _MOVED.match(line)) and (part := part_of(match[2])):
-                kind = "read" if match[1] in ("read", "pread64", "readv") else "written"
+                kind = "read" if match[1] in ("read", "pread64", "readv", "preadv") else "written"
                 totals[kind][part] += int(match[3])
                 totals["reads"][part] += kind == "read"
         path.unlink()

@@ -25,7 +25,7 @@ if is_planned("calexp"):
             exposure=RAW,
         group:
             group_of("calexp")
-        threads: 1
+        threads: cores_with_spare("calexp")
         resources:
             mem_mb=memory("calexp"),
             runtime=minutes("calexp"),

@@ -192,6 +192,18 @@ def cores(name):
     return lambda wildcards: needs_of(name, None, *wildcards.items()).threads
 
 
+def cores_with_spare(name):
+    """Return the function of a rule whose steps share idle cores for the cores that it wants."""
+    return lambda wildcards: cores(name)(wildcards) * spare_cores(name)
+
+
+@functools.cache
+def spare_cores(name):
+    """Return by how many times more cores the run has than all jobs of a stage need."""
+    of_run = None if ON_CLUSTER else workflow.resource_settings.cores
+    return needs.spare_cores(stages.STAGES[name], PLAN, of_run)
+
+
 def if_mpi(function):
     """Return the function of a resource that only jobs of MPI have; without MPI nothing asks it."""
     return function if SETTINGS.parallel.backend == "mpi" else None

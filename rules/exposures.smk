@@ -20,7 +20,7 @@ if is_planned("exposure"):
             exposure=RAW,
         group:
             group_of("exposure")
-        threads: cores("exposure")
+        threads: cores_with_spare("exposure")
         resources:
             mem_mb=memory("exposure"),
             runtime=minutes("exposure"),

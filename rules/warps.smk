@@ -19,7 +19,7 @@ if is_planned("warp"):
             "results/benchmarks/warp/{tract}/{exposure}.tsv"
         group:
             group_of("warp")
-        threads: 1
+        threads: cores_with_spare("warp")
         resources:
             mem_mb=memory("warp"),
             runtime=minutes("warp"),

@@ -10,4 +10,4 @@ with stage(snakemake) as job:
     exposure = ExposureRow(**job.params.table_row)
     manifest = MANIFEST.format(exposure=exposure.exposure)
     files = CcdFiles(exposure.path, job.calibs, job.output.row, manifest)
-    make_calexp(exposure, job.ccd, files, job.camera, job.settings())
+    make_calexp(exposure, job.ccd, files, job.camera, job.settings(), job.threads)

@@ -188,7 +188,8 @@ def _make_exposure(
     manifest = paths.MANIFEST.format(exposure=exposure)
     row_path = paths.ROW.format(exposure=exposure, ccd=CCD)
     files = CcdFiles(row.path, calibs, row_path, manifest)
-    made = make_calexp(row, CCD, files, camera, settings)
+    # with one thread and with two, which call other functions
+    made = make_calexp(row, CCD, files, camera, settings, threads=1 + number % 2)
     make_manifest(manifest, [made], settings.calexp)
     return manifest
 

@@ -576,7 +576,7 @@ def test_calibration_frames_are_released_before_the_search_for_cosmic_rays(frame
     """No other step takes as much memory: with the frames held, a job would be killed."""
     frames, search = [], calexp_ccd.find_cosmic_rays
 
-    def read(_paths):
+    def read(_paths, _threads):
         bias = MaskedImage.empty(SHAPE)
         bias.image[:] = bias.variance[:] = 0.0
         bias.mask[:] = 0

@@ -27,6 +27,7 @@ from coaddflow.pool import Pool, PoolError
 from coaddflow.runtime import resources
 from coaddflow.runtime.log import failed_for_good, job_log
 from coaddflow.settings import load_settings
+from coaddflow.settings.parallel import ParallelSettings
 from coaddflow.tables.exposures import read_exposures
 from coaddflow.tables.manifest import read_manifest
 from coaddflow.tables.verdict import read_verdict, verdict_path
@@ -138,6 +139,35 @@ def test_all_backends_give_the_same_bits(raw_survey, undisturbed, working_folder
     with working_folder("survey") as folder:
         make_exposure(spec, workers=2, memory_mb=4000)
         assert products(folder) == products(undisturbed)
+
+
+@pytest.mark.parametrize(("backend", "cores"), [("serial", 3), ("processes", 8)])
+def test_with_more_cores_than_ccds_the_same_bits(
+    raw_survey, undisturbed, working_folder, backend, cores
+):
+    spec = whole_spec(raw_survey, parallel={"backend": backend})
+    with working_folder("survey") as folder:
+        make_exposure(spec, workers=cores, memory_mb=8000)
+        assert products(folder) == products(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("cores", "n_ccds", "settings", "divided"),
+    [
+        (8, 1, {}, (1, 8)),
+        (8, 3, {}, (3, 2)),
+        (8, 62, {}, (8, 1)),
+        (8, 62, {"workers": 2}, (2, 4)),
+        (3, 2, {}, (2, 1)),
+        (4, 62, {"backend": "serial"}, (1, 4)),
+        (4, 2, {"backend": "dask"}, (2, 2)),
+        (8, 3, {"backend": "mpi"}, (8, 1)),
+        (8, 3, {"backend": "dask", "dask_address": "tcp://node:1"}, (8, 1)),
+    ],
+)
+def test_cores_are_divided_among_ccds(cores, n_ccds, settings, divided):
+    parallel = ParallelSettings(**settings)
+    assert exposure_job.divided_cores(cores, n_ccds, parallel) == divided
 
 
 def test_an_exposure_solved_as_a_whole_says_so_in_its_products(undisturbed):

@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import io
 import os
 
@@ -8,7 +10,7 @@ from astropy.io import fits
 from coaddflow.files import sha256_of
 from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_pixels import encode_checksum, read_pixels, write_hdus
-from coaddflow.image.masked_image import image_hdu, write_fits
+from coaddflow.image.masked_image import image_hdu, opened_fits, write_fits
 
 KINDS = ["f4", "f8", "i2", "i4", "i8", "u1", "u2", ">f4", ">i2"]
 
@@ -54,6 +56,16 @@ def test_pixels_are_read_as_astropy_reads_them(tmp_path, kind, compression):
         if compression == "none":
             assert found.dtype == np.dtype(kind)
             assert found.dtype.isnative
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress])
+def test_pixels_of_packed_files_are_read(tmp_path, pack, threads):
+    path, pixels = tmp_path / "a.fits", pixels_of("f4", (1900, 333))
+    write_fits(path, [image_hdu("IMAGE", pixels)])
+    path.write_bytes(pack(path.read_bytes()))
+    with opened_fits(path, "image") as (stream, hdus):
+        np.testing.assert_array_equal(read_pixels(stream, hdus["IMAGE"], threads), pixels)
 
 
 def test_pixels_that_are_scaled_are_read(tmp_path):

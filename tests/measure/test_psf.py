@@ -7,7 +7,7 @@ from coaddflow.errors import CcdFailure, InputError
 from coaddflow.image.masked_image import MaskPlane
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.measure.detection import detect_sources
-from coaddflow.measure.psf_fit import _normal_product, _scatter, fit_psf
+from coaddflow.measure.psf_fit import _scatter, _shared_product, fit_psf
 from coaddflow.measure.psf_model import (
     PsfModel,
     adaptive_moments,
@@ -314,8 +314,9 @@ def test_compiled_images_and_equations_are_those_of_the_plain_formula(step, half
     _scatter(images, *sparse, back)
     assert back == pytest.approx(rows_t @ images @ columns, abs=1e-12)
     terms, weight = rng.normal(size=(n, n_terms)), rng.random(images.shape)
-    product = np.zeros(model.basis.shape)
-    _normal_product(model.basis, terms, *sparse, weight, product)
+    product = _shared_product(model.basis, terms, *sparse, weight, threads=1)
+    same = _shared_product(model.basis, terms, *sparse, weight, threads=2)
+    np.testing.assert_array_equal(same, product)
     predicted = rows @ np.tensordot(terms, model.basis, axes=1) @ columns_t
     expected = np.tensordot(terms, rows_t @ (weight * predicted) @ columns, axes=(0, 0))
     assert product == pytest.approx(expected, abs=1e-11)

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pytest
 
 from coaddflow.runtime import resources
+from coaddflow.settings.parallel import ParallelSettings
 from coaddflow.workflow.cost import asked_memory, forecast, steps, widths
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 from coaddflow.workflow.needs import SNAKEMAKE_MB
 
 MPIX = 1_000_000
+
+PARALLEL = ParallelSettings(calexp="ccd", coadd="patch", workers=4)
 
 
 class MockedPlan(SimpleNamespace):
@@ -44,7 +47,7 @@ def plan():
                 keep_warps=False,
                 background_matching=SimpleNamespace(enabled=False, bin_size=10),
             ),
-            parallel=SimpleNamespace(calexp="ccd", coadd="patch", workers=4, backend="processes"),
+            parallel=PARALLEL,
             exposure=SimpleNamespace(enabled=()),
         ),
         ccds_of=lambda exposure: range(4),
@@ -82,7 +85,7 @@ def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
 
 def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):
     _, exposures, tracts, _ = forecast(plan, 2)
-    plan.settings.parallel = SimpleNamespace(
+    plan.settings.parallel = ParallelSettings(
         calexp="exposure", coadd="tract", workers=2, backend="processes"
     )
     _, whole_exposures, whole_tracts, _ = forecast(plan, 8)
@@ -123,7 +126,7 @@ def test_time_limit_of_a_tract_grows_with_its_exposures(plan):
 
 
 def test_bands_that_fit_side_by_side_into_the_cores_add_their_memory(plan):
-    plan.settings.parallel.coadd = "tract"
+    plan.settings.parallel = PARALLEL.model_copy(update={"coadd": "tract"})
     plan.bands = ["g", "r"]
     in_turn, beside = forecast(plan, 7)[2], forecast(plan, 8)[2]
     share = SNAKEMAKE_MB
@@ -132,7 +135,7 @@ def test_bands_that_fit_side_by_side_into_the_cores_add_their_memory(plan):
 
 
 def test_background_matching_needs_memory(plan):
-    plan.settings.parallel.coadd = "tract"
+    plan.settings.parallel = PARALLEL.model_copy(update={"coadd": "tract"})
     without = forecast(plan, 4)[2].memory
     plan.settings.coadd.background_matching.enabled = True
     assert forecast(plan, 4)[2].memory - without == resources.matching_memory(3, MPIX, 2, 10)
@@ -141,7 +144,7 @@ def test_background_matching_needs_memory(plan):
 
 def test_a_small_tract_of_many_exposures_asks_for_little(plan):
     """A tract of 935 x 579 pixels with 141 exposures: 13 GB and 2 hours were asked for once."""
-    plan.settings.parallel.coadd = "tract"
+    plan.settings.parallel = PARALLEL.model_copy(update={"coadd": "tract"})
     plan.settings.coadd.memory_mb, plan.settings.coadd.spool_mb = 512, 4096
     names = [f"e{number}" for number in range(141)]
     plan.exposures = names
@@ -163,7 +166,7 @@ def test_a_small_tract_of_many_exposures_asks_for_little(plan):
 
 
 def test_memory_of_tasks_on_several_nodes_is_that_of_all(plan):
-    plan.settings.parallel.coadd, plan.settings.parallel.backend = "tract", "mpi"
+    plan.settings.parallel = PARALLEL.model_copy(update={"coadd": "tract", "backend": "mpi"})
     (step,) = [step for rule, step in steps(plan, 4) if rule == "tract"]
     assert asked_memory(plan, 4)["tract"] == (step.workers + 1) * step.task_memory
     assert forecast(plan, 4)[2].memory >= (step.workers + 1) * step.task_memory > step.memory
@@ -191,7 +194,7 @@ def test_disk_is_that_of_images_with_variance_and_mask(plan):
 
 def test_a_tract_in_one_job_keeps_its_warps_in_memory(plan):
     _, _, by_patches, _ = forecast(plan, 8)
-    plan.settings.parallel.coadd = "tract"
+    plan.settings.parallel = PARALLEL.model_copy(update={"coadd": "tract"})
     _, _, as_one, _ = forecast(plan, 8)
     assert as_one.n_steps == 4
     assert by_patches.disk - as_one.disk == pytest.approx(12 * MPIX * 3 * 4 * 1.25 / 1e9, rel=0.2)

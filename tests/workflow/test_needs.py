@@ -71,6 +71,8 @@ SURVEYS = {
     "demo matched": CAMERAS["demo"]
     | COARSE
     | {"coadd": {"background_matching": ENABLED, "keep_warps": True}},
+    "demo threads": {"camera": "demo", "parallel": {"ccd_threads": 4}},
+    "demo coarse threads": {"camera": "demo", "parallel": COARSE["parallel"] | {"ccd_threads": 2}},
     "demo serial": {"camera": "demo", "parallel": COARSE["parallel"] | {"backend": "serial"}},
     "imported": IMPORTED,
     "imported coarse": IMPORTED | COARSE | {"exposure": EXPOSURE["all parts"]},
@@ -224,6 +226,42 @@ def test_tasks_of_slurm_have_their_share_and_the_gathering_one_its_own(surveys, 
     assert many.task_memory * 20 >= many.memory - many.gathering
     huge = dataclasses.replace(many, gathering=10**6, memory=many.memory + 10**6)
     assert huge.task_memory > 10**6
+
+
+def test_ccds_share_the_cores_that_all_of_them_leave_idle(surveys, monkeypatch):
+    monkeypatch.chdir(surveys["demo no parts"])
+    settings = yaml.safe_load(Path("config.yaml").read_text())
+    plan = make_plan(Settings(**settings))
+    n_ccds = len(plan.science) * len(plan.ccds)
+    n_warps = sum(len(tracts) for tracts in plan.overlaps.values())
+    for name, n_items in (("calexp", n_ccds), ("exposure", n_ccds), ("warp", n_warps)):
+        spare = [
+            needs.spare_cores(STAGES[name], plan, cores)
+            for cores in (None, 1, n_items, 2 * n_items - 1, 2 * n_items, 3 * n_items)
+        ]
+        assert spare == [1, 1, 1, 1, 2, 3]
+    settings["parallel"]["ccd_threads"] = 2
+    plan = make_plan(Settings(**settings))
+    assert needs.spare_cores(STAGES["calexp"], plan, 3 * n_ccds) == 1
+    whole = [needs.of_exposure(plan, {"exposure": "r0"}, cores) for cores in (None, 6, 4, 3, 2)]
+    assert [(one.workers, one.threads) for one in whole] == [(3, 6), (3, 6), (3, 4), (3, 3), (2, 2)]
+    assert [one.memory for one in whole[1:4]] == [whole[0].memory] * 3
+
+
+@pytest.mark.parametrize(
+    "engine", [{"backend": "mpi"}, {"backend": "dask", "dask_address": "tcp://node:1"}]
+)
+def test_workers_elsewhere_have_one_core_each(surveys, monkeypatch, engine):
+    monkeypatch.chdir(surveys["demo no parts"])
+    settings = yaml.safe_load(Path("config.yaml").read_text())
+    settings["parallel"] |= engine
+    idle, shared = (
+        make_plan(Settings(**settings | {"parallel": settings["parallel"] | more}))
+        for more in ({}, {"ccd_threads": 2})
+    )
+    assert needs.spare_cores(STAGES["exposure"], idle, 1000) == 1
+    names = {"exposure": "r0"}
+    assert needs.of_exposure(shared, names) == needs.of_exposure(idle, names)
 
 
 def test_it_is_said_of_every_stage_what_it_needs():

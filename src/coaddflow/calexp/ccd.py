@@ -63,7 +63,7 @@ _MAGNITUDE = 2.5 / np.log(10.0)
 
 
 def detrend_ccd(
-    raw: RawCcd, calibs: CcdCalibs, exposure_time: float, settings: Settings
+    raw: RawCcd, calibs: CcdCalibs, exposure_time: float, settings: Settings, threads: int = 1
 ) -> DetrendedCcd:
     """Turn raw counts into electrons, with defects masked.
 
@@ -77,6 +77,8 @@ def detrend_ccd(
         Exposure time, s; for the dark.
     settings : Settings
         Section detrend.
+    threads : int
+        Number of threads that share the rows.
 
     Raises
     ------
@@ -86,13 +88,13 @@ def detrend_ccd(
     CcdFailure
         ``bad_overscan`` or ``too_little_area``.
     """
-    ccd = begin_detrending(raw, settings)
+    ccd = begin_detrending(raw, settings, threads)
     return finish_detrending(ccd, calibs, exposure_time, settings)
 
 
-def begin_detrending(raw: RawCcd, settings: Settings) -> PartlyDetrendedCcd:
+def begin_detrending(raw: RawCcd, settings: Settings, threads: int = 1) -> PartlyDetrendedCcd:
     """Make the steps that come before crosstalk between CCDs; see `detrend_ccd`."""
-    return counts_above_overscan(raw, settings.detrend)  # saturation, overscan
+    return counts_above_overscan(raw, settings.detrend, threads)  # saturation, overscan
 
 
 def finish_detrending(
@@ -124,7 +126,7 @@ def finish_detrending(
     return DetrendedCcd(ccd.masked_image, ccd.header)
 
 
-def remove_cosmic_rays(image: MaskedImage, settings: Settings) -> None:
+def remove_cosmic_rays(image: MaskedImage, settings: Settings, threads: int = 1) -> None:
     """Mask cosmic rays, and fill what is masked; by then the calibration frames are released.
 
     Parameters
@@ -133,6 +135,8 @@ def remove_cosmic_rays(image: MaskedImage, settings: Settings) -> None:
         Detrended, electrons. It is changed.
     settings : Settings
         Sections cosmics and interpolation.
+    threads : int
+        Number of threads that share the rows.
 
     Raises
     ------
@@ -140,13 +144,13 @@ def remove_cosmic_rays(image: MaskedImage, settings: Settings) -> None:
         ``too_many_cosmic_rays`` or ``detection_failed``.
     """
     fill = settings.interpolation
-    cosmic_rays = find_cosmic_rays(image, settings.cosmics)
+    cosmic_rays = find_cosmic_rays(image, settings.cosmics, threads)
     image.mask[cosmic_rays] |= np.int32(MaskPlane.CR)
     n_filled = fill_masked(image, planes_from_names(fill.planes), fill.max_gap)
     _LOG.info("%d pixels hit by cosmic rays; %d pixels filled", cosmic_rays.sum(), n_filled)
 
 
-def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
+def measure_ccd(masked_image: MaskedImage, settings: Settings, threads: int = 1) -> MeasuredCcd:
     """Subtract the sky, find and measure the sources, model the PSF, repair saturated stars.
 
     Parameters
@@ -155,6 +159,8 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
         Detrended and without cosmic rays, electrons. It is not changed.
     settings : Settings
         Sections background, detection, psf, photometry and interpolation.
+    threads : int
+        Number of threads that share the rows, and the stars of the PSF.
 
     Returns
     -------
@@ -170,14 +176,14 @@ def measure_ccd(masked_image: MaskedImage, settings: Settings) -> MeasuredCcd:
         ``no_data``, ``no_stars``, ``detection_failed``, ``no_psf_stars``, ``psf_fit_failed`` or
         ``no_aperture_correction``.
     """
-    background = estimate_background(masked_image, settings.background)
-    without_sky = masked_image.image - background.model()
+    background = estimate_background(masked_image, settings.background, threads)
+    without_sky = masked_image.image - background.model(threads)
     image = MaskedImage(without_sky, masked_image.variance, masked_image.mask.copy())
-    seeing = measure_seeing(image, settings.detection)
-    detection = detect_sources(image, seeing, settings.detection)
+    seeing = measure_seeing(image, settings.detection, threads)
+    detection = detect_sources(image, seeing, settings.detection, threads)
     set_detected(image, detection, seeing, settings.detection)
     stars = select_stars(detection.sources, settings.psf)
-    psf, quality, stars = fit_psf(image, detection, stars, settings.psf)
+    psf, quality, stars = fit_psf(image, detection, stars, settings.psf, threads)
     sources = detection.sources
     sources["is_psf_star"] = stars
     to_total = _add_fluxes(sources, image, psf, quality.fwhm, settings.photometry)

@@ -73,6 +73,7 @@ def make_calexp(
     files: CcdFiles,
     camera: Camera | None,
     settings: Settings,
+    threads: int = 1,
 ) -> CcdRow:
     """Do the whole job of one CCD: raw frame or calibrated image to calexp, sources and row.
 
@@ -91,6 +92,8 @@ def make_calexp(
         The camera; None for an image calibrated elsewhere.
     settings : Settings
         The sections of the stage.
+    threads : int
+        Number of threads that share the work on a raw frame; products do not depend on it.
 
     Returns
     -------
@@ -107,7 +110,7 @@ def make_calexp(
     """
     remove_products(files)
     made = result_or_failed_row(
-        row, ccd, files, camera, lambda: calexp_row(row, ccd, files, camera, settings)
+        row, ccd, files, camera, lambda: calexp_row(row, ccd, files, camera, settings, threads)
     )
     write_row(files.row, made)
     return made
@@ -187,6 +190,7 @@ def calexp_row(
     files: CcdFiles,
     camera: Camera | None,
     settings: Settings,
+    threads: int = 1,
     open_raw: OpenFile = open_fits,
 ) -> CcdRow:
     """Make the calexp of a CCD and write it; parameters as `make_calexp` and `read_raw_ccd`."""
@@ -197,14 +201,15 @@ def calexp_row(
     _LOG.info("calibrate CCD %d of %s", ccd, files.raw)
     detrended = detrend_ccd(
         read_raw_ccd(files.raw, camera, detector, settings.detrend.check_raw, open_raw),
-        read_calibs(files.calibs),
+        read_calibs(files.calibs, threads),
         row.exposure_time,
         settings,
+        threads,
     )
-    remove_cosmic_rays(detrended.masked_image, settings)
+    remove_cosmic_rays(detrended.masked_image, settings, threads)
     refcat = reference_stars(row, camera, detector, settings)
     initial_wcs = predicted_wcs(camera, detector, row.ra, row.dec, row.rotation)
-    measured = measure_ccd(detrended.masked_image, settings)
+    measured = measure_ccd(detrended.masked_image, settings, threads)
     calexp = calibrate_ccd(measured, CcdId.of(row, ccd), initial_wcs, refcat, settings)
     calexp.header.update(detrended.header)
     return write_products(calexp, files, settings, [files.raw, *files.calibs.values()])

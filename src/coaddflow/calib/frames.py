@@ -319,13 +319,13 @@ def write_failed_master(path: str | Path, kind: CalibKind, failure: CcdFailure) 
     write_fits(path, [primary])
 
 
-def read_calibs(paths: Mapping[str, str | Path]) -> CcdCalibs:
-    """Read the calibration frames of a CCD, files by kind; errors are those of `read_master`."""
-    return CcdCalibs(**{kind: read_master(path, kind) for kind, path in paths.items()})
+def read_calibs(paths: Mapping[str, str | Path], threads: int = 1) -> CcdCalibs:
+    """Read the calibration frames of a CCD, files by kind; the rest as `read_master`."""
+    return CcdCalibs(**{kind: read_master(path, kind, threads) for kind, path in paths.items()})
 
 
-def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
-    """Read one calibration frame, made here or given.
+def read_master(path: str | Path, kind: CalibKind, threads: int = 1) -> MaskedImage:
+    """Read one calibration frame, made here or given; ``threads`` share the pixels.
 
     A file that was not made here may have nothing but one image, in the unit of its kind (see
     `write_master`): it is taken to be free of errors, pixels that are not finite are BAD, and in
@@ -350,7 +350,7 @@ def read_master(path: str | Path, kind: CalibKind) -> MaskedImage:
             if pixels is None:
                 raise ValueError("it has no image")
             return _bare_image(pixels, kind)
-        return read_planes(stream, hdus)[0]
+        return read_planes(stream, hdus, threads)[0]
 
 
 def _plane_of(hdu: fits.hdu.base._BaseHDU) -> NDArray | None:

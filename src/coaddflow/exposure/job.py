@@ -57,6 +57,7 @@ from coaddflow.pool import Pool, Rounds, Worker
 from coaddflow.pool.launch import run_job
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
+from coaddflow.settings.parallel import ParallelSettings
 from coaddflow.tables.exposures import ExposureRow, ImageRow
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.tables.paths import ROW
@@ -71,6 +72,7 @@ class ExposureTask:
 
     Images calibrated elsewhere have neither row of an exposure nor camera; a raw exposure has no
     ``images``. These and ``files`` are by CCD; ``settings`` has the sections that make a calexp.
+    ``threads`` share the work on a CCD.
     """
 
     exposure: ExposureRow | None
@@ -78,6 +80,7 @@ class ExposureTask:
     files: Mapping[int, CcdFiles]
     camera: Camera | None
     settings: Settings
+    threads: int = 1
 
     @property
     def is_solved_as_a_whole(self) -> bool:
@@ -106,7 +109,7 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
     spec : mapping
         What to do; see `run`.
     workers : int
-        Largest number of CCDs that are processed at the same time.
+        Cores for workers. Where there are more of them than CCDs, each CCD gets several.
     memory_mb : float
         Memory of the job, MB. With little memory fewer CCDs are processed at the same time.
 
@@ -134,7 +137,20 @@ def make_exposure(spec: Mapping[str, Any], *, workers: int, memory_mb: float) ->
             memory_mb,
             remedy=f"give it more: --set-resources exposure:mem_mb={least}",
         )
-    run_job(__name__, spec, settings.parallel, workers=workers, memory_mb=room)
+    at_a_time, threads = divided_cores(workers, len(pixels), settings.parallel)
+    spec = {**spec, "threads": threads}
+    run_job(__name__, spec, settings.parallel, workers=at_a_time, memory_mb=room)
+
+
+def divided_cores(cores: int, n_ccds: int, parallel: ParallelSettings) -> tuple[int, int]:
+    """Return how many CCDs are processed at a time, and how many threads share each of them.
+
+    Workers that may be on other machines have one core each.
+    """
+    if not parallel.has_workers_here:
+        return cores, 1
+    at_a_time = 1 if parallel.backend == "serial" else min(cores, parallel.workers, n_ccds)
+    return at_a_time, cores // at_a_time
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:
@@ -148,7 +164,7 @@ def run(pool: Pool, spec: Mapping[str, Any]) -> None:
         Plain values: ``manifest``; ``exposure`` (row of the table of raw exposures) or ``images``
         (rows of images calibrated elsewhere); ``ccds``: number, raw file and calibration frames
         of each; ``config``: the settings, and ``sections``: those that make a calexp;
-        ``verdict``: see `gather.make_manifest`.
+        ``verdict``: see `gather.make_manifest`; ``threads``: how many share the work on a CCD.
 
     Raises
     ------
@@ -189,7 +205,8 @@ def task_of(spec: Mapping[str, Any], settings: Settings) -> ExposureTask:
         for item in spec["ccds"]
     }
     camera = load_camera(spec["config"]["camera"]) if exposure else None
-    return ExposureTask(exposure, images, files, camera, settings)
+    threads = spec.get("threads", 1)
+    return ExposureTask(exposure, images, files, camera, settings, threads)
 
 
 def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
@@ -275,7 +292,8 @@ def _whole_ccd(ccd: int, worker: Worker) -> CcdRow:
 
     def step(task: ExposureTask) -> CcdRow:
         row = task.exposure or task.images[ccd]
-        return calexp_row(row, ccd, task.files[ccd], task.camera, task.settings, _raw_files(worker))
+        files, raw_files = task.files[ccd], _raw_files(worker)
+        return calexp_row(row, ccd, files, task.camera, task.settings, task.threads, raw_files)
 
     return _step_of(worker, ccd, step)
 
@@ -294,7 +312,7 @@ def _begun(ccd: int, task: ExposureTask, worker: Worker) -> PartlyDetrendedCcd:
     """Read a CCD and make the steps that come before crosstalk between CCDs."""
     detector, check = task.camera.detector(ccd), task.settings.detrend.check_raw
     raw = read_raw_ccd(task.files[ccd].raw, task.camera, detector, check, _raw_files(worker))
-    return begin_detrending(raw, task.settings)
+    return begin_detrending(raw, task.settings, task.threads)
 
 
 def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
@@ -303,13 +321,13 @@ def _measure_ccd(ccd: int, worker: Worker) -> CcdSummary | CcdRow:
     def step(task: ExposureTask) -> CcdSummary:
         detrended = finish_detrending(
             worker.state.pop("begun") if task.corrects_crosstalk else _begun(ccd, task, worker),
-            read_calibs(task.files[ccd].calibs),
+            read_calibs(task.files[ccd].calibs, task.threads),
             task.exposure.exposure_time,
             task.settings,
             _aggressors(ccd, task, worker) if task.corrects_crosstalk else (),
         )
-        remove_cosmic_rays(detrended.masked_image, task.settings)
-        measured = measure_ccd(detrended.masked_image, task.settings)
+        remove_cosmic_rays(detrended.masked_image, task.settings, task.threads)
+        measured = measure_ccd(detrended.masked_image, task.settings, task.threads)
         worker.state.update(measured=measured, cards=detrended.header)
         astrometry = None
         if not task.settings.exposure.astrometry.enabled:

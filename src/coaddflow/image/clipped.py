@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.compiled import njit
+from coaddflow.image.row_blocks import over_rows
 from coaddflow.image.statistics import MAD_TO_SIGMA
 
 _ITERATIONS = 4
@@ -52,6 +53,7 @@ def clipped_mesh(
     y_edges: NDArray[np.int64],
     x_edges: NDArray[np.int64],
     clip_sigma: float,
+    threads: int = 1,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Return the `clipped_statistics` of all cells of a mesh.
 
@@ -65,6 +67,8 @@ def clipped_mesh(
         Rows and columns at which cells begin, and end.
     clip_sigma : float
         See `clipped_statistics`.
+    threads : int
+        Number of threads that share the rows of cells.
 
     Returns
     -------
@@ -77,9 +81,14 @@ def clipped_mesh(
     mean, variance = np.full(shape, np.nan), np.full(shape, np.nan)
     count = np.zeros(shape, dtype=np.int64)
     size = int(np.diff(y_edges).max() * np.diff(x_edges).max())
-    scratch = np.empty((3, size), np.float32)
     tail = _tail(clip_sigma)
-    _mesh(image, use, y_edges, x_edges, clip_sigma, tail, scratch, mean, variance, count)
+
+    def work(first: int, last: int) -> None:
+        edges, scratch = y_edges[first : last + 1], np.empty((3, size), np.float32)
+        found = (plane[first:last] for plane in (mean, variance, count))
+        _mesh(image, use, edges, x_edges, clip_sigma, tail, scratch, *found)
+
+    over_rows(work, shape[0], threads, least=1)
     return mean, variance, count
 
 

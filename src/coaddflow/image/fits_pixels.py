@@ -11,6 +11,7 @@ References
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from astropy.io import fits
 from numpy.typing import DTypeLike, NDArray
 
 from coaddflow.image.fits_hdus import BLOCK, data_sum
+from coaddflow.image.row_blocks import over_rows
 
 _BLOCK_BYTES = 1 << 18
 """Of pixels that are worked on at a time."""
@@ -127,15 +129,19 @@ def encode_checksum(total: int) -> str:
     return bytes(found[-1:] + found[:-1]).decode("ascii")
 
 
-def read_pixels(stream: BinaryIO, hdu: fits.ImageHDU | fits.CompImageHDU) -> NDArray:
+def read_pixels(
+    stream: BinaryIO, hdu: fits.ImageHDU | fits.CompImageHDU, threads: int = 1
+) -> NDArray:
     """Return the pixels of an image in the byte order of the machine.
 
     Parameters
     ----------
     stream : file
-        The plain file that ``hdu`` was opened from.
+        The file that ``hdu`` was opened from, decompressed where it has to be.
     hdu : ImageHDU or CompImageHDU
         As `astropy.io.fits.open` gives it.
+    threads : int
+        Number of threads that read an image of a plain file.
 
     Raises
     ------
@@ -147,22 +153,26 @@ def read_pixels(stream: BinaryIO, hdu: fits.ImageHDU | fits.CompImageHDU) -> NDA
     if isinstance(hdu, fits.CompImageHDU) or kind is None or _is_scaled(header):
         return hdu.data
     shape = tuple(header[f"NAXIS{axis}"] for axis in range(header["NAXIS"], 0, -1))
-    return read_block(stream, hdu.fileinfo()["datLoc"], shape, kind)
+    return read_block(stream, hdu.fileinfo()["datLoc"], shape, kind, threads)
 
 
-def read_block(stream: BinaryIO, offset: int, shape: tuple[int, ...], kind: DTypeLike) -> NDArray:
+def read_block(
+    stream: BinaryIO, offset: int, shape: tuple[int, ...], kind: DTypeLike, threads: int = 1
+) -> NDArray:
     """Return numbers that stand in a file, the highest byte first, in the machine's byte order.
 
     Parameters
     ----------
     stream : file
-        Open for reading.
+        A plain file, or a stream that decompresses one.
     offset : int
         Where the first number begins, bytes.
     shape : tuple of int
         How many there are.
     kind : dtype
         Their type in memory.
+    threads : int
+        Number of threads that share them.
 
     Raises
     ------
@@ -173,11 +183,31 @@ def read_block(stream: BinaryIO, offset: int, shape: tuple[int, ...], kind: DTyp
     flat = pixels.reshape(-1)
     is_swapped = flat.dtype.newbyteorder(">") != flat.dtype
     step = _BLOCK_BYTES // flat.itemsize
-    stream.seek(offset)
-    for first in range(0, flat.size, step):
-        block = flat[first : first + step]
-        if stream.readinto(block.view(np.uint8)) < block.nbytes:
-            raise EOFError("it ends in its data")
-        if is_swapped:
-            block.byteswap(inplace=True)
+
+    def read(first: int, last: int) -> None:
+        for start in range(first, last, step):
+            block = flat[start : min(start + step, last)]
+            _read_at(stream, offset + start * flat.itemsize, block.view(np.uint8))
+            if is_swapped:
+                block.byteswap(inplace=True)
+
+    over_rows(read, flat.size, threads if _is_plain(stream) else 1, least=step)
     return pixels
+
+
+def _read_at(stream: BinaryIO, offset: int, room: NDArray[np.uint8]) -> None:
+    """Fill room with the bytes of a file from an offset on; of a plain one, beside other threads."""
+    done = 0
+    while done < len(room):
+        if _is_plain(stream):
+            number = os.preadv(stream.fileno(), [room[done:]], offset + done)
+        else:  # its descriptor has the compressed bytes
+            stream.seek(offset + done)
+            number = stream.readinto(room[done:])
+        if number == 0:
+            raise EOFError("it ends in its data")
+        done += number
+
+
+def _is_plain(stream: BinaryIO) -> bool:
+    return isinstance(stream, io.BufferedReader | io.FileIO)

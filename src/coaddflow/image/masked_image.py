@@ -28,6 +28,9 @@ from coaddflow.image.fits_pixels import read_pixels, write_hdus
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
 
+_ROWS_IN_CACHE = 32
+"""Rows of a mask that are looked at at once."""
+
 Compression = Literal["none", "lossless", "quantized"]
 
 
@@ -115,7 +118,11 @@ class MaskedImage:
 
     def has_any(self, planes: MaskPlane) -> NDArray[np.bool_]:
         """Return where at least one of ``planes`` is set, shape (ny, nx)."""
-        return (self.mask & np.int32(planes)) != 0
+        found, bits = np.empty(self.mask.shape, bool), np.int32(planes)
+        for first in range(0, len(found), _ROWS_IN_CACHE):
+            rows = slice(first, first + _ROWS_IN_CACHE)
+            np.not_equal(self.mask[rows] & bits, 0, out=found[rows])
+        return found
 
 
 def flux_scale(zero_point: float) -> float:
@@ -358,7 +365,9 @@ def opened_fits(
             yield stream, hdus
 
 
-def read_planes(stream: BinaryIO, hdus: fits.HDUList) -> tuple[MaskedImage, fits.Header]:
+def read_planes(
+    stream: BinaryIO, hdus: fits.HDUList, threads: int = 1
+) -> tuple[MaskedImage, fits.Header]:
     """Read the `masked_image_hdus` of an `opened_fits`, and the header of its IMAGE extension."""
-    planes = (read_pixels(stream, hdus[name]) for name in ("IMAGE", "VARIANCE", "MASK"))
+    planes = (read_pixels(stream, hdus[name], threads) for name in ("IMAGE", "VARIANCE", "MASK"))
     return MaskedImage(*planes), hdus["IMAGE"].header

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coaddflow.compiled import njit
+from coaddflow.image.row_blocks import over_rows
 
 _HALF = 1 << 16
 _SIGN = np.uint32(1 << 31)
@@ -95,7 +96,9 @@ def _count_lower_halves(bits, left_out, upper):
     return number
 
 
-def running_median(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
+def running_median(
+    image: NDArray[np.float32], size: int, axis: int, threads: int = 1
+) -> NDArray[np.float32]:
     """Return running medians along an axis; beyond the borders the outermost pixels go on.
 
     The same as `scipy.ndimage.median_filter` with the mode "nearest".
@@ -108,9 +111,16 @@ def running_median(image: NDArray[np.float32], size: int, axis: int) -> NDArray[
         Number of pixels, odd.
     axis : int
         0 along columns, 1 along rows.
+    threads : int
+        Number of threads that share the rows.
     """
-    medians = np.empty_like(image)
-    _running_medians(np.ascontiguousarray(image), size, axis == 0, sorting_network(size), medians)
+    image, medians = np.ascontiguousarray(image), np.empty(image.shape, image.dtype)
+    network = sorting_network(size)
+
+    def work(first: int, last: int) -> None:
+        _running_medians(image, size, axis == 0, network, medians, first, last)
+
+    over_rows(work, len(image), threads)
     return medians
 
 
@@ -146,7 +156,7 @@ def sorting_network(n: int) -> NDArray[np.intp]:
     return np.array([pair for pair in pairs if pair[1] < n], np.intp).reshape(-1, 2)
 
 
-@njit()
+@njit(nogil=True)
 def sort_together(values, network):
     """Sort float32 values of shape (n, number of pixels) along the first axis, in place.
 
@@ -161,13 +171,13 @@ def sort_together(values, network):
             second[x] = b if a < b else a
 
 
-@njit()
-def _running_medians(image, size, along_y, network, medians):
+@njit(nogil=True)
+def _running_medians(image, size, along_y, network, medians, first, last):
     ny, nx = image.shape
     half = size // 2
     values = np.empty((size, _AT_A_TIME), np.float32)
     padded = np.empty(nx + 2 * half, np.float32)
-    for y in range(ny):
+    for y in range(first, last):
         if not along_y:
             padded[:half], padded[half : half + nx], padded[half + nx :] = (
                 image[y, 0],

@@ -13,6 +13,7 @@ References
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import sep
@@ -56,7 +57,9 @@ _SHARPEST_STARS = 3.0
 """Percentile of the stars: those whose centre falls on the centre of a pixel."""
 
 
-def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> NDArray[np.bool_]:
+def find_cosmic_rays(
+    masked_image: MaskedImage, settings: CosmicsSettings, threads: int = 1
+) -> NDArray[np.bool_]:
     """Return the pixels hit by cosmic rays, shape (ny, nx), grown by ``settings.growth`` pixels.
 
     Parameters
@@ -67,6 +70,8 @@ def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> ND
     settings : CosmicsSettings
         Thresholds. The seeing is used where the image has too few stars to show how sharp they are
         (see `star_sharpness`).
+    threads : int
+        Number of threads that share the rows.
 
     Raises
     ------
@@ -85,16 +90,10 @@ def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> ND
             f"an image of shape {masked_image.shape} is too small to be searched",
         )
     image, variance, holes = _without_holes(masked_image, ignored)
-    candidates = laplacian_outliers(
-        image,
-        variance,
-        holes,
-        settings.sigma,
-        settings.neighbour_fraction,
-        settings.contrast,
-        settings.iterations,
+    candidates, sharpness = _candidates_and_sharpness(
+        image, variance, holes, ignored, settings, threads
     )
-    limits = settings.psf_sharpness * star_sharpness(image, ignored, settings.seeing)
+    limits = settings.psf_sharpness * sharpness
     y, x = np.nonzero(candidates)
     level, hits = _local_level(image, y, x), np.zeros(image.shape, bool)
     sharp = _sharper_than_star(image, variance, ignored, y, x, level, limits, _DIRECTIONS)
@@ -108,6 +107,37 @@ def find_cosmic_rays(masked_image: MaskedImage, settings: CosmicsSettings) -> ND
             "wrong. Check the camera file, or raise cosmics.sigma",
         )
     return hits
+
+
+def _candidates_and_sharpness(
+    image: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    holes: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
+    settings: CosmicsSettings,
+    threads: int,
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return the `laplacian_outliers` and the `star_sharpness`; with threads, side by side."""
+
+    def candidates(threads: int) -> NDArray[np.bool_]:
+        return laplacian_outliers(
+            image,
+            variance,
+            holes,
+            settings.sigma,
+            settings.neighbour_fraction,
+            settings.contrast,
+            settings.iterations,
+            threads,
+        )
+
+    if threads == 1:
+        return candidates(1), star_sharpness(image, ignored, settings.seeing)
+    with ThreadPoolExecutor(1) as pool:
+        # sep, which takes most of the time of the sharpness, keeps to one thread
+        beside = pool.submit(candidates, threads - 1)
+        sharpness = star_sharpness(image, ignored, settings.seeing, threads)
+        return beside.result(), sharpness
 
 
 def _without_holes(
@@ -131,7 +161,7 @@ def _without_holes(
 
 
 def star_sharpness(
-    image: NDArray[np.float32], ignored: NDArray[np.bool_], seeing: float
+    image: NDArray[np.float32], ignored: NDArray[np.bool_], seeing: float, threads: int = 1
 ) -> NDArray[np.float64]:
     """Return how bright the neighbours of the centre of the sharpest stars are, shape (4,).
 
@@ -142,9 +172,9 @@ def star_sharpness(
     where these four numbers crowd most, there the stars are, and if those that are sharper crowd
     as well, these are the stars, and the others galaxies. So trailed and astigmatic stars are
     described as they are. Where nothing crowds it is that of a Gaussian whose FWHM is ``seeing``
-    (pixels). ``ignored`` pixels are not used.
+    (pixels). ``ignored`` pixels are not used. ``threads`` share the rows of the medians.
     """
-    ratios = _ratios_of_sources(image, ignored)
+    ratios = _ratios_of_sources(image, ignored, threads)
     stars = _most_alike(ratios, _MIN_STARS, 0.0)
     if stars is None:
         _LOG.info("stars cannot be told from cosmic rays: a seeing of %g pixels is assumed", seeing)
@@ -160,7 +190,7 @@ def star_sharpness(
 
 
 def _ratios_of_sources(
-    image: NDArray[np.float32], ignored: NDArray[np.bool_]
+    image: NDArray[np.float32], ignored: NDArray[np.bool_], threads: int
 ) -> NDArray[np.float64]:
     """Return ratios of neighbours to pixel, shape (n, 2, 4): at the centre, and least in the core.
 
@@ -170,7 +200,8 @@ def _ratios_of_sources(
     residual = sky.back()
     np.subtract(image, residual, out=residual)
     residual[ignored] = 0
-    quiet = running_median(running_median(residual, 3, axis=1), 3, axis=0)
+    quiet = running_median(residual, 3, axis=1, threads=threads)
+    quiet = running_median(quiet, 3, axis=0, threads=threads)
     sources = extract(quiet, _SOURCE_SIGMA * sky.globalrms, mask=ignored, minarea=5)
     y, x = sources["ypeak"], sources["xpeak"]
     ny, nx = image.shape

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coaddflow.image.row_blocks import over_rows
 from coaddflow.instrument.camera import Crosstalk
 
 _ROWS = 64
@@ -104,6 +105,7 @@ def subtract_ghosts(
     noise: Sequence[VictimNoise],
     saturated: Sequence[NDArray[np.intp]],
     saturated_part: float,
+    threads: int = 1,
 ) -> list[NDArray[np.bool_]]:
     """Subtract the ghosts of all aggressors from the amplifiers of a CCD, in place.
 
@@ -123,6 +125,8 @@ def subtract_ghosts(
         Positions of saturated pixels in the flattened ``counts`` of the amplifiers.
     saturated_part : float
         Ghosts of saturated pixels are flagged above this fraction of the noise.
+    threads : int
+        Number of threads that share the rows.
 
     Returns
     -------
@@ -130,8 +134,13 @@ def subtract_ghosts(
         Pixels whose correction is larger than their noise, or not known well enough.
     """
     strong = [np.zeros(victim.shape, bool) for victim in counts]
-    for first in range(0, max(len(victim) for victim in counts), _ROWS):
-        _subtract_in_rows(slice(first, first + _ROWS), counts, sources, noise, strong)
+
+    def work(first: int, last: int) -> None:
+        for start in range(first, last, _ROWS):
+            rows = slice(start, min(start + _ROWS, last))
+            _subtract_in_rows(rows, counts, sources, noise, strong)
+
+    over_rows(work, max(len(victim) for victim in counts), threads)
     for victim, links in enumerate(sources):
         for coefficient, aggressor in links:
             signal = aggressor

@@ -30,6 +30,7 @@ from coaddflow.compiled import njit
 from coaddflow.errors import InputError, Reason, UnusableData
 from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.row_blocks import on_rows
 from coaddflow.image.statistics import iqr_sigma
 from coaddflow.instrument.camera import Amplifier, Detector
 from coaddflow.instrument.raw import RawCcd
@@ -91,6 +92,8 @@ class PartlyDetrendedCcd:
     saturated : dict of str to ndarray of int
         By amplifier: positions of saturated pixels in the flattened amplifier, in the order of
         readout.
+    threads : int
+        Number of threads that share the rows.
     """
 
     detector: Detector
@@ -103,9 +106,10 @@ class PartlyDetrendedCcd:
     header: fits.Header = field(default_factory=fits.Header)
     overscan: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     saturated: dict[str, NDArray[np.intp]] = field(default_factory=dict)
+    threads: int = 1
 
     @classmethod
-    def of(cls, raw: RawCcd, settings: DetrendSettings) -> Self:
+    def of(cls, raw: RawCcd, settings: DetrendSettings, threads: int = 1) -> Self:
         """Return a CCD before the first step."""
         amplifiers = [
             _cut(array, amplifier.data).astype(np.float32)
@@ -118,7 +122,7 @@ class PartlyDetrendedCcd:
                 counts[lost] = np.nan  # infinities too
             if lost.all():
                 _cut(mask, amplifier.target)[:] = MaskPlane.BAD
-        return cls(raw.detector, settings, raw.arrays, amplifiers, mask)
+        return cls(raw.detector, settings, raw.arrays, amplifiers, mask, threads=threads)
 
     @property
     def masked_image(self) -> MaskedImage:
@@ -151,9 +155,11 @@ class PartlyDetrendedCcd:
         return found
 
 
-def counts_above_overscan(raw: RawCcd, settings: DetrendSettings) -> PartlyDetrendedCcd:
+def counts_above_overscan(
+    raw: RawCcd, settings: DetrendSettings, threads: int = 1
+) -> PartlyDetrendedCcd:
     """Return a CCD in counts above its overscan, by amplifier, with saturation flagged."""
-    ccd = PartlyDetrendedCcd.of(raw, settings)
+    ccd = PartlyDetrendedCcd.of(raw, settings, threads)
     mask_saturation(ccd)
     subtract_overscan(ccd)
     return ccd
@@ -277,6 +283,7 @@ def correct_crosstalk(ccd: PartlyDetrendedCcd, aggressors: Sequence[Aggressor] =
         [VictimNoise(amplifier.gain, amplifier.read_noise) for amplifier in amplifiers],
         [ccd.saturated[amplifier.name] for amplifier in amplifiers],
         ccd.settings.saturated_ghosts,
+        ccd.threads,
     )
     for amplifier, flagged in zip(amplifiers, strong, strict=True):
         in_file = _in_read_order(amplifier, flagged)
@@ -307,16 +314,25 @@ def assemble(ccd: PartlyDetrendedCcd) -> None:
     shape = ccd.detector.shape
     ccd.image, ccd.variance = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
     for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
-        _cut(ccd.image, amplifier.target)[:] = _turn(amplifier, counts)
+        planes = _cut(ccd.image, amplifier.target), _cut(ccd.variance, amplifier.target)
         *_, error = ccd.overscan.get(amplifier.name, (0.0,))
-        _cut(ccd.variance, amplifier.target)[:] = error**2
+        on_rows(_put, (*planes, _turn(amplifier, counts)), error**2, threads=ccd.threads)
     ccd.amplifiers = []
-    missing = ~np.isfinite(ccd.image)
-    if missing.any():
-        ccd.image[missing] = np.nan
-        ccd.mask[missing] |= MaskPlane.NO_DATA
-        ccd.variance[missing] = np.inf
+    on_rows(_flag_missing, (ccd.image, ccd.variance, ccd.mask), threads=ccd.threads)
     ccd.note("CFASSEMB", "assembly", f"{len(ccd.detector.amplifiers)} amplifiers")
+
+
+def _put(image: NDArray, variance: NDArray, counts: NDArray, of_level: float) -> None:
+    """Put counts into an image, and the variance of their level into another."""
+    image[:], variance[:] = counts, of_level
+
+
+def _flag_missing(image: NDArray, variance: NDArray, mask: NDArray[np.int32]) -> None:
+    """Make pixels that are not finite those of which nothing is known."""
+    missing = ~np.isfinite(image)
+    if missing.any():
+        image[missing], variance[missing] = np.nan, np.inf
+        mask[missing] |= MaskPlane.NO_DATA
 
 
 def subtract_bias(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
@@ -324,8 +340,8 @@ def subtract_bias(ccd: PartlyDetrendedCcd, bias: MaskedImage | None) -> None:
     if not ccd.settings.bias or bias is None:
         return
     _take_over_defects(ccd, bias, "bias")
-    _add_times(ccd.image, bias.image, np.float32(-1))
-    _add_times(ccd.variance, bias.variance, np.float32(1))
+    _add(ccd, ccd.image, bias.image, np.float32(-1))
+    _add(ccd, ccd.variance, bias.variance, np.float32(1))
     ccd.note("CFBIAS", "bias", "subtracted")
 
 
@@ -350,13 +366,19 @@ def linearise(ccd: PartlyDetrendedCcd) -> None:
 def apply_gain(ccd: PartlyDetrendedCcd) -> None:
     """Turn counts into electrons, and begin the variance: photons and read noise [3]_."""
     for amplifier in ccd.detector.amplifiers:
-        pixels = _cut(ccd.image, amplifier.target)
-        pixels *= np.float32(amplifier.gain)
-        variance = _cut(ccd.variance, amplifier.target)
-        variance *= np.float32(amplifier.gain**2)  # of overscan and bias, in counts until now
-        variance += np.float32(amplifier.read_noise**2)
-        variance += np.where(pixels > 0, pixels, np.float32(0))
+        planes = _cut(ccd.image, amplifier.target), _cut(ccd.variance, amplifier.target)
+        on_rows(_to_electrons, planes, amplifier, threads=ccd.threads)
     ccd.note("CFGAIN", "gain", "electrons")
+
+
+def _to_electrons(
+    pixels: NDArray[np.float32], variance: NDArray[np.float32], amplifier: Amplifier
+) -> None:
+    """Turn counts of an amplifier into electrons, in place; see `apply_gain`."""
+    pixels *= np.float32(amplifier.gain)
+    variance *= np.float32(amplifier.gain**2)  # of overscan and bias, in counts until now
+    variance += np.float32(amplifier.read_noise**2)
+    variance += np.where(pixels > 0, pixels, np.float32(0))
 
 
 def subtract_dark(ccd: PartlyDetrendedCcd, dark: MaskedImage | None, exposure_time: float) -> None:
@@ -367,11 +389,11 @@ def subtract_dark(ccd: PartlyDetrendedCcd, dark: MaskedImage | None, exposure_ti
     factor = 1.0
     if ccd.settings.dark_scale == "fitted":
         electrons = np.zeros_like(ccd.image)
-        _add_times(electrons, dark.image, np.float32(exposure_time))
+        _add(ccd, electrons, dark.image, np.float32(exposure_time))
         factor = fit_dark_scale(ccd.image, electrons, ccd.mask)
     scale = np.float32(exposure_time * factor)
-    _add_times(ccd.image, dark.image, -scale)
-    _add_times(ccd.variance, dark.variance, scale**2)
+    _add(ccd, ccd.image, dark.image, -scale)
+    _add(ccd, ccd.variance, dark.variance, scale**2)
     fitted = f", factor {factor:.4f} fitted" if ccd.settings.dark_scale == "fitted" else ""
     ccd.note("CFDARK", "dark", f"scaled by {exposure_time:g} s{fitted}")
 
@@ -383,7 +405,8 @@ def divide_flat(ccd: PartlyDetrendedCcd, flat: MaskedImage | None) -> None:
     _take_over_defects(ccd, flat, "flat")
     low, high = ccd.settings.flat_limits
     limits = np.float32(low), np.float32(high)
-    _divide(ccd.image, ccd.variance, ccd.mask, flat.image, flat.variance, limits)
+    planes = ccd.image, ccd.variance, ccd.mask, flat.image, flat.variance
+    on_rows(_divide, planes, limits, threads=ccd.threads)
     ccd.note("CFFLAT", "flat", "divided")
 
 
@@ -395,7 +418,8 @@ def mask_defects(ccd: PartlyDetrendedCcd, defects: MaskedImage | None) -> None:
         _cut(ccd.mask, box)[:] |= MaskPlane.BAD
     if defects is not None:
         _take_over_defects(ccd, defects, "defects frame")
-    ccd.note("CFDEFECT", "defects", f"{np.count_nonzero(ccd.mask & MaskPlane.BAD)} bad pixels")
+    n_bad = np.count_nonzero(ccd.masked_image.has_any(MaskPlane.BAD))
+    ccd.note("CFDEFECT", "defects", f"{n_bad} bad pixels")
 
 
 def mask_edge(ccd: PartlyDetrendedCcd) -> None:
@@ -520,7 +544,15 @@ def _take_over_defects(ccd: PartlyDetrendedCcd, calib: MaskedImage, kind: str) -
             f"the CCD has {ccd.image.shape}",
             remedy="use a frame that was made for this camera file",
         )
-    _flag_where(ccd.mask, calib.mask, np.int32(MaskPlane.BAD | MaskPlane.NO_DATA), _BAD)
+    planes = np.int32(MaskPlane.BAD | MaskPlane.NO_DATA)
+    on_rows(_flag_where, (ccd.mask, calib.mask), planes, _BAD, threads=ccd.threads)
+
+
+def _add(
+    ccd: PartlyDetrendedCcd, plane: NDArray[np.float32], other: NDArray, factor: np.float32
+) -> None:
+    """Add another plane times a factor to a plane of a CCD."""
+    on_rows(_add_times, (plane, other), factor, threads=ccd.threads)
 
 
 def _cut(array: NDArray, box: Box) -> NDArray:
@@ -540,7 +572,7 @@ def _in_read_order(amplifier: Amplifier, pixels: NDArray) -> NDArray:
     return pixels[:: -1 if turn_y else 1, :: -1 if turn_x else 1]
 
 
-@njit()
+@njit(nogil=True)
 def _add_times(plane, other, factor):
     """Add another plane times a factor, in place; what is not finite in it counts as zero."""
     for y in range(len(plane)):
@@ -550,7 +582,7 @@ def _add_times(plane, other, factor):
             row[x] += factor * value
 
 
-@njit(error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _divide(image, variance, mask, flat, flat_variance, limits):
     """Divide by a flat, in place; pixels at which it is beyond the limits are BAD."""
     low, high = limits
@@ -569,7 +601,7 @@ def _divide(image, variance, mask, flat, flat_variance, limits):
             scatter[x] = scatter[x] / square + known * known * (relative / square)
 
 
-@njit()
+@njit(nogil=True)
 def _flag_where(mask, other, planes, flag):
     """Set bits where another mask has one of these planes, in place."""
     for y in range(len(mask)):

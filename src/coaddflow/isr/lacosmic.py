@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coaddflow.compiled import njit
 from coaddflow.image.medians import middle_values
+from coaddflow.image.row_blocks import over_rows
 
 SMALLEST = 5
 """Least number of rows and columns; astroscrappy writes beyond smaller images, or never ends."""
@@ -45,6 +46,7 @@ def laplacian_outliers(
     neighbour_fraction: float,
     contrast: float,
     iterations: int = 1,
+    threads: int = 1,
 ) -> NDArray[np.bool_]:
     """Return the pixels whose Laplacian stands out as that of a cosmic ray does [1]_ [2]_.
 
@@ -64,6 +66,8 @@ def laplacian_outliers(
     iterations : int
         Each one after the first looks at an image in which what was found is replaced by the median
         of the pixels around.
+    threads : int
+        Number of threads that share the rows of the first iteration.
 
     Returns
     -------
@@ -84,8 +88,13 @@ def laplacian_outliers(
     bits = np.zeros(image.shape, np.uint8)
     found = np.zeros(image.shape, bool)
     ny, nx = image.shape
+
+    def search(first: int, last: int) -> None:
+        rows = _RIM + first, _RIM + last
+        _search(image, variance, masked, limits, bits, *rows, _RIM, nx - _RIM)
+
     if min(ny, nx) > 2 * _RIM:
-        _search(image, variance, masked, limits, bits, _RIM, ny - _RIM, _RIM, nx - _RIM)
+        over_rows(search, ny - 2 * _RIM, threads)
     y, x = _grow(bits, found)
     if iterations == 1 or not len(y):
         return found

@@ -25,6 +25,7 @@ from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, InputError, Reason
 from coaddflow.image.clipped import clipped_mesh, clipped_statistics
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.row_blocks import on_rows, over_rows
 from coaddflow.settings.background import BackgroundSettings
 
 NOT_MEASURED = (
@@ -91,9 +92,12 @@ class Background:
         """Median standard deviation of a sky pixel, in the unit of the image."""
         return float(np.sqrt(np.median(self._filled(self.variance))))
 
-    def model(self) -> NDArray[np.float32]:
-        """Return the sky at every pixel, shape (ny, nx): bicubic between superpixels."""
-        return _rendered(self._model())
+    def model(self, threads: int = 1) -> NDArray[np.float32]:
+        """Return the sky at every pixel, shape (ny, nx): bicubic between superpixels.
+
+        ``threads`` share the rows.
+        """
+        return _rendered(self._model(), threads)
 
     def rms(self) -> NDArray[np.float32]:
         """Return the standard deviation of the sky at every pixel, shape (ny, nx): bilinear."""
@@ -190,7 +194,9 @@ def _extrapolated(mesh: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return mesh
 
 
-def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings) -> Background:
+def estimate_background(
+    masked_image: MaskedImage, settings: BackgroundSettings, threads: int = 1
+) -> Background:
     """Estimate the sky of a CCD [1]_ [2]_.
 
     Parameters
@@ -200,6 +206,8 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
         not finite are left out.
     settings : BackgroundSettings
         Mesh, clipping and masking.
+    threads : int
+        Number of threads that share the rows.
 
     Raises
     ------
@@ -207,14 +215,15 @@ def estimate_background(masked_image: MaskedImage, settings: BackgroundSettings)
         ``no_data`` if no pixel of the CCD can be used.
     """
     image = np.ascontiguousarray(masked_image.image)
-    usable = _usable(image, np.ascontiguousarray(masked_image.mask), np.int32(NOT_MEASURED))
+    usable = _usable_pixels(image, masked_image.mask, threads)
     if not usable.any():
         raise CcdFailure(Reason.NO_DATA, "no pixel of the CCD can be used")
-    background = _measure_mesh(image, usable, settings)
+    background = _measure_mesh(image, usable, settings, threads)
     if not (background.count > 0).any():
         raise CcdFailure(Reason.NO_DATA, "no superpixel of the CCD has two pixels that can be used")
     for _ in range(settings.mask_passes):
-        masked = _measure_mesh(image, _sky_pixels(image, usable, background, settings), settings)
+        sky = _sky_pixels(image, usable, background, settings, threads)
+        masked = _measure_mesh(image, sky, settings, threads)
         if not (masked.count > 0).any():
             break
         background = masked
@@ -267,12 +276,24 @@ def _superpixel_edges(size: int, n: int) -> NDArray[np.int64]:
     return np.round(np.linspace(0, size, n + 1)).astype(np.int64)
 
 
+def _usable_pixels(
+    image: NDArray[np.float32], mask: NDArray[np.int32], threads: int
+) -> NDArray[np.bool_]:
+    """Return the pixels that measure light."""
+    usable, mask = np.empty(image.shape, bool), np.ascontiguousarray(mask)
+    on_rows(_find_usable, (image, mask, usable), np.int32(NOT_MEASURED), threads=threads)
+    return usable
+
+
 def _measure_mesh(
-    image: NDArray[np.float32], sky: NDArray[np.bool_], settings: BackgroundSettings
+    image: NDArray[np.float32],
+    sky: NDArray[np.bool_],
+    settings: BackgroundSettings,
+    threads: int,
 ) -> Background:
     """Return a Background with the clipped statistics of all superpixels."""
     edges = [_superpixel_edges(n, max(1, round(n / settings.mesh_size))) for n in image.shape]
-    statistics = clipped_mesh(image, sky, *edges, settings.clip_sigma)
+    statistics = clipped_mesh(image, sky, *edges, settings.clip_sigma, threads)
     return Background(image.shape, *statistics, settings.min_fraction, settings.filter_size)
 
 
@@ -281,13 +302,14 @@ def _sky_pixels(
     usable: NDArray[np.bool_],
     background: Background,
     settings: BackgroundSettings,
+    threads: int = 1,
 ) -> NDArray[np.bool_]:
     """Return the usable pixels outside of blocks that are above the sky, and of those beside."""
     surfaces = background._model(), *background._variance()
     sky = usable.copy()
     for size in (settings.small_block, settings.large_block):
         # large blocks look only at what the small ones have left, or every star would fill one
-        total, count = _block_sums(image, sky, *surfaces, size)
+        total, count = _block_sums(image, sky, *surfaces, size, threads)
         # sums of extreme values may be infinite, or none
         enough = (count >= _BLOCK_FRACTION * size**2) & np.isfinite(total)
         if not enough.any():
@@ -318,10 +340,14 @@ def _splines(edges: NDArray[np.int64], degree: int) -> tuple[_Splines, NDArray[n
     return _Splines(weight, np.append(changes, edges[-1]), start[changes]), padded
 
 
-def _rendered(surface: _Surface) -> NDArray[np.float32]:
+def _rendered(surface: _Surface, threads: int = 1) -> NDArray[np.float32]:
     """Return the values of a surface at all pixels."""
     pixels = np.empty((surface.rows.weight.shape[1], surface.columns.weight.shape[1]), np.float32)
-    _render(surface, pixels)
+
+    def work(first: int, last: int) -> None:
+        _render(surface, pixels, first, last)
+
+    over_rows(work, len(pixels), threads)
     return pixels
 
 
@@ -332,6 +358,7 @@ def _block_sums(
     variance: _Surface,
     floor: float,
     size: int,
+    threads: int = 1,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return sums over blocks of (image - model) / sigma of pixels to use, and their numbers.
 
@@ -339,20 +366,22 @@ def _block_sums(
     """
     shape = tuple(-(-n // size) for n in image.shape)
     total, count = np.zeros(shape), np.zeros(shape, np.int64)
-    _sum_blocks(image, use, model, variance, floor, size, total, count)
+
+    def work(first: int, last: int) -> None:
+        _sum_blocks(image, use, model, variance, floor, size, total, count, first, last)
+
+    over_rows(work, len(total), threads, least=1)
     return total, count
 
 
 @njit(nogil=True)
-def _usable(image, mask, planes):
-    """Return which pixels are finite and have none of these planes."""
+def _find_usable(image, mask, usable, planes):
+    """Write which pixels are finite and have none of these planes."""
     ny, nx = image.shape
-    usable = np.empty((ny, nx), np.bool_)
     for y in range(ny):
         for x in range(nx):
             # infinity minus itself is NaN, as NaN minus itself
             usable[y, x] = ((mask[y, x] & planes) == 0) & (image[y, x] - image[y, x] == 0)
-    return usable
 
 
 @njit(nogil=True)
@@ -385,29 +414,37 @@ def _render_row(surface, coefficients, y_span, y, row):
 
 
 @njit(nogil=True)
-def _render(surface, pixels):
-    coefficients = np.empty(surface.coefficients.shape[1])
+def _render(surface, pixels, first, last):
+    """Write the values of a surface on some rows."""
+    coefficients, edges = np.empty(surface.coefficients.shape[1]), surface.rows.edges
     for span in range(len(surface.rows.first)):
-        for y in range(surface.rows.edges[span], surface.rows.edges[span + 1]):
+        for y in range(max(edges[span], first), min(edges[span + 1], last)):
             _render_row(surface, coefficients, span, y, pixels[y])
 
 
+@njit(nogil=True)
+def _span_of(splines, y):
+    """Return the span of the splines that a row is in."""
+    span = 0
+    while y >= splines.edges[span + 1]:
+        span += 1
+    return span
+
+
 @njit(nogil=True, error_model="numpy")
-def _sum_blocks(image, use, model, variance, floor, size, total, count):
+def _sum_blocks(image, use, model, variance, floor, size, total, count, first, last):
+    """Sum the blocks of some rows of blocks."""
     ny, nx = image.shape
     coefficients = np.empty(model.coefficients.shape[1])
     variances = np.empty(variance.coefficients.shape[1])
     sky, noise2 = np.empty(nx), np.empty(nx, np.float32)
     column, number = np.empty(nx), np.empty(nx, np.int32)  # sums over the rows of a block
     lowest = np.float32(floor)
-    model_span = variance_span = 0
-    for block in range(len(total)):
+    for block in range(first, last):
         column[:], number[:] = 0.0, 0
         for y in range(block * size, min((block + 1) * size, ny)):
-            model_span += y == model.rows.edges[model_span + 1]
-            variance_span += y == variance.rows.edges[variance_span + 1]
-            _render_row(model, coefficients, model_span, y, sky)
-            _render_row(variance, variances, variance_span, y, noise2)
+            _render_row(model, coefficients, _span_of(model.rows, y), y, sky)
+            _render_row(variance, variances, _span_of(variance.rows, y), y, noise2)
             pixels, used = image[y], use[y]
             for x in range(nx):
                 excess = np.float32(pixels[x] - sky[x]) / math.sqrt(max(noise2[x], lowest))

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.image.row_blocks import on_rows
 from coaddflow.measure.extraction import Found, find_objects
 from coaddflow.settings.detection import DetectionSettings
 
@@ -85,20 +86,22 @@ class Detection:
     segments: NDArray[np.int32]
 
 
-def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> float:
+def measure_seeing(
+    masked_image: MaskedImage, settings: DetectionSettings, threads: int = 1
+) -> float:
     """Return the FWHM of stars in pixels, from a first look at an image without its sky.
 
     It is the size at which bright, whole sources gather, see `common_size`. Of the settings,
-    `initial_fwhm` and `seeing_threshold` count.
+    `initial_fwhm` and `seeing_threshold` count. ``threads`` share the rows.
 
     Raises
     ------
     CcdFailure
         ``no_stars`` if fewer than two sources are bright enough.
     """
-    image, variance = _without_holes(masked_image, settings.initial_fwhm)
+    image, variance = _without_holes(masked_image, settings.initial_fwhm, threads)
     threshold = settings.seeing_threshold
-    found = find_objects(image, variance, _SMALL_PROFILE, threshold, settings)
+    found = find_objects(image, variance, _SMALL_PROFILE, threshold, settings, threads)
     sources = _source_table(found, masked_image, settings.initial_fwhm)
     spoilt = SourceFlag.EDGE | SourceFlag.SATURATED | SourceFlag.BAD_PIXELS
     sources = sources[(sources["flags"] & int(spoilt)) == 0]
@@ -123,7 +126,7 @@ def measure_seeing(masked_image: MaskedImage, settings: DetectionSettings) -> fl
 
 
 def detect_sources(
-    masked_image: MaskedImage, fwhm: float, settings: DetectionSettings
+    masked_image: MaskedImage, fwhm: float, settings: DetectionSettings, threads: int = 1
 ) -> Detection:
     """Find sources in an image without its sky [1]_ [2]_ [3]_.
 
@@ -135,6 +138,8 @@ def detect_sources(
         FWHM of the PSF in pixels: the matched filter is a Gaussian of this width.
     settings : DetectionSettings
         Threshold and deblending.
+    threads : int
+        Number of threads that share the rows.
 
     Returns
     -------
@@ -154,8 +159,9 @@ def detect_sources(
         ``no_stars`` if there is no source; ``detection_failed`` if the image is so crowded, or
         so full of defects, that the extraction fails.
     """
-    image, variance = _without_holes(masked_image, fwhm)
-    found = find_objects(image, variance, _profile(fwhm), settings.threshold, settings)
+    image, variance = _without_holes(masked_image, fwhm, threads)
+    profile = _profile(fwhm)
+    found = find_objects(image, variance, profile, settings.threshold, settings, threads)
     if len(found.objects) == 0:
         raise CcdFailure(
             Reason.NO_STARS, f"no source is {settings.threshold:g} sigma above the sky"
@@ -184,18 +190,19 @@ def set_detected(
     _set_around(masked_image.mask, detection.segments, reach, plane)
 
 
-def unusable_pixels(masked_image: MaskedImage) -> NDArray[np.bool_]:
+def unusable_pixels(masked_image: MaskedImage, threads: int = 1) -> NDArray[np.bool_]:
     """Return the pixels that have no value at all, neither measured nor interpolated.
 
     Saturated pixels count as measured: stars are to be found, if not measured, through them.
     """
-    planes = (masked_image.image, masked_image.variance, masked_image.mask)
-    return _unusable(
-        *(np.ascontiguousarray(plane) for plane in planes),
-        np.int32(MaskPlane.BAD | MaskPlane.CR),
-        np.int32(MaskPlane.INTRP),
-        np.int32(MaskPlane.NO_DATA),
-    )
+    planes = [
+        np.ascontiguousarray(plane)
+        for plane in (masked_image.image, masked_image.variance, masked_image.mask)
+    ]
+    bits = MaskPlane.BAD | MaskPlane.CR, MaskPlane.INTRP, MaskPlane.NO_DATA
+    unusable = np.empty(masked_image.shape, bool)
+    on_rows(_find_unusable, (*planes, unusable), *map(np.int32, bits), threads=threads)
+    return unusable
 
 
 def common_size(sizes: ArrayLike) -> float:
@@ -217,7 +224,7 @@ def common_size(sizes: ArrayLike) -> float:
 
 
 def _without_holes(
-    masked_image: MaskedImage, fwhm: float
+    masked_image: MaskedImage, fwhm: float, threads: int = 1
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return image and variance with finite values everywhere.
 
@@ -227,7 +234,7 @@ def _without_holes(
     """
     image = np.ascontiguousarray(masked_image.image)
     variance = np.ascontiguousarray(masked_image.variance)
-    hole = unusable_pixels(masked_image)
+    hole = unusable_pixels(masked_image, threads)
     y, x = np.nonzero(hole)
     if not len(y):
         return image, variance
@@ -245,9 +252,8 @@ def _without_holes(
 
 
 @njit(nogil=True)
-def _unusable(image, variance, mask, holes, filled, no_data):
+def _find_unusable(image, variance, mask, unusable, holes, filled, no_data):
     ny, nx = image.shape
-    unusable = np.empty((ny, nx), np.bool_)
     for y in range(ny):
         for x in range(nx):
             is_hole = ((mask[y, x] & holes) != 0) & ((mask[y, x] & filled) == 0)
@@ -255,7 +261,6 @@ def _unusable(image, variance, mask, holes, filled, no_data):
             # infinity minus itself is NaN, as NaN minus itself
             known = (image[y, x] - image[y, x] == 0) & (variance[y, x] - variance[y, x] == 0)
             unusable[y, x] = is_hole | (not known) | (not variance[y, x] > 0)
-    return unusable
 
 
 @njit(nogil=True)

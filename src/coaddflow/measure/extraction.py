@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason
+from coaddflow.image.row_blocks import over_rows
 from coaddflow.settings.detection import DetectionSettings
 
 _FIRST_PIXEL_STACK = 300_000
@@ -59,6 +60,7 @@ def find_objects(
     profile: NDArray[np.float64],
     threshold: float,
     settings: DetectionSettings,
+    threads: int = 1,
 ) -> Found:
     """Find the objects of an image without its sky [1]_ [2]_.
 
@@ -72,6 +74,8 @@ def find_objects(
         Least signal-to-noise of the filtered pixels.
     settings : DetectionSettings
         Number of pixels, and deblending.
+    threads : int
+        Number of threads that share the rows, where places above the threshold are looked for.
 
     Raises
     ------
@@ -81,7 +85,8 @@ def find_objects(
     image, variance = np.ascontiguousarray(image), np.ascontiguousarray(variance)
     profile = profile / profile.sum()
     kernel = np.outer(profile, profile)
-    groups = _groups_above(image, variance, profile, _SLACK * threshold, settings.min_pixels)
+    runs, row_start = _all_runs_above(image, variance, profile, _SLACK * threshold, threads)
+    groups = _groups_of(runs, row_start, settings.min_pixels)
     parts, n = [], 0
     for atlas in _atlases(groups, len(profile) // 2, image.shape):
         found, segments = extract(
@@ -177,15 +182,32 @@ class _Atlas(NamedTuple):
         return parts[y, x]
 
 
-def _groups_above(
+def _all_runs_above(
     image: NDArray[np.float32],
     variance: NDArray[np.float32],
     profile: NDArray[np.float64],
     threshold: float,
-    min_pixels: int,
-) -> _Groups:
-    """Return the groups of enough pixels whose filtered signal-to-noise is above a threshold."""
-    runs, row_start = _runs_above(image, variance, profile.astype(np.float32), threshold)
+    threads: int = 1,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the runs of pixels whose filtered signal-to-noise is above a threshold.
+
+    They have row, first and last column, and room for a number, shape (4, n); the second array
+    says with which of them each row begins, shape (ny + 1,).
+    """
+    profile = profile.astype(np.float32)
+
+    def work(first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        return _runs_above(image, variance, profile, threshold, first, last)
+
+    parts = over_rows(work, len(image), threads)
+    runs, numbers = zip(*parts, strict=True)
+    row_start = np.zeros(len(image) + 1, np.int64)
+    np.cumsum(np.concatenate(numbers), out=row_start[1:])
+    return np.hstack(runs), row_start
+
+
+def _groups_of(runs: NDArray[np.int32], row_start: NDArray[np.int64], min_pixels: int) -> _Groups:
+    """Return the groups of enough connected pixels."""
     box, size = _connect(runs, row_start)
     large = size >= min_pixels
     runs[3] = np.where(large, np.cumsum(large) - 1, -1)[runs[3]]
@@ -330,12 +352,8 @@ def _heights(image, variance, y, x, kernel, threshold):
 
 
 @njit(nogil=True)
-def _runs_above(image, variance, profile, threshold):
-    """Return the runs of pixels whose filtered signal-to-noise is above a threshold.
-
-    They have row, first and last column, and room for a number, shape (4, n); the second array
-    says with which of them each row begins, shape (ny + 1,).
-    """
+def _runs_above(image, variance, profile, threshold, first, last):
+    """Return the runs of some rows (see `_all_runs_above`), and how many each row has."""
     ny, nx = image.shape
     size, half = len(profile), len(profile) // 2
     signals = np.zeros((size, nx), np.float32)  # the rows around, divided by the variance
@@ -344,16 +362,16 @@ def _runs_above(image, variance, profile, threshold):
     total, total_weight = np.empty(nx, np.float32), np.empty(nx, np.float32)
     above = np.zeros(nx // 8 * 8 + 8, np.uint8)
     runs, n = np.empty((4, 4096), np.int32), 0
-    row_start = np.zeros(ny + 1, np.int64)
+    number = np.zeros(last - first, np.int64)
     limit = np.float32(threshold * threshold)
-    for ahead in range(ny + half):
+    for ahead in range(max(first - half, 0), last + half):
         place = ahead % size
         if ahead < ny:
             _divided(image[ahead], variance[ahead], signals[place], weights[place])
         else:
             signals[place], weights[place] = np.float32(0), np.float32(0)
         y = ahead - half
-        if y < 0:
+        if y < first:
             continue
         inner, inner_weight = signal[half : half + nx], weight[half : half + nx]
         inner[:], inner_weight[:] = np.float32(0), np.float32(0)
@@ -369,9 +387,10 @@ def _runs_above(image, variance, profile, threshold):
             above[x] = (total[x] > 0) & (total[x] * total[x] > limit * total_weight[x])
             any_above |= above[x]
         if any_above:
+            before = n
             runs, n = _append_runs(above, y, runs, n)
-        row_start[y + 1] = n
-    return runs[:, :n].copy(), row_start
+            number[y - first] = n - before
+    return runs[:, :n].copy(), number
 
 
 @njit(nogil=True, error_model="numpy")

@@ -19,12 +19,14 @@ from coaddflow.compiled import njit
 from coaddflow.errors import CcdFailure, Reason, failing_ccd
 from coaddflow.geometry.polynomial import term_powers
 from coaddflow.image.masked_image import MaskedImage
+from coaddflow.image.row_blocks import over_rows
 from coaddflow.image.stamps import cut_stamps
 from coaddflow.image.statistics import mad_sigma
 from coaddflow.measure.background import NOT_MEASURED
 from coaddflow.measure.detection import Detection
 from coaddflow.measure.psf_model import (
     LEAST_REACH,
+    Kernels,
     PsfModel,
     add_samples,
     kernels,
@@ -53,6 +55,9 @@ _CORE, _WHOLE = 0.02, 0.7
 
 _PRIOR_OF_MEAN, _PRIOR_OF_CHANGE, _PRIOR_FLOOR = 0.1, 1.0, 2e-3
 _MAX_ITERATIONS = 60
+
+_LEAST_STARS, _LEAST_SAMPLES = 8, 4
+"""Stars, and rows of samples, that are worth a block of their own."""
 
 _NO_FIT = "the PSF model cannot be fitted to the stars"
 _NO_FLUXES = "the fluxes and centres of the PSF stars cannot be fitted"
@@ -104,6 +109,7 @@ def fit_psf(
     detection: Detection,
     is_star: NDArray[np.bool_],
     settings: PsfSettings,
+    threads: int = 1,
 ) -> tuple[PsfModel, PsfQuality, NDArray[np.bool_]]:
     """Fit the PSF of a CCD to its stars.
 
@@ -117,6 +123,8 @@ def fit_psf(
         From `measure.stars.select_stars`.
     settings : PsfSettings
         Size, sampling, order, clipping.
+    threads : int
+        Number of threads that share the stars.
 
     Returns
     -------
@@ -152,7 +160,7 @@ def fit_psf(
             order -= 1
         prior = _with_order(prior, order)
         tolerance = _TOLERANCE if round_number == _ROUNDS - 1 else _FIRST_TOLERANCE
-        model = _solve(stars, weight, _with_order(model, order), prior, tolerance)
+        model = _solve(stars, weight, _with_order(model, order), prior, tolerance, threads)
     used = np.zeros(is_star.size, dtype=bool)
     used[index] = True
     e1, e2 = model.shape_at(*model.center)
@@ -312,7 +320,12 @@ def _expected_pixels(stars: _Stars, model: PsfModel) -> NDArray[np.float64]:
 
 
 def _solve(
-    stars: _Stars, weight: NDArray, model: PsfModel, prior: PsfModel, tolerance: float
+    stars: _Stars,
+    weight: NDArray,
+    model: PsfModel,
+    prior: PsfModel,
+    tolerance: float,
+    threads: int,
 ) -> PsfModel:
     """Solve for all samples of all terms by preconditioned conjugate gradients [2]_.
 
@@ -331,8 +344,7 @@ def _solve(
         return np.tensordot(terms, samples, axes=(0, 0))
 
     def apply(basis):
-        product = np.zeros(basis.shape)
-        _normal_product(np.ascontiguousarray(basis), terms, rows, columns, weight, product)
+        product = _shared_product(basis, terms, rows, columns, weight, threads)
         return product + tightness * basis
 
     squares = (kernel._replace(weight=kernel.weight**2) for kernel in (rows, columns))
@@ -375,25 +387,76 @@ def _scatter(images, rows, columns, samples):
         add_samples(images[n], *of_rows, *of_columns, room, samples[n])
 
 
+def _shared_product(
+    basis: NDArray[np.float64],
+    terms: NDArray[np.float64],
+    rows: Kernels,
+    columns: Kernels,
+    weight: NDArray[np.float64],
+    threads: int,
+) -> NDArray[np.float64]:
+    """Return the product of the normal equations with a basis, without the prior.
+
+    Several threads share the stars, and then the samples: each sum is over the stars in their
+    order, as in `_normal_product`, which needs less memory.
+    """
+    basis, product = np.ascontiguousarray(basis), np.zeros(basis.shape)
+    if threads == 1:
+        _normal_product(basis, terms, rows, columns, weight, product)
+        return product
+    samples = np.empty((len(weight), *basis.shape[1:]))
+
+    def weigh(first: int, last: int) -> None:
+        _weigh(basis, terms, rows, columns, weight, samples, first, last)
+
+    def add(first: int, last: int) -> None:
+        _add_stars(samples, terms, product, first, last)
+
+    over_rows(weigh, len(weight), threads, least=_LEAST_STARS)
+    over_rows(add, basis.shape[1], threads, least=_LEAST_SAMPLES)
+    return product
+
+
 @njit(nogil=True)
 def _normal_product(basis, terms, rows, columns, weight, product):
     """Add to a product that of the normal equations with a basis, without the prior."""
-    n_terms, size, _ = basis.shape
-    room = make_room(size, weight.shape[1])
-    samples, image = np.empty((size, size)), np.empty(weight.shape[1:])
+    room = make_room(basis.shape[1], weight.shape[1])
+    samples, image = np.empty(basis.shape[1:]), np.empty(weight.shape[1:])
     for n in range(len(weight)):
-        of_rows, of_columns = (rows.first[n], rows.weight[n]), (columns.first[n], columns.weight[n])
-        samples[:] = 0.0
-        for p in range(n_terms):
-            _add_scaled(basis[p], terms[n, p], samples)
-        to_pixels(samples, *of_rows, *of_columns, room, image)
-        for j in range(len(image)):
-            for i in range(len(image)):
-                image[j, i] *= weight[n, j, i]
-        samples[:] = 0.0
-        add_samples(image, *of_rows, *of_columns, room, samples)
-        for p in range(n_terms):
+        _weigh_star(n, basis, terms, rows, columns, weight, room, image, samples)
+        for p in range(len(basis)):
             _add_scaled(samples, terms[n, p], product[p])
+
+
+@njit(nogil=True)
+def _weigh(basis, terms, rows, columns, weight, samples, first, last):
+    """Write to the samples of some stars what their pixels weigh in a basis."""
+    room, image = make_room(basis.shape[1], weight.shape[1]), np.empty(weight.shape[1:])
+    for n in range(first, last):
+        _weigh_star(n, basis, terms, rows, columns, weight, room, image, samples[n])
+
+
+@njit(nogil=True)
+def _weigh_star(n, basis, terms, rows, columns, weight, room, image, samples):
+    """Write to samples what the pixels of a star weigh in a basis."""
+    of_rows, of_columns = (rows.first[n], rows.weight[n]), (columns.first[n], columns.weight[n])
+    samples[:] = 0.0
+    for p in range(len(basis)):
+        _add_scaled(basis[p], terms[n, p], samples)
+    to_pixels(samples, *of_rows, *of_columns, room, image)
+    for j in range(len(image)):
+        for i in range(len(image)):
+            image[j, i] *= weight[n, j, i]
+    samples[:] = 0.0
+    add_samples(image, *of_rows, *of_columns, room, samples)
+
+
+@njit(nogil=True)
+def _add_stars(samples, terms, product, first, last):
+    """Add the samples of stars, times their terms, to some rows of a product."""
+    for n in range(len(samples)):
+        for p in range(len(product)):
+            _add_scaled(samples[n, first:last], terms[n, p], product[p, first:last])
 
 
 @njit(nogil=True)

@@ -35,18 +35,18 @@ NO_LOG = "the log is empty: the step has not begun, or died at once"
 
 
 @contextlib.contextmanager
-def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
-    """Run a block as a job: with a log, the stated threads, and a result line at the end.
+def job_log(path: str | Path) -> Iterator[logging.Logger]:
+    """Run a block as a job: with a log, and a result line at the end.
 
     An error that coaddflow raises on purpose ends the process with its one line on standard
     error; any other leaves its traceback in the log. The exit code is 1, or 128 + the signal.
+    Numerical libraries that the block imports first have one thread: with more the last bits of
+    sums depend on their number. What the job has more cores for it scatters itself.
 
     Parameters
     ----------
     path : str or Path
         The log file; it is begun anew.
-    threads : int
-        Threads of the numerical libraries. Holds for libraries that the block imports first.
 
     Yields
     ------
@@ -54,7 +54,7 @@ def job_log(path: str | Path, threads: int = 1) -> Iterator[logging.Logger]:
         For messages of the job itself.
     """
     for name in THREAD_VARIABLES:
-        os.environ[name] = str(threads)
+        os.environ[name] = "1"
     keep_freed_memory()
     started = time.monotonic()
     Path(path).parent.mkdir(parents=True, exist_ok=True)

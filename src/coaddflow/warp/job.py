@@ -22,7 +22,9 @@ SECTIONS = ("warp", "products")
 """Settings that warps depend on: those of the stage `warp`."""
 
 
-def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: Settings) -> None:
+def make_warps(
+    table: str | Path, manifest: str | Path, tract: Tract, settings: Settings, threads: int = 1
+) -> None:
     """Warp the CCDs of an exposure to a tract: the whole job.
 
     All CCDs that are done are warped; the selection decides later which ones are good enough for
@@ -38,6 +40,8 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         The tract.
     settings : Settings
         Sections warp and products.
+    threads : int
+        Number of threads that share the rows of a warp; its pixels do not depend on it.
     """
     rows = {row.ccd: row for row in read_manifest(manifest)}
     verify = settings.products.verify_on_read
@@ -49,7 +53,9 @@ def make_warps(table: str | Path, manifest: str | Path, tract: Tract, settings: 
         table,
         exposure,
         tract,
-        warp_patches(tract, patch_ccds, lambda ccd: read_ccd(rows[ccd], verify), settings.warp),
+        warp_patches(
+            tract, patch_ccds, lambda ccd: read_ccd(rows[ccd], verify), settings.warp, threads
+        ),
         settings.warp,
         provenance_header(settings.only(*SECTIONS).provenance(), [manifest]),
         settings.products.compression,

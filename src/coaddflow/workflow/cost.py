@@ -103,8 +103,20 @@ def _cost(name: str, jobs: list[Job], cores: int, on_tasks: bool) -> Cost:
 def _in_turn(level: list[Step], cores: int) -> list[list[Needs]]:
     """Return what runs side by side, one after the other, as Snakemake puts it."""
     longest = sorted((step for _, step in level), key=lambda s: (s.runtime, s.memory), reverse=True)
-    width = max(cores // max(step.threads for step in longest), 1)
-    return [longest[i : i + width] for i in range(0, len(longest), width)]
+    turns: list[list[Needs]] = []
+    room: list[int] = []
+    full = 0  # turns at the beginning without a free core
+    for step in longest:
+        wanted = min(step.threads, cores)
+        place = next((i for i in range(full, len(turns)) if room[i] >= wanted), len(turns))
+        if place == len(turns):
+            turns.append([])
+            room.append(cores)
+        turns[place].append(step)
+        room[place] -= wanted
+        while full < len(turns) and room[full] == 0:
+            full += 1
+    return turns
 
 
 # ---------------------------------------------------------------------------------------------

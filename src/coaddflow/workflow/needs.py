@@ -8,7 +8,7 @@ file that is missing today changes nothing.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from coaddflow.runtime import resources
@@ -207,8 +207,36 @@ def _pixels(sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
     return tuple(nx * ny for nx, ny in sizes)
 
 
+def spare_cores(stage: Stage, plan: Plan, cores: int | None) -> int:
+    """Return how many times the cores of its `Needs` a step on CCDs may have.
+
+    More than once where all CCDs, or warps, of the run would leave cores idle, unless the settings
+    say how many cores share one.
+
+    Parameters
+    ----------
+    cores : int or None
+        Cores of the run; None on a cluster, where each job asks for its own.
+    """
+    parallel = plan.settings.parallel
+    if cores is None or parallel.ccd_threads is not None:
+        return 1
+    if stage.scatters and not parallel.has_workers_here:
+        return 1
+    if stage.name == "warp":
+        n_items = sum(len(plan.overlaps[exposure]) for exposure in plan.exposures)
+    else:
+        n_items = len(plan.science) * len(plan.ccds)
+    return max(cores // max(n_items, 1), 1)
+
+
+def of_raw_ccd(plan: Plan, names: Names) -> Needs:
+    """Return what one CCD needs from raw pixels to its calexp."""
+    return replace(of_ccd(plan, names), threads=plan.settings.parallel.ccd_threads or 1)
+
+
 def of_ccd(plan: Plan, names: Names) -> Needs:
-    """Return what one CCD needs, from raw pixels or an image calibrated elsewhere to its calexp."""
+    """Return what an image calibrated elsewhere, or a raw CCD, needs with one thread."""
     exposure = names["exposure"]
     pixels = ccd_pixels(plan, exposure, int(names["ccd"]))
     seconds = resources.ccd_seconds(pixels)
@@ -242,6 +270,9 @@ def of_exposure(
     """Return what an exposure that is one job needs; parameters as of `of`."""
     pixels, is_raw = exposure_pixels(plan, names["exposure"]), names["exposure"] in plan.science
     workers, threads, counted = _workers(plan, len(pixels), cores, on_tasks)
+    if is_raw and plan.settings.parallel.has_workers_here:
+        threads = workers * (plan.settings.parallel.ccd_threads or 1)
+        threads = threads if cores is None else min(threads, cores)
     parts = plan.settings.exposure.enabled if is_raw else ()
     memory = resources.MASTER_MB
     memory += sum(map(resources.ccd_memory, sorted(pixels, reverse=True)[:counted]))
@@ -301,6 +332,7 @@ def of_warp(plan: Plan, names: Names) -> Needs:
         memory,
         resources.time_limit(seconds),
         seconds,
+        threads=plan.settings.parallel.ccd_threads or 1,
         pixels=WARP_OVERLAP * on_tract,
         width=len(plan.exposures_of_tract(tract)),
     )
@@ -406,7 +438,7 @@ OF_STAGE: Mapping[str, Callable[..., Needs]] = {
     "frame_table": of_small_table,
     **{name: partial(_of_calib, kind) for name, kind in CALIB_STAGES.items()},
     "calib_table": of_small_table,
-    "calexp": of_ccd,
+    "calexp": of_raw_ccd,
     "calibrated": of_ccd,
     "manifest": of_manifest,
     "exposure": of_exposure,

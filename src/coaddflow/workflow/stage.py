@@ -123,6 +123,11 @@ class Job:
         return self.skymap.tract(int(self.wildcards.tract))
 
     @property
+    def threads(self) -> int:
+        """How many threads share the work of a job that does not scatter it over workers."""
+        return self._snakemake.threads
+
+    @property
     def workers(self) -> int:
         """How many workers the job may have besides the process that gathers."""
         return self._snakemake.resources.get("tasks", self._snakemake.threads + 1) - 1
@@ -134,7 +139,7 @@ class Job:
 
 
 class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a statement in scripts
-    """Run a block as the job of a stage: with its log, its threads, and its token (`fence`).
+    """Run a block as the job of a stage: with its log and its token (`fence`).
 
     Parameters
     ----------
@@ -143,9 +148,7 @@ class stage(contextlib.AbstractContextManager):  # noqa: N801 - reads as a state
     """
 
     def __init__(self, snakemake: Any):
-        # of a job that scatters the workers are what runs in parallel
-        threads = 1 if STAGES[snakemake.rule].scatters else snakemake.threads
-        self._log = job_log(snakemake.log[0], threads) if snakemake.log else _log_on_terminal()
+        self._log = job_log(snakemake.log[0]) if snakemake.log else _log_on_terminal()
         self._job = Job(snakemake)
         token = self._job.stage.token(dict(snakemake.wildcards.items()))
         self._fence = fence.fence_of(token)
