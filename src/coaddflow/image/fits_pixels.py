@@ -196,7 +196,7 @@ def read_block(
 
 
 def _read_at(stream: BinaryIO, offset: int, room: NDArray[np.uint8]) -> None:
-    """Fill room with the bytes of a file from an offset on; of a plain one, beside other threads."""
+    """Fill room with the bytes of a file from an offset on; threads may share a plain one."""
     done = 0
     while done < len(room):
         if _is_plain(stream):
