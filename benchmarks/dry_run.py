@@ -115,7 +115,7 @@ def calibration_rows(bands: Sequence[str]) -> list[ExposureRow]:
 def make_survey(
     folder: Path, pointings: Sequence[Pointing], camera: str, granularity: str, calibs: str
 ) -> None:
-    """Write settings and tables of a survey, and empty raw files."""
+    """Write settings and tables of a survey, and empty raw files where there are none."""
     science = [
         ExposureRow(
             exposure=name,
@@ -133,9 +133,12 @@ def make_survey(
     rows = [*calibration_rows(sorted({row.band for row in science})), *science]
     write_exposures(folder / "exposures.ecsv", rows)
     (folder / "raw").mkdir(exist_ok=True)
-    for row in rows:
-        (folder / row.path).touch()
-    (folder / "stars.csv").write_text("ra,dec,mag\n150.0,0.0,18.0\n")
+    # a file with a later time would count as replaced
+    for path in (folder / row.path for row in rows):
+        if not path.exists():
+            path.touch()
+    if not (stars := folder / "stars.csv").exists():
+        stars.write_text("ra,dec,mag\n150.0,0.0,18.0\n")
     settings = SETTINGS.format(camera=camera, **GRANULARITY[granularity], **CALIBS[calibs])
     (folder / "config.yaml").write_text(settings)
 
@@ -222,7 +225,7 @@ def finish_survey(folder: Path) -> None:
         "from snakemake.cli import main; main()"
     )
     command = [sys.executable, "-c", code, "-s", str(SNAKEFILE), "-d", str(folder)]
-    command += ["--touch", "--cores", "1", "--quiet", "all"]
+    command += ["--touch", "--forceall", "--cores", "1", "--quiet", "all"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
