@@ -5,6 +5,7 @@
     python benchmarks/dry_run.py 1000 --granularity fine --pointings visits.csv
     python benchmarks/dry_run.py 1000 --profile slurm --granularity fine --batch all=1/10
     python benchmarks/dry_run.py 1000 --added       one exposure added to 1,000 that are finished
+    python benchmarks/dry_run.py 100000 --night 1000    the last 1,000 named, nothing else planned
     python benchmarks/dry_run.py 5000 --job         what one job of a cluster adds to a Snakemake
 
 Makes the tables of a survey in a temporary folder (no pixels are needed to plan), with bias, dark
@@ -31,6 +32,7 @@ from astropy import units
 from astropy.coordinates import Angle
 
 from coaddflow.tables.exposures import ExposureRow, write_exposures
+from coaddflow.tables.paths import MANIFEST
 
 SNAKEFILE = Path(__file__).parents[1] / "Snakefile"
 PROFILES = SNAKEFILE.parent / "profiles"
@@ -115,7 +117,7 @@ def calibration_rows(bands: Sequence[str]) -> list[ExposureRow]:
 def make_survey(
     folder: Path, pointings: Sequence[Pointing], camera: str, granularity: str, calibs: str
 ) -> None:
-    """Write settings and tables of a survey, and empty raw files."""
+    """Write settings and tables of a survey, and empty raw files where there are none."""
     science = [
         ExposureRow(
             exposure=name,
@@ -133,9 +135,12 @@ def make_survey(
     rows = [*calibration_rows(sorted({row.band for row in science})), *science]
     write_exposures(folder / "exposures.ecsv", rows)
     (folder / "raw").mkdir(exist_ok=True)
-    for row in rows:
-        (folder / row.path).touch()
-    (folder / "stars.csv").write_text("ra,dec,mag\n150.0,0.0,18.0\n")
+    # a file with a later time would count as replaced
+    for path in (folder / row.path for row in rows):
+        if not path.exists():
+            path.touch()
+    if not (stars := folder / "stars.csv").exists():
+        stars.write_text("ra,dec,mag\n150.0,0.0,18.0\n")
     settings = SETTINGS.format(camera=camera, **GRANULARITY[granularity], **CALIBS[calibs])
     (folder / "config.yaml").write_text(settings)
 
@@ -222,7 +227,7 @@ def finish_survey(folder: Path) -> None:
         "from snakemake.cli import main; main()"
     )
     command = [sys.executable, "-c", code, "-s", str(SNAKEFILE), "-d", str(folder)]
-    command += ["--touch", "--cores", "1", "--quiet", "all"]
+    command += ["--touch", "--forceall", "--cores", "1", "--quiet", "all"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
@@ -289,6 +294,7 @@ def main() -> None:
     parser.add_argument("--calibs", choices=CALIBS, default="frames")
     parser.add_argument("--bare", action="store_true", help="plan the same jobs without coaddflow")
     parser.add_argument("--added", action="store_true", help="all but one exposure are finished")
+    parser.add_argument("--night", type=int, help="ask for the last exposures only, so many")
     parser.add_argument("--job", action="store_true", help="also what each job of a cluster takes")
     parser.add_argument("--batch", help="as of Snakemake, such as all=1/10")
     parser.add_argument("--profile", help="profile of a cluster; groups take time to plan")
@@ -309,9 +315,11 @@ def main() -> None:
                 make_survey(folder, pointings[:-1], *kind)
                 finish_survey(folder)
             make_survey(folder, pointings, *kind)
-            for _ in range(1 + options.added):
+            night = [name for name, *_ in pointings[-options.night :]] if options.night else []
+            named = ["--", *(MANIFEST.format(exposure=name) for name in night)]
+            for _ in range(1 + bool(options.added or night)):
                 # the second time the plan is in its cache
-                planned(folder, SNAKEFILE, more)
+                planned(folder, SNAKEFILE, [*more, *named] if night else more)
             if options.bare:
                 planned(folder, make_bare_snakefile(folder), more)
             if options.job:

@@ -91,6 +91,30 @@ def n_inputs(plan, stage):
     return numbers
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["a file with all CCDs", "a file a CCD"])
+def test_snakemake_makes_no_lists_of_single_files(tmp_path, monkeypatch, split):
+    monkeypatch.chdir(tmp_path)
+    plan = survey_of(4)
+    if split:
+        row = plan.science["e000"]
+        plan.science["e000"] = row.model_copy(update={"path": "raw/e000_{ccd}.fits"})
+        for ccd in plan.ccds:
+            Path(plan.raw_file("e000", ccd)).touch()
+    of_ccd = Inputs(plan).calexp(SimpleNamespace(exposure="e000", ccd="1"))
+    assert all(isinstance(files, str) for files in of_ccd.values())
+    of_exposure = Inputs(plan).exposure(SimpleNamespace(exposure="e000"))
+    assert isinstance(of_exposure["raw"], list if split else str)
+
+
+def test_the_ccds_of_a_raw_file_share_their_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = survey_of(4)
+    row = plan.table_row("e001", 0)
+    assert plan.table_row("e001", 1) is row
+    assert row == plan.table_row("e001") | {"path": "raw/e001.fits"}
+    assert row != plan.table_row("e002", 0)
+
+
 NIGHT_SKY = {"flat": {"source": "night_sky", "min_frames": 2}}
 
 
@@ -192,7 +216,7 @@ def test_a_job_looks_up_no_more_in_a_survey_of_more_exposures(tmp_path, monkeypa
         plan.overlaps.kept._database.set_trace_callback(asked.append)
         wildcards = SimpleNamespace(exposure="e003")
         files, params = Inputs(plan).exposure(wildcards), Params(plan)
-        assert files["calibs"] == ["results/calibs/r.ecsv"]
+        assert files["calibs"] == "results/calibs/r.ecsv"
         for of_job in (params.exposure_row, params.raw, params.exposure, params.verdict):
             of_job(wildcards)
         looks.append(len(asked))

@@ -14,8 +14,9 @@ from test_plan import _in_folder, plan_of, science  # noqa: F401 - a fixture
 
 from coaddflow.errors import InputError
 from coaddflow.settings.refcat import RefcatSettings
+from coaddflow.tables import paths
 from coaddflow.workflow import catalogue
-from coaddflow.workflow.stages import targets
+from coaddflow.workflow.stages import Product, targets
 from coaddflow.workflow.targets import check_targets
 
 
@@ -28,6 +29,14 @@ def test_everything_that_a_run_makes_can_be_asked_for(plan):
     check_targets(plan, targets(plan))
     Path("there.txt").write_text("not a product, but there")
     check_targets(plan, ["there.txt", "logs/calexp/1001/3.log"])
+
+
+def test_only_files_of_the_kind_that_is_asked_for_are_listed(plan, monkeypatch):
+    listed = []
+    files = Product.files
+    monkeypatch.setattr(Product, "files", lambda one, plan: listed.append(one) or files(one, plan))
+    check_targets(plan, ["results/summary/1001.ecsv", "results/summary/1002.ecsv"])
+    assert [product.path for product in listed] == [paths.MANIFEST]
 
 
 @pytest.mark.parametrize(

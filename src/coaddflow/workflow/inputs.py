@@ -104,10 +104,11 @@ class Inputs:
     def calexp(self, wildcards: Any) -> dict[str, Any]:
         """Return the raw file, calibration frames and reference catalogue of a CCD."""
         exposure, ccd = wildcards.exposure, int(wildcards.ccd)
+        raw = _files_or_failure([self.plan.raw_file(exposure, ccd)], _row_of(wildcards))
         return {
-            "raw": _files_or_failure([self.plan.raw_file(exposure, ccd)], _row_of(wildcards)),
+            "raw": _one_or_list(raw),
             **self.plan.calibs_of_band(self.plan.band_of(exposure))[ccd],
-            "refcat": self.plan.refcat_files,
+            "refcat": _one_or_list(self.plan.refcat_files),
         }
 
     def calibrated(self, wildcards: Any) -> list[str]:
@@ -119,10 +120,11 @@ class Inputs:
         """Return raw files and reference catalogue, and the table of the calibration frames."""
         exposure = wildcards.exposure
         table = self.plan.calib_table(self.plan.band_of(exposure))
+        raw = _files_of_exposure_or_failure(exposure, self.plan.raw_files(exposure))
         return {
-            "raw": _files_of_exposure_or_failure(exposure, self.plan.raw_files(exposure)),
-            "calibs": [] if table is None else [table],
-            "refcat": self.plan.refcat_files,
+            "raw": _one_or_list(raw),
+            "calibs": [] if table is None else table,
+            "refcat": _one_or_list(self.plan.refcat_files),
         }
 
     def calib_table(self, wildcards: Any) -> list[str]:
@@ -180,6 +182,14 @@ class Inputs:
         for units in stage.units(self.plan):
             found[units["tract"]].append(stage.products[0].path.format(**units))
         return found
+
+
+def _one_or_list(files: list[str]) -> str | list[str]:
+    """Return files as they are given to Snakemake: one as text, for which it makes no list.
+
+    A list takes 1 kB of each job while a run is planned.
+    """
+    return files[0] if len(files) == 1 else files
 
 
 def _row_of(wildcards: Any) -> str:

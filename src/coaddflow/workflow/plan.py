@@ -354,15 +354,21 @@ class Plan:
         """Return what the table says, as plain values; files relative to the working folder.
 
         Of a raw exposure its row, for one CCD (with its raw file) or as a whole; of an image
-        calibrated elsewhere its row. Values that are the default of their column are left out.
+        calibrated elsewhere its row. Values that are the default of their column are left out. The
+        CCDs of a raw file share one object, which must not be changed.
         """
         if exposure in self.science:
-            row = self.science[exposure].model_dump(exclude={"n_files"}, exclude_defaults=True)
-            return row if ccd is None else row | {"path": self.raw_file(exposure, ccd)}
+            return self._raw_values(exposure, None if ccd is None else self.raw_file(exposure, ccd))
         row = self.images[exposure][ccd].model_dump(mode="json", exclude_defaults=True)
         table = self.settings.calibrated.table
         files = {name: row[name] for name in ("path", "weight_path", "mask_path") if name in row}
         return row | {name: _as_given(path, table) for name, path in files.items()}
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
+    def _raw_values(self, exposure: str, path: str | None) -> dict:
+        """Return the row of a raw exposure as plain values, with another path if one is given."""
+        row = self.science[exposure].model_dump(exclude={"n_files"}, exclude_defaults=True)
+        return row if path is None else row | {"path": path}
 
 
 def make_plan(

@@ -102,7 +102,7 @@ class Job:
         from coaddflow.tables.calibs import read_calib_table
         from coaddflow.tables.exposures import ccd_file
 
-        calibs = read_calib_table(self.input.calibs[0]) if self.input.calibs else {}
+        calibs = read_calib_table(self.input.calibs) if self.input.calibs else {}
         raw = self.params.raw
         return [
             {"ccd": ccd, "raw": ccd_file(raw, extension), "calibs": calibs.get(ccd, {})}

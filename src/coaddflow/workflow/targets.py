@@ -1,5 +1,6 @@
 """Files that a user asks a run for by name: whether the run makes them, and if not, why."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,7 +26,8 @@ def check_targets(plan: Plan, files: Iterable[str]) -> None:
     files : iterable of str
         Files that the user has named, relative to the working folder.
     """
-    made: set[str] | None = None
+    # the files of one kind at a time: those of all CCDs of a large survey are millions
+    made = functools.cache(lambda product: frozenset(product.files(plan)))
     for file in files:
         name = Path(file).as_posix()
         matches = [
@@ -38,9 +40,7 @@ def check_targets(plan: Plan, files: Iterable[str]) -> None:
         if not matches:
             _check_other(plan, name)
             continue
-        if made is None:
-            made = {path for stage in STAGES.values() for path in stage.files(plan)}
-        if name not in made:
+        if not any(name in made(product) for product, _ in matches):
             raise InputError(
                 f"this run does not make {name}: {_why(plan, *matches[0])}",
                 remedy="`snakemake -n` shows all that it makes",
