@@ -162,7 +162,7 @@ def test_a_small_tract_of_many_exposures_asks_for_little(plan):
     coadd = resources.coadd_memory(935 * 579, 141, 512)
     idle = resources.MASTER_MB + 3 * resources.KERNELS_MB
     assert step.memory == idle + coadd + held < 2700
-    assert (step.runtime, step.seconds) == (5, pytest.approx(9.2, abs=0.1))
+    assert (step.runtime, step.seconds) == (5, pytest.approx(6.3, abs=0.1))
 
 
 def test_memory_of_tasks_on_several_nodes_is_that_of_all(plan):

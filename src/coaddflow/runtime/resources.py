@@ -32,11 +32,11 @@ CCD_BYTES_PER_PIXEL = 70
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
 and sources makes."""
 
-CCD_SECONDS_PER_MPIXEL = 1.4
+CCD_SECONDS_PER_MPIXEL = 0.6
 CALIB_BYTES_PER_PIXEL = 50
-CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.1
+CALIB_SECONDS_PER_MPIXEL_AND_FRAME = 0.07
 WARP_BYTES_PER_PIXEL = 30
-WARP_SECONDS_PER_MPIXEL = 0.1
+WARP_SECONDS_PER_MPIXEL = 0.07
 WARPED_BYTES_PER_PIXEL = 16
 """A patch that is being filled."""
 
@@ -44,7 +44,7 @@ WARPED_PATCHES = 4
 """Patches that one CCD may touch."""
 
 COADD_BYTES_PER_PIXEL = 30
-COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.06
+COADD_SECONDS_PER_MPIXEL_AND_INPUT = 0.04
 DEPTH_BYTES_PER_PIXEL = 60
 """A coadd that is read for its depth map: image, variance, mask and number of inputs, and the map
 and its copies in double precision; 50 were measured, with each compression."""
