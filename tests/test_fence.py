@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from coaddflow import fence
+from coaddflow import fence, files
 from coaddflow.errors import InputError, ReplacedError, is_lasting
 from coaddflow.fence import Fence, begin, fenced_by, is_replaced
 from coaddflow.files import atomic_path, atomic_streams, remove, remove_partial
@@ -98,6 +98,37 @@ def test_a_job_that_is_replaced_while_it_removes_files_goes_no_further(
     with pytest.raises(ReplacedError), fenced_by(older):
         remove(*names)
     assert [name.exists() for name in names] == [False] * 64 + [True] * 36
+
+
+@pytest.mark.parametrize("change", ["unlink", "replace"])
+def test_a_job_that_is_replaced_while_the_disk_stands_still_goes_no_further(
+    older, newer, tmp_path, monkeypatch, change
+):
+    """Its node was cut off: a newer job has made everything meanwhile."""
+    begin(older)
+    names = [tmp_path / f"{number}.fits" for number in range(3)]
+    now, real = [100.0], getattr(Path, change)
+
+    def stand_still(path, *arguments, **options):
+        result = real(path, *arguments, **options)
+        if path.suffix == ".fits":
+            now[0] += 3600.0
+            begin(newer)
+        return result
+
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Path, change, stand_still)
+    with pytest.raises(ReplacedError), fenced_by(older):
+        if change == "replace":
+            with atomic_streams(*names):
+                pass
+        else:
+            for name in names:
+                name.touch()
+            remove(*names)
+    assert [name.exists() for name in names] == (
+        [True, False, False] if change == "replace" else [False, True, True]
+    )
 
 
 def test_steps_of_a_job_share_the_token_and_a_replaced_job_does_not_get_it_back(older, newer):

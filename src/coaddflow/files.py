@@ -4,12 +4,14 @@ import contextlib
 import errno
 import functools
 import hashlib
+import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from coaddflow import fence
 from coaddflow.errors import InputError
@@ -23,12 +25,14 @@ _ID_PATTERNS = {
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
+_Change = TypeVar("_Change")
+
 _RANDOM = 8
 """Characters that `tempfile` puts into a name."""
 
-_REMOVALS_PER_LOOK = 64
-"""Files that are removed after one look at the fence: at most a second on a slow shared disk, and
-a newer job takes longer to make its first product."""
+_CHANGES_PER_LOOK, _SECONDS_PER_LOOK = 64, 1.0
+"""Files that are renamed or removed after one look at the fence, and for how long it holds: a newer
+job takes longer to make its first product, unless the disk stood still meanwhile."""
 
 
 def check_id(text: str, kind: str) -> str:
@@ -112,8 +116,7 @@ def _renamed_at_the_end(*paths: str | Path) -> Iterator[list[_Temporary]]:
         for temporary in temporaries:
             _flush(*temporary)
             temporary.path.chmod(0o666 & ~_umask())
-        fence.check()
-        for temporary, path in zip(temporaries, paths, strict=True):
+        for temporary, path in _looking(zip(temporaries, paths, strict=True)):
             temporary.path.replace(path)
 
 
@@ -125,10 +128,10 @@ def _temporary(path: Path) -> Iterator[_Temporary]:
         try:
             yield temporary
         except BaseException:
+            os.close(temporary.handle)
             temporary.path.unlink(missing_ok=True)
             raise
-        finally:
-            os.close(temporary.handle)
+        os.close(temporary.handle)
     except OSError as error:
         # astropy reports a full disk, and NumPy a quota, without an error number
         full = re.search(r"space on disk|\d+ requested and \d+ written", str(error)) is not None
@@ -169,17 +172,25 @@ def _flush(path: Path, handle: int) -> None:
 def remove(*paths: str | Path) -> None:
     """Remove products of an earlier run, in this order, those that are there.
 
-    Before the first, and some tens each, there is a look at the fence.
+    There is a look at the fence before the first, and again after some tens of files or a second.
 
     Raises
     ------
     ReplacedError
         If a newer job has taken over what this job makes: the files may be that job's.
     """
-    for first in range(0, len(paths), _REMOVALS_PER_LOOK):
-        fence.check()
-        for path in paths[first : first + _REMOVALS_PER_LOOK]:
-            Path(path).unlink(missing_ok=True)
+    for path in _looking(paths):
+        Path(path).unlink(missing_ok=True)
+
+
+def _looking(changes: Iterable[_Change]) -> Iterator[_Change]:
+    """Yield changes that are about to be made, with looks at the fence between some of them."""
+    looked = -math.inf
+    for number, change in enumerate(changes):
+        if number % _CHANGES_PER_LOOK == 0 or time.monotonic() > looked + _SECONDS_PER_LOOK:
+            fence.check()
+            looked = time.monotonic()
+        yield change
 
 
 def move(path: str | Path, target: str | Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coaddflow.coadd import readers
 from coaddflow.coadd.mean import CoaddInput, coadd_patch
 from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import BYTES_PER_PIXEL, Spool, SpoolSlot, write_warp
@@ -162,6 +163,16 @@ def test_a_scratch_folder_that_cannot_be_used_is_named(tmp_path):
             spool.reserve(10, "a")
     with pytest.raises(InputError, match=r"/dev/full.*No space left.*coadd\.scratch"):
         write_warp(SpoolSlot("/dev/full", 0), (0, 0, 40, 30), pixels(np.random.default_rng(3)))
+
+
+def test_compiled_functions_get_one_kind_of_pixels(tmp_path):
+    """Of CCDs that fit into a patch, and of others."""
+    box = (0, 0, 40, 30)
+    with Spool(10**6, tmp_path, one_machine=True) as spool:
+        warp = write_warp(spool.reserve(1200, "a"), box, pixels(np.random.default_rng(5)))
+        for part in (box, (3, 4, 20, 30)):
+            LayeredWarp([warp], part).read_into(part, MaskedImage.empty((30, 40)), (0, 0))
+    assert len(readers._lay_under.signatures) == 1
 
 
 def test_ccds_are_laid_one_under_the_other():

@@ -44,8 +44,8 @@ def test_a_whole_file_has_no_wrong_sums(path, tmp_path):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("data", "the data of HDU 1 (IMAGE) differ from their DATASUM"),
-        ("header", "the header or data of HDU 1 (IMAGE) differ from their CHECKSUM"),
+        ("data", "HDU 1 (IMAGE) has data that differ from their DATASUM"),
+        ("header", "HDU 1 (IMAGE) has a header or data that differ from their CHECKSUM"),
     ],
 )
 def test_a_changed_byte_is_found(path, what, said):

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from astropy.io import fits
 
 from coaddflow.files import sha256_of
 from coaddflow.image.checksum import wrong_sums
+from coaddflow.image.fits_hdus import KeptOpen
 from coaddflow.image.fits_pixels import encode_checksum, read_pixels, write_hdus
 from coaddflow.image.masked_image import image_hdu, opened_fits, write_fits
 
@@ -103,3 +105,26 @@ def test_a_checksum_is_encoded_as_the_standard_says(total):
 
 def test_the_checksum_of_the_standard_is_found():
     assert encode_checksum(868229149) == "hcHjjc9ghcEghc9g"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_that_is_kept_open_is_read_from_its_beginning_and_anew_when_it_is_replaced(
+    tmp_path, pack
+):
+    path, keep = tmp_path / "raw.fits", KeptOpen()
+    for content in (b"first" * 1000, b"second" * 1000):
+        (tmp_path / "new").write_bytes(pack(content))
+        (tmp_path / "new").replace(path)
+        for _ in range(2):
+            with keep(path) as stream:
+                assert stream.read() == content
+    path.unlink()
+    with pytest.raises(FileNotFoundError), keep(path):
+        pass
+    assert not open_files_in(tmp_path)
+
+
+def open_files_in(folder):
+    """Return the files of a folder that this process has open."""
+    links = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return [link for link in links if link.startswith(str(folder))]

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -28,6 +29,20 @@ def test_what_a_block_raises_is_raised():
 
     with pytest.raises(ValueError, match="of a row"):
         over_rows(work, 1000, 2)
+
+
+def test_after_an_error_no_block_works_on():
+    ended = []
+
+    def work(first, last):
+        if first == 0:
+            raise ValueError("of a row")
+        time.sleep(0.05)
+        ended.append(first)
+
+    with pytest.raises(ValueError, match="of a row"):
+        over_rows(work, 1000, 2)
+    assert sorted(ended) == [250, 500, 750]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

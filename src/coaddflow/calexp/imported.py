@@ -316,12 +316,11 @@ def _read_hdu(
             f"{path}[{hdu.index}]: has {found}, not {shape} as the table says: {_INGEST_AGAIN}",
         )
     body = read_data(stream, hdu)
-    which = wrong_sum(hdu, data_sum(body)) if check else None
-    if which:
-        what = "data" if which == "DATASUM" else "header or data"
+    problem = wrong_sum(hdu, data_sum(body)) if check else None
+    if problem:
         raise CcdFailure(
             Reason.DAMAGED_FILE,
-            f"{path}[{hdu.index}]: the {what} differ from their {which}: copy it, or set "
+            f"{path}[{hdu.index}] {problem}: copy it, or set "
             "calibrated.check_sums to false if the header was edited",
         )
     return decode_image(Path(path), hdu, body), hdu.header

@@ -60,7 +60,9 @@ class SpooledWarp:
         planes = []
         for number, kind in enumerate(_PLANES):
             offset = self.slot.offset + 4 * number * shape[0] * shape[1]
-            plane = np.memmap(self.slot.path, kind, "r", offset, shape)
+            # writable, which changes no file, like the copies of parts that are not contiguous:
+            # compiled functions are compiled for one kind
+            plane = np.memmap(self.slot.path, kind, "c", offset, shape)
             planes.append(plane[part])
         return MaskedImage(*planes)
 

@@ -162,11 +162,14 @@ def _remove_earlier(table: Path, database: str | Path, patches: Sequence[str]) -
     remove(table, *coadds)
     remove_partial(*coadds)
     with CornerDatabase(database) as corners:
-        for folder in (_warp_folder(table, exposure) for exposure in corners.manifests()):
-            # the fence is looked at for warps only that are there
-            tables = folder.with_suffix(".ecsv"), kept_table(folder)
-            if any(path.exists() for path in (*tables, folder)):
-                remove_warps(folder)
+        folders = [_warp_folder(table, exposure) for exposure in corners.manifests()]
+    # what a network disk says of files that are not there may be old: tables are removed unasked
+    remove(
+        *(one for folder in folders for one in (folder.with_suffix(".ecsv"), kept_table(folder)))
+    )
+    for folder in folders:
+        if folder.exists():
+            remove_warps(folder)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def make_manifest(
     """
     manifest = Path(manifest)
     failed_manifest = manifest.with_suffix(".failed.ecsv")
-    remove(manifest, failed_manifest)
+    remove(manifest)
     found = sorted(rows, key=lambda row: row.ccd)
     for row in found:
         if row.state == "done":
@@ -116,6 +116,7 @@ def make_manifest(
             _set_aside(row)
     write_verdict(manifest, verdict)
     write_manifest(manifest, found)
+    remove(failed_manifest)
     return found
 
 

@@ -150,7 +150,10 @@ def divided_cores(cores: int, n_ccds: int, parallel: ParallelSettings) -> tuple[
     if not parallel.has_workers_here:
         return cores, 1
     at_a_time = 1 if parallel.backend == "serial" else min(cores, parallel.workers, n_ccds)
-    return at_a_time, cores // at_a_time
+    if parallel.ccd_threads is None:
+        return at_a_time, cores // at_a_time
+    threads = min(parallel.ccd_threads, cores)
+    return min(at_a_time, cores // threads), threads
 
 
 def run(pool: Pool, spec: Mapping[str, Any]) -> None:

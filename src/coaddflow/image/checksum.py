@@ -27,10 +27,10 @@ _CHUNK = 1 << 20
 
 
 def wrong_sum(hdu: HduHeader, total: int) -> str | None:
-    """Return which checksum of an HDU is wrong; None if neither is, or the header has none.
+    """Return what is wrong with a checksum of an HDU; None if neither is, or it has none.
 
-    Values that are no sums are wrong. Empty ones, and sums of nothing but zeros, stand for sums
-    that nobody has taken.
+    That is the end of a sentence which begins with the HDU. Values that are no sums are wrong.
+    Empty ones, and sums of nothing but zeros, stand for sums that nobody has taken.
 
     Parameters
     ----------
@@ -40,12 +40,16 @@ def wrong_sum(hdu: HduHeader, total: int) -> str | None:
         `data_sum` of its data.
     """
     stated = _stated(hdu, "DATASUM")
-    if stated and not (stated.isdecimal() and int(stated) in (0, total)):
-        return "DATASUM"
+    if stated and not stated.isdecimal():
+        return f"has a DATASUM that is none ({stated!r})"
+    if stated and int(stated) not in (0, total):
+        return "has data that differ from their DATASUM"
     stated = _stated(hdu, "CHECKSUM")
-    if not stated.strip("0") and len(stated) in (0, 16):
-        return None
-    return None if len(stated) == 16 and (hdu.sum + total) % 0xFFFFFFFF == 0 else "CHECKSUM"
+    if stated and len(stated) != 16:
+        return f"has a CHECKSUM that is none ({stated!r})"
+    if stated.strip("0") and (hdu.sum + total) % 0xFFFFFFFF != 0:
+        return "has a header or data that differ from their CHECKSUM"
+    return None
 
 
 def _stated(hdu: HduHeader, keyword: str) -> str:
@@ -116,8 +120,7 @@ def _problems(stream: BinaryIO) -> Iterator[str]:
             if not chunk:
                 raise EOFError("it ends in its data")
             total, left = data_sum(chunk, total), left - len(chunk)
-        which = wrong_sum(hdu, total)
-        if which:
+        problem = wrong_sum(hdu, total)
+        if problem:
             name = f" ({hdu.name})" if hdu.name else ""
-            what = "data" if which == "DATASUM" else "header or data"
-            yield f"the {what} of HDU {hdu.index}{name} differ from their {which}"
+            yield f"HDU {hdu.index}{name} {problem}"

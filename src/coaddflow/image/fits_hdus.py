@@ -175,9 +175,9 @@ class KeptOpen:
     @contextlib.contextmanager
     def __call__(self, path: Path) -> Iterator[BinaryIO]:
         """Open a file for reading, from its first byte on; it must not change meanwhile."""
-        if path != self._path:
-            self._close()
+        if path != self._path or not self._is_same():
             self._path = None
+            self._close()
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._close = weakref.finalize(self, os.close, self._descriptor)
             self._path = path
@@ -185,6 +185,13 @@ class KeptOpen:
             plain.seek(0)
             with decompressed(plain) as stream:
                 yield stream
+
+    def _is_same(self) -> bool:
+        """Return whether the file that is open still has its name."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ Compiled functions and most of numpy let other threads run meanwhile. What is ma
 depend on the blocks in which rows are taken, so the bits are those of one thread.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar
 
@@ -47,7 +48,9 @@ def over_rows(
     if n_blocks <= 1:
         return [work(0, n_rows)]
     edges = [block * n_rows // n_blocks for block in range(n_blocks + 1)]
-    return list(_pool(threads).map(work, edges[:-1], edges[1:]))
+    blocks = [_pool(threads).submit(work, *block) for block in itertools.pairwise(edges)]
+    wait(blocks)  # all of them: after an error none works on
+    return [block.result() for block in blocks]
 
 
 @cache

@@ -308,12 +308,11 @@ def decode_image(path: Path, hdu: HduHeader, body: bytes) -> NDArray:
 
 def _check_bytes(path: Path, hdu: HduHeader, body: bytes) -> None:
     """Refuse an HDU with a wrong DATASUM or CHECKSUM, or with zeros where a copy broke off."""
-    which = wrong_sum(hdu, data_sum(body))
-    if which:
-        what = "data" if which == "DATASUM" else "header or data"
+    problem = wrong_sum(hdu, data_sum(body))
+    if problem:
         raise CcdFailure(
             Reason.DAMAGED_FILE,
-            f"{path}: the {what} of HDU {hdu.index} differ from their {which}. {_COPY_AGAIN}, "
+            f"{path}: HDU {hdu.index} {problem}. {_COPY_AGAIN}, "
             "or set detrend.check_raw to false if the header was edited or the archive's sums are "
             "known to be wrong",
         )
