@@ -25,8 +25,8 @@ CALIB_MB = 400
 """The same with those of calibration frames: 225 to 260 when they are loaded, 375 where they are
 compiled."""
 
-CCD_MB = 350
-"""The same with all kernels of a CCD: 255 when they are loaded, 390 where they are compiled."""
+CCD_MB = 450
+"""The same with all kernels of a CCD: 255 when they are loaded, 415 where they are compiled."""
 
 CCD_BYTES_PER_PIXEL = 70
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
