@@ -21,12 +21,13 @@ KERNELS_MB = 320
 """The same with compiled kernels: 205 to 230 when they are loaded, 250 to 350 where a job is the
 first of all and compiles them, which it need not after `coaddflow compile`."""
 
-CALIB_MB = 400
-"""The same with those of calibration frames: 225 to 260 when they are loaded, 375 where they are
-compiled."""
+CALIB_MB = 380
+"""The same with those of calibration frames: 200 to 220 when they are loaded, 300 to 375 where they
+are compiled."""
 
 CCD_MB = 450
-"""The same with all kernels of a CCD: 255 when they are loaded, 415 where they are compiled."""
+"""The same with all kernels of a CCD: 250 when they are loaded, 390 where a match is searched for
+long, 415 where they are compiled."""
 
 CCD_BYTES_PER_PIXEL = 70
 """Raw, image, variance, mask, calibration frames, and the copies that the search for cosmic rays
