@@ -21,7 +21,7 @@ from coaddflow.settings.coadd import ClipSettings, CoaddSettings
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.warp.ccds import CcdImage, warp_patches
 from coaddflow.warp.files import Warp
-from coaddflow.warp.resample import covariance_factor
+from coaddflow.warp.kernels import covariance_factor
 
 SETTINGS = CoaddSettings()
 UNCLIPPED = CoaddSettings(clip=ClipSettings(enabled=False))

@@ -171,8 +171,8 @@ def test_compiled_functions_get_one_kind_of_pixels(tmp_path):
     with Spool(10**6, tmp_path, one_machine=True) as spool:
         warp = write_warp(spool.reserve(1200, "a"), box, pixels(np.random.default_rng(5)))
         for part in (box, (3, 4, 20, 30)):
-            LayeredWarp([warp], part).read_into(part, MaskedImage.empty((30, 40)), (0, 0))
-    assert len(readers._lay_under.signatures) == 1
+            LayeredWarp([warp, warp], part).read_into(part, MaskedImage.empty((30, 40)), (0, 0))
+    assert len(readers._lay_first.signatures) == len(readers._lay_under.signatures) == 1
 
 
 def test_ccds_are_laid_one_under_the_other():

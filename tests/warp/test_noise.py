@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from coaddflow.warp.kernels import covariance_factor, kernel_weights
 from coaddflow.warp.noise import aperture_error, noise_correlation
-from coaddflow.warp.resample import covariance_factor, kernel_weights
 
 SIZE = 700
 

@@ -164,7 +164,7 @@ def find_outliers(
         Thresholds of outliers and of their neighbours, and how many epochs may be outliers.
     covariance : float
         Variance of single pixels relative to white noise
-        (`coaddflow.warp.resample.covariance_factor`), for the noise of means of pixels.
+        (`coaddflow.warp.kernels.covariance_factor`), for the noise of means of pixels.
     x_offset : int
         Columns between the beginning of a bin and the first column.
     """

@@ -3,7 +3,7 @@
 The flux of a point source that is fitted with the PSF has the variance V * A, where V is the
 variance of a pixel whose noise is independent of its neighbours, and A the noise-equivalent area of
 the PSF in pixels [1]_, 4 pi sigma^2 for a Gaussian. The pixels of a coadd are correlated: V is the
-VARIANCE plane divided by the covariance factor of the warps (`warp.resample.covariance_factor`).
+VARIANCE plane divided by the covariance factor of the warps (`warp.kernels.covariance_factor`).
 Until coadds have a PSF of their own, its second moment is taken as the mean of those of the
 exposures, weighted as they are in the coadd.
 
@@ -34,7 +34,7 @@ from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.coadds import coadd_files
 from coaddflow.tables.depths import WHOLE_TRACT, DepthRow, write_depth_table
 from coaddflow.warp.files import part_header
-from coaddflow.warp.resample import covariance_factor
+from coaddflow.warp.kernels import covariance_factor
 
 _LOG = logging.getLogger(__name__)
 

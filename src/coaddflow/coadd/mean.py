@@ -42,7 +42,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale, pla
 from coaddflow.runtime.resources import STACK_BYTES_PER_PIXEL, STACK_ROWS
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.warp.files import WarpReader
-from coaddflow.warp.resample import covariance_factor
+from coaddflow.warp.kernels import covariance_factor
 
 _MIN_ROWS, _MAX_ROWS = STACK_ROWS
 """Larger blocks save little and cost time: the system allocates their memory each time."""

@@ -34,7 +34,7 @@ from coaddflow.tables.coadds import coadd_table_path
 from coaddflow.tables.manifest import CcdRow
 from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp.files import WarpFile, WarpReader
-from coaddflow.warp.resample import covariance_factor
+from coaddflow.warp.kernels import covariance_factor
 
 _LOG = logging.getLogger(__name__)
 

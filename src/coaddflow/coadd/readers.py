@@ -54,26 +54,63 @@ class LayeredWarp:
         """Do as `read_into`; return how many pixels each CCD has given."""
         counts = [0] * len(self._ccds)
         found = [(n, common_box(ccd.box, box)) for n, ccd in enumerate(self._ccds)]
-        parts = [(n, part, self._ccds[n].read_box(part)) for n, part in found if part is not None]
+        layers = [(n, part, _whole(self._ccds[n])) for n, part in found if part is not None]
         for y0 in range(box[1], box[3], _ROWS_AT_A_TIME):
             strip = (box[0], y0, box[2], min(y0 + _ROWS_AT_A_TIME, box[3]))
             first = (corner[0] + y0 - box[1], corner[1])
-            target.part(_place(strip, first)).forget(slice(None))
-            for number, part, pixels in parts:
-                rows = common_box(part, strip)
-                if rows is not None:
-                    place = (corner[0] + rows[1] - box[1], corner[1] + rows[0] - box[0])
-                    counts[number] += _lay(pixels.part(part_of(part, rows)), target, place)
+            rows, is_first = target.part(_place(strip, first)), True
+            for number, part, planes in layers:
+                common = common_box(part, strip)
+                if common is None:
+                    continue
+                inside, there = part_of(strip, common), part_of(self._ccds[number].box, common)
+                place = (first[0] + inside[0].start, first[1] + inside[1].start)
+                if is_first:
+                    _forget_around(rows, inside)
+                counts[number] += _lay(planes, there, target, place, is_first)
+                is_first = False
+            if is_first:
+                rows.forget(slice(None))
         return counts
 
 
-def _lay(pixels: MaskedImage, target: MaskedImage, place: tuple[int, int]) -> int:
-    """Lay pixels under those of a target; return how many were laid."""
+_Planes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
+
+
+def _whole(ccd: CcdPixels) -> _Planes:
+    """Return image, variance and mask of a CCD; those of the spool are mapped and not read."""
+    pixels = ccd.read_box(ccd.box)
     planes = (pixels.image, pixels.variance, pixels.mask)
-    return _lay_under(
+    return tuple(np.ascontiguousarray(plane) for plane in planes)
+
+
+def _forget_around(pixels: MaskedImage, inside: tuple[slice, slice]) -> None:
+    """Make what is outside of some rows and columns as if nothing was measured."""
+    rows, columns = inside
+    for outside in (slice(0, rows.start), slice(rows.stop, None)):
+        pixels.forget(outside)
+    for outside in (slice(0, columns.start), slice(columns.stop, None)):
+        pixels.part((rows, outside)).forget(slice(None))
+
+
+def _lay(
+    planes: _Planes,
+    there: tuple[slice, slice],
+    target: MaskedImage,
+    place: tuple[int, int],
+    is_first: bool,
+) -> int:
+    """Lay some rows and columns of a CCD under those of a target; return how many pixels were laid.
+
+    The first CCD replaces what is there.
+    """
+    function = _lay_first if is_first else _lay_under
+    return function(
         (target.image, target.variance, target.mask),
-        tuple(np.ascontiguousarray(plane) for plane in planes),
+        planes,
         place,
+        (there[0].start, there[1].start),
+        (there[0].stop - there[0].start, there[1].stop - there[1].start),
     )
 
 
@@ -84,19 +121,48 @@ def _place(box: Box, corner: tuple[int, int]) -> tuple[slice, slice]:
 
 
 @njit(nogil=True)
-def _lay_under(target, pixels, corner):
-    """Fill the pixels of ``target`` that have no data; return how many were filled."""
-    ny, nx = pixels[2].shape
-    is_gap = np.empty(nx, np.bool_)
-    columns = slice(corner[1], corner[1] + nx)
+def _lay_first(target, pixels, corner, first, shape):
+    """Fill a part of ``target``; return how many pixels have data."""
+    columns, own = slice(corner[1], corner[1] + shape[1]), slice(first[1], first[1] + shape[1])
     n_filled = 0
-    for j in range(ny):
-        y = corner[0] + j
-        n_gaps = _find_gaps(pixels[2][j], target[2][y, columns], is_gap)
+    for j in range(shape[0]):
+        y, row = corner[0] + j, first[0] + j
+        mask = pixels[2][row, own]
+        _copy(pixels[0][row, own], mask, np.float32(np.nan), target[0][y, columns])
+        _copy(pixels[1][row, own], mask, np.float32(np.inf), target[1][y, columns])
+        _copy(mask, mask, _NO_DATA, target[2][y, columns])
+        n_filled += _count_data(mask)
+    return n_filled
+
+
+@njit(nogil=True)
+def _copy(row, mask, otherwise, target):
+    """Copy the pixels that have data; set the others to ``otherwise``."""
+    for x in range(row.size):
+        target[x] = row[x] if (mask[x] & _NO_DATA) == 0 else otherwise
+
+
+@njit(nogil=True)
+def _count_data(mask):
+    n_pixels = np.int32(0)
+    for x in range(mask.size):
+        n_pixels += np.int32((mask[x] & _NO_DATA) == 0)
+    return n_pixels
+
+
+@njit(nogil=True)
+def _lay_under(target, pixels, corner, first, shape):
+    """Fill the pixels of ``target`` that have no data; return how many were filled."""
+    is_gap = np.empty(shape[1], np.bool_)
+    columns, own = slice(corner[1], corner[1] + shape[1]), slice(first[1], first[1] + shape[1])
+    n_filled = 0
+    for j in range(shape[0]):
+        y, row = corner[0] + j, first[0] + j
+        n_gaps = _find_gaps(pixels[2][row, own], target[2][y, columns], is_gap)
         if n_gaps > 0:
-            _fill_gaps(pixels[0][j], is_gap, target[0][y, columns])
-            _fill_gaps(pixels[1][j], is_gap, target[1][y, columns])
-            _fill_gaps(pixels[2][j], is_gap, target[2][y, columns])
+            _fill_gaps(pixels[0][row, own], is_gap, target[0][y, columns])
+            _fill_gaps(pixels[1][row, own], is_gap, target[1][y, columns])
+            _fill_gaps(pixels[2][row, own], is_gap, target[2][y, columns])
         n_filled += n_gaps
     return n_filled
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box, part_of
@@ -32,6 +33,9 @@ BYTES_PER_PIXEL = 12
 """Image, variance and mask."""
 
 _PLANES = (np.float32, np.float32, np.int32)
+
+_ROWS_AT_A_TIME = 512
+"""Rows that are written by one call: systems take 1024 at most."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,12 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
     """
     try:
         descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+b", buffering=0) as stream:
-            stream.seek(slot.offset)
+        try:
+            offset = slot.offset
             for plane in (pixels.image, pixels.variance, pixels.mask):
-                data = np.ascontiguousarray(plane).data.cast("B")
-                while data.nbytes:
-                    data = data[stream.write(data) :]
+                offset = _write_rows(descriptor, plane, offset)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise InputError(
             f"the warps of the tract cannot be kept: {error.strerror}",
@@ -99,6 +103,20 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
             remedy="free some space, or name another folder in coadd.scratch",
         ) from error
     return SpooledWarp(slot, box)
+
+
+def _write_rows(descriptor: int, plane: NDArray, offset: int) -> int:
+    """Write the rows of a plane one after the other, without a copy; return where they end."""
+    for first in range(0, len(plane), _ROWS_AT_A_TIME):
+        rows = plane[first : first + _ROWS_AT_A_TIME]
+        written = os.pwritev(descriptor, list(rows), offset)
+        if written < rows.nbytes:  # a disk that is nearly full; the next call says so
+            rest = np.ascontiguousarray(rows).data.cast("B")[written:]
+            while rest.nbytes:
+                written = os.pwrite(descriptor, rest, offset + rows.nbytes - rest.nbytes)
+                rest = rest[written:]
+        offset += rows.nbytes
+    return offset
 
 
 class Spool:

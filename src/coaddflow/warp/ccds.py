@@ -19,16 +19,9 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.warp.files import Warp
+from coaddflow.warp.kernels import Kernel, make_kernel, stretch_of
 from coaddflow.warp.mapping import PixelGrid, footprint_box, map_ccd
-from coaddflow.warp.resample import (
-    Kernel,
-    Rules,
-    Source,
-    make_kernel,
-    prepare_source,
-    resample,
-    stretch_of,
-)
+from coaddflow.warp.resample import Rules, Source, prepare_source, resample
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from coaddflow.warp.resample import KernelName, kernel_weights
+from coaddflow.warp.kernels import KernelName, kernel_weights
 
 _PHASES = 512
 
@@ -62,7 +62,7 @@ def aperture_error(
     """Return the error of a weighted sum over pixels of a warp or coadd.
 
     The sum of VARIANCE alone is too small, since neighbouring pixels are correlated. Divided by
-    `resample.covariance_factor` it is right for large, smooth apertures only, and too large for
+    `kernels.covariance_factor` it is right for large, smooth apertures only, and too large for
     small ones. This is the sum over all pairs of pixels, and right for any weights.
 
     Parameters
