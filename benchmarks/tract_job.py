@@ -48,6 +48,7 @@ from coaddflow.warp.job import make_warps
 SCALE, RA, DEC = 0.2, 150.0, 2.2
 BORDER = 100
 PARTS = ("calexp", "warp", "spool", "coadd")
+SCRIPT = str(Path(__file__).resolve())
 
 
 def skymap_settings(arguments: argparse.Namespace) -> SkymapSettings:
@@ -143,12 +144,16 @@ def do_step(step: list[str], arguments: argparse.Namespace) -> None:
             )
 
 
-def run_steps(steps: list[list[str]], workers: int, trace: str | None = None) -> None:
+def run_steps(
+    steps: list[list[str]], arguments: argparse.Namespace, workers: int, trace: str | None = None
+) -> None:
     """Run jobs, so many at a time."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    names = ("patches", "patch_size", "workers")
+    options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
 
     def run(step: list[str]) -> None:
-        command = [sys.executable, __file__, *sys.argv[1:], "--step", *step]
+        command = [sys.executable, SCRIPT, *options, "--step", *step]
         if trace:
             command = traced(command, f"{trace}.{'-'.join(step)}")
         subprocess.run(command, check=True, env=environment)
@@ -171,7 +176,7 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
     folder = str(Path.cwd())
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     for steps in rounds:
-        run_steps(steps, arguments.workers)
+        run_steps(steps, arguments, arguments.workers)
     wall = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -182,12 +187,17 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
     if arguments.no_trace:
         return line
     for steps in rounds:
-        run_steps(steps, arguments.workers, f"{folder}/trace")
+        run_steps(steps, arguments, arguments.workers, f"{folder}/trace")
     seen = count(f"{folder}/trace", lambda path: part_of(path, folder))
     for part in PARTS:
         numbers = (seen["read"][part] / 1e6, seen["written"][part] / 1e6)
         line += f" {seen['opened'][part]} / {numbers[0]:.0f} / {numbers[1]:.0f} |"
     return line
+
+
+def megapixels(files: list[Path]) -> float:
+    """Return the pixels of calexps, in millions."""
+    return sum(file.stat().st_size for file in files) / 12e6
 
 
 def timed(function: Callable[[], object]) -> tuple[float, float]:
@@ -198,14 +208,19 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def compile_kernels(exposures: list[str], tract: Tract, arguments: argparse.Namespace) -> None:
+    """Do a job of each kind, so that none compiles when it is measured."""
+    run_steps([["warp", exposures[0]], ["coadd", tract.patch_ids()[0]]], arguments, 1)
+
+
 def against_swarp(tract: Tract, arguments: argparse.Namespace) -> None:
     """Let the job of the tract and SWarp take turns; print medians."""
     files = sorted(Path("calexp").glob("*/*.fits"))
-    n_pixels = sum(file.stat().st_size for file in files) / 12e6
+    n_pixels = megapixels(files)
     command = swarp_command(tract, files, Path("swarp"), arguments.workers)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ways = {
-        "coaddflow": lambda: run_steps([["tract"]], arguments.workers),
+        "coaddflow": lambda: run_steps([["tract"]], arguments, 1),
         "SWarp": lambda: subprocess.run(command, check=True, env=environment),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -238,16 +253,14 @@ def main() -> None:
     if arguments.step:
         do_step(arguments.step, arguments)
         return
-    script = Path(__file__).resolve()
-    globals()["__file__"] = str(script)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         tract = make_skymap(skymap_settings(arguments)).tract(0)
         exposures = make_survey(tract, arguments)
-        run_steps([["warp", exposures[0]], ["coadd", tract.patch_ids()[0]]], 1)  # kernels compiled
+        compile_kernels(exposures, tract, arguments)
         if arguments.swarp:
             against_swarp(tract, arguments)
-            os.chdir(script.parent)
+            os.chdir(Path(SCRIPT).parent)
             return
         warps = [["warp", exposure] for exposure in exposures]
         coadds = [["coadd", patch] for patch in tract.patch_ids()]
@@ -264,7 +277,7 @@ def main() -> None:
         )
         print("|---" * (3 + len(PARTS)) + "|")
         print(by_patch, as_one, sep="\n")
-        os.chdir(script.parent)
+        os.chdir(Path(SCRIPT).parent)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""What the coadds of a tract cost as exposures are added: a table and a picture.
+
+    python benchmarks/coadd_growth.py [--exposures 10 20 50 100] [--runs 3] [--picture FILE.svg]
+
+The job of a tract (`benchmarks/tract_job.py`) is run with more and more exposures of its survey,
+each of which covers it; medians of CPU and wall time are printed, also for each pixel that goes in,
+and the memory of the largest process. The picture needs matplotlib
+(``pip install 'coaddflow[science]'``).
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import tempfile
+from pathlib import Path
+
+import tract_job
+
+from coaddflow.skymap.maps import make_skymap
+
+HERE = Path(__file__).resolve().parent
+
+
+def measure(number: int, arguments: argparse.Namespace) -> list[float]:
+    """Return Mpixel, wall s, CPU s and MB of the job with so many exposures."""
+    arguments.exposures = number
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        tract = make_skymap(tract_job.skymap_settings(arguments)).tract(0)
+        exposures = tract_job.make_survey(tract, arguments)
+        tract_job.compile_kernels(exposures, tract, arguments)
+        job = lambda: tract_job.run_steps([["tract"]], arguments, 1)  # noqa: E731
+        times = [tract_job.timed(job) for _ in range(arguments.runs)]
+        n_pixels = tract_job.megapixels(list(Path("calexp").glob("*/*.fits")))
+        os.chdir(HERE)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    return [n_pixels, *(statistics.median(values) for values in zip(*times, strict=True)), largest]
+
+
+def draw(numbers: list[int], rows: list[list[float]], path: str) -> None:
+    """Draw CPU time, and CPU time for each pixel, against exposures."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams.update({"svg.hashsalt": "coaddflow", "svg.fonttype": "none"})
+    cpu, each = [row[2] for row in rows], [1e3 * row[2] / row[0] for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    names = ("CPU time, s", "CPU time, ms for each Mpixel")
+    for axis, values, name in zip(axes, (cpu, each), names, strict=True):
+        axis.plot(numbers, values, "o-")
+        axis.set(xlabel="exposures", ylabel=name, xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--exposures", type=int, nargs="+", default=[10, 20, 50, 100])
+    parser.add_argument("--ccds", type=int, default=4, help="of each exposure")
+    parser.add_argument("--patches", type=int, default=2, help="along each side of the tract")
+    parser.add_argument("--patch-size", type=int, default=1000, help="pixels")
+    parser.add_argument("--ccd-size", type=int, nargs=2, metavar=("NX", "NY"), help="pixels")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--picture", type=os.path.abspath, help="where it is written, .svg")
+    arguments = parser.parse_args()
+    print("| exposures | Mpixel in | wall, s | CPU, s | CPU, ms for each Mpixel | MB |")
+    print("|---|---|---|---|---|---|", flush=True)
+    numbers, rows = sorted(arguments.exposures), []
+    for number in numbers:
+        rows.append(measure(number, arguments))
+        n_pixels, wall, cpu, memory = rows[-1]
+        each = f"{1e3 * cpu / n_pixels:.0f} | {memory:.0f}"
+        print(f"| {number} | {n_pixels:.0f} | {wall:.1f} | {cpu:.1f} | {each} |", flush=True)
+    if arguments.picture:
+        draw(numbers, rows, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
