@@ -34,6 +34,9 @@ BYTES_PER_PIXEL = 12
 
 _PLANES = (np.float32, np.float32, np.int32)
 
+_FILES = 16
+"""Files of each kind: of workers that write into the same one, all but one wait."""
+
 _ROWS_AT_A_TIME = 512
 """Rows that are written by one call: systems take 1024 at most."""
 
@@ -140,7 +143,7 @@ class Spool:
         self.in_memory = self.on_disk = 0
         """Bytes reserved so far in memory and in the scratch folder."""
         self._cleanup = contextlib.ExitStack()
-        self._descriptors: dict[str, int] = {}
+        self._files: dict[str, list[_File]] = {}
         self._folder: Path | None = None
 
     def __enter__(self) -> Self:
@@ -163,28 +166,37 @@ class Spool:
         """
         n_bytes = BYTES_PER_PIXEL * n_pixels
         if self.in_memory + n_bytes <= self._memory:
-            slot = self._slot("memory", self.in_memory, n_bytes)
             self.in_memory += n_bytes
-            return slot
+            return self._slot("memory", n_bytes)
         self.on_disk += n_bytes
         if self._folder is not None:
             return SpoolSlot(str(self._folder / name), 0)
-        return self._slot("disk", self.on_disk - n_bytes, n_bytes)
+        return self._slot("disk", n_bytes)
 
-    def _slot(self, kind: str, offset: int, n_bytes: int) -> SpoolSlot:
+    def _slot(self, kind: str, n_bytes: int) -> SpoolSlot:
         """Enlarge a nameless file; what is never written in it takes no room."""
-        if kind not in self._descriptors:
-            self._descriptors[kind] = self._open(kind)
-            self._cleanup.callback(os.close, self._descriptors[kind])
-        descriptor = self._descriptors[kind]
-        os.ftruncate(descriptor, offset + n_bytes)
-        return SpoolSlot(f"/proc/{os.getpid()}/fd/{descriptor}", offset)
+        files = self._files.setdefault(kind, [])
+        if len(files) < _FILES:
+            files.append(_File(self._open(kind)))
+            self._cleanup.callback(os.close, files[-1].descriptor)
+        file = min(files, key=lambda one: one.size)
+        offset, file.size = file.size, file.size + n_bytes
+        os.ftruncate(file.descriptor, file.size)
+        return SpoolSlot(f"/proc/{os.getpid()}/fd/{file.descriptor}", offset)
 
     def _open(self, kind: str) -> int:
         if kind == "memory":
             return os.memfd_create("coaddflow-spool", os.MFD_CLOEXEC)
         with _making(self._scratch), tempfile.TemporaryFile(dir=self._scratch) as stream:
             return os.dup(stream.fileno())
+
+
+@dataclass
+class _File:
+    """A nameless file of the spool."""
+
+    descriptor: int
+    size: int = 0
 
 
 @contextlib.contextmanager
