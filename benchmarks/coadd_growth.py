@@ -4,13 +4,13 @@
 
 The job of a tract (`benchmarks/tract_job.py`) is run with more and more exposures of its survey,
 each of which covers it; medians of CPU and wall time are printed, also for each pixel that goes in,
-and the memory of the largest process. The picture needs matplotlib
+and the memory of the largest worker. The picture needs matplotlib
 (``pip install 'coaddflow[science]'``).
 """
 
 import argparse
 import os
-import resource
+import re
 import statistics
 import tempfile
 from pathlib import Path
@@ -28,14 +28,17 @@ def measure(number: int, arguments: argparse.Namespace) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         tract = make_skymap(tract_job.skymap_settings(arguments)).tract(0)
-        exposures = tract_job.make_survey(tract, arguments)
-        tract_job.compile_kernels(exposures, tract, arguments)
+        tract_job.make_survey(tract, arguments)
         job = lambda: tract_job.run_steps([["tract"]], arguments, 1)  # noqa: E731
         times = [tract_job.timed(job) for _ in range(arguments.runs)]
         n_pixels = tract_job.megapixels(list(Path("calexp").glob("*/*.fits")))
+        (largest,) = re.findall(r"of a worker (\d+) MB", Path("logs/tract.log").read_text())[-1:]
         os.chdir(HERE)
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-    return [n_pixels, *(statistics.median(values) for values in zip(*times, strict=True)), largest]
+    return [
+        n_pixels,
+        *(statistics.median(values) for values in zip(*times, strict=True)),
+        float(largest),
+    ]
 
 
 def draw(numbers: list[int], rows: list[list[float]], path: str) -> None:
@@ -70,6 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| exposures | Mpixel in | wall, s | CPU, s | CPU, ms for each Mpixel | MB |")
     print("|---|---|---|---|---|---|", flush=True)
+    tract_job.compile_ahead()
     numbers, rows = sorted(arguments.exposures), []
     for number in numbers:
         rows.append(measure(number, arguments))

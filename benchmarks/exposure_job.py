@@ -1,6 +1,7 @@
 """One job an exposure against one job a CCD: time, CPU, overhead, opened files, bytes.
 
     python benchmarks/exposure_job.py [--exposures 2] [--ccds 6] [--workers 2] [--camera decam]
+                                      [--modes ccd exposure]
 
 Simulates exposures of some CCDs of a camera (needs the extra `simulate`) and calibrates them three
 times: by Snakemake with `parallel.calexp: ccd`, by Snakemake with `parallel.calexp: exposure`, and
@@ -8,7 +9,7 @@ CCD after CCD in as many warm processes as there are workers, which is the usefu
 others take more of CPU, the interpreters, imports and schedulers, is overhead. (The processes run
 side by side as the workers do: cores that share a cache, or are threads of one core, slow each
 other down.) The first two are done once more under strace, which counts what is opened, read and
-written. The calexps are compared.
+written. The calexps of both are compared.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from coaddflow.workflow.plan import CALIB_KINDS, make_plan
 REPOSITORY = Path(__file__).resolve().parents[1]
 BAND = "r"
 PARTS = ("raw", "calexp", "row", "manifest")
+MODES = ("ccd", "exposure")
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--ccds", type=int, default=6, help="of each exposure")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--camera", default="decam")
-    parser.add_argument("--modes", nargs="+", default=["ccd", "exposure"])
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--no-trace", action="store_true", help="do not count with strace")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -131,6 +133,7 @@ def useful_work(settings: Settings, workers: int) -> tuple[float, int]:
         row.exposure for row in read_exposures(settings.exposures) if row.kind == "science"
     ]
     todo = [(exposure, ccd) for exposure in exposures for ccd in ccds]
+    workers = min(workers, len(todo))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         shares = [pool.submit(work_of, settings, todo[k::workers]) for k in range(workers)]
         return sum(share.result() for share in shares), len(todo)
@@ -177,7 +180,7 @@ def report_files(arguments: argparse.Namespace) -> None:
     """Print what each mode opens, reads and writes for an exposure."""
     print("\n| for each exposure |", *(f" {p}: opens / MB read / MB written |" for p in PARTS))
     print("|---" * (1 + len(PARTS)) + "|")
-    for mode in ("ccd", "exposure"):
+    for mode in arguments.modes:
         call(traced(calexps_anew(mode, arguments.workers), "trace"))
         seen = count("trace", part_of)
         line = f"| `{mode}` |"

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-CALLS = "openat,read,pread64,readv,preadv,write,pwrite64,writev"
+_READ = ("read", "pread64", "readv", "preadv", "preadv2")
+_WRITTEN = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
+CALLS = ",".join(("openat", *_READ, *_WRITTEN))
 
 _OPENED = re.compile(r'^openat\([^"]*"[^"]*".*= \d+<([^>]*)>')
 _MOVED = re.compile(r"^(\w+)\(.*?<([^>]*)>.*= (\d+)")
@@ -53,7 +55,7 @@ def count_processes(
                 if (part := part_of(match[1])) and not Path(match[1]).is_dir():
                     totals["opened"][part] += 1
             elif (match := _MOVED.match(line)) and (part := part_of(match[2])):
-                kind = "read" if match[1] in ("read", "pread64", "readv", "preadv") else "written"
+                kind = "read" if match[1] in _READ else "written"
                 totals[kind][part] += int(match[3])
                 totals["reads"][part] += kind == "read"
         path.unlink()

@@ -208,9 +208,10 @@ def timed(function: Callable[[], object]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def compile_kernels(exposures: list[str], tract: Tract, arguments: argparse.Namespace) -> None:
-    """Do a job of each kind, so that none compiles when it is measured."""
-    run_steps([["warp", exposures[0]], ["coadd", tract.patch_ids()[0]]], arguments, 1)
+def compile_ahead() -> None:
+    """Compile all functions, so that no job does when it is measured."""
+    command = [sys.executable, "-m", "coaddflow", "compile"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def against_swarp(tract: Tract, arguments: argparse.Namespace) -> None:
@@ -257,7 +258,7 @@ def main() -> None:
         os.chdir(folder)
         tract = make_skymap(skymap_settings(arguments)).tract(0)
         exposures = make_survey(tract, arguments)
-        compile_kernels(exposures, tract, arguments)
+        compile_ahead()
         if arguments.swarp:
             against_swarp(tract, arguments)
             os.chdir(Path(SCRIPT).parent)

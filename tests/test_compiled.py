@@ -11,6 +11,7 @@ import numba
 import pytest
 
 from coaddflow import compiled
+from coaddflow.warp import resample
 
 FUNCTION = """
 from coaddflow.compiled import njit
@@ -194,3 +195,9 @@ def test_a_changed_function_of_another_file_is_seen(start, tmp_path):
     assert answer(start(**cache)) == FOUND
     (package / "halves.py").write_text(text.replace("x / 2", "x / 4"))
     assert answer(start(**cache)) == "21.0 0\n"
+
+
+def test_what_has_been_compiled_depends_on_all_files_of_its_package():
+    """Constants of other files are compiled into a function, which does not call anything there."""
+    files = compiled._sources[resample._sort_pixels.py_func]
+    assert {Path(path).name for path in files} >= {"resample.py", "windows.py", "kernels.py"}

@@ -129,18 +129,35 @@ def _is_made_for_us(folder: Path) -> bool:
 
 
 def _digest_of_called(function: Callable[..., Any]) -> str:
-    """Return a name for the state of the other files whose functions a function calls.
+    """Return a name for the state of the other files that a function is compiled from.
 
-    They become part of what is compiled, but numba only looks whether the function's own file has
-    changed. A function must be defined after those of other files that it calls.
+    Functions that it calls become part of what is compiled, and constants of its package may, but
+    numba only looks whether the function's own file has changed. A function must be defined after
+    those of other files that it calls.
     """
     own = function.__code__.co_filename
     called = (function.__globals__.get(name) for name in function.__code__.co_names)
     files = {own}.union(*(_sources.get(getattr(one, "py_func", None), ()) for one in called))
+    files |= _package_of(own)
     _sources[function] = frozenset(files)
-    found = {path: Path(path).stat() for path in files - {own}}
-    states = [(path, one.st_size, one.st_mtime_ns) for path, one in found.items()]
-    return hashlib.sha256(repr(sorted(states)).encode()).hexdigest()[:8] if states else ""
+    states = sorted(_state_of(path) for path in files - {own})
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:8] if states else ""
+
+
+@functools.cache
+def _package_of(path: str) -> frozenset[str]:
+    """Return the files beside a file of this package; none beside another one."""
+    folder = Path(path).parent
+    if not folder.is_relative_to(Path(__file__).parent):
+        return frozenset()
+    return frozenset(map(str, folder.glob("*.py")))
+
+
+@functools.cache
+def _state_of(path: str) -> tuple[str, int, int]:
+    """Return the name of a file, its size, and its time of change."""
+    status = Path(path).stat()
+    return path, status.st_size, status.st_mtime_ns
 
 
 def note_that_all_is_compiled() -> None:

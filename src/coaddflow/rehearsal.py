@@ -22,9 +22,12 @@ from coaddflow.astrometry.prediction import predicted_wcs
 from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.calib.masters import make_defects, make_master
 from coaddflow.coadd.patch import make_coadd
+from coaddflow.coadd.readers import LayeredWarp
+from coaddflow.coadd.spool import Spool, write_warp
 from coaddflow.coadd.tract_job import make_tract_coadds
 from coaddflow.corners.build import build_tract_database
 from coaddflow.exposure.gather import make_manifest
+from coaddflow.image.masked_image import MaskedImage
 from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.skymap import SkymapSettings
@@ -121,6 +124,7 @@ def rehearse() -> None:
             for number in range(N_EXPOSURES)
         ]
         _make_coadds(manifests, settings)
+        _lay_two_ccds()
 
 
 def _make_sky(random: np.random.Generator) -> _Sky:
@@ -235,3 +239,11 @@ def _make_coadds(manifests: list[str], settings: Settings) -> None:
         settings,
         workers=1,
     )
+
+
+def _lay_two_ccds() -> None:
+    """Lay one CCD under another, as where two of an exposure are on the same rows of a patch."""
+    shape, box = (30, 40), (0, 0, 40, 30)
+    with Spool(1_000_000, ".", one_machine=True) as spool:
+        warp = write_warp(spool.reserve(shape[0] * shape[1], "ccd"), box, MaskedImage.empty(shape))
+        LayeredWarp([warp, warp], box).read_into(box, MaskedImage.empty(shape), (0, 0))

@@ -68,6 +68,34 @@ def test_what_was_put_in_comes_back(one_machine, memory, tmp_path):
     assert not open_files(tmp_path)
 
 
+@pytest.mark.parametrize("memory", [0, 5000, 10**6])
+def test_many_warps_share_few_files_and_keep_apart(memory, tmp_path):
+    rng = np.random.default_rng(6)
+    shapes = [(3 + k % 5, 4 + k % 7) for k in range(50)]
+    with Spool(memory, tmp_path, one_machine=True) as spool:
+        slots = [spool.reserve(ny * nx, f"ccd{k}") for k, (ny, nx) in enumerate(shapes)]
+        written = [pixels(rng, shape) for shape in shapes]
+        warps = [
+            write_warp(slot, (0, 0, shape[1], shape[0]), one)
+            for slot, shape, one in zip(slots, shapes, written, strict=True)
+        ]
+        for warp, one in zip(warps, written, strict=True):
+            assert_same(warp.read_box(warp.box), one)
+        assert len(open_files(tmp_path)) <= 32
+
+
+def test_parts_of_an_image_with_many_rows_are_written_also_in_pieces(tmp_path, monkeypatch):
+    whole, box = pixels(np.random.default_rng(7), (1300, 9)), (0, 0, 3, 1100)
+    part = whole.part((slice(100, 1200), slice(4, 7)))
+    write = os.pwritev
+    with Spool(10**6, tmp_path, one_machine=True) as spool:
+        first, second = (spool.reserve(3300, name) for name in ("a", "b"))
+        assert_same(write_warp(first, box, part).read_box(box), part)
+        # as a disk does that is nearly full: it takes a part of what it is given
+        monkeypatch.setattr(os, "pwritev", lambda f, rows, offset: write(f, rows[:7], offset))
+        assert_same(write_warp(second, box, part).read_box(box), part)
+
+
 @linux
 def test_on_one_machine_the_spool_has_no_name(tmp_path):
     with Spool(0, tmp_path, one_machine=True) as spool:
@@ -199,6 +227,26 @@ def test_ccds_are_laid_one_under_the_other():
     layers.read_into((18, 8, 31, 33), part, (0, 0))
     np.testing.assert_array_equal(part.image, whole.image[3:28, 13:26])
     assert LayeredWarp([one], (100, 0, 120, 20)).box == (0, 0, 0, 0)
+
+
+def test_what_was_in_the_target_is_forgotten_where_no_ccd_is(tmp_path):
+    """Boxes begin and end inside of what is read, on more rows than are worked on at a time."""
+    rng = np.random.default_rng(8)
+    ccds = [
+        Warp((x0, y0, x0 + 40, y0 + 90), pixels(rng, (90, 40))) for x0, y0 in ((10, 12), (30, 60))
+    ]
+    clean, dirty = MaskedImage.empty((200, 100)), MaskedImage(*np.full((3, 200, 100), 7.0))
+    layers = LayeredWarp(ccds, (0, 0, 100, 200))
+    for target in (clean, dirty):
+        layers.read_into((0, 0, 100, 200), target, (0, 0))
+    assert_same(dirty, clean)
+    has_data = (clean.mask & int(MaskPlane.NO_DATA)) == 0
+    expected = np.zeros((200, 100), bool)
+    for ccd in ccds:
+        x0, y0, x1, y1 = ccd.box
+        expected[y0:y1, x0:x1] |= (ccd.masked_image.mask & int(MaskPlane.NO_DATA)) == 0
+    np.testing.assert_array_equal(has_data, expected)
+    assert np.isnan(clean.image[~expected]).all()
 
 
 def test_memory_of_a_coadd_does_not_grow_with_the_number_of_inputs(tmp_path):

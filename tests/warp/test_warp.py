@@ -486,10 +486,36 @@ def test_flux_scale():
     assert flux_scale(28.9) == pytest.approx(10.0)
 
 
+@pytest.mark.parametrize("n_taps", [2, 4, 6, 8, 10])
+def test_windows_side_by_side_are_summed_to_the_same_bits_as_one_by_one(n_taps):
+    """As far as the end of the image, beyond which no vector may be read."""
+    rng = np.random.default_rng(n_taps)
+    stride, lanes = 90, (1, 61)
+    image = rng.normal(0.0, 10.0, 20 * stride).astype(np.float32)
+    variance = rng.uniform(1.0, 2.0, image.size).astype(np.float32)
+    image[:stride] = np.float32(-0.0)
+    room = n_taps - 1 if n_taps in {2, 4, 8} else 15  # of the vector that one window is read by
+    for start in (0, 700, image.size - (n_taps - 1) * stride - room - 61):
+        starts = np.zeros(windows.LANES, np.int32)
+        starts[1:61] = np.arange(start, start + 60)
+        weights = rng.normal(size=(2, n_taps, windows.ROOM)).astype(np.float32)
+        kinds, found = np.zeros(windows.LANES, np.uint8), []
+        for link in (0, 1):
+            links = np.full(windows.LANES, link, np.uint8)
+            sums = np.zeros((2, windows.ROOM), np.float32)
+            taps = tuple(range(n_taps))
+            windows.sum_clean(
+                *(image, variance, stride, starts, *weights, kinds, links, lanes, taps, *sums)
+            )
+            found.append(sums[:, 1:61].view(np.int32))
+        np.testing.assert_array_equal(found[0], found[1])
+        assert len(np.unique(found[0])) > 60
+
+
 @pytest.mark.parametrize("kernel", ["lanczos3", "lanczos5", "bilinear"])
-@pytest.mark.parametrize("pixel_scale", [0.2, 0.203, 0.26])
-def test_windows_side_by_side_are_summed_to_the_same_bits_as_one_by_one(kernel, pixel_scale):
-    """A target of three columns has too few of them; in the last rows a group has no room."""
+@pytest.mark.parametrize(("pixel_scale", "is_grouped"), [(0.2, True), (0.26, False)])
+def test_pixels_do_not_depend_on_how_many_are_worked_on_together(kernel, pixel_scale, is_grouped):
+    """In a target of three columns too few windows are side by side to be summed together."""
     rng = np.random.default_rng(8)
     shape, tract = (150, 130), make_tract(240)
     ccd = make_ccd(rng.normal(0.0, 10.0, shape), rng.uniform(50.0, 200.0, shape))
@@ -508,7 +534,10 @@ def test_windows_side_by_side_are_summed_to_the_same_bits_as_one_by_one(kernel, 
         for name in ("image", "variance", "mask"):
             expected = getattr(whole, name)[:, x0 : x0 + 3]
             np.testing.assert_array_equal(getattr(strip, name), expected)
-    assert n_strips == n_whole > 0.8 * 150 * 130 * (0.2 / pixel_scale) ** -2
+    assert n_strips == n_whole > 0.8 * 150 * 130 * (pixel_scale / 0.2) ** 2
+    x, y, _ = interpolate(grid, np.arange(100, 140), np.full(40, 120))
+    steps = np.diff(np.floor(x)) + 1000 * np.diff(np.floor(y))
+    assert (np.count_nonzero(steps == 1) > 35) == is_grouped
 
 
 @pytest.mark.parametrize("kernel", ["lanczos3", "lanczos5", "bilinear"])

@@ -2,9 +2,9 @@
 
 A job that coadds a tract warps each CCD once; all patches that the CCD touches then take their
 pixels from here. The first ones are kept in memory, as much as the settings allow, the others in
-a scratch folder. On one machine neither has a name: they are files that are open in the master
-and nowhere else, which the workers reach through ``/proc``, and the kernel frees them when the
-master ends, however it ends. Where the workers may be on other nodes, a folder that all nodes
+a scratch folder. On one machine neither has a name: they are a few files that are open in the
+master and nowhere else, which the workers reach through ``/proc``, and the kernel frees them when
+the master ends, however it ends. Where the workers may be on other nodes, a folder that all nodes
 share holds one file a CCD. It is removed at the end; that of a job that was killed is removed by
 the next job on that machine, if the file system knows locks.
 """
@@ -38,7 +38,7 @@ _FILES = 16
 """Files of each kind: of workers that write into the same one, all but one wait."""
 
 _ROWS_AT_A_TIME = 512
-"""Rows that are written by one call: systems take 1024 at most."""
+"""Rows that are written by one call: Linux takes 1024 at most."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,10 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
 
 
 def _write_rows(descriptor: int, plane: NDArray, offset: int) -> int:
-    """Write the rows of a plane one after the other, without a copy; return where they end."""
+    """Write the rows of a plane one after the other; return where they end.
+
+    Rows that are contiguous, as those of a part of an image, are not copied.
+    """
     for first in range(0, len(plane), _ROWS_AT_A_TIME):
         rows = plane[first : first + _ROWS_AT_A_TIME]
         written = os.pwritev(descriptor, list(rows), offset)

@@ -308,6 +308,8 @@ def _resample_rows(source, planes, placing, coefficients, taps, target, rows, ru
             if n_pixels == 0:
                 continue
             begin, end = max(-first, 0), min(n_pixels, image_out.shape[1] - first)
+            if begin >= end:
+                continue
             lanes, pixels = slice(begin, end), slice(first + begin, first + end)
             n_clean, n_others = _sort_pixels(
                 *(state, stride, len(taps) // 2 - 1, near_y[lanes], near_x[lanes]),

@@ -27,10 +27,10 @@ ROOM = LANES + _GROUP
 """Length of what is kept for `LANES` pixels: the last group may reach beyond."""
 
 _FEWEST = 5
-"""Windows that are summed as a group: it takes as long as four of them."""
+"""Fewest windows that are summed as a group; a group takes as long as four single ones."""
 
 _MAX_GROUPED = 10
-"""Taps up to which windows are grouped: longer kernels are stretched, with windows apart."""
+"""Taps up to which windows are grouped. Those of longer kernels, which are stretched, are apart."""
 
 CLEAN = np.uint8(0)
 """State of a pixel whose window is to be summed."""
@@ -138,7 +138,8 @@ def _sum_windows(  # noqa: PLR0913, PLR0917
 
     Arguments as for `_sum_window`, whose sums these are, to the bit; ``start`` is that of the first
     window, ``lane`` that of the first pixel. The sums go into the arrays ``values`` and ``noises``,
-    from ``lane`` on. Emits one vector load and multiplication with addition for each tap and plane.
+    `_GROUP` of them from ``lane`` on, whether or not there are so many windows side by side. Emits
+    one vector load and multiplication with addition for each tap and plane.
     """
     signature = types.void(
         image, variance, start, stride, weights_x, weights_y, lane, taps, values, noises
@@ -327,7 +328,8 @@ def sum_clean(  # noqa: PLR0913, PLR0917
 
     Arrays have a place for each of `LANES` pixels (`ROOM` if vectors are read or written): first
     pixel of the window, weights, state, 1 where the window is a pixel to the right of that of the
-    lane before and both are clean; and the sums. ``lanes``: the first and last-plus-one.
+    lane before and both are clean; and the sums. ``lanes``: the first and last-plus-one. Sums
+    of lanes that are not `CLEAN`, and of those after the last, are without meaning.
     """
     _sum_clean(
         *(image, variance, stride, starts, weights_x, weights_y, kinds, links, lanes, taps),
