@@ -11,7 +11,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane, flux_scale
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.tables.warps import read_warp_table
 from coaddflow.warp import resample as resample_module
-from coaddflow.warp import windows
+from coaddflow.warp import turning, windows
 from coaddflow.warp.ccds import CcdImage, order_patches, warp_patches
 from coaddflow.warp.files import Warp, WarpFile, write_warp, write_warps
 from coaddflow.warp.kernels import covariance_factor, kernel_weights, make_kernel, stretch_of
@@ -484,6 +484,62 @@ def test_damaged_warp_is_an_error_with_its_name(tmp_path):
 def test_flux_scale():
     assert flux_scale(31.4) == pytest.approx(1.0)
     assert flux_scale(28.9) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("rotation", [3.0, 93.0, 183.0, 268.0])
+@pytest.mark.parametrize("pixel_scale", [0.2, 0.26])
+def test_a_ccd_lies_on_the_tract_whichever_way_it_is_read_out(rotation, pixel_scale):
+    """Rows for columns, and columns in reverse order, are the same CCD with another WCS."""
+    rng = np.random.default_rng(9)
+    shape, tract = (170, 130), make_tract(300)
+    ccd = make_ccd(rng.normal(0.0, 10.0, shape))
+    ccd.variance[:] = rng.uniform(50.0, 200.0, shape)
+    ccd.image[rng.random(shape) < 1e-3] = np.nan
+    ccd.mask[rng.random(shape) < 3e-3] = int(MaskPlane.SAT)
+    wcs = make_wcs(shape, pixel_scale, rotation=rotation)
+    expected = warp_ccd(ccd, wcs, tract)
+    assert np.mean((expected.mask & int(MaskPlane.NO_DATA)) == 0) > 0.15
+    planes = (ccd.image, ccd.variance, ccd.mask)
+    (x, y), matrix = wcs.wcs.crpix, wcs.pixel_scale_matrix
+    swapped, reversed_ = WCS(naxis=2), WCS(naxis=2)
+    for one in (swapped, reversed_):
+        one.wcs.ctype, one.wcs.crval = wcs.wcs.ctype, wcs.wcs.crval
+    swapped.wcs.crpix, swapped.wcs.cd = (y, x), matrix[:, ::-1]
+    reversed_.wcs.crpix, reversed_.wcs.cd = (shape[1] + 1 - x, y), matrix * [[-1.0, 1.0]]
+    others = (
+        (MaskedImage(*(plane.T for plane in planes)), swapped),
+        (MaskedImage(*(plane[:, ::-1] for plane in planes)), reversed_),
+    )
+    for other, other_wcs in others:
+        found = warp_ccd(other, other_wcs, tract)
+        np.testing.assert_array_equal(found.mask, expected.mask)
+        np.testing.assert_allclose(found.image, expected.image, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(found.variance, expected.variance, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "turns"), [(2.0, False), (92.0, True), (182.0, True), (272.0, True), (45.0, False)]
+)
+def test_rows_of_a_ccd_are_turned_to_those_of_the_tract(rotation, turns):
+    shape, tract = (170, 130), make_tract(300)
+    ccd = make_ccd(np.random.default_rng(10).normal(0.0, 10.0, shape))
+    grid = map_ccd(make_wcs(shape, 0.2, rotation=rotation), shape, tract)
+    pixels, turned = turning.turn(ccd, grid)
+    assert (pixels is not ccd) == turns
+    slopes = [np.nanmedian(np.diff(plane, axis=1)) / turned.step for plane in turned[3:5]]
+    if turns:
+        assert slopes[0] > 0.99
+        assert abs(slopes[1]) < 0.05
+    # the same pixel of the CCD, at any node of the mapping
+    for x, y, x_turned, y_turned in zip(
+        *(p.ravel() for p in (*grid[3:5], *turned[3:5])), strict=True
+    ):
+        if 0 <= x < 129 and 0 <= y < 169:
+            place, place_turned = (
+                np.round([y, x]).astype(int),
+                np.round([y_turned, x_turned]).astype(int),
+            )
+            assert ccd.image[tuple(place)] == pixels.image[tuple(place_turned)]
 
 
 @pytest.mark.parametrize("n_taps", [2, 4, 6, 8, 10])

@@ -22,6 +22,7 @@ from coaddflow.warp.files import Warp
 from coaddflow.warp.kernels import Kernel, make_kernel, stretch_of
 from coaddflow.warp.mapping import PixelGrid, footprint_box, map_ccd
 from coaddflow.warp.resample import Rules, Source, prepare_source, resample
+from coaddflow.warp.turning import turn
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -158,7 +159,8 @@ def _prepare(number: int, ccd: CcdImage, tract: Tract, settings: WarpSettings) -
         grid = map_ccd(ccd.wcs, shape, tract, settings.grid_step, settings.grid_tolerance)
         # of the CCD and not of a patch, so that patches agree
         kernel = make_kernel(settings.kernel, stretch_of(float(np.nanmedian(grid.area))))
-        source = prepare_source(ccd.masked_image, kernel)
+        pixels, grid = turn(ccd.masked_image, grid)
+        source = prepare_source(pixels, kernel)
         box = footprint_box(ccd.wcs, shape, tract)
         return _PreparedCcd(source, kernel, grid, box, ccd.scale)
     except InputError as error:
