@@ -169,8 +169,9 @@ def calexps_anew(mode: str, workers: int) -> list[str]:
 
 def measure(mode: str, workers: int) -> tuple[float, float]:
     """Return wall and CPU time of the workflow."""
+    command = calexps_anew(mode, workers)
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    call(calexps_anew(mode, workers))
+    call(command)
     wall = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
