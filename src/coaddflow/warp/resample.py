@@ -269,8 +269,8 @@ def _interpolate_line(plane, row, t, line):
 def _resample_rows(source, planes, placing, coefficients, taps, target, rows, rules):
     """Work through rows of the target, `LANES` pixels at a time; see `resample`.
 
-    The functions for these pixels get arrays, not tuples of arrays or parts of them: numba counts
-    the references to these, which takes as long as the sums.
+    The functions for these pixels get arrays, not tuples of arrays, and parts of arrays only once
+    for all pixels: numba counts the references to these, which takes as long as a few sums.
     """
     grid_x0, grid_y0, step = placing
     grid_x, grid_y, grid_area = planes
