@@ -5,8 +5,7 @@
 The job of a tract (`benchmarks/tract_job.py`) is run with more and more exposures of its survey,
 each of which covers it; medians of wall time and CPU time, that of the programs and that of the
 system for them, are printed, also for each pixel that goes in, and the memory of the largest
-worker. The picture needs matplotlib
-(``pip install 'coaddflow[science]'``).
+worker. The picture needs matplotlib (``pip install 'coaddflow[science]'``).
 """
 
 import argparse
@@ -14,6 +13,7 @@ import os
 import re
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def measure(number: int, arguments: argparse.Namespace) -> list[float]:
         os.chdir(folder)
         tract = make_skymap(tract_job.skymap_settings(arguments)).tract(0)
         tract_job.make_survey(tract, arguments)
-        job = lambda: tract_job.run_steps([["tract"]], arguments, 1)  # noqa: E731
+        job = partial(tract_job.run_steps, [["tract"]], arguments, 1)
         times = [tract_job.timed(job) for _ in range(arguments.runs)]
         n_pixels = tract_job.megapixels(list(Path("calexp").glob("*/*.fits")))
         (largest,) = re.findall(r"of a worker (\d+) MB", Path("logs/tract.log").read_text())[-1:]

@@ -174,13 +174,13 @@ def part_of(path: str, folder: str) -> str | None:
 def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namespace) -> str:
     """Run all jobs of a mode twice, timed and counted; return a line of the table."""
     folder = str(Path.cwd())
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    for steps in rounds:
-        run_steps(steps, arguments, arguments.workers)
-    wall = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    line = f"| `{mode}` | {wall:.1f} | {cpu:.1f} |"
+
+    def work() -> None:
+        for steps in rounds:
+            run_steps(steps, arguments, arguments.workers)
+
+    wall, program, system = timed(work)
+    line = f"| `{mode}` | {wall:.1f} | {program + system:.1f} |"
     if mode == "tract":
         told = Path("logs/tract.log").read_text().splitlines()
         print(*(text for text in told if "idle" in text or "room" in text), sep="\n")

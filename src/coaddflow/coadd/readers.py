@@ -53,38 +53,37 @@ class LayeredWarp:
     def lay(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> list[int]:
         """Do as `read_into`; return how many pixels each CCD has given."""
         counts = [0] * len(self._ccds)
-        found = [(n, common_box(ccd.box, box)) for n, ccd in enumerate(self._ccds)]
-        layers = [
-            (n, part, _planes(self._ccds[n], part[1::2])) for n, part in found if part is not None
-        ]
+        layers = []
+        for number, ccd in enumerate(self._ccds):
+            if (part := common_box(ccd.box, box)) is not None:
+                # whole rows, which are contiguous; those of the spool are not yet read
+                rows = (ccd.box[0], part[1], ccd.box[2], part[3])
+                layers.append((number, part, rows, _planes(ccd.read_box(rows))))
         for y0 in range(box[1], box[3], _ROWS_AT_A_TIME):
             strip = (box[0], y0, box[2], min(y0 + _ROWS_AT_A_TIME, box[3]))
             first = (corner[0] + y0 - box[1], corner[1])
-            rows = target.part(_place(strip, first))
+            pixels = target.part(_place(strip, first))
             is_first = True
-            for number, part, planes in layers:
+            for number, part, rows, planes in layers:
                 common = common_box(part, strip)
                 if common is None:
                     continue
-                left, _, right, _ = self._ccds[number].box
-                there = part_of((left, part[1], right, part[3]), common)
-                inside = part_of(strip, common)
+                inside, there = part_of(strip, common), part_of(rows, common)
                 place = (first[0] + inside[0].start, first[1] + inside[1].start)
                 if is_first:
-                    _forget_around(rows, inside)
+                    _forget_around(pixels, inside)
                 counts[number] += _lay(planes, there, target, place, is_first)
                 is_first = False
             if is_first:
-                rows.forget(slice(None))
+                pixels.forget(slice(None))
         return counts
 
 
 _Planes = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 
 
-def _planes(ccd: CcdPixels, rows: tuple[int, int]) -> _Planes:
-    """Return image, variance and mask of rows of a CCD; those of the spool are not yet read."""
-    pixels = ccd.read_box((ccd.box[0], rows[0], ccd.box[2], rows[1]))
+def _planes(pixels: MaskedImage) -> _Planes:
+    """Return image, variance and mask, for compiled functions."""
     planes = (pixels.image, pixels.variance, pixels.mask)
     return tuple(np.ascontiguousarray(plane) for plane in planes)
 

@@ -42,9 +42,8 @@ def turn(pixels: MaskedImage, grid: PixelGrid) -> tuple[MaskedImage, PixelGrid]:
     dx, dy = (float(np.nanmedian(np.diff(p, axis=1))) / grid.step for p in (grid.x, grid.y))
     is_transposed = abs(dx) < _LARGEST_SLOPE * abs(dy)
     along, across = (dy, dx) if is_transposed else (dx, dy)
-    is_reversed = along < 0
-    if not is_transposed and abs(abs(along) - 1.0) + abs(across) > _LARGEST_DIFFERENCE:
-        is_reversed = False
+    is_alike = abs(abs(along) - 1.0) + abs(across) <= _LARGEST_DIFFERENCE
+    is_reversed = along < 0 and (is_transposed or is_alike)
     if not is_transposed and not is_reversed:
         return pixels, grid
     x, y = (grid.y, grid.x) if is_transposed else (grid.x, grid.y)

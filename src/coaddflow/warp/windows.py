@@ -100,18 +100,9 @@ def _emit_sum_window(context, builder, signature, arguments):
     vector = ir.VectorType(ir.FloatType(), lanes)
     start, stride, lane = arguments[2], arguments[3], arguments[6]
     zeros = ir.Constant(vector, [0.0] * lanes)
-
-    def data_of(number: int) -> ir.Value:
-        make = context.make_array(signature.args[number])
-        return make(context, builder, arguments[number]).data
-
-    def weights(number: int) -> list[ir.Value]:
-        """Load the weights of the taps at this lane."""
-        places = [builder.add(lane, lane.type(tap * ROOM)) for tap in range(n_taps)]
-        return [builder.load(builder.gep(data_of(number), [place])) for place in places]
-
-    weights_y, across = weights(5), zeros
-    for tap, weight in enumerate(weights(4)):
+    data = _data_of_arrays(context, builder, signature, arguments)
+    weights_y, across = _load_weights(builder, data[5], lane, n_taps, ir.FloatType()), zeros
+    for tap, weight in enumerate(_load_weights(builder, data[4], lane, n_taps, ir.FloatType())):
         across = builder.insert_element(across, weight, ir.IntType(32)(tap))
     # what is loaded beyond the taps is not used: it need not be a number
     is_tap = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [k < n_taps for k in range(lanes)])
@@ -120,9 +111,9 @@ def _emit_sum_window(context, builder, signature, arguments):
         if number == 1:  # the variance takes the squares
             across = builder.fmul(across, across)
             weights_y = [builder.fmul(weight, weight) for weight in weights_y]
-        data, columns, index = data_of(number), zeros, start
+        columns, index = zeros, start
         for weight in weights_y:
-            pixels = _load(builder, data, index, vector)
+            pixels = _load(builder, data[number], index, vector)
             columns = _multiply_add(builder, _splat(builder, weight, vector), pixels, columns)
             index = builder.add(index, stride)
         products = builder.fmul(across, builder.select(is_tap, columns, zeros))
@@ -153,32 +144,26 @@ def _emit_sum_windows(context, builder, signature, arguments):
     vector = ir.VectorType(ir.FloatType(), _GROUP)
     start, stride, lane = arguments[2], arguments[3], arguments[6]
     zeros = ir.Constant(vector, [0.0] * _GROUP)
-
-    def data_of(number: int) -> ir.Value:
-        make = context.make_array(signature.args[number])
-        return make(context, builder, arguments[number]).data
-
-    def weights(number: int) -> list[ir.Value]:
-        places = [builder.add(lane, lane.type(tap * ROOM)) for tap in range(n_taps)]
-        return [_load(builder, data_of(number), place, vector) for place in places]
-
-    weights_x, weights_y = weights(4), weights(5)
+    data = _data_of_arrays(context, builder, signature, arguments)
+    weights_x, weights_y = (
+        _load_weights(builder, data[number], lane, n_taps, vector) for number in (4, 5)
+    )
     unused = [zeros] * (_vector_lanes(n_taps) - n_taps)
     for number, result in ((0, 8), (1, 9)):
         if number == 1:  # the variance takes the squares
             weights_x = [builder.fmul(weight, weight) for weight in weights_x]
             weights_y = [builder.fmul(weight, weight) for weight in weights_y]
-        data, columns, row = data_of(number), [zeros] * n_taps, start
+        columns, row = [zeros] * n_taps, start
         for weight in weights_y:
             for tap in range(n_taps):
-                pixels = _load(builder, data, builder.add(row, row.type(tap)), vector)
+                pixels = _load(builder, data[number], builder.add(row, row.type(tap)), vector)
                 columns[tap] = _multiply_add(builder, weight, pixels, columns[tap])
             row = builder.add(row, stride)
         sums = [builder.fmul(*pair) for pair in zip(weights_x, columns, strict=True)] + unused
         while len(sums) > 1:  # as `_sum_lanes` adds them
             half = len(sums) // 2
             sums = [builder.fadd(*pair) for pair in zip(sums[:half], sums[half:], strict=True)]
-        place = builder.gep(data_of(result), [lane])
+        place = builder.gep(data[result], [lane])
         builder.store(sums[0], builder.bitcast(place, vector.as_pointer()), align=4)
     return context.get_dummy_value()
 
@@ -193,9 +178,26 @@ def _fused(typing_context, a, b, c):
     return types.float32(types.float32, types.float32, types.float32), emit
 
 
-def _load(builder, data: ir.Value, index: ir.Value, vector: ir.VectorType) -> ir.Value:
-    """Emit the load of a vector that begins at any index."""
-    pointer = builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+def _data_of_arrays(context, builder, signature, arguments) -> dict[int, ir.Value]:
+    """Emit the addresses of the data of those arguments that are arrays, by their number."""
+    return {
+        number: context.make_array(kind)(context, builder, argument).data
+        for number, (kind, argument) in enumerate(zip(signature.args, arguments, strict=True))
+        if isinstance(kind, types.Array)
+    }
+
+
+def _load_weights(
+    builder, data: ir.Value, lane: ir.Value, n_taps: int, kind: ir.Type
+) -> list[ir.Value]:
+    """Emit the loads of the weights of all taps, of one lane or of several from there on."""
+    places = [builder.add(lane, lane.type(tap * ROOM)) for tap in range(n_taps)]
+    return [_load(builder, data, place, kind) for place in places]
+
+
+def _load(builder, data: ir.Value, index: ir.Value, kind: ir.Type) -> ir.Value:
+    """Emit the load of a number, or of a vector that begins at any index."""
+    pointer = builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
     loaded = builder.load(pointer)
     loaded.align = 4
     return loaded
