@@ -194,7 +194,9 @@ def after(item, _worker):
 
 def warn_and_log(item, _worker):
     logging.getLogger("coaddflow.somewhere").info("item is %d", item)
-    warnings.warn("a pixel is odd", RuntimeWarning, stacklevel=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # a fork has the filters of pytest
+        warnings.warn("a pixel is odd", RuntimeWarning, stacklevel=1)
     return item
 
 
@@ -225,7 +227,11 @@ def never_ends(item, _worker):
 
 
 def program(backend, folder):
-    """Open a pool of two workers that never end."""
+    """Open a pool of two workers that never end; a master with a thread does not fork them."""
+    if backend == "forks":
+        backend = "processes"
+    else:
+        threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
     with Pool(backend, 2) as pool:
         pool.map(never_ends, [(folder, 0), (folder, 1)])
 

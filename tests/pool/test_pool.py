@@ -16,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,15 +30,20 @@ from coaddflow.pool import CannotPickle, Failure, Pool, PoolError, StateLost, Wo
 from coaddflow.pool.memory import Shared, attach
 from coaddflow.pool.packing import pack, unpack
 from coaddflow.pool.queue import Task, TaskQueue
+from coaddflow.runtime.log import job_log
+from coaddflow.runtime.threads import single_threaded
 
-WITHIN_MPI = os.environ.get("COADDFLOW_TEST_POOL") == "mpi"
+WITHIN = os.environ.get("COADDFLOW_TEST_POOL")
+WITHIN_FORKS = WITHIN == "forks"
 MEMORY_LIMIT = 1000
 SECONDS = 60
 
-outside = pytest.mark.skipif(WITHIN_MPI, reason="tested outside of mpirun")
-BACKENDS = (
-    ["mpi"] if WITHIN_MPI else ["serial", "processes", pytest.param("dask", marks=needs_dask)]
-)
+outside = pytest.mark.skipif(bool(WITHIN), reason="tested by the pytest that runs all")
+BACKENDS = {
+    "mpi": ["mpi"],
+    "forks": ["processes"],
+    None: ["serial", "processes", pytest.param("dask", marks=needs_dask)],
+}[WITHIN]
 
 
 @pytest.fixture(autouse=True)
@@ -493,6 +499,10 @@ with job_log(sys.argv[2] + "/job.log"):
         ("processes", signal.SIGTERM, True),
         ("processes", signal.SIGINT, False),
         ("processes", signal.SIGKILL, False),
+        ("forks", signal.SIGTERM, False),
+        ("forks", signal.SIGTERM, True),
+        ("forks", signal.SIGINT, False),
+        ("forks", signal.SIGKILL, False),
         pytest.param("dask", signal.SIGTERM, False, marks=needs_dask),
     ],
 )
@@ -501,19 +511,27 @@ def test_no_worker_outlives_the_master(backend, how, with_log, tmp_path):
     master = subprocess.Popen(
         [sys.executable, *program, backend, str(tmp_path)],
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env=single_threaded(
+            {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        ),
         text=True,
     )
     workers = _await(lambda: _two_workers(tmp_path))
+    are_forks = {_command(worker) == _command(master.pid) for worker in workers}
+    assert are_forks == {backend == "forks"}
     master.send_signal(how)
     _, said = master.communicate(timeout=30)
     assert master.returncode != 0
     assert not any(line.startswith("coaddflow.pool.lifeline") for line in said.splitlines())
     assert _await(lambda: not any(map(_is_running, workers)))
-    if backend == "processes":  # threads of dask cannot be interrupted
+    if backend != "dask":  # its threads cannot be interrupted
         assert not list(tmp_path.glob("unfinished*"))
     if with_log:
         assert "stopped by SIGTERM" in (tmp_path / "job.log").read_text().splitlines()[-1]
+
+
+def _command(process):
+    return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def _two_workers(folder):
@@ -532,6 +550,7 @@ def _await(condition):
 @outside
 def test_a_worker_that_cannot_start_ends_the_job(monkeypatch, capfd):
     monkeypatch.setattr("coaddflow.pool.processes._START", "raise SystemExit('no Python today')")
+    monkeypatch.setattr("coaddflow.pool.processes.can_fork", lambda: False)
     with pytest.raises(PoolError, match="exit code 1 before it was ready"), Pool(workers=1) as pool:
         pool.map(work.square, [1])
     assert "no Python today" in capfd.readouterr().err
@@ -556,6 +575,108 @@ def test_the_example_of_the_manual_runs(tmp_path):
     )
     assert "ccd7.npy: FileNotFoundError: " in run.stdout
     assert run.stdout.splitlines()[-1] == "[1, 2, 3, 4, 5, 6, 7]"
+
+
+# forks -------------------------------------------------------------------------------------
+
+within_forks = pytest.mark.skipif(not WITHIN_FORKS, reason="tested in a process with one thread")
+
+
+@outside
+@linux
+def test_all_of_this_holds_with_forks():
+    """The pytest that runs all may have threads, and would not fork."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            __file__,
+        ],
+        env=single_threaded({**os.environ, "COADDFLOW_TEST_POOL": "forks"}),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+@within_forks
+def test_workers_of_a_master_without_threads_are_forks():
+    with Pool("processes", 2) as pool:
+        processes = pool.map(work.process, range(4))
+        assert os.getpid() not in processes
+        assert {_command(process) for process in processes} == {_command(os.getpid())}
+
+
+@within_forks
+def test_a_master_with_threads_has_fresh_processes():
+    """A lock that a thread holds when it is forked is never released in the fork."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        with Pool("processes", 1) as pool:
+            (process,) = pool.map(work.process, [1])
+            assert _command(process) != _command(os.getpid())
+    finally:
+        ended.set()
+        thread.join()
+
+
+@within_forks
+def test_the_thread_that_watches_the_parent_hinders_no_fork(tmp_path):
+    before = threading.active_count()
+    with job_log(tmp_path / "job.log"):
+        assert threading.active_count() == before + 1
+        with Pool("processes", 1) as pool:
+            (process,) = pool.map(work.process, [1])
+            assert _command(process) == _command(os.getpid())
+            assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+@within_forks
+def test_forks_keep_no_file_of_the_master_open():
+    """A pipe, a lock or a removed file would otherwise live as long as the workers."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with Pool("processes", 2) as pool:
+        pool.map(work.after, [(0.1, 1), (0.1, 2)])
+        os.close(writing)
+        assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+@within_forks
+def test_forks_do_not_write_to_the_log_of_the_master(capfd):
+    handler = logging.StreamHandler(sys.stderr)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with Pool("processes", 1) as pool:
+            pool.map(work.warn_and_log, [4], label=lambda item: f"CCD {item}")
+    finally:
+        root.removeHandler(handler)
+    assert capfd.readouterr().err.count("RuntimeWarning: a pixel is odd") == 1
+
+
+@within_forks
+def test_forks_do_not_end_as_the_master_would(capfd):
+    """Neither its blocks are left in them nor what it does at its end."""
+    ends = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: ends.append(print("the master ends", flush=True)))
+        with Pool("processes", 2) as pool:
+            assert pool.map(work.fail_badly, [1])[0].type == "SystemExit"
+    assert capfd.readouterr().out.count("the master ends") == 1
 
 
 # backends ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def main(worker: str, connection: str, lifeline: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         raise_on_sigterm()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         end_when(pipe_has_ended(int(lifeline)))
         with socket.socket(fileno=int(connection)) as opened:
             _serve(int(worker), Channel(opened))

@@ -150,9 +150,13 @@ class Pool:
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
-        self._backend.start()
         # more threads change the last bits of sums; workers have one thread each
         self._one_thread = threadpool_limits(1)
+        try:
+            self._backend.start()
+        except BaseException:
+            self._one_thread.restore_original_limits()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

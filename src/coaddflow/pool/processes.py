@@ -1,8 +1,8 @@
 """The backend of worker processes on this machine.
 
-Every worker is a fresh Python process: a fork of a process with threads may hang, and a fresh one
-reads the number of threads before it loads a numerical library. It does not run the script of
-the master again.
+A master without threads forks its workers, which then have what it has imported (`forks`). A fork
+of a process with threads may hang: there, and in place of a worker that has died, every worker is
+a fresh Python process, which does not run the script of the master again.
 
 No worker outlives the master: each waits, in a thread, for the end of a pipe whose other end only
 the master has. The kernel closes that end even if the master is killed.
@@ -26,9 +26,11 @@ from typing import Any
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied
 from coaddflow.pool.channel import Channel
 from coaddflow.pool.failure import PoolError
+from coaddflow.pool.forks import Fork, can_fork, fork
 from coaddflow.pool.memory import Shared
 from coaddflow.pool.messages import Message, Stop, from_frames, to_frames
 from coaddflow.pool.packing import LARGE, Packed
+from coaddflow.runtime.parent import unwatched
 from coaddflow.runtime.threads import single_threaded
 
 _START = (
@@ -44,7 +46,7 @@ _SECONDS_TO_STOP = 5.0
 class _Child:
     """A worker process and the connection to it."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     channel: Channel
     ready: bool = False
 
@@ -64,8 +66,10 @@ class ProcessBackend(Backend):
         """Start the processes."""
         self._lifeline = os.pipe()
         try:
-            for _ in range(self._n_workers):
-                self._start_worker()
+            with unwatched():
+                forked = can_fork()
+                for _ in range(self._n_workers):
+                    self._start_worker(forked)
         except BaseException:
             self.close(abort=True)
             raise
@@ -108,13 +112,14 @@ class ProcessBackend(Backend):
                 os.close(descriptor)
             self._lifeline = None
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, forked: bool = False) -> None:
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
+        start = fork if forked else start_python
         with theirs:
             descriptors = (theirs.fileno(), self._lifeline[0])
             arguments = [str(one) for one in (number, *descriptors)]
-            process = start_python("coaddflow.pool.child", arguments, descriptors)
+            process = start("coaddflow.pool.child", arguments, descriptors)
         child = _Child(process, Channel(ours, self.traffic))
         self._children[number] = child
         self._selector.register(child.channel, selectors.EVENT_READ, number)
@@ -164,7 +169,7 @@ def start_python(
     )
 
 
-def terminate_then_kill(processes: Sequence[subprocess.Popen[Any]], seconds: float) -> None:
+def terminate_then_kill(processes: Sequence[subprocess.Popen[Any] | Fork], seconds: float) -> None:
     """End processes, and kill those that are still there after so many seconds."""
     try:
         for process in processes:
@@ -176,7 +181,7 @@ def terminate_then_kill(processes: Sequence[subprocess.Popen[Any]], seconds: flo
             process.wait()
 
 
-def wait_for_end(processes: Iterable[subprocess.Popen[Any]], seconds: float) -> None:
+def wait_for_end(processes: Iterable[subprocess.Popen[Any] | Fork], seconds: float) -> None:
     """Wait until processes have ended, all together no longer than this."""
     until = time.monotonic() + seconds
     for process in processes:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.runtime.allocator import keep_freed_memory
-from coaddflow.runtime.parent import end_with_parent
+from coaddflow.runtime.parent import ParentWatch
 from coaddflow.runtime.threads import THREAD_VARIABLES
 
 FINISHED = "coaddflow: finished in "
@@ -66,7 +66,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     old_terminate = signal.signal(signal.SIGTERM, _raise_on_signal)
-    ended = end_with_parent()
+    watch = ParentWatch()
+    watch.start()
     _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
     try:
         # Snakemake's threads start jobs with Ctrl-C held back (workflow/snakemake_patches.py)
@@ -84,7 +85,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
             print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
-        ended.set()
+        watch.stop()
         signal.signal(signal.SIGTERM, old_terminate)
         logging.captureWarnings(False)
         root.handlers[:] = old_handlers

@@ -5,30 +5,72 @@ products could replace those of that run. Only Linux (``/proc``) is supported: o
 nothing is watched. Standard library only.
 """
 
+import contextlib
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _SHELLS = {"sh", "bash", "dash"}
 """Snakemake starts scripts through one of these, which outlives it."""
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_END = 1.0
 
 
-def end_with_parent() -> threading.Event:
-    """Send this process SIGTERM when the process that started it is gone.
+class ParentWatch:
+    """Sends this process SIGTERM when the process that started it is gone.
 
-    Returns
-    -------
-    threading.Event
-        Ends the watch when it is set: when the work is done.
+    It looks once a second, in a thread, from `start` to `stop`.
     """
-    done = threading.Event()
-    parent = _parent()
-    if parent is not None:
-        threading.Thread(target=_watch, args=(*parent, done), daemon=True).start()
-    return done
+
+    def __init__(self) -> None:
+        self._parent = _parent()
+        self._thread: threading.Thread | None = None
+        self._done = threading.Event()
+
+    def start(self) -> None:
+        """Begin to watch, or go on."""
+        if self._parent is not None:
+            self._done.clear()
+            arguments = (*self._parent, self._done)
+            self._thread = threading.Thread(target=_watch, args=arguments, daemon=True)
+            self._thread.start()
+        _watches.append(self)
+
+    def stop(self) -> None:
+        """End the thread, and wait until the system knows that it has ended."""
+        _watches.remove(self)
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+            until = time.monotonic() + _SECONDS_TO_END
+            while _is_listed(self._thread) and time.monotonic() < until:
+                time.sleep(0.001)
+
+
+def _is_listed(thread: threading.Thread) -> bool:
+    """Return whether the system lists a thread of this process, which may have ended for Python."""
+    return Path(f"/proc/self/task/{thread.native_id}").exists()
+
+
+_watches: list[ParentWatch] = []
+"""Those that watch now."""
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Run a block without threads that watch: a process is best forked while it has one thread."""
+    paused = list(_watches)
+    for watch in paused:
+        watch.stop()
+    try:
+        yield
+    finally:
+        for watch in paused:
+            watch.start()
 
 
 def _watch(pid: int, started: str, done: threading.Event) -> None:
