@@ -38,6 +38,7 @@ from coaddflow.files import sha256_of
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import MaskedImage, masked_image_hdus, write_fits
 from coaddflow.runtime.log import job_log
+from coaddflow.runtime.threads import single_threaded
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
@@ -148,7 +149,8 @@ def run_steps(
     steps: list[list[str]], arguments: argparse.Namespace, workers: int, trace: str | None = None
 ) -> None:
     """Run jobs, so many at a time."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # as for the scripts of the workflow, before they load a numerical library
+    environment = single_threaded({**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     names = ("patches", "patch_size", "workers")
     options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
 
