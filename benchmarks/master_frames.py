@@ -76,6 +76,9 @@ def report(folder: str, n_frames: int, repeat: int) -> None:
 def make(folder: Path, kind: str, n_frames: int) -> None:
     """Make a master as its job does; print what it took."""
     began = time.perf_counter()
+    from coaddflow.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from coaddflow.calib.masters import make_defects, make_master
     from coaddflow.instrument.camera import load_camera
     from coaddflow.settings import Settings
