@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tract_job
+from child_time import cost_of
 
 from coaddflow.skymap.maps import make_skymap
 
@@ -32,7 +33,7 @@ def measure(number: int, arguments: argparse.Namespace) -> list[float]:
         tract = make_skymap(tract_job.skymap_settings(arguments)).tract(0)
         tract_job.make_survey(tract, arguments)
         job = partial(tract_job.run_steps, [["tract"]], arguments, 1)
-        times = [tract_job.timed(job) for _ in range(arguments.runs)]
+        times = [cost_of(job) for _ in range(arguments.runs)]
         n_pixels = tract_job.megapixels(list(Path("calexp").glob("*/*.fits")))
         (largest,) = re.findall(r"of a worker (\d+) MB", Path("logs/tract.log").read_text())[-1:]
         os.chdir(HERE)

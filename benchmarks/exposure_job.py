@@ -15,17 +15,18 @@ written. The calexps of both are compared.
 import argparse
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import yaml
+from child_time import cost_of
 from threadpoolctl import threadpool_limits
 from traced import count, traced
 
@@ -63,10 +64,12 @@ def main() -> None:
         print("|---|---|---|---|---|")
         sums = {}
         for mode in arguments.modes:
-            wall, cpu = measure(mode, arguments.workers)
-            over = (cpu - useful) / n_ccds
+            command = calexps_anew(mode, arguments.workers)
+            cost = cost_of(partial(call, command))
+            over = (cost.cpu - useful) / n_ccds
             part = 100 * over / (useful / n_ccds)
-            print(f"| `{mode}` | {wall:.1f} | {cpu:.1f} | {over:.2f} | {part:.1f} % |", flush=True)
+            line = f"| `{mode}` | {cost.wall:.1f} | {cost.cpu:.1f} | {over:.2f} | {part:.1f} % |"
+            print(line, flush=True)
             sums[mode] = {p.parent.name + p.name: sha256_of(p) for p in calexps()}
         if len({tuple(sorted(one.items())) for one in sums.values()}) > 1:
             sys.exit("the calexps differ")
@@ -165,16 +168,6 @@ def calexps_anew(mode: str, workers: int) -> list[str]:
     for name in ("calexp", "summary"):
         shutil.rmtree(f"results/{name}", ignore_errors=True)
     return snakemake(mode, workers, {"ccd": "manifest", "exposure": "exposure"}[mode])
-
-
-def measure(mode: str, workers: int) -> tuple[float, float]:
-    """Return wall and CPU time of the workflow."""
-    command = calexps_anew(mode, workers)
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    call(command)
-    wall = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def report_files(arguments: argparse.Namespace) -> None:

@@ -19,15 +19,14 @@ from raw frames to coadds.
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ import yaml
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from child_time import cost_of
 from scipy.spatial import cKDTree
 
 from coaddflow.astrometry.prediction import predicted_wcs
@@ -309,14 +309,11 @@ def compete(folder: Path, options: argparse.Namespace) -> None:
             for made in ("results", "astromatic", ".snakemake"):
                 if (made == "astromatic") == (name == "AstrOmatic"):
                     shutil.rmtree(folder / made, ignore_errors=True)
-            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            competitor(folder, options)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            wall = time.perf_counter() - began
-            print(f"{name:12s} {cpu:7.1f} CPU s {wall:7.1f} s{' (warm-up)' * (pair == 0)}")
+            cost = cost_of(partial(competitor, folder, options))
+            note = " (warm-up)" * (pair == 0)
+            print(f"{name:12s} {cost.cpu:7.1f} CPU s {cost.wall:7.1f} s{note}", flush=True)
             if pair > 0 or options.pairs == 0:
-                times[name].append((cpu, wall))
+                times[name].append((cost.cpu, cost.wall))
     print(f"\nmedians, {options.exposures} exposures of {len(CCDS)} CCDs: CPU s, wall s")
     medians = {n: [statistics.median(t) for t in zip(*v, strict=True)] for n, v in times.items()}
     for name, (cpu, wall) in medians.items():

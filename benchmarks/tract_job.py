@@ -15,19 +15,17 @@ files with as many threads, take turns instead; medians are printed, also per pi
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from astropy.wcs import WCS
+from child_time import cost_of
 from traced import count, traced
 from warp_coadd_vs_swarp import swarp_command
 
@@ -181,8 +179,8 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
         for steps in rounds:
             run_steps(steps, arguments, arguments.workers)
 
-    wall, program, system = timed(work)
-    line = f"| `{mode}` | {wall:.1f} | {program + system:.1f} |"
+    cost = cost_of(work)
+    line = f"| `{mode}` | {cost.wall:.1f} | {cost.cpu:.1f} |"
     if mode == "tract":
         told = Path("logs/tract.log").read_text().splitlines()
         print(*(text for text in told if "idle" in text or "room" in text), sep="\n")
@@ -200,14 +198,6 @@ def measure(mode: str, rounds: list[list[list[str]]], arguments: argparse.Namesp
 def megapixels(files: list[Path]) -> float:
     """Return the pixels of calexps, in millions."""
     return sum(file.stat().st_size for file in files) / 12e6
-
-
-def timed(function: Callable[[], object]) -> tuple[float, float, float]:
-    """Return wall time, and CPU time of the programs and of the system for them, s."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    function()
-    wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
 
 
 def compile_ahead() -> None:
@@ -229,8 +219,8 @@ def against_swarp(tract: Tract, arguments: argparse.Namespace) -> None:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(arguments.runs):
         for name, way in ways.items():
-            wall, program, system = timed(way)
-            times[name].append((wall, program + system))
+            cost = cost_of(way)
+            times[name].append((cost.wall, cost.cpu))
     medians = {n: [statistics.median(v) for v in zip(*t, strict=True)] for n, t in times.items()}
     print(f"{n_pixels:.0f} Mpixel, {arguments.workers} workers, medians of {arguments.runs} runs")
     print("| | wall, s | CPU, s | CPU, ms a Mpixel |\n|---|---|---|---|")

@@ -19,13 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
+from child_time import cost_of
 
 from coaddflow.coadd.mean import CoaddInput, coadd_patch
 from coaddflow.coadd.product import write_coadd
@@ -189,11 +189,8 @@ def swarp_command(tract: Tract, files: list[Path], output: Path, threads: int) -
 def timed(command: list[str], threads: int) -> tuple[float, float]:
     """Run a command; return its wall time and CPU time in seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    before, start = os.times(), time.perf_counter()
-    subprocess.run(command, check=True, env=environment)
-    wall, after = time.perf_counter() - start, os.times()
-    cpu = sum(after[2:4]) - sum(before[2:4])
-    return wall, cpu
+    cost = cost_of(lambda: subprocess.run(command, check=True, env=environment))
+    return cost.wall, cost.cpu
 
 
 def measure(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What the tests of the pool have done by workers, and programs that open pools."""
 
+import atexit
+import contextlib
 import gc
 import logging
 import os
@@ -195,9 +197,51 @@ def after(item, _worker):
 def warn_and_log(item, _worker):
     logging.getLogger("coaddflow.somewhere").info("item is %d", item)
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # a fork has the filters of pytest
+        warnings.simplefilter("default")  # a fork has the filters of pytest, which raise it
         warnings.warn("a pixel is odd", RuntimeWarning, stacklevel=1)
     return item
+
+
+def warn_about(item, _worker):
+    logging.getLogger("coaddflow.somewhere").warning("a pixel is odd in %d", item)
+
+
+def process_state(_item, _worker):
+    """Tell what a process has that it may have of its master."""
+    return {
+        "errors": np.geterr(),
+        "SIGUSR1": signal.getsignal(signal.SIGUSR1),
+        "held back": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "profile": sys.getprofile() is not None,
+        "stdout": sys.stdout.fileno(),
+        "main": [name for name in vars(sys.modules["__main__"]) if not name.startswith("__")],
+        "threads": threads(_item, _worker),
+    }
+
+
+def draw_slowly(_item, _worker):
+    time.sleep(0.05)
+    return np.random.uniform()  # noqa: NPY002 - the global state is what is tested
+
+
+def open_pool():
+    """Open a pool in a process that is no worker of one."""
+    with Pool("processes", 2) as pool:
+        return list(pool.map(square, [1, 2, 3]))
+
+
+def tell_of_its_end(_item, _worker):
+    atexit.register(os.write, 1, b"a worker ends\n")
+    time.sleep(0.2)
+
+
+def program_that_ends():
+    """Open a pool, and tell what is done at the end of which process."""
+    atexit.register(os.write, 1, b"the master ends\n")
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.write, 1, b"a block of the master ends\n")
+        with Pool("processes", 2) as pool:
+            pool.map(tell_of_its_end, range(2))
 
 
 def threads(_item, _worker):
@@ -271,6 +315,8 @@ if __name__ == "__main__":
 
     if sys.argv[1] == "lose":
         pool_work.program_that_loses_a_rank()
+    elif sys.argv[1] == "ends":
+        pool_work.program_that_ends()
     elif sys.argv[1] == "traces":
         pool_work.program_that_leaves_nothing()
     else:

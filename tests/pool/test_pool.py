@@ -2,6 +2,7 @@
 
 import contextlib
 import copyreg
+import errno
 import functools
 import gc
 import json
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from backends import find_mpirun, linux, needs_dask, needs_mpi
 
 from coaddflow.errors import CcdFailure, InputError
 from coaddflow.pool import CannotPickle, Failure, Pool, PoolError, StateLost, WorkerDied
+from coaddflow.pool.forks import Fork
 from coaddflow.pool.memory import Shared, attach
 from coaddflow.pool.packing import pack, unpack
 from coaddflow.pool.queue import Task, TaskQueue
@@ -60,14 +63,27 @@ def bounded_time():
     signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_processes():
+    """Whether this pytest has threads or not, only the one of forks has forks."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not WITHIN_FORKS:
+            patch.setattr("coaddflow.pool.processes.can_fork", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
+# a fork that has died is replaced by a fresh process
+@pytest.fixture(scope="function" if WITHIN_FORKS else "module")
 def pool(backend):
     with Pool(backend, 2, memory_limit=MEMORY_LIMIT) as opened:
+        if WITHIN_FORKS:
+            workers = opened._backend._children.values()
+            assert all(isinstance(worker.process, Fork) for worker in workers)
         yield opened
 
 
@@ -452,11 +468,8 @@ def test_an_error_in_the_master_ends_workers_that_are_busy(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), Pool("processes", 2) as pool:
-        for _ in range(100):  # until both have started: one may do all of a map
-            pool.map(work.after, [(0.1, 1), (0.1, 2)])
-            processes = list(pool.processes.values())
-            if len(processes) == 2:
-                break
+        _await_both(pool)  # one may do all of a map
+        processes = list(pool.processes.values())
         pool.map(work.after, [(0, 1), (60, 2)], progress=stop)
     assert len(processes) == 2
     assert not any(map(_is_running, processes))
@@ -550,7 +563,6 @@ def _await(condition):
 @outside
 def test_a_worker_that_cannot_start_ends_the_job(monkeypatch, capfd):
     monkeypatch.setattr("coaddflow.pool.processes._START", "raise SystemExit('no Python today')")
-    monkeypatch.setattr("coaddflow.pool.processes.can_fork", lambda: False)
     with pytest.raises(PoolError, match="exit code 1 before it was ready"), Pool(workers=1) as pool:
         pool.map(work.square, [1])
     assert "no Python today" in capfd.readouterr().err
@@ -598,10 +610,11 @@ def test_all_of_this_holds_with_forks():
             "no:xdist",
             __file__,
         ],
-        env=single_threaded({**os.environ, "COADDFLOW_TEST_POOL": "forks"}),
+        # one thread in this process, and not because the environment says it for all libraries
+        env={**os.environ, "COADDFLOW_TEST_POOL": "forks", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=SECONDS - 5,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
@@ -649,34 +662,111 @@ def test_forks_keep_no_file_of_the_master_open():
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     with Pool("processes", 2) as pool:
-        pool.map(work.after, [(0.1, 1), (0.1, 2)])
+        _await_both(pool)
         os.close(writing)
         assert os.read(reading, 1) == b""
     os.close(reading)
 
 
 @within_forks
-def test_forks_do_not_write_to_the_log_of_the_master(capfd):
-    handler = logging.StreamHandler(sys.stderr)
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        with Pool("processes", 1) as pool:
-            pool.map(work.warn_and_log, [4], label=lambda item: f"CCD {item}")
-    finally:
-        root.removeHandler(handler)
-    assert capfd.readouterr().err.count("RuntimeWarning: a pixel is odd") == 1
+@pytest.mark.parametrize("name", [None, "coaddflow"])
+def test_forks_do_not_write_to_the_log_of_the_master(name, capfd):
+    logger = logging.getLogger(name)
+    with open(2, "w", closefd=False) as stream:
+        handler = logging.StreamHandler(stream)
+        logger.addHandler(handler)
+        try:
+            with Pool("processes", 1) as pool:
+                pool.map(work.warn_about, [4])
+        finally:
+            logger.removeHandler(handler)
+    assert capfd.readouterr().err.count("a pixel is odd in 4") == 1
+
+
+@outside
+@linux
+def test_forks_do_not_end_as_the_master_does():
+    """Neither are its blocks left in them, nor is done what it does at its end."""
+    run = subprocess.run(
+        [sys.executable, work.__file__, "ends"],
+        env=single_threaded(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    lines = run.stdout.splitlines()
+    assert sorted(lines[:2]) == ["a worker ends", "a worker ends"]
+    assert lines[2:] == ["a block of the master ends", "the master ends"]
 
 
 @within_forks
-def test_forks_do_not_end_as_the_master_would(capfd):
-    """Neither its blocks are left in them nor what it does at its end."""
-    ends = []
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: ends.append(print("the master ends", flush=True)))
+def test_forks_begin_as_fresh_processes_do(monkeypatch):
+    """What the master has set does not reach them, since their replacements would not have it."""
+    monkeypatch.setattr(sys, "stdout", None)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    tracing, profiling = sys.gettrace(), sys.getprofile()
+    sys.setprofile(lambda *_: None)
+    try:
+        with np.errstate(divide="raise"), Pool("processes", 2) as pool:
+            states = pool.map(work.process_state, range(2))
+    finally:
+        sys.setprofile(profiling)
+        sys.settrace(tracing)
+        signal.signal(signal.SIGUSR1, before)
+    for state in states:
+        assert state["errors"] == np.geterr()
+        assert state["SIGUSR1"] == signal.SIG_DFL
+        assert state["held back"] == []
+        assert state["profile"] is False
+        assert state["stdout"] == 1
+        assert state["main"] == []
+        assert state["threads"] == ("1", "1")
+
+
+@within_forks
+def test_forks_draw_different_random_numbers():
+    with Pool("processes", 2) as pool:
+        _await_both(pool)
+        drawn = pool.map(work.draw_slowly, range(4))
+    assert len(set(drawn)) == 4
+
+
+@within_forks
+def test_a_process_of_multiprocessing_can_open_a_pool():
+    """Its daemons may not start processes of multiprocessing, nor may workers have to be such."""
+    with get_context("fork").Pool(1) as other:
+        assert other.apply(work.open_pool) == [1, 4, 9]
+
+
+@within_forks
+def test_a_master_that_ignores_the_end_of_its_children_ends_well():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
         with Pool("processes", 2) as pool:
-            assert pool.map(work.fail_badly, [1])[0].type == "SystemExit"
-    assert capfd.readouterr().out.count("the master ends") == 1
+            assert pool.map(work.square, [2, 3]) == [4, 9]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@within_forks
+def test_without_room_for_forks_workers_are_fresh_processes(monkeypatch):
+    def no_room():
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "fork", no_room)
+    with Pool("processes", 1) as pool:
+        (process,) = pool.map(work.process, [1])
+        assert _command(process) != _command(os.getpid())
+
+
+def _await_both(pool):
+    """Wait until both workers are ready."""
+    for _ in range(100):
+        pool.map(work.after, [(0.02, 1), (0.02, 2)])
+        if len(pool.processes) == 2:
+            return
+    raise AssertionError("one worker is not ready")
 
 
 # backends ----------------------------------------------------------------------------------

@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from coaddflow.runtime.log import job_log
+from coaddflow.runtime.parent import ParentWatch, unwatched
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 
@@ -45,3 +49,38 @@ def test_a_job_whose_starter_lives_goes_on(tmp_path):
     ended = subprocess.run([sys.executable, "-c", program, tmp_path / "log"], check=False)
     assert ended.returncode == 0
     assert time.monotonic() - began > 2.5
+
+
+def test_after_a_pause_the_watch_goes_on(tmp_path):
+    program = JOB.replace(
+        "    print", "    from coaddflow.runtime.parent import unwatched\n    print"
+    )
+    program = program.replace("    time", "    with unwatched(): time.sleep(0.01)\n    time")
+    log = tmp_path / "job.log"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, program, str(log)], stdout=subprocess.PIPE, text=True
+    )
+    with starter:
+        assert starter.stdout.readline() == "begun\n"
+        os.kill(starter.pid, signal.SIGKILL)
+        assert starter.stdout.read() == ""
+    assert "stopped by SIGTERM" in log.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("method", ["stop", "start"])
+def test_a_signal_in_a_pause_ends_the_job_as_any_other(method, tmp_path, monkeypatch):
+    def interrupted(watch):
+        monkeypatch.setattr(ParentWatch, method, whole)
+        os.kill(os.getpid(), signal.SIGTERM)
+        whole(watch)
+
+    whole, before = getattr(ParentWatch, method), signal.getsignal(signal.SIGTERM)
+    n_threads = threading.active_count()
+    with pytest.raises(SystemExit) as ended, job_log(tmp_path / "job.log"):
+        monkeypatch.setattr(ParentWatch, method, interrupted)
+        with unwatched():
+            pass
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in (tmp_path / "job.log").read_text().splitlines()[-1]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert threading.active_count() == n_threads

@@ -24,7 +24,8 @@ def main(worker: str, connection: str, lifeline: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         raise_on_sigterm()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        # a fork begins with both held back
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         end_when(pipe_has_ended(int(lifeline)))
         with socket.socket(fileno=int(connection)) as opened:
             _serve(int(worker), Channel(opened))

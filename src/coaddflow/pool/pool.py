@@ -150,7 +150,7 @@ class Pool:
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
-        # more threads change the last bits of sums; workers have one thread each
+        # more threads change the last bits of sums; workers have one thread each, forks inherit it
         self._one_thread = threadpool_limits(1)
         try:
             self._backend.start()

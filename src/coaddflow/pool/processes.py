@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from coaddflow.pool import child as worker_process
 from coaddflow.pool.backend import Backend, Event, Joined, Lost, Replied
 from coaddflow.pool.channel import Channel
 from coaddflow.pool.failure import PoolError
@@ -115,14 +116,13 @@ class ProcessBackend(Backend):
     def _start_worker(self, forked: bool = False) -> None:
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
-        start = fork if forked else start_python
         with theirs:
             descriptors = (theirs.fileno(), self._lifeline[0])
             arguments = [str(one) for one in (number, *descriptors)]
-            process = start("coaddflow.pool.child", arguments, descriptors)
-        child = _Child(process, Channel(ours, self.traffic))
-        self._children[number] = child
-        self._selector.register(child.channel, selectors.EVENT_READ, number)
+            process = _start(arguments, descriptors, forked)
+        new = _Child(process, Channel(ours, self.traffic))
+        self._children[number] = new
+        self._selector.register(new.channel, selectors.EVENT_READ, number)
 
     def _receive(self, number: int) -> list[Event]:
         """Receive from a worker that has sent something or has ended."""
@@ -152,6 +152,16 @@ class ProcessBackend(Backend):
             )
         self._start_worker()
         return Lost(number, _reason(code))
+
+
+def _start(
+    arguments: Sequence[str], descriptors: Sequence[int], forked: bool
+) -> subprocess.Popen[bytes] | Fork:
+    """Start a worker, as a fork if that is wanted and there is room for one."""
+    if forked:
+        with contextlib.suppress(OSError):
+            return fork(worker_process.main, arguments, descriptors)
+    return start_python(worker_process.__name__, arguments, descriptors)
 
 
 def start_python(

@@ -33,22 +33,26 @@ class ParentWatch:
 
     def start(self) -> None:
         """Begin to watch, or go on."""
-        if self._parent is not None:
+        _watches.add(self)
+        if self._parent is not None and self._thread is None:
             self._done.clear()
             arguments = (*self._parent, self._done)
             self._thread = threading.Thread(target=_watch, args=arguments, daemon=True)
             self._thread.start()
-        _watches.append(self)
 
     def stop(self) -> None:
-        """End the thread, and wait until the system knows that it has ended."""
-        _watches.remove(self)
+        """End the thread, and wait until the system knows that it has ended.
+
+        May be called again, also if SIGTERM came in between.
+        """
+        _watches.discard(self)
         self._done.set()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.ident is not None:
             self._thread.join()
             until = time.monotonic() + _SECONDS_TO_END
             while _is_listed(self._thread) and time.monotonic() < until:
                 time.sleep(0.001)
+        self._thread = None
 
 
 def _is_listed(thread: threading.Thread) -> bool:
@@ -56,7 +60,7 @@ def _is_listed(thread: threading.Thread) -> bool:
     return Path(f"/proc/self/task/{thread.native_id}").exists()
 
 
-_watches: list[ParentWatch] = []
+_watches: set[ParentWatch] = set()
 """Those that watch now."""
 
 
@@ -64,9 +68,9 @@ _watches: list[ParentWatch] = []
 def unwatched() -> Iterator[None]:
     """Run a block without threads that watch: a process is best forked while it has one thread."""
     paused = list(_watches)
-    for watch in paused:
-        watch.stop()
     try:
+        for watch in paused:
+            watch.stop()
         yield
     finally:
         for watch in paused:
