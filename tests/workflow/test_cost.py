@@ -6,7 +6,7 @@ import pytest
 
 from coaddflow.runtime import resources
 from coaddflow.settings.parallel import ParallelSettings
-from coaddflow.workflow.cost import asked_memory, forecast, steps, widths
+from coaddflow.workflow.cost import START_CPU_SECONDS, asked_memory, forecast, steps, widths
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 from coaddflow.workflow.needs import SNAKEMAKE_MB
 
@@ -106,6 +106,17 @@ def test_what_was_asked_for_is_beside_what_was_measured(plan, tmp_path):
     write(tmp_path, "calexp/1/0", 10, 500, 36)
     (step,) = measured(tmp_path / "benchmarks", asked)
     assert step.asked == asked["calexp"]
+
+
+def test_only_workers_that_are_no_forks_start_python(plan):
+    def core_seconds(backend):
+        update = {"calexp": "exposure", "backend": backend, "workers": 4}
+        plan.settings.parallel = PARALLEL.model_copy(update=update)
+        return 3600 * forecast(plan, cores=4)[1].core_hours
+
+    starts = 3 * 4  # of workers, in the jobs of three exposures
+    more = core_seconds("dask") - core_seconds("processes")
+    assert more == pytest.approx(starts * START_CPU_SECONDS)
 
 
 @pytest.mark.parametrize(("cores", "rounds"), [(1, 4), (3, 2), (8, 1)])

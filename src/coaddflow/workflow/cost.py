@@ -15,7 +15,7 @@ from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import CALIB_STAGES, STAGES, Stage
 
 START_CPU_SECONDS = 1.8
-"""CPU time of Python and its libraries, for each step of a job and each worker."""
+"""CPU time of Python and its libraries, for each step of a job, and each worker that is no fork."""
 
 JOB_CPU_SECONDS = 4.5
 """CPU time of the two Snakemakes in each job of a cluster."""
@@ -64,7 +64,7 @@ def forecast(plan: Plan, cores: int) -> list[Cost]:
         Cores of one job (``cores`` of the profile).
     """
     return [
-        _cost(kind, jobs, cores, plan.settings.parallel.backend == "mpi")
+        _cost(kind, jobs, cores, plan.settings.parallel.backend)
         for kind, jobs in _all_jobs(plan, cores).items()
         if jobs or kind != "tract"
     ]
@@ -83,18 +83,18 @@ def total(costs: list[Cost]) -> Cost:
     )
 
 
-def _cost(name: str, jobs: list[Job], cores: int, on_tasks: bool) -> Cost:
+def _cost(name: str, jobs: list[Job], cores: int, backend: str) -> Cost:
     """Add up jobs of one kind."""
     steps = [step for job in jobs for level in job for _, step in level]
-    seconds = JOB_CPU_SECONDS * len(jobs) + sum(
-        START_CPU_SECONDS * (1 + step.workers) + step.seconds for step in steps
-    )
+    starts = sum(1 + (step.workers if backend in ("mpi", "dask") else 0) for step in steps)
+    seconds = JOB_CPU_SECONDS * len(jobs) + START_CPU_SECONDS * starts
+    seconds += sum(step.seconds for step in steps)
     memory = runtime = 0
     for job in jobs:
         in_turn = [some for level in job for some in _in_turn(level, cores)]
         runtime = max(runtime, sum(some[0].runtime for some in in_turn))
         for some in in_turn:
-            asked = sum(step.asked(cores, on_tasks) for step in some)
+            asked = sum(step.asked(cores, backend == "mpi") for step in some)
             memory = max(memory, asked)
     disk = PIXEL_BYTES * sum(step.pixels for step in steps) / 1e9
     return Cost(name, len(jobs), len(steps), seconds / 3600, memory, runtime, disk)
