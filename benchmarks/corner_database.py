@@ -4,7 +4,7 @@
     python benchmarks/corner_database.py --ccds 1000000 --folder /scratch
 
 Exposures of 104 CCDs of 0.2 x 0.1 degrees point at random into 900 square degrees. A database of
-the survey with the given number of CCDs is built (3.1 kB a CCD on disk; the manifests are made in
+the survey with the given number of CCDs is built (2.6 kB a CCD on disk; the manifests are made in
 memory and have empty files), asked for patches, positions and, with SQL alone, the same patches,
 and brought up to date with exposures that are added one by one, redone and dropped. Prints
 microseconds of CPU for each CCD and milliseconds, medians of all repetitions. The folder is

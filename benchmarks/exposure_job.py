@@ -33,6 +33,7 @@ from traced import count, traced
 from coaddflow.calexp.job import CcdFiles, make_calexp
 from coaddflow.files import sha256_of
 from coaddflow.instrument.camera import load_camera
+from coaddflow.runtime.allocator import keep_freed_memory
 from coaddflow.settings import Settings, load_settings
 from coaddflow.tables.exposures import read_exposures
 from coaddflow.workflow.plan import CALIB_KINDS, make_plan
@@ -117,7 +118,8 @@ def simulate(arguments: argparse.Namespace) -> Settings:
     coaddflow = [sys.executable, "-m", "coaddflow"]
     call([*coaddflow, "simulate", "simulation.yaml", "data"])
     call([*coaddflow, "ingest", "--config", "ccd.yaml", "data/raw"])
-    call([*snakemake("ccd", arguments.workers, "defects")])
+    call(snakemake("ccd", arguments.workers, "defects"))
+    call(snakemake("exposure", arguments.workers, "calib_table"))  # once for all exposures
     return load_settings(yaml.safe_load(Path("ccd.yaml").read_text()))
 
 
@@ -144,6 +146,7 @@ def useful_work(settings: Settings, workers: int) -> tuple[float, int]:
 
 def work_of(settings: Settings, todo: list[tuple[str, int]]) -> float:
     """Return the CPU time of some CCDs, done one after the other here."""
+    keep_freed_memory()  # as a worker does
     camera, plan, begin = load_camera(settings.camera), make_plan(settings, None), 0.0
     rows = {row.exposure: row for row in read_exposures(settings.exposures)}
     with threadpool_limits(1):  # as in a worker

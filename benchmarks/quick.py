@@ -10,8 +10,8 @@ is 1. With --update the table is written anew.
 
 The references are: for cosmic rays one iteration of astroscrappy; for the sky `sep.Background`; for
 detection and PSF `sep.extract` with a filter; for the calibration frames `numpy.median`; for the
-warp a spline of scipy; for the coadd `numpy.median` of the same stack; for database, manifest and
-plan the standard library's JSON of the same rows.
+warp a spline of scipy; for the coadd `numpy.median` of the same stack; for database and
+manifest the standard library's JSON of the same rows.
 """
 
 import argparse

@@ -165,3 +165,17 @@ def test_outliers_of_single_pixels_and_their_neighbours_are_those_of_the_formula
     assert (near & rather & ~outliers).sum() > 100
     np.testing.assert_array_equal(state == OUTLIER, outliers)
     np.testing.assert_array_equal(state == GROWN, near & rather & ~outliers)
+
+
+def test_wings_are_the_largest_of_all_peaks_around():
+    rng = np.random.default_rng(8)
+    peaks = rng.exponential(10.0, (7, 9)).astype(np.float32)
+    wings = rng.uniform(0.0, 1.0, (4, 4)).astype(np.float32)
+    found = clipping._spread_peaks(peaks, wings)
+    for y, x in np.ndindex(peaks.shape):
+        around = [
+            wings[abs(j - y), abs(i - x)] * peaks[j, i]
+            for j, i in np.ndindex(peaks.shape)
+            if abs(j - y) < 4 and abs(i - x) < 4
+        ]
+        assert found[y, x] == max(around)

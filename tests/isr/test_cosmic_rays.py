@@ -80,7 +80,7 @@ def test_a_field_of_stars_alone_loses_none():
 def test_the_laplacian_alone_would_take_sharp_stars(monkeypatch):
     image, _, _, positions = scene(2.0)
     monkeypatch.setattr(
-        "coaddflow.isr.cosmic_rays._sharper_than_star", lambda *given: np.ones(len(given[3]), bool)
+        "coaddflow.isr.module._sharper_than_star", lambda *given: np.ones(len(given[3]), bool)
     )
     found = find_cosmic_rays(image, CosmicsSettings())
     y, x = positions[:, 1].round().astype(int), positions[:, 0].round().astype(int)
@@ -249,3 +249,33 @@ def test_holes_are_filled_from_neighbours_or_with_the_median():
     np.testing.assert_array_equal(pixels[~ignored], before[~ignored])
     assert (pixels[holes] == np.median(before[~ignored])).all()
     assert (variance[holes] == np.median(image.variance[~ignored])).all()
+
+
+def test_what_is_sharper_than_a_star_follows_the_plain_formula():
+    rng = np.random.default_rng(12)
+    shape, limits = (40, 50), np.array([0.8, 0.75, 0.6, 0.55])
+    image = rng.normal(0.0, 10.0, shape).astype(np.float32)
+    image[rng.random(shape) < 0.1] += 200.0
+    variance = rng.uniform(50.0, 150.0, shape).astype(np.float32)
+    ignored = rng.random(shape) < 0.05
+    y, x = (index.ravel() for index in np.indices(shape))
+    level = rng.normal(0.0, 5.0, len(y))
+    found = module._sharper_than_star(
+        image, variance, ignored, y, x, level, limits, module._DIRECTIONS
+    )
+    expected = np.zeros(shape, bool)
+    level = level.reshape(shape)
+    wide_image = np.pad(image.astype(float), 1)
+    wide_variance = np.pad(variance.astype(float), 1)
+    known = np.pad(~ignored, 1)
+    for limit, (dy, dx) in zip(limits, module._DIRECTIONS, strict=True):
+        sides = [
+            (slice(1 + s * dy, 1 + s * dy + shape[0]), slice(1 + s * dx, 1 + s * dx + shape[1]))
+            for s in (-1, 1)
+        ]
+        pair = sum(wide_image[side] for side in sides) / 2 - level
+        noise = sum(wide_variance[side] for side in sides) / 4 + limit**2 * variance
+        below = pair + module._MARGIN * np.sqrt(noise) < limit * (image - level)
+        expected |= below & known[sides[0]] & known[sides[1]]
+    assert 20 < expected.sum() < expected.size / 2
+    np.testing.assert_array_equal(found.reshape(shape), expected)
