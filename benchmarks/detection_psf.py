@@ -32,6 +32,7 @@ from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.measure.detection import detect_sources, measure_seeing
 from coaddflow.measure.psf_fit import fit_psf
 from coaddflow.measure.stars import select_stars
+from coaddflow.runtime.allocator import keep_freed_memory
 from coaddflow.settings.detection import DetectionSettings
 from coaddflow.settings.psf import PsfSettings
 
@@ -78,6 +79,7 @@ def main() -> None:
     programs = shutil.which("source-extractor") or shutil.which("sex"), shutil.which("psfex")
     if not all(programs):
         sys.exit("source-extractor and psfex are needed")
+    keep_freed_memory()  # as jobs do
     with (
         threadpool_limits(1),
         finished_ccd(arguments.folder) as folder,
