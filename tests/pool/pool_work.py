@@ -237,6 +237,7 @@ def tell_of_its_end(_item, _worker):
 
 def program_that_ends():
     """Open a pool, and tell what is done at the end of which process."""
+    print("the master begins")  # and keeps it in a buffer, since this is no terminal
     atexit.register(os.write, 1, b"the master ends\n")
     with contextlib.ExitStack() as stack:
         stack.callback(os.write, 1, b"a block of the master ends\n")
