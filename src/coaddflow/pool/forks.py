@@ -102,7 +102,8 @@ def fork(main: Callable[..., None], arguments: Sequence[str], descriptors: Colle
         If there is no room for another process.
     """
     for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
-        stream.flush()  # else the fork would say it again
+        with contextlib.suppress(ValueError):  # it is closed
+            stream.flush()  # else the fork would say it again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
