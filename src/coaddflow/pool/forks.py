@@ -157,7 +157,8 @@ def _forget_master(kept: Collection[int]) -> None:
         getattr(logger, "handlers", []).clear()
     if numpy := sys.modules.get("numpy"):
         numpy.seterr(all="warn", under="ignore")
-        numpy.random.seed()
+    if random := sys.modules.get("numpy.random"):
+        random.seed()
 
 
 def _close_all_but(kept: Collection[int]) -> None:
