@@ -16,8 +16,6 @@ include: "rules/common.smk"
 
 localrules:
     all,
-    frame_table,
-    calib_table,
 
 
 rule all:

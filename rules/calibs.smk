@@ -19,6 +19,7 @@ if PLAN.science:
             table=paths.FRAME_TABLE,
         log:
             "logs/frame_table/{frames}.log",
+        localrule: True
         threads: 1
         resources:
             mem_mb=memory("frame_table"),
@@ -146,6 +147,7 @@ if PLAN.science:
                 table=paths.CALIB_TABLE,
             log:
                 "logs/calib_table/{band}.log",
+            localrule: True
             threads: 1
             resources:
                 mem_mb=memory("calib_table"),

@@ -80,7 +80,7 @@ def test_a_field_of_stars_alone_loses_none():
 def test_the_laplacian_alone_would_take_sharp_stars(monkeypatch):
     image, _, _, positions = scene(2.0)
     monkeypatch.setattr(
-        "coaddflow.isr.module._sharper_than_star", lambda *given: np.ones(len(given[3]), bool)
+        "coaddflow.isr.cosmic_rays._sharper_than_star", lambda *given: np.ones(len(given[3]), bool)
     )
     found = find_cosmic_rays(image, CosmicsSettings())
     y, x = positions[:, 1].round().astype(int), positions[:, 0].round().astype(int)

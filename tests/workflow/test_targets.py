@@ -39,6 +39,32 @@ def test_only_files_of_the_kind_that_is_asked_for_are_listed(plan, monkeypatch):
     assert [product.path for product in listed] == [paths.MANIFEST]
 
 
+@pytest.mark.parametrize("granularity", ["fine", "coarse"])
+@pytest.mark.parametrize(
+    ("target", "fine", "coarse"),
+    [
+        (paths.CALEXP, paths.ROW, paths.MANIFEST),
+        (paths.SOURCES, paths.ROW, paths.MANIFEST),
+        (paths.COADD, paths.COADD, paths.COADD_TABLE),
+        (paths.DEPTH, paths.DEPTH_TABLE, paths.DEPTH_TABLE),
+    ],
+)
+def test_what_a_job_makes_beside_what_it_promises_is_asked_for_by_that(
+    target, fine, coarse, granularity
+):
+    parallel = {"coadd": "tract", "calexp": "exposure"} if granularity == "coarse" else {}
+    plan = plan_of([science("1001")], parallel=parallel)
+    tract = plan.tracts[0]
+    names = {"exposure": "1001", "ccd": plan.ccds_of("1001")[0], "band": "r", "tract": tract}
+    names["patch"] = plan.patches_of("r", tract)[0]
+    promised = (coarse if granularity == "coarse" else fine).format(**names)
+    check_targets(plan, [promised])
+    if promised == target.format(**names):
+        return
+    with pytest.raises(InputError, match=f"made alone, but by the job that makes {promised}"):
+        check_targets(plan, [target.format(**names)])
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [

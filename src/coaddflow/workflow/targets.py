@@ -2,19 +2,19 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from coaddflow.errors import InputError, did_you_mean
 from coaddflow.tables import paths
 from coaddflow.workflow.plan import Plan
-from coaddflow.workflow.stages import STAGES, Names, Product
+from coaddflow.workflow.stages import STAGES, Names, Product, Stage
 
 _LISTED = 12
 
 
 def check_targets(plan: Plan, files: Iterable[str]) -> None:
-    """Raise InputError if a run is asked for a file that it does not make.
+    """Raise InputError if a run is asked for a file that it does not make, or not by this name.
 
     Without this, Snakemake shows the KeyError of an input function, or makes an empty coadd of a
     band that the survey does not have.
@@ -31,20 +31,35 @@ def check_targets(plan: Plan, files: Iterable[str]) -> None:
     for file in files:
         name = Path(file).as_posix()
         matches = [
-            (product, match.groupdict())
+            (stage, product, match.groupdict())
             for stage in STAGES.values()
             if stage.is_planned(plan)
-            for product in stage.products
+            for product in _products(stage)
             if (match := re.fullmatch(_pattern(product.path), name))
         ]
         if not matches:
             _check_other(plan, name)
             continue
-        if not any(name in made(product) for product, _ in matches):
+        makers = [match for match in matches if name in made(match[1])]
+        if not makers:
             raise InputError(
-                f"this run does not make {name}: {_why(plan, *matches[0])}",
+                f"this run does not make {name}: {_why(plan, *matches[0][1:])}",
                 remedy="`snakemake -n` shows all that it makes",
             )
+        promised = [stage.products[0] for stage, *_ in makers]
+        if not any(product in promised for _, product, _ in makers):
+            with_it = promised[0].path.format(**makers[0][2])
+            raise InputError(
+                f"{name} is not made alone, but by the job that makes {with_it}",
+                remedy=f"ask for {with_it}",
+            )
+
+
+def _products(stage: Stage) -> Iterator[Product]:
+    """Yield what a stage's job makes; of the stages that it includes, not what their jobs promise."""
+    yield from stage.products
+    for name in stage.includes:
+        yield from STAGES[name].products[1:]
 
 
 def _pattern(template: str) -> str:
