@@ -56,7 +56,7 @@ def check_targets(plan: Plan, files: Iterable[str]) -> None:
 
 
 def _products(stage: Stage) -> Iterator[Product]:
-    """Yield what a stage's job makes; of the stages that it includes, not what their jobs promise."""
+    """Yield what a stage's job makes; not what jobs of the stages that it includes promise."""
     yield from stage.products
     for name in stage.includes:
         yield from STAGES[name].products[1:]
