@@ -599,17 +599,7 @@ within_forks = pytest.mark.skipif(not WITHIN_FORKS, reason="tested in a process 
 def test_all_of_this_holds_with_forks():
     """The pytest that runs all may have threads, and would not fork."""
     run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            __file__,
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
         # one thread in this process, and not because the environment says it for all libraries
         env={**os.environ, "COADDFLOW_TEST_POOL": "forks", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
@@ -687,9 +677,10 @@ def test_forks_do_not_write_to_the_log_of_the_master(name, capfd):
 @linux
 def test_forks_do_not_end_as_the_master_does():
     """Neither are its blocks left in them, nor is done or said what it does or says at its end."""
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     run = subprocess.run(
         [sys.executable, work.__file__, "ends"],
-        env=single_threaded(os.environ),
+        env=single_threaded(buffered),
         capture_output=True,
         text=True,
         timeout=50,

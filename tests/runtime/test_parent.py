@@ -30,16 +30,21 @@ subprocess.run(["bash", "-c", shell, sys.executable, sys.argv[1], sys.argv[2]])
 """
 
 
-def test_a_job_whose_snakemake_is_killed_ends_although_its_shell_goes_on(tmp_path):
-    log = tmp_path / "job.log"
+def kill_starter_of(program, log):
+    """Start a job, kill what started it, and wait for the end of the job."""
     starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER, JOB, str(log)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTER, program, str(log)], stdout=subprocess.PIPE, text=True
     )
     with starter:
         assert starter.stdout.readline() == "begun\n"
         os.kill(starter.pid, signal.SIGKILL)
         # the end of the output is that of the last process that had it
         assert starter.stdout.read() == ""
+
+
+def test_a_job_whose_snakemake_is_killed_ends_although_its_shell_goes_on(tmp_path):
+    log = tmp_path / "job.log"
+    kill_starter_of(JOB, log)
     assert "stopped by SIGTERM" in log.read_text().splitlines()[-1]
 
 
@@ -57,13 +62,7 @@ def test_after_a_pause_the_watch_goes_on(tmp_path):
     )
     program = program.replace("    time", "    with unwatched(): time.sleep(0.01)\n    time")
     log = tmp_path / "job.log"
-    starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER, program, str(log)], stdout=subprocess.PIPE, text=True
-    )
-    with starter:
-        assert starter.stdout.readline() == "begun\n"
-        os.kill(starter.pid, signal.SIGKILL)
-        assert starter.stdout.read() == ""
+    kill_starter_of(program, log)
     assert "stopped by SIGTERM" in log.read_text().splitlines()[-1]
 
 
