@@ -136,6 +136,41 @@ def test_an_interrupt_that_was_held_back_ends_the_job_when_it_begins(tmp_path):
     assert last_line(log).endswith("interrupted")
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, None])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_disturb_the_end_of_a_job(tmp_path, first, second):
+    log = tmp_path / "job.log"
+    code = (
+        "import os, signal, traceback\n"
+        "from coaddflow.runtime.log import job_log\n"
+        "whole = traceback.format_exception\n"
+        "def impatient(error):\n"
+        f"    os.kill(os.getpid(), {int(second)})\n"
+        "    return whole(error)\n"
+        "traceback.format_exception = impatient\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        f"with job_log({str(log)!r}):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(first or 0)})\n"
+        "        raise ValueError('not foreseen')\n"
+        "    finally:\n"
+        f"        {'pass' if first is None else f'os.kill(os.getpid(), {int(second)})'}\n"
+        "        print('tidied up', flush=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert ended.stdout == "tidied up\n"
+    assert ended.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, None: 1}[first]
+    assert "Traceback" not in ended.stderr
+    reason = {
+        signal.SIGINT: "interrupted",
+        signal.SIGTERM: "stopped by SIGTERM (time limit, or cancelled)",
+        None: "ValueError: not foreseen",
+    }
+    assert last_line(log) == f"coaddflow: failed: {reason[first]}"
+
+
 def test_failures_of_earlier_runs_are_not_reported_again(tmp_path):
     for name in ("old", "new"):
         (tmp_path / f"{name}.log").write_text(f"coaddflow: failed: {name}\n")

@@ -33,11 +33,12 @@ class Stopped(BaseException):
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM raise `Stopped`, so that unfinished files are removed."""
+    """Let SIGTERM raise `Stopped`, so that unfinished files are removed; once, not meanwhile."""
     signal.signal(signal.SIGTERM, _raise_stopped)
 
 
-def _raise_stopped(_number: int, _frame: object) -> None:
+def _raise_stopped(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
     raise Stopped
 
 

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coaddflow.errors import CoaddflowError, is_lasting
 from coaddflow.runtime.allocator import keep_freed_memory
@@ -65,7 +66,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    old_terminate = signal.signal(signal.SIGTERM, _raise_on_signal)
+    stop = _Stop()
+    stop.listen()
     watch = ParentWatch()
     watch.start()
     _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
@@ -75,6 +77,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         yield logging.getLogger("coaddflow")
         _last_line(handler, f"{FINISHED}{time.monotonic() - started:.1f} s ({_cost()})")
     except BaseException as error:
+        stop.heard = True  # the log tells of this error, whoever loses patience meanwhile
         code, reason = _explain(error)
         if not isinstance(error, CoaddflowError):
             root.error("Traceback:\n%s", "".join(traceback.format_exception(error)))
@@ -86,7 +89,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         raise SystemExit(code) from None
     finally:
         watch.stop()
-        signal.signal(signal.SIGTERM, old_terminate)
+        stop.close()
         logging.captureWarnings(False)
         root.handlers[:] = old_handlers
         root.setLevel(old_level)
@@ -97,8 +100,36 @@ class _Stopped(BaseException):
     """A signal asked the process to end."""
 
 
-def _raise_on_signal(number: int, _frame: object) -> None:
-    raise _Stopped(number)
+class _Stop:
+    """Hears the first signal that asks the job to end; a second does not disturb what it began.
+
+    Whoever presses Ctrl-C twice, or whose batch system sends SIGTERM after it, would otherwise
+    break off the removal of unfinished files and the last words of the log.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._mask: set[int] = set()
+        self._handlers: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Raise at SIGTERM and, where Python would, at SIGINT."""
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            numbers.append(signal.SIGINT)
+        self._handlers = {number: signal.signal(number, self._raise) for number in numbers}
+
+    def close(self) -> None:
+        """Do again with signals what was done before: also hold them back."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, _frame: object) -> None:
+        if not self.heard:
+            self.heard = True
+            raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
