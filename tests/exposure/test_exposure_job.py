@@ -22,8 +22,10 @@ from coaddflow.errors import InputError, TooLittleMemory, is_lasting
 from coaddflow.exposure import job as exposure_job
 from coaddflow.exposure import solution
 from coaddflow.exposure.job import make_exposure
+from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.measure import psf_fit
 from coaddflow.pool import Pool, PoolError
+from coaddflow.pool.read_ahead import FilePart
 from coaddflow.runtime import resources
 from coaddflow.runtime.log import failed_for_good, job_log
 from coaddflow.settings import load_settings
@@ -196,6 +198,28 @@ def test_pixels_are_read_once_and_written_once(raw_survey, working_folder):
     assert opened["r", spec["ccds"][0]["raw"]] == 1, "by the only worker"
     calexps = [name for mode, name in opened if mode == "w" and name.startswith("results/calexp/")]
     assert len(calexps) == 2 * len(CCDS), "a calexp and its sources, and nothing in between"
+
+
+def test_what_is_read_ahead_is_what_a_ccd_reads(raw_survey, working_folder):
+    spec = spec_of(raw_survey)
+    for item in spec["ccds"]:
+        item["calibs"] = {kind: f"{kind}/{item['ccd']}.fits" for kind in ("bias", "flat")}
+    with working_folder("survey"):
+        task = exposure_job.task_of(spec, load_settings(spec["config"]).only(*spec["sections"]))
+        files = exposure_job._FilesRead(task)
+        for item in spec["ccds"]:
+            *of_raw, bias, flat = files(item["ccd"])
+            assert [bias, flat] == [FilePart(path) for path in item["calibs"].values()]
+            raw = read_raw_ccd(item["raw"], task.camera, task.camera.detector(item["ccd"]))
+            with fits.open(item["raw"]) as hdus:
+                of_ccd = {hdu.fileinfo()["datLoc"]: hdu.size for hdu in hdus}
+            assert {start: stop - start for _, start, stop in of_raw}.items() <= of_ccd.items()
+            arrays = {id(array): array for array in raw.arrays}.values()
+            assert sum(stop - start for _, start, stop in of_raw) == sum(a.nbytes for a in arrays)
+            read = np.frombuffer(os.pread(of_raw[0].file, 2000, of_raw[0].start), ">i2")
+            assert np.array_equal(read.astype(int) + 32768, raw.arrays[0].ravel()[:1000])
+        alone = exposure_job._FilesRead(replace(task, files={0: task.files[0]}))
+        assert next(alone(0)) == FilePart(task.files[0].raw), "the whole file of a single CCD"
 
 
 def test_a_ccd_opens_its_two_products_and_looks_at_the_fence_once(raw_survey, working_folder):

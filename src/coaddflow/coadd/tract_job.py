@@ -39,6 +39,7 @@ from coaddflow.image.provenance import provenance_header
 from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
 from coaddflow.pool.launch import run_job
 from coaddflow.pool.pool import Function
+from coaddflow.pool.read_ahead import FilePart
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.skymap import SkymapSettings
@@ -316,6 +317,7 @@ def _warp(pool: Pool, works: Sequence[CcdWork]) -> Warped:
         cost=lambda one: _area(one.box),
         memory=lambda one: 1e6 * resources.warped_ccd_memory(one.row.nx * one.row.ny),
         label=lambda one: f"exposure {one.row.exposure} CCD {one.row.ccd}",
+        files=lambda one: [FilePart(one.row.path)],
     )
     rows = [work.row for work in works]
     return {(row.exposure, row.ccd): one for row, one in zip(rows, results, strict=True)}

@@ -12,10 +12,12 @@ other CCDs of its round have ended. A worker that dies costs only time: its CCDs
 again, once; if that ends a worker again the job ends, and the scheduler tries it with more memory.
 """
 
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,11 +52,12 @@ from coaddflow.exposure.solution import (
 )
 from coaddflow.image.fits_hdus import KeptOpen
 from coaddflow.instrument.camera import Camera, load_camera
-from coaddflow.instrument.raw import read_raw_ccd
+from coaddflow.instrument.raw import byte_ranges, read_raw_ccd
 from coaddflow.isr.crosstalk import Aggressor, collect_aggressors
 from coaddflow.isr.detrend import PartlyDetrendedCcd
 from coaddflow.pool import Pool, Rounds, Worker
 from coaddflow.pool.launch import run_job
+from coaddflow.pool.read_ahead import FilePart
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.parallel import ParallelSettings
@@ -231,7 +234,7 @@ def make_calexps(pool: Pool, task: ExposureTask) -> list[CcdRow]:
     if task.is_solved_as_a_whole:
         _solve_and_finish(pool, task, rounds, ended)
     else:
-        _round(rounds, _whole_ccd, ended)
+        _round(rounds, _whole_ccd, ended, files=_FilesRead(task))
     remove_partial_products(*task.files.values())
     return [ended[ccd] for ccd in task.files]
 
@@ -240,11 +243,12 @@ def _solve_and_finish(
     pool: Pool, task: ExposureTask, rounds: Rounds, ended: dict[int, CcdRow]
 ) -> None:
     """Measure the CCDs on the workers, solve for all of them here, finish them on the workers."""
+    files = _FilesRead(task)
     if task.corrects_crosstalk:
-        found = _round(rounds, _begin_ccd, ended)
+        found = _round(rounds, _begin_ccd, ended, files=files)
         for ccd in list(found):
             pool.broadcast(**{f"signals_{ccd}": found.pop(ccd)})
-    summaries = _round(rounds, _measure_ccd, ended)
+    summaries = _round(rounds, _measure_ccd, ended, files=files)
     if not summaries:
         return
     with working_on(f"exposure {task.exposure.exposure}"):
@@ -261,11 +265,44 @@ def _round(
     function: Callable[[Any, Worker], Any],
     ended: dict[int, CcdRow],
     arguments: Mapping[int, Any] | None = None,
+    files: Callable[[int], Iterable[FilePart]] | None = None,
 ) -> dict[int, Any]:
     """Do a round (arguments: the CCDs); add the rows of CCDs that ended, return other results."""
-    results = rounds.do(function, arguments or {ccd: ccd for ccd in rounds.keys})
+    results = rounds.do(function, arguments or {ccd: ccd for ccd in rounds.keys}, files)
     ended |= {ccd: row for ccd, row in results.items() if _is_row(row)}
     return {ccd: result for ccd, result in results.items() if not _is_row(result)}
+
+
+class _FilesRead:
+    """What the workers read for a CCD, so that it can be read ahead (`Pool.map`)."""
+
+    def __init__(self, task: ExposureTask):
+        self._task = task
+        self._raw_file = KeptOpen()
+
+    def __call__(self, ccd: int) -> Iterator[FilePart]:
+        """Yield the parts of files."""
+        task, files = self._task, self._task.files[ccd]
+        if task.exposure is None:
+            row = task.images[ccd]
+            yield from map(FilePart, filter(None, (row.path, row.weight_path, row.mask_path)))
+            return
+        yield from self._raw_parts.get(ccd, [FilePart(files.raw)])
+        yield from map(FilePart, files.calibs.values())
+
+    @functools.cached_property
+    def _raw_parts(self) -> Mapping[int, list[FilePart]]:
+        """Parts of a file that the CCDs share; it stays open."""
+        raw = {files.raw for files in self._task.files.values()}
+        if len(raw) > 1 or len(self._task.files) == 1:
+            return {}
+        camera = self._task.camera
+        with self._raw_file(Path(raw.pop())) as stream:
+            parts = byte_ranges(stream, camera, map(camera.detector, self._task.files))
+            return {
+                ccd: [FilePart(stream.fileno(), *of_ccd) for of_ccd in several]
+                for ccd, several in parts.items()
+            }
 
 
 def _is_row(result: Any) -> bool:

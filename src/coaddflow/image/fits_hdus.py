@@ -15,6 +15,7 @@ import bz2
 import contextlib
 import functools
 import gzip
+import io
 import math
 import os
 import re
@@ -36,8 +37,6 @@ BLOCK = 2880
 """Headers and data are padded to a multiple of this many bytes [1]_."""
 
 _CARD = 80
-
-_COMPRESSED = (gzip.GzipFile, bz2.BZ2File)
 
 _LARGEST = 1 << 50
 """No HDU has so many bytes of data."""
@@ -208,6 +207,11 @@ def decompressed(plain: BinaryIO) -> Iterator[BinaryIO]:
         yield plain
 
 
+def is_plain(stream: BinaryIO) -> bool:
+    """Return whether a file of `open_fits` is read as it is, without decompression."""
+    return isinstance(stream, io.BufferedReader | io.FileIO)
+
+
 def walk_hdus(stream: BinaryIO, largest: int | None = None) -> Iterator[HduHeader]:
     """Yield the HDUs of a file of `open_fits`; the stream then stands at the data of each.
 
@@ -251,7 +255,7 @@ def walk_hdus(stream: BinaryIO, largest: int | None = None) -> Iterator[HduHeade
         size = _data_size(keywords, index)
         hdu = HduHeader(index, text, keywords, size, total)
         _check_tiles(hdu)
-        if isinstance(stream, _COMPRESSED) and largest is not None and size > largest:
+        if not is_plain(stream) and largest is not None and size > largest:
             raise NotFitsError(f"HDU {index} says that it has {size} bytes, at most {largest} fit")
         yield hdu
         end = position + length + size
@@ -262,14 +266,14 @@ def walk_hdus(stream: BinaryIO, largest: int | None = None) -> Iterator[HduHeade
 def read_data(stream: BinaryIO, hdu: HduHeader) -> bytes:
     """Read the data at which the stream stands, without padding; errors as `walk_hdus`."""
     # asked for more than there is, the stream would make room for it first
-    if not isinstance(stream, _COMPRESSED):
+    if is_plain(stream):
         left = _known_size(stream, 0) - stream.tell()
         if hdu.data_size > left:
             raise EOFError("it ends in its data")
     body = stream.read(hdu.data_size)
     if len(body) < hdu.data_size:
         raise EOFError("it ends in its data")
-    if isinstance(stream, _COMPRESSED):
+    if not is_plain(stream):
         stream.read(-hdu.data_size % BLOCK)
         stream.peek(1)  # at the end of the file this verifies its checksum
     return body
@@ -304,7 +308,7 @@ def as_plane(pixels: NDArray) -> NDArray:
 
 def _known_size(stream: BinaryIO, position: int) -> int:
     """Return the length of a plain file, and of others the part that has been read."""
-    return position if isinstance(stream, _COMPRESSED) else os.fstat(stream.fileno()).st_size
+    return os.fstat(stream.fileno()).st_size if is_plain(stream) else position
 
 
 def _header_text(stream: BinaryIO, block: bytes, index: int) -> tuple[bytes, int, int]:

@@ -19,7 +19,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import DTypeLike, NDArray
 
-from coaddflow.image.fits_hdus import BLOCK, data_sum
+from coaddflow.image.fits_hdus import BLOCK, data_sum, is_plain
 from coaddflow.image.row_blocks import over_rows
 
 _BLOCK_BYTES = 1 << 18
@@ -191,7 +191,7 @@ def read_block(
             if is_swapped:
                 block.byteswap(inplace=True)
 
-    over_rows(read, flat.size, threads if _is_plain(stream) else 1, least=step)
+    over_rows(read, flat.size, threads if is_plain(stream) else 1, least=step)
     return pixels
 
 
@@ -199,7 +199,7 @@ def _read_at(stream: BinaryIO, offset: int, room: NDArray[np.uint8]) -> None:
     """Fill room with the bytes of a file from an offset on; threads may share a plain one."""
     done = 0
     while done < len(room):
-        if _is_plain(stream):
+        if is_plain(stream):
             number = os.preadv(stream.fileno(), [room[done:]], offset + done)
         else:  # its descriptor has the compressed bytes
             stream.seek(offset + done)
@@ -207,7 +207,3 @@ def _read_at(stream: BinaryIO, offset: int, room: NDArray[np.uint8]) -> None:
         if number == 0:
             raise EOFError("it ends in its data")
         done += number
-
-
-def _is_plain(stream: BinaryIO) -> bool:
-    return isinstance(stream, io.BufferedReader | io.FileIO)

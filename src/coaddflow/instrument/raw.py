@@ -12,7 +12,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from coaddflow.image.fits_hdus import (
     NotFitsError,
     as_plane,
     data_sum,
+    is_plain,
     open_fits,
     problem_of,
     read_data,
@@ -158,6 +159,28 @@ def _read(
         exposure_header,
         path,
     )
+
+
+def byte_ranges(
+    stream: BinaryIO, camera: Camera, detectors: Iterable[Detector]
+) -> dict[int, list[tuple[int, int]]]:
+    """Return where in a file the pixels of CCDs stand: first byte and end of each part, by CCD.
+
+    Empty for a compressed file, whose bytes have other places. Errors are those of `walk_hdus`.
+    """
+    if not is_plain(stream):
+        return {}
+    names = {
+        detector.id: {amplifier_hdu(camera, detector, one) for one in detector.amplifiers}
+        for detector in detectors
+    }
+    parts: dict[int, list[tuple[int, int]]] = {ccd: [] for ccd in names}
+    for hdu in walk_hdus(stream):
+        start = stream.tell()
+        for ccd, wanted in names.items():
+            if any(is_hdu(name, hdu) for name in wanted):
+                parts[ccd].append((start, start + hdu.data_size))
+    return parts
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,9 @@ class Backend(ABC):
     in_this_process = False
     """Functions run in the process of the master."""
 
+    on_this_machine = True
+    """No worker is on another machine."""
+
     def __init__(self) -> None:
         self.traffic = Traffic()
 

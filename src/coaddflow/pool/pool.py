@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
@@ -25,12 +26,14 @@ from coaddflow.pool.failure import (
 from coaddflow.pool.messages import Define, Forget, Message, Run
 from coaddflow.pool.packing import Packed, pack, unpack
 from coaddflow.pool.queue import Task, TaskQueue
+from coaddflow.pool.read_ahead import FilePart, ReadAhead
 from coaddflow.pool.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 
 Function = Callable[[Any, Worker], Any]
 Progress = Callable[[int, int, str], None]
+Files = Callable[[Any], Iterable[FilePart]]
 
 
 class _States:
@@ -69,7 +72,10 @@ class _Batch:
     receive: Callable[[int, Any], None]
     progress: Progress | None
     n_tasks: int
+    files: Files | None = None
     n_done: int = 0
+    asked_for: set[int] = field(default_factory=set)
+    """Tasks whose files are read ahead, or were."""
 
     def finish(self, task: Task, result: Any) -> None:
         """Pass on the result of a task."""
@@ -147,6 +153,7 @@ class Pool:
         self._definitions: dict[str, Packed] = {}
         self._dead_maps: list[int] = []
         self._busy = 0.0
+        self._read_ahead = ReadAhead()
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
@@ -161,6 +168,7 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         backend, self._backend = self._backend, None
+        self._read_ahead.close()
         self._one_thread.restore_original_limits()
         backend.close(abort=kind is not None or bool(self._running))
         self._workers.clear()
@@ -210,6 +218,7 @@ class Pool:
         cost: Callable[[Any], float] | None = None,
         memory: Callable[[Any], float] | None = None,
         label: Callable[[Any], str] | None = None,
+        files: Files | None = None,
         progress: Progress | None = None,
     ) -> Results:
         """Call a function on all items, each on any worker.
@@ -226,6 +235,9 @@ class Pool:
             Bytes that an item needs while it is processed.
         label : callable, optional
             Name of an item in messages.
+        files : callable, optional
+            Returns what an item reads from files. Where all workers are on this machine it is read
+            ahead, for as many waiting items as there are workers. It is called in a thread.
         progress : callable, optional
             Called with the number of finished items, the number of items, and the label of the
             last finished one.
@@ -246,7 +258,7 @@ class Pool:
         labels = [label(item) if label else f"item {i}" for i, item in enumerate(items)]
         states = self._new_states()
         tasks = self._tasks(items, labels, cost, memory)
-        return self._gather(function, items, labels, tasks, states, progress)
+        return self._gather(function, items, labels, tasks, states, progress, files)
 
     def map_again(
         self,
@@ -362,10 +374,11 @@ class Pool:
         tasks: list[Task],
         states: _States,
         progress: Progress | None,
+        files: Files | None = None,
     ) -> Results:
         """Do tasks; return the items with their results in place."""
         results = Results(items, labels, states)  # items without a task are failures, and stay
-        self._work(function, tasks, states, results.__setitem__, progress)
+        self._work(function, tasks, states, results.__setitem__, progress, files)
         return results
 
     def _new_states(self) -> _States:
@@ -407,13 +420,15 @@ class Pool:
         states: _States,
         receive: Callable[[int, Any], None],
         progress: Progress | None,
+        files: Files | None = None,
     ) -> None:
         """Do tasks; results are received in the order in which the tasks end."""
         self._open_backend()
         self._send_forgotten()
         name = f"function {next(self._numbers)}"
         self._define(name, function)
-        batch = _Batch(name, TaskQueue(tasks), states, receive, progress, len(tasks))
+        files = files if self._backend.on_this_machine else None
+        batch = _Batch(name, TaskQueue(tasks), states, receive, progress, len(tasks), files)
         for worker in set(states.owners.values()) - set(self._workers):
             self._lose_states(batch, worker)
         try:
@@ -438,6 +453,11 @@ class Pool:
                 if task is None:
                     break
                 self._give(number, task, batch)
+        if batch.files is not None:
+            for task in batch.queue.following(len(self._workers)):
+                if task.index not in batch.asked_for:
+                    batch.asked_for.add(task.index)
+                    self._read_ahead.ask(partial(batch.files, task.item))
 
     def _room(self) -> float:
         """Return the memory that is left for the next task, bytes."""

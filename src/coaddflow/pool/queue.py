@@ -1,5 +1,6 @@
 """Which item a worker gets next: the longest one that it may do and for which there is memory."""
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,10 @@ class TaskQueue:
         if best is not None:
             self._waiting[best.owner].remove(best)
         return best
+
+    def following(self, number: int) -> list[Task]:
+        """Return so many of the tasks that are likely to be taken next."""
+        return heapq.nsmallest(number, (t for some in self._waiting.values() for t in some), _rank)
 
     def take_all_of(self, worker: int) -> list[Task]:
         """Remove and return all tasks that only this worker could do."""

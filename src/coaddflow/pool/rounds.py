@@ -7,6 +7,7 @@ from typing import Any
 
 from coaddflow.pool.failure import Failure, PoolError, StateLost, WorkerDied, failure_of
 from coaddflow.pool.pool import Function, Pool, Results
+from coaddflow.pool.read_ahead import FilePart
 from coaddflow.pool.worker import Worker
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +97,12 @@ class Rounds:
         """Leave out an item from now on."""
         self._left.add(key)
 
-    def do(self, function: Function, arguments: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def do(
+        self,
+        function: Function,
+        arguments: Mapping[Hashable, Any],
+        files: Callable[[Any], Iterable[FilePart]] | None = None,
+    ) -> dict[Hashable, Any]:
         """Do one round.
 
         Parameters
@@ -105,6 +111,8 @@ class Rounds:
             ``function(argument, worker)``; defined in a module.
         arguments : mapping
             One for each of `keys`.
+        files : callable, optional
+            Returns what an item reads from files, by its key (`Pool.map`); for the first round.
 
         Returns
         -------
@@ -126,7 +134,7 @@ class Rounds:
                 self._steps(key, [(function, arguments[key])]) if key in arguments else _LEFT_OUT
                 for key in keys
             ]
-            self._collect(keys, self._map(items, held, keys), found)
+            self._collect(keys, self._map(items, held, keys, files), found)
         self._history.append((function, arguments))
         self._restart([key for key in self.keys if _is_lost(found[key])], found)
         for key in self.keys:
@@ -139,7 +147,13 @@ class Rounds:
     def _steps(self, key: Hashable, steps: Iterable[tuple[Function, Any]]) -> _Steps:
         return _Steps(key, tuple(steps), self._is_end)
 
-    def _map(self, items: list[Any], held: Results | None, keys: list[Hashable]) -> Results:
+    def _map(
+        self,
+        items: list[Any],
+        held: Results | None,
+        keys: list[Hashable],
+        files: Callable[[Any], Iterable[FilePart]] | None = None,
+    ) -> Results:
         if held is not None:
             return self._pool.map_again(held, _run_steps, items, **self._options)
         names = {key: self._label(key) for key in keys}
@@ -147,6 +161,7 @@ class Rounds:
             _run_steps,
             items,
             label=lambda item: names.get(getattr(item, "key", None), ""),
+            files=files and (lambda item: files(item.key)),
             **self._options,
         )
 
