@@ -1,15 +1,16 @@
 """One job an exposure against one job a CCD: time, CPU, overhead, opened files, bytes.
 
     python benchmarks/exposure_job.py [--exposures 2] [--ccds 6] [--workers 2] [--camera decam]
-                                      [--modes ccd exposure]
+                                      [--modes ccd exposure] [--pairs 1]
 
-Simulates exposures of some CCDs of a camera (needs the extra `simulate`) and calibrates them three
-times: by Snakemake with `parallel.calexp: ccd`, by Snakemake with `parallel.calexp: exposure`, and
-CCD after CCD in as many warm processes as there are workers, which is the useful work; what the
+Simulates exposures of some CCDs of a camera (needs the extra `simulate`) and calibrates them in
+three ways: by Snakemake with `parallel.calexp: ccd`, by Snakemake with `parallel.calexp: exposure`,
+and CCD after CCD in as many warm processes as there are workers, which is the useful work; what the
 others take more of CPU, the interpreters, imports and schedulers, is overhead. (The processes run
 side by side as the workers do: cores that share a cache, or are threads of one core, slow each
-other down.) The first two are done once more under strace, which counts what is opened, read and
-written. The calexps of both are compared.
+other down.) The ways alternate, `--pairs` times; the overhead is the median of those of the pairs.
+The first two are done once more under strace, which counts what is opened, read and written. The
+calexps of both are compared.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 import yaml
 from child_time import cost_of
@@ -54,24 +56,32 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--camera", default="decam")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--pairs", type=int, default=1, help="how often all are done in turn")
     parser.add_argument("--no-trace", action="store_true", help="do not count with strace")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         settings = simulate(arguments)
-        useful, n_ccds = useful_work(settings, arguments.workers)
-        print(f"{n_ccds} CCDs, useful work {useful / n_ccds:.2f} s of CPU each\n")
+        found: dict[str, list[tuple[float, float, float]]] = {mode: [] for mode in arguments.modes}
+        sums, useful = {}, []
+        for pair in range(arguments.pairs):
+            seconds, n_ccds = useful_work(settings, arguments.workers)
+            useful.append(seconds)
+            for mode in arguments.modes:
+                cost = cost_of(partial(call, calexps_anew(mode, arguments.workers)))
+                found[mode].append((cost.wall, cost.cpu, cost.cpu - seconds))
+                one = f"{seconds:.1f} s useful, {cost.cpu:.1f} s CPU, {cost.wall:.1f} s wall"
+                print(f"pair {pair + 1}, {mode}: {one}", file=sys.stderr)
+                sums[mode] = {p.parent.name + p.name: sha256_of(p) for p in calexps()}
+        each = median(useful) / n_ccds
+        print(f"{n_ccds} CCDs, useful work {each:.2f} s of CPU each\n")
         print("| `parallel.calexp` | wall, s | CPU, s | overhead a CCD, s | of the useful work |")
         print("|---|---|---|---|---|")
-        sums = {}
-        for mode in arguments.modes:
-            command = calexps_anew(mode, arguments.workers)
-            cost = cost_of(partial(call, command))
-            over = (cost.cpu - useful) / n_ccds
-            part = 100 * over / (useful / n_ccds)
-            line = f"| `{mode}` | {cost.wall:.1f} | {cost.cpu:.1f} | {over:.2f} | {part:.1f} % |"
-            print(line, flush=True)
-            sums[mode] = {p.parent.name + p.name: sha256_of(p) for p in calexps()}
+        for mode, runs in found.items():
+            wall, cpu, over = (median(column) for column in zip(*runs, strict=True))
+            parts = [100 * one[2] / all_of_it for one, all_of_it in zip(runs, useful, strict=True)]
+            line = f"| `{mode}` | {wall:.1f} | {cpu:.1f} | {over / n_ccds:.2f} |"
+            print(f"{line} {median(parts):.1f} % ({min(parts):.1f} to {max(parts):.1f}) |")
         if len({tuple(sorted(one.items())) for one in sums.values()}) > 1:
             sys.exit("the calexps differ")
         for log in sorted(Path("logs/exposure").glob("*.log")):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +16,7 @@ _counters: list[Counter] = []
 
 
 def _hook(event, arguments):
-    if event == "open" and _counters and isinstance(arguments[0], str | Path) and _in_main():
+    if event == "open" and _counters and isinstance(arguments[0], str | Path):
         path = Path(os.path.abspath(arguments[0]))  # noqa: PTH100 - links stay
         if path.is_relative_to(Path.cwd()):
             found = _RANDOM.fullmatch(path.name)
@@ -26,15 +25,9 @@ def _hook(event, arguments):
             _counters[-1]["w" if writes else "r", str(name.relative_to(Path.cwd()))] += 1
 
 
-def _in_main():
-    return threading.current_thread() is threading.main_thread()
-
-
 @contextlib.contextmanager
 def counted_openings():
     """Count what a block opens in the working folder, as a job that has its token.
-
-    What is read ahead by another thread is not among it: nobody waits for it.
 
     Yields
     ------

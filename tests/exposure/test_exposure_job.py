@@ -24,8 +24,7 @@ from coaddflow.exposure import solution
 from coaddflow.exposure.job import make_exposure
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.measure import psf_fit
-from coaddflow.pool import Pool, PoolError
-from coaddflow.pool.read_ahead import FilePart
+from coaddflow.pool import FilePart, Pool, PoolError
 from coaddflow.runtime import resources
 from coaddflow.runtime.log import failed_for_good, job_log
 from coaddflow.settings import load_settings

@@ -1,7 +1,10 @@
 """Connections between nodes: only who knows the key of the job is let in."""
 
 import contextlib
+import signal
 import socket
+import subprocess
+import sys
 from multiprocessing import AuthenticationError
 
 import pytest
@@ -48,3 +51,20 @@ def test_who_listens_must_know_the_key_as_well():
         address = master.address._replace(port=impostor.address.port)
         with pytest.raises(AuthenticationError):
             connect(address, 1)
+
+
+def test_a_second_sigterm_does_not_disturb_what_the_first_began():
+    code = (
+        "import os, signal\n"
+        "from coaddflow.pool.lifeline import Stopped, raise_on_sigterm\n"
+        "raise_on_sigterm()\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "except Stopped:\n"
+        f"    os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "    print('tidied up')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "tidied up\n", "")

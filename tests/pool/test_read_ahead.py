@@ -1,38 +1,47 @@
 """Files of the items that come next are in the memory of the system before a worker reads them."""
 
 import os
+import threading
 import time
 
 import pytest
 from pool_work import square
 
-from coaddflow.pool import Pool
-from coaddflow.pool.read_ahead import FilePart, ReadAhead
+from coaddflow.pool import FilePart, Pool
+from coaddflow.pool.read_ahead import ReadAhead
 
+MB = 1 << 20
 
-def wait_until(holds, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.001)
+needs_nowait = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells")
 
 
 @pytest.fixture
 def ahead():
-    reader = ReadAhead()
+    reader = ReadAhead(clock=lambda: 0.0)
     yield reader
-    reader.close()
+    reader.stop()
+    reader.wait()
 
 
-def is_in_memory(path):
-    """Return whether all of a file could be read without asking the disk."""
+def read_all(ahead, *parts):
+    """Let parts be read, and wait for it."""
+    ahead.ask(lambda: iter(parts))
+    ahead._asked.join()
+
+
+def is_in_memory(path, start=0, stop=None):
+    """Return whether bytes of a file could be read without asking the disk."""
+    stop = path.stat().st_size if stop is None else stop
     with path.open("rb") as stream:
-        room, size = bytearray(1 << 16), path.stat().st_size
-        for start in range(0, size, len(room)):
+        while start < stop:
+            room = bytearray(min(1 << 16, stop - start))
             try:
-                os.preadv(stream.fileno(), [room], start, os.RWF_NOWAIT)
+                number = os.preadv(stream.fileno(), [room], start, os.RWF_NOWAIT)
             except BlockingIOError:
                 return False
+            if number < len(room):
+                return False
+            start += number
     return True
 
 
@@ -47,32 +56,20 @@ def forgotten_file(path, size):
     return path
 
 
+@needs_nowait
 @pytest.mark.parametrize("by", ["path", "descriptor"])
 def test_what_is_asked_for_is_in_memory_afterwards(tmp_path, ahead, by):
-    path = forgotten_file(tmp_path / "large", 11_000_000)
+    path = forgotten_file(tmp_path / "large", 45 * MB)
     with path.open("rb") as stream:
-        done = []
-
-        def parts():
-            yield FilePart(path if by == "path" else stream.fileno())
-            done.append(True)
-
-        ahead.ask(parts)
-        wait_until(lambda: done)
+        read_all(ahead, FilePart(path if by == "path" else stream.fileno()))
     assert is_in_memory(path)
 
 
+@needs_nowait
 def test_only_the_part_is_read(tmp_path, ahead):
-    size = 64 << 20
-    path, done = forgotten_file(tmp_path / "large", size), []
-
-    def parts():
-        yield FilePart(path, size // 2, size // 2 + 10)
-        yield FilePart(path, size, size + 10)  # beyond the end
-        done.append(True)
-
-    ahead.ask(parts)
-    wait_until(lambda: done)
+    path = forgotten_file(tmp_path / "large", 64 * MB)
+    read_all(ahead, FilePart(path, 32 * MB, 34 * MB), FilePart(path, 64 * MB, 65 * MB))
+    assert is_in_memory(path, 32 * MB, 34 * MB)
     assert not is_in_memory(path)
 
 
@@ -89,9 +86,19 @@ def test_what_cannot_be_read_is_left_to_who_needs_it(tmp_path, ahead):
 
     ahead.ask(parts)
     ahead._asked.join()
-    for _ in range(2):  # one of them is passed over
+    for _ in range(2):  # one is passed over: nothing was slow
         ahead.ask(lambda: done.append("more") or ())
-    wait_until(lambda: done == ["all", "more"])
+    ahead._asked.join()
+    assert done == ["all", "more"]
+
+
+def test_what_a_worker_has_begun_is_not_read(ahead):
+    called = []
+    ahead.ask(lambda: called.append("begun") or (), is_wanted=lambda: False)
+    ahead._asked.join()
+    ahead.ask(lambda: called.append("waiting") or ())
+    ahead._asked.join()
+    assert called == ["waiting"], "and nothing is learned from what was not read"
 
 
 def test_files_that_are_there_at_once_are_hardly_looked_at():
@@ -114,32 +121,67 @@ def test_files_that_are_there_at_once_are_hardly_looked_at():
     for number in range(40, 80):
         ask(number, seconds=0.005)
     assert read[5:] == list(range(62, 80)), "of a slow disk every one, once that is known"
-    ahead.close()
+    ahead.stop()
+    ahead.wait()
 
 
-def slow_files(asked):
-    def files(item):
-        asked.append(item)
-        time.sleep(0.002)
-        return ()
+@pytest.fixture
+def asked(monkeypatch):
+    """What pools ask for: items, and whether they are wanted."""
+    found = []
+    monkeypatch.setattr(
+        ReadAhead, "ask", lambda _self, parts, is_wanted: found.append((parts(), is_wanted))
+    )
+    return found
 
-    return files
 
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_items_that_come_next_are_asked_for_once_each(workers):
-    asked = []
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_items_that_come_next_are_asked_for_once_each(workers, asked):
     with Pool("processes", workers) as pool:
-        results = pool.map(square, range(8), files=slow_files(asked), cost=lambda item: 8 - item)
-    assert list(results) == [item**2 for item in range(8)]
-    assert asked == sorted(set(asked)), "in the order of the work, none twice"
-    assert set(asked) <= set(range(1, 8)), "not of the item that is in work"
-    assert asked[:1] == [1]
+        results = pool.map(square, range(8), files=lambda item: item, cost=lambda item: 8 - item)
+        again = pool.map_again(results, square, range(8), files=lambda item: 100 + item)
+    assert list(again) == [item**2 for item in range(8)]
+    items = [item for item, _ in asked]
+    assert items == [*range(1, 8), *sorted(items[7:])]
+    assert len(set(items)) == len(items)
+    assert set(items[7:]) <= set(range(100, 108))
+    assert not any(is_wanted() for _, is_wanted in asked), "all have been begun"
 
 
-def test_nothing_is_read_here_for_workers_elsewhere(monkeypatch):
-    asked = []
-    with Pool("serial") as pool:
-        monkeypatch.setattr(pool._backend, "on_this_machine", False, raising=False)
-        pool.map(square, range(4), files=slow_files(asked))
-    assert asked == []
+@pytest.mark.parametrize("backend", ["serial", "mpi", "dask"])
+def test_the_master_reads_only_for_processes_beside_it(backend, asked):
+    if backend == "serial":
+        with Pool("serial") as pool:
+            pool.map(square, range(4), files=lambda item: item)
+        assert asked == []
+        return
+    module = pytest.importorskip(f"coaddflow.pool.{backend}", exc_type=ImportError)
+    if backend == "mpi":
+        assert not module.MpiBackend.reads_ahead, "ranks may be elsewhere"
+    else:
+        assert module.DaskBackend(2, None).reads_ahead
+        assert not module.DaskBackend(2, "tcp://node:1").reads_ahead
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(fails):
+    never = threading.Event()
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyError if fails else SystemExit), Pool("processes", 1) as pool:
+            pids = list(pool.map(square, range(4), files=lambda _item: never.wait() or ()))
+            assert pids == [0, 1, 4, 9]
+            workers = list(pool.processes.values())
+            raise KeyError if fails else SystemExit
+        assert time.monotonic() - began < 10.0
+        assert not any(is_alive(pid) for pid in workers)
+    finally:
+        never.set()
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

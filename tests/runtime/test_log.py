@@ -171,6 +171,48 @@ def test_a_second_signal_does_not_disturb_the_end_of_a_job(tmp_path, first, seco
     assert last_line(log) == f"coaddflow: failed: {reason[first]}"
 
 
+def test_a_job_that_does_not_end_hears_the_next_signal(tmp_path):
+    """An exception that a finaliser raises is lost, and with it the signal."""
+    code = (
+        "import os, signal, time\n"
+        "from coaddflow.runtime import log\n"
+        "log._SECONDS_TO_END = 0.05\n"
+        f"with log.job_log({str(tmp_path / 'job.log')!r}):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"  # too soon
+        "    time.sleep(0.1)\n"
+        "    print('goes on', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('did not hear', flush=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (143, "goes on\n")
+
+
+def test_a_signal_does_not_spoil_a_job_that_has_finished(tmp_path):
+    code = (
+        "import os, signal\n"
+        "from coaddflow.runtime import log\n"
+        "stop = log.ParentWatch.stop\n"
+        "def late(watch):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    stop(watch)\n"
+        "log.ParentWatch.stop = late\n"
+        f"with log.job_log({str(tmp_path / 'job.log')!r}):\n"
+        "    pass\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert last_line(tmp_path / "job.log").startswith(joblog.FINISHED)
+
+
 def test_failures_of_earlier_runs_are_not_reported_again(tmp_path):
     for name in ("old", "new"):
         (tmp_path / f"{name}.log").write_text(f"coaddflow: failed: {name}\n")

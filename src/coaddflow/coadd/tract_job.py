@@ -36,10 +36,9 @@ from coaddflow.files import remove, remove_partial
 from coaddflow.geometry.box import Box, common_box
 from coaddflow.image.masked_image import MaskedImage
 from coaddflow.image.provenance import provenance_header
-from coaddflow.pool import Failure, Pool, PoolError, Results, Worker
+from coaddflow.pool import Failure, FilePart, Pool, PoolError, Results, Worker
 from coaddflow.pool.launch import run_job
 from coaddflow.pool.pool import Function
-from coaddflow.pool.read_ahead import FilePart
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.skymap import SkymapSettings

@@ -55,9 +55,8 @@ from coaddflow.instrument.camera import Camera, load_camera
 from coaddflow.instrument.raw import byte_ranges, read_raw_ccd
 from coaddflow.isr.crosstalk import Aggressor, collect_aggressors
 from coaddflow.isr.detrend import PartlyDetrendedCcd
-from coaddflow.pool import Pool, Rounds, Worker
+from coaddflow.pool import FilePart, Pool, Rounds, Worker
 from coaddflow.pool.launch import run_job
-from coaddflow.pool.read_ahead import FilePart
 from coaddflow.runtime import resources
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.parallel import ParallelSettings
@@ -245,10 +244,12 @@ def _solve_and_finish(
     """Measure the CCDs on the workers, solve for all of them here, finish them on the workers."""
     files = _FilesRead(task)
     if task.corrects_crosstalk:
-        found = _round(rounds, _begin_ccd, ended, files=files)
+        found = _round(rounds, _begin_ccd, ended, files=files.raw)
         for ccd in list(found):
             pool.broadcast(**{f"signals_{ccd}": found.pop(ccd)})
-    summaries = _round(rounds, _measure_ccd, ended, files=files)
+    summaries = _round(
+        rounds, _measure_ccd, ended, files=files.calibs if task.corrects_crosstalk else files
+    )
     if not summaries:
         return
     with working_on(f"exposure {task.exposure.exposure}"):
@@ -281,14 +282,22 @@ class _FilesRead:
         self._raw_file = KeptOpen()
 
     def __call__(self, ccd: int) -> Iterator[FilePart]:
-        """Yield the parts of files."""
+        """Yield all parts of files."""
+        yield from self.raw(ccd)
+        yield from self.calibs(ccd)
+
+    def calibs(self, ccd: int) -> Iterator[FilePart]:
+        """Yield the calibration frames."""
+        yield from map(FilePart, self._task.files[ccd].calibs.values())
+
+    def raw(self, ccd: int) -> Iterator[FilePart]:
+        """Yield the raw pixels, or those of an image calibrated elsewhere."""
         task, files = self._task, self._task.files[ccd]
         if task.exposure is None:
             row = task.images[ccd]
             yield from map(FilePart, filter(None, (row.path, row.weight_path, row.mask_path)))
             return
         yield from self._raw_parts.get(ccd, [FilePart(files.raw)])
-        yield from map(FilePart, files.calibs.values())
 
     @functools.cached_property
     def _raw_parts(self) -> Mapping[int, list[FilePart]]:

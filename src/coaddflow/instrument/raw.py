@@ -166,7 +166,8 @@ def byte_ranges(
 ) -> dict[int, list[tuple[int, int]]]:
     """Return where in a file the pixels of CCDs stand: first byte and end of each part, by CCD.
 
-    Empty for a compressed file, whose bytes have other places. Errors are those of `walk_hdus`.
+    Empty for a compressed file, whose bytes have other places. What stands behind damage in the
+    file is missing.
     """
     if not is_plain(stream):
         return {}
@@ -175,11 +176,16 @@ def byte_ranges(
         for detector in detectors
     }
     parts: dict[int, list[tuple[int, int]]] = {ccd: [] for ccd in names}
-    for hdu in walk_hdus(stream):
-        start = stream.tell()
-        for ccd, wanted in names.items():
-            if any(is_hdu(name, hdu) for name in wanted):
-                parts[ccd].append((start, start + hdu.data_size))
+    missing = sum(map(len, names.values()))
+    with contextlib.suppress(NotFitsError, EOFError):
+        for hdu in walk_hdus(stream):
+            start = stream.tell()
+            for ccd, wanted in names.items():
+                if any(is_hdu(name, hdu) for name in wanted):
+                    parts[ccd].append((start, start + hdu.data_size))
+                    missing -= 1
+            if missing == 0:
+                break
     return parts
 
 

@@ -50,8 +50,8 @@ class Backend(ABC):
     in_this_process = False
     """Functions run in the process of the master."""
 
-    on_this_machine = True
-    """No worker is on another machine."""
+    reads_ahead = False
+    """Workers are other processes of this machine, and find what the master reads in memory."""
 
     def __init__(self) -> None:
         self.traffic = Traffic()

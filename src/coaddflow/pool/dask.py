@@ -143,7 +143,7 @@ class DaskBackend(Backend):
         super().__init__()
         self._wanted = workers if address or workers else available_cores()
         self._address = address
-        self.on_this_machine = address is None
+        self.reads_ahead = address is None
         self._numbers = count()
         self._addresses: dict[int, str] = {}
         self._futures: dict[int, distributed.Future] = {}

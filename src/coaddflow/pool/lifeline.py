@@ -33,7 +33,7 @@ class Stopped(BaseException):
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM raise `Stopped`, so that unfinished files are removed; once, not meanwhile."""
+    """Let SIGTERM raise `Stopped`, so that unfinished files are removed; ignore a second one."""
     signal.signal(signal.SIGTERM, _raise_stopped)
 
 

@@ -145,8 +145,6 @@ class MpiBackend(Backend):
     ``workers`` is how many to use; None for all but the first.
     """
 
-    on_this_machine = False
-
     def __init__(self, workers: int | None):
         super().__init__()
         if _world is None:

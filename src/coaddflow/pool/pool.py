@@ -76,6 +76,8 @@ class _Batch:
     n_done: int = 0
     asked_for: set[int] = field(default_factory=set)
     """Tasks whose files are read ahead, or were."""
+    begun: set[int] = field(default_factory=set)
+    """Tasks that a worker has, or had."""
 
     def finish(self, task: Task, result: Any) -> None:
         """Pass on the result of a task."""
@@ -157,6 +159,7 @@ class Pool:
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()
+        self._read_ahead = ReadAhead()
         # more threads change the last bits of sums; workers have one thread each, forks inherit it
         self._one_thread = threadpool_limits(1)
         try:
@@ -168,9 +171,12 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         backend, self._backend = self._backend, None
-        self._read_ahead.close()
-        self._one_thread.restore_original_limits()
-        backend.close(abort=kind is not None or bool(self._running))
+        self._read_ahead.stop()
+        try:
+            backend.close(abort=kind is not None or bool(self._running))
+        finally:
+            self._one_thread.restore_original_limits()
+        self._read_ahead.wait()
         self._workers.clear()
         self._running.clear()
         self._events.clear()
@@ -236,8 +242,9 @@ class Pool:
         label : callable, optional
             Name of an item in messages.
         files : callable, optional
-            Returns what an item reads from files. Where all workers are on this machine it is read
-            ahead, for as many waiting items as there are workers. It is called in a thread.
+            Returns the parts of files that an item reads. Where workers are processes of this
+            machine they are read ahead, for as many waiting items as there are workers. It is
+            called in a thread, must change nothing, and what it raises is not seen.
         progress : callable, optional
             Called with the number of finished items, the number of items, and the label of the
             last finished one.
@@ -268,6 +275,7 @@ class Pool:
         *,
         cost: Callable[[Any], float] | None = None,
         memory: Callable[[Any], float] | None = None,
+        files: Files | None = None,
         progress: Progress | None = None,
     ) -> Results:
         """Return to the items of an earlier map, each on the worker that holds its state.
@@ -284,7 +292,7 @@ class Pool:
             ``function(item, worker)``.
         items : iterable, optional
             New items, one for each earlier one; None for each by default.
-        cost, memory, progress : callable, optional
+        cost, memory, files, progress : callable, optional
             As in `map`.
 
         Returns
@@ -306,7 +314,7 @@ class Pool:
         ]
         states = held._states
         tasks = self._tasks(items, held.labels, cost, memory, states.owners)
-        return self._gather(function, items, held.labels, tasks, states, progress)
+        return self._gather(function, items, held.labels, tasks, states, progress, files)
 
     def reduce(
         self,
@@ -427,7 +435,7 @@ class Pool:
         self._send_forgotten()
         name = f"function {next(self._numbers)}"
         self._define(name, function)
-        files = files if self._backend.on_this_machine else None
+        files = files if self._backend.reads_ahead else None
         batch = _Batch(name, TaskQueue(tasks), states, receive, progress, len(tasks), files)
         for worker in set(states.owners.values()) - set(self._workers):
             self._lose_states(batch, worker)
@@ -437,6 +445,7 @@ class Pool:
                 if batch.n_done < batch.n_tasks:
                     self._take(self._next_event(), batch)
         finally:
+            batch.begun.update(task.index for task in tasks)
             del self._definitions[name]
 
     def _next_event(self) -> Event:
@@ -454,10 +463,17 @@ class Pool:
                     break
                 self._give(number, task, batch)
         if batch.files is not None:
-            for task in batch.queue.following(len(self._workers)):
-                if task.index not in batch.asked_for:
-                    batch.asked_for.add(task.index)
-                    self._read_ahead.ask(partial(batch.files, task.item))
+            self._ask_for_files(batch)
+
+    def _ask_for_files(self, batch: _Batch) -> None:
+        """Let the files of the tasks be read that the workers will get next."""
+        for task in batch.queue.following(len(self._workers)):
+            if task.index not in batch.asked_for:
+                batch.asked_for.add(task.index)
+                self._read_ahead.ask(
+                    partial(batch.files, task.item),
+                    lambda index=task.index: index not in batch.begun,
+                )
 
     def _room(self) -> float:
         """Return the memory that is left for the next task, bytes."""
@@ -474,6 +490,7 @@ class Pool:
             return
         worker = self._workers[number]
         self._running[number] = (batch, task)
+        batch.begun.add(task.index)
         worker.has_worked = True
         for name, packed in self._definitions.items():
             if name not in worker.defined:

@@ -55,6 +55,8 @@ class _Child:
 class ProcessBackend(Backend):
     """A number of worker processes."""
 
+    reads_ahead = True
+
     def __init__(self, workers: int):
         super().__init__()
         self._n_workers = workers

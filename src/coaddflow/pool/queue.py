@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 
@@ -52,7 +53,7 @@ class TaskQueue:
 
     def following(self, number: int) -> list[Task]:
         """Return so many of the tasks that are likely to be taken next."""
-        return heapq.nsmallest(number, (t for some in self._waiting.values() for t in some), _rank)
+        return list(islice(heapq.merge(*self._waiting.values(), key=_rank), number))
 
     def take_all_of(self, worker: int) -> list[Task]:
         """Remove and return all tasks that only this worker could do."""

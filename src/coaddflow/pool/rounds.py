@@ -112,7 +112,7 @@ class Rounds:
         arguments : mapping
             One for each of `keys`.
         files : callable, optional
-            Returns what an item reads from files, by its key (`Pool.map`); for the first round.
+            Returns what an item reads from files, by its key (`Pool.map`).
 
         Returns
         -------
@@ -154,14 +154,15 @@ class Rounds:
         keys: list[Hashable],
         files: Callable[[Any], Iterable[FilePart]] | None = None,
     ) -> Results:
+        files_of = {"files": files and (lambda item: files(item.key))}
         if held is not None:
-            return self._pool.map_again(held, _run_steps, items, **self._options)
+            return self._pool.map_again(held, _run_steps, items, **self._options, **files_of)
         names = {key: self._label(key) for key in keys}
         return self._pool.map(
             _run_steps,
             items,
             label=lambda item: names.get(getattr(item, "key", None), ""),
-            files=files and (lambda item: files(item.key)),
+            **files_of,
             **self._options,
         )
 

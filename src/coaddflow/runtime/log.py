@@ -9,6 +9,7 @@ reads the number of threads when it is loaded.
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import re
@@ -32,6 +33,10 @@ FAILED = "coaddflow: failed: "
 FOR_GOOD = "coaddflow: another attempt would fail in the same way"
 BEGUN = "coaddflow: begun on "
 NO_RESULT = "the log has no result line: killed (out of memory or time limit), or still running"
+_SECONDS_TO_END = 20.0
+"""The longest that the end of a job takes: workers have 5 s to end and 5 s after SIGTERM, MPI ranks
+10 s. Clusters kill jobs 30 s or more after SIGTERM."""
+
 NO_LOG = "the log is empty: the step has not begun, or died at once"
 
 
@@ -66,18 +71,18 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    stop = _Stop()
-    stop.listen()
-    watch = ParentWatch()
-    watch.start()
-    _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
+    stop, watch = _Stop(), ParentWatch()
     try:
+        stop.listen()
+        watch.start()
+        _last_line(handler, f"{BEGUN}{platform.node()}{_cluster_job()}")
         # Snakemake's threads start jobs with Ctrl-C held back (workflow/snakemake_patches.py)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield logging.getLogger("coaddflow")
+        stop.hear_no_more()
         _last_line(handler, f"{FINISHED}{time.monotonic() - started:.1f} s ({_cost()})")
     except BaseException as error:
-        stop.heard = True  # the log tells of this error, whoever loses patience meanwhile
+        stop.hear_no_more()  # the log tells of this error, whoever loses patience meanwhile
         code, reason = _explain(error)
         if not isinstance(error, CoaddflowError):
             root.error("Traceback:\n%s", "".join(traceback.format_exception(error)))
@@ -88,6 +93,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
             print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
+        stop.hear_no_more()
         watch.stop()
         stop.close()
         logging.captureWarnings(False)
@@ -104,11 +110,12 @@ class _Stop:
     """Hears the first signal that asks the job to end; a second does not disturb what it began.
 
     Whoever presses Ctrl-C twice, or whose batch system sends SIGTERM after it, would otherwise
-    break off the removal of unfinished files and the last words of the log.
+    break off the removal of unfinished files and the last words of the log. If the end takes too
+    long all the same, the next signal is heard.
     """
 
     def __init__(self) -> None:
-        self.heard = False
+        self._deaf_until = -math.inf
         self._mask: set[int] = set()
         self._handlers: dict[int, Any] = {}
 
@@ -121,14 +128,18 @@ class _Stop:
         self._handlers = {number: signal.signal(number, self._raise) for number in numbers}
 
     def close(self) -> None:
-        """Do again with signals what was done before: also hold them back."""
+        """Restore handlers, and hold back again what was held back."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def hear_no_more(self) -> None:
+        """Let no signal disturb what follows, for as long as it may take."""
+        self._deaf_until = time.monotonic() + _SECONDS_TO_END
+
     def _raise(self, number: int, _frame: object) -> None:
-        if not self.heard:
-            self.heard = True
+        if time.monotonic() > self._deaf_until:
+            self.hear_no_more()
             raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
 
 

@@ -9,19 +9,19 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from coaddflow.runtime.threads import join_thread
 
 _SHELLS = {"sh", "bash", "dash"}
 """Snakemake starts scripts through one of these, which outlives it."""
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_TO_END = 1.0
 
 
 class ParentWatch:
-    """Sends this process SIGTERM when the process that started it is gone.
+    """Sends this process SIGTERM, each second, when the process that started it is gone.
 
     It looks once a second, in a thread, from `start` to `stop`.
     """
@@ -41,23 +41,12 @@ class ParentWatch:
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait until the system knows that it has ended.
-
-        May be called again, also if SIGTERM came in between.
-        """
+        """End the thread; may be called again, also if SIGTERM came in between."""
         _watches.discard(self)
         self._done.set()
-        if self._thread is not None and self._thread.ident is not None:
-            self._thread.join()
-            until = time.monotonic() + _SECONDS_TO_END
-            while _is_listed(self._thread) and time.monotonic() < until:
-                time.sleep(0.001)
+        if self._thread is not None:
+            join_thread(self._thread)
         self._thread = None
-
-
-def _is_listed(thread: threading.Thread) -> bool:
-    """Return whether the system lists a thread of this process, which may have ended for Python."""
-    return Path(f"/proc/self/task/{thread.native_id}").exists()
 
 
 _watches: set[ParentWatch] = set()
@@ -81,8 +70,8 @@ def _watch(pid: int, started: str, done: threading.Event) -> None:
     while not done.wait(_SECONDS_BETWEEN_LOOKS):
         found = _read_stat(pid)
         if found is None or found[2] != started:
+            # again and again: a job that is ending hears only the first (`runtime.log`)
             os.kill(os.getpid(), signal.SIGTERM)
-            return
 
 
 def _parent() -> tuple[int, str] | None:
