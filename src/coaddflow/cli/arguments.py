@@ -1,13 +1,14 @@
 """Arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coaddflow.geometry.angles import parse_declination, parse_right_ascension
 
 if TYPE_CHECKING:
+    from coaddflow.instrument.camera import Camera
     from coaddflow.settings import Settings
 
 DEFAULT_CONFIG = "config.yaml"
@@ -52,6 +53,17 @@ def _angle(parse: Callable[[str], float]) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return checked
+
+
+def chosen_ccds(camera: "Camera", settings: "Settings", wanted: Sequence[int] | None) -> list[int]:
+    """Return the CCDs that ``--ccds`` names, by default those of the run, in the camera's order."""
+    for ccd in wanted or ():
+        camera.detector(ccd)
+    return [
+        one.id
+        for one in camera.detectors
+        if (one.id in wanted if wanted else one.id not in settings.exclude_ccds)
+    ]
 
 
 def read_settings(path: str | Path) -> "Settings":

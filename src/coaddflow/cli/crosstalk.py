@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coaddflow.cli.arguments import add_config, add_json, read_settings
+from coaddflow.cli.arguments import add_config, add_json, chosen_ccds, read_settings
 from coaddflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     measured = measure_crosstalk(
         files,
         camera,
-        _ccds(camera, settings, arguments.ccds),
+        chosen_ccds(camera, settings, arguments.ccds),
         settings.detrend,
         how,
         lambda path: print(path, file=sys.stderr),
@@ -127,17 +127,6 @@ def _raw_files(settings: "Settings", wanted: Sequence[str] | None) -> "list[Path
         raise InputError("there is no science exposure in the table", path=settings.exposures)
     rows = [row for row in rows if wanted is None or row.exposure in wanted]
     return [file_of(row.path, settings.exposures) for row in rows]
-
-
-def _ccds(camera: "Camera", settings: "Settings", wanted: Sequence[int] | None) -> list[int]:
-    """Return the requested CCDs, in the order of the camera."""
-    for ccd in wanted or ():
-        camera.detector(ccd)
-    return [
-        one.id
-        for one in camera.detectors
-        if (one.id in wanted if wanted else one.id not in settings.exclude_ccds)
-    ]
 
 
 def _plain(one: "MeasuredCrosstalk") -> dict[str, object]:

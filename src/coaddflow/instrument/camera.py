@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from coaddflow.errors import InputError, did_you_mean
+from coaddflow.files import atomic_path
 from coaddflow.geometry import sphere
 from coaddflow.geometry.box import Box
 from coaddflow.instrument.file_layout import FileLayout, HeaderMap
@@ -371,6 +372,29 @@ def load_camera(name: str | Path) -> Camera:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"camera key {key!r}: {first['msg']}", path=path) from error
+
+
+def write_camera(path: str | Path, camera: Camera, origin: str) -> None:
+    """Write a camera file that `load_camera` reads as the same camera.
+
+    Parameters
+    ----------
+    path : str or Path
+        The new file.
+    camera : Camera
+        The camera.
+    origin : str
+        Where its values come from, for a comment.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    content = camera.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"# {origin}\n{text}", encoding="utf-8")
 
 
 def _with_defaults(content: object) -> object:
