@@ -212,14 +212,14 @@ def calexp_row(
     measured = measure_ccd(detrended.masked_image, settings, threads)
     calexp = calibrate_ccd(measured, CcdId.of(row, ccd), initial_wcs, refcat, settings)
     calexp.header.update(detrended.header)
-    return write_products(calexp, files, settings, [files.raw, *files.calibs.values()])
+    return write_products(calexp, files, settings, [files.raw, *files.calibs.values()], threads)
 
 
 def write_products(
-    calexp: Calexp, files: CcdFiles, settings: Settings, inputs: Iterable[str]
+    calexp: Calexp, files: CcdFiles, settings: Settings, inputs: Iterable[str], threads: int = 1
 ) -> CcdRow:
     """Write a calexp, with its sources if it has any, made from these inputs; return its row."""
     provenance = provenance_header(settings.provenance(), inputs)
     compression = settings.products.compression
-    sha256 = write_calexp(files.calexp, files.sources, calexp, provenance, compression)
+    sha256 = write_calexp(files.calexp, files.sources, calexp, provenance, compression, threads)
     return done_row(calexp, files.calexp, sha256)

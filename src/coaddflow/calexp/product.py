@@ -141,6 +141,7 @@ def write_calexp(
     calexp: Calexp,
     provenance: fits.Header | None = None,
     compression: Compression = "none",
+    threads: int = 1,
 ) -> str:
     """Write a calexp and its sources, each file whole or not at all (`write_fits_files`).
 
@@ -154,6 +155,8 @@ def write_calexp(
         Cards for the primary headers: version, settings, inputs.
     compression : {"none", "lossless", "quantized"}
         See `masked_image.image_hdu`.
+    threads : int
+        Number of threads that share the images that are compressed.
 
     Returns
     -------
@@ -183,7 +186,7 @@ def write_calexp(
         hdus.append(psf_hdu(calexp.psf))
     if calexp.background is not None:
         hdus.append(background_hdu(calexp.background))
-    return write_fits_files({**files, path: hdus})[-1]
+    return write_fits_files({**files, path: hdus}, threads)[-1]
 
 
 def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:

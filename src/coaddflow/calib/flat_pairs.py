@@ -4,22 +4,27 @@ Two flats with the same light differ by noise alone: what the pixels of a CCD do
 the shape of the illumination, cancel in their difference. For each amplifier and pair:
 
 - counts are those above the overscan, of amplifiers as they stand in the file; what is left of the
-  bias there, a mean of bias exposures, is subtracted;
-- the second frame is scaled to the level of the first. Half of the variance of the difference is
-  the variance of a frame; the noise that the levels of the overscan bring into it is subtracted;
-- pixels of a response far from that of their surroundings (defects) and differences of more than
-  five standard deviations (cosmic rays) are left out.
+  bias there, the mean level of bias exposures, is subtracted;
+- both frames are scaled to the geometric mean of their levels: half of the variance of the
+  difference then is that of a frame at the arithmetic mean, for photons exactly. It is taken about
+  the means of blocks, so that light which has changed its shape does not count, and without the
+  noise that the levels of the overscan bring into it;
+- pixels far from the counts of their surroundings (defects) and differences of more than five
+  standard deviations (cosmic rays) are left out.
+
+Saturation as the camera states it is not believed here: it is to be measured.
 
 References
 ----------
 .. [1] Janesick 2007, "Photon Transfer", SPIE Press, chapter 5.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +32,10 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import CcdFailure
 from coaddflow.image.statistics import iqr_sigma
-from coaddflow.instrument.camera import Camera
+from coaddflow.instrument.camera import Camera, Detector
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.detrend import PartlyDetrendedCcd, counts_above_overscan
+from coaddflow.isr.overscan import without_trail
 from coaddflow.pool import Pool, Worker
 from coaddflow.settings.detrend import DetrendSettings
 from coaddflow.tables.exposures import ExposureRow, file_of
@@ -39,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 _BLOCK = 32
 """Pixels on a side of what counts as the surroundings of a pixel."""
 
-_STRANGE = 0.2
+_DEFECT_FRACTION = 0.2
 """Pixels whose counts differ by more from their surroundings, as a fraction, are left out."""
 
 _CLIP = 5.0
@@ -52,34 +58,42 @@ _ROUNDING = 0.3
 _MOST_DIFFERENT = 0.1
 """Frames whose levels differ by a larger fraction are no pair."""
 
-_SAME_TIME = 1e-3
+_SAME_TIME = 0.01
 """Exposure times that differ by a smaller fraction are the same."""
 
+_SAME_SESSION = 0.5
+"""Days between frames of a pair at most."""
+
 _MIN_PIXELS = 1000
+_MIN_OVERSCAN = 100
 
 _MOST_BIASES = 5
-"""Bias exposures that are averaged: only their level counts."""
+"""Bias exposures that are averaged: only their level and noise count."""
 
 AmplifierId = tuple[int, str]
 """CCD and amplifier."""
 
 
 class FlatPair(NamedTuple):
-    """What two flats of the same light say of an amplifier; counts above the overscan."""
+    """What two flats of the same light say of an amplifier; counts above the bias."""
 
+    band: str
+    """Band of both."""
     exposure_time: float
     """Mean of the two, s."""
     level: float
-    """Mean counts of a frame."""
+    """Mean counts of the two frames."""
     variance: float
-    """Variance of a frame, squared counts."""
+    """Variance of a frame at this level, squared counts."""
     read_variance: float
-    """The same of overscan pixels; NaN without overscan."""
+    """The same without light, of overscan or bias exposures; NaN if there are none."""
+    bright: float
+    """Counts that 99 % of the pixels do not reach."""
     n_pixels: int
     """Pixels that it rests on."""
-    lamp: float
-    """By which fraction the light of the second frame differs."""
-    bias_level: float = 0.0
+    level_difference: float
+    """By which fraction the level of the second frame is higher."""
+    bias_level: float
     """Counts without light, as they stand in the file."""
 
 
@@ -89,87 +103,112 @@ class PairOfFrames(NamedTuple):
     Attributes
     ----------
     first, second : ndarray of float32, shape (ny, nx)
-        Counts above the overscan; NaN where there is no value.
-    overscan : tuple of two ndarray, or None
-        Pixels of the overscan of both, raw counts.
-    level_error : float
-        Error of the overscan level of a row, counts.
+        Counts above the bias; NaN where there is no value.
+    read_variance : float
+        Variance of pixels without light, squared counts; NaN if it is not known.
+    level_errors : tuple of float
+        Errors of the overscan level of a row of both, counts.
     bias_level : float
         Counts without light, as they stand in the file.
     exposure_times : tuple of float
         Of both, s.
+    band : str
+        Band of both.
     """
 
     first: NDArray[np.float32]
     second: NDArray[np.float32]
-    overscan: tuple[NDArray, NDArray] | None
-    level_error: float
+    read_variance: float
+    level_errors: tuple[float, float]
     bias_level: float
     exposure_times: tuple[float, float]
+    band: str = ""
 
 
-def measure_pair(frames: PairOfFrames) -> FlatPair | None:
-    """Return what a pair of flats says of an amplifier; None if they are no pair.
-
-    They are none if their levels differ by more than a tenth, or too few pixels have a value.
-    """
+def measure_pair(frames: PairOfFrames) -> FlatPair | str:
+    """Return what a pair of flats says of an amplifier, or why it says nothing."""
     first, second = frames.first.astype(np.float64), frames.second.astype(np.float64)
     good = np.isfinite(first) & np.isfinite(second)
     if np.count_nonzero(good) < _MIN_PIXELS:
-        return None
-    good &= _is_ordinary(first, good) & _is_ordinary(second, good)
+        return "too few pixels have a value"
+    good &= _is_near_surroundings(first, good) & _is_near_surroundings(second, good)
     if np.count_nonzero(good) < _MIN_PIXELS:
-        return None
+        return "too few pixels have about the counts of their surroundings"
     for _ in range(2):
         means = first[good].mean(), second[good].mean()
         if min(means) <= 0:
-            return None
-        ratio = means[0] / means[1]
-        difference = first - ratio * second
-        centre = difference[good].mean()
-        good &= np.abs(difference - centre) <= _CLIP * max(iqr_sigma(difference[good]), _ROUNDING)
-    if abs(ratio - 1.0) > _MOST_DIFFERENT:
-        return None
-    # of photons, the second frame has 1/ratio of the first one's, whose variance counts ratio^2
-    variance = difference[good].var() / _CLIPPED_VARIANCE / 2.0
-    variance -= frames.level_error**2 * (1.0 + ratio**2) / 2.0
+            return "there is no light"
+        scale = math.sqrt(means[1] / means[0])
+        difference = _without_block_means(first * scale - second / scale, good)
+        good &= np.abs(difference) <= _CLIP * max(iqr_sigma(difference[good]), _ROUNDING)
+    level_difference = means[1] / means[0] - 1.0
+    if abs(math.log(means[1] / means[0])) > _MOST_DIFFERENT:
+        return f"their levels differ by {100 * abs(level_difference):.0f} %"
+    n_blocks = math.prod(-(-n // _BLOCK) for n in first.shape)
+    freedom = np.count_nonzero(good) - n_blocks
+    variance = (difference[good] ** 2).sum() / max(freedom, 1) / _CLIPPED_VARIANCE / 2.0
+    errors = frames.level_errors
+    variance -= ((errors[0] * scale) ** 2 + (errors[1] / scale) ** 2) / 2.0
     return FlatPair(
+        frames.band,
         float(np.mean(frames.exposure_times)),
-        means[0] * (1.0 + ratio) / 2.0,
-        variance,
-        _read_variance(frames.overscan),
+        float(np.mean(means)),
+        float(variance),
+        frames.read_variance,
+        float(np.percentile((first[good] + second[good]) / 2.0, 99.0)),
         int(np.count_nonzero(good)),
-        1.0 / ratio - 1.0,
+        level_difference,
         frames.bias_level,
     )
 
 
-def _is_ordinary(frame: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return where pixels have about the counts of their surroundings."""
-    middle = np.median(frame[good])
-    filled = np.where(good, frame, middle)
-    ny, nx = frame.shape
-    blocks = [
-        [np.median(filled[y : y + _BLOCK, x : x + _BLOCK]) for x in range(0, nx, _BLOCK)]
-        for y in range(0, ny, _BLOCK)
+def _is_near_surroundings(frame: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where pixels have about the counts of their block."""
+    filled = np.where(good, frame, np.median(frame[good]))
+    (ny, nx), size = frame.shape, _BLOCK
+    medians = [
+        [np.median(filled[y : y + size, x : x + size]) for x in range(0, nx, size)]
+        for y in range(0, ny, size)
     ]
-    around = np.repeat(np.repeat(np.array(blocks), _BLOCK, axis=0), _BLOCK, axis=1)[:ny, :nx]
-    return np.abs(frame - around) <= _STRANGE * np.abs(around) + _CLIP * iqr_sigma(
-        (frame - around)[good]
-    )
+    around = np.repeat(np.repeat(np.array(medians), size, axis=0), size, axis=1)[:ny, :nx]
+    away = frame - around
+    return np.abs(away) <= _DEFECT_FRACTION * np.abs(around) + _CLIP * iqr_sigma(away[good])
 
 
-def _read_variance(overscan: tuple[NDArray, NDArray] | None) -> float:
-    """Return the variance of overscan pixels about the level of their rows."""
-    if overscan is None:
+def _without_block_means(
+    difference: NDArray[np.float64], good: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return a difference of frames without its mean in each block."""
+    y, x = (np.arange(n) // _BLOCK for n in difference.shape)
+    block = y[:, None] * (x[-1] + 1) + x
+    number = np.bincount(block[good], minlength=block[-1, -1] + 1)
+    total = np.bincount(block[good], difference[good], minlength=block[-1, -1] + 1)
+    return difference - (total / np.maximum(number, 1))[block]
+
+
+def read_variance(first: NDArray, second: NDArray) -> float:
+    """Return the variance of pixels without light about the level of their rows.
+
+    Parameters
+    ----------
+    first, second : ndarray, shape (ny, nx)
+        The same pixels of two frames, counts.
+
+    Returns
+    -------
+    float
+        Of one frame, squared counts; NaN with fewer than 100 pixels.
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    finite = np.isfinite(difference)
+    if np.count_nonzero(finite) < _MIN_OVERSCAN:
         return np.nan
-    first, second = (np.asarray(one, np.float64) for one in overscan)
-    difference = first - second
-    away = np.abs(difference - np.nanmedian(difference, axis=1, keepdims=True))
-    finite = away[np.isfinite(away)]
-    if finite.size < _MIN_PIXELS // 10:
-        return np.nan
-    good = away <= _CLIP * max(iqr_sigma(difference[np.isfinite(difference)]), _ROUNDING)
+    rows = [
+        np.median(row[one]) if one.any() else 0.0
+        for row, one in zip(difference, finite, strict=True)
+    ]
+    away = np.abs(difference - np.array(rows)[:, None])
+    good = away <= _CLIP * max(iqr_sigma(difference[finite]), _ROUNDING)
     number = good.sum(axis=1, keepdims=True)
     total = np.where(good, difference, 0.0).sum(axis=1, keepdims=True)
     about_rows = np.where(good, difference - total / np.maximum(number, 1), 0.0)
@@ -182,18 +221,16 @@ def _read_variance(overscan: tuple[NDArray, NDArray] | None) -> float:
 
 @dataclass(frozen=True)
 class FlatExposures:
-    """What is read of each CCD."""
+    """What is read of each CCD, with paths as they are opened."""
 
-    pairs: tuple[tuple[ExposureRow, ExposureRow], ...]
-    """Flats of the same light, with paths as they are opened."""
+    groups: tuple[tuple[ExposureRow, ...], ...]
+    """Flats of one band, exposure time and night, two or more, in the order of time."""
     biases: tuple[ExposureRow, ...]
     """Bias exposures; may be empty."""
 
 
-def find_pairs(rows: Sequence[ExposureRow], table: str) -> FlatExposures:
-    """Return the pairs of flats of a table of exposures, and bias exposures.
-
-    Flats of one band and exposure time that follow each other are a pair; each is in one pair.
+def find_flats(rows: Sequence[ExposureRow], table: str) -> FlatExposures:
+    """Return the flats of a table of exposures among which there may be pairs, and its biases.
 
     Parameters
     ----------
@@ -204,15 +241,25 @@ def find_pairs(rows: Sequence[ExposureRow], table: str) -> FlatExposures:
     """
     rows = [row.model_copy(update={"path": str(file_of(row.path, table))}) for row in rows]
     flats = [row for row in rows if row.kind == "flat" and row.exposure_time > 0]
-    flats.sort(key=lambda row: (row.band, round(math.log(row.exposure_time), 2), row.mjd or 0.0))
-    pairs, taken = [], set()
-    for one, other in pairwise(flats):
-        same = math.isclose(one.exposure_time, other.exposure_time, rel_tol=_SAME_TIME)
-        if one.band == other.band and same and one.exposure not in taken:
-            pairs.append((one, other))
-            taken.add(other.exposure)
+    flats.sort(key=lambda row: (row.band, row.exposure_time))
+    number, numbers = 0, []
+    for i, row in enumerate(flats):
+        before = flats[i - 1] if i else row
+        same = math.isclose(before.exposure_time, row.exposure_time, rel_tol=_SAME_TIME)
+        number += not (same and before.band == row.band)
+        numbers.append(number)
+    groups = []
+    for _, members in groupby(zip(numbers, flats, strict=True), key=lambda one: one[0]):
+        in_time = sorted((row for _, row in members), key=lambda row: row.mjd or 0.0)
+        group: list[ExposureRow] = []
+        for row in in_time:
+            if group and (row.mjd or 0.0) - (group[-1].mjd or 0.0) > _SAME_SESSION:
+                groups.append(tuple(group))
+                group = []
+            group.append(row)
+        groups.append(tuple(group))
     biases = [row for row in rows if row.kind == "bias"][:_MOST_BIASES]
-    return FlatExposures(tuple(pairs), tuple(biases))
+    return FlatExposures(tuple(one for one in groups if len(one) > 1), tuple(biases))
 
 
 def measure_pairs(
@@ -225,12 +272,13 @@ def measure_pairs(
 ) -> dict[AmplifierId, list[FlatPair]]:
     """Measure all pairs of flats, CCD by CCD.
 
-    A pair that cannot be read on a CCD is left out there, with a warning.
+    Flats that follow each other are a pair; if that is none on any amplifier of a CCD, the second
+    is tried with the one after it. A frame that cannot be read is left out, with a warning.
 
     Parameters
     ----------
     flats : FlatExposures
-        From `find_pairs`.
+        From `find_flats`.
     camera : Camera
         The camera; only its sections are used.
     ccds : sequence of int
@@ -251,13 +299,10 @@ def measure_pairs(
         camera.detector(ccd)
     backend = "processes" if min(workers, len(ccds)) > 1 else "serial"
     with Pool(backend, min(workers, len(ccds)) if backend == "processes" else None) as pool:
-        pool.broadcast(flats=flats, camera=camera, detrend=detrend)
-        results = pool.map(
-            _pairs_of_ccd,
-            ccds,
-            label="CCD {}".format,
-            progress=progress,
+        pool.broadcast(
+            flats=flats, camera=camera, detrend=detrend.model_copy(update={"saturation": False})
         )
+        results = pool.map(_pairs_of_ccd, ccds, label="CCD {}".format, progress=progress)
     for failure in results.failures:
         failure.raise_again()
     return {
@@ -267,69 +312,111 @@ def measure_pairs(
     }
 
 
+class _Frame(NamedTuple):
+    """A CCD of an exposure: counts above the overscan, and its raw arrays."""
+
+    row: ExposureRow
+    ccd: PartlyDetrendedCcd
+    arrays: tuple[NDArray, ...]
+
+
 def _pairs_of_ccd(ccd: int, worker: Worker) -> dict[str, list[FlatPair]]:
     """Measure all pairs on a CCD."""
     flats: FlatExposures = worker.constants["flats"]
+    camera, detrend = worker.constants["camera"], worker.constants["detrend"]
 
-    def read(row: ExposureRow) -> tuple[PartlyDetrendedCcd, tuple[NDArray, ...]] | None:
-        camera, detrend = worker.constants["camera"], worker.constants["detrend"]
+    def read(row: ExposureRow) -> _Frame | None:
         try:
-            raw = read_raw_ccd(row.path, camera, camera.detector(ccd), detrend.check_raw)
-            return counts_above_overscan(raw, detrend), raw.arrays
+            return _read_unlimited(row, camera, camera.detector(ccd), detrend)
         except CcdFailure as failure:
             _LOG.warning("exposure %s is left out: %s", row.exposure, failure)
             return None
 
-    offsets = _bias_offsets([one[0] for row in flats.biases if (one := read(row))])
-    found: dict[str, list[FlatPair]] = {
-        one.name: [] for one in worker.constants["camera"].detector(ccd).amplifiers
-    }
-    for rows in flats.pairs:
-        frames = [read(row) for row in rows]
-        if None in frames:
-            continue
-        times = rows[0].exposure_time, rows[1].exposure_time
-        for name, pair in _amplifiers_of(*frames, offsets, times):
-            measured = measure_pair(pair)
-            if measured is None:
-                names = " and ".join(row.exposure for row in rows)
-                _LOG.warning("amplifier %s: %s are no pair of flats", name, names)
-            else:
-                found[name].append(measured)
+    light_off = _without_light([one.ccd for row in flats.biases if (one := read(row))])
+    found: dict[str, list[FlatPair]] = {one.name: [] for one in camera.detector(ccd).amplifiers}
+    for group in flats.groups:
+        before = None
+        for row in group:
+            frame = read(row)
+            pairs = _measured(before, frame, light_off) if before and frame else {}
+            for name, pair in pairs.items():
+                found[name].append(pair)
+            before = None if pairs else frame
     return found
 
 
-def _bias_offsets(biases: Sequence[PartlyDetrendedCcd]) -> Mapping[str, float]:
-    """Return by amplifier the median counts of bias exposures above their overscan."""
-    offsets: dict[str, list[float]] = {}
-    for ccd in biases:
-        for amplifier, counts in zip(ccd.detector.amplifiers, ccd.amplifiers, strict=True):
-            if np.isfinite(counts).any():
-                offsets.setdefault(amplifier.name, []).append(_middle(counts))
-    return {name: float(np.mean(values)) for name, values in offsets.items()}
+def _read_unlimited(
+    row: ExposureRow, camera: Camera, detector: Detector, detrend: DetrendSettings
+) -> _Frame:
+    """Read a CCD, whatever the camera says of its saturation."""
+    # while it is read any constant value may be that of full pixels, later no pixel is full
+    low, high = ({"saturation": limit, "saturation_keyword": None} for limit in (1e-9, 1e9))
+    raw = read_raw_ccd(row.path, camera, _with(detector, low), detrend.check_raw)
+    raw = dataclasses.replace(raw, detector=_with(raw.detector, high))
+    return _Frame(row, counts_above_overscan(raw, detrend), raw.arrays)
 
 
-def _middle(counts: NDArray[np.float32]) -> float:
+def _with(detector: Detector, changes: dict[str, object]) -> Detector:
+    amplifiers = tuple(one.model_copy(update=changes) for one in detector.amplifiers)
+    return detector.model_copy(update={"amplifiers": amplifiers})
+
+
+def _measured(
+    first: _Frame, second: _Frame, light_off: Mapping[str, tuple[float, float]]
+) -> dict[str, FlatPair]:
+    """Return by amplifier what a pair of frames says; say why others say nothing."""
+    found: dict[str, FlatPair] = {}
+    reasons: dict[str, list[str]] = {}
+    for name, frames in _amplifiers_of(first, second, light_off):
+        measured = measure_pair(frames)
+        if isinstance(measured, str):
+            reasons.setdefault(measured, []).append(name)
+        else:
+            found[name] = measured
+    for why, names in reasons.items():
+        _LOG.warning(
+            "CCD %d, amplifiers %s: flats %s and %s are no pair: %s",
+            first.ccd.detector.id,
+            ", ".join(names),
+            first.row.exposure,
+            second.row.exposure,
+            why,
+        )
+    return found
+
+
+def _amplifiers_of(
+    first: _Frame, second: _Frame, light_off: Mapping[str, tuple[float, float]]
+) -> Iterator[tuple[str, PairOfFrames]]:
+    """Yield name and pixels of each amplifier of two frames."""
+    times = first.row.exposure_time, second.row.exposure_time
+    settings = first.ccd.settings
+    for i, amplifier in enumerate(first.ccd.detector.amplifiers):
+        offset, noise = light_off.get(amplifier.name, (0.0, np.nan))
+        if amplifier.name in first.ccd.overscan:
+            x0, y0, x1, y1 = without_trail(amplifier, settings.overscan_skip)
+            noise = read_variance(*(one.arrays[i][y0:y1, x0:x1] for one in (first, second)))
+        nothing = settings.pedestal, 0.0, 0.0
+        levels = [one.ccd.overscan.get(amplifier.name, nothing) for one in (first, second)]
+        counts = (one.ccd.amplifiers[i] - np.float32(offset) for one in (first, second))
+        errors = levels[0][2], levels[1][2]
+        bias = levels[0][0] + offset
+        yield amplifier.name, PairOfFrames(*counts, noise, errors, bias, times, first.row.band)
+
+
+def _without_light(biases: Sequence[PartlyDetrendedCcd]) -> Mapping[str, tuple[float, float]]:
+    """Return by amplifier mean level above the overscan and variance of bias exposures, counts."""
+    found = {}
+    for i, amplifier in enumerate(biases[0].detector.amplifiers if biases else ()):
+        frames = [ccd.amplifiers[i] for ccd in biases if np.isfinite(ccd.amplifiers[i]).any()]
+        if frames:
+            noise = read_variance(*frames[:2]) if len(frames) > 1 else np.nan
+            found[amplifier.name] = float(np.mean([_clipped_mean(one) for one in frames])), noise
+    return found
+
+
+def _clipped_mean(counts: NDArray[np.float32]) -> float:
     """Return the mean of counts without outliers."""
     finite = counts[np.isfinite(counts)].astype(np.float64)
     limit = _CLIP * max(iqr_sigma(finite), _ROUNDING)
     return float(finite[np.abs(finite - np.median(finite)) <= limit].mean())
-
-
-def _amplifiers_of(
-    first: tuple[PartlyDetrendedCcd, tuple[NDArray, ...]],
-    second: tuple[PartlyDetrendedCcd, tuple[NDArray, ...]],
-    offsets: Mapping[str, float],
-    times: tuple[float, float],
-) -> Iterator[tuple[str, PairOfFrames]]:
-    """Yield name and pixels of each amplifier of two frames."""
-    (one, arrays), (other, other_arrays) = first, second
-    for i, amplifier in enumerate(one.detector.amplifiers):
-        overscan, section = None, amplifier.overscan
-        if section is not None and amplifier.name in one.overscan:
-            x0, y0, x1, y1 = section
-            overscan = arrays[i][y0:y1, x0:x1], other_arrays[i][y0:y1, x0:x1]
-        level, _, error = one.overscan.get(amplifier.name, (one.settings.pedestal, 0.0, 0.0))
-        offset = np.float32(offsets.get(amplifier.name, 0.0))
-        counts = one.amplifiers[i] - offset, other.amplifiers[i] - offset
-        yield amplifier.name, PairOfFrames(*counts, overscan, error, level + float(offset), times)

@@ -6,12 +6,12 @@ level and variance of each amplifier.
 The curve of variance against level is that of [1]_, equation 16, for pixels whose charge repels
 further charge (the brighter-fatter effect): V(m) = (exp(2 a g m) - 1) / (2 a g^2) + n, m in
 counts, with the gain g, the coefficient a (a00 there, below 0, 1/electron) and the noise n at no
-light. A straight line instead makes gains 2 to 10 % too large at half of the full well.
+light, which is that of the overscan. A straight line would make gains some percent too large.
 
-Before, counts are made proportional to the exposure time: t = r (z + c2 z^2 + c3 z^3), where the
-terms are significant against the scatter of the lamp, with an offset of the exposure time, which
-shutters have. The full well is the level up to which the variance follows its curve: beyond it
-charge spreads over neighbours, or the converter ends.
+Before, counts are made proportional to exposure times: r (t + t0) = z + c2 z^2 + c3 z^3, with a
+rate r for each band, the offset t0 of the shutter, and the terms that are significant against the
+scatter of the lamp. The full well is the level up to which the variance follows its curve: beyond
+it charge spreads over neighbours, or the converter ends.
 
 References
 ----------
@@ -22,31 +22,72 @@ References
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import optimize, stats
 
 from coaddflow.calib.flat_pairs import AmplifierId, FlatPair
 from coaddflow.instrument.camera import Camera
 
 _MIN_LEVELS = 4
-"""Levels that a curve needs."""
-
-_TYPICAL = 3e-3
-"""Scatter of variances, a fraction; three times as much is an outlier."""
-
-_AGREES = 0.03
-"""Variances within this fraction of the curve follow it."""
-
-_CURVED = 4.0
-"""Errors by which a term of the linearity must differ from 0."""
+"""Levels that a curve needs; they differ by a twentieth at least."""
+_LEVEL_STEP = 0.05
 
 _MIN_RANGE = 3.0
-"""Linearity needs exposure times that differ by this factor."""
+"""Levels, and exposure times for the linearity, must differ by this factor."""
+
+_SYSTEMATIC = 3e-3
+"""Scatter of variances beside that of their pixels, a fraction."""
+
+_READ_NOISE_ERROR = 0.05
+"""Error of the variance of the overscan as that at no light, a fraction."""
+
+_AGREES = 0.03
+"""Variances within this fraction of the curve, or five errors, follow it."""
+
+_STANDS_OUT = 0.5
+"""Least variance of the light at the highest level, in that without light."""
+
+_GOOD_GAIN = 0.05
+"""Largest error of a gain, a fraction."""
+
+_SIGNIFICANT = 6.3e-5
+"""Chance of a term of the linearity by scatter alone: four errors of a normal distribution."""
+_MIN_FREEDOM = 4
+
+_STEADY = 0.01
+"""A lamp that scatters by more, rms, does not show linearity."""
+
+_GOOD_LINEARITY = 3e-3
+"""Largest error of the linearity at the highest level, a fraction, that replaces what was known."""
 
 _LEVELS_FOR_OFFSET = 6
-"""Exposure times from which their offset is fitted as well."""
+"""Exposure times from which the offset of the shutter is fitted as well."""
+
+_NARROW = 1.15
+"""The full well is known if the next level above it is higher by no more than this factor."""
+
+
+class Linearity(NamedTuple):
+    """How counts depend on the light.
+
+    Attributes
+    ----------
+    terms : tuple of float
+        c2, c3, ...: true = z + c2 z^2 + c3 z^3 for z counts above the bias; empty if none is
+        significant.
+    deviation : float
+        Largest correction, or without terms the largest deviation, a fraction; NaN if the flats do
+        not show linearity.
+    is_good : bool
+        Whether it is known well enough to replace what the camera file says.
+    """
+
+    terms: tuple[float, ...]
+    deviation: float
+    is_good: bool
 
 
 @dataclass(frozen=True)
@@ -60,21 +101,18 @@ class PhotonTransfer:
     brighter_fatter : float
         Coefficient a of the curve, 1/electron; below 0.
     read_noise : float
-        Electrons; of the overscan, or, where there is none, of the curve at no light.
-    linearity : tuple of float
-        c2, c3, ...: true = z + c2 z^2 + c3 z^3 for z counts above the bias. Empty if none is
-        significant or exposure times do not tell.
-    nonlinearity : float
-        Largest deviation of the levels from proportionality to the exposure time, a fraction; NaN
-        if exposure times do not tell.
+        Electrons; NaN if there is neither overscan nor two bias exposures.
+    linearity : Linearity
+        How counts depend on the light.
     full_well : float
-        Highest level that follows the curve, counts above the bias.
+        Counts above the bias that 99 % of the pixels do not reach at the highest level that
+        follows the curve.
+    next_level : float
+        The same at the next level, which does not follow it; infinite if there is none.
     bias_level : float
         Counts without light, as they stand in the file.
-    is_full : bool
-        Whether a higher level does not: else the full well is at least that.
     scatter : float
-        Standard deviation of the measured variances about the curve, a fraction.
+        Scatter of the variances about the curve, a fraction, outliers included.
     n_pairs : int
         Pairs up to the full well.
     """
@@ -83,13 +121,30 @@ class PhotonTransfer:
     gain_error: float
     brighter_fatter: float
     read_noise: float
-    linearity: tuple[float, ...]
-    nonlinearity: float
+    linearity: Linearity
     full_well: float
+    next_level: float
     bias_level: float
-    is_full: bool
     scatter: float
     n_pairs: int
+
+    @property
+    def is_full_well_known(self) -> bool:
+        """Whether a level little above it does not follow the curve."""
+        return self.next_level <= _NARROW * self.full_well
+
+
+class _Curve(NamedTuple):
+    """The parameters of `curve`, and the error of the gain, a fraction, for a scatter of 1."""
+
+    gain: float
+    coefficient: float
+    noise: float
+    gain_error: float
+
+    def at(self, level: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return variances."""
+        return curve(level, self.gain, self.coefficient, self.noise)
 
 
 def curve(
@@ -115,164 +170,228 @@ def curve(
     return level / gain * growth + noise
 
 
-def fit_photon_transfer(pairs: Sequence[FlatPair]) -> PhotonTransfer | None:
-    """Return what the pairs of an amplifier say; None if there are fewer than four levels.
+def fit_photon_transfer(
+    pairs: Sequence[FlatPair], known_linearity: Sequence[float] = ()
+) -> PhotonTransfer | str:
+    """Return what the pairs of an amplifier say, or why they say nothing.
 
     Parameters
     ----------
     pairs : sequence of FlatPair
         In any order, of any levels; those beyond the full well are recognised.
+    known_linearity : sequence of float
+        `Linearity.terms` of the camera file, which count where the flats do not show linearity.
     """
     pairs = sorted(pairs, key=lambda pair: pair.level)
-    level = np.array([pair.level for pair in pairs])
-    variance = np.array([pair.variance for pair in pairs])
-    if _n_levels(level) < _MIN_LEVELS:
-        return None
-    follows = _up_to_full_well(level, variance)
-    if follows is None:
-        return None
+    level, variance, error = _columns(pairs)
+    if n_levels(level) < _MIN_LEVELS:
+        return f"there are {n_levels(level)} levels of light, {_MIN_LEVELS} are needed"
+    read = _read_variance(pairs)
+    follows = _up_to_full_well(level, variance, error, read)
+    if n_levels(level[follows]) < _MIN_LEVELS:
+        return f"only {n_levels(level[follows])} levels of light follow a curve"
+    if level[follows].max() < _MIN_RANGE * level[follows].min():
+        return f"the levels differ by less than a factor of {_MIN_RANGE:g}"
     used = [pair for pair, one in zip(pairs, follows, strict=True) if one]
-    linearity, nonlinearity = fit_linearity(used)
-    true, slope = _linearised(level, linearity)
-    level_used, variance_used = true[follows], (variance * slope**2)[follows]
-    found, errors = _fit_curve(level_used, variance_used)
-    gain, coefficient, noise = found
-    deviation = variance_used / curve(level_used, *found) - 1.0
-    scatter = float(np.sqrt(np.sum(deviation**2) / max(len(deviation) - len(found), 1)))
-    error = gain * max(scatter, _photon_scatter(used)) * errors[0]
-    of_overscan = np.array([pair.read_variance for pair in used])
-    known = of_overscan[np.isfinite(of_overscan)]
-    read_variance = float(np.median(known)) if known.size else max(noise, 0.0)
-    full_well = float(level[follows].max())
+    linearity = fit_linearity(used)
+    true, slope = _linearised(level, linearity.terms if linearity.is_good else known_linearity)
+    of_curve = (true[follows], (variance * slope**2)[follows], error[follows])
+    found = _fit_curve(*of_curve, read)
+    deviation = of_curve[1] / found.at(true[follows]) - 1.0
+    scatter = float(np.sqrt(np.sum(deviation**2) / max(len(used) - 3, 1)))
+    gain_error = found.gain * found.gain_error * max(1.0, scatter / float(np.median(of_curve[2])))
+    of_light = found.at(true[follows]).max() - found.noise
+    if of_light < _STANDS_OUT * found.noise or gain_error > _GOOD_GAIN * found.gain:
+        return "the noise of the light does not stand out of the other noise"
+    beyond = [pair.bright for pair, one in zip(pairs, follows, strict=True) if not one]
+    full_well = max(pair.bright for pair in used)
     return PhotonTransfer(
-        gain=gain,
-        gain_error=float(error),
-        brighter_fatter=coefficient,
-        read_noise=float(np.sqrt(read_variance) * gain),
+        gain=found.gain,
+        gain_error=float(gain_error),
+        brighter_fatter=found.coefficient,
+        read_noise=float(np.sqrt(read) * found.gain),
         linearity=linearity,
-        nonlinearity=nonlinearity,
         full_well=full_well,
+        next_level=min((one for one in beyond if one > full_well), default=np.inf),
         bias_level=float(np.median([pair.bias_level for pair in pairs])),
-        is_full=bool((level > full_well).any()),
         scatter=scatter,
         n_pairs=len(used),
     )
 
 
-def _n_levels(level: NDArray[np.float64]) -> int:
-    """Return how many levels differ by more than a twentieth."""
-    return 0 if not level.size else 1 + int(np.count_nonzero(np.diff(np.log(level)) > 0.05))
+def _columns(
+    pairs: Sequence[FlatPair],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return levels, variances, and the errors of these, fractions."""
+    level = np.array([pair.level for pair in pairs])
+    variance = np.array([pair.variance for pair in pairs])
+    error = np.sqrt([_SYSTEMATIC**2 + 2.0 / pair.n_pixels for pair in pairs])
+    return level, variance, error
 
 
-def _photon_scatter(pairs: Sequence[FlatPair]) -> float:
-    """Return the error that the variance of a pair has at least, a fraction."""
-    return float(np.sqrt(2.0 / np.median([pair.n_pixels for pair in pairs])))
+def n_levels(level: NDArray[np.float64]) -> int:
+    """Return how many of levels, in ascending order, differ by a twentieth from the one before."""
+    number, last = 0, 0.0
+    for one in level:
+        if one > (1.0 + _LEVEL_STEP) * last:
+            number, last = number + 1, one
+    return number
+
+
+def _read_variance(pairs: Sequence[FlatPair]) -> float:
+    """Return the variance without light: of the lower levels, which leave no trail behind them."""
+    known = [pair.read_variance for pair in pairs if np.isfinite(pair.read_variance)]
+    return float(np.median(known[: max(len(known) // 3, 3)])) if known else np.nan
 
 
 def _fit_curve(
-    level: NDArray[np.float64], variance: NDArray[np.float64]
-) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
-    """Return gain, coefficient and noise of the curve, and their errors; outliers count little.
+    level: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    error: NDArray[np.float64],
+    read: float,
+) -> _Curve:
+    """Fit the curve to variances above 0 with errors (fractions); outliers count little.
 
-    Errors are for variances that scatter by themselves (a fraction of 1), that of the gain is a
-    fraction too.
+    ``read`` is the variance without light, NaN if it is not known.
     """
-    slope = float(np.median(variance / level))
-    scale = np.array([slope, 1e-6, max(float(variance.min()), 1e-3)])
+    noise_scale = read if read > 0 else max(float(variance.min()), 1e-3)
+    scale = np.array([float(np.median(variance / level)), 1e-6, noise_scale])
 
     def deviations(unknown: NDArray[np.float64]) -> NDArray[np.float64]:
         per_gain, coefficient, noise = unknown * scale
-        gain = 1.0 / max(per_gain, 1e-9)
-        return (curve(level, gain, coefficient, noise) / variance - 1.0) / _TYPICAL
+        model = curve(level, 1.0 / max(per_gain, 1e-9), coefficient, noise)
+        off = np.log(variance / np.maximum(model, 1e-9 * variance)) / error
+        prior = (noise / read - 1.0) / _READ_NOISE_ERROR if read > 0 else 0.0
+        return np.append(off, prior)
 
-    start = np.array([1.0, -1.0, 0.1])
+    start = np.array([1.0, -1.0, 1.0 if read > 0 else 0.1])
     found = optimize.least_squares(deviations, start, loss="soft_l1", f_scale=3.0)
     per_gain, coefficient, noise = found.x * scale
-    errors = np.sqrt(np.diag(np.linalg.pinv(found.jac.T @ found.jac))) / _TYPICAL * scale
-    return (1.0 / per_gain, float(coefficient), float(noise)), errors / [per_gain, 1.0, 1.0]
+    covariance = np.linalg.pinv(found.jac.T @ found.jac)
+    gain_error = np.sqrt(covariance[0, 0]) / max(found.x[0], 1e-9)
+    return _Curve(1.0 / max(per_gain, 1e-9), float(coefficient), float(noise), float(gain_error))
 
 
 def _up_to_full_well(
-    level: NDArray[np.float64], variance: NDArray[np.float64]
-) -> NDArray[np.bool_] | None:
-    """Return which pairs, in the order of their levels, follow one curve; None if none does.
+    level: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    error: NDArray[np.float64],
+    read: float,
+) -> NDArray[np.bool_]:
+    """Return which pairs, in the order of their levels, follow one curve.
 
-    The curve of the lower half of the levels before the largest variance is followed upwards, as
-    long as the next levels agree with it.
+    The curve of the lower part of the levels before the largest variance is followed upwards as
+    long as levels agree with it. One level alone that does not is an outlier; it is left out.
     """
-    top = int(np.argmax(ndimage.median_filter(variance, 3, mode="nearest")))
-    begun = level <= 0.6 * level[top]
-    if _n_levels(level[begun]) < _MIN_LEVELS:
-        begun = level <= level[top]
-    if _n_levels(level[begun]) < _MIN_LEVELS:
-        return None
-    follows = begun
+    possible = variance > max(0.5 * read if read > 0 else 0.0, 0.0)
+    if not possible.any():
+        return possible
+    top = level[possible][np.argmax(variance[possible])]
+    lower = possible & (level <= 0.6 * top)
+    if n_levels(level[lower]) < _MIN_LEVELS:
+        lower = possible & (level <= top)
+    reached = level[lower].max(initial=0.0)
+    follows = lower
     for _ in range(len(level)):
-        agrees = np.abs(
-            variance / curve(level, *_fit_curve(level[follows], variance[follows])[0]) - 1
-        )
-        beyond = np.flatnonzero((agrees > _AGREES) & (level > level[begun].max()))
-        end = beyond[0] if beyond.size else len(level)
-        new = np.arange(len(level)) < end
+        if n_levels(level[follows]) < _MIN_LEVELS:
+            return follows
+        model = _fit_curve(level[follows], variance[follows], error[follows], read).at(level)
+        limit = np.maximum(_AGREES, 5.0 * error)
+        agrees = possible & (np.abs(variance / model - 1.0) <= limit)
+        ends = ~agrees & np.append(~agrees[1:], variance[-1] < model[-1]) & (level > reached)
+        end = level[ends].min(initial=np.inf)
+        # a step at a time, since the curve bends, and over an outlier
+        last = level[follows].max()
+        step = max(1.3 * last, *level[level > last][:2], last)
+        new = agrees & (level < end) & (level <= step)
         if (new == follows).all():
             break
-        # one step at a time: the curve bends
-        last = level[follows].max()
-        follows = new & (level <= max(1.3 * last, level[level > last].min(initial=np.inf)))
-    return follows & (np.abs(agrees) < 5 * _AGREES)
+        follows = new
+    return follows
 
 
-def fit_linearity(pairs: Sequence[FlatPair]) -> tuple[tuple[float, ...], float]:
-    """Return coefficients that make levels proportional to exposure times, and the largest effect.
+def fit_linearity(pairs: Sequence[FlatPair]) -> Linearity:
+    """Return how counts depend on the exposure time.
 
     Parameters
     ----------
     pairs : sequence of FlatPair
-        Below the full well.
-
-    Returns
-    -------
-    coefficients : tuple of float
-        As `PhotonTransfer.linearity`.
-    deviation : float
-        Largest deviation that they mend or, if none is significant, that is left, a fraction; NaN
-        if exposure times do not differ by a factor of 3, or there are too few.
+        Below the full well. Each band has its own rate.
     """
+    unknown = Linearity((), np.nan, False)
+    if not pairs:
+        return unknown
     time = np.array([pair.exposure_time for pair in pairs])
     level = np.array([pair.level for pair in pairs])
-    n_times = len(np.unique(np.round(np.log(np.maximum(time, 1e-9)), 2)))
+    bands = sorted({pair.band for pair in pairs})
+    n_times = n_levels(np.sort(time))
     if n_times < _MIN_LEVELS or time.min() <= 0 or time.max() < _MIN_RANGE * time.min():
-        return (), np.nan
-    has_offset = n_times >= _LEVELS_FOR_OFFSET
-    deviation = np.nan
-    for order in range(min(2, n_times - 2 - has_offset), -1, -1):
-        columns = [time, *([np.ones_like(time)] if has_offset else [])]
-        n_fixed = len(columns)
-        columns += [-(level ** (2 + k)) for k in range(order)]
-        matrix = np.stack(columns, axis=1) / level[:, None]
-        size = np.abs(matrix).max(axis=0)
-        unknown, *_ = np.linalg.lstsq(matrix / size, np.ones(len(level)), rcond=None)
-        left = matrix / size @ unknown - 1.0
-        freedom = max(len(level) - len(size), 1)
-        noise = np.sqrt(max(np.sum(left**2) / freedom, 1e-12))
-        error = noise * np.sqrt(np.diag(np.linalg.pinv((matrix / size).T @ (matrix / size))))
-        unknown, error = unknown / size, error / size
-        terms = unknown[n_fixed:]
-        if order == 0:
-            return (), float(np.abs(left).max())
-        if abs(terms[-1]) > _CURVED * error[n_fixed:][-1]:
-            true, _ = _linearised(level, tuple(terms))
-            deviation = float(np.abs(true / level - 1.0).max())
-            return tuple(float(one) for one in terms), deviation
-    return (), deviation
+        return unknown
+    lamp = [np.where([pair.band == band for pair in pairs], time, 0.0) for band in bands]
+    if n_times >= _LEVELS_FOR_OFFSET:
+        lamp += [np.where(one > 0, 1.0, 0.0) for one in lamp]
+    fits = [_fit_terms(lamp, level, order) for order in range(3)]
+    possible = [fit for fit in fits if fit is not None]
+    if len(possible) < 2 or min(fit.scatter for fit in possible) > _STEADY:
+        return unknown
+    chosen = next((one for one in reversed(possible[1:]) if one.is_significant), possible[0])
+    true, _ = _linearised(level, chosen.terms)
+    deviation = np.abs(true / level - 1.0) if chosen.terms else np.abs(chosen.left)
+    # of a term that is not there the error counts as well
+    error = (chosen if chosen.terms else possible[1]).error_at(float(level.max()))
+    return Linearity(chosen.terms, float(deviation.max()), bool(error <= _GOOD_LINEARITY))
+
+
+class _Terms(NamedTuple):
+    """Terms of the linearity, the covariance of their errors, and what they leave, fractions."""
+
+    terms: tuple[float, ...]
+    covariance: NDArray[np.float64]
+    left: NDArray[np.float64]
+    freedom: int
+
+    @property
+    def scatter(self) -> float:
+        return float(np.sqrt(np.sum(self.left**2) / self.freedom))
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether scatter does not make such a highest term."""
+        limit = stats.t.isf(_SIGNIFICANT / 2.0, self.freedom)
+        return bool(abs(self.terms[-1]) > limit * np.sqrt(self.covariance[-1, -1]))
+
+    def error_at(self, level: float) -> float:
+        """Return the error of the correction at a level, a fraction."""
+        powers = level ** np.arange(1, len(self.terms) + 1)
+        return float(np.sqrt(powers @ self.covariance @ powers))
+
+
+def _fit_terms(
+    lamp: Sequence[NDArray[np.float64]], level: NDArray[np.float64], order: int
+) -> _Terms | None:
+    """Fit a number of terms, beside the columns of the lamp; None without freedom for that."""
+    columns = [*lamp, *(-(level ** (2 + k)) for k in range(order))]
+    freedom = len(level) - len(columns)
+    if freedom < _MIN_FREEDOM:
+        return None
+    matrix = np.stack(columns, axis=1) / level[:, None]
+    size = np.abs(matrix).max(axis=0)
+    matrix /= size
+    solution, *_ = np.linalg.lstsq(matrix, np.ones(len(level)), rcond=None)
+    left = matrix @ solution - 1.0
+    noise = max(float(np.sum(left**2)) / freedom, 1e-12)
+    covariance = noise * np.linalg.pinv(matrix.T @ matrix) / np.outer(size, size)
+    first = len(lamp)
+    terms = tuple(float(one) for one in (solution / size)[first:])
+    return _Terms(terms, covariance[first:, first:], left, freedom)
 
 
 def _linearised(
-    level: NDArray[np.float64], linearity: Sequence[float]
+    level: NDArray[np.float64], terms: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return true counts, and their derivative."""
     true, slope = level.copy(), np.ones_like(level)
-    for k, term in enumerate(linearity, start=2):
+    for k, term in enumerate(terms, start=2):
         true += term * level**k
         slope += k * term * level ** (k - 1)
     return true, slope
@@ -281,8 +400,8 @@ def _linearised(
 def camera_with(camera: Camera, measured: Mapping[AmplifierId, PhotonTransfer]) -> Camera:
     """Return a camera with the measured gains, read noise, linearity and saturation.
 
-    Header keywords that would override them are dropped from these amplifiers. Saturation is kept
-    where no flat is beyond the full well, and linearity where exposure times do not tell.
+    Header keywords that would override them are dropped from these amplifiers. What was not
+    measured well stays as it is.
     """
     detectors = []
     for detector in camera.detectors:
@@ -290,22 +409,19 @@ def camera_with(camera: Camera, measured: Mapping[AmplifierId, PhotonTransfer]) 
         for amplifier in detector.amplifiers:
             found = measured.get((detector.id, amplifier.name))
             changes = {} if found is None else _keys_of(found)
-            amplifiers.append(amplifier.model_copy(update=changes))
-        detectors.append(detector.model_copy(update={"amplifiers": tuple(amplifiers)}))
-    return camera.model_copy(update={"detectors": tuple(detectors)})
+            amplifiers.append({**dict(amplifier), **changes})
+        detectors.append({**dict(detector), "amplifiers": tuple(amplifiers)})
+    return Camera.model_validate({**dict(camera), "detectors": tuple(detectors)})
 
 
 def _keys_of(found: PhotonTransfer) -> dict[str, object]:
     """Return the keys of an amplifier in the camera file."""
-    keys: dict[str, object] = {
-        "gain": float(f"{found.gain:.5g}"),
-        "read_noise": float(f"{found.read_noise:.4g}"),
-        "gain_keyword": None,
-        "read_noise_keyword": None,
-    }
-    if np.isfinite(found.nonlinearity):
-        keys["linearity"] = tuple(float(f"{one:.4g}") for one in found.linearity)
-    if found.is_full:
+    keys: dict[str, object] = {"gain": float(f"{found.gain:.5g}"), "gain_keyword": None}
+    if found.read_noise > 0:
+        keys |= {"read_noise": float(f"{found.read_noise:.4g}"), "read_noise_keyword": None}
+    if found.linearity.is_good:
+        keys["linearity"] = tuple(float(f"{one:.4g}") for one in found.linearity.terms)
+    if found.is_full_well_known:
         keys["saturation"] = float(np.floor(found.bias_level + found.full_well))
         keys["saturation_keyword"] = None
     return keys

@@ -1,8 +1,8 @@
 """Measure gain, read noise, linearity and full well of amplifiers on pairs of flats.
 
-Photon transfer curves: flats of the exposure table, two of each band and exposure time, at eight
-levels or more from little light to beyond the full well. Bias exposures of the table are used where
-there are some. docs/calibration.md describes the method.
+Photon transfer curves: flats of the exposure table, two of each band and exposure time, at ten
+levels or more (four at least) from little light to beyond the full well. Bias exposures of the
+table are used where there are some. docs/calibration.md describes the method.
 """
 
 import argparse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from coaddflow.calib.flat_pairs import AmplifierId
     from coaddflow.calib.photon_transfer import PhotonTransfer
-    from coaddflow.instrument.camera import Camera
+    from coaddflow.instrument.camera import Amplifier
     from coaddflow.settings import Settings
     from coaddflow.tables.exposures import ExposureRow
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from coaddflow.calib.flat_pairs import find_pairs, measure_pairs
+    from coaddflow.calib.flat_pairs import find_flats, measure_pairs
     from coaddflow.calib.photon_transfer import camera_with, fit_photon_transfer
     from coaddflow.instrument.camera import load_camera, write_camera
     from coaddflow.pool.backend import available_cores
@@ -64,10 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     if workers < 1:
         raise InputError("--workers must be 1 or more")
     camera = load_camera(settings.camera)
-    flats = find_pairs(_rows(settings, arguments.band), settings.exposures)
-    if not flats.pairs:
+    flats = find_flats(_rows(settings, arguments.band), settings.exposures)
+    if not flats.groups:
+        which = f"of band {arguments.band}" if arguments.band else "of one band"
         raise InputError(
-            "there are no two flats of the same band and exposure time",
+            f"there are no two flats {which} with the same exposure time (within 1 %) in one night",
             path=settings.exposures,
             remedy="take two of each exposure time",
         )
@@ -79,13 +80,20 @@ def run(arguments: argparse.Namespace) -> int:
         workers,
         lambda done, total, name: print(f"{name}: {done} of {total} CCDs", file=sys.stderr),
     )
-    curves = {amplifier: fit_photon_transfer(of_it) for amplifier, of_it in pairs.items()}
-    found = {amplifier: curve for amplifier, curve in curves.items() if curve is not None}
+    stated = {(one.id, a.name): a for one in camera.detectors for a in one.amplifiers}
+    curves = {
+        amplifier: fit_photon_transfer(of_it, stated[amplifier].linearity)
+        for amplifier, of_it in pairs.items()
+    }
+    found = {name: one for name, one in curves.items() if not isinstance(one, str)}
     if arguments.json:
         print(json.dumps([_plain(*item) for item in curves.items()], indent=1))
     else:
-        print("\n".join(_table(curves, camera)))
-        print(f"{len(found)} of {len(curves)} amplifiers have a curve, of {len(flats.pairs)} pairs")
+        print("\n".join(_table(curves, stated)))
+        n_pairs = max(map(len, pairs.values()), default=0)
+        print(f"{len(found)} of {len(curves)} amplifiers have a curve, of {n_pairs} pairs")
+    if arguments.write and not found:
+        raise InputError("nothing was measured that a camera file could have")
     if arguments.write:
         write_camera(arguments.write, camera_with(camera, found), "measured by coaddflow ptc")
     return 0 if len(found) == len(curves) else 1
@@ -108,18 +116,22 @@ def _rows(settings: "Settings", band: str | None) -> "list[ExposureRow]":
     return [row for row in rows if row.kind != "flat" or band in (None, row.band)]
 
 
-def _plain(amplifier: "AmplifierId", curve: "PhotonTransfer | None") -> dict[str, object]:
-    """Return a curve for JSON, which knows no NaN."""
-    values = {} if curve is None else vars(curve)
-    plain = {
-        key: None if isinstance(value, float) and math.isnan(value) else value
+def _plain(amplifier: "AmplifierId", curve: "PhotonTransfer | str") -> dict[str, object]:
+    """Return a curve, or why there is none, for JSON, which knows no NaN."""
+    found: dict[str, object] = {"ccd": amplifier[0], "amplifier": amplifier[1]}
+    if isinstance(curve, str):
+        return {**found, "reason": curve}
+    values = {**vars(curve), **curve.linearity._asdict()}
+    del values["linearity"]
+    found |= {"is_full_well_known": curve.is_full_well_known}
+    return found | {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
-    return {"ccd": amplifier[0], "amplifier": amplifier[1], **plain}
 
 
 def _table(
-    curves: "Mapping[AmplifierId, PhotonTransfer | None]", camera: "Camera"
+    curves: "Mapping[AmplifierId, PhotonTransfer | str]", stated: "Mapping[AmplifierId, Amplifier]"
 ) -> "Sequence[str]":
     """Return a line for each amplifier, the values of the camera file in brackets."""
     lines = [
@@ -127,15 +139,16 @@ def _table(
         "a00, 1/e   pairs"
     ]
     for (ccd, name), curve in curves.items():
-        if curve is None:
-            lines.append(f"{ccd:3d} {name:<9} no curve: four levels that differ are needed")
+        if isinstance(curve, str):
+            lines.append(f"{ccd:3d} {name:<9} no curve: {curve}")
             continue
-        stated = next(one for one in camera.detector(ccd).amplifiers if one.name == name)
-        full = f"{'' if curve.is_full else '>'}{curve.full_well:.0f}"
-        bent = "-" if math.isnan(curve.nonlinearity) else f"{100 * curve.nonlinearity:.2f} %"
+        before = stated[ccd, name]
+        full = f"{'' if curve.is_full_well_known else '>'}{curve.full_well:.0f}"
+        is_known = math.isfinite(curve.linearity.deviation)
+        bent = f"{100 * curve.linearity.deviation:.2f} %" if is_known else "-"
         lines.append(
-            f"{ccd:3d} {name:<9} {curve.gain:7.4f} +- {curve.gain_error:.4f} ({stated.gain:g})  "
-            f"{curve.read_noise:6.2f} ({stated.read_noise:g}) {full:>10} {bent:>10} "
+            f"{ccd:3d} {name:<9} {curve.gain:7.4f} +- {curve.gain_error:.4f} ({before.gain:g})  "
+            f"{curve.read_noise:6.2f} ({before.read_noise:g}) {full:>10} {bent:>10} "
             f"{curve.brighter_fatter:10.1e} {curve.n_pairs:5d}"
         )
     return lines

@@ -428,6 +428,7 @@ def _finish_ccd(item: tuple[int, CcdSolution], worker: Worker) -> CcdRow:
         )
         calexp.header.update(worker.state["cards"])
         files = task.files[ccd]
-        return write_products(calexp, files, task.settings, [files.raw, *files.calibs.values()])
+        inputs = [files.raw, *files.calibs.values()]
+        return write_products(calexp, files, task.settings, inputs, task.threads)
 
     return _step_of(worker, ccd, step)

@@ -24,6 +24,7 @@ from coaddflow.files import atomic_streams
 from coaddflow.image.checksum import wrong_sums
 from coaddflow.image.fits_hdus import open_fits, walk_hdus
 from coaddflow.image.fits_pixels import read_pixels, write_hdus
+from coaddflow.image.row_blocks import over_rows
 
 AB_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
@@ -220,32 +221,36 @@ def _mask_header() -> fits.Header:
     return header
 
 
-def write_fits(path: str | Path, hdus: list) -> str:
+def write_fits(path: str | Path, hdus: list, threads: int = 1) -> str:
     """Write extensions after a primary HDU, with CHECKSUM and DATASUM, whole or not at all.
 
     If the first is no `PrimaryHDU` (provenance), an empty one is put before it. The same pixels and
     cards give the same bytes. Returned is the SHA-256 checksum of the file (`sha256_of`).
     """
-    return write_fits_files({path: hdus})[0]
+    return write_fits_files({path: hdus}, threads)[0]
 
 
-def write_fits_files(files: Mapping[str | Path, list]) -> list[str]:
+def write_fits_files(files: Mapping[str | Path, list], threads: int = 1) -> list[str]:
     """Write files as `write_fits` does, extensions by path; return their checksums.
 
     They take their names in the order in which they are given, when all have been written.
+    ``threads`` share the extensions that are compressed.
     """
     with atomic_streams(*files) as streams:
         return [
-            write_hdus(stream, _content(hdus))
+            write_hdus(stream, _content(hdus, threads))
             for stream, hdus in zip(streams, files.values(), strict=True)
         ]
 
 
-def _content(hdus: list) -> fits.HDUList:
+def _content(hdus: list, threads: int) -> fits.HDUList:
     """Return the HDUs of a file in the form that they have there, after a primary HDU."""
     if not isinstance(hdus[0], fits.PrimaryHDU):
         hdus = [fits.PrimaryHDU(), *hdus]
-    content = fits.HDUList([_as_stored(hdu) for hdu in hdus])
+    parts = over_rows(
+        lambda first, last: [_as_stored(hdu) for hdu in hdus[first:last]], len(hdus), threads, 1
+    )
+    content = fits.HDUList([hdu for part in parts for hdu in part])
     content.update_extend()
     return content
 

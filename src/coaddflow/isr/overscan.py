@@ -104,7 +104,7 @@ def overscan_level(
     InputError
         If levels of rows are asked for and the overscan does not cover all rows.
     """
-    x0, y0, x1, y1 = _without_trail(amplifier, settings.overscan_skip)
+    x0, y0, x1, y1 = without_trail(amplifier, settings.overscan_skip)
     first, last = amplifier.data[1], amplifier.data[3]
     if settings.overscan != "constant" and (y0 > first or y1 < last):
         raise InputError(
@@ -132,7 +132,7 @@ def _was_read(pixels: NDArray[np.float64]) -> bool:
     return bool(np.any(np.isfinite(pixels) & (pixels != 0)))
 
 
-def _without_trail(amplifier: Amplifier, skip: int) -> Box:
+def without_trail(amplifier: Amplifier, skip: int) -> Box:
     """Return the overscan without the columns next to the data (at most half of them)."""
     x0, y0, x1, y1 = amplifier.overscan
     skip = min(skip, (x1 - x0) // 2)
