@@ -349,16 +349,11 @@ def _read_unlimited(
     row: ExposureRow, camera: Camera, detector: Detector, detrend: DetrendSettings
 ) -> _Frame:
     """Read a CCD, whatever the camera says of its saturation."""
-    # while it is read any constant value may be that of full pixels, later no pixel is full
-    low, high = ({"saturation": limit, "saturation_keyword": None} for limit in (1e-9, 1e9))
-    raw = read_raw_ccd(row.path, camera, _with(detector, low), detrend.check_raw)
-    raw = dataclasses.replace(raw, detector=_with(raw.detector, high))
+    raw = read_raw_ccd(row.path, camera, detector, detrend.check_raw, full_at_maximum=True)
+    never = [one.model_copy(update={"saturation": np.inf}) for one in raw.detector.amplifiers]
+    unlimited = raw.detector.model_copy(update={"amplifiers": tuple(never)})
+    raw = dataclasses.replace(raw, detector=unlimited)
     return _Frame(row, counts_above_overscan(raw, detrend), raw.arrays)
-
-
-def _with(detector: Detector, changes: dict[str, object]) -> Detector:
-    amplifiers = tuple(one.model_copy(update=changes) for one in detector.amplifiers)
-    return detector.model_copy(update={"amplifiers": amplifiers})
 
 
 def _measured(

@@ -93,6 +93,7 @@ def read_raw_ccd(
     detector: Detector,
     check: bool = True,
     open_file: OpenFile = open_fits,
+    full_at_maximum: bool = False,
 ) -> RawCcd:
     """Read one CCD of a raw exposure.
 
@@ -106,6 +107,9 @@ def read_raw_ccd(
         zero bytes.
     open_file : callable
         `open_fits`, or a `KeptOpen` for CCDs that stand in the same file.
+    full_at_maximum : bool
+        Take the largest value of each amplifier for its saturation, whatever camera and header
+        say: where saturation is to be measured.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def read_raw_ccd(
     """
     path = Path(ccd_file(str(path), detector.extension))
     try:
-        return _read(path, camera, detector, check, open_file)
+        return _read(path, camera, detector, check, open_file, full_at_maximum)
     except CcdFailure:
         raise
     except Exception as error:
@@ -135,7 +139,12 @@ def read_raw_ccd(
 
 
 def _read(
-    path: Path, camera: Camera, detector: Detector, check: bool, open_file: OpenFile
+    path: Path,
+    camera: Camera,
+    detector: Detector,
+    check: bool,
+    open_file: OpenFile,
+    full_at_maximum: bool,
 ) -> RawCcd:
     """Read one CCD from its file."""
     wanted: dict[str | int, list[Amplifier]] = {}
@@ -148,7 +157,8 @@ def _read(
     extensions = [amplifier_hdu(camera, detector, one) for one in detector.amplifiers]
     for amplifier, extension in zip(detector.amplifiers, extensions, strict=True):
         own = hdus[extension]
-        amplifiers.append(_with_header_values(path, amplifier, [own.header, exposure_header]))
+        found = _with_header_values(path, amplifier, [own.header, exposure_header])
+        amplifiers.append(_with_own_maximum(found, own.data) if full_at_maximum else found)
     detector = detector.model_copy(update={"amplifiers": tuple(amplifiers)})
     data = {extension: hdus[extension].data for extension in wanted}
     measured = _without_what_was_not_read(path, detector, extensions, data)
@@ -418,6 +428,13 @@ def _dead_amplifiers(
 def _pixels(amplifier: Amplifier, data: NDArray) -> NDArray:
     x0, y0, x1, y1 = amplifier.data
     return data[y0:y1, x0:x1]
+
+
+def _with_own_maximum(amplifier: Amplifier, data: NDArray) -> Amplifier:
+    """Return an amplifier whose saturation is its largest value."""
+    pixels = _pixels(amplifier, data)
+    largest = np.max(pixels, initial=0, where=np.isfinite(pixels))
+    return amplifier.model_copy(update={"saturation": float(largest)})
 
 
 def _why_dead(amplifier: Amplifier, data: NDArray) -> tuple[Reason, str] | None:
