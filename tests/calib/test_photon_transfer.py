@@ -11,10 +11,12 @@ from numpy.testing import assert_allclose
 from scipy import ndimage
 
 from coaddflow.calib.flat_pairs import (
+    FlatExposures,
     FlatPair,
     PairOfFrames,
     find_flats,
     measure_pair,
+    measure_pairs,
     read_variance,
 )
 from coaddflow.calib.photon_transfer import (
@@ -25,6 +27,7 @@ from coaddflow.calib.photon_transfer import (
 )
 from coaddflow.cli import main
 from coaddflow.instrument.camera import load_camera, shipped_cameras, write_camera
+from coaddflow.settings.detrend import DetrendSettings
 from coaddflow.tables.exposures import ExposureRow
 
 SHAPE = (400, 400)
@@ -96,7 +99,7 @@ def test_gain_read_noise_and_brighter_fatter_are_found(gain, read_noise):
 
 
 def test_a_straight_line_would_be_wrong():
-    """What the curve is for: the repulsion takes a tenth of the variance."""
+    """What the curve is for: the repulsion takes 7 % of the variance at the highest level."""
     amplifier = Amplifier(1, 1.7, repulsion=1.5e-7)
     pairs = [amplifier.pair(time) for time in TIMES if time < 40]
     slope, _ = np.polyfit([pair.level for pair in pairs], [pair.variance for pair in pairs], 1)
@@ -380,6 +383,16 @@ def test_the_command_measures_and_writes_a_camera_file(flats, monkeypatch, capsy
     with pytest.raises(SystemExit):
         main(["ptc", "--write", "measured.yaml", "--ccds", "1"])
     assert "measured.yaml is there already" in capsys.readouterr().err
+
+
+def test_a_flat_that_cannot_be_read_costs_itself_only(flats):
+    rows = [row(number, time=1.0) for number in (1, 99, 2)]
+    paths = [str(flats / "raw" / one.path) for one in rows]
+    group = [one.model_copy(update={"path": p}) for one, p in zip(rows, paths, strict=True)]
+    found = measure_pairs(
+        FlatExposures((tuple(group),), ()), load_camera("mini"), [0], DetrendSettings()
+    )
+    assert [len(pairs) for pairs in found.values()] == [1, 1]
 
 
 def test_the_command_tells_json_and_what_is_missing(flats, monkeypatch, capsys):

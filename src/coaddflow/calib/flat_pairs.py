@@ -341,7 +341,7 @@ def _pairs_of_ccd(ccd: int, worker: Worker) -> dict[str, list[FlatPair]]:
             pairs = _measured(before, frame, light_off) if before and frame else {}
             for name, pair in pairs.items():
                 found[name].append(pair)
-            before = None if pairs else frame
+            before = None if pairs else frame or before
     return found
 
 

@@ -9,7 +9,7 @@ counts, with the gain g, the coefficient a (a00 there, below 0, 1/electron) and 
 light, which is that of the overscan. A straight line would make gains some percent too large.
 
 Before, counts are made proportional to exposure times: r (t + t0) = z + c2 z^2 + c3 z^3, with a
-rate r for each band, the offset t0 of the shutter, and the terms that are significant against the
+rate r and an offset t0 of the shutter for each band, and the terms that are significant against the
 scatter of the lamp. The full well is the level up to which the variance follows its curve: beyond
 it charge spreads over neighbours, or the converter ends.
 
@@ -201,8 +201,10 @@ def fit_photon_transfer(
     scatter = float(np.sqrt(np.sum(deviation**2) / max(len(used) - 3, 1)))
     gain_error = found.gain * found.gain_error * max(1.0, scatter / float(np.median(of_curve[2])))
     of_light = found.at(true[follows]).max() - found.noise
-    if of_light < _STANDS_OUT * found.noise or gain_error > _GOOD_GAIN * found.gain:
+    if of_light < _STANDS_OUT * found.noise:
         return "the noise of the light does not stand out of the other noise"
+    if gain_error > _GOOD_GAIN * found.gain:
+        return f"the gain would have an error of {100 * gain_error / found.gain:.0f} %"
     beyond = [pair.bright for pair, one in zip(pairs, follows, strict=True) if not one]
     full_well = max(pair.bright for pair in used)
     return PhotonTransfer(
@@ -281,7 +283,8 @@ def _up_to_full_well(
     """Return which pairs, in the order of their levels, follow one curve.
 
     The curve of the lower part of the levels before the largest variance is followed upwards as
-    long as levels agree with it. One level alone that does not is an outlier; it is left out.
+    long as levels agree with it. One pair alone that does not is an outlier, and left out, unless
+    it is the highest and its variance is too low.
     """
     possible = variance > max(0.5 * read if read > 0 else 0.0, 0.0)
     if not possible.any():

@@ -1,8 +1,8 @@
 """Measure gain, read noise, linearity and full well of amplifiers on pairs of flats.
 
-Photon transfer curves: flats of the exposure table, two of each band and exposure time, at ten
-levels or more (four at least) from little light to beyond the full well. Bias exposures of the
-table are used where there are some. docs/calibration.md describes the method.
+Photon transfer curves: flats of the exposure table, two of each band and exposure time, at some 20
+levels (four at least) from little light to beyond the full well. Bias exposures of the table are
+used where there are some. docs/calibration.md describes the method.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def _plain(amplifier: "AmplifierId", curve: "PhotonTransfer | str") -> dict[str,
 def _table(
     curves: "Mapping[AmplifierId, PhotonTransfer | str]", stated: "Mapping[AmplifierId, Amplifier]"
 ) -> "Sequence[str]":
-    """Return a line for each amplifier, the values of the camera file in brackets."""
+    """Return a line for each amplifier, gain and read noise of the camera file in brackets."""
     lines = [
         "CCD amplifier    gain, e/adu         read noise, e   full well, adu  non-linear  "
         "a00, 1/e   pairs"

@@ -22,7 +22,7 @@ _AT_ONCE = 1 << 20
 """Bytes that are read at a time."""
 
 _SECONDS_AT_ONCE, _BYTES_A_SECOND = 1e-3, 1.5e9
-"""What takes no longer, and as much longer as these bytes need, was in memory already."""
+"""Files that took no longer than this, plus their bytes at this rate, were in memory."""
 
 _SECONDS_TO_END = 1.0
 

@@ -33,11 +33,11 @@ FAILED = "coaddflow: failed: "
 FOR_GOOD = "coaddflow: another attempt would fail in the same way"
 BEGUN = "coaddflow: begun on "
 NO_RESULT = "the log has no result line: killed (out of memory or time limit), or still running"
-_SECONDS_TO_END = 20.0
-"""The longest that the end of a job takes: workers have 5 s to end and 5 s after SIGTERM, MPI ranks
-10 s. Clusters kill jobs 30 s or more after SIGTERM."""
-
 NO_LOG = "the log is empty: the step has not begun, or died at once"
+
+_SECONDS_TO_END = 20.0
+"""The longest that the end of a job should take: workers have 5 s to end and 5 s after SIGTERM, MPI
+ranks 10 s. Slurm kills a job 30 s after SIGTERM, PBS 10 s after it (`KillWait`, `kill_delay`)."""
 
 
 @contextlib.contextmanager
