@@ -136,6 +136,11 @@ def test_an_interrupt_that_was_held_back_ends_the_job_when_it_begins(tmp_path):
     assert last_line(log).endswith("interrupted")
 
 
+def run_code(code):
+    """Run a program in a Python of its own; return how it ended and what it said."""
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, None])
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_does_not_disturb_the_end_of_a_job(tmp_path, first, second):
@@ -157,9 +162,7 @@ def test_a_second_signal_does_not_disturb_the_end_of_a_job(tmp_path, first, seco
         f"        {'pass' if first is None else f'os.kill(os.getpid(), {int(second)})'}\n"
         "        print('tidied up', flush=True)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True
-    )
+    ended = run_code(code)
     assert ended.stdout == "tidied up\n"
     assert ended.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, None: 1}[first]
     assert "Traceback" not in ended.stderr
@@ -188,9 +191,7 @@ def test_a_job_that_does_not_end_hears_the_next_signal(tmp_path):
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('did not hear', flush=True)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True
-    )
+    ended = run_code(code)
     assert (ended.returncode, ended.stdout) == (143, "goes on\n")
 
 
@@ -206,9 +207,7 @@ def test_a_signal_does_not_spoil_a_job_that_has_finished(tmp_path):
         f"with log.job_log({str(tmp_path / 'job.log')!r}):\n"
         "    pass\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True
-    )
+    ended = run_code(code)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert last_line(tmp_path / "job.log").startswith(joblog.FINISHED)
 

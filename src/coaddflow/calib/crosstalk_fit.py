@@ -43,7 +43,7 @@ from scipy import ndimage
 from coaddflow.errors import CcdFailure
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.image.statistics import mad_sigma, weighted_median
-from coaddflow.instrument.camera import Camera, Detector
+from coaddflow.instrument.camera import AmplifierId, Camera, Detector
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.crosstalk import AmplifierSignal
 from coaddflow.isr.detrend import PartlyDetrendedCcd, counts_above_overscan, grow
@@ -77,9 +77,6 @@ _BESIDE = tuple((j, i) for a, b in ((16, 36), (36, 16)) for j in (-a, a) for i i
 
 _CLIP = 4.0
 _MIN_GROUPS = 5
-
-AmplifierId = tuple[int, str]
-"""CCD and amplifier."""
 
 
 @dataclass(frozen=True)

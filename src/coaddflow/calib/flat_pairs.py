@@ -24,7 +24,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 
 from coaddflow.errors import CcdFailure
 from coaddflow.image.statistics import iqr_sigma
-from coaddflow.instrument.camera import Camera, Detector
+from coaddflow.instrument.camera import AmplifierId, Camera, Detector
 from coaddflow.instrument.raw import read_raw_ccd
 from coaddflow.isr.detrend import PartlyDetrendedCcd, counts_above_overscan
 from coaddflow.isr.overscan import without_trail
@@ -69,9 +68,6 @@ _MIN_OVERSCAN = 100
 
 _MOST_BIASES = 5
 """Bias exposures that are averaged: only their level and noise count."""
-
-AmplifierId = tuple[int, str]
-"""CCD and amplifier."""
 
 
 class FlatPair(NamedTuple):
@@ -242,24 +238,40 @@ def find_flats(rows: Sequence[ExposureRow], table: str) -> FlatExposures:
     rows = [row.model_copy(update={"path": str(file_of(row.path, table))}) for row in rows]
     flats = [row for row in rows if row.kind == "flat" and row.exposure_time > 0]
     flats.sort(key=lambda row: (row.band, row.exposure_time))
-    number, numbers = 0, []
-    for i, row in enumerate(flats):
-        before = flats[i - 1] if i else row
-        same = math.isclose(before.exposure_time, row.exposure_time, rel_tol=_SAME_TIME)
-        number += not (same and before.band == row.band)
-        numbers.append(number)
-    groups = []
-    for _, members in groupby(zip(numbers, flats, strict=True), key=lambda one: one[0]):
-        in_time = sorted((row for _, row in members), key=lambda row: row.mjd or 0.0)
-        group: list[ExposureRow] = []
-        for row in in_time:
-            if group and (row.mjd or 0.0) - (group[-1].mjd or 0.0) > _SAME_SESSION:
-                groups.append(tuple(group))
-                group = []
-            group.append(row)
-        groups.append(tuple(group))
+    groups = [
+        tuple(night)
+        for light in _split(flats, _has_same_light)
+        for night in _split(sorted(light, key=_start), _is_same_session)
+        if len(night) > 1
+    ]
     biases = [row for row in rows if row.kind == "bias"][:_MOST_BIASES]
-    return FlatExposures(tuple(one for one in groups if len(one) > 1), tuple(biases))
+    return FlatExposures(tuple(groups), tuple(biases))
+
+
+def _split(
+    rows: Sequence[ExposureRow], belong: Callable[[ExposureRow, ExposureRow], bool]
+) -> list[list[ExposureRow]]:
+    """Return the runs of rows of which each belongs to the one before it."""
+    runs: list[list[ExposureRow]] = []
+    for row in rows:
+        if runs and belong(runs[-1][-1], row):
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _has_same_light(one: ExposureRow, other: ExposureRow) -> bool:
+    same_time = math.isclose(one.exposure_time, other.exposure_time, rel_tol=_SAME_TIME)
+    return same_time and one.band == other.band
+
+
+def _is_same_session(one: ExposureRow, other: ExposureRow) -> bool:
+    return _start(other) - _start(one) <= _SAME_SESSION
+
+
+def _start(row: ExposureRow) -> float:
+    return row.mjd or 0.0
 
 
 def measure_pairs(

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from coaddflow.calib.flat_pairs import AmplifierId, FlatPair
-from coaddflow.instrument.camera import Camera
+from coaddflow.calib.flat_pairs import FlatPair
+from coaddflow.instrument.camera import AmplifierId, Camera
 
 _MIN_LEVELS = 4
 """Levels that a curve needs; they differ by a twentieth at least."""

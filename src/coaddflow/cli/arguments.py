@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coaddflow.errors import InputError
 from coaddflow.geometry.angles import parse_declination, parse_right_ascension
 
 if TYPE_CHECKING:
@@ -64,6 +65,29 @@ def chosen_ccds(camera: "Camera", settings: "Settings", wanted: Sequence[int] | 
         for one in camera.detectors
         if (one.id in wanted if wanted else one.id not in settings.exclude_ccds)
     ]
+
+
+def add_workers(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--workers``; `chosen_workers` reads it."""
+    parser.add_argument("--workers", type=int, help=f"processes that {what} (default: all cores)")
+
+
+def chosen_workers(arguments: argparse.Namespace) -> int:
+    """Return how many processes ``--workers`` asks for; raise InputError if that is none."""
+    from coaddflow.pool.backend import available_cores
+
+    workers = available_cores() if arguments.workers is None else arguments.workers
+    if workers < 1:
+        raise InputError("--workers must be 1 or more")
+    return workers
+
+
+def read_raw_settings(path: str | Path) -> "Settings":
+    """Read the settings of a run of raw exposures; raise InputError if a file has none."""
+    settings = read_settings(path)
+    if settings.camera is None or settings.exposures is None:
+        raise InputError("needs the settings `camera` and `exposures`", path=path)
+    return settings
 
 
 def read_settings(path: str | Path) -> "Settings":

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coaddflow.cli.arguments import add_config, add_json, chosen_ccds, read_settings
+from coaddflow.cli.arguments import add_config, add_json, chosen_ccds, read_raw_settings
 from coaddflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     from coaddflow.calib.crosstalk_fit import MeasurementSettings, measure_crosstalk
     from coaddflow.instrument.camera import load_camera
 
-    settings = read_settings(arguments.config)
-    if settings.camera is None or settings.exposures is None:
-        raise InputError("needs the settings `camera` and `exposures`", path=arguments.config)
+    settings = read_raw_settings(arguments.config)
     camera = load_camera(settings.camera)
     files = _raw_files(settings, arguments.exposures)
     how = MeasurementSettings(

@@ -12,7 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coaddflow.cli.arguments import add_config, add_json, chosen_ccds, read_settings
+from coaddflow.cli.arguments import (
+    add_config,
+    add_json,
+    add_workers,
+    chosen_ccds,
+    chosen_workers,
+    read_raw_settings,
+)
 from coaddflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--band", help="only flats of this band")
     parser.add_argument("--ccds", nargs="+", type=int, metavar="CCD", help="only these CCDs")
-    parser.add_argument("--workers", type=int, help="processes that share the CCDs (default: all)")
+    add_workers(parser, "share the CCDs")
     parser.add_argument(
         "--write",
         type=_new_file,
@@ -55,14 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     from coaddflow.calib.flat_pairs import find_flats, measure_pairs
     from coaddflow.calib.photon_transfer import camera_with, fit_photon_transfer
     from coaddflow.instrument.camera import load_camera, write_camera
-    from coaddflow.pool.backend import available_cores
 
-    settings = read_settings(arguments.config)
-    if settings.camera is None or settings.exposures is None:
-        raise InputError("needs the settings `camera` and `exposures`", path=arguments.config)
-    workers = available_cores() if arguments.workers is None else arguments.workers
-    if workers < 1:
-        raise InputError("--workers must be 1 or more")
+    settings = read_raw_settings(arguments.config)
+    workers = chosen_workers(arguments)
     camera = load_camera(settings.camera)
     flats = find_flats(_rows(settings, arguments.band), settings.exposures)
     if not flats.groups:

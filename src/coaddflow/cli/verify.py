@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from coaddflow.cli.arguments import add_config, add_json, read_settings
+from coaddflow.cli.arguments import add_config, add_json, add_workers, chosen_workers, read_settings
 
 HELP = "verify all products against their checksums"
 
@@ -25,9 +25,7 @@ exit codes: 0 all products are good, 1 some are not, 2 wrong usage or unusable s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument(
-        "--workers", type=int, help="processes that read files (default: all cores)"
-    )
+    add_workers(parser, "read files")
     parser.add_argument(
         "--again", action="store_true", help="also read what was found good earlier"
     )
@@ -36,14 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from coaddflow.errors import InputError
-    from coaddflow.pool.backend import available_cores
     from coaddflow.workflow.plan import make_plan
     from coaddflow.workflow.verify import verify_survey
 
-    workers = available_cores() if arguments.workers is None else arguments.workers
-    if workers < 1:
-        raise InputError("--workers must be 1 or more")
+    workers = chosen_workers(arguments)
     plan = make_plan(read_settings(arguments.config))
     found = verify_survey(plan, workers, arguments.again, progress=_show if _is_watched() else None)
     if arguments.json:

@@ -32,6 +32,9 @@ from coaddflow.settings.base import Section
 
 FloatArray = NDArray[np.float64]
 
+AmplifierId = tuple[int, str]
+"""CCD and amplifier."""
+
 
 class Amplifier(Section):
     """One readout channel of a detector."""

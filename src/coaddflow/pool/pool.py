@@ -155,7 +155,6 @@ class Pool:
         self._definitions: dict[str, Packed] = {}
         self._dead_maps: list[int] = []
         self._busy = 0.0
-        self._read_ahead = ReadAhead()
 
     def __enter__(self) -> Self:
         self._backend = self._make_backend()

@@ -93,7 +93,6 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
             print(f"{FAILED}{reason} (log: {path})", file=sys.stderr)
         raise SystemExit(code) from None
     finally:
-        stop.hear_no_more()
         watch.stop()
         stop.close()
         logging.captureWarnings(False)
