@@ -23,10 +23,18 @@ def ahead():
     reader.wait()
 
 
+def finish(ahead, seconds=20.0):
+    """Wait until all that was asked for has been read."""
+    end = time.monotonic() + seconds
+    while ahead._asked.unfinished_tasks:
+        assert time.monotonic() < end, "it waits for something"
+        time.sleep(0.001)
+
+
 def read_all(ahead, *parts):
     """Let parts be read, and wait for it."""
     ahead.ask(lambda: iter(parts))
-    ahead._asked.join()
+    finish(ahead)
 
 
 def is_in_memory(path, start=0, stop=None):
@@ -85,19 +93,19 @@ def test_what_cannot_be_read_is_left_to_who_needs_it(tmp_path, ahead):
         raise ValueError("a damaged file")
 
     ahead.ask(parts)
-    ahead._asked.join()
+    finish(ahead)
     for _ in range(2):  # one is passed over: nothing was slow
         ahead.ask(lambda: done.append("more") or ())
-    ahead._asked.join()
+    finish(ahead)
     assert done == ["all", "more"]
 
 
 def test_what_a_worker_has_begun_is_not_read(ahead):
     called = []
     ahead.ask(lambda: called.append("begun") or (), is_wanted=lambda: False)
-    ahead._asked.join()
+    finish(ahead)
     ahead.ask(lambda: called.append("waiting") or ())
-    ahead._asked.join()
+    finish(ahead)
     assert called == ["waiting"], "and nothing is learned from what was not read"
 
 
@@ -113,7 +121,7 @@ def test_files_that_are_there_at_once_are_hardly_looked_at():
             return ()
 
         ahead.ask(parts)
-        ahead._asked.join()
+        finish(ahead)
 
     for number in range(40):
         ask(number, seconds=0.0005)
@@ -146,6 +154,19 @@ def test_the_items_that_come_next_are_asked_for_once_each(workers, asked):
     assert len(set(items)) == len(items)
     assert set(items[7:]) <= set(range(100, 108))
     assert not any(is_wanted() for _, is_wanted in asked), "all have been begun"
+
+
+def test_an_item_is_wanted_until_a_worker_begins_it(asked):
+    wanted = []
+    with Pool("processes", 1) as pool:
+        pool.map(
+            square,
+            range(4),
+            files=lambda item: item,
+            progress=lambda *_: wanted.append([is_wanted() for _, is_wanted in asked]),
+        )
+    # each time that an item has ended and the next is not begun
+    assert wanted == [[True], [False, True], [False, False, True], [False, False, False]]
 
 
 @pytest.mark.parametrize("backend", ["serial", "mpi", "dask"])

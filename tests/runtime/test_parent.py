@@ -48,6 +48,17 @@ def test_a_job_whose_snakemake_is_killed_ends_although_its_shell_goes_on(tmp_pat
     assert "stopped by SIGTERM" in log.read_text().splitlines()[-1]
 
 
+def test_a_job_that_loses_the_first_signal_is_asked_to_end_again(tmp_path):
+    program = JOB.replace(
+        "    time.sleep(60)",
+        "    log._SECONDS_TO_END = 0.5\n"
+        "    try:\n        time.sleep(60)\n    except BaseException:\n        time.sleep(6)",
+    ).replace("sys, time", "sys, time; from coaddflow.runtime import log")
+    log = tmp_path / "job.log"
+    kill_starter_of(program, log)
+    assert "stopped by SIGTERM" in log.read_text().splitlines()[-1]
+
+
 def test_a_job_whose_starter_lives_goes_on(tmp_path):
     program = JOB.replace("60", "2.5")
     began = time.monotonic()
