@@ -6,7 +6,6 @@ rule depth:
     """Map the depth of the coadds of a tract in all bands."""
     input:
         coadds=INPUTS.on_tract("coadd", "tract"),
-        databases=INPUTS.on_tract("tract_corners"),
     output:
         table=paths.DEPTH_TABLE,
     log:

@@ -1,16 +1,18 @@
 """What is measured on the coadds of a band: those of the workflow, and those of SWarp."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import sep
-from ccd import EMPTY, CcdFigures, true_file
+from ccd import EMPTY, CcdFigures, cut_middle, true_file
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 from scipy.spatial import cKDTree
 from survey import Survey, sky_weights, swarp_coadds
 from truth import fwhm_pixels, psf_sums, saturation_magnitude
 
+from coaddflow.coadd.psf import read_coadd_psf
 from coaddflow.geometry.wcs_header import read_wcs
 from coaddflow.image.masked_image import (
     AB_ZERO_POINT,
@@ -29,6 +31,7 @@ from coaddflow.qa.noise import (
     depth_ratio,
     pixel_noise_ratio,
 )
+from coaddflow.qa.psf_check import Shapes, shape_residuals
 from coaddflow.qa.star_fluxes import Bias, core_over_rim, flux_deviation, typical
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.warp.ccds import CcdImage, warp_patches
@@ -81,6 +84,8 @@ class CoaddFigures:
     cores: Left
     conserved: Bias
     """Total flux of stars on the noise-free coadd over the true one, minus 1."""
+    psf: dict[str, Shapes]
+    """Shapes of stars, and of noise-free stars, against the PSF of the coadd, if it has one."""
     residual: NDArray = field(repr=False)
     image: NDArray = field(repr=False)
     saturated_places: NDArray = field(repr=False)
@@ -98,7 +103,10 @@ def measure_band(survey: Survey, band: str, ccds: list[CcdFigures]) -> dict[str,
     their_ideal = ours_ideal if same or not theirs else ideal_coadd(survey, band, by_sky)
     information = possible_depth(survey, band)
     scene = _Scene(survey, band, ccds, ours_ideal, information)
-    found = {OURS: scene.measure(OURS, mosaic.masked_image, ours_ideal)}
+    psf = scene.psf(
+        survey.results / "coadd" / band / str(tract.id), mosaic.masked_image, ours_ideal
+    )
+    found = {OURS: scene.measure(OURS, mosaic.masked_image, ours_ideal, psf)}
     for kind, image in theirs.items():
         found[f"SWarp {kind}"] = scene.measure(f"SWarp {kind}", image, their_ideal)
     return found
@@ -246,7 +254,38 @@ class _Scene:
         limit = saturation_magnitude(self.survey.settings, self.survey.camera, self.band)
         return limit - self.magnitude
 
-    def measure(self, program: str, coadd: MaskedImage, ideal: Ideal) -> CoaddFigures:
+    def psf(self, folder: Path, coadd: MaskedImage, ideal: Ideal) -> dict[str, Shapes]:
+        """Compare bright isolated stars with the PSF of the coadds in a folder.
+
+        Left out are stars on pixels of which the PSF is known to be inexact.
+        """
+        tract, half = self.survey.tract, int(np.ceil(2.0 * self.seeing))
+        row, column = np.rint(self.y).astype(int), np.rint(self.x).astype(int)
+        flawed = coadd.has_any(MaskPlane.INEXACT_PSF | MaskPlane.NO_DATA | MaskPlane.CLIPPED)
+        wanted = self._bright() & self.isolated & ~flawed[row, column]
+        stars, light, models = [], [], []
+        for patch in tract.patch_ids():
+            x0, y0, x1, y1 = tract.patch(patch).inner_box
+            here = wanted & (column >= x0) & (column < x1) & (row >= y0) & (row < y1)
+            path = folder / f"{patch}.fits"
+            if not here.any() or not path.is_file():
+                continue
+            images = read_coadd_psf(path).images_at(*tract.pixel_to_sky(self.x[here], self.y[here]))
+            models.append(cut_middle(images, half))
+            stars.append(cut_stamps(coadd.image, self.x[here], self.y[here], half)[0])
+            light.append(cut_stamps(ideal.light, self.x[here], self.y[here], half)[0])
+        if not models:
+            return {}
+        known = np.isfinite(np.concatenate(models)).all(axis=(1, 2))
+        stars, light, models = (np.concatenate(part)[known] for part in (stars, light, models))
+        return {
+            "stars": shape_residuals(stars, models),
+            "noise_free": shape_residuals(light, models),
+        }
+
+    def measure(
+        self, program: str, coadd: MaskedImage, ideal: Ideal, psf: dict[str, Shapes] | None = None
+    ) -> CoaddFigures:
         """Measure one coadd."""
         residual = (coadd.image - ideal.light).astype(np.float32)
         known = np.isfinite(residual) & np.isfinite(coadd.variance) & (ideal.noise > 0)
@@ -271,6 +310,7 @@ class _Scene:
             hits=seen_at(*self.hits, significance, faint),
             cores=cores,
             conserved=self._conserved(ideal),
+            psf=psf or {},
             residual=residual,
             image=coadd.image,
             saturated_places=np.column_stack([self.x, self.y, self.above])[self._full()],

@@ -253,17 +253,19 @@ class _Ccd:
         if len(reserved):
             x, y = np.asarray(reserved["found_x"]), np.asarray(reserved["found_y"])
             models = self.calexp.psf.images_at(x, y)
-            measured = shape_residuals(cut_stamps(self.image, x, y, half)[0], _cut(models, half))
+            measured = shape_residuals(
+                cut_stamps(self.image, x, y, half)[0], cut_middle(models, half)
+            )
         some = clean[:: max(1, len(clean) // _SHAPES_PER_CCD)]
         if not len(some):
             return measured, nothing
         x, y = np.asarray(some["x"]), np.asarray(some["y"])
         true = psf_images(self.exposing, self.detector, x, y, half)
-        models = _cut(self.calexp.psf.images_at(x, y, sub_pixel=False), half)
+        models = cut_middle(self.calexp.psf.images_at(x, y, sub_pixel=False), half)
         return measured, shape_residuals(true, models)
 
 
-def _cut(images: NDArray, half: int) -> NDArray:
+def cut_middle(images: NDArray, half: int) -> NDArray:
     """Return the middle of images, (n, 2 half + 1, 2 half + 1), with zeros where they end."""
     have = images.shape[1] // 2
     if have < half:

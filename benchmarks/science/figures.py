@@ -17,6 +17,7 @@ from coaddflow.pool import Pool
 from coaddflow.qa.artifacts import Left
 from coaddflow.qa.metrics import Metric
 from coaddflow.qa.noise import Ratio
+from coaddflow.qa.psf_check import Shapes
 from coaddflow.qa.repeatability import distance_repeatability, magnitude_repeatability
 from coaddflow.qa.star_fluxes import Bias, by_bin, typical
 
@@ -390,27 +391,49 @@ def psf_residuals(material: Material) -> list[Metric]:
             ("true", 0.3, "the true PSF of the simulation at places of stars"),
         ):
             parts = [getattr(one, f"psf_{kind}") for one in material.of(band)]
-            size, e1, e2 = (np.concatenate(column) for column in zip(*parts, strict=True))
+            shapes = Shapes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
             name = f"psf.{kind}.{band}"
-            text = f"Size (root of second moment) of {what} over that of the model - 1; median."
-            metrics.append(_bias(f"{name}.size", typical(size), text, least=-goal, most=goal))
-            e1, e2 = e1[np.isfinite(e1)], e2[np.isfinite(e2)]
-            known = np.concatenate([e1, e2])
-            text = f"Ellipticity of {what} minus that of the model: larger median of e1 and e2."
-            value = max(abs(np.median(e1)), abs(np.median(e2))) if known.size > 5 else None
-            error = 1.2533 * mad_sigma(known) / np.sqrt(e1.size) if known.size > 5 else None
-            metrics.append(
-                Metric(f"{name}.ellipticity", value, "", text, most=0.002, error=error, n=e1.size)
-            )
+            metrics += _shape_metrics(name, shapes, what, (goal, 0.002))
             if kind == "true":
+                size, e1, e2 = (one[np.isfinite(one)] for one in shapes)
+                known = np.concatenate([e1, e2])
                 text = "Scatter of the same residual sizes: errors of the model over the field."
-                values = size[np.isfinite(size)]
-                value = 100.0 * mad_sigma(values) if values.size else None
-                metrics.append(Metric(f"{name}.size_scatter", value, "%", text, n=values.size))
+                value = 100.0 * mad_sigma(size) if size.size else None
+                metrics.append(Metric(f"{name}.size_scatter", value, "%", text, n=size.size))
                 text = "Scatter of one component of the residual ellipticity."
                 value = mad_sigma(known) if known.size else None
                 metrics.append(Metric(f"{name}.ellipticity_scatter", value, "", text, n=e1.size))
     return metrics
+
+
+def _shape_metrics(
+    name: str, shapes: Shapes, what: str, goals: tuple[float, float]
+) -> list[Metric]:
+    """Return the residual size and ellipticity of stars; goals in percent, and of ellipticity."""
+    size, most = goals
+    text = f"Size (root of second moment) of {what} over that of the model - 1; median."
+    metrics = [_bias(f"{name}.size", typical(shapes.size), text, least=-size, most=size)]
+    e1, e2 = (one[np.isfinite(one)] for one in (shapes.e1, shapes.e2))
+    known = np.concatenate([e1, e2])
+    text = f"Ellipticity of {what} minus that of the model: larger median of e1 and e2."
+    value = max(abs(np.median(e1)), abs(np.median(e2))) if known.size > 5 else None
+    error = 1.2533 * mad_sigma(known) / np.sqrt(e1.size) if known.size > 5 else None
+    ellipticity = Metric(f"{name}.ellipticity", value, "", text, most=most, error=error, n=e1.size)
+    return [*metrics, ellipticity]
+
+
+def coadd_psf_residuals(material: Material) -> list[Metric]:
+    """Compare the PSF of the coadds with their stars."""
+    kinds = {
+        "stars": "isolated stars on the coadd, their PSF being exact",
+        "noise_free": "the same stars on the noise-free coadd",
+    }
+    return [
+        metric
+        for band, programs in material.coadds.items()
+        for kind, shapes in programs[OURS].psf.items()
+        for metric in _shape_metrics(f"coadd.psf.{kind}.{band}", shapes, kinds[kind], (0.1, 5e-4))
+    ]
 
 
 def artifacts(material: Material) -> list[Metric]:
@@ -501,6 +524,7 @@ FIGURES: list[Figure] = [
     noise,
     coadd_noise,
     psf_residuals,
+    coadd_psf_residuals,
     artifacts,
     coadd_artifacts,
     saturated_fluxes,

@@ -239,7 +239,9 @@ def test_bad_planes_are_left_out_and_other_bits_are_kept():
     result = coadd(inputs)
     assert list(result.masked_image.image[10, 10:50:10]) == [10.0, 10.0, 10.0, 25.0]
     assert list(result.n_inputs[10, 10:50:10]) == [1, 1, 1, 2]
-    assert list(result.masked_image.mask[10, 10:50:10]) == [0, 0, 0, int(MaskPlane.DETECTED)]
+    # no PSF of these exposures is known
+    mask = result.masked_image.mask[10, 10:50:10] & ~int(MaskPlane.INEXACT_PSF)
+    assert list(mask) == [0, 0, 0, int(MaskPlane.DETECTED)]
 
 
 def test_core_saturated_everywhere_is_filled_with_a_large_variance():
@@ -251,10 +253,20 @@ def test_core_saturated_everywhere_is_filled_with_a_large_variance():
     result = coadd(inputs)
     filled = result.masked_image
     assert filled.image[21, 21] == pytest.approx(5.5e4)
-    assert filled.mask[21, 21] == MaskPlane.SAT
+    assert filled.mask[21, 21] == MaskPlane.SAT | MaskPlane.INEXACT_PSF
     assert np.sqrt(filled.variance[21, 21]) == pytest.approx(5.5e4, rel=1e-3)
     assert np.isnan(filled.image[30, 30]) and filled.mask[30, 30] == MaskPlane.NO_DATA
-    assert filled.image[40, 40] == pytest.approx(6e4) and filled.mask[40, 40] == 0
+    assert filled.image[40, 40] == pytest.approx(6e4)
+    assert filled.mask[40, 40] == MaskPlane.INEXACT_PSF
+    sets = result.sets
+    for pixel, used, is_filled in (
+        ((21, 21), [True, True], True),
+        ((30, 30), [False, False], False),
+        ((40, 40), [False, True], False),
+        ((5, 5), [True, True], False),
+    ):
+        number = sets.index[pixel]
+        assert (list(sets.used[number]), sets.filled[number]) == (used, is_filled)
 
 
 def test_no_value_that_is_not_finite_comes_through():

@@ -6,10 +6,10 @@ from astropy.io import fits
 from astropy.table import Table
 from skyscene import make_tract
 
-from coaddflow.coadd.depth import coadd_seeing, depth_map, make_depth
-from coaddflow.coadd.mean import Coadd
+from coaddflow.coadd.depth import make_depth
+from coaddflow.coadd.mean import Coadd, coadd_seeing, effective_area
+from coaddflow.coadd.point_sources import depth_of
 from coaddflow.coadd.product import write_coadd
-from coaddflow.corners.build import build_tract_database
 from coaddflow.image.masked_image import AB_ZERO_POINT, MaskedImage
 from coaddflow.settings import Settings
 from coaddflow.tables.depths import read_depth_table
@@ -27,7 +27,7 @@ def gaussian(fwhm, size=41):
 def test_fitted_fluxes_scatter_by_a_fifth_of_the_flux_at_this_depth():
     rng = np.random.default_rng(5)
     fwhm, noise, scale = 4.0, 3.0, 0.2
-    (depth,) = depth_map(np.array([noise**2]), fwhm * scale, scale, 1.0)
+    (depth,) = depth_of([noise**2], effective_area(fwhm * scale, scale), 1.0)
     flux = 10 ** (-0.4 * (depth - AB_ZERO_POINT))
     star = gaussian(fwhm)
     pixels = rng.normal(0.0, noise, (4000, *star.shape))
@@ -37,14 +37,14 @@ def test_fitted_fluxes_scatter_by_a_fifth_of_the_flux_at_this_depth():
 
 def test_correlated_pixels_state_less_noise_and_the_factor_gives_it_back():
     """Half of a pixel's variance is in its neighbours, so the fluxes are as noisy as before."""
-    plain = depth_map(np.array([4.0]), 0.8, 0.2, 1.0)
-    correlated = depth_map(np.array([2.0]), 0.8, 0.2, 0.5)
+    plain = depth_of(4.0, 200.0, 1.0)
+    correlated = depth_of(2.0, 200.0, 0.5)
     np.testing.assert_allclose(correlated, plain, atol=1e-5)
 
 
 def test_there_is_no_depth_without_data():
     variance = np.array([[1.0, np.nan], [np.inf, 0.0]])
-    assert np.isnan(depth_map(variance, 1.0, 0.2, 0.8)).tolist() == [[False, True], [True, True]]
+    assert np.isnan(depth_of(variance, 300.0, 0.8)).tolist() == [[False, True], [True, True]]
 
 
 def test_the_seeing_of_a_coadd_is_that_of_the_exposures_used_by_weight():
@@ -73,13 +73,13 @@ def write_patch(folder, tract, patch, variance, seeing, left_out=()):
         inputs.add_row((exposure, 3.0, 0.0, 0, ccd, ""))
         inputs["reason"] = [*inputs["reason"][:-1], reason]
     path = folder / "coadd" / "r" / str(tract.id) / f"{patch}.fits"
-    write_coadd(path, Coadd(box, image, np.ones(shape, np.int16), inputs), tract)
+    coadd = Coadd(box, image, np.ones(shape, np.int16), inputs)
+    figures = fits.Header({"SEEING": seeing, "COVFACT": 0.8})
+    write_coadd(path, coadd, tract, figures=figures)
     return path
 
 
 def test_maps_without_a_coadd_are_removed_and_other_files_stay(tmp_path, tract):
-    database = tmp_path / "corners" / "r" / f"{tract.id}.sqlite"
-    build_tract_database(database, [], tract)
     patch, other_patch = tract.patch_ids()[:2]
     coadds = [write_patch(tmp_path, tract, patch, 1.0, 0.8)]
     folder, table = tmp_path / "depth", tmp_path / "depth" / f"{tract.id}.ecsv"
@@ -88,15 +88,13 @@ def test_maps_without_a_coadd_are_removed_and_other_files_stay(tmp_path, tract):
     for name in (*stale, *others):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    make_depth(table, coadds, [database], tract, Settings().only("warp", "products"))
+    make_depth(table, coadds, tract, Settings().only("products"))
     assert not [name for name in stale if (folder / name).exists()]
     assert [name for name in others if (folder / name).exists()] == others
     assert (folder / "r" / str(tract.id) / f"{patch}.fits").exists()
 
 
 def test_maps_and_table_of_a_tract(tmp_path, tract):
-    database = tmp_path / "corners" / "r" / f"{tract.id}.sqlite"
-    build_tract_database(database, [], tract)
     patches = tract.patch_ids()[:2]
     too_wide = "seeing 3 times the median > 2"
     left_out = (
@@ -107,9 +105,9 @@ def test_maps_and_table_of_a_tract(tmp_path, tract):
         write_patch(tmp_path, tract, patch, variance, 0.8, left)
         for patch, variance, left in zip(patches, (4.0, 1.0), left_out, strict=True)
     ]
-    settings = Settings().only("warp", "products")
+    settings = Settings().only("products")
     table = tmp_path / "depth" / f"{tract.id}.ecsv"
-    make_depth(table, coadds, [database], tract, settings)
+    make_depth(table, coadds, tract, settings)
     rows = read_depth_table(table)
     assert [(row.band, row.patch) for row in rows] == [
         ("r", patches[0]),

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from coaddflow.coadd import clipping, mean
 from coaddflow.coadd.clipping import BIN, FILLABLE, GROWN, MISSING, OUTLIER, USABLE
+from coaddflow.coadd.input_sets import set_keys
 from coaddflow.image.masked_image import MaskPlane
 from coaddflow.image.medians import sorting_network
 from coaddflow.settings.coadd import ClipSettings
@@ -49,7 +50,9 @@ def test_a_row_of_weighted_means_is_that_of_its_pixels():
     )
     counts = np.zeros((5, 2), np.int64)
     # the stack begins at column -3 and row -2 of the target
-    mean._combine(stack, weights, np.float32(0.1), (-3, -2), block, target, counts)
+    keys, signature = set_keys(5), np.zeros((10, 36), np.uint64)
+    sets = (keys, signature)
+    mean._combine(stack, weights, np.float32(0.1), (-3, -2), block, target, counts, sets)
     expected = np.zeros((5, 2), np.int64)
     for y in range(block[1], block[3]):
         for x in range(block[0], block[2]):
@@ -64,6 +67,11 @@ def test_a_row_of_weighted_means_is_that_of_its_pixels():
                 wanted = USABLE if (states == USABLE).any() else FILLABLE
                 expected[:, 0] += states == wanted
                 expected[:, 1] += states >= OUTLIER
+                used = keys[:5][states == wanted]
+                filled = keys[5:] if wanted == FILLABLE else keys[:0]
+                assert signature[y - 1, x - 2] == np.bitwise_xor.reduce([*used, *filled])
+            else:
+                assert signature[y - 1, x - 2] == 0
     np.testing.assert_array_equal(counts, expected)
     outside = np.ones(shape, bool)
     outside[block[1] : block[3], block[0] : block[2]] = False

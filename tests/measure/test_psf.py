@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -249,9 +251,12 @@ def test_model_survives_its_file(varying, tmp_path):
     model = varying[1][2]
     fits.HDUList([fits.PrimaryHDU(), psf_hdu(model)]).writeto(tmp_path / "psf.fits", checksum=True)
     with fits.open(tmp_path / "psf.fits") as hdus:
-        again = psf_from_hdu(hdus["PSF"])
+        again = psf_from_hdu(hdus["PSF_DATA"])
     x, y = np.array([10.3, 700.9]), np.array([500.2, 3.3])
-    assert np.array_equal(again.images_at(x, y), model.images_at(x, y))
+    images = model.images_at(x, y)
+    assert again.images_at(x, y) == pytest.approx(images, abs=2e-7 * float(images.max()))
+    assert (again.order, again.step, again.half) == (model.order, model.step, model.half)
+    assert (again.center, again.scale) == (model.center, model.scale)
 
 
 def test_header_says_how_to_evaluate_the_model(varying):
@@ -259,24 +264,40 @@ def test_header_says_how_to_evaluate_the_model(varying):
     model = varying[1][2]
     hdu = psf_hdu(model)
     u, v = (
-        (p - hdu.header[f"PSF{a}0"]) / hdu.header[f"PSF{a}S"]
-        for a, p in (("X", 33.0), ("Y", 800.0))
+        (pixel - hdu.header[f"POLZERO{axis}"]) / hdu.header[f"POLSCAL{axis}"]
+        for axis, pixel in ((1, 34.0), (2, 801.0))
     )
-    by_hand = sum(
-        plane * term for plane, term in zip(hdu.data, (1.0, u, v, u * u, u * v, v * v), strict=True)
-    )
-    assert model.samples_at(33.0, 800.0)[0] == pytest.approx(by_hand)
+    terms = (1.0, u, u * u, v, u * v, v * v)
+    by_hand = sum(plane * term for plane, term in zip(hdu.data["PSF_MASK"][0], terms, strict=True))
+    samples = model.samples_at(33.0, 800.0)[0] / model.basis[0].sum()
+    assert by_hand == pytest.approx(samples, abs=1e-6 * float(samples.max()))
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 7, 7), (1, 11, 31), (2, 11, 11), (11, 11)])
+def test_galsim_draws_the_model(varying):
+    """GalSim interpolates samples with Lanczos 3, so that it differs by a part in thousand."""
+    galsim = pytest.importorskip("galsim")
+    model = varying[1][2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        psf = galsim.des.DES_PSFEx(psf_hdu(model)).getPSF(galsim.PositionD(701.9, 501.3))
+        side = 2 * model.half + 1
+        drawn = psf.drawImage(nx=side, ny=side, scale=1.0, method="no_pixel").array
+    image = model.image_at(700.9, 500.3)
+    assert drawn / drawn.sum() == pytest.approx(image, abs=3e-3 * float(image.max()))
+
+
+@pytest.mark.parametrize("shape", [(3, 11, 13), (1, 7, 7), (1, 12, 12), (2, 11, 11)])
 def test_another_extension_is_not_a_psf(shape):
-    hdu = psf_hdu(PsfModel(np.zeros((1, 11, 11)), 0, 1.0, 5, (0.0, 0.0), (1.0, 1.0)))
+    hdu = psf_hdu(PsfModel(np.ones((1, 11, 11)), 0, 1.0, 5, (0.0, 0.0), (1.0, 1.0)))
     psf_from_hdu(hdu)
-    hdu.data = np.zeros(shape)
+    size, dim = np.prod(shape), ",".join(map(str, reversed(shape)))
+    column = fits.Column("PSF_MASK", f"{size}E", dim=f"({dim})", array=np.zeros((1, *shape)))
+    other = fits.BinTableHDU.from_columns([column], hdu.header, name="PSF_DATA")
+    with pytest.raises(InputError, match="not a model of coaddflow"):
+        psf_from_hdu(other)
+    del hdu.header["PSF_SAMP"]
     with pytest.raises(InputError, match="not a model of coaddflow"):
         psf_from_hdu(hdu)
-    with pytest.raises(InputError, match="not a model of coaddflow"):
-        psf_from_hdu(fits.ImageHDU(np.zeros(shape)))
 
 
 def test_constant_model_does_not_vary():

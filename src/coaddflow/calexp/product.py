@@ -1,6 +1,6 @@
 """The products of a CCD: its calexp and source catalogue, and its row of the manifest.
 
-The calexp file has the extensions IMAGE (electrons, sky subtracted), MASK, VARIANCE, PSF (see
+The calexp file has the extensions IMAGE (electrons, sky subtracted), MASK, VARIANCE, PSF_DATA (see
 `psf_model.psf_hdu`) and BACKGROUND (see `background.background_hdu`). IMAGE, MASK and VARIANCE
 carry the WCS (TPV) and the keywords that docs/products.md explains.
 """
@@ -33,7 +33,7 @@ from coaddflow.image.masked_image import (
 from coaddflow.instrument.camera import outline
 from coaddflow.measure.background import background_from_hdu, background_hdu
 from coaddflow.measure.photometry import ZeroPoint
-from coaddflow.measure.psf_model import psf_from_hdu, psf_hdu
+from coaddflow.measure.psf_model import psf_hdu, stored_psf
 from coaddflow.tables.manifest import FOOTPRINT_POINTS_PER_EDGE, CcdRow
 
 KEYWORDS = {
@@ -205,7 +205,7 @@ def read_calexp(path: str | Path, verify: bool = False) -> StoredCalexp:
         verify_sums(path, remedy)
     with opened_fits(path, "calexp", remedy) as (stream, hdus):
         masked_image, header = read_planes(stream, hdus)
-        psf = psf_from_hdu(hdus["PSF"]) if "PSF" in hdus else None
+        psf = stored_psf(hdus)
         background = background_from_hdu(hdus["BACKGROUND"]) if "BACKGROUND" in hdus else None
     return StoredCalexp(masked_image, read_wcs(header, path), header, psf, background)
 

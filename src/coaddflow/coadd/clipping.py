@@ -51,7 +51,7 @@ _MOFFAT_BETA = 2.5
 _WING_PART = 0.5
 _REACH_IN_FWHM = 3.0
 _MAX_REACH = 12
-_USUAL_FWHM = 6.0
+USUAL_FWHM = 6.0
 """Pixels, where neither seeing nor pixel scale is known."""
 
 _SMALLEST_FWHM = 3.0
@@ -102,7 +102,7 @@ def describe_epochs(
     leeway = np.where(known, 1.0, settings.unknown_seeing_ratio**2)
     ratio = np.sqrt(np.max(sharpness * leeway, initial=1e-9) / np.min(sharpness, initial=1e9))
     below = max(1.0, settings.relative) if ratio > _SEEING_DIFFERS else settings.relative
-    fwhm = _USUAL_FWHM
+    fwhm = USUAL_FWHM
     if pixel_scale is not None and known.any():
         fwhm = max(seeing[known].max() / pixel_scale, _SMALLEST_FWHM)
     wings = _wing_differences(fwhm, settings.wings)

@@ -1,15 +1,8 @@
-"""How deep the coadds of a tract are: the magnitude of a point source at 5 sigma, pixel by pixel.
+"""The depth maps of the coadds of a tract, and the table of their medians: the whole job.
 
-The flux of a point source that is fitted with the PSF has the variance V * A, where V is the
-variance of a pixel whose noise is independent of its neighbours, and A the noise-equivalent area of
-the PSF in pixels [1]_, 4 pi sigma^2 for a Gaussian. The pixels of a coadd are correlated: V is the
-VARIANCE plane divided by the covariance factor of the warps (`warp.kernels.covariance_factor`).
-Until coadds have a PSF of their own, its second moment is taken as the mean of those of the
-exposures, weighted as they are in the coadd.
-
-References
-----------
-.. [1] King 1983, PASP 95, 163 (noise-equivalent area).
+What depth is, is in `coaddflow.coadd.point_sources`. The PSF is that of the coadd. Of exposures
+without a PSF, which were calibrated elsewhere, it is a Gaussian, with a second moment that is the
+mean of theirs, weighted as they are in the coadd.
 """
 
 import logging
@@ -23,18 +16,18 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from coaddflow.coadd.mean import effective_area
+from coaddflow.coadd.point_sources import area_map, depth_of
 from coaddflow.coadd.product import read_coadd
-from coaddflow.corners.database import CornerDatabase
+from coaddflow.coadd.psf import read_psf_grid
 from coaddflow.files import remove
 from coaddflow.geometry.box import Box
-from coaddflow.image.masked_image import AB_ZERO_POINT, image_hdu, write_fits
+from coaddflow.image.masked_image import image_hdu, write_fits
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.coadds import coadd_files
 from coaddflow.tables.depths import WHOLE_TRACT, DepthRow, write_depth_table
 from coaddflow.warp.files import part_header
-from coaddflow.warp.kernels import covariance_factor
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +45,6 @@ Ccd = tuple[str, str]
 def make_depth(
     table: str | Path,
     coadds: Iterable[str | Path],
-    databases: Iterable[str | Path],
     tract: Tract,
     settings: Settings,
 ) -> None:
@@ -66,21 +58,18 @@ def make_depth(
         ``.../{tract}.ecsv``, written last. The maps go to ``.../{band}/{tract}/{patch}.fits``.
     coadds : iterable of str or Path
         Coadds ``.../{band}/{tract}/{patch}.fits``, or lists that name them.
-    databases : iterable of str or Path
-        Corner databases of the tract, ``.../{band}/{tract}.sqlite``.
     tract : Tract
         The tract.
     settings : Settings
-        Sections warp and products.
+        Section products.
 
     Raises
     ------
     InputError
-        If a coadd or database is not readable, or a map cannot be written.
+        If a coadd is not readable, or a map cannot be written.
     """
     table = Path(table)
     remove(table)
-    factors = {Path(path).parent.name: _factor(path, tract, settings) for path in databases}
     rows: list[DepthRow] = []
     by_band: dict[str, list[Path]] = {}
     for coadd in coadd_files(coadds):
@@ -88,7 +77,7 @@ def make_depth(
     _remove_stale_maps(table, by_band)
     for band, paths in sorted(by_band.items()):
         folder = table.parent / band / table.stem
-        rows += _band_depth(band, paths, folder, factors[band], tract, settings)
+        rows += _band_depth(band, paths, folder, tract, settings)
     write_depth_table(table, rows, tract.id)
 
 
@@ -101,25 +90,23 @@ def _remove_stale_maps(table: Path, coadds: Mapping[str, Sequence[Path]]) -> Non
             _LOG.info("removed %s, whose coadd is no longer made", path)
 
 
-def _factor(database: str | Path, tract: Tract, settings: Settings) -> float:
-    """Return the covariance factor of the warps of a band, from the pixel scales of its CCDs."""
-    with CornerDatabase(database) as corners:
-        scales = [ccd.pixel_scale for ccd in corners.ccds() if ccd.pixel_scale is not None]
-    ratio = (tract.pixel_scale / np.median(scales)) ** 2 if scales else 1.0
-    return covariance_factor(settings.warp.kernel, float(ratio))
-
-
 def _band_depth(
-    band: str, coadds: Sequence[Path], folder: Path, factor: float, tract: Tract, settings: Settings
+    band: str, coadds: Sequence[Path], folder: Path, tract: Tract, settings: Settings
 ) -> list[DepthRow]:
     """Write the maps of a band; return a row for each, and one for all."""
     rows, counts = [], np.zeros(0, np.int64)
     all_used: set[str] = set()
     all_left: set[Ccd] = set()
     for path in sorted(coadds, key=lambda path: patch_position(path.stem)):
-        coadd, _ = read_coadd(path)
-        seeing = coadd_seeing(coadd.inputs)
-        depth = depth_map(coadd.masked_image.variance, seeing, tract.pixel_scale, factor)
+        coadd, coadd_header = read_coadd(path)
+        seeing = coadd_header.get("SEEING", float("nan"))
+        variance = coadd.masked_image.variance
+        grid = read_psf_grid(path)
+        if grid is not None:
+            area = area_map(grid, variance.shape)
+        else:
+            area = effective_area(seeing, tract.pixel_scale)
+        depth = depth_of(variance, area, coadd_header["COVFACT"])
         header = _header(tract, coadd.box, band, path.stem, seeing)
         primary = fits.PrimaryHDU(header=provenance_header(settings.provenance(), [path]))
         compression = settings.products.compression
@@ -168,42 +155,6 @@ def _row(
     return DepthRow(band, patch, *figures, without)
 
 
-def coadd_seeing(inputs: Table) -> float:
-    """Return the FWHM of the PSF of a coadd, arcsec; NaN if that of no exposure is known.
-
-    Parameters
-    ----------
-    inputs : astropy.table.Table
-        The inputs of the coadd: columns ``seeing`` (arcsec), ``weight``, ``n_used``.
-    """
-    seeing, weight = (np.asarray(inputs[name], float) for name in ("seeing", "weight"))
-    known = np.isfinite(seeing) & (seeing > 0) & (np.asarray(inputs["n_used"]) > 0)
-    if not known.any():
-        return float("nan")
-    return float(np.sqrt(np.average(seeing[known] ** 2, weights=weight[known])))
-
-
-def depth_map(
-    variance: NDArray[np.floating], seeing: float, pixel_scale: float, factor: float
-) -> NDArray[np.float32]:
-    """Return the AB magnitude of a point source at 5 sigma in each pixel.
-
-    Parameters
-    ----------
-    variance : ndarray, shape (ny, nx)
-        Variance plane of a coadd, nJy^2. Where it is not finite or not positive there is no data,
-        and the result is NaN.
-    seeing, pixel_scale : float
-        FWHM of the PSF, arcsec; arcsec per pixel.
-    factor : float
-        Covariance factor of the pixels.
-    """
-    area = effective_area(seeing, pixel_scale)
-    usable = np.isfinite(variance) & (variance > 0)
-    noise = np.sqrt(np.where(usable, variance, np.nan) * (area / factor))
-    return (AB_ZERO_POINT - 2.5 * np.log10(5.0 * noise)).astype(np.float32)
-
-
 def _header(tract: Tract, box: Box, band: str, patch: str, seeing: float) -> fits.Header:
     """Return the header of a depth map."""
     header = part_header(tract, box)
@@ -211,7 +162,7 @@ def _header(tract: Tract, box: Box, band: str, patch: str, seeing: float) -> fit
     header["BUNIT"] = ("mag", "AB, point source at 5 sigma")
     header["FILTER"], header["TRACT"], header["PATCH"] = band, tract.id, patch
     if np.isfinite(seeing):
-        header["SEEING"] = (seeing, "[arcsec] FWHM of the PSF that is assumed")
+        header["SEEING"] = (seeing, "[arcsec] FWHM of the PSF")
     return header
 
 

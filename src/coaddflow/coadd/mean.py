@@ -17,6 +17,8 @@ References
    with the inverse square of the seeing, for the coadds of stripe 82).
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,9 +33,20 @@ from coaddflow.coadd.clipping import (
     MISSING,
     OUTLIER,
     USABLE,
+    USUAL_FWHM,
     Epochs,
     describe_epochs,
     find_outliers,
+)
+from coaddflow.coadd.input_sets import (
+    BlockSets,
+    InputSets,
+    add_key,
+    join_sets,
+    near_change,
+    no_sets,
+    number_sets,
+    set_keys,
 )
 from coaddflow.compiled import njit
 from coaddflow.errors import InputError
@@ -50,6 +63,7 @@ _MIN_ROWS, _MAX_ROWS = STACK_ROWS
 _SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 
 _NO_DATA, _CLIPPED = np.int32(MaskPlane.NO_DATA), np.int32(MaskPlane.CLIPPED)
+_INEXACT_PSF = np.int32(MaskPlane.INEXACT_PSF)
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,8 @@ class Coadd:
     inputs: Table
     """One row an exposure: exposure, ccds, mjd, exposure_time, seeing, zero_point, weight, n_used
     and n_clipped (pixels); with background matching sky_offset."""
+    sets: InputSets | None = None
+    """The exposures that each pixel is made of, in the order of the table of inputs."""
 
 
 def effective_area(seeing: ArrayLike, pixel_scale: float) -> NDArray[np.float64]:
@@ -174,7 +190,9 @@ def coadd_patch(
         The mean is sum(w v) / sum(w) with one weight w per exposure; its variance
         sum(w^2 variance) / sum(w)^2 holds for single pixels. Pixels for which all exposures are
         flagged and some have one of ``settings.fill_planes`` are means of these, with
-        (``fill_error`` * value)^2 added to the variance.
+        (``fill_error`` * value)^2 added to the variance. Pixels within the FWHM of the PSF of which
+        other exposures are used have the bit INEXACT_PSF, and so have pixels with a value of which
+        no PSF is known.
 
     Raises
     ------
@@ -184,24 +202,64 @@ def coadd_patch(
     inputs = sorted(inputs, key=lambda one: one.exposure)
     _check_inputs(inputs)
     shape = (box[3] - box[1], box[2] - box[0])
-    coadd = Coadd(box, MaskedImage.empty(shape), np.zeros(shape, np.int16), inputs_table(inputs))
+    index = np.zeros(shape, np.int32)
+    coadd = Coadd(
+        box,
+        MaskedImage.empty(shape),
+        np.zeros(shape, np.int16),
+        inputs_table(inputs),
+        join_sets(index, [], [], len(inputs)),
+    )
     if not inputs:
         return coadd
     epochs = describe_epochs([one.seeing for one in inputs], settings.clip, pixel_scale)
     if covariance is None:
         covariance = covariance_factor("lanczos3")
 
-    def work(block: Box) -> NDArray[np.int64]:
+    def work(block: Box) -> tuple[NDArray[np.int64], BlockSets]:
         return _coadd_block(inputs, coadd, block, epochs, settings, covariance)
 
     blocks = _make_blocks(len(inputs), box, epochs.halo, settings.memory_mb, threads)
     if threads == 1:
-        counts = [work(block) for block in blocks]
+        results = [work(block) for block in blocks]
     else:
         with ThreadPoolExecutor(threads) as pool:
-            counts = list(pool.map(work, blocks))
+            results = list(pool.map(work, blocks))
+    counts, sets = zip(*results, strict=True)
     coadd.inputs["n_used"], coadd.inputs["n_clipped"] = np.sum(counts, axis=0).T
+    places = [part_of(box, block) for block in blocks]
+    coadd = dataclasses.replace(coadd, sets=join_sets(index, places, sets, len(inputs)))
+    _mark_inexact(coadd, inputs, pixel_scale)
     return coadd
+
+
+def _mark_inexact(coadd: Coadd, inputs: Sequence[CoaddInput], pixel_scale: float | None) -> None:
+    """Set INEXACT_PSF where the PSF is not that of the exposures of the pixel."""
+    seeing = coadd_seeing(coadd.inputs)
+    fwhm = USUAL_FWHM
+    if pixel_scale is not None and np.isfinite(seeing):
+        fwhm = seeing / pixel_scale
+    sets = coadd.sets
+    without = np.array([not one.reader.read_psfs() for one in inputs])
+    inexact = (sets.filled | (sets.used & without).any(axis=1))[sets.index]
+    inexact |= near_change(sets.index, math.ceil(fwhm))
+    inexact &= sets.index > 0
+    coadd.masked_image.mask[inexact] |= _INEXACT_PSF
+
+
+def coadd_seeing(inputs: Table) -> float:
+    """Return the FWHM of the PSF of a coadd as its inputs say, arcsec; NaN if none is known.
+
+    Parameters
+    ----------
+    inputs : astropy.table.Table
+        The inputs of the coadd: columns ``seeing`` (arcsec), ``weight``, ``n_used``.
+    """
+    seeing, weight = (np.asarray(inputs[name], float) for name in ("seeing", "weight"))
+    known = np.isfinite(seeing) & (seeing > 0) & (np.asarray(inputs["n_used"]) > 0)
+    if not known.any():
+        return float("nan")
+    return float(np.sqrt(np.average(seeing[known] ** 2, weights=weight[known])))
 
 
 def _check_inputs(inputs: Sequence[CoaddInput]) -> None:
@@ -268,8 +326,8 @@ def _coadd_block(
     epochs: Epochs,
     settings: CoaddSettings,
     covariance: float,
-) -> NDArray[np.int64]:
-    """Coadd a block of the tract's pixels; return counts, shape (n, 2)."""
+) -> tuple[NDArray[np.int64], BlockSets]:
+    """Coadd a block of the tract's pixels; return counts, shape (n, 2), and its sets of inputs."""
     box, halo = coadd.box, epochs.halo
     region = (
         max(block[0] - block[0] % BIN - halo, box[0]),
@@ -279,8 +337,9 @@ def _coadd_block(
     )
     chosen = [k for k, one in enumerate(inputs) if common_box(one.reader.box, region, box)]
     counts = np.zeros((len(inputs), 2), np.int64)
+    place = part_of(box, block)
     if not chosen:
-        return counts
+        return counts, no_sets(len(inputs))
     image, variance, mask, state = _read_stack(
         [inputs[k].reader for k in chosen], region, box, settings
     )
@@ -290,6 +349,8 @@ def _coadd_block(
         find_outliers(image, variance, state, some, settings.clip, covariance, x_offset)
     target = coadd.masked_image
     part_counts = np.zeros((len(chosen), 2), np.int64)
+    keys = set_keys(len(inputs))
+    signature = np.zeros((block[3] - block[1], block[2] - block[0]), np.uint64)
     _combine(
         (image, variance, mask, state),
         np.array([inputs[k].weight for k in chosen]),
@@ -298,9 +359,11 @@ def _coadd_block(
         (block[0] - box[0], block[1] - box[1], block[2] - box[0], block[3] - box[1]),
         (target.image, target.variance, target.mask, coadd.n_inputs),
         part_counts,
+        (keys[[*chosen, -1]], signature),
     )
     counts[chosen] = part_counts
-    return counts
+    inside = state[:, *part_of(region, block)]
+    return counts, number_sets(signature, inside, chosen, len(inputs), coadd.sets.index[place])
 
 
 def _read_stack(
@@ -430,11 +493,13 @@ def _write_means(sums, n_values, bits, extra, image, variance, mask, n_inputs):
 
 
 @njit(nogil=True)
-def _combine(stack, weights, fill_error, origin, block, target, counts):
+def _combine(stack, weights, fill_error, origin, block, target, counts, sets):
     """Write the weighted means of a stack into a block; count values used and clipped.
 
-    ``origin``: first column and row of the stack; all places are those on the target.
+    ``origin``: first column and row of the stack; all places are those on the target. ``sets``: the
+    keys of the exposures and of filled pixels, and the signatures of the pixels of the block.
     """
+    keys, signature = sets
     values, variances, masks, state = stack
     first, width = block[0] - origin[0], block[2] - block[0]
     sums, numbers = np.empty((3, width)), np.empty((2, width), np.int32)
@@ -443,11 +508,13 @@ def _combine(stack, weights, fill_error, origin, block, target, counts):
     for y_out in range(block[1], block[3]):
         y = y_out - origin[1]
         sums[:], numbers[:], bits[:], extra[:] = 0.0, 0, 0, 0.0
+        signs = signature[y_out - block[1]]
         for k in range(weights.size):
             counts[k, 0] += _add_values(
                 *(values[k, y, part], variances[k, y, part], masks[k, y, part]),
                 *(state[k, y, part], weights[k], sums, numbers, bits),
             )
+            add_key(state[k, y, part], USABLE, keys[k], signs)
         for i in range(width):
             if numbers[0, i] > 0 or numbers[1, i] == 0:
                 continue
@@ -455,8 +522,11 @@ def _combine(stack, weights, fill_error, origin, block, target, counts):
                 values, variances, masks, state, weights, y, first + i, FILLABLE
             )
             extra[i] = (fill_error * (sums[1, i] / sums[0, i])) ** 2
+            signs[i] = keys[-1]
             for k in range(weights.size):
                 counts[k, 0] += state[k, y, first + i] == FILLABLE
+            for k in range(weights.size):
+                signs[i] ^= keys[k] if state[k, y, first + i] == FILLABLE else np.uint64(0)
         for k in range(weights.size):
             counts[k, 1] += _mark_clipped(state[k, y, part], numbers[0], bits)
         _write_means(

@@ -23,7 +23,8 @@ from coaddflow.coadd.mean import (
     exposure_weight,
     inputs_table,
 )
-from coaddflow.coadd.product import write_coadd
+from coaddflow.coadd.product import coadd_figures, write_coadd
+from coaddflow.coadd.psf import CoaddPsf, PsfInput
 from coaddflow.coadd.readers import CorrectedWarp, LayeredWarp, WithoutCcds
 from coaddflow.corners.database import CornerDatabase, Rejection, Selection
 from coaddflow.files import remove, remove_partial
@@ -106,12 +107,15 @@ class PatchWork:
     """CCDs that would cover the patch if they, or their exposures, had not failed."""
     manifests: tuple[str, ...]
     """Manifests of the exposures that go in."""
+    covariance: float
+    """Covariance factor of the warps (`warp.kernels.covariance_factor`)."""
 
 
 class TractInputs:
     """What goes into the coadds of a band on a tract, as its corner database says.
 
-    The database must stay open. Used are the section selection and the weight of the coadds.
+    The database must stay open. Used are the section selection, the weight of the coadds and the
+    kernel of the warps.
 
     Raises
     ------
@@ -126,6 +130,9 @@ class TractInputs:
         corners.require_some(tract.id, band, settings.selection)
         self._manifests = corners.manifests()
         self._of_exposure: dict[str, tuple[float, float]] = {}
+        scales = [ccd.pixel_scale for ccd in corners.ccds() if ccd.pixel_scale is not None]
+        ratio = (tract.pixel_scale / np.median(scales)) ** 2 if scales else 1.0
+        self._covariance = covariance_factor(settings.warp.kernel, float(ratio))
 
     def select(self, patch: str) -> Selection:
         """Return the CCDs that go into the coadd of a patch, and those that do not."""
@@ -171,7 +178,7 @@ class TractInputs:
             inputs.append(_coadd_input(ccds, reader, weight, seeing, offset))
         manifests = tuple(self._manifests[exposure] for exposure in selected)
         without = tuple(selection.rejected), tuple(selection.failed)
-        return PatchWork(patch, tuple(inputs), *without, manifests)
+        return PatchWork(patch, tuple(inputs), *without, manifests, self._covariance)
 
     def _weight_and_seeing(self, exposure: str) -> tuple[float, float]:
         """Return figures of a whole exposure, so that overlapping patches agree."""
@@ -224,8 +231,9 @@ def write_patch(
         tract.patch(work.patch).outer_box,
         settings.coadd,
         pixel_scale=tract.pixel_scale,
-        covariance=covariance_factor(settings.warp.kernel),
+        covariance=work.covariance,
     )
+    psf = _psf_of(work, coadd, tract)
     coadd = dataclasses.replace(
         coadd, inputs=with_rejected(coadd.inputs, (*work.rejected, *work.failed))
     )
@@ -237,9 +245,20 @@ def write_patch(
         ccd, reasons = item.overlap.ccd, "; ".join(item.reasons)
         _LOG.info("left out: exposure %s CCD %d: %s", ccd.exposure, ccd.ccd, reasons)
     cards = provenance_header(settings.only(*SECTIONS).provenance(), [database, *work.manifests])
-    cards["FILTER"] = (band, "band")
-    cards["PATCH"] = (work.patch, "patch of the tract")
-    return coadd, write_coadd(path, coadd, tract, cards, settings.products.compression)
+    figures = coadd_figures(coadd, psf, tract.pixel_scale, work.covariance)
+    figures["FILTER"] = (band, "band")
+    figures["PATCH"] = (work.patch, "patch of the tract")
+    compression = settings.products.compression
+    return coadd, write_coadd(path, coadd, tract, cards, compression, psf, figures)
+
+
+def _psf_of(work: PatchWork, coadd: Coadd, tract: Tract) -> CoaddPsf:
+    """Return the PSF of the coadd of a patch."""
+    inputs = [
+        PsfInput(one.exposure, one.weight, tuple(one.reader.read_psfs()))
+        for one in sorted(work.inputs, key=lambda one: one.exposure)
+    ]
+    return CoaddPsf(tract, coadd.box, coadd.sets, inputs)
 
 
 def with_rejected(inputs: Table, rejected: Sequence[Rejection]) -> Table:

@@ -6,7 +6,9 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
-from coaddflow.coadd.mean import Coadd
+from coaddflow.coadd.mean import Coadd, coadd_seeing, effective_area
+from coaddflow.coadd.point_sources import depth_of
+from coaddflow.coadd.psf import CoaddPsf, psf_hdus
 from coaddflow.image.masked_image import (
     Compression,
     MaskedImage,
@@ -21,14 +23,68 @@ from coaddflow.tables.coadds import coadd_remedy
 from coaddflow.warp.files import part_box, part_header
 
 
+def coadd_figures(
+    coadd: Coadd, psf: CoaddPsf, pixel_scale: float, covariance: float
+) -> fits.Header:
+    """Return what a coadd is as a whole: EXPTIME, MJD-AVG, SEEING, DEPTH and COVFACT.
+
+    Those that are not known are left out.
+
+    Parameters
+    ----------
+    coadd : Coadd
+        The coadd.
+    psf : CoaddPsf
+        Its PSF; without one SEEING is that of the inputs.
+    pixel_scale : float
+        Arcsec per pixel.
+    covariance : float
+        Covariance factor of its pixels.
+    """
+    inputs = coadd.inputs[np.asarray(coadd.inputs["n_used"]) > 0]
+    time, start, weight = (
+        np.asarray(inputs[name], float) for name in ("exposure_time", "mjd", "weight")
+    )
+    middle = start + np.nan_to_num(time) / 2.0 / 86400.0
+    seeing = coadd_seeing(coadd.inputs)
+    area = float(effective_area(seeing, pixel_scale))
+    if psf.grid is not None:
+        seeing = psf.model.fwhm_at(*psf.model.center) * pixel_scale
+        area = float(np.nanmedian(psf.grid.areas()))
+    variance = coadd.masked_image.variance
+    measured = variance[np.isfinite(variance)]
+    depth = np.nan
+    if measured.size:
+        depth = float(depth_of(np.median(measured), area, covariance))
+    dated = np.isfinite(middle)
+    values = {
+        "EXPTIME": (float(time.sum()), "[s] sum over the exposures"),
+        "TIMESYS": ("TAI", "time scale of MJD-AVG"),
+        "MJD-AVG": (
+            float(np.average(middle[dated], weights=weight[dated])) if dated.any() else np.nan,
+            "[d] weighted mean of mid-exposures",
+        ),
+        "SEEING": (seeing, "[arcsec] FWHM of the PSF"),
+        "DEPTH": (depth, "[mag] AB, median, point source at 5 sigma"),
+        "COVFACT": (covariance, "variance of a pixel over that of white noise"),
+    }
+    cards = (fits.Card(key, *card) for key, card in values.items() if card[0] == card[0])
+    return fits.Header(list(cards))
+
+
 def write_coadd(
     path: str | Path,
     coadd: Coadd,
     tract: Tract,
     cards: fits.Header | None = None,
     compression: Compression = "none",
+    psf: CoaddPsf | None = None,
+    figures: fits.Header | None = None,
 ) -> str:
-    """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS.
+    """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS, and what says its PSF.
+
+    Of a coadd with a PSF, the extensions INPUTSET, INPUTSETS and CCD_PSFS give it exactly
+    (`coaddflow.coadd.psf`), PSF_GRID on a grid and PSF_DATA as a smooth model.
 
     Parameters
     ----------
@@ -42,6 +98,10 @@ def write_coadd(
         Cards of the primary header (provenance).
     compression : {"none", "lossless", "quantized"}
         See `coaddflow.image.masked_image.image_hdu`.
+    psf : CoaddPsf, optional
+        Its PSF.
+    figures : astropy.io.fits.Header, optional
+        Cards of the primary header and of the image (`coadd_figures`).
 
     Returns
     -------
@@ -50,6 +110,8 @@ def write_coadd(
     """
     header = part_header(tract, coadd.box)
     primary = fits.PrimaryHDU(header=cards)
+    figures = fits.Header() if figures is None else figures
+    primary.header.update(figures)
     primary.header["TRACT"] = tract.id
     primary.header["NEXP"] = (int(np.count_nonzero(coadd.inputs["n_used"])), "exposures used")
     table = fits.table_to_hdu(coadd.inputs)
@@ -59,8 +121,9 @@ def write_coadd(
         variance = np.where(np.isinf(stored.variance), np.nan, stored.variance)
         stored = MaskedImage(stored.image, variance, stored.mask)
     images = masked_image_hdus(stored, header, "nJy", compression)
+    images[0].header.update(figures)
     counts = image_hdu("NINPUTS", coadd.n_inputs, header, compression)
-    return write_fits(path, [primary, *images, counts, table])
+    return write_fits(path, [primary, *images, counts, table, *(psf_hdus(psf) if psf else ())])
 
 
 def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:

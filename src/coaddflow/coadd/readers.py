@@ -13,6 +13,7 @@ from coaddflow.geometry.box import Box, common_box, enclosing_box, part_of
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow
+from coaddflow.warp.ccd_psf import CcdPsf
 from coaddflow.warp.files import WarpReader
 
 _FOOTPRINT_GROWTH = 1.5
@@ -32,6 +33,9 @@ class CcdPixels(Protocol):
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract, which must be inside ``self.box``."""
 
+    def read_psfs(self) -> Sequence[CcdPsf]:
+        """Return its PSF, if it has one."""
+
 
 class LayeredWarp:
     """The warp of an exposure on a patch: its CCDs, one laid under the other.
@@ -49,6 +53,11 @@ class LayeredWarp:
     def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
         """See `coaddflow.warp.files.WarpReader`."""
         self.lay(box, target, corner)
+
+    def read_psfs(self) -> list[CcdPsf]:
+        """See `coaddflow.warp.files.WarpReader`."""
+        inside = [one for one in self._ccds if common_box(one.box, self.box) is not None]
+        return [psf for one in inside for psf in one.read_psfs()]
 
     def lay(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> list[int]:
         """Do as `read_into`; return how many pixels each CCD has given."""
@@ -194,6 +203,7 @@ class WithoutCcds:
     def __init__(self, reader: WarpReader, ccds: Sequence[CcdRow], tract: Tract):
         self.box: Box = reader.box
         self._reader = reader
+        self._ccds = {ccd.ccd for ccd in ccds}
         self._outlines = [
             _grown(tract.footprint_pixels(ccd.footprint_ra, ccd.footprint_dec)) for ccd in ccds
         ]
@@ -209,6 +219,10 @@ class WithoutCcds:
                 pixels.image[row, inside] = np.nan
                 pixels.variance[row, inside] = np.inf
                 pixels.mask[row, inside] |= _NO_DATA
+
+    def read_psfs(self) -> list[CcdPsf]:
+        """See `coaddflow.warp.files.WarpReader`."""
+        return [psf for psf in self._reader.read_psfs() if psf.ccd not in self._ccds]
 
 
 def _grown(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -230,3 +244,7 @@ class CorrectedWarp:
         """See `coaddflow.warp.files.WarpReader`."""
         self._reader.read_into(box, target, corner)
         target.image[_place(box, corner)] -= self._correction.on_box(box)
+
+    def read_psfs(self) -> Sequence[CcdPsf]:
+        """See `coaddflow.warp.files.WarpReader`."""
+        return self._reader.read_psfs()

@@ -13,24 +13,31 @@ import contextlib
 import errno
 import fcntl
 import glob
+import io
 import os
 import platform
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from astropy.io import fits
 from numpy.typing import NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box, part_of
+from coaddflow.image.fits_hdus import BLOCK
 from coaddflow.image.masked_image import MaskedImage
+from coaddflow.warp.ccd_psf import CcdPsf, psfs_from_hdu, psfs_hdu
 
 BYTES_PER_PIXEL = 12
 """Image, variance and mask."""
+
+PSF_BYTES = 4 << 20
+"""Room behind the pixels for the table of the PSF: it takes what is written in it, 0.1 MB."""
 
 _PLANES = (np.float32, np.float32, np.int32)
 
@@ -59,6 +66,8 @@ class SpooledWarp:
     """Where its pixels are: image, variance and mask, one after the other."""
     box: Box
     """Its pixels on the tract."""
+    psf_bytes: int = 0
+    """Length of the table of its PSF, which comes after the pixels."""
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box inside of ``self.box``, as the spool has them."""
@@ -73,8 +82,19 @@ class SpooledWarp:
             planes.append(plane[part])
         return MaskedImage(*planes)
 
+    def read_psfs(self) -> list[CcdPsf]:
+        """Return its PSF, if it has one."""
+        if not self.psf_bytes:
+            return []
+        x0, y0, x1, y1 = self.box
+        offset = self.slot.offset + BYTES_PER_PIXEL * (x1 - x0) * (y1 - y0)
+        content = np.fromfile(self.slot.path, np.uint8, self.psf_bytes, offset=offset)
+        return psfs_from_hdu(fits.BinTableHDU.fromstring(content.tobytes()))
 
-def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
+
+def write_warp(
+    slot: SpoolSlot, box: Box, pixels: MaskedImage, psfs: Sequence[CcdPsf] = ()
+) -> SpooledWarp:
     """Put a warp into its slot of the spool.
 
     Parameters
@@ -85,18 +105,29 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
         Where the pixels are on the tract.
     pixels : MaskedImage
         Image, variance and mask inside the box.
+    psfs : sequence of CcdPsf
+        The PSF of the CCD, if it has one.
 
     Raises
     ------
     InputError
-        If there is no room left on the disk.
+        If there is no room left on the disk, or the PSF has more samples than any that is fitted.
     """
+    table = _table_bytes(psfs)
+    if len(table) > PSF_BYTES:
+        raise InputError(
+            f"the PSF of CCD {psfs[0].ccd} has too many samples to be kept "
+            f"({psfs[0].model.basis.size})",
+            remedy="reduce psf.radius, psf.samples_per_fwhm or psf.order",
+        )
     try:
         descriptor = os.open(slot.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             offset = slot.offset
             for plane in (pixels.image, pixels.variance, pixels.mask):
                 offset = _write_rows(descriptor, plane, offset)
+            if table:
+                _write_rows(descriptor, np.frombuffer(table, np.uint8)[None], offset)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -105,7 +136,17 @@ def write_warp(slot: SpoolSlot, box: Box, pixels: MaskedImage) -> SpooledWarp:
             path=slot.path,
             remedy="free some space, or name another folder in coadd.scratch",
         ) from error
-    return SpooledWarp(slot, box)
+    return SpooledWarp(slot, box, len(table))
+
+
+def _table_bytes(psfs: Sequence[CcdPsf]) -> bytes:
+    """Return the table of PSFs in the form that it has in a FITS file; empty without PSFs."""
+    if not psfs:
+        return b""
+    stream = io.BytesIO()
+    psfs_hdu(psfs).writeto(stream)
+    # behind an empty primary HDU of one block
+    return stream.getvalue()[BLOCK:]
 
 
 def _write_rows(descriptor: int, plane: NDArray, offset: int) -> int:
@@ -170,11 +211,11 @@ class Spool:
         n_bytes = BYTES_PER_PIXEL * n_pixels
         if self.in_memory + n_bytes <= self._memory:
             self.in_memory += n_bytes
-            return self._slot("memory", n_bytes)
+            return self._slot("memory", n_bytes + PSF_BYTES)
         self.on_disk += n_bytes
         if self._folder is not None:
             return SpoolSlot(str(self._folder / name), 0)
-        return self._slot("disk", n_bytes)
+        return self._slot("disk", n_bytes + PSF_BYTES)
 
     def _slot(self, kind: str, n_bytes: int) -> SpoolSlot:
         """Enlarge a nameless file; what is never written in it takes no room."""

@@ -299,7 +299,7 @@ def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
     warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
     spooled, sky = None, None
     if warp is not None:
-        spooled = write_warp(work.slot, warp.box, warp.masked_image)
+        spooled = write_warp(work.slot, warp.box, warp.masked_image, warp.ccd_psfs)
         coadd = job.settings.coadd
         if coadd.background_matching.enabled:
             sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching, work.thin)
@@ -376,7 +376,8 @@ def _warps_of(work: ExposureWork, tract: Tract) -> Iterator[tuple[str, Warp | No
         x0, y0, x1, y1 = layers.box
         pixels = MaskedImage.empty((y1 - y0, x1 - x0))
         counts = layers.lay(layers.box, pixels, (0, 0))
-        yield patch, trim(pixels, layers.box, dict(zip(ccds, counts, strict=True)))
+        sums = dict(zip(ccds, counts, strict=True))
+        yield patch, trim(pixels, layers.box, sums, layers.read_psfs())
 
 
 # Round 2: skies are matched ---------------------------------------------------------------------

@@ -60,6 +60,8 @@ class MaskPlane(enum.IntFlag):
     "On a coadd: at least one input was rejected as an outlier here."
     STREAK = 1 << 10
     "Part of the trail of a satellite or an aeroplane."
+    INEXACT_PSF = 1 << 11
+    "On a coadd: within the FWHM of the PSF the pixels are made of other exposures, or filled."
 
 
 @dataclass

@@ -33,6 +33,9 @@ _STEPS = np.pi * np.arange(1 - _KERNEL_ORDER, _KERNEL_ORDER + 1) / _KERNEL_ORDER
 _SINE, _COSINE = np.sin(_STEPS), np.cos(_STEPS)
 _MOMENT_ITERATIONS = 15
 
+_TABLE = "PSF_DATA"
+"""Name of the extension of a PSF, that of PSFEx."""
+
 
 @dataclass(frozen=True)
 class PsfModel:
@@ -113,44 +116,79 @@ class PsfModel:
         return float((mxx - myy) / (mxx + myy)), float(2.0 * mxy / (mxx + myy))
 
 
-def psf_hdu(model: PsfModel) -> fits.ImageHDU:
-    """Return the PSF extension: a cube with one plane for each term of the polynomial.
+def psf_hdu(model: PsfModel) -> fits.BinTableHDU:
+    """Return the PSF extension, in the format of PSFEx [1]_ that source-extractor and galsim read.
 
-    Keywords: ``PSFORDER`` (order), ``PSFSTEP`` (distance of samples, pixels), ``PSFHALF`` (half
-    width of images), ``PSFX0``, ``PSFXS``, ``PSFY0``, ``PSFYS``: u = (x - PSFX0) / PSFXS and v
-    likewise, with x and y 0-based. The samples at (x, y) are sum_t plane_t u^i v^j, the terms in
-    the order 1, u, v, u^2, uv, v^2, u^3, ...; the middle sample is the centre of the PSF, and
-    values between samples are interpolated with a Lanczos-4 kernel.
+    A table ``PSF_DATA`` with one row and one column, PSF_MASK: a cube of float32 with one plane for
+    each term of the polynomial. The samples at (x, y) are sum_t plane_t u^p v^q, with
+    u = (x - POLZERO1) / POLSCAL1 and v likewise, x and y in FITS pixels (the first is 1), and the
+    terms in the order 1, u, u^2, ..., v, u v, ..., v^2, ...; the middle sample is the centre of the
+    PSF, samples are PSF_SAMP pixels apart, and values between them are interpolated with a
+    Lanczos-4 kernel. ``PSFHALF``, the half width of images of the PSF in pixels, is no keyword of
+    PSFEx.
     """
-    hdu = fits.ImageHDU(np.asarray(model.basis, dtype=np.float64), name="PSF")
-    hdu.header["PSFORDER"] = (model.order, "order of the polynomial over the CCD")
-    hdu.header["PSFSTEP"] = (model.step, "[pixel] distance of samples")
-    hdu.header["PSFHALF"] = (model.half, "[pixel] half width of images of the PSF")
-    for axis, center, scale in zip("XY", model.center, model.scale, strict=True):
-        hdu.header[f"PSF{axis}0"] = (center, "[pixel] origin of the polynomial, 0-based")
-        hdu.header[f"PSF{axis}S"] = (scale, "[pixel] unit of the polynomial")
+    side = model.basis.shape[-1]
+    order = [term_powers(model.order).index(powers) for powers in _psfex_powers(model.order)]
+    cube = np.asarray(model.basis[order] / model.basis[0].sum(), np.float32)
+    column = fits.Column(
+        "PSF_MASK", f"{cube.size}E", dim=f"({side},{side},{len(cube)})", array=cube[None]
+    )
+    hdu = fits.BinTableHDU.from_columns([column], name=_TABLE)
+    header = hdu.header
+    header["POLNAXIS"] = (2, "variables of the polynomial")
+    for axis, name in ((1, "X_IMAGE"), (2, "Y_IMAGE")):
+        header[f"POLGRP{axis}"] = (1, "group of the variable")
+        header[f"POLNAME{axis}"] = (name, "name of the variable")
+        header[f"POLZERO{axis}"] = (model.center[axis - 1] + 1.0, "[pixel] its origin, first is 1")
+        header[f"POLSCAL{axis}"] = (model.scale[axis - 1], "[pixel] its unit")
+    header["POLNGRP"] = (1, "groups of variables")
+    header["POLDEG1"] = (model.order, "order of the polynomial")
+    header["PSF_FWHM"] = (model.fwhm_at(*model.center), "[pixel] FWHM, pixel included")
+    header["PSF_SAMP"] = (model.step, "[pixel] distance of samples")
+    header["PSFNAXIS"] = (3, "axes of PSF_MASK")
+    for axis, size in ((1, side), (2, side), (3, len(cube))):
+        header[f"PSFAXIS{axis}"] = size
+    header["PSFHALF"] = (model.half, "[pixel] half width of images of the PSF")
     return hdu
 
 
-def psf_from_hdu(hdu: fits.ImageHDU) -> PsfModel:
+def psf_from_hdu(hdu: fits.BinTableHDU) -> PsfModel:
     """Return the PsfModel of an extension made by `psf_hdu`; raise InputError if it is none."""
     header = hdu.header
     try:
-        basis, order = np.asarray(hdu.data, dtype=np.float64), int(header["PSFORDER"])
-        side = basis.shape[-1]
-        is_odd_square = basis.shape[1:] == (side, side) and side % 2 == 1
-        if not is_odd_square or side <= 2 * LEAST_REACH or len(basis) != len(term_powers(order)):
-            raise TypeError(f"planes of shape {basis.shape} for order {order}")
+        (cube,), order = np.asarray(hdu.data["PSF_MASK"], np.float64), int(header["POLDEG1"])
         return PsfModel(
-            basis=basis,
+            basis=_checked_basis(cube, order)[
+                [_psfex_powers(order).index(powers) for powers in term_powers(order)]
+            ],
             order=order,
-            step=header["PSFSTEP"],
-            half=header["PSFHALF"],
-            center=(header["PSFX0"], header["PSFY0"]),
-            scale=(header["PSFXS"], header["PSFYS"]),
+            step=float(header["PSF_SAMP"]),
+            half=int(header["PSFHALF"]),
+            center=(header["POLZERO1"] - 1.0, header["POLZERO2"] - 1.0),
+            scale=(header["POLSCAL1"], header["POLSCAL2"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"PSF is not a model of coaddflow ({error})") from error
+
+
+def stored_psf(hdus: fits.HDUList) -> PsfModel | None:
+    """Return the PSF in the file of a calexp; None if it has none."""
+    return psf_from_hdu(hdus[_TABLE]) if _TABLE in hdus else None
+
+
+def _checked_basis(cube: NDArray[np.float64], order: int) -> NDArray[np.float64]:
+    """Return a cube of samples; ValueError if it is not one of a polynomial of this order."""
+    side = cube.shape[-1]
+    is_odd_square = cube.shape[1:] == (side, side) and side % 2 == 1
+    n_terms = (order + 1) * (order + 2) // 2
+    if not is_odd_square or side <= 2 * LEAST_REACH or order < 0 or len(cube) != n_terms:
+        raise ValueError(f"planes of shape {cube.shape} for order {order}")
+    return cube
+
+
+def _psfex_powers(order: int) -> list[tuple[int, int]]:
+    """Return the powers (p, q) of the terms in the order of PSFEx: 1, u, u^2, v, u v, v^2."""
+    return [(p, q) for q in range(order + 1) for p in range(order + 1 - q)]
 
 
 def adaptive_moments(images: NDArray) -> NDArray[np.float64]:

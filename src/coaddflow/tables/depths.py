@@ -21,7 +21,7 @@ class DepthRow:
     depth: float
     "Median over the pixels with a value, AB magnitude of a point source at 5 sigma."
     seeing: float
-    "FWHM of the PSF that is assumed, arcsec."
+    "FWHM of the PSF, arcsec."
     n_pixels: int
     "Pixels with a value; those in the overlap of two patches count twice."
     n_exposures: int

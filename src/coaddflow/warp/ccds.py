@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box, common_box, enclosing_box
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.psf_model import PsfModel
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
+from coaddflow.warp.ccd_psf import CcdPsf, describe_psf
 from coaddflow.warp.files import Warp
 from coaddflow.warp.kernels import Kernel, make_kernel, stretch_of
 from coaddflow.warp.mapping import PixelGrid, footprint_box, map_ccd
@@ -40,6 +42,8 @@ class CcdImage:
     """Any projection and distortion that astropy supports."""
     scale: float
     """nJy per unit of the pixels (`flux_scale`)."""
+    psf: PsfModel | None = None
+    """Its PSF, if that is known."""
 
 
 def warp_patches(
@@ -151,6 +155,7 @@ class _PreparedCcd:
     grid: PixelGrid
     box: Box
     scale: float
+    psf: CcdPsf | None
 
 
 def _prepare(number: int, ccd: CcdImage, tract: Tract, settings: WarpSettings) -> _PreparedCcd:
@@ -158,11 +163,15 @@ def _prepare(number: int, ccd: CcdImage, tract: Tract, settings: WarpSettings) -
     try:
         grid = map_ccd(ccd.wcs, shape, tract, settings.grid_step, settings.grid_tolerance)
         # of the CCD and not of a patch, so that patches agree
-        kernel = make_kernel(settings.kernel, stretch_of(float(np.nanmedian(grid.area))))
+        stretch = stretch_of(float(np.nanmedian(grid.area)))
+        kernel = make_kernel(settings.kernel, stretch)
+        psf = None
+        if ccd.psf is not None:
+            psf = describe_psf(number, ccd.psf, ccd.wcs, shape, grid, (settings.kernel, stretch))
         pixels, grid = turn(ccd.masked_image, grid)
         source = prepare_source(pixels, kernel)
         box = footprint_box(ccd.wcs, shape, tract)
-        return _PreparedCcd(source, kernel, grid, box, ccd.scale)
+        return _PreparedCcd(source, kernel, grid, box, ccd.scale, psf)
     except InputError as error:
         raise InputError(f"CCD {number}: {error.cause}", remedy=error.remedy) from error
 
@@ -193,7 +202,8 @@ def _resample_ccds(
     else:
         with ThreadPoolExecutor(threads) as pool:
             counts = list(pool.map(work, tasks))
-    return trim(target, box, dict(zip(ccds, map(sum, zip(*counts, strict=True)), strict=True)))
+    sums = dict(zip(ccds, map(sum, zip(*counts, strict=True)), strict=True))
+    return trim(target, box, sums, [one.psf for one in ccds.values() if one.psf is not None])
 
 
 def _resample_into(
@@ -209,10 +219,12 @@ def _resample_into(
     return resample(ccd.source, ccd.grid, ccd.kernel, target, box[:2], rows, rules)
 
 
-def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | None:
+def trim(
+    target: MaskedImage, box: Box, counts: Mapping[int, int], psfs: Sequence[CcdPsf] = ()
+) -> Warp | None:
     """Return the warp in a box, trimmed to the pixels with data; None if there are none.
 
-    ``counts``: pixels from each CCD.
+    ``counts``: pixels from each CCD; ``psfs``: the PSFs of these CCDs.
     """
     if not any(counts.values()):
         return None
@@ -223,6 +235,7 @@ def trim(target: MaskedImage, box: Box, counts: Mapping[int, int]) -> Warp | Non
         MaskedImage(target.image[part], target.variance[part], target.mask[part]),
         tuple(ccd for ccd, n in counts.items() if n > 0),
         sum(counts.values()),
+        tuple(one for one in psfs if counts[one.ccd] > 0),
     )
 
 

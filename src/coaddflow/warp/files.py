@@ -1,7 +1,7 @@
 """Warps on disk: one file per patch, and their table, written last."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -25,6 +25,7 @@ from coaddflow.image.masked_image import (
 from coaddflow.settings.warp import WarpSettings
 from coaddflow.skymap.tract import Tract, patch_position
 from coaddflow.tables.warps import WarpRow, WarpTable, write_warp_table
+from coaddflow.warp.ccd_psf import TABLE, CcdPsf, psfs_from_hdu, psfs_hdu
 
 _KINDS = {"IMAGE": "f4", "VARIANCE": "f4", "MASK": "i4"}
 """Types of the pixels of the extensions."""
@@ -42,6 +43,8 @@ class Warp:
     """The CCDs that contributed, ascending."""
     n_covered: int = 0
     """Number of pixels with data."""
+    ccd_psfs: tuple[CcdPsf, ...] = ()
+    """PSFs of these CCDs, of those that have one."""
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
@@ -50,6 +53,10 @@ class Warp:
     def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
         """See `WarpReader`."""
         target.put(self.read_box(box), corner)
+
+    def read_psfs(self) -> tuple[CcdPsf, ...]:
+        """See `WarpReader`."""
+        return self.ccd_psfs
 
 
 class WarpReader(Protocol):
@@ -62,6 +69,9 @@ class WarpReader(Protocol):
 
         ``corner``: row and column of the first one.
         """
+
+    def read_psfs(self) -> Sequence[CcdPsf]:
+        """Return the PSFs of the CCDs that contribute, by CCD number, of those that have one."""
 
 
 def write_warps(
@@ -122,14 +132,14 @@ def write_warp(
     cards: fits.Header,
     compression: Compression = "none",
 ) -> str:
-    """Write a warp: primary header with ``cards``; extensions IMAGE, MASK and VARIANCE.
+    """Write a warp: primary header with ``cards``; IMAGE, MASK, VARIANCE and CCD_PSFS.
 
     It is never quantised but ``lossless``, because coadds are made from it and would be rounded
     twice; see `coaddflow.image.masked_image.image_hdu`. Returned is the SHA-256 checksum.
     """
     kept = "lossless" if compression == "quantized" else compression
     hdus = masked_image_hdus(warp.masked_image, part_header(tract, warp.box), "nJy", kept)
-    return write_fits(path, [fits.PrimaryHDU(header=cards), *hdus])
+    return write_fits(path, [fits.PrimaryHDU(header=cards), *hdus, psfs_hdu(warp.ccd_psfs)])
 
 
 def part_header(tract: Tract, box: Box) -> fits.Header:
@@ -150,6 +160,17 @@ def part_box(header: fits.Header, shape: tuple[int, int]) -> Box:
     """Return the pixels of the tract in an image of this shape (ny, nx) with a `part_header`."""
     x0, y0 = round(-header["LTV1"]), round(-header["LTV2"])
     return x0, y0, x0 + shape[1], y0 + shape[0]
+
+
+def part_tract(header: fits.Header, box: Box) -> Tract:
+    """Return the tract of which an image with a `part_header` is a part.
+
+    It has the pixels of the tract; of its patches the file knows none, and it is one.
+    """
+    pixels = (header["CRPIX1"] - 1.0 + box[0], header["CRPIX2"] - 1.0 + box[1])
+    size = (max(box[2], 1), max(box[3], 1))
+    scale = 3600.0 * header["CD2_2"]
+    return Tract(0, header["CRVAL1"], header["CRVAL2"], pixels, (1, 1), size, 0, scale)
 
 
 def remove_warps(folder: str | Path) -> None:
@@ -191,6 +212,7 @@ class WarpFile:
                 for name in _KINDS
                 if not isinstance(hdus[name], fits.CompImageHDU)
             }
+            self._ccd_psfs = psfs_from_hdu(hdus[TABLE])
 
     def _reading(self, is_checked: bool = True) -> contextlib.AbstractContextManager[None]:
         remedy = "remove it and the table beside its folder, and run the workflow again"
@@ -209,6 +231,10 @@ class WarpFile:
     def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
         """See `WarpReader`."""
         target.put(self.read_box(box), corner)
+
+    def read_psfs(self) -> list[CcdPsf]:
+        """See `WarpReader`."""
+        return self._ccd_psfs
 
     def _read_plane(self, stream: BinaryIO, name: str, part: tuple[slice, slice]) -> NDArray:
         """Read a part of an uncompressed extension from its place in the file."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from coaddflow.errors import InputError
 from coaddflow.files import remove
 from coaddflow.geometry.wcs_header import read_wcs
-from coaddflow.image.masked_image import flux_scale, read_masked_image
+from coaddflow.image.masked_image import flux_scale, opened_fits, read_planes, verify_sums
 from coaddflow.image.provenance import provenance_header
+from coaddflow.measure.psf_model import stored_psf
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow, calexp_remedy, read_manifest
@@ -93,7 +94,11 @@ def read_ccd(row: CcdRow, verify: bool = False) -> CcdImage:
     remedy = calexp_remedy(row.exposure, row.ccd)
     if not Path(row.path).exists():
         raise InputError("the calexp no longer exists", path=row.path, remedy=remedy)
-    masked_image, header = read_masked_image(row.path, remedy, verify)
     if row.zero_point is None:
         raise InputError("the calexp has no zero-point", path=row.path, remedy=remedy)
-    return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point))
+    if verify:
+        verify_sums(row.path, remedy)
+    with opened_fits(row.path, "calexp", remedy) as (stream, hdus):
+        masked_image, header = read_planes(stream, hdus)
+        psf = stored_psf(hdus)
+    return CcdImage(masked_image, read_wcs(header, row.path), flux_scale(row.zero_point), psf)

@@ -1,0 +1,338 @@
+"""The PSF of a coadd: that of its inputs, with its weights and the kernel of its warps.
+
+A coadd is a weighted mean of warps, so that the image of a star in it is the same mean of the
+images that the star has in the warps [1]_: those of the exposures that are really used at its
+place (`coaddflow.coadd.input_sets`). Each is drawn with the PSF of its CCD and resampled as the
+CCD was (`coaddflow.warp.ccd_psf`). The sum of these images is exact for any position, and is what
+`coadd_psf` returns; a file also has the PSF on a grid, and a smooth model of it in the format of
+PSFEx for programs that know nothing of coaddflow.
+
+References
+----------
+.. [1] Bosch et al. 2018, PASJ 70, S5, section 3.3 (HSC pipeline: coadd PSFs from those of the
+   inputs); Mandelbaum et al. 2023, OJAp 6, 5 (when a coadd has a well-defined PSF).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from numpy.typing import ArrayLike, NDArray
+
+from coaddflow.coadd.input_sets import InputSets
+from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box
+from coaddflow.geometry.polynomial import design_matrix
+from coaddflow.image.masked_image import opened_fits
+from coaddflow.measure.psf_model import PsfModel, psf_hdu
+from coaddflow.skymap.tract import Tract
+from coaddflow.tables.coadds import coadd_remedy
+from coaddflow.warp.ccd_psf import CcdPsf, StarsOnTract, psfs_from_hdu, psfs_hdu
+from coaddflow.warp.files import part_box, part_tract
+
+_GRID_SPACING = 400
+_GRID_POINTS = (3, 16)
+"""Distance of the points of the grid of PSFs, pixels, and the least and largest number of them
+along a side."""
+
+_TILE_ROWS = 64
+"""Rows of the numbers of sets that are compressed together."""
+
+_LARGEST_ORDER = 3
+"""Of the polynomial of the smooth model."""
+
+_POINTS_PER_TERM = 2
+"""Points of the grid that a term of the polynomial must have."""
+
+
+@dataclass(frozen=True)
+class PsfInput:
+    """What the PSF of a coadd needs of one of its exposures."""
+
+    exposure: str
+    """Exposure id."""
+    weight: float
+    """Its weight in the coadd."""
+    ccd_psfs: tuple[CcdPsf, ...]
+    """PSFs of its CCDs, by CCD number; none where they are not known."""
+
+
+class CoaddPsf:
+    """The PSF anywhere on a coadd.
+
+    Parameters
+    ----------
+    tract, box : Tract, tuple of int
+        The tract, and the pixels of the coadd on it.
+    sets : InputSets
+        The inputs that each pixel is made of.
+    inputs : sequence of PsfInput
+        These inputs.
+    """
+
+    def __init__(self, tract: Tract, box: Box, sets: InputSets, inputs: Sequence[PsfInput]):
+        self.tract, self.box, self.sets, self.inputs = tract, box, sets, tuple(inputs)
+        self._stars = [[StarsOnTract(psf, tract) for psf in one.ccd_psfs] for one in inputs]
+        self.half = max((psf.half for one in inputs for psf in one.ccd_psfs), default=0)
+        """Half width of the images, pixels; 0 if no PSF is known."""
+
+    @cached_property
+    def grid(self) -> "PsfGrid | None":
+        """The PSF on a grid that covers the coadd; None if there is none anywhere."""
+        return _make_grid(self)
+
+    @cached_property
+    def model(self) -> PsfModel | None:
+        """A smooth model of the PSF, in pixels of the coadd (`smooth_model`)."""
+        if self.grid is None:
+            return None
+        x0, y0, x1, y1 = self.box
+        return smooth_model(self.grid, (y1 - y0, x1 - x0))
+
+    def images_at(self, ra: ArrayLike, dec: ArrayLike) -> NDArray[np.float64]:
+        """Return images of stars of flux 1, as they are in the coadd.
+
+        Parameters
+        ----------
+        ra, dec : array_like, shape (n,)
+            ICRS degrees.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, 2 half + 1, 2 half + 1)
+            The central pixel is the one in which the star is, and the star is off its centre as it
+            is in the coadd. NaN where the coadd has no data, or no exposure there has a PSF.
+        """
+        ra, dec = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
+        x, y = (np.rint(p) for p in self.tract.sky_to_pixel(ra, dec))
+        used = self._used_at(x, y)
+        middles = self.tract.pixel_to_sky(x, y)
+        images = np.zeros((ra.size, *[2 * self.half + 1] * 2))
+        total = np.zeros(ra.size)
+        for number, (stars, one) in enumerate(zip(self._stars, self.inputs, strict=True)):
+            wanted = used[:, number].copy()
+            # the pixel is that of the first CCD that has it; at its very edge, where the star is
+            # on the CCD and the middle of the pixel is not, of one that is near
+            for beyond in (0.0, 1.0):
+                for ccd in stars:
+                    at = np.flatnonzero(wanted)
+                    at = at[ccd.contains(middles[0][at], middles[1][at], beyond)]
+                    if at.size == 0:
+                        continue
+                    drawn = ccd.images_at(ra[at], dec[at], self.half)
+                    drawn_at = np.isfinite(drawn[:, 0, 0])
+                    at, drawn = at[drawn_at], drawn[drawn_at]
+                    images[at] += one.weight * drawn
+                    total[at] += one.weight
+                    wanted[at] = False
+        with np.errstate(invalid="ignore"):
+            return images / np.where(total > 0, total, np.nan)[:, None, None]
+
+    def _used_at(self, x: NDArray, y: NDArray) -> NDArray[np.bool_]:
+        """Return the inputs that are used at pixels of the tract, shape (n, n_inputs)."""
+        x0, y0, x1, y1 = self.box
+        inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        column, row = (np.where(inside, p, p0).astype(int) - p0 for p, p0 in ((x, x0), (y, y0)))
+        return self.sets.used[self.sets.index[row, column]] & inside[:, None]
+
+
+def coadd_psf(path: str | Path, ra: float, dec: float) -> NDArray[np.float64]:
+    """Return the PSF of a coadd at a position.
+
+    For many positions of a coadd, `read_coadd_psf` reads it once.
+
+    Parameters
+    ----------
+    path : str or Path
+        The coadd.
+    ra, dec : float
+        ICRS degrees.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, n), n odd
+        The image of a star of flux 1. The central pixel is the one in which the position is, and
+        the star is off its centre as a star at the position is.
+
+    Raises
+    ------
+    InputError
+        If the file is no coadd, or has no PSF at the position.
+    """
+    (image,) = read_coadd_psf(path).images_at(ra, dec)
+    if not np.isfinite(image).all():
+        raise InputError(
+            f"has no PSF at RA {ra}, Dec {dec}",
+            path,
+            "choose a position on the coadd where NINPUTS is not 0; images that were calibrated "
+            "elsewhere have no PSF",
+        )
+    return image
+
+
+def read_coadd_psf(path: str | Path) -> CoaddPsf:
+    """Return the PSF of a coadd from its file; raise InputError if it is missing or damaged."""
+    with opened_fits(path, "coadd", coadd_remedy(path)) as (_, hdus):
+        header = hdus["IMAGE"].header
+        sets = _sets_from_hdus(hdus["INPUTSET"], hdus["INPUTSETS"])
+        inputs = hdus["INPUTS"].data
+        table = hdus["CCD_PSFS"]
+        psfs: dict[str, list[CcdPsf]] = {}
+        for exposure, psf in zip(table.data["EXPOSURE"], psfs_from_hdu(table), strict=True):
+            psfs.setdefault(str(exposure), []).append(psf)
+        n_inputs = sets.used.shape[1]
+        weights = {str(row["exposure"]): float(row["weight"]) for row in inputs[:n_inputs]}
+    box = part_box(header, sets.index.shape)
+    used = [PsfInput(e, weight, tuple(psfs.get(e, ()))) for e, weight in weights.items()]
+    return CoaddPsf(part_tract(header, box), box, sets, used)
+
+
+# A grid, and a smooth model ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PsfGrid:
+    """The PSF of a coadd at the middles of pixels."""
+
+    x: NDArray[np.int64]
+    """Columns of the coadd, 0-based, shape (nx,)."""
+    y: NDArray[np.int64]
+    """Rows, shape (ny,)."""
+    images: NDArray[np.float32]
+    """Images of centred stars of flux 1, shape (ny, nx, n, n); NaN where there is no PSF."""
+
+    def areas(self) -> NDArray[np.float64]:
+        """Return the noise-equivalent areas, pixels, shape (ny, nx); NaN where there is no PSF."""
+        images = self.images.astype(float)
+        images /= images.sum(axis=(2, 3), keepdims=True)
+        return 1.0 / np.square(images).sum(axis=(2, 3))
+
+
+def _make_grid(psf: CoaddPsf) -> PsfGrid | None:
+    """Draw the PSF of a coadd on a grid that covers it; return None if it has none anywhere."""
+    if psf.half == 0:
+        return None
+    x0, y0, x1, y1 = psf.box
+    x, y = (_grid_points(end - begin) for begin, end in ((x0, x1), (y0, y1)))
+    columns, rows = (p.ravel() for p in np.meshgrid(x + x0, y + y0))
+    images = psf.images_at(*psf.tract.pixel_to_sky(columns, rows)).astype(np.float32)
+    if not np.isfinite(images).any():
+        return None
+    return PsfGrid(x, y, images.reshape(y.size, x.size, *images.shape[1:]))
+
+
+def _grid_points(length: int) -> NDArray[np.int64]:
+    """Return the pixels of the grid along a side: the middles of equal parts."""
+    n = int(np.clip(round(length / _GRID_SPACING), *_GRID_POINTS))
+    return np.floor((np.arange(n) + 0.5) * length / n).astype(np.int64)
+
+
+def smooth_model(grid: PsfGrid, shape: tuple[int, int]) -> PsfModel:
+    """Fit a polynomial over a coadd to its PSF on a grid.
+
+    The PSF of a coadd changes abruptly where exposures end, which no polynomial follows: this is
+    for programs that cannot do better.
+
+    Parameters
+    ----------
+    grid : PsfGrid
+        With a PSF somewhere.
+    shape : tuple of int
+        Shape (ny, nx) of the coadd.
+    """
+    columns, rows = (p.ravel() for p in np.meshgrid(grid.x, grid.y))
+    images = grid.images.reshape(columns.size, *grid.images.shape[2:]).astype(float)
+    known = np.isfinite(images[:, 0, 0])
+    images = images[known] / images[known].sum(axis=(1, 2), keepdims=True)
+    center = tuple((length - 1) / 2.0 for length in reversed(shape))
+    scale = tuple(length / 2.0 for length in reversed(shape))
+    u, v = ((p[known] - c) / s for p, c, s in zip((columns, rows), center, scale, strict=True))
+    order = _LARGEST_ORDER
+    while order > 0 and (order + 1) * (order + 2) / 2 * _POINTS_PER_TERM > len(images):
+        order -= 1
+    design = design_matrix(u, v, order)
+    basis = np.tensordot(np.linalg.pinv(design), images, axes=1)
+    return PsfModel(basis, order, 1.0, basis.shape[-1] // 2, center, scale)
+
+
+# In files ---------------------------------------------------------------------------------------
+
+
+def psf_hdus(psf: CoaddPsf) -> list[fits.hdu.base.ExtensionHDU]:
+    """Return the extensions that say the PSF of a coadd.
+
+    INPUTSET, INPUTSETS and CCD_PSFS are those from which `read_coadd_psf` makes it; PSF_GRID and
+    PSF_DATA, which has the format of PSFEx, are there if it has a PSF anywhere.
+    """
+    pairs = [(one.exposure, ccd_psf) for one in psf.inputs for ccd_psf in one.ccd_psfs]
+    names, ccd_psfs = zip(*pairs, strict=True) if pairs else ((), ())
+    exact = [*_sets_hdus(psf.sets), psfs_hdu(ccd_psfs, names)]
+    return exact if psf.grid is None else [*exact, _grid_hdu(psf.grid), psf_hdu(psf.model)]
+
+
+def _sets_hdus(sets: InputSets) -> list[fits.CompImageHDU | fits.BinTableHDU]:
+    """Return the number of the set of each pixel, and the sets.
+
+    The table has the columns USED, one bit for each row of the table of inputs, and FILLED.
+    """
+    index = fits.CompImageHDU(
+        sets.index,
+        name="INPUTSET",
+        compression_type="RICE_1",
+        tile_shape=(min(_TILE_ROWS, len(sets.index)), sets.index.shape[1]),
+    )
+    n_inputs = sets.used.shape[1]
+    # FITS has no columns of no bits
+    bits = sets.used if n_inputs else np.zeros((len(sets.used), 1), bool)
+    table = fits.BinTableHDU.from_columns(
+        [
+            fits.Column("USED", f"{bits.shape[1]}X", array=bits),
+            fits.Column("FILLED", "L", array=sets.filled),
+        ],
+        name="INPUTSETS",
+    )
+    table.header["NINPUTS"] = (n_inputs, "rows of the table of inputs that have a bit")
+    return [index, table]
+
+
+def _sets_from_hdus(index: fits.CompImageHDU, table: fits.BinTableHDU) -> InputSets:
+    """Return the sets of extensions made by `_sets_hdus`."""
+    used = np.array(table.data["USED"], bool)[:, : table.header["NINPUTS"]]
+    return InputSets(np.asarray(index.data, np.int32), used, np.array(table.data["FILLED"], bool))
+
+
+def _grid_hdu(grid: PsfGrid) -> fits.ImageHDU:
+    """Return the grid as the extension PSF_GRID, a cube of cubes.
+
+    GRIDX1, GRIDX2, ... and GRIDY1, ... are the pixels of the coadd, 1-based.
+    """
+    hdu = fits.ImageHDU(grid.images, name="PSF_GRID")
+    for axis, pixels in (("X", grid.x), ("Y", grid.y)):
+        for number, pixel in enumerate(pixels, start=1):
+            hdu.header[f"GRID{axis}{number}"] = (int(pixel) + 1, "[pixel] first is 1")
+    return hdu
+
+
+def read_psf_grid(path: str | Path) -> PsfGrid | None:
+    """Return the PSF of a coadd on a grid; None if it has none.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
+    with opened_fits(path, "coadd", coadd_remedy(path)) as (_, hdus):
+        return _grid_from_hdu(hdus["PSF_GRID"]) if "PSF_GRID" in hdus else None
+
+
+def _grid_from_hdu(hdu: fits.ImageHDU) -> PsfGrid:
+    """Return the grid of an extension PSF_GRID."""
+    ny, nx = hdu.data.shape[:2]
+    x, y = (
+        np.array([hdu.header[f"GRID{axis}{number}"] - 1 for number in range(1, n + 1)])
+        for axis, n in (("X", nx), ("Y", ny))
+    )
+    return PsfGrid(x, y, np.asarray(hdu.data, np.float32))
