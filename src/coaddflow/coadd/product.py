@@ -49,7 +49,7 @@ def coadd_figures(
     seeing = coadd_seeing(coadd.inputs)
     area = float(effective_area(seeing, pixel_scale))
     if psf.grid is not None:
-        seeing = psf.model.fwhm_at(*psf.model.center) * pixel_scale
+        seeing = psf.grid.fwhm() * pixel_scale
         area = float(np.nanmedian(psf.grid.areas()))
     variance = coadd.masked_image.variance
     measured = variance[np.isfinite(variance)]
@@ -123,7 +123,8 @@ def write_coadd(
     images = masked_image_hdus(stored, header, "nJy", compression)
     images[0].header.update(figures)
     counts = image_hdu("NINPUTS", coadd.n_inputs, header, compression)
-    return write_fits(path, [primary, *images, counts, table, *(psf_hdus(psf) if psf else ())])
+    psf_parts = psf_hdus(psf, header, compression) if psf is not None else []
+    return write_fits(path, [primary, *images, counts, table, *psf_parts])
 
 
 def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:

@@ -26,7 +26,7 @@ from coaddflow.coadd.input_sets import InputSets
 from coaddflow.errors import InputError
 from coaddflow.geometry.box import Box
 from coaddflow.geometry.polynomial import design_matrix
-from coaddflow.image.masked_image import opened_fits
+from coaddflow.image.masked_image import Compression, image_hdu, opened_fits
 from coaddflow.measure.psf_model import PsfModel, psf_hdu
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import coadd_remedy
@@ -34,17 +34,14 @@ from coaddflow.warp.ccd_psf import CcdPsf, StarsOnTract, psfs_from_hdu, psfs_hdu
 from coaddflow.warp.files import part_box, part_tract
 
 _GRID_SPACING = 400
-_GRID_POINTS = (3, 16)
+_GRID_POINTS = (5, 16)
 """Distance of the points of the grid of PSFs, pixels, and the least and largest number of them
 along a side."""
-
-_TILE_ROWS = 64
-"""Rows of the numbers of sets that are compressed together."""
 
 _LARGEST_ORDER = 3
 """Of the polynomial of the smooth model."""
 
-_POINTS_PER_TERM = 2
+_POINTS_PER_TERM = 4
 """Points of the grid that a term of the polynomial must have."""
 
 
@@ -210,6 +207,13 @@ class PsfGrid:
         images /= images.sum(axis=(2, 3), keepdims=True)
         return 1.0 / np.square(images).sum(axis=(2, 3))
 
+    def fwhm(self) -> float:
+        """Return the median FWHM, pixels; pixels are included in the PSF."""
+        known = self.images[np.isfinite(self.images[..., 0, 0])]
+        middle = (self.images.shape[-1] // 2, (0.0, 0.0), (1.0, 1.0))
+        models = (PsfModel(one[None].astype(float), 0, 1.0, *middle) for one in known)
+        return float(np.median([model.fwhm_at(0.0, 0.0) for model in models]))
+
 
 def _make_grid(psf: CoaddPsf) -> PsfGrid | None:
     """Draw the PSF of a coadd on a grid that covers it; return None if it has none anywhere."""
@@ -261,29 +265,35 @@ def smooth_model(grid: PsfGrid, shape: tuple[int, int]) -> PsfModel:
 # In files ---------------------------------------------------------------------------------------
 
 
-def psf_hdus(psf: CoaddPsf) -> list[fits.hdu.base.ExtensionHDU]:
+def psf_hdus(
+    psf: CoaddPsf, header: fits.Header, compression: Compression = "none"
+) -> list[fits.hdu.base.ExtensionHDU]:
     """Return the extensions that say the PSF of a coadd.
 
     INPUTSET, INPUTSETS and CCD_PSFS are those from which `read_coadd_psf` makes it; PSF_GRID and
     PSF_DATA, which has the format of PSFEx, are there if it has a PSF anywhere.
+
+    Parameters
+    ----------
+    psf : CoaddPsf
+        The PSF.
+    header : astropy.io.fits.Header
+        Cards of INPUTSET: the WCS of the coadd.
+    compression : {"none", "lossless", "quantized"}
+        That of the other images of the coadd.
     """
     pairs = [(one.exposure, ccd_psf) for one in psf.inputs for ccd_psf in one.ccd_psfs]
     names, ccd_psfs = zip(*pairs, strict=True) if pairs else ((), ())
-    exact = [*_sets_hdus(psf.sets), psfs_hdu(ccd_psfs, names)]
+    numbers = psf.sets.index
+    if len(psf.sets.used) <= np.iinfo(np.int16).max:
+        numbers = numbers.astype(np.int16)
+    index = image_hdu("INPUTSET", numbers, header, compression)
+    exact = [index, _sets_hdu(psf.sets), psfs_hdu(ccd_psfs, names)]
     return exact if psf.grid is None else [*exact, _grid_hdu(psf.grid), psf_hdu(psf.model)]
 
 
-def _sets_hdus(sets: InputSets) -> list[fits.CompImageHDU | fits.BinTableHDU]:
-    """Return the number of the set of each pixel, and the sets.
-
-    The table has the columns USED, one bit for each row of the table of inputs, and FILLED.
-    """
-    index = fits.CompImageHDU(
-        sets.index,
-        name="INPUTSET",
-        compression_type="RICE_1",
-        tile_shape=(min(_TILE_ROWS, len(sets.index)), sets.index.shape[1]),
-    )
+def _sets_hdu(sets: InputSets) -> fits.BinTableHDU:
+    """Return the sets: columns USED, a bit for each row of the table of inputs, and FILLED."""
     n_inputs = sets.used.shape[1]
     # FITS has no columns of no bits
     bits = sets.used if n_inputs else np.zeros((len(sets.used), 1), bool)
@@ -295,11 +305,11 @@ def _sets_hdus(sets: InputSets) -> list[fits.CompImageHDU | fits.BinTableHDU]:
         name="INPUTSETS",
     )
     table.header["NINPUTS"] = (n_inputs, "rows of the table of inputs that have a bit")
-    return [index, table]
+    return table
 
 
 def _sets_from_hdus(index: fits.CompImageHDU, table: fits.BinTableHDU) -> InputSets:
-    """Return the sets of extensions made by `_sets_hdus`."""
+    """Return the sets of the pixels from INPUTSET and INPUTSETS."""
     used = np.array(table.data["USED"], bool)[:, : table.header["NINPUTS"]]
     return InputSets(np.asarray(index.data, np.int32), used, np.array(table.data["FILLED"], bool))
 

@@ -129,7 +129,9 @@ def psf_hdu(model: PsfModel) -> fits.BinTableHDU:
     """
     side = model.basis.shape[-1]
     order = [term_powers(model.order).index(powers) for powers in _psfex_powers(model.order)]
-    cube = np.asarray(model.basis[order] / model.basis[0].sum(), np.float32)
+    # a star of flux 1 in the sum over pixels, as source-extractor takes it
+    total = model.basis[0].sum() * model.step**2
+    cube = np.asarray(model.basis[order] / total, np.float32)
     column = fits.Column(
         "PSF_MASK", f"{cube.size}E", dim=f"({side},{side},{len(cube)})", array=cube[None]
     )

@@ -5,6 +5,7 @@ code of the warps, so that its image is that of a star in the warp, to rounding.
 is made of such images (`coaddflow.coadd.psf`); what draws them travels with the warps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.polynomial import term_powers
 from coaddflow.geometry.wcs import sky_to_pixel
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
 from coaddflow.image.masked_image import MaskedImage
@@ -230,8 +232,10 @@ def psfs_hdu(psfs: Sequence[CcdPsf], exposures: Sequence[str] | None = None) -> 
         The exposure of each, for the column EXPOSURE.
     """
     models = [one.model for one in psfs]
-    samples = np.empty(len(psfs), object)
-    samples[:] = [np.asarray(model.basis, np.float32).ravel() for model in models]
+    # columns of variable length are not read by all programs, and stop source-extractor
+    samples = np.zeros((len(psfs), max((m.basis.size for m in models), default=1)), np.float32)
+    for row, model in zip(samples, models, strict=True):
+        row[: model.basis.size] = model.basis.ravel()
     longest = max((len(one.wcs) for one in psfs), default=1)
     columns = []
     if exposures is not None:
@@ -249,7 +253,7 @@ def psfs_hdu(psfs: Sequence[CcdPsf], exposures: Sequence[str] | None = None) -> 
         *_columns("D", PSFSTEP=[model.step for model in models]),
         *_columns("D", PSFX0=[m.center[0] for m in models], PSFY0=[m.center[1] for m in models]),
         *_columns("D", PSFXS=[m.scale[0] for m in models], PSFYS=[m.scale[1] for m in models]),
-        fits.Column("SAMPLES", "PE()", array=samples),
+        fits.Column("SAMPLES", f"{samples.shape[1]}E", array=samples),
     ]
     return fits.BinTableHDU.from_columns(columns, name=TABLE)
 
@@ -268,10 +272,11 @@ def psfs_from_hdu(hdu: fits.BinTableHDU) -> list[CcdPsf]:
 
 def _psf_of(row: fits.FITS_record) -> CcdPsf:
     """Return the PSF in a row of the table."""
-    side = int(row["PSFSIDE"])
+    order, side = int(row["PSFORDER"]), int(row["PSFSIDE"])
+    shape = (len(term_powers(order)), side, side)
     model = PsfModel(
-        basis=np.asarray(row["SAMPLES"], np.float64).reshape(-1, side, side),
-        order=int(row["PSFORDER"]),
+        basis=np.asarray(row["SAMPLES"][: math.prod(shape)], np.float64).reshape(shape),
+        order=order,
         step=float(row["PSFSTEP"]),
         half=int(row["PSFHALF"]),
         center=(float(row["PSFX0"]), float(row["PSFY0"])),
