@@ -3,8 +3,9 @@
     python benchmarks/coadd_memory.py
 
 Each case is a process of its own, as in the workflow: patch side (pixels), exposures, and the
-setting coadd.memory_mb. The warps are noise that is made as it is read, so they cost no memory;
-the coadd is written. Prints the peak, what is asked for, and the ratio; above 1 a job would die.
+setting coadd.memory_mb. The warps are noise that is made as it is read, so they cost no memory; one
+pixel in 10,000 is flagged. The coadd is written with its PSF. Prints the peak, what is asked for,
+and the ratio; above 1 a job would die.
 """
 
 import resource
@@ -16,13 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from coaddflow.coadd.mean import CoaddInput, coadd_patch
-from coaddflow.coadd.product import write_coadd
+from coaddflow.coadd.product import coadd_figures, write_coadd
+from coaddflow.coadd.psf import CoaddPsf, PsfInput
 from coaddflow.geometry.box import Box
-from coaddflow.image.masked_image import MaskedImage
+from coaddflow.geometry.polynomial import term_powers
+from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.psf_model import PsfModel
 from coaddflow.runtime.resources import coadd_memory
 from coaddflow.settings.coadd import CoaddSettings
 from coaddflow.settings.skymap import SkymapSettings
 from coaddflow.skymap.maps import make_skymap
+from coaddflow.skymap.tract import Tract
+from coaddflow.warp.ccd_psf import CcdPsf, describe_psf
+from coaddflow.warp.mapping import map_ccd
 
 CASES = (
     (760, 3, 512),
@@ -38,27 +45,51 @@ CASES = (
 class Noise:
     """A warp of noise that covers a whole patch."""
 
-    def __init__(self, side: int, seed: int):
+    def __init__(self, side: int, seed: int, psf: CcdPsf):
         self.box = (0, 0, side, side)
         self._rng = np.random.default_rng(seed)
+        self._psf = psf
 
     def read_into(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> None:
         """Put a part of the warp into an image (`coaddflow.warp.files.WarpReader`)."""
         shape = (box[3] - box[1], box[2] - box[0])
         image = self._rng.standard_normal(shape, np.float32)
-        pixels = MaskedImage(image, np.ones(shape, np.float32), np.zeros(shape, np.int32))
-        target.put(pixels, corner)
+        mask = np.zeros(shape, np.int32)
+        n_flagged = image.size // 10_000
+        mask.ravel()[self._rng.integers(image.size, size=n_flagged)] = MaskPlane.BAD
+        target.put(MaskedImage(image, np.ones(shape, np.float32), mask), corner)
+
+    def read_psfs(self) -> tuple[CcdPsf, ...]:
+        """Return the PSF of the exposure, which is one CCD."""
+        return (self._psf,)
+
+
+def make_psf(side: int, tract: Tract) -> CcdPsf:
+    """Return a PSF that varies over a CCD that lies as the tract does."""
+    y, x = np.mgrid[-20:21, -20:21]
+    star = np.exp(-0.5 * (x**2 + y**2) / 4.0)
+    basis = np.stack([star, *(0.01 * star * x**p * y**q for p, q in term_powers(2)[1:])])
+    middle = (side / 2.0, side / 2.0)
+    model = PsfModel(basis, 2, 0.8, 16, middle, middle)
+    wcs = tract.wcs()
+    wcs.array_shape = (side, side)
+    grid = map_ccd(wcs, (side, side), tract)
+    return describe_psf(0, model, wcs, (side, side), grid, ("lanczos3", 1.0))
 
 
 def coadd(side: int, n_inputs: int, memory_mb: int) -> None:
     """Make one coadd and print the peak memory of this process, MB."""
-    inputs = [CoaddInput(f"{k:04d}", Noise(side, k), 1.0, seeing=0.7) for k in range(n_inputs)]
-    settings = CoaddSettings(memory_mb=memory_mb)
-    result = coadd_patch(inputs, (0, 0, side, side), settings, pixel_scale=0.2)
-    place = {"ra": 150.0, "dec": 2.0, "width": 0.1, "height": 0.1}
+    place = {"ra": 150.0, "dec": 2.0, "width": 0.3, "height": 0.3}
     tract = make_skymap(SkymapSettings(kind="tangent", tangent=place)).tract(0)
+    one = make_psf(side, tract)
+    inputs = [CoaddInput(f"{k:04d}", Noise(side, k, one), 1.0, seeing=0.7) for k in range(n_inputs)]
+    settings, box = CoaddSettings(memory_mb=memory_mb), (0, 0, side, side)
+    result = coadd_patch(inputs, box, settings, pixel_scale=0.2)
+    parts = [PsfInput(one.exposure, one.weight, one.reader.read_psfs()) for one in inputs]
+    psf = CoaddPsf(tract, box, result.sets, parts)
     with tempfile.TemporaryDirectory() as folder:
-        write_coadd(Path(folder) / "coadd.fits", result, tract)
+        figures = coadd_figures(result, psf, 0.2, 0.8)
+        write_coadd(Path(folder) / "coadd.fits", result, tract, psf=psf, figures=figures)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 
 

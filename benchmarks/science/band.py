@@ -257,11 +257,11 @@ class _Scene:
     def psf(self, folder: Path, coadd: MaskedImage, ideal: Ideal) -> dict[str, Shapes]:
         """Compare bright isolated stars with the PSF of the coadds in a folder.
 
-        Left out are stars on pixels of which the PSF is known to be inexact.
+        Stars near which the exposures change (INEXACT_PSF) are not left out: hardly any would be.
         """
         tract, half = self.survey.tract, int(np.ceil(2.0 * self.seeing))
         row, column = np.rint(self.y).astype(int), np.rint(self.x).astype(int)
-        flawed = coadd.has_any(MaskPlane.INEXACT_PSF | MaskPlane.NO_DATA | MaskPlane.CLIPPED)
+        flawed = coadd.has_any(MaskPlane.NO_DATA | MaskPlane.CLIPPED | MaskPlane.SAT)
         wanted = self._bright() & self.isolated & ~flawed[row, column]
         stars, light, models = [], [], []
         for patch in tract.patch_ids():

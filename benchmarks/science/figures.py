@@ -425,7 +425,7 @@ def _shape_metrics(
 def coadd_psf_residuals(material: Material) -> list[Metric]:
     """Compare the PSF of the coadds with their stars."""
     kinds = {
-        "stars": "isolated stars on the coadd, their PSF being exact",
+        "stars": "bright isolated stars on the coadd",
         "noise_free": "the same stars on the noise-free coadd",
     }
     return [

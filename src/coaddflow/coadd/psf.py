@@ -41,6 +41,9 @@ along a side."""
 _LARGEST_ORDER = 3
 """Of the polynomial of the smooth model."""
 
+_FWHM_POINTS = 25
+"""Points of the grid at which the FWHM is measured at most."""
+
 _POINTS_PER_TERM = 4
 """Points of the grid that a term of the polynomial must have."""
 
@@ -210,6 +213,7 @@ class PsfGrid:
     def fwhm(self) -> float:
         """Return the median FWHM, pixels; pixels are included in the PSF."""
         known = self.images[np.isfinite(self.images[..., 0, 0])]
+        known = known[:: -(-len(known) // _FWHM_POINTS)]
         middle = (self.images.shape[-1] // 2, (0.0, 0.0), (1.0, 1.0))
         models = (PsfModel(one[None].astype(float), 0, 1.0, *middle) for one in known)
         return float(np.median([model.fwhm_at(0.0, 0.0) for model in models]))
