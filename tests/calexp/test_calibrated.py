@@ -175,7 +175,7 @@ def test_the_written_calexp_has_the_same_wcs_in_keywords_that_swarp_reads(tmp_pa
     result = imported(tmp_path)
     written_row(result, tmp_path)
     stored = read_calexp(tmp_path / "calexp.fits")
-    assert stored.header["CTYPE1"] == "RA---TPV" and stored.psf is None
+    assert stored.header["CTYPE1"] == "RA---TPV"
     x, y = np.array([3.0, 70.0]), np.array([60.0, 5.0])
     back = sky_to_pixel(stored.wcs, *sky_of("SIP", x, y))
     assert np.abs(np.array(back) - [x, y]).max() < 1e-3
@@ -750,3 +750,20 @@ def test_the_bright_star_of_the_decam_cutouts_is_where_gaia_says(tmp_path):
         found = symmetric_centre(image, usable, x + 2.0, y - 1.0)
         # the star is saturated over 25 pixels: its centre is known to about a pixel only
         assert np.hypot(found[0] - x, found[1] - y) < 1.5, row.exposure
+
+
+def test_an_image_with_stars_gets_their_psf(tmp_path):
+    """Stars of FWHM 3 pixels, their pixels included."""
+    rng = np.random.default_rng(5)
+    y, x = np.indices((200, 200))
+    image = np.full(x.shape, SKY) + rng.normal(0, 10.0, x.shape)
+    sigma = 3.0 / 2.3548
+    for column, row in np.stack(np.meshgrid(*[np.arange(30, 190, 45)] * 2), -1).reshape(-1, 2):
+        x0, y0 = column + rng.uniform(-0.5, 0.5), row + rng.uniform(-0.5, 0.5)
+        star = np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * sigma**2))
+        image += 60000.0 * star / star.sum()
+    image_file(tmp_path, image)
+    calexp = imported(tmp_path)
+    assert calexp.psf.fwhm_at(100.0, 100.0) == pytest.approx(3.0, rel=0.02)
+    written_row(calexp, tmp_path)
+    assert read_calexp(tmp_path / "calexp.fits").psf.fwhm_at(9, 9) == pytest.approx(3.0, rel=0.02)

@@ -32,7 +32,15 @@ from coaddflow.ingest.calibrated_images import pixel_scale_of
 from coaddflow.instrument.raw import decode_image
 from coaddflow.instrument.undefined import filled_with_constant, without_undefined
 from coaddflow.measure.background import Background, estimate_background
-from coaddflow.measure.detection import detect_sources, measure_seeing, set_detected
+from coaddflow.measure.detection import (
+    Detection,
+    detect_sources,
+    measure_seeing,
+    set_detected,
+)
+from coaddflow.measure.psf_fit import fit_psf
+from coaddflow.measure.psf_model import PsfModel
+from coaddflow.measure.stars import select_stars
 from coaddflow.settings import Settings
 from coaddflow.settings.calibrated import FLUX_ZERO_POINTS, MaskSettings
 from coaddflow.tables.exposures import ImageRow
@@ -40,6 +48,7 @@ from coaddflow.tables.exposures import ImageRow
 _LOG = logging.getLogger(__name__)
 
 _NO_STARS = {Reason.NO_STARS, Reason.DETECTION_FAILED}
+_NO_PSF = {Reason.NO_PSF_STARS, Reason.PSF_FIT_FAILED}
 
 _INGEST_AGAIN = "ingest it again with --replace"
 
@@ -61,12 +70,13 @@ def import_image(row: ImageRow, settings: Settings) -> Calexp:
     row : ImageRow
         Its row in the table of images; paths relative to the working folder.
     settings : Settings
-        Sections calibrated (weight, mask, unit, subtract_sky), background and detection.
+        Sections calibrated (weight, mask, unit, subtract_sky), background, detection and psf.
 
     Returns
     -------
     Calexp
-        Without PSF and sources; its WCS is that of the image's header.
+        Without sources, and without PSF if there are too few stars; its WCS is that of the image's
+        header.
 
     Raises
     ------
@@ -131,11 +141,11 @@ def _finish(masked_image: MaskedImage, wcs: WCS, row: ImageRow, settings: Settin
     bad = masked_image.has_any(MaskPlane.BAD | MaskPlane.SAT) & measured
     figures["lost_fraction"] = float(bad.sum() / max(measured.sum(), 1))
     figures["pixel_scale"] = pixel_scale_of(wcs, (row.nx, row.ny))
-    _mark_sources(masked_image, figures, settings)
+    psf = _mark_sources(masked_image, figures, settings)
     subtracted = background if own.subtract_sky == "measured" else None
     ccd = CcdId.of(row, row.ccd)
     header = calexp_header(ccd, figures, _KEYWORDS)
-    return Calexp(ccd, masked_image, wcs, None, subtracted, None, figures, header)
+    return Calexp(ccd, masked_image, wcs, psf, subtracted, None, figures, header)
 
 
 def _compare_sky(masked_image: MaskedImage, row: ImageRow) -> None:
@@ -356,12 +366,12 @@ def _known_figures(
 
 def _mark_sources(
     masked_image: MaskedImage, figures: dict[str, float | int | None], settings: Settings
-) -> None:
-    """Set DETECTED; measure the seeing if it is not known, and with it the depth.
+) -> PsfModel | None:
+    """Set DETECTED; measure the seeing if it is not known, and with it the depth; return the PSF.
 
     An image without stars stays without: it was calibrated elsewhere, and can be used.
     """
-    scale = figures["pixel_scale"]
+    scale, psf = figures["pixel_scale"], None
     try:
         if figures["seeing"] is None:
             fwhm = measure_seeing(masked_image, settings.detection)
@@ -371,6 +381,7 @@ def _mark_sources(
         detection = detect_sources(masked_image, fwhm, settings.detection)
         set_detected(masked_image, detection, fwhm, settings.detection)
         figures["n_sources"] = len(detection.sources)
+        psf = _fit_psf(masked_image, detection, settings)
     except CcdFailure as failure:
         if failure.reason not in _NO_STARS:
             raise
@@ -380,3 +391,18 @@ def _mark_sources(
         sigma = figures["seeing"] / scale / 2.3548
         noise = figures["sky_noise"] * np.sqrt(4.0 * np.pi) * sigma
         figures["depth"] = float(figures["zero_point"] - 2.5 * np.log10(5.0 * noise))
+    return psf
+
+
+def _fit_psf(
+    masked_image: MaskedImage, detection: Detection, settings: Settings
+) -> PsfModel | None:
+    """Return the PSF of an image, for that of coadds; None if there are too few stars."""
+    try:
+        stars = select_stars(detection.sources, settings.psf)
+        return fit_psf(masked_image, detection, stars, settings.psf)[0]
+    except CcdFailure as failure:
+        if failure.reason not in _NO_PSF:
+            raise
+        _LOG.info("no PSF: %s", failure.message)
+        return None

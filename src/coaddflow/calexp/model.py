@@ -88,7 +88,7 @@ class Calexp:
     wcs : astropy.wcs.WCS
         The fitted WCS.
     psf : PsfModel or None
-        Its PSF; None for an image that was calibrated elsewhere.
+        Its PSF; None for an image that was calibrated elsewhere and has too few stars.
     background : Background or None
         The sky that was subtracted; None if it was not measured here.
     sources : astropy.table.Table or None
@@ -117,7 +117,7 @@ class Calexp:
 class StoredCalexp:
     """What `read_calexp` finds in a file: as `Calexp`, with the header of the file.
 
-    PSF and background are None where an image was calibrated elsewhere.
+    PSF and background may be None where an image was calibrated elsewhere.
     """
 
     masked_image: MaskedImage

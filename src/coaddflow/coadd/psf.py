@@ -168,7 +168,7 @@ def coadd_psf(path: str | Path, ra: float, dec: float) -> NDArray[np.float64]:
             f"has no PSF at RA {ra}, Dec {dec}",
             path,
             "choose a position on the coadd where NINPUTS is not 0; images that were calibrated "
-            "elsewhere have no PSF",
+            "elsewhere and have too few stars have no PSF",
         )
     return image
 

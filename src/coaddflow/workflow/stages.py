@@ -319,7 +319,7 @@ _ALL = (
         ),
         _IMPORT_SECTIONS,
         ("images",),
-        version=3,
+        version=4,
         group=_EXPOSURE,
         is_planned=lambda plan: bool(plan.images) and _ccd_by_ccd(plan),
         is_target=False,
