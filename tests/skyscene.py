@@ -6,6 +6,7 @@ from astropy.wcs import WCS
 
 from coaddflow.geometry.wcs_header import wcs_to_header
 from coaddflow.image.masked_image import MaskedImage, masked_image_hdus, write_fits
+from coaddflow.measure.psf_model import PsfModel, psf_hdu
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.manifest import CcdRow
 
@@ -82,9 +83,14 @@ def make_ccd(image, variance=100.0):
 
 
 def write_done_ccd(path, exposure, ccd, pixels, wcs, **figures):
-    """Write a calexp of band r whose WCS is known; return its row in the manifest."""
-    write_fits(path, masked_image_hdus(pixels, wcs_to_header(wcs), "electron"))
+    """Write a calexp of band r whose WCS is known; return its row in the manifest.
+
+    No two CCDs of an exposure have the same PSF.
+    """
     ny, nx = pixels.shape
+    star = draw_star((25, 25), 12.0, 12.0, 1.0, 4.0 + 0.1 * ccd)
+    psf = PsfModel(star[None], 0, 0.8, 8, (nx / 2.0, ny / 2.0), (nx / 2.0, ny / 2.0))
+    write_fits(path, [*masked_image_hdus(pixels, wcs_to_header(wcs), "electron"), psf_hdu(psf)])
     corners = np.array([(0, 0), (nx, 0), (nx, ny), (0, ny)]) - 0.5
     ra, dec = wcs.all_pix2world(corners, 0).T
     return CcdRow(

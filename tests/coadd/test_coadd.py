@@ -266,7 +266,7 @@ def test_core_saturated_everywhere_is_filled_with_a_large_variance():
         ((5, 5), [True, True], False),
     ):
         number = sets.index[pixel]
-        assert (list(sets.used[number]), sets.filled[number]) == (used, is_filled)
+        assert (list(sets.used(number)), sets.filled[number]) == (used, is_filled)
 
 
 def test_no_value_that_is_not_finite_comes_through():

@@ -1,5 +1,6 @@
 """The spool gives back what was put into it, keeps to its memory, and leaves nothing behind."""
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -16,7 +17,9 @@ from coaddflow.coadd.readers import LayeredWarp
 from coaddflow.coadd.spool import BYTES_PER_PIXEL, Spool, SpoolSlot, write_warp
 from coaddflow.errors import InputError
 from coaddflow.image.masked_image import MaskedImage, MaskPlane
+from coaddflow.measure.psf_model import PsfModel
 from coaddflow.settings.coadd import CoaddSettings
+from coaddflow.warp.ccd_psf import CcdPsf
 from coaddflow.warp.files import Warp
 
 linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
@@ -276,3 +279,31 @@ def test_memory_of_a_coadd_does_not_grow_with_the_number_of_inputs(tmp_path):
     product = size**2 * (BYTES_PER_PIXEL + 2)
     # the stack, and what clipping has beside it
     assert peak < 1.3 * budget * 1e6 + product
+
+
+@pytest.mark.parametrize("one_machine", [True, False])
+def test_psfs_wait_behind_the_pixels(tmp_path, one_machine):
+    rng = np.random.default_rng(8)
+    model = PsfModel(rng.random((3, 21, 21)).astype(np.float32), 1, 0.8, 7, (5.0, 6.0), (5.0, 6.0))
+    psfs = [
+        CcdPsf(ccd, (12, 10), (0, 0, 10, 12), "CTYPE1  = 'RA---TAN'", "lanczos3", 1.0, 8, 11, model)
+        for ccd in (3, 4)
+    ]
+    image = pixels(rng, (12, 10))
+    with Spool(10**6, tmp_path, one_machine) as spool:
+        warps = [
+            write_warp(spool.reserve(150, f"e-{one.ccd}"), (20, 30, 30, 42), image, [one])
+            for one in psfs
+        ]
+        for warp, psf in zip(warps, psfs, strict=True):
+            (back,) = warp.read_psfs()
+            np.testing.assert_array_equal(back.model.basis, model.basis)
+            same = dataclasses.replace(back, model=psf.model)
+            assert same == psf
+            assert_same(warp.read_box((20, 30, 30, 42)), image)
+        huge = dataclasses.replace(model, basis=np.zeros((3, 701, 701), np.float32))
+        too_many = [dataclasses.replace(psfs[0], model=huge)]
+        with pytest.raises(InputError, match=r"Reduce psf\.radius"):
+            write_warp(spool.reserve(150, "e-5"), (20, 30, 30, 42), image, too_many)
+        plain = write_warp(spool.reserve(150, "e-6"), (20, 30, 30, 42), image)
+        assert plain.read_psfs() == []

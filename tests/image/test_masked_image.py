@@ -1,6 +1,7 @@
 """Products hold the pixels that were put into them, and say what their mask bits mean."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +88,10 @@ def test_planes_by_name():
 def test_planes_of_different_shape_are_refused():
     with pytest.raises(ValueError, match="different shape"):
         MaskedImage(np.zeros((2, 2)), np.zeros((2, 3)), np.zeros((2, 2)))
+
+
+def test_the_documentation_has_every_mask_plane():
+    text = (Path(__file__).parents[2] / "docs/products.md").read_text(encoding="utf-8")
+    for plane in MaskPlane:
+        bit = int(plane).bit_length() - 1
+        assert f"| {bit} | {int(plane)} | {plane.name} |" in text

@@ -19,13 +19,14 @@ from coaddflow.coadd.mean import effective_area
 from coaddflow.coadd.point_sources import area_map, depth_of
 from coaddflow.coadd.product import read_coadd
 from coaddflow.coadd.psf import read_psf_grid
+from coaddflow.errors import InputError
 from coaddflow.files import remove
 from coaddflow.geometry.box import Box
 from coaddflow.image.masked_image import image_hdu, write_fits
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract, patch_position
-from coaddflow.tables.coadds import coadd_files
+from coaddflow.tables.coadds import coadd_files, coadd_remedy
 from coaddflow.tables.depths import WHOLE_TRACT, DepthRow, write_depth_table
 from coaddflow.warp.files import part_header
 
@@ -106,6 +107,8 @@ def _band_depth(
             area = area_map(grid, variance.shape)
         else:
             area = effective_area(seeing, tract.pixel_scale)
+        if "COVFACT" not in coadd_header:
+            raise InputError("is from an older version", path, coadd_remedy(path))
         depth = depth_of(variance, area, coadd_header["COVFACT"])
         header = _header(tract, coadd.box, band, path.stem, seeing)
         primary = fits.PrimaryHDU(header=provenance_header(settings.provenance(), [path]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.coadd.clipping import FILLABLE, USABLE
 from coaddflow.compiled import njit
@@ -31,10 +31,18 @@ class InputSets:
 
     index: NDArray[np.int32]
     """Number of the set of each pixel, shape (ny, nx); 0 where there is nothing."""
-    used: NDArray[np.bool_]
-    """Which inputs of the coadd belong to each set, shape (n_sets, n_inputs); none to the first."""
+    members: NDArray[np.uint8]
+    """Which inputs of the coadd belong to each set, a bit for each, the first in the highest bit
+    (`numpy.packbits`), shape (n_sets, n_bytes); none to the first set."""
     filled: NDArray[np.bool_]
     """Whether the pixels are filled with flagged values (`coadd.fill_planes`), shape (n_sets,)."""
+    n_inputs: int
+    """Inputs of the coadd."""
+
+    def used(self, numbers: ArrayLike) -> NDArray[np.bool_]:
+        """Return which inputs belong to some sets, shape (..., n_inputs)."""
+        members = self.members[numbers]
+        return np.unpackbits(members, axis=-1, count=self.n_inputs).astype(bool)
 
 
 class BlockSets(NamedTuple):
@@ -42,7 +50,7 @@ class BlockSets(NamedTuple):
 
     signature: NDArray[np.uint64]
     """Of each set, shape (n_sets,)."""
-    used: NDArray[np.bool_]
+    members: NDArray[np.uint8]
     """As in `InputSets`."""
     filled: NDArray[np.bool_]
     """Likewise."""
@@ -87,11 +95,11 @@ def number_sets(
         found = _number(signature, slots, numbers, first, index)
         n_slots *= 4
     y, x = np.divmod(first[:found], signature.shape[1])
-    here = state[:, y, x].T
-    filled = (signature[y, x] != _EMPTY) & ~(here == USABLE).any(axis=1)
-    used = np.zeros((found, n_inputs), bool)
-    used[:, list(chosen)] = here == np.where(filled, FILLABLE, USABLE)[:, None]
-    return BlockSets(signature[y, x], used, filled)
+    here = state[:, y, x]
+    filled = (signature[y, x] != _EMPTY) & ~(here == USABLE).any(axis=0)
+    used = np.zeros((n_inputs, found), bool)
+    used[list(chosen)] = here == np.where(filled, FILLABLE, USABLE)
+    return BlockSets(signature[y, x], np.packbits(used, axis=0).T, filled)
 
 
 @njit(nogil=True)
@@ -132,7 +140,8 @@ def _number(signature, slots, numbers, first, index):
 
 def no_sets(n_inputs: int) -> BlockSets:
     """Return the sets of a block in which there is nothing."""
-    return BlockSets(np.zeros(1, np.uint64), np.zeros((1, n_inputs), bool), np.zeros(1, bool))
+    nothing = np.zeros((1, -(-n_inputs // 8)), np.uint8)
+    return BlockSets(np.zeros(1, np.uint64), nothing, np.zeros(1, bool))
 
 
 def join_sets(
@@ -155,13 +164,13 @@ def join_sets(
         Inputs of the coadd.
     """
     parts = zip(no_sets(n_inputs), *blocks, strict=True)
-    signature, used, filled = (np.concatenate(part) for part in parts)
+    signature, members, filled = (np.concatenate(part) for part in parts)
     # ascending, so that the empty set, whose signature is 0, is the first
     signature, where = np.unique(signature, return_index=True)
     for place, block in zip(places, blocks, strict=True):
         new = np.searchsorted(signature, block.signature).astype(np.int32)
         index[place] = new[index[place]]
-    return InputSets(index, used[where], filled[where])
+    return InputSets(index, members[where], filled[where], n_inputs)
 
 
 @njit(nogil=True)
@@ -179,8 +188,9 @@ def near_change(index: NDArray[np.int32], radius: int) -> NDArray[np.bool_]:
     index : ndarray of int32, shape (ny, nx)
         Number of the set of each pixel.
     radius : int
-        Pixels, at most 254. The pixel beside a change has a distance of 1.
+        Pixels; of more than 254 it is 254. The pixel beside a change has a distance of 1.
     """
+    radius = min(radius, int(_FAR) - 1)
     away = np.empty(index.shape, np.uint8)
     _find_changes(index, away)
     near = np.zeros(index.shape, bool)

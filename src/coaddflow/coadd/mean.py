@@ -240,8 +240,8 @@ def _mark_inexact(coadd: Coadd, inputs: Sequence[CoaddInput], pixel_scale: float
     if pixel_scale is not None and np.isfinite(seeing):
         fwhm = seeing / pixel_scale
     sets = coadd.sets
-    without = np.array([not one.reader.read_psfs() for one in inputs])
-    inexact = (sets.filled | (sets.used & without).any(axis=1))[sets.index]
+    without = np.packbits([not one.reader.read_psfs() for one in inputs])
+    inexact = (sets.filled | (sets.members & without).any(axis=1))[sets.index]
     inexact |= near_change(sets.index, math.ceil(fwhm))
     inexact &= sets.index > 0
     coadd.masked_image.mask[inexact] |= _INEXACT_PSF

@@ -253,11 +253,17 @@ def write_patch(
 
 
 def _psf_of(work: PatchWork, coadd: Coadd, tract: Tract) -> CoaddPsf:
-    """Return the PSF of the coadd of a patch."""
-    inputs = [
-        PsfInput(one.exposure, one.weight, tuple(one.reader.read_psfs()))
-        for one in sorted(work.inputs, key=lambda one: one.exposure)
-    ]
+    """Return the PSF of the coadd of a patch.
+
+    It knows the CCDs that were selected, of exposures of which pixels are used: however the warps
+    were made, these are the same.
+    """
+    is_used = dict(zip(coadd.inputs["exposure"], coadd.inputs["n_used"] > 0, strict=True))
+    inputs = []
+    for one in sorted(work.inputs, key=lambda one: one.exposure):
+        selected = set(map(int, one.ccds.split(","))) if is_used[one.exposure] else ()
+        psfs = tuple(psf for psf in one.reader.read_psfs() if psf.ccd in selected)
+        inputs.append(PsfInput(one.exposure, one.weight, psfs))
     return CoaddPsf(tract, coadd.box, coadd.sets, inputs)
 
 

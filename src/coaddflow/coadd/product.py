@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
+from astropy.time import Time
 
 from coaddflow.coadd.mean import Coadd, coadd_seeing, effective_area
 from coaddflow.coadd.point_sources import depth_of
@@ -26,7 +27,7 @@ from coaddflow.warp.files import part_box, part_header
 def coadd_figures(
     coadd: Coadd, psf: CoaddPsf, pixel_scale: float, covariance: float
 ) -> fits.Header:
-    """Return what a coadd is as a whole: EXPTIME, MJD-AVG, SEEING, DEPTH and COVFACT.
+    """Return what a coadd is as a whole: EXPTIME, dates, SEEING, DEPTH and COVFACT.
 
     Those that are not known are left out.
 
@@ -46,6 +47,8 @@ def coadd_figures(
         np.asarray(inputs[name], float) for name in ("exposure_time", "mjd", "weight")
     )
     middle = start + np.nan_to_num(time) / 2.0 / 86400.0
+    dated = np.isfinite(middle)
+    mjd = float(np.average(middle[dated], weights=weight[dated])) if dated.any() else np.nan
     seeing = coadd_seeing(coadd.inputs)
     area = float(effective_area(seeing, pixel_scale))
     if psf.grid is not None:
@@ -56,20 +59,22 @@ def coadd_figures(
     depth = np.nan
     if measured.size:
         depth = float(depth_of(np.median(measured), area, covariance))
-    dated = np.isfinite(middle)
     values = {
-        "EXPTIME": (float(time.sum()), "[s] sum over the exposures"),
-        "TIMESYS": ("TAI", "time scale of MJD-AVG"),
-        "MJD-AVG": (
-            float(np.average(middle[dated], weights=weight[dated])) if dated.any() else np.nan,
-            "[d] weighted mean of mid-exposures",
-        ),
+        "EXPTIME": (float(np.nansum(time)), "[s] sum over the exposures"),
+        "TIMESYS": ("TAI", "time scale of DATE-AVG and MJD-AVG"),
+        "DATE-AVG": (_date(mjd), "weighted mean of mid-exposures"),
+        "MJD-AVG": (mjd, "[d] the same"),
         "SEEING": (seeing, "[arcsec] FWHM of the PSF"),
         "DEPTH": (depth, "[mag] AB, median, point source at 5 sigma"),
         "COVFACT": (covariance, "variance of a pixel over that of white noise"),
     }
     cards = (fits.Card(key, *card) for key, card in values.items() if card[0] == card[0])
     return fits.Header(list(cards))
+
+
+def _date(mjd: float) -> str | float:
+    """Return a date as FITS writes it; NaN if it is not known."""
+    return Time(mjd, format="mjd", scale="tai").isot if np.isfinite(mjd) else np.nan
 
 
 def write_coadd(
@@ -83,7 +88,7 @@ def write_coadd(
 ) -> str:
     """Write a coadd: PRIMARY, IMAGE, MASK, VARIANCE, NINPUTS, INPUTS, and what says its PSF.
 
-    Of a coadd with a PSF, the extensions INPUTSET, INPUTSETS and CCD_PSFS give it exactly
+    Of a coadd with a PSF, the extensions INPUTMAP, INPUTSETS and CCD_PSFS give it exactly
     (`coaddflow.coadd.psf`), PSF_GRID on a grid and PSF_DATA as a smooth model.
 
     Parameters

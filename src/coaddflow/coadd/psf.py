@@ -13,9 +13,10 @@ References
    inputs); Mandelbaum et al. 2023, OJAp 6, 5 (when a coadd has a well-defined PSF).
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,15 @@ from coaddflow.image.masked_image import Compression, image_hdu, opened_fits
 from coaddflow.measure.psf_model import PsfModel, psf_hdu
 from coaddflow.skymap.tract import Tract
 from coaddflow.tables.coadds import coadd_remedy
+from coaddflow.warp.ccd_psf import TABLE as CCD_PSFS
 from coaddflow.warp.ccd_psf import CcdPsf, StarsOnTract, psfs_from_hdu, psfs_hdu
 from coaddflow.warp.files import part_box, part_tract
+
+_INDEX, _SETS, _GRID = "INPUTMAP", "INPUTSETS", "PSF_GRID"
+"""Names of extensions."""
+
+_KEPT = 64
+"""CCDs whose mappings are kept."""
 
 _GRID_SPACING = 400
 _GRID_POINTS = (5, 16)
@@ -75,9 +83,14 @@ class CoaddPsf:
 
     def __init__(self, tract: Tract, box: Box, sets: InputSets, inputs: Sequence[PsfInput]):
         self.tract, self.box, self.sets, self.inputs = tract, box, sets, tuple(inputs)
-        self._stars = [[StarsOnTract(psf, tract) for psf in one.ccd_psfs] for one in inputs]
+        # their mappings take memory: those of few are kept, for positions one by one
+        self._stars = lru_cache(_KEPT)(self._make_stars)
         self.half = max((psf.half for one in inputs for psf in one.ccd_psfs), default=0)
         """Half width of the images, pixels; 0 if no PSF is known."""
+
+    def _make_stars(self, number: int, ccd: int) -> StarsOnTract:
+        """Return what draws the stars of a CCD of an input."""
+        return StarsOnTract(self.inputs[number].ccd_psfs[ccd], self.tract)
 
     @cached_property
     def grid(self) -> "PsfGrid | None":
@@ -108,35 +121,56 @@ class CoaddPsf:
         """
         ra, dec = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
         x, y = (np.rint(p) for p in self.tract.sky_to_pixel(ra, dec))
-        used = self._used_at(x, y)
-        middles = self.tract.pixel_to_sky(x, y)
-        images = np.zeros((ra.size, *[2 * self.half + 1] * 2))
-        total = np.zeros(ra.size)
-        for number, (stars, one) in enumerate(zip(self._stars, self.inputs, strict=True)):
-            wanted = used[:, number].copy()
-            # the pixel is that of the first CCD that has it; at its very edge, where the star is
-            # on the CCD and the middle of the pixel is not, of one that is near
-            for beyond in (0.0, 1.0):
-                for ccd in stars:
-                    at = np.flatnonzero(wanted)
-                    at = at[ccd.contains(middles[0][at], middles[1][at], beyond)]
-                    if at.size == 0:
-                        continue
-                    drawn = ccd.images_at(ra[at], dec[at], self.half)
-                    drawn_at = np.isfinite(drawn[:, 0, 0])
-                    at, drawn = at[drawn_at], drawn[drawn_at]
-                    images[at] += one.weight * drawn
-                    total[at] += one.weight
-                    wanted[at] = False
-        with np.errstate(invalid="ignore"):
-            return images / np.where(total > 0, total, np.nan)[:, None, None]
-
-    def _used_at(self, x: NDArray, y: NDArray) -> NDArray[np.bool_]:
-        """Return the inputs that are used at pixels of the tract, shape (n, n_inputs)."""
         x0, y0, x1, y1 = self.box
         inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
         column, row = (np.where(inside, p, p0).astype(int) - p0 for p, p0 in ((x, x0), (y, y0)))
-        return self.sets.used[self.sets.index[row, column]] & inside[:, None]
+        used = self.sets.used(self.sets.index[row, column]) & inside[:, None]
+        return self.images_of(ra, dec, used)
+
+    def images_of(
+        self, ra: NDArray[np.float64], dec: NDArray[np.float64], used: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Return images as `images_at` does, of given inputs.
+
+        Parameters
+        ----------
+        ra, dec : ndarray of float64, shape (n,)
+            ICRS degrees.
+        used : ndarray of bool, shape (n, n_inputs)
+            The inputs that are used at each position. Those of which no CCD is there are left out.
+        """
+        images = np.zeros((ra.size, *[2 * self.half + 1] * 2))
+        total = np.zeros(ra.size)
+        for number, one in enumerate(self.inputs):
+            for at, drawn in self._drawn(number, ra, dec, np.flatnonzero(used[:, number])):
+                images[at] += one.weight * drawn
+                total[at] += one.weight
+        with np.errstate(invalid="ignore"):
+            return images / np.where(total > 0, total, np.nan)[:, None, None]
+
+    def _drawn(
+        self, number: int, ra: NDArray, dec: NDArray, wanted: NDArray[np.intp]
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Draw stars of an input at some of the positions, each once; yield which, and images.
+
+        A pixel is that of the first CCD that has it. At its very edge, where the star is on the CCD
+        and the middle of the pixel is not, it is that of one that is near.
+        """
+        x, y = (np.rint(p) for p in self.tract.sky_to_pixel(ra, dec))
+        middles = self.tract.pixel_to_sky(x, y)
+        for at_edge in (False, True):
+            for ccd, psf in enumerate(self.inputs[number].ccd_psfs):
+                x0, y0, x1, y1 = psf.box
+                near = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+                at = wanted[near[wanted]]
+                if at.size == 0:
+                    continue
+                stars = self._stars(number, ccd)
+                at = at[stars.contains(middles[0][at], middles[1][at], at_edge)]
+                drawn = stars.images_at(ra[at], dec[at], self.half)
+                done = np.isfinite(drawn[:, 0, 0])
+                yield at[done], drawn[done]
+                wanted = np.setdiff1d(wanted, at[done])
 
 
 def coadd_psf(path: str | Path, ra: float, dec: float) -> NDArray[np.float64]:
@@ -176,18 +210,16 @@ def coadd_psf(path: str | Path, ra: float, dec: float) -> NDArray[np.float64]:
 def read_coadd_psf(path: str | Path) -> CoaddPsf:
     """Return the PSF of a coadd from its file; raise InputError if it is missing or damaged."""
     with opened_fits(path, "coadd", coadd_remedy(path)) as (_, hdus):
-        header = hdus["IMAGE"].header
-        sets = _sets_from_hdus(hdus["INPUTSET"], hdus["INPUTSETS"])
-        inputs = hdus["INPUTS"].data
-        table = hdus["CCD_PSFS"]
+        header, inputs, table = hdus["IMAGE"].header, hdus["INPUTS"].data, hdus[CCD_PSFS]
+        sets = _sets_from_hdus(hdus[_INDEX], hdus[_SETS], len(inputs))
         psfs: dict[str, list[CcdPsf]] = {}
         for exposure, psf in zip(table.data["EXPOSURE"], psfs_from_hdu(table), strict=True):
             psfs.setdefault(str(exposure), []).append(psf)
-        n_inputs = sets.used.shape[1]
-        weights = {str(row["exposure"]): float(row["weight"]) for row in inputs[:n_inputs]}
-    box = part_box(header, sets.index.shape)
+        weights = {str(row["exposure"]): float(row["weight"]) for row in inputs[: sets.n_inputs]}
+        box = part_box(header, sets.index.shape)
+        tract = part_tract(header, box)
     used = [PsfInput(e, weight, tuple(psfs.get(e, ()))) for e, weight in weights.items()]
-    return CoaddPsf(part_tract(header, box), box, sets, used)
+    return CoaddPsf(tract, box, sets, used)
 
 
 # A grid, and a smooth model ---------------------------------------------------------------------
@@ -226,7 +258,8 @@ def _make_grid(psf: CoaddPsf) -> PsfGrid | None:
     x0, y0, x1, y1 = psf.box
     x, y = (_grid_points(end - begin) for begin, end in ((x0, x1), (y0, y1)))
     columns, rows = (p.ravel() for p in np.meshgrid(x + x0, y + y0))
-    images = psf.images_at(*psf.tract.pixel_to_sky(columns, rows)).astype(np.float32)
+    used = psf.sets.used(_common_sets(psf.sets.index, x.size, y.size))
+    images = psf.images_of(*psf.tract.pixel_to_sky(columns, rows), used).astype(np.float32)
     if not np.isfinite(images).any():
         return None
     return PsfGrid(x, y, images.reshape(y.size, x.size, *images.shape[1:]))
@@ -236,6 +269,24 @@ def _grid_points(length: int) -> NDArray[np.int64]:
     """Return the pixels of the grid along a side: the middles of equal parts."""
     n = int(np.clip(round(length / _GRID_SPACING), *_GRID_POINTS))
     return np.floor((np.arange(n) + 0.5) * length / n).astype(np.int64)
+
+
+def _common_sets(index: NDArray[np.int32], nx: int, ny: int) -> NDArray[np.intp]:
+    """Return the set that most pixels around each point of a grid have, row by row.
+
+    That of the point itself may be of a pixel that a cosmic ray has hit.
+    """
+    edges = [
+        np.floor(np.arange(n + 1) * length / n).astype(int)
+        for n, length in ((ny, index.shape[0]), (nx, index.shape[1]))
+    ]
+    return np.array(
+        [
+            np.bincount(index[y0:y1, x0:x1].ravel()).argmax()
+            for y0, y1 in itertools.pairwise(edges[0])
+            for x0, x1 in itertools.pairwise(edges[1])
+        ]
+    )
 
 
 def smooth_model(grid: PsfGrid, shape: tuple[int, int]) -> PsfModel:
@@ -274,7 +325,7 @@ def psf_hdus(
 ) -> list[fits.hdu.base.ExtensionHDU]:
     """Return the extensions that say the PSF of a coadd.
 
-    INPUTSET, INPUTSETS and CCD_PSFS are those from which `read_coadd_psf` makes it; PSF_GRID and
+    INPUTMAP, INPUTSETS and CCD_PSFS are those from which `read_coadd_psf` makes it; PSF_GRID and
     PSF_DATA, which has the format of PSFEx, are there if it has a PSF anywhere.
 
     Parameters
@@ -282,40 +333,43 @@ def psf_hdus(
     psf : CoaddPsf
         The PSF.
     header : astropy.io.fits.Header
-        Cards of INPUTSET: the WCS of the coadd.
+        Cards of INPUTMAP: the WCS of the coadd.
     compression : {"none", "lossless", "quantized"}
         That of the other images of the coadd.
     """
     pairs = [(one.exposure, ccd_psf) for one in psf.inputs for ccd_psf in one.ccd_psfs]
     names, ccd_psfs = zip(*pairs, strict=True) if pairs else ((), ())
     numbers = psf.sets.index
-    if len(psf.sets.used) <= np.iinfo(np.int16).max:
+    if len(psf.sets.members) <= np.iinfo(np.int16).max:
         numbers = numbers.astype(np.int16)
-    index = image_hdu("INPUTSET", numbers, header, compression)
+    index = image_hdu(_INDEX, numbers, header, compression)
     exact = [index, _sets_hdu(psf.sets), psfs_hdu(ccd_psfs, names)]
     return exact if psf.grid is None else [*exact, _grid_hdu(psf.grid), psf_hdu(psf.model)]
 
 
 def _sets_hdu(sets: InputSets) -> fits.BinTableHDU:
     """Return the sets: columns USED, a bit for each row of the table of inputs, and FILLED."""
-    n_inputs = sets.used.shape[1]
-    # FITS has no columns of no bits
-    bits = sets.used if n_inputs else np.zeros((len(sets.used), 1), bool)
-    table = fits.BinTableHDU.from_columns(
-        [
-            fits.Column("USED", f"{bits.shape[1]}X", array=bits),
-            fits.Column("FILLED", "L", array=sets.filled),
-        ],
-        name="INPUTSETS",
-    )
-    table.header["NINPUTS"] = (n_inputs, "rows of the table of inputs that have a bit")
+    # FITS has columns without bytes, but not all programs have
+    members = sets.members if sets.n_inputs else np.zeros((len(sets.members), 1), np.uint8)
+    columns = [
+        fits.Column("USED", f"{members.shape[1]}B", array=members),
+        fits.Column("FILLED", "L", array=sets.filled),
+    ]
+    table = fits.BinTableHDU.from_columns(columns, name=_SETS)
+    table.header["NINPUTS"] = (sets.n_inputs, "rows of the table of inputs that have a bit")
     return table
 
 
-def _sets_from_hdus(index: fits.CompImageHDU, table: fits.BinTableHDU) -> InputSets:
-    """Return the sets of the pixels from INPUTSET and INPUTSETS."""
-    used = np.array(table.data["USED"], bool)[:, : table.header["NINPUTS"]]
-    return InputSets(np.asarray(index.data, np.int32), used, np.array(table.data["FILLED"], bool))
+def _sets_from_hdus(
+    numbers: fits.ImageHDU | fits.CompImageHDU, table: fits.BinTableHDU, n_inputs: int
+) -> InputSets:
+    """Return the sets of the pixels; InputError if they are not those of so many inputs."""
+    index, n_used = np.asarray(numbers.data, np.int32), int(table.header["NINPUTS"])
+    members = np.asarray(table.data["USED"], np.uint8).reshape(len(table.data), -1)
+    is_known = index.min(initial=0) >= 0 and index.max(initial=0) < len(members)
+    if not is_known or not 0 <= n_used <= min(n_inputs, 8 * members.shape[1]):
+        raise InputError(f"{_INDEX}, {_SETS} and INPUTS contradict each other")
+    return InputSets(index, members, np.array(table.data["FILLED"], bool), n_used)
 
 
 def _grid_hdu(grid: PsfGrid) -> fits.ImageHDU:
@@ -323,7 +377,7 @@ def _grid_hdu(grid: PsfGrid) -> fits.ImageHDU:
 
     GRIDX1, GRIDX2, ... and GRIDY1, ... are the pixels of the coadd, 1-based.
     """
-    hdu = fits.ImageHDU(grid.images, name="PSF_GRID")
+    hdu = fits.ImageHDU(grid.images, name=_GRID)
     for axis, pixels in (("X", grid.x), ("Y", grid.y)):
         for number, pixel in enumerate(pixels, start=1):
             hdu.header[f"GRID{axis}{number}"] = (int(pixel) + 1, "[pixel] first is 1")
@@ -339,7 +393,7 @@ def read_psf_grid(path: str | Path) -> PsfGrid | None:
         If the file is missing or damaged.
     """
     with opened_fits(path, "coadd", coadd_remedy(path)) as (_, hdus):
-        return _grid_from_hdu(hdus["PSF_GRID"]) if "PSF_GRID" in hdus else None
+        return _grid_from_hdu(hdus[_GRID]) if _GRID in hdus else None
 
 
 def _grid_from_hdu(hdu: fits.ImageHDU) -> PsfGrid:

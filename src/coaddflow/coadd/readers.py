@@ -47,6 +47,7 @@ class LayeredWarp:
 
     def __init__(self, ccds: Sequence[CcdPixels], outer: Box):
         self._ccds = list(ccds)
+        self._psfs: list[CcdPsf] | None = None
         reached = [part for one in ccds if (part := common_box(one.box, outer)) is not None]
         self.box: Box = enclosing_box(reached) if reached else (0, 0, 0, 0)
 
@@ -56,8 +57,9 @@ class LayeredWarp:
 
     def read_psfs(self) -> list[CcdPsf]:
         """See `coaddflow.warp.files.WarpReader`."""
-        inside = [one for one in self._ccds if common_box(one.box, self.box) is not None]
-        return [psf for one in inside for psf in one.read_psfs()]
+        if self._psfs is None:
+            self._psfs = [psf for one in self._ccds for psf in one.read_psfs()]
+        return self._psfs
 
     def lay(self, box: Box, target: MaskedImage, corner: tuple[int, int]) -> list[int]:
         """Do as `read_into`; return how many pixels each CCD has given."""
@@ -203,7 +205,6 @@ class WithoutCcds:
     def __init__(self, reader: WarpReader, ccds: Sequence[CcdRow], tract: Tract):
         self.box: Box = reader.box
         self._reader = reader
-        self._ccds = {ccd.ccd for ccd in ccds}
         self._outlines = [
             _grown(tract.footprint_pixels(ccd.footprint_ra, ccd.footprint_dec)) for ccd in ccds
         ]
@@ -220,9 +221,9 @@ class WithoutCcds:
                 pixels.variance[row, inside] = np.inf
                 pixels.mask[row, inside] |= _NO_DATA
 
-    def read_psfs(self) -> list[CcdPsf]:
-        """See `coaddflow.warp.files.WarpReader`."""
-        return [psf for psf in self._reader.read_psfs() if psf.ccd not in self._ccds]
+    def read_psfs(self) -> Sequence[CcdPsf]:
+        """Return the PSFs of all CCDs, also of those that do not count."""
+        return self._reader.read_psfs()
 
 
 def _grown(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -241,10 +241,10 @@ class CcdWork:
 class WarpedCcd:
     """What a worker returns for a CCD."""
 
-    warp: SpooledWarp | None
-    """None if it has no pixel on the tract."""
+    warp: SpooledWarp
+    """Its warp; it may have no pixel on the tract."""
     sky: SkyBins | None
-    """If skies are matched."""
+    """If skies are matched and it has pixels on the tract."""
 
 
 Selections = Mapping[str, Selection]
@@ -297,12 +297,10 @@ def warp_one(work: CcdWork, worker: Worker) -> WarpedCcd:
     job: _Job = worker.constants["job"]
     ccd = read_ccd(work.row, job.settings.products.verify_on_read)
     warp = warp_whole_ccd(work.row.ccd, ccd, job.tract, work.box, job.settings.warp)
-    spooled, sky = None, None
-    if warp is not None:
-        spooled = write_warp(work.slot, warp.box, warp.masked_image, warp.ccd_psfs)
-        coadd = job.settings.coadd
-        if coadd.background_matching.enabled:
-            sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching, work.thin)
+    spooled, sky = write_warp(work.slot, warp.box, warp.masked_image, warp.ccd_psfs), None
+    coadd = job.settings.coadd
+    if coadd.background_matching.enabled and warp.n_covered:
+        sky = bin_sky(warp, coadd.bad_planes, coadd.background_matching, work.thin)
     return WarpedCcd(spooled, sky)
 
 
@@ -331,7 +329,7 @@ class ExposureWork:
 
     exposure: str
     manifest: str
-    ccds: dict[int, SpooledWarp | None]
+    ccds: dict[int, SpooledWarp]
     patch_ccds: dict[str, list[int]]
 
 
@@ -371,7 +369,7 @@ def write_warps_of(work: ExposureWork, worker: Worker) -> None:
 def _warps_of(work: ExposureWork, tract: Tract) -> Iterator[tuple[str, Warp | None]]:
     """Yield the warp of each patch, put together from its CCDs."""
     for patch, numbers in work.patch_ccds.items():
-        ccds = {n: work.ccds[n] for n in sorted(numbers) if work.ccds[n] is not None}
+        ccds = {n: work.ccds[n] for n in sorted(numbers)}
         layers = LayeredWarp(list(ccds.values()), tract.patch(patch).outer_box)
         x0, y0, x1, y1 = layers.box
         pixels = MaskedImage.empty((y1 - y0, x1 - x0))
@@ -454,8 +452,7 @@ def _patch_work(
     outer = job.tract.patch(patch).outer_box
 
     def reader_of(exposure: str) -> LayeredWarp:
-        ccds = [one.warp for one in results[exposure] if one.warp is not None]
-        return LayeredWarp(ccds, outer)
+        return LayeredWarp([one.warp for one in results[exposure]], outer)
 
     return inputs.work(patch, selection, reader_of, corrections)
 

@@ -305,6 +305,10 @@ def reading(
             with open_fits(Path(path)) as stream:
                 _check_sizes(stream)
         yield
+    except InputError as error:
+        if error.path is None:  # what an extension lacks, of whatever file
+            raise InputError(error.cause, path, error.remedy or remedy) from error
+        raise
     except (CoaddflowError, MemoryError):
         raise
     except Exception as error:

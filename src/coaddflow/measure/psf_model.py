@@ -170,11 +170,19 @@ def psf_from_hdu(hdu: fits.BinTableHDU) -> PsfModel:
             scale=(header["POLSCAL1"], header["POLSCAL2"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"PSF is not a model of coaddflow ({error})") from error
+        raise InputError(f"{_TABLE} is not a model of coaddflow ({error})") from error
 
 
 def stored_psf(hdus: fits.HDUList) -> PsfModel | None:
-    """Return the PSF in the file of a calexp; None if it has none."""
+    """Return the PSF in the file of a calexp; None if it has none.
+
+    Raises
+    ------
+    InputError
+        If it is no model of coaddflow, or has the form of version 0.3 and before.
+    """
+    if "PSF" in hdus and _TABLE not in hdus:
+        raise InputError(f"its PSF has the form of an older version, without {_TABLE}")
     return psf_from_hdu(hdus[_TABLE]) if _TABLE in hdus else None
 
 

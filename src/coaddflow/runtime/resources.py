@@ -60,6 +60,18 @@ PICTURE_BYTES_PER_PIXEL = 165
 PICTURE_SIDE = 2000
 """Most columns and rows of it."""
 
+FLAGGED_FRACTION = 0.005
+"""Pixels of an exposure that are flagged or clipped."""
+
+PIXELS_PER_SET = 4
+"""Pixels that have the same set of exposures where two or more are flagged."""
+
+SET_COPIES = 3
+"""The bits of a set, and their copies while the sets of a coadd are put together and written."""
+
+PSF_BYTES = 1_000_000
+"""PSFs of the CCDs of an exposure on a patch, and a table of them."""
+
 STACK_BYTES_PER_PIXEL = 13
 """A warp in the stack of a coadd: image, variance, mask and state."""
 
@@ -169,7 +181,12 @@ def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
     smallest = pixel * (least + 2 * STACK_HALO) ** 2
     largest = pixel * side * (min(most, side) + 2 * STACK_HALO)
     stack = min(max(1e6 * block_mb, smallest), largest)
-    return _megabytes(KERNELS_MB, COADD_BYTES_PER_PIXEL * patch_pixels + STACK_COPIES * stack)
+    flagged = n_inputs * FLAGGED_FRACTION
+    # of the pixels at which two or more values are not used, whose set of inputs is rare
+    n_sets = patch_pixels * (1.0 - (1.0 + flagged) * math.exp(-flagged)) / PIXELS_PER_SET
+    sets = SET_COPIES * n_sets * (n_inputs / 8 + 10)
+    patch = COADD_BYTES_PER_PIXEL * patch_pixels
+    return _megabytes(KERNELS_MB, patch + STACK_COPIES * stack + sets + PSF_BYTES * n_inputs)
 
 
 def tract_work_memory(

@@ -16,6 +16,7 @@ from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
+from coaddflow.geometry.box import Box
 from coaddflow.geometry.polynomial import term_powers
 from coaddflow.geometry.wcs import sky_to_pixel
 from coaddflow.geometry.wcs_header import read_wcs, wcs_to_header
@@ -36,7 +37,11 @@ _RULES = Rules(scale=1.0, mask_threshold=0.5, max_missing=0.0)
 """Stars are whole and have no flags."""
 
 _BEYOND = 1.0
-"""Pixels beyond the edge of a CCD where a star may be whose tract pixel is still on the CCD."""
+"""Pixels beyond the edge of a CCD, times the stretch of the kernel, where a star may be whose tract
+pixel is still on the CCD."""
+
+_CARD = 80
+"""Characters of a card of a header."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,10 @@ class CcdPsf:
     """Number of the CCD."""
     shape: tuple[int, int]
     """Its rows and columns."""
+    box: Box
+    """Box of tract pixels around it."""
     wcs: str
-    """Its WCS: cards of a FITS header, one a line."""
+    """Its WCS: cards of a FITS header, of 80 characters each."""
     kernel: KernelName
     """Kernel of the warp."""
     stretch: float
@@ -66,6 +73,7 @@ def describe_psf(
     model: PsfModel,
     wcs: "WCS",
     shape: tuple[int, int],
+    box: Box,
     grid: PixelGrid,
     kernel: tuple[KernelName, float],
 ) -> CcdPsf:
@@ -79,6 +87,8 @@ def describe_psf(
         Its PSF.
     wcs, shape : astropy.wcs.WCS, tuple of int
         Its WCS, and its shape (ny, nx).
+    box : tuple of int
+        Box of tract pixels around it (`warp.mapping.footprint_box`).
     grid : PixelGrid
         Its pixels on the tract (`warp.mapping.map_ccd`).
     kernel : tuple of str and float
@@ -90,14 +100,15 @@ def describe_psf(
         If the WCS cannot be written to a header.
     """
     try:
-        cards = wcs_to_header(wcs).tostring(sep="\n", endcard=False, padding=False)
+        # tables do not keep the blanks at the end
+        cards = wcs_to_header(wcs).tostring(endcard=False, padding=False).rstrip()
     except ValueError as error:
         raise InputError(
             f"the WCS cannot be written ({error})",
             remedy="look at the astrometric solution of this CCD, or leave the CCD out",
         ) from error
     half = _half_width(model, grid, make_kernel(*kernel))
-    return CcdPsf(ccd, shape, cards, *kernel, grid.step, half, model)
+    return CcdPsf(ccd, shape, box, cards, *kernel, grid.step, half, model)
 
 
 def _half_width(model: PsfModel, grid: PixelGrid, kernel: Kernel) -> int:
@@ -127,7 +138,8 @@ class StarsOnTract:
 
     @cached_property
     def _wcs(self) -> "WCS":
-        wcs = read_wcs(fits.Header.fromstring(self.psf.wcs, sep="\n"))
+        cards = self.psf.wcs.ljust(_CARD * -(-len(self.psf.wcs) // _CARD))
+        wcs = read_wcs(fits.Header.fromstring(cards))
         wcs.array_shape = self.psf.shape
         return wcs
 
@@ -136,13 +148,14 @@ class StarsOnTract:
         # of the step that was fine enough for the warp
         return map_ccd(self._wcs, self.psf.shape, self._tract, self.psf.grid_step, np.inf)
 
-    def contains(self, ra: ArrayLike, dec: ArrayLike, beyond: float = _BEYOND) -> NDArray[np.bool_]:
-        """Return which positions, ICRS degrees, are on the CCD or up to some pixels beyond."""
-        return self._is_near(*sky_to_pixel(self._wcs, ra, dec), beyond)
+    def contains(self, ra: ArrayLike, dec: ArrayLike, at_edge: bool = False) -> NDArray[np.bool_]:
+        """Return which positions, ICRS degrees, are on the CCD; or at its edge, just beyond it."""
+        return self._is_near(*sky_to_pixel(self._wcs, ra, dec), at_edge)
 
-    def _is_near(self, x: NDArray, y: NDArray, beyond: float) -> NDArray[np.bool_]:
-        """Return which pixels are on the CCD, or up to some pixels beyond; NaN is not."""
+    def _is_near(self, x: NDArray, y: NDArray, at_edge: bool) -> NDArray[np.bool_]:
+        """Return which pixels are on the CCD, or at its edge; NaN is not."""
         ny, nx = self.psf.shape
+        beyond = _BEYOND * self.psf.stretch if at_edge else 0.0
         low, high = -0.5 - beyond, -0.5 + beyond
         return (x >= low) & (x <= nx + high) & (y >= low) & (y <= ny + high)
 
@@ -162,13 +175,13 @@ class StarsOnTract:
         -------
         ndarray of float32, shape (n, 2 half + 1, 2 half + 1)
             The central pixel is the one in which the star is, and the star is off its centre as it
-            is on the tract. NaN for stars that are more than a pixel off the CCD.
+            is on the tract. NaN for stars that are neither on the CCD nor at its edge.
         """
         half = self.psf.half if half is None else half
         x, y = sky_to_pixel(self._wcs, np.atleast_1d(ra), np.atleast_1d(dec))
         columns, rows = (np.rint(p) for p in self._tract.sky_to_pixel(ra, dec))
         images = np.full((x.size, 2 * half + 1, 2 * half + 1), np.nan, np.float32)
-        found = np.flatnonzero(self._is_near(x, y, _BEYOND))
+        found = np.flatnonzero(self._is_near(x, y, at_edge=True))
         kernel = make_kernel(self.psf.kernel, self.psf.stretch)
         pad = len(kernel.taps)  # a window that has a pixel of the star is whole
         reach = self.psf.model.half + pad
@@ -244,6 +257,8 @@ def psfs_hdu(psfs: Sequence[CcdPsf], exposures: Sequence[str] | None = None) -> 
     columns += [
         *_columns("J", CCD=[one.ccd for one in psfs]),
         *_columns("J", NX=[one.shape[1] for one in psfs], NY=[one.shape[0] for one in psfs]),
+        *_columns("J", X0=[one.box[0] for one in psfs], Y0=[one.box[1] for one in psfs]),
+        *_columns("J", X1=[one.box[2] for one in psfs], Y1=[one.box[3] for one in psfs]),
         fits.Column("WCS", f"{longest}A", array=[one.wcs for one in psfs]),
         fits.Column("KERNEL", "8A", array=[one.kernel for one in psfs]),
         *_columns("D", STRETCH=[one.stretch for one in psfs]),
@@ -267,7 +282,7 @@ def psfs_from_hdu(hdu: fits.BinTableHDU) -> list[CcdPsf]:
     try:
         return [_psf_of(row) for row in hdu.data]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{TABLE} is not a table of coaddflow ({error})") from error
+        raise InputError(f"the extension {TABLE} is not one of coaddflow ({error})") from error
 
 
 def _psf_of(row: fits.FITS_record) -> CcdPsf:
@@ -285,6 +300,7 @@ def _psf_of(row: fits.FITS_record) -> CcdPsf:
     return CcdPsf(
         ccd=int(row["CCD"]),
         shape=(int(row["NY"]), int(row["NX"])),
+        box=tuple(int(row[name]) for name in ("X0", "Y0", "X1", "Y1")),
         wcs=str(row["WCS"]),
         kernel=str(row["KERNEL"]),
         stretch=float(row["STRETCH"]),

@@ -120,7 +120,7 @@ def order_patches(patch_ccds: Mapping[str, Sequence[int]]) -> list[str]:
 
 def warp_whole_ccd(
     number: int, ccd: CcdImage, tract: Tract, outer: Box, settings: WarpSettings
-) -> Warp | None:
+) -> Warp:
     """Warp one CCD to all pixels of a tract that it covers.
 
     Parameters
@@ -138,12 +138,15 @@ def warp_whole_ccd(
 
     Returns
     -------
-    Warp or None
-        The same pixels as `warp_patches` gives where no other CCD comes first; None if there are
-        none.
+    Warp
+        The same pixels as `warp_patches` gives where no other CCD comes first; maybe none.
     """
-    prepared = {number: _prepare(number, ccd, tract, settings)}
-    return _resample_ccds(prepared, outer, settings, 1)
+    one = _prepare(number, ccd, tract, settings)
+    warp = _resample_ccds({number: one}, outer, settings, 1)
+    if warp is not None:
+        return warp
+    psfs = () if one.psf is None else (one.psf,)
+    return Warp((0, 0, 0, 0), MaskedImage.empty((0, 0)), ccd_psfs=psfs)
 
 
 @dataclass(frozen=True)
@@ -164,13 +167,14 @@ def _prepare(number: int, ccd: CcdImage, tract: Tract, settings: WarpSettings) -
         grid = map_ccd(ccd.wcs, shape, tract, settings.grid_step, settings.grid_tolerance)
         # of the CCD and not of a patch, so that patches agree
         stretch = stretch_of(float(np.nanmedian(grid.area)))
+        box = footprint_box(ccd.wcs, shape, tract)
         kernel = make_kernel(settings.kernel, stretch)
         psf = None
         if ccd.psf is not None:
-            psf = describe_psf(number, ccd.psf, ccd.wcs, shape, grid, (settings.kernel, stretch))
+            by = settings.kernel, stretch
+            psf = describe_psf(number, ccd.psf, ccd.wcs, shape, box, grid, by)
         pixels, grid = turn(ccd.masked_image, grid)
         source = prepare_source(pixels, kernel)
-        box = footprint_box(ccd.wcs, shape, tract)
         return _PreparedCcd(source, kernel, grid, box, ccd.scale, psf)
     except InputError as error:
         raise InputError(f"CCD {number}: {error.cause}", remedy=error.remedy) from error
@@ -224,7 +228,7 @@ def trim(
 ) -> Warp | None:
     """Return the warp in a box, trimmed to the pixels with data; None if there are none.
 
-    ``counts``: pixels from each CCD; ``psfs``: the PSFs of these CCDs.
+    ``counts``: pixels from each CCD; ``psfs``: the PSFs of these CCDs, of which some may have none.
     """
     if not any(counts.values()):
         return None
@@ -235,7 +239,7 @@ def trim(
         MaskedImage(target.image[part], target.variance[part], target.mask[part]),
         tuple(ccd for ccd, n in counts.items() if n > 0),
         sum(counts.values()),
-        tuple(one for one in psfs if counts[one.ccd] > 0),
+        tuple(psfs),
     )
 
 

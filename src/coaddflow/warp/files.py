@@ -44,7 +44,8 @@ class Warp:
     n_covered: int = 0
     """Number of pixels with data."""
     ccd_psfs: tuple[CcdPsf, ...] = ()
-    """PSFs of these CCDs, of those that have one."""
+    """PSFs of the CCDs that cover it, by CCD number, of those that have one. Where a CCD lies under
+    others or is flagged, it may have no pixel."""
 
     def read_box(self, box: Box) -> MaskedImage:
         """Return the pixels of a box of the tract inside ``self.box``, without a copy."""
@@ -71,7 +72,7 @@ class WarpReader(Protocol):
         """
 
     def read_psfs(self) -> Sequence[CcdPsf]:
-        """Return the PSFs of the CCDs that contribute, by CCD number, of those that have one."""
+        """Return the PSFs of the CCDs that cover it, by CCD number, of those that have one."""
 
 
 def write_warps(
