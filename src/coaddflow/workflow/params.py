@@ -16,6 +16,7 @@ from typing import Any
 from coaddflow.tables import paths
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.tables.verdict import key_of_today, read_verdict
+from coaddflow.workflow.inputs import set_of
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import CALIB_STAGES, STAGES
 
@@ -112,7 +113,7 @@ class Params:
 
     def calibs_of_band(self, wildcards: Any) -> dict[int, dict[str, str]]:
         """Return the calibration frames of a band, by CCD and kind."""
-        return self.plan.calibs_of_band(wildcards.band)
+        return self.plan.calibs_of_band(wildcards.band, set_of(wildcards))
 
     def exposure_times(self, name: str) -> Callable[[Any, Any], dict[str, float]]:
         """Return the params function of a stage for the exposure times of its frames, by file.
@@ -125,20 +126,20 @@ class Params:
             raw = input.get("raw", [])
             if not raw:
                 return {}
-            known = self._times(kind, getattr(wildcards, "band", None), int(wildcards.ccd))
+            band = getattr(wildcards, "band", None)
+            known = self._times(kind, band, set_of(wildcards), int(wildcards.ccd))
             return {path: known[path] for path in raw}
 
         return times
 
     def times_of_frames(self, wildcards: Any, input: Any) -> dict[str, float]:
         """Return the exposure times of the frames of a table, by file."""
-        kind, _, band = wildcards.frames.partition("_")
-        known = self._times(kind, band or None, next(iter(self.plan.ccds)))
+        known = self._times(*paths.frames_of(wildcards.frames), next(iter(self.plan.ccds)))
         return {path: known[path] for path in input}
 
-    def _times(self, kind: str, band: str | None, ccd: int) -> dict[str, float]:
+    def _times(self, kind: str, band: str | None, name: str, ccd: int) -> dict[str, float]:
         plan = self.plan
-        frames = plan.calib_frames(kind, band)
+        frames = plan.calib_frames(kind, band, name)
         rows = (plan.calibration.get(frame) or plan.science[frame] for frame in frames)
         return {plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
 

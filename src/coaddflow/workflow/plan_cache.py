@@ -49,6 +49,7 @@ PLAN_SOURCES = (
     "tables",
     "instrument",
     "skymap",
+    "workflow/calib_sets.py",
     "workflow/names.py",
     "workflow/plan.py",
     "workflow/plan_cache.py",
