@@ -1,6 +1,7 @@
 """Calibration frames of different nights: which exposure takes which, and what is redone."""
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from survey_run import COARSE, Survey
 from test_plan import calibration, science
 from test_workflow import plan_of
 
-from coaddflow.tables.exposures import write_exposures
+from coaddflow.tables.exposures import read_exposures, write_exposures
 from coaddflow.workflow.stages import STAGES, targets
 
 LONGITUDE = -70.8
@@ -217,3 +218,40 @@ def test_sets_that_are_named_as_they_were_found_redo_nothing(finished):
     calibs = EACH_NIGHT | {"sets": {"nights": nights}}
     finished.write_settings(**finished.settings | {"calibs": calibs})
     assert finished.plan().planned_nothing
+
+
+# What is said
+
+
+def test_an_exposure_without_a_set_stops_run_and_check_with_one_line(tmp_path):
+    rows = [*TWO_NIGHTS, *science_of(THIRD, "r")]
+    survey = empty_survey(tmp_path / "s", rows, calibs=EACH_NIGHT)
+    for told in (survey.plan(), survey.coaddflow("check-config")):
+        assert told.returncode != 0
+        assert "no set of bias frames holds for exposure '60320r' of the night of 2024-01-11" in (
+            told.text
+        )
+        assert "7 nights away. Add frames of this night" in told.text
+        assert "Traceback" not in told.text
+
+
+def test_table_status_and_check_show_which_set_each_exposure_takes(tmp_path):
+    near = EACH_NIGHT | {"sets": {"gap": 0, "outside": "nearest"}}
+    rows = [*TWO_NIGHTS, *science_of(THIRD, "r")]
+    survey = empty_survey(tmp_path / "s", rows, calibs=near)
+    first, third = "bias=20240101 flat=20240101", "bias=20240104(nearest) flat=20240104(nearest)"
+    told = survey.coaddflow("ingest", "--sets").text
+    assert "5 exposures of data/exposures.ecsv now show other sets" in told
+    shown = {row.exposure: row.sets for row in read_exposures(survey / "data/exposures.ecsv")}
+    assert (shown["60310g"], shown["60320r"]) == (first, third)
+    assert {shown[row.exposure] for row in rows if row.kind != "science"} == {""}
+    assert survey.coaddflow("ingest", "--sets").text.startswith("0 exposures")
+
+    status = json.loads(survey.coaddflow("status", "--json").text)
+    assert {one["exposure"]: one["sets"] for one in status["exposures"]} == {
+        row.exposure: shown[row.exposure] for row in rows if row.kind == "science"
+    }
+    assert third in survey.coaddflow("status", "--all").text
+    checked = survey.coaddflow("check-config").text
+    assert "  flat g 20240104: 3 frames, taken by 1 exposure\n" in checked
+    assert "take the nearest one: 60320r" in checked
