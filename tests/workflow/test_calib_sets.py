@@ -1,6 +1,7 @@
 """Calibration frames of different nights: which exposure takes which, and what is redone."""
 
 import contextlib
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -212,8 +213,8 @@ def test_a_survey_without_sets_is_not_touched_by_what_belongs_to_sets(tmp_path, 
 
 def test_sets_that_are_named_as_they_were_found_redo_nothing(finished):
     nights = [
-        {"name": "20240101", "last": "2024-01-03"},
-        {"name": "20240104", "first": "2024-01-04"},
+        {"name": "20240101", "last": datetime.date(2024, 1, 3)},
+        {"name": "20240104", "first": datetime.date(2024, 1, 4)},
     ]
     calibs = EACH_NIGHT | {"sets": {"nights": nights}}
     finished.write_settings(**finished.settings | {"calibs": calibs})

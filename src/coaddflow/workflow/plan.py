@@ -352,7 +352,7 @@ class Plan:
         products = {kind: self.calib_product(kind, ccd, band, sets[kind]) for kind in sets}
         return {kind: path for kind, path in products.items() if path is not None}
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
+    @functools.lru_cache(maxsize=512)  # noqa: B019 - one plan a run
     def calibs_of_band(self, band: str, taken: str = ALWAYS) -> dict[int, dict[str, str]]:
         """Return the calibration frames that there are in a band, by CCD and kind.
 
