@@ -50,10 +50,10 @@ def plan():
             kind: [("r" if kind in ("flat", "defects") else None, ALWAYS)] for kind in CALIB_KINDS
         },
         made_with=MADE_WITH.get,
-        sets_made_with=lambda kind, band, name: dict.fromkeys(MADE_WITH[kind], ALWAYS),
-        units_made_with=lambda kind, band, name: {
-            source: (band if source == "flat" else None, ALWAYS) for source in MADE_WITH[kind]
-        },
+        sets_made_with=lambda kind, band, name: {one: [ALWAYS] for one in MADE_WITH[kind]},
+        units_made_with=lambda kind, band, name: [
+            (source, (band if source == "flat" else None, ALWAYS)) for source in MADE_WITH[kind]
+        ],
         all_sets_taken={"r": [ALWAYS]},
         frame_table=lambda kind, band, name: f"frames/{kind}",
         calib_table=lambda band, taken: f"calibs/{band}",

@@ -23,6 +23,7 @@ from coaddflow.workflow.calib_sets import (
 )
 from coaddflow.workflow.cost import forecast
 from coaddflow.workflow.inputs import Inputs
+from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan_cache import KeptRows
 from coaddflow.workflow.report import notes, set_lines
 from coaddflow.workflow.stages import STAGES
@@ -32,7 +33,10 @@ CHILE, HAWAII, AUSTRALIA = -70.8, -155.5, 149.1
 
 NIGHTS = {"longitude": CHILE, "sets": {"gap": 0}}
 FIRST, SECOND = 60_310, 60_313
-"""Nights of 2024-01-01 and 2024-01-04, as MJD of their evenings."""
+"""Nights, as MJD of their evenings."""
+
+NAMES = {FIRST: "20240101", SECOND: "20240104"}
+"""Names of the sets of these nights."""
 
 
 def frames(night, *kinds, n=3):
@@ -243,15 +247,36 @@ def test_a_frame_without_a_date_is_named():
         plan_of(rows, calibs=NIGHTS | NO_FLATS).check()
 
 
-def test_frames_that_are_combined_take_one_set():
-    """Flats of a run whose biases changed in it would be detrended with the wrong ones."""
+def test_frames_of_several_nights_take_the_bias_of_theirs():
     rows = [*frames(FIRST, "bias", "flat r"), *frames(SECOND, "bias", "flat r")]
     rows += exposures(SECOND, "b")
-    calibs = NIGHTS | {"dark": {"source": "none"}}
-    plan_of(rows, calibs=calibs).check()
-    said = r"the flat frames of set '20240101' in r take 2 sets of bias frames, '20240101' \(flatr"
+    calibs = NIGHTS | {"dark": {"source": "none"}, "flat": {"sets": {"gap": 3}}}
+    plan = plan_of(rows, calibs=calibs)
+    plan.check()
+    wildcards = SimpleNamespace(ccd="2", band="r", set="20240101")
+    bias = {night: f"results/calibs/bias/{name}/2.fits" for night, name in NAMES.items()}
+    assert Inputs(plan).flat(wildcards)["bias"] == list(bias.values())
+    made_by = Params(plan).master("master_flat")(wildcards)
+    assert made_by["calibs_of_frames"] == {
+        f"tables/raw/flatr{night}_{i}.fits": {"bias": bias[night]}
+        for night in (FIRST, SECOND)
+        for i in range(3)
+    }
+    # no exposure is of the first night
+    assert plan.calib_units["bias"] == [(None, "20240104"), (None, "20240101")]
+    # a job all of whose frames take the same does not say it for each
+    each = plan_of(rows, calibs=NIGHTS | {"dark": {"source": "none"}})
+    made_by = Params(each).master("master_flat")(wildcards)
+    assert made_by.keys() == {"versions", "settings"}
+    assert Inputs(each).flat(wildcards)["bias"] == bias[FIRST]
+
+
+def test_a_frame_of_a_night_without_bias_stops_the_plan():
+    rows = [*frames(FIRST, "bias"), *exposures(FIRST, "a"), *frames(SECOND, "dark")]
+    calibs = NIGHTS | {"flat": {"source": "none"}, "dark": {"sets": {}}}
+    said = r"no set of bias frames holds for exposure 'dark60313_0' of the night of 2024-01-04"
     with pytest.raises(InputError, match=said):
-        plan_of(rows, calibs=calibs | {"flat": {"sets": {"gap": 3}}}).check()
+        plan_of(rows, calibs=calibs).check()
 
 
 def test_given_frames_have_sets_by_their_path():

@@ -177,7 +177,7 @@ def _parts_of_calibs(plan: Plan) -> dict[Unit, Unit]:
     for kind, units in plan.calib_units.items():
         for band, name in units:
             own = first_of((kind, band, name))
-            for source, unit in plan.units_made_with(kind, band, name).items():
+            for source, unit in plan.units_made_with(kind, band, name):
                 if getattr(plan.settings.calibs, source).source != "given":
                     part[first_of((source, *unit))] = own
     return {unit: first_of(unit) for unit in part}

@@ -100,11 +100,19 @@ class Inputs:
         masters = {self.plan.calib_product(kind, ccd, band, name) for ccd in self.plan.ccds}
         return any(_is_there(path) and not _lacked_frames(path) for path in masters - {None})
 
-    def _made_with(self, kind: str, wildcards: Any) -> dict[str, str]:
+    def _made_with(self, kind: str, wildcards: Any) -> dict[str, str | list[str]]:
         """Return the calibration frames that one of this kind is made with, by kind."""
-        band = getattr(wildcards, "band", None)
+        ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
         sets = self.plan.sets_made_with(kind, band, set_of(wildcards))
-        return self.plan.calibs_of(int(wildcards.ccd), band or self.plan.bands[0], sets)
+        files = {
+            source: [
+                self.plan.calib_product(source, ccd, band or self.plan.bands[0], name)
+                for name in names
+            ]
+            for source, names in sets.items()
+        }
+        there = {source: [path for path in of_kind if path] for source, of_kind in files.items()}
+        return {source: _one_or_list(of_kind) for source, of_kind in there.items() if of_kind}
 
     # calexps
 

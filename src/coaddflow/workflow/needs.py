@@ -155,7 +155,8 @@ def of_survey(plan: Plan, names: Names) -> Needs:
 
 def calib_files(plan: Plan, kind: str, band: str | None, name: str) -> int:
     """Return the number of files, raw or calibrated, that a calibration frame is made from."""
-    return len(plan.calib_frames(kind, band, name)) + len(plan.sets_made_with(kind, band, name))
+    made_with = plan.sets_made_with(kind, band, name).values()
+    return len(plan.calib_frames(kind, band, name)) + sum(map(len, made_with))
 
 
 def _of_calib(kind: str, plan: Plan, names: Names) -> Needs:

@@ -35,8 +35,12 @@ class Params:
             "settings": self.plan.settings.changed_in(*stage.sections),
         }
 
-    def master(self, name: str) -> dict[str, Any]:
-        """Return `made_by` of a stage of calibration frames: only what makes this kind of them."""
+    def master(self, name: str) -> Callable[[Any], dict[str, Any]]:
+        """Return the params function of a stage of calibration frames for what makes them.
+
+        That is `made_by`, with only what makes this kind of them. Where raw frames of a job take
+        different calibration frames, since they are of different nights, it also says which.
+        """
         made_by = self.made_by(name)
         kind, calibs = CALIB_STAGES[name], made_by["settings"].get("calibs", {})
         others = {*CALIB_KINDS} - {kind}
@@ -46,7 +50,22 @@ class Params:
         # which exposures it is made from is in the inputs
         kept[kind] = {k: v for k, v in kept.get(kind, {}).items() if k != "exposures"}
         made_by["settings"] = made_by["settings"] | {"calibs": kept}
-        return made_by
+
+        def of_job(wildcards: Any) -> dict[str, Any]:
+            of_frames = self._calibs_of_frames(kind, wildcards)
+            return made_by | {"calibs_of_frames": of_frames} if of_frames else made_by
+
+        return of_job
+
+    def _calibs_of_frames(self, kind: str, wildcards: Any) -> dict[str, dict[str, str]]:
+        """Return calibration frames by raw file and kind, of kinds of which a job has several."""
+        ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
+        found: dict[str, dict[str, str]] = {}
+        for source, sets in self.plan.sets_of_frames(kind, band, set_of(wildcards)).items():
+            for exposure, name in sets.items() if len({*sets.values()}) > 1 else ():
+                path = self.plan.calib_product(source, ccd, band or self.plan.bands[0], name)
+                found.setdefault(self.plan.raw_file(exposure, ccd), {})[source] = path
+        return found
 
     def calexp(self, wildcards: Any) -> dict[str, Any]:
         """Return versions and settings that make the calexp of a CCD."""

@@ -53,6 +53,7 @@ PLAN_SOURCES = (
     "workflow/names.py",
     "workflow/plan.py",
     "workflow/plan_cache.py",
+    "workflow/plan_calibs.py",
     "workflow/stages.py",
 )
 """Modules and packages that make the plan, below `PACKAGE`: other sources, other plans."""
