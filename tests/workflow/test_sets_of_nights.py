@@ -298,7 +298,7 @@ def test_given_frames_have_sets_by_their_path():
 def test_frames_of_the_night_sky_have_sets_too():
     rows = [*exposures(FIRST, *(f"a{i}" for i in range(5)))]
     rows += exposures(SECOND, *(f"b{i}" for i in range(5)))
-    sky = {"source": "night_sky", "min_frames": 5}
+    sky = {"source": "night_sky", "min_frames": 3}
     calibs = {"bias": {"source": "none"}, "dark": sky, "flat": sky, "defects": sky}
     plan = plan_of(rows, calibs=NIGHTS | calibs)
     plan.check()
@@ -309,6 +309,9 @@ def test_frames_of_the_night_sky_have_sets_too():
         # found on the dark
         "defects": "results/calibs/defects/20240104/0.fits",
     }
+    # too few for the search for sources (calibs.night_sky.min_frames)
+    few = plan_of(rows[:-1], calibs=NIGHTS | calibs)
+    assert few.calib_units["flat"] == [("r", "20240101")]
 
 
 # Jobs, counts, words

@@ -131,6 +131,12 @@ class CalibsSettings(Section):
             return CalibSetsSettings()
         return self.sets if own.sets is None else own.sets
 
+    def least_frames(self, kind: str) -> int:
+        """Return the fewest frames of a set of a kind, of those that are for some nights each."""
+        own = getattr(self, kind)
+        is_sky = own.source == "night_sky"
+        return max(own.min_frames, self.night_sky.min_frames) if is_sky else own.min_frames
+
     def _is_dated(self, kind: str) -> bool:
         """Return whether frames of a kind can be in sets.
 
@@ -152,8 +158,10 @@ class CalibsSettings(Section):
 
     @model_validator(mode="after")
     def _check_sets(self) -> "CalibsSettings":
-        for kind in ("bias", "dark", "flat", "defects"):
-            own, sets = getattr(self, kind), self.sets_of(kind)
+        for kind, own in self:
+            if not isinstance(own, _Kind):
+                continue
+            sets = self.sets_of(kind)
             if own.sets is not None and own.sets.in_use and not self._is_dated(kind):
                 raise ValueError(
                     f"calibs.{kind}.sets has no effect: defects have the sets of the frames on "

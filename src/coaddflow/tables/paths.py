@@ -15,8 +15,9 @@ KINDS_BY_BAND = ("flat",)
 """Those that are made from exposures of one band."""
 
 CALIB = "results/calibs/{kind}/{ccd}.fits"
-FLAT = "results/calibs/flat/{band}/{ccd}.fits"
-DEFECTS = "results/calibs/defects/{band}/{ccd}.fits"
+CALIB_OF_BAND = "results/calibs/{kind}/{band}/{ccd}.fits"
+FLAT = CALIB_OF_BAND.replace("{kind}", "flat")
+DEFECTS = CALIB_OF_BAND.replace("{kind}", "defects")
 """Bad pixels of the flat of a band, and of the dark; one from the night sky is a `CALIB`."""
 
 FRAME_TABLE = "results/calibs/frames/{frames}.ecsv"

@@ -133,13 +133,13 @@ def sets_of(kind: str, settings: CalibsSettings, rows: Sequence[ExposureRow]) ->
     InputError
         If a frame has no date.
     """
-    sets, least = settings.sets_of(kind), getattr(settings, kind).min_frames
+    sets = settings.sets_of(kind)
     if not sets.in_use:
-        return [ONE_SET] if len(rows) >= least else []
+        return [ONE_SET] if len(rows) >= getattr(settings, kind).min_frames else []
     nights = [night_of_frame(row, settings) for row in rows]
     known = found_sets(nights, sets.gap) if sets.gap is not None else named_sets(sets)
     counts = Counter(one.name for night in nights if (one := of_night(known, night)))
-    return [one for one in known if counts[one.name] >= least]
+    return [one for one in known if counts[one.name] >= settings.least_frames(kind)]
 
 
 def of_night(sets: Sequence[CalibSet], night: int) -> CalibSet | None:

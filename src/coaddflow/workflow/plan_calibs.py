@@ -25,6 +25,9 @@ from coaddflow.workflow.calib_sets import (
     of_night,
 )
 
+MADE_WITH = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "defects": ("bias",)}
+"""Kinds of calibration frames that raw frames of each kind are detrended with."""
+
 
 class CalibrationPlan:
     """The calibration frames of a `Plan`, which has the attributes that are declared here."""
@@ -103,11 +106,9 @@ class CalibrationPlan:
             return path.replace("{set}", name)
         if not self._has_set(kind, band, name):
             return None
-        if kind == "flat":
-            return paths.calib_path(paths.FLAT, name, band=band, ccd=ccd)
-        if kind == "defects" and settings.source == "frames":
-            return paths.calib_path(paths.DEFECTS, name, band=band, ccd=ccd)
-        return paths.calib_path(paths.CALIB.replace("{kind}", kind), name, ccd=ccd)
+        is_of_band = self._band_of_calib(kind, band) is not None
+        template = paths.CALIB_OF_BAND if is_of_band else paths.CALIB
+        return paths.calib_path(template.replace("{kind}", kind), name, band=band, ccd=ccd)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def _has_set(self, kind: str, band: str | None, name: str) -> bool:
@@ -120,9 +121,8 @@ class CalibrationPlan:
 
     def made_with(self, kind: str) -> tuple[str, ...]:
         """Return the kinds of calibration frames that one of this kind is made with."""
-        if kind == "defects":
-            return self.settings.calibs.defects_from or ("bias",)
-        return {"bias": (), "dark": ("bias",), "flat": ("bias", "dark")}[kind]
+        of_defects = self.settings.calibs.defects_from if kind == "defects" else ()
+        return of_defects or MADE_WITH[kind]
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def sets_made_with(self, kind: str, band: str | None, name: str) -> dict[str, list[str]]:
@@ -324,19 +324,16 @@ class CalibrationPlan:
         """Return the error for exposures of a night for which no set holds."""
         near = min(self.calib_sets.of(kind, band), key=lambda one: one.distance(night))
         more = f" and {len(exposures) - 1} more" if len(exposures) > 1 else ""
+        least = self.settings.calibs.least_frames(kind)
         of_band = _in_band(band if kind in KINDS_BY_BAND else None)
         return InputError(
             f"no set of {kind} frames{of_band} holds for exposure {exposures[0]!r}{more} of the "
             f"night of {date_of(night)}; the nearest is {near.name!r}, {near.distance(night)} "
             "nights away",
-            remedy=f"add frames of this night (at least {self.least_frames(kind)}), widen the set "
-            f"(calibs.sets or calibs.{kind}.sets), take the nearest one (sets.outside: nearest), "
-            "or leave the exposure out (exclude)",
+            remedy=f"add frames of this night (at least {least}), widen the set (calibs.sets or "
+            f"calibs.{kind}.sets), take the nearest one (sets.outside: nearest), or leave the "
+            "exposure out (exclude)",
         )
-
-    def least_frames(self, kind: str) -> int:
-        """Return the fewest raw frames of which a calibration frame is made."""
-        return getattr(self.settings.calibs, kind).min_frames
 
     def given_files(self, kind: str, band: str) -> list[str]:
         """Return the calibration frames of a kind that the settings say are given, each once."""

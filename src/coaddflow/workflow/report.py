@@ -17,7 +17,7 @@ from coaddflow.errors import Reason
 from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths, pointings
 from coaddflow.tables.manifest import ccd_states
-from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.tables.paths import CALIB_KINDS, KINDS_BY_BAND
 from coaddflow.tables.verdict import read_verdict
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
@@ -47,10 +47,10 @@ def notes(plan: Plan) -> list[str]:
     found = []
     for kind in CALIB_KINDS if plan.science else ():
         source = getattr(plan.settings.calibs, kind).source
-        bands = plan.bands if kind == "flat" else plan.bands[:1]
+        bands = plan.bands if kind in KINDS_BY_BAND else plan.bands[:1]
         without = [band for band in bands if not plan.calib_sets.exists(kind, band)]
         if source not in ("none", "given") and without:
-            which = f" for {', '.join(without)}" if kind == "flat" else ""
+            which = f" for {', '.join(without)}" if kind in KINDS_BY_BAND else ""
             found.append(f"no master {kind}{which}: too few exposures in the table")
     found += _set_notes(plan)
     if plan.settings.exposure.crosstalk.enabled and not plan.crosstalk:
@@ -89,9 +89,10 @@ def _set_notes(plan: Plan) -> list[str]:
                 f"take the nearest one: {_some(far)}"
             )
         if unused := plan.frames_without_set(kind):
+            least = plan.settings.calibs.least_frames(kind)
             found.append(
                 f"{_count(len(unused), f'{kind} frame')} in no set (outside of the nights of all "
-                f"sets, or fewer than {plan.least_frames(kind)} in a set): {_some(unused)}"
+                f"sets, or fewer than {least} in a set): {_some(unused)}"
             )
     if plan.differing_sets:
         found.append(
