@@ -117,3 +117,21 @@ def test_with_one_set_they_are_wrong(two_nights, tmp_path):
     ratio, stripes = measured(first, second)
     assert ratio < 0.9
     assert stripes > 20.0
+
+
+def test_ingest_shows_the_sets_of_new_exposures_and_keeps_them(raw_survey, tmp_path):
+    survey = raw_survey.copy_to(tmp_path / "survey")
+    table = survey / "data/exposures.ecsv"
+    survey.write_settings(calibs=SETS)
+    survey.coaddflow("ingest", "data/raw")
+    rows = read_exposures(table)
+    night = "bias=20231231 dark=20231231 flat=20231231"  # they begin at 2:24 UTC of the next day
+    assert {row.sets for row in rows if row.kind == "science"} == {night}
+    content = table.read_bytes()
+    told = survey.coaddflow("ingest", "data/raw").text
+    assert f"0 added, {len(rows)} unchanged" in told, told
+    assert table.read_bytes() == content
+    # without sets the column goes
+    survey.write_settings()
+    survey.coaddflow("ingest", "data/raw")
+    assert table.read_bytes() == (raw_survey / "data/exposures.ecsv").read_bytes()

@@ -7,6 +7,7 @@ import pytest
 from test_plan import _in_folder, calibration, plan_of, science  # noqa: F401
 
 from coaddflow.errors import InputError
+from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
 from coaddflow.settings.calib_sets import CalibSetsSettings
 from coaddflow.workflow.calib_sets import (
@@ -27,6 +28,8 @@ from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan_cache import KeptRows
 from coaddflow.workflow.report import notes, set_lines
 from coaddflow.workflow.stages import STAGES
+from coaddflow.workflow.status import survey_status
+from coaddflow.workflow.targets import check_targets
 
 CHILE, HAWAII, AUSTRALIA = -70.8, -155.5, 149.1
 """East longitudes of observatories, degrees."""
@@ -361,6 +364,25 @@ def test_names_of_products_and_tokens_have_the_set():
     assert flat.products[0].file(names) == "results/calibs/flat/20240101/r/0.fits"
     assert flat.token(names) == "calibs_flat_20240101_r_0.fits"
     assert flat.token({"ccd": "0", "band": "r"}) == "calibs_flat_r_0.fits"
+
+
+def test_a_master_that_failed_is_named_with_its_set():
+    plan = plan_of([*frames(FIRST, "bias", "flat r"), *exposures(FIRST, "a")], calibs=NIGHTS)
+    for log in ("bias/20240101/0", "flat/20240101/r/2"):
+        with pytest.raises(SystemExit), job_log(f"logs/calibs/{log}.log"):
+            raise InputError("the pixels are gone")
+        assert f"calibs/{log}" in {step.job for step in survey_status(plan).failed_steps}
+    Path("results/calibs/bias/20240101").mkdir(parents=True)
+    Path("results/calibs/bias/20240101/0.fits").touch()
+    found = survey_status(plan).failed_steps
+    assert [step.job for step in found] == ["calibs/flat/20240101/r/2"]
+
+
+def test_a_target_of_a_set_that_there_is_not_is_named_with_those_there_are():
+    plan = plan_of([*frames(FIRST, "bias", "flat r"), *exposures(FIRST, "a")], calibs=NIGHTS)
+    check_targets(plan, ["results/calibs/flat/20240101/r/0.fits"])
+    with pytest.raises(InputError, match=r"there is no set '20240104'.*; there are 20240101"):
+        check_targets(plan, ["results/calibs/flat/20240104/r/0.fits"])
 
 
 @pytest.mark.parametrize(
