@@ -274,6 +274,40 @@ def test_frames_of_several_nights_take_the_bias_of_theirs():
     assert Inputs(each).flat(wildcards)["bias"] == bias[FIRST]
 
 
+def test_without_sets_files_and_params_are_what_they_were_before_there_were_sets():
+    """A finished survey has these in Snakemake's records: another value would redo it."""
+    rows = [*frames(FIRST, "bias", "dark", "flat r"), *frames(SECOND, "bias")]
+    rows += [*exposures(FIRST, "a"), *exposures(SECOND, "b")]
+    plan = plan_of(rows)
+    inputs, params = Inputs(plan), Params(plan)
+    wildcards = SimpleNamespace(ccd="2", band="r")
+    assert inputs.flat(wildcards) == {
+        "frames": "results/calibs/frames/flat_r.ecsv",
+        "bias": "results/calibs/bias/2.fits",
+        "dark": "results/calibs/dark/2.fits",
+    }
+    assert params.master("master_flat")(wildcards) == {
+        "versions": {"master_flat": STAGES["master_flat"].version},
+        "settings": {"calibs": {"flat": {}}},
+    }
+    assert params.exposure_times("master_flat")(wildcards, {}) == {}
+    biases = [plan.raw_template(exposure) for exposure in plan.calib_frames("bias")]
+    times = params.times_of_frames(SimpleNamespace(frames="bias"), biases)
+    assert times == dict.fromkeys(biases, 60.0) and len(biases) == 6
+    assert inputs.calexp(SimpleNamespace(exposure="b", ccd="2")) == {
+        "raw": [],
+        "bias": "results/calibs/bias/2.fits",
+        "dark": "results/calibs/dark/2.fits",
+        "flat": "results/calibs/flat/r/2.fits",
+        "defects": "results/calibs/defects/r/2.fits",
+        "refcat": "stars.csv",
+    }
+    assert inputs.exposure(SimpleNamespace(exposure="b"))["calibs"] == "results/calibs/r.ecsv"
+    assert params.table_row(SimpleNamespace(exposure="b", ccd="2")).keys() == {
+        *("exposure", "kind", "band", "ra", "dec", "rotation", "mjd", "exposure_time", "path")
+    }
+
+
 def test_a_frame_of_a_night_without_bias_stops_the_plan():
     rows = [*frames(FIRST, "bias"), *exposures(FIRST, "a"), *frames(SECOND, "dark")]
     calibs = NIGHTS | {"flat": {"source": "none"}, "dark": {"sets": {}}}
