@@ -92,7 +92,8 @@ wildcard_constraints:
     tract=r"\d+",
     patch=r"\d+_\d+",
     frames="[A-Za-z0-9][A-Za-z0-9_.-]*",
-    set="[A-Za-z0-9][A-Za-z0-9_+-]*",
+    # the folder `frames` is no set
+    set="(?!frames/)[A-Za-z0-9][A-Za-z0-9_+-]*",
 
 
 # Exposures that were calibrated elsewhere, and all others, as patterns.

@@ -4,12 +4,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from survey_run import REPOSITORY
 from test_plan import _in_folder, calibration, plan_of, science  # noqa: F401
 
 from coaddflow.errors import InputError
 from coaddflow.runtime.log import job_log
 from coaddflow.settings import Settings
 from coaddflow.settings.calib_sets import CalibSetsSettings
+from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.calib_sets import (
     NO_SET,
     CalibSet,
@@ -18,6 +21,7 @@ from coaddflow.workflow.calib_sets import (
     found_sets,
     held,
     joined,
+    named_sets,
     night_of,
     of_night,
     separated,
@@ -145,6 +149,7 @@ def test_a_name_of_several_sets_is_that_of_no_others(names):
         ({"sets": {"gap": 1, "nights": [{"name": "a"}]}}, "either named .* or found"),
         ({"sets": {"nights": [{"name": "a"}, {"name": "b"}]}}, "hold for the same nights"),
         ({"sets": {"nights": [{"name": "a/b"}]}}, "'a/b' is not a valid set id"),
+        ({"sets": {"nights": [{"name": "frames"}]}}, "cannot be called 'frames'"),
         ({"sets": {"nights": [{"name": "a", "first": 20240101}]}}, "write a date as 2026-01-05"),
         (
             {"sets": {"nights": [{"name": "a", "first": "2024-01-02", "last": "2024-01-01"}]}},
@@ -163,6 +168,17 @@ def test_a_mistake_in_the_sets_is_named(calibs, said):
 def test_a_name_that_looks_like_a_date_or_a_number_is_a_name():
     sets = Settings(calibs=NIGHTS | {"sets": {"nights": [{"name": 20240101}]}}).calibs.sets
     assert sets.nights[0].name == "20240101"
+
+
+def test_the_example_of_the_documentation_is_what_it_says():
+    page = (REPOSITORY / "docs/calibration.md").read_text(encoding="utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    calibs = Settings(**yaml.safe_load(example)).calibs
+    in_use = {kind: calibs.sets_of(kind) for kind in CALIB_KINDS}
+    assert [in_use[kind].in_use for kind in CALIB_KINDS] == [True, False, True, False]
+    assert in_use["bias"].gap == 0
+    nights = [one[1:] for one in named_sets(in_use["flat"])]
+    assert nights[1][0] - nights[0][1] == 1, "one begins where the other ends"
 
 
 # What exposures take
