@@ -54,7 +54,7 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times("master_bias"),
         message:
-            "master_bias: CCD {wildcards.ccd}" + and_set("master_bias")
+            naming_set("master_bias", "master_bias: CCD {wildcards.ccd}")
         script:
             "../scripts/master.py"
 
@@ -75,7 +75,7 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times("master_dark"),
         message:
-            "master_dark: CCD {wildcards.ccd}" + and_set("master_dark")
+            naming_set("master_dark", "master_dark: CCD {wildcards.ccd}")
 
     use rule master_bias as master_flat with:
         input:
@@ -94,8 +94,10 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times("master_flat"),
         message:
-            "master_flat: band {wildcards.band}, CCD {wildcards.ccd}"
-            + and_set("master_flat")
+            naming_set(
+                "master_flat",
+                "master_flat: band {wildcards.band}, CCD {wildcards.ccd}",
+            )
 
     if is_planned("defects"):
 
@@ -116,8 +118,9 @@ if PLAN.science:
                 camera=PARAMS.camera_of_ccd,
                 exposure_times=PARAMS.exposure_times("defects"),
             message:
-                "defects: band {wildcards.band}, CCD {wildcards.ccd}"
-                + and_set("defects")
+                naming_set(
+                    "defects", "defects: band {wildcards.band}, CCD {wildcards.ccd}"
+                )
 
     if is_planned("night_sky_defects"):
 
@@ -143,7 +146,9 @@ if PLAN.science:
                 camera=PARAMS.camera_of_ccd,
                 exposure_times=PARAMS.exposure_times("night_sky_defects"),
             message:
-                "night_sky_defects: CCD {wildcards.ccd}" + and_set("night_sky_defects")
+                naming_set(
+                    "night_sky_defects", "night_sky_defects: CCD {wildcards.ccd}"
+                )
 
     if is_planned("calib_table"):
 
@@ -164,6 +169,6 @@ if PLAN.science:
                 calibs=PARAMS.calibs_of_band,
                 made_by=PARAMS.made_by("calib_table"),
             message:
-                "calib_table: band {wildcards.band}" + and_set("calib_table")
+                naming_set("calib_table", "calib_table: band {wildcards.band}")
             script:
                 "../scripts/calib_table.py"

@@ -136,9 +136,9 @@ def in_set(name, template):
     return paths.in_set(template) if has_sets(name) else template
 
 
-def and_set(name):
-    """Return what the message of a stage of calibration frames says of its set."""
-    return ", set {wildcards.set}" if has_sets(name) else ""
+def naming_set(name, message):
+    """Return the message of a stage of calibration frames, which names its set if there is one."""
+    return f"{message}, set {{wildcards.set}}" if has_sets(name) else message
 
 
 def has_sets(name):
