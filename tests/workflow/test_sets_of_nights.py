@@ -1,5 +1,6 @@
 """Which set of calibration frames holds in which night, and what the plan makes of it."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from coaddflow.workflow.inputs import Inputs
 from coaddflow.workflow.params import Params
 from coaddflow.workflow.plan_cache import KeptRows
 from coaddflow.workflow.report import notes, set_lines
-from coaddflow.workflow.stages import STAGES
+from coaddflow.workflow.stages import CALIB_STAGES, STAGES
 from coaddflow.workflow.status import survey_status
 from coaddflow.workflow.targets import check_targets
 
@@ -150,6 +151,7 @@ def test_a_name_of_several_sets_is_that_of_no_others(names):
         ({"sets": {"nights": [{"name": "a"}, {"name": "b"}]}}, "hold for the same nights"),
         ({"sets": {"nights": [{"name": "a/b"}]}}, "'a/b' is not a valid set id"),
         ({"sets": {"nights": [{"name": "frames"}]}}, "cannot be called 'frames'"),
+        ({"sets": {"nights": [{"name": "none"}]}}, "cannot be called 'none'"),
         ({"sets": {"nights": [{"name": "a", "first": 20240101}]}}, "write a date as 2026-01-05"),
         (
             {"sets": {"nights": [{"name": "a", "first": "2024-01-02", "last": "2024-01-01"}]}},
@@ -344,6 +346,7 @@ def test_given_frames_have_sets_by_their_path():
     Path("masters/old/bias_0.fits").touch()
     with pytest.raises(InputError, match=r"masters/new/bias_0\.fits: 1 of the 2 files"):
         plan.check()
+    assert plan.sets_made_with("bias", None, "old") == {}
     # a set that no exposure takes need not be there
     plan_of(rows[:1], calibs=calibs, exclude_ccds=[1, 2, 3]).check()
 
@@ -414,6 +417,38 @@ def test_names_of_products_and_tokens_have_the_set():
     assert flat.products[0].file(names) == "results/calibs/flat/20240101/r/0.fits"
     assert flat.token(names) == "calibs_flat_20240101_r_0.fits"
     assert flat.token({"ccd": "0", "band": "r"}) == "calibs_flat_r_0.fits"
+
+
+@pytest.mark.parametrize("dark", [{}, {"sets": {}}, {"source": "none"}])
+@pytest.mark.parametrize("others", [(), ("flat g",), ("bias",), ("bias", "flat g")])
+@pytest.mark.parametrize("granularity", ["ccd", "exposure"])
+def test_every_file_has_the_name_that_its_rule_makes(dark, others, granularity):
+    """Also of bands and kinds without any frame, where other bands and kinds have sets."""
+    rows = [*frames(FIRST, "flat r", *others), *frames(SECOND, "dark", "flat r", *others)]
+    rows += [*exposures(FIRST, "a"), *exposures(SECOND, "b"), *exposures(SECOND, "c", band="g")]
+    plan = plan_of(
+        rows,
+        calibs={"longitude": CHILE, "sets": {"gap": 0, "outside": "nearest"}, "dark": dark},
+        parallel={"calexp": granularity},
+    )
+    plan.check()
+    made = set()
+    for stage in STAGES.values():
+        pattern = re.sub(r"\\{(\w+)\\}", "[^/]+", re.escape(stage.products[0].template(plan)))
+        files = stage.products[0].files(plan) if stage.is_planned(plan) else []
+        assert [file for file in files if not re.fullmatch(pattern, file)] == [], stage.name
+        made |= {*files}
+    for exposure in "abc":
+        taken, band = plan.sets_taken(exposure), plan.band_of(exposure)
+        assert {*plan.calibs_of_band(band, taken)[2].values()} <= made
+        if granularity == "exposure":
+            assert plan.calib_table(band, taken) in made | {None}
+    for stage in CALIB_STAGES:
+        for names in STAGES[stage].units(plan):
+            asked = getattr(Inputs(plan), stage.removeprefix("master_"))(SimpleNamespace(**names))
+            files = [one for key, one in asked.items() if key != "raw"]
+            flat_list = [f for one in files for f in ([one] if isinstance(one, str) else one)]
+            assert {*flat_list} <= made
 
 
 def test_a_master_that_failed_is_named_with_its_set():

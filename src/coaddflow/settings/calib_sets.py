@@ -38,8 +38,8 @@ class NamedSet(Section):
             check_id(self.name, "set")
         except InputError as error:
             raise ValueError(f"{error.cause}: {error.remedy}") from None
-        if self.name == "frames":
-            raise ValueError("a set cannot be called 'frames', as a folder of tables is")
+        if self.name in ("frames", "none"):
+            raise ValueError(f"a set cannot be called {self.name!r}: it has a meaning in paths")
         if self.first is not None and self.last is not None and self.last < self.first:
             raise ValueError(f"set {self.name!r} ends before it begins")
         return self

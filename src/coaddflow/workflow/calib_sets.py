@@ -25,8 +25,8 @@ from coaddflow.tables.paths import CALIB_KINDS, KINDS_BY_BAND
 ALWAYS = ""
 """Name of the set of a kind that has one for all nights; it is not in paths."""
 
-NO_SET = "-"
-"""What stands in a name of several sets for a kind of which none holds."""
+NO_SET = "none"
+"""What stands in a name for a kind that has sets of which none holds; no set has this name."""
 
 _BETWEEN = "+"
 """What stands between the parts of a name of several sets; no set has it in its name."""
@@ -308,7 +308,7 @@ class CalibSets:
         Such as ``bias=20260105 flat=20260107(nearest)``; empty where there are no sets.
         """
         found = {kind: self.held(kind, band, night) for kind in self.dated(band=band)}
-        return " ".join(f"{kind}={one.text if one else 'none'}" for kind, one in found.items())
+        return " ".join(f"{kind}={one.text if one else NO_SET}" for kind, one in found.items())
 
     def in_paths(self, kind: str) -> bool:
         """Return whether a kind of calibration frames has its set in its path."""
@@ -321,7 +321,8 @@ class CalibSets:
     def taken(self, band: str, night: int) -> str:
         """Return the name of all sets that exposures of a band take in a night (`joined`)."""
         found = (self.held(kind, band, night) for kind in self.dated(band=band))
-        return joined([NO_SET if one is None else one.name for one in found])
+        names = [NO_SET if one is None else one.name for one in found]
+        return joined(names) or self._nothing(CALIB_KINDS)
 
     def name_of(self, kind: str, band: str, taken: str) -> str | None:
         """Return the name of the set of a kind among those of `taken`; None: there is none."""
@@ -330,7 +331,14 @@ class CalibSets:
         names = [by_kind.get(one, ALWAYS) for one in sources]
         if all(name == NO_SET for name in names):
             return None
-        return joined(name for name in names if name != ALWAYS)
+        return joined(name for name in names if name != ALWAYS) or self._nothing([kind])
+
+    def _nothing(self, kinds: Iterable[str]) -> str:
+        """Return the name where none of some kinds has frames for different nights.
+
+        In paths there is a set wherever the settings have sets.
+        """
+        return NO_SET if any(map(self.in_paths, kinds)) else ALWAYS
 
     def parts_of(self, kind: str, band: str | None, name: str) -> dict[str, str]:
         """Return the sets of which a set of a kind has its name (`name_of`), by kind."""

@@ -128,8 +128,10 @@ class CalibrationPlan:
     def sets_made_with(self, kind: str, band: str | None, name: str) -> dict[str, list[str]]:
         """Return the sets that a calibration frame of a set is made with, by kind.
 
-        Those that its raw frames take: they may be several.
+        Those that its raw frames take: they may be several. None if it is given.
         """
+        if getattr(self.settings.calibs, kind).source == "given":
+            return {}
         if kind == "defects" and self.settings.calibs.defects_from:
             parts = self.calib_sets.parts_of(kind, band, name)
             return {source: [part] for source, part in parts.items()}
