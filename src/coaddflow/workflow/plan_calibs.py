@@ -227,12 +227,11 @@ class CalibrationPlan:
 
     def sets_of_exposures(self, kind: str, band: str | None) -> dict[str, HeldSet | None]:
         """Return the set of a kind that each raw exposure takes, of a band or of all."""
-        return {
-            exposure: self.calib_sets.held(kind, one, night)
-            for one in (self.raw_bands if band is None else [band])
-            for night, exposures in self._nights[one].items()
-            for exposure in exposures
-        }
+        found: dict[str, HeldSet | None] = {}
+        for one in self.raw_bands if band is None else [band]:
+            for night, exposures in self._nights[one].items():
+                found.update(dict.fromkeys(exposures, self.calib_sets.held(kind, one, night)))
+        return found
 
     def exposures_outside(self, kind: str) -> list[str]:
         """Return the raw exposures that take a set which does not hold for their night."""
