@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from coaddflow.calib.frames import read_master
 from coaddflow.image.masked_image import read_masked_image
 from coaddflow.instrument.camera import load_camera
 from coaddflow.tables.exposures import read_exposures, write_exposures
 from coaddflow.tables.manifest import read_manifest
 
 CCD, BAND = 0, "r"
+
+TABLE = "data/exposures.ecsv"
 
 DETECTOR = load_camera("mini").detector(CCD)
 
@@ -47,7 +50,7 @@ def two_nights(raw_survey, tmp_path_factory):
     The first exposure of the band on the sky is the only one, in both nights.
     """
     survey = raw_survey.copy_to(tmp_path_factory.mktemp("nights") / "survey")
-    table = survey / "data/exposures.ecsv"
+    table = survey / TABLE
     rows = [row for row in read_exposures(table) if row.band in ("", BAND)]
     first = next(row for row in rows if row.kind == "science")
     rows = [row for row in rows if row.kind in ("bias", "flat")] + [first]
@@ -67,12 +70,22 @@ def two_nights(raw_survey, tmp_path_factory):
     return survey, first.exposure
 
 
+OTHERS = [detector.id for detector in load_camera("mini").detectors if detector.id != CCD]
+
+
+def stripes_of(image, known):
+    """Return by how much every other column of the first amplifier is above the others."""
+    x0, y0, x1, y1 = DETECTOR.amplifiers[0].target
+    image, known = image[y0:y1, x0:x1], known[y0:y1, x0:x1]
+    columns = [np.median(image[:, i::2][known[:, i::2]]) for i in (0, 1)]
+    return columns[0] - columns[1]
+
+
 def calexps(two_nights, folder, **calibs):
     """Return the calexps of the first and of the second night, and the run that made them."""
     survey, exposure = two_nights
     survey = survey.copy_to(folder)
-    others = [detector.id for detector in load_camera("mini").detectors if detector.id != CCD]
-    survey.write_settings(exclude_ccds=others, calibs=CALIBS | calibs)
+    survey.write_settings(exclude_ccds=OTHERS, calibs=CALIBS | calibs)
     names = (exposure, f"{exposure}b")
     run = survey.run("--", *(f"results/summary/{name}.ecsv" for name in names))
     assert run.returncode == 0, run.text
@@ -97,10 +110,7 @@ def measured(first, second):
         here = half & bright
         assert here.sum() > 50
         ratios.append(second.image[here].sum() / first.image[here].sum())
-    x0, y0, x1, y1 = DETECTOR.amplifiers[0].target
-    sky, known = second.image[y0:y1, x0:x1], clean[y0:y1, x0:x1]
-    columns = [np.median(sky[:, i::2][known[:, i::2]]) for i in (0, 1)]
-    return ratios[0] / ratios[1], columns[0] - columns[1]
+    return ratios[0] / ratios[1], stripes_of(second.image, clean)
 
 
 def test_with_sets_the_pixels_of_both_nights_are_right(two_nights, tmp_path):
@@ -119,9 +129,32 @@ def test_with_one_set_they_are_wrong(two_nights, tmp_path):
     assert stripes > 20.0
 
 
+def test_a_flat_of_both_nights_takes_the_bias_of_each(two_nights, tmp_path):
+    survey, _ = two_nights
+    survey = survey.copy_to(tmp_path / "s")
+    biases = [row.exposure for row in read_exposures(survey / TABLE) if row.kind == "bias"]
+    of_first = {"bias": {"exposures": [name for name in biases if not name.endswith("b")]}}
+    of_both = f"results/calibs/flat/{BAND}/{CCD}.fits"
+    flats = {
+        "first": (SETS, f"results/calibs/flat/20231231/{BAND}/{CCD}.fits"),
+        "both": (SETS | {"flat": {"sets": {}}}, of_both),
+        "both with the first bias": (of_first, of_both),
+    }
+    stripes = {}
+    for name, (calibs, path) in flats.items():
+        survey.write_settings(exclude_ccds=OTHERS, calibs=CALIBS | calibs)
+        run = survey.run("--", path)
+        assert run.returncode == 0, run.text
+        flat = read_master(survey / path, "flat")
+        stripes[name] = stripes_of(flat.image, flat.mask == 0)
+    # the pixels themselves differ in response
+    assert stripes["both"] == pytest.approx(stripes["first"], abs=2e-4)
+    assert abs(stripes["both with the first bias"] - stripes["first"]) > 1e-3
+
+
 def test_ingest_shows_the_sets_of_new_exposures_and_keeps_them(raw_survey, tmp_path):
     survey = raw_survey.copy_to(tmp_path / "survey")
-    table = survey / "data/exposures.ecsv"
+    table = survey / TABLE
     survey.write_settings(calibs=SETS)
     survey.coaddflow("ingest", "data/raw")
     rows = read_exposures(table)
@@ -134,4 +167,4 @@ def test_ingest_shows_the_sets_of_new_exposures_and_keeps_them(raw_survey, tmp_p
     # without sets the column goes
     survey.write_settings()
     survey.coaddflow("ingest", "data/raw")
-    assert table.read_bytes() == (raw_survey / "data/exposures.ecsv").read_bytes()
+    assert table.read_bytes() == (raw_survey / TABLE).read_bytes()
