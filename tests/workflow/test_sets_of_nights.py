@@ -225,6 +225,8 @@ def test_each_band_has_flats_of_its_own_nights():
     plan = plan_of(rows, calibs=NIGHTS)
     plan.check()
     assert plan.calib_units["flat"] == [("g", "20240104"), ("r", "20240101")]
+    with pytest.raises(InputError, match=r"no set of flat frames in r holds for exposure 'c'"):
+        plan_of([*rows, *exposures(SECOND, "c")], calibs=NIGHTS).check()
 
 
 NO_FLATS = {"dark": {"source": "none"}, "flat": {"source": "none"}}
@@ -349,6 +351,21 @@ def test_given_frames_have_sets_by_their_path():
     assert plan.sets_made_with("bias", None, "old") == {}
     # a set that no exposure takes need not be there
     plan_of(rows[:1], calibs=calibs, exclude_ccds=[1, 2, 3]).check()
+
+
+def test_given_frames_without_a_set_in_their_path_hold_for_all_nights():
+    given = {"source": "given", "path": "masters/flat_{band}_{ccd}.fits"}
+    rows = [*frames(FIRST, "bias"), *frames(SECOND, "bias")]
+    rows += [*exposures(FIRST, "a"), *exposures(SECOND, "b")]
+    calibs = {"flat": given, "dark": {"source": "none"}, "defects": {"source": "none"}}
+    plan = plan_of(rows, calibs=NIGHTS | calibs, exclude_ccds=[1, 2, 3])
+    for exposure, name in (("a", "20240101"), ("b", "20240104")):
+        assert plan.calibs_of_band("r", plan.sets_taken(exposure))[0] == {
+            "bias": f"results/calibs/bias/{name}/0.fits",
+            "flat": "masters/flat_r_0.fits",
+        }
+        assert plan.shown_sets(exposure) == f"bias={name}"
+    assert plan.given_files("flat", "r") == ["masters/flat_r_0.fits"]
 
 
 def test_frames_of_the_night_sky_have_sets_too():
