@@ -2,6 +2,7 @@
 
     python benchmarks/dry_run.py 1000 5000
     python benchmarks/dry_run.py 5000 --calibs night-sky
+    python benchmarks/dry_run.py 5000 --calibs sets      frames of each night, in sets of their own
     python benchmarks/dry_run.py 1000 --granularity fine --pointings visits.csv
     python benchmarks/dry_run.py 1000 --profile slurm --granularity fine --batch all=1/10
     python benchmarks/dry_run.py 1000 --added       one exposure added to 1,000 that are finished
@@ -42,6 +43,8 @@ camera: {camera}
 exposures: exposures.ecsv
 refcat: {{path: stars.csv}}
 calibs:
+  longitude: 180
+  sets: {{gap: {gap}}}
   bias: {{source: {bias}}}
   dark: {{source: {dark}}}
   flat: {{source: {flat}}}
@@ -57,6 +60,7 @@ GRANULARITY = {
 CALIBS = {
     "frames": dict.fromkeys(("bias", "dark", "flat", "defects"), "frames"),
     "night-sky": {"bias": "frames", "dark": "frames", "flat": "night_sky", "defects": "frames"},
+    "sets": dict.fromkeys(("bias", "dark", "flat", "defects"), "frames"),
     "none": dict.fromkeys(("bias", "dark", "flat", "defects"), "none"),
 }
 
@@ -94,20 +98,20 @@ def pointings_of_table(path: Path, n: int) -> list[Pointing]:
     ]
 
 
-def calibration_rows(bands: Sequence[str]) -> list[ExposureRow]:
-    """Return biases, darks and flats of some bands."""
+def calibration_rows(bands: Sequence[str], night: int) -> list[ExposureRow]:
+    """Return biases, darks and flats of some bands, taken in a night (MJD)."""
     kinds = [("bias", ""), ("dark", ""), *(("flat", band) for band in bands)]
     return [
         ExposureRow(
-            exposure=f"{kind}{band}{i:03d}",
+            exposure=f"{kind}{band}{night}_{i:03d}",
             kind=kind,
             band=band,
             ra=None,
             dec=None,
             rotation=None,
-            mjd=59999.0,
+            mjd=float(night),
             exposure_time=10.0,
-            path=f"raw/{kind}{band}{i:03d}.fits",
+            path=f"raw/{kind}{band}{night}_{i:03d}.fits",
         )
         for kind, band in kinds
         for i in range(CALIBRATION_FRAMES)
@@ -132,7 +136,10 @@ def make_survey(
         )
         for name, band, ra, dec, mjd in pointings
     ]
-    rows = [*calibration_rows(sorted({row.band for row in science})), *science]
+    # at a longitude of 180 degrees nights begin with the day of the MJD
+    nights = sorted({int(row.mjd) for row in science}) if calibs == "sets" else [59999]
+    bands = sorted({row.band for row in science})
+    rows = [row for night in nights for row in calibration_rows(bands, night)] + science
     write_exposures(folder / "exposures.ecsv", rows)
     (folder / "raw").mkdir(exist_ok=True)
     # a file with a later time would count as replaced
@@ -141,7 +148,8 @@ def make_survey(
             path.touch()
     if not (stars := folder / "stars.csv").exists():
         stars.write_text("ra,dec,mag\n150.0,0.0,18.0\n")
-    settings = SETTINGS.format(camera=camera, **GRANULARITY[granularity], **CALIBS[calibs])
+    gap = 0 if calibs == "sets" else "null"
+    settings = SETTINGS.format(camera=camera, gap=gap, **GRANULARITY[granularity], **CALIBS[calibs])
     (folder / "config.yaml").write_text(settings)
 
 

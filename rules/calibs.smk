@@ -6,7 +6,8 @@
 # changes when one of them does; that of a CCD on those of the CCD.
 #
 # Every calexp depends on them: a bias or dark added here makes the whole survey again, a flat its
-# band. Name the exposures (calibs.flat.exposures and so on) once a survey is under way.
+# band. With sets for different nights (calibs.sets) it makes the exposures of its set again; then
+# files are in a folder of their set, and jobs have the wildcard `set`.
 
 
 if PLAN.science:
@@ -37,11 +38,11 @@ if PLAN.science:
         input:
             unpack(INPUTS.bias),
         output:
-            master=paths.CALIB.replace("{kind}", "bias"),
+            master=in_set("master_bias", paths.CALIB.replace("{kind}", "bias")),
         log:
-            "logs/calibs/bias/{ccd}.log",
+            in_set("master_bias", "logs/calibs/bias/{ccd}.log"),
         benchmark:
-            "results/benchmarks/calibs/bias/{ccd}.tsv"
+            in_set("master_bias", "results/benchmarks/calibs/bias/{ccd}.tsv")
         group:
             group_of("master_bias")
         threads: 1
@@ -53,7 +54,7 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times("master_bias"),
         message:
-            "master_bias: CCD {wildcards.ccd}"
+            naming_set("master_bias", "master_bias: CCD {wildcards.ccd}")
         script:
             "../scripts/master.py"
 
@@ -61,11 +62,11 @@ if PLAN.science:
         input:
             unpack(INPUTS.dark),
         output:
-            master=paths.CALIB.replace("{kind}", "dark"),
+            master=in_set("master_dark", paths.CALIB.replace("{kind}", "dark")),
         log:
-            "logs/calibs/dark/{ccd}.log",
+            in_set("master_dark", "logs/calibs/dark/{ccd}.log"),
         benchmark:
-            "results/benchmarks/calibs/dark/{ccd}.tsv"
+            in_set("master_dark", "results/benchmarks/calibs/dark/{ccd}.tsv")
         resources:
             mem_mb=memory("master_dark"),
             runtime=minutes("master_dark"),
@@ -74,17 +75,17 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times("master_dark"),
         message:
-            "master_dark: CCD {wildcards.ccd}"
+            naming_set("master_dark", "master_dark: CCD {wildcards.ccd}")
 
     use rule master_bias as master_flat with:
         input:
             unpack(INPUTS.flat),
         output:
-            master=paths.FLAT,
+            master=in_set("master_flat", paths.FLAT),
         log:
-            "logs/calibs/flat/{band}/{ccd}.log",
+            in_set("master_flat", "logs/calibs/flat/{band}/{ccd}.log"),
         benchmark:
-            "results/benchmarks/calibs/flat/{band}/{ccd}.tsv"
+            in_set("master_flat", "results/benchmarks/calibs/flat/{band}/{ccd}.tsv")
         resources:
             mem_mb=memory("master_flat"),
             runtime=minutes("master_flat"),
@@ -93,7 +94,10 @@ if PLAN.science:
             camera=PARAMS.camera_of_ccd,
             exposure_times=PARAMS.exposure_times("master_flat"),
         message:
-            "master_flat: band {wildcards.band}, CCD {wildcards.ccd}"
+            naming_set(
+                "master_flat",
+                "master_flat: band {wildcards.band}, CCD {wildcards.ccd}",
+            )
 
     if is_planned("defects"):
 
@@ -101,11 +105,11 @@ if PLAN.science:
             input:
                 unpack(INPUTS.defects),
             output:
-                master=paths.DEFECTS,
+                master=in_set("defects", paths.DEFECTS),
             log:
-                "logs/calibs/defects/{band}/{ccd}.log",
+                in_set("defects", "logs/calibs/defects/{band}/{ccd}.log"),
             benchmark:
-                "results/benchmarks/calibs/defects/{band}/{ccd}.tsv"
+                in_set("defects", "results/benchmarks/calibs/defects/{band}/{ccd}.tsv")
             resources:
                 mem_mb=memory("defects"),
                 runtime=minutes("defects"),
@@ -114,7 +118,9 @@ if PLAN.science:
                 camera=PARAMS.camera_of_ccd,
                 exposure_times=PARAMS.exposure_times("defects"),
             message:
-                "defects: band {wildcards.band}, CCD {wildcards.ccd}"
+                naming_set(
+                    "defects", "defects: band {wildcards.band}, CCD {wildcards.ccd}"
+                )
 
     if is_planned("night_sky_defects"):
 
@@ -122,11 +128,16 @@ if PLAN.science:
             input:
                 unpack(INPUTS.night_sky_defects),
             output:
-                master=paths.CALIB.replace("{kind}", "defects"),
+                master=in_set(
+                    "night_sky_defects", paths.CALIB.replace("{kind}", "defects")
+                ),
             log:
-                "logs/calibs/night_sky_defects/{ccd}.log",
+                in_set("night_sky_defects", "logs/calibs/night_sky_defects/{ccd}.log"),
             benchmark:
-                "results/benchmarks/calibs/night_sky_defects/{ccd}.tsv"
+                in_set(
+                    "night_sky_defects",
+                    "results/benchmarks/calibs/night_sky_defects/{ccd}.tsv",
+                )
             resources:
                 mem_mb=memory("night_sky_defects"),
                 runtime=minutes("night_sky_defects"),
@@ -135,7 +146,9 @@ if PLAN.science:
                 camera=PARAMS.camera_of_ccd,
                 exposure_times=PARAMS.exposure_times("night_sky_defects"),
             message:
-                "night_sky_defects: CCD {wildcards.ccd}"
+                naming_set(
+                    "night_sky_defects", "night_sky_defects: CCD {wildcards.ccd}"
+                )
 
     if is_planned("calib_table"):
 
@@ -144,9 +157,9 @@ if PLAN.science:
             input:
                 calibs=INPUTS.calib_table,
             output:
-                table=paths.CALIB_TABLE,
+                table=in_set("calib_table", paths.CALIB_TABLE),
             log:
-                "logs/calib_table/{band}.log",
+                in_set("calib_table", "logs/calib_table/{band}.log"),
             localrule: True
             threads: 1
             resources:
@@ -156,6 +169,6 @@ if PLAN.science:
                 calibs=PARAMS.calibs_of_band,
                 made_by=PARAMS.made_by("calib_table"),
             message:
-                "calib_table: band {wildcards.band}"
+                naming_set("calib_table", "calib_table: band {wildcards.band}")
             script:
                 "../scripts/calib_table.py"

@@ -91,7 +91,9 @@ wildcard_constraints:
     band="[A-Za-z0-9][A-Za-z0-9_-]*",
     tract=r"\d+",
     patch=r"\d+_\d+",
-    frames="[A-Za-z0-9][A-Za-z0-9_-]*",
+    frames="[A-Za-z0-9][A-Za-z0-9_.-]*",
+    # the folder `frames` is no set
+    set="(?!frames/)[A-Za-z0-9][A-Za-z0-9_+-]*",
 
 
 # Exposures that were calibrated elsewhere, and all others, as patterns.
@@ -127,6 +129,22 @@ if workflow.is_main_process:
 def is_planned(name):
     """Return whether a stage is part of the run."""
     return stages.STAGES[name].is_planned(PLAN)
+
+
+def in_set(name, template):
+    """Return a template of a stage of calibration frames, in a folder of its set if there is one."""
+    return paths.in_set(template) if has_sets(name) else template
+
+
+def naming_set(name, message):
+    """Return the message of a stage of calibration frames, which names its set if there is one."""
+    return f"{message}, set {{wildcards.set}}" if has_sets(name) else message
+
+
+def has_sets(name):
+    """Return whether the jobs of a stage of calibration frames are of sets."""
+    product = stages.STAGES[name].products[0]
+    return product.template(PLAN) != product.path
 
 
 def group_of(name):

@@ -12,4 +12,4 @@ with stage(snakemake) as job:
     else:
         kind = CALIB_STAGES[job.stage.name]
         frames = job.exposure_times, job.calibs, job.camera, job.ccd
-        make_master(job.output.master, kind, *frames, settings)
+        make_master(job.output.master, kind, *frames, settings, job.calibs_of_frames)

@@ -20,6 +20,8 @@ _ID_PATTERNS = {
     "exposure": re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"),
     "band": re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,15}"),
     "patch": re.compile(r"[0-9]{1,4}_[0-9]{1,4}"),
+    # of several sets one file may be named
+    "set": re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"),
 }
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -36,7 +38,7 @@ job takes longer to make its first product, unless the disk stood still meanwhil
 
 
 def check_id(text: str, kind: str) -> str:
-    """Return ``text`` if it may be used as the id of an exposure, band or patch.
+    """Return ``text`` if it may be used as the id of an exposure, band, patch or set.
 
     Raises
     ------

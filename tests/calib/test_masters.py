@@ -8,9 +8,9 @@ from astropy.io import fits
 
 from coaddflow.calexp import job as calexp_job
 from coaddflow.calexp.job import CcdFiles, make_calexp
-from coaddflow.calib.frames import read_master
+from coaddflow.calib.frames import read_master, write_failed_master
 from coaddflow.calib.masters import make_defects, make_master
-from coaddflow.errors import CcdFailure, InputError, UnexpectedError
+from coaddflow.errors import CcdFailure, InputError, Reason, UnexpectedError
 from coaddflow.instrument.camera import load_camera
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import ExposureRow
@@ -36,8 +36,11 @@ def _in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def write_raw(path, level, seed, overscan=1000):
-    """Write a raw file of the mini camera: a constant level above the overscan, with noise."""
+def write_raw(path, level, seed, overscan=1000, stripes=0.0):
+    """Write a raw file of the mini camera: a constant level above the overscan, with noise.
+
+    Every other column of the light-sensitive pixels has ``stripes`` counts more.
+    """
     rng = np.random.default_rng(seed)
     hdus = [fits.PrimaryHDU()]
     for detector in CAMERA.detectors:
@@ -45,6 +48,7 @@ def write_raw(path, level, seed, overscan=1000):
         for amplifier in detector.amplifiers:
             x0, y0, x1, y1 = amplifier.data
             pixels[y0:y1, x0:x1] += level
+            pixels[y0:y1, x0:x1:2] += stripes
         hdu = fits.ImageHDU(pixels.round().astype(np.uint16), name=detector.extension)
         hdus.append(hdu)
     fits.HDUList(hdus).writeto(path)
@@ -109,6 +113,40 @@ def test_too_few_exposures_for_night_sky_is_a_mistake_of_the_settings():
     with pytest.raises(InputError, match="at least 5"):
         make_master("flat.fits", "flat", files, {}, CAMERA, 0, settings)
     assert not Path("flat.fits").exists()
+
+
+def test_frames_of_several_nights_are_detrended_with_the_bias_of_theirs():
+    """Stripes of 60 counts that only the bias of the second night has leave no trace."""
+    flats, calibs_of_frames = {}, {}
+    for night, stripes in enumerate((0.0, 60.0)):
+        bias = f"bias{night}.fits"
+        files = {write_raw(f"{night}z{i}.fits", 0.0, i, stripes=stripes): 0.0 for i in range(3)}
+        make_master(bias, "bias", files, {}, CAMERA, 0, SETTINGS)
+        for i in range(3):
+            path = write_raw(f"{night}f{i}.fits", 3000.0, 10 + i, stripes=stripes)
+            flats[path], calibs_of_frames[path] = 5.0, {"bias": bias}
+
+    def stripes_of_flat(name, calibs, *of_frames):
+        make_master(name, "flat", flats, calibs, CAMERA, 0, SETTINGS, *of_frames)
+        image = read_master(name, "flat").image[:, :160]
+        return float(np.median(image[:, 0::2]) - np.median(image[:, 1::2]))
+
+    assert abs(stripes_of_flat("right.fits", {}, calibs_of_frames)) < 2e-4
+    assert abs(stripes_of_flat("wrong.fits", {"bias": "bias0.fits"})) > 5e-3
+    header = fits.getheader("right.fits")
+    inputs = {header[f"INP{n:05d}"] for n in range(1, header["NINPUT"] + 1)}
+    assert inputs == {*flats, "bias0.fits", "bias1.fits"}
+
+
+def test_a_night_whose_bias_failed_costs_its_frames_only():
+    write_failed_master("bias1.fits", "bias", CcdFailure(Reason.MISSING_FRAMES, "none is there"))
+    biases = {write_raw(f"z{i}.fits", 0.0, i): 0.0 for i in range(3)}
+    make_master("bias0.fits", "bias", biases, {}, CAMERA, 0, SETTINGS)
+    flats = {write_raw(f"f{i}.fits", 3000.0, 10 + i): 5.0 for i in range(4)}
+    calibs_of_frames = {path: {"bias": "bias0.fits"} for path in flats}
+    calibs_of_frames["f3.fits"] = {"bias": "bias1.fits"}
+    make_master("flat.fits", "flat", flats, {}, CAMERA, 0, SETTINGS, calibs_of_frames)
+    assert fits.getval("flat.fits", "CFNFRAME") == 3
 
 
 def calibrate(calibs=None, raw=True):

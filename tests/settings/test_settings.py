@@ -16,6 +16,7 @@ from coaddflow.errors import InputError
 from coaddflow.settings import Settings, load_settings
 from coaddflow.settings.base import Section, descriptions
 from coaddflow.settings.document import default_settings, settings_page, settings_schema
+from coaddflow.tables.paths import CALIB_KINDS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config.yaml"
@@ -122,7 +123,8 @@ def test_the_default_settings_file_shows_every_key():
     # a key may also be shown as a comment, where its default is meant
     commented = set(re.findall(r"^\s*#\s*(\w+):", CONFIG.read_text(), flags=re.MULTILINE))
     # what is inside the example of a fact, of a column or of an absent section is on the page
-    inner = ("calibrated.", "refcat.bands.", "refcat.fallback.")
+    inner = ("calibrated.", "refcat.bands.", "refcat.fallback.", "calibs.sets.nights.")
+    inner += tuple(f"calibs.{kind}.sets." for kind in CALIB_KINDS)
     missing = [
         name
         for name in setting_names()

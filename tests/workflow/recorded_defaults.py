@@ -15,6 +15,7 @@ from coaddflow.instrument.camera import Camera
 from coaddflow.settings import Settings
 from coaddflow.settings.base import Section
 from coaddflow.tables.exposures import ExposureRow, ImageRow
+from coaddflow.workflow.plan import NOT_IN_PARAMS
 from coaddflow.workflow.stages import STAGES
 
 RECORDED = Path(__file__).with_suffix(".yaml")
@@ -22,7 +23,9 @@ RECORDED = Path(__file__).with_suffix(".yaml")
 MODELS = {"camera": Camera, "exposures": ExposureRow, "images": ImageRow}
 """What params carry besides settings (`Stage.reads`), values that are the default left out."""
 
-UNUSED = {(Camera, "description"), (Camera, "header"), (ExposureRow, "n_files")}
+UNUSED = {(Camera, "description"), (Camera, "header")} | {
+    (ExposureRow, name) for name in NOT_IN_PARAMS
+}
 """What of them no params carry."""
 
 

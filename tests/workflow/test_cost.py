@@ -6,6 +6,8 @@ import pytest
 
 from coaddflow.runtime import resources
 from coaddflow.settings.parallel import ParallelSettings
+from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.workflow.calib_sets import ALWAYS
 from coaddflow.workflow.cost import START_CPU_SECONDS, asked_memory, forecast, steps, widths
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 from coaddflow.workflow.needs import SNAKEMAKE_MB
@@ -13,6 +15,15 @@ from coaddflow.workflow.needs import SNAKEMAKE_MB
 MPIX = 1_000_000
 
 PARALLEL = ParallelSettings(calexp="ccd", coadd="patch", workers=4)
+
+
+MADE_WITH = {
+    "bias": (),
+    "dark": ("bias",),
+    "flat": ("bias", "dark"),
+    "defects": ("dark", "flat"),
+}
+"""Kinds of calibration frames that each kind is made with."""
 
 
 class MockedPlan(SimpleNamespace):
@@ -35,9 +46,17 @@ def plan():
         ccds={ccd: SimpleNamespace(size=(1000, 1000)) for ccd in range(4)},
         bands=["r"],
         raw_bands=["r"],
-        defects_from_dark=False,
-        frame_table=lambda kind, band: f"frames/{kind}",
-        calib_table=lambda band: f"calibs/{band}",
+        calib_units={
+            kind: [("r" if kind in ("flat", "defects") else None, ALWAYS)] for kind in CALIB_KINDS
+        },
+        made_with=MADE_WITH.get,
+        sets_made_with=lambda kind, band, name: {one: [ALWAYS] for one in MADE_WITH[kind]},
+        units_made_with=lambda kind, band, name: [
+            (source, (band if source == "flat" else None, ALWAYS)) for source in MADE_WITH[kind]
+        ],
+        all_sets_taken={"r": [ALWAYS]},
+        frame_table=lambda kind, band, name: f"frames/{kind}",
+        calib_table=lambda band, taken: f"calibs/{band}",
         tracts=[7],
         settings=SimpleNamespace(
             calibs=SimpleNamespace(bias=source, dark=source, flat=source, defects=source, memory=1),
@@ -52,8 +71,7 @@ def plan():
         ),
         ccds_of=lambda exposure: range(4),
         overlaps={exposure: {7: ["0_0", "1_0"]} for exposure in ("a", "b", "c")},
-        calib_frames=lambda kind, band=None: ["x"] * frames[kind],
-        calib_product=lambda kind, ccd, band: f"{kind}/{ccd}",
+        calib_frames=lambda kind, band, name: ["x"] * frames[kind],
         exposures_of_tract=lambda tract, band=None: ["a", "b", "c"],
         exposures_of_patch=lambda band, tract, patch: ["a", "b"],
         patches_of=lambda band, tract: ["0_0", "1_0"],

@@ -139,12 +139,12 @@ def test_frames_are_not_looked_for_more_often_in_a_larger_survey(tmp_path, monke
     for n in (12, 24):
         (folder := tmp_path / str(n)).mkdir()
         monkeypatch.chdir(folder)
-        Plan.calib_frames.cache_clear()
+        Plan.calib_frames_by_set.cache_clear()
         plan = survey_of(n, calibs=calibs)
         targets(plan)
         for stage in ("exposure", "master_flat", "frame_table", "calib_table"):
             n_inputs(plan, stage)
-        looks.append(Plan.calib_frames.cache_info().misses)
+        looks.append(Plan.calib_frames_by_set.cache_info().misses)
     assert looks[0] == looks[1] > 0
 
 

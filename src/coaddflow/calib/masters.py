@@ -6,6 +6,7 @@ enough others are there. If a calibration frame fails for this CCD alone, a file
 written instead: the CCD then fails in every exposure, and the other CCDs go on.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def make_master(
     camera: Camera,
     ccd: int,
     settings: Settings,
+    calibs_of_frames: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Make a calibration frame of a CCD from raw exposures and write it.
 
@@ -68,16 +70,23 @@ def make_master(
         itself made from the night sky: it is then used as it is, and no raw file is read.
     camera, ccd, settings
         Which CCD; sections calibs and detrend.
+    calibs_of_frames : mapping, optional
+        Masters of kinds that are not the same for all raw files (sets of their nights), by raw
+        file and kind.
     """
+    of_frames = calibs_of_frames or {}
 
     def make() -> tuple[MaskedImage, int]:
         if kind == "defects" and "dark" in calibs:
             dark = read_master(calibs["dark"], "dark")
             return defects_frame(hot_pixel_map(dark, settings.calibs.defects)), 1
-        frames = _Frames(dict(raw_files), kind, read_calibs(calibs), camera, ccd, settings)
+        known = read_calibs(calibs)
+        frames = _Frames(dict(raw_files), kind, known, camera, ccd, settings, of_frames)
         return frames.combined(), len(frames)
 
-    _write(path, kind, [*raw_files, *calibs.values()], settings, make)
+    several = (file for of_frame in of_frames.values() for file in of_frame.values())
+    inputs = [*raw_files, *calibs.values(), *dict.fromkeys(several)]
+    _write(path, kind, inputs, settings, make)
 
 
 def make_defects(path: str | Path, calibs: Mapping[str, str], settings: Settings) -> None:
@@ -124,8 +133,12 @@ class _Frames:
     camera: Camera
     ccd: int
     settings: Settings
+    calibs_of_frames: Mapping[str, Mapping[str, str]]
+    """Further masters by raw file and kind."""
     unusable: str | None = None
     """The frame that cannot be combined with the others, once it is known."""
+    _last: tuple[Mapping[str, str], CcdCalibs] | None = None
+    """Further masters of the last frame, and all that it takes."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -138,12 +151,22 @@ class _Frames:
             # no name holds them while the next ones are made
             yield detrend_frame(
                 read_raw_ccd(path, self.camera, detector, detrend.check_raw),
-                self.calibs,
+                self._calibs_of(path),
                 time,
                 detrend,
                 self.kind,
             )
         self.unusable = None
+
+    def _calibs_of(self, path: str) -> CcdCalibs:
+        """Return the masters that a frame takes; those of one set are read once."""
+        further = self.calibs_of_frames.get(path, {})
+        if not further:
+            return self.calibs
+        if self._last is None or self._last[0] != further:
+            masters = {kind: read_master(file, kind) for kind, file in further.items()}
+            self._last = further, dataclasses.replace(self.calibs, **masters)
+        return self._last[1]
 
     @property
     def _least(self) -> int:

@@ -56,7 +56,7 @@ def _problems(settings: "Settings") -> list[str]:
     from coaddflow.instrument.camera import load_camera
     from coaddflow.tables.exposures import read_exposures, read_images
     from coaddflow.workflow.plan import make_plan
-    from coaddflow.workflow.report import start_text
+    from coaddflow.workflow.report import set_lines, start_text
     from coaddflow.workflow.survey_record import check_survey
 
     calibrated = settings.calibrated
@@ -79,11 +79,19 @@ def _problems(settings: "Settings") -> list[str]:
     if not found:
         found += filter(None, [_error_of(lambda: plans.append(make_plan(settings)))])
     for plan in plans:
-        print(start_text(plan))
+        print("\n".join([start_text(plan), *_of_sets(set_lines(plan))]))
         found += filter(None, [_error_of(plan.check), _error_of(lambda p=plan: check_survey(p))])
         found += _problems_of_catalogue(plan)
         found += _problems_of_given_frames(plan)
     return list(dict.fromkeys(found))
+
+
+def _of_sets(lines: list[str]) -> list[str]:
+    """Return the first of the lines on sets of calibration frames, with a heading."""
+    hidden = len(lines) - _LISTED
+    more = [f"  ... and {hidden} more sets"] if hidden > 0 else []
+    heading = ["sets of calibration frames:"] if lines else []
+    return [*heading, *(f"  {line}" for line in lines[:_LISTED]), *more]
 
 
 def _error_of(check: Callable[[], object]) -> str:
@@ -169,11 +177,10 @@ def _problems_of_given_frames(plan: "Plan") -> list[str]:
 
     problems = []
     given = {
-        str(plan.calib_product(kind, ccd, row.band)): kind
+        file: kind
         for kind in CALIB_KINDS
-        if getattr(plan.settings.calibs, kind).source == "given"
-        for ccd in plan.ccds
-        for row in plan.science.values()
+        for band in plan.raw_bands
+        for file in plan.given_files(kind, band)
     }
     for name, kind in given.items():
         if not Path(name).is_file():

@@ -24,6 +24,7 @@ examples:
   coaddflow ingest --camera demo --table exposures.ecsv raw/night1 raw/night2
   coaddflow ingest --calibrated --config configs/decam-calibrated.yaml images/
   coaddflow ingest --fitted results              correct pointings by those of fitted CCDs
+  coaddflow ingest --sets                        show the sets of calibration frames of now
 
 exit codes: 0 the table is up to date (skipped files are listed), 1 with --strict if a raw file
 was skipped or an exposure not corrected, 2 wrong usage, or no file could be used
@@ -56,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --fitted: also for exposures that passed (they are then processed again)",
     )
     parser.add_argument(
+        "--sets",
+        action="store_true",
+        help="write into the table which sets of calibration frames each exposure takes by these "
+        "settings; also done whenever exposures are added to the table of the settings",
+    )
+    parser.add_argument(
         "--replace",
         action="store_true",
         help="overwrite exposures already in the table with what their headers say",
@@ -68,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.fitted is not None:
         return _run_fitted(arguments)
+    if arguments.sets and not arguments.sources:
+        from coaddflow.workflow.sets_shown import show_sets
+
+        _, table = _camera_and_table(arguments)
+        changed = show_sets(read_settings(arguments.config), table)
+        print(json.dumps({"changed": changed}) if arguments.json else _sets_text(changed, table))
+        return 0
     if not arguments.sources:
         raise InputError("no folder is given", remedy="coaddflow ingest FOLDER")
     report = _ingest_calibrated(arguments) if arguments.calibrated else _ingest_raw(arguments)
@@ -82,9 +96,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _ingest_raw(arguments: argparse.Namespace) -> "IngestReport":
     from coaddflow.ingest.raw_exposures import ingest
     from coaddflow.instrument.camera import load_camera
+    from coaddflow.workflow.sets_shown import show_sets
 
     camera, table = _camera_and_table(arguments)
-    return ingest(arguments.sources, load_camera(camera), table, arguments.replace)
+    report = ingest(arguments.sources, load_camera(camera), table, arguments.replace)
+    if arguments.table is None:
+        show_sets(read_settings(arguments.config), table)
+    return report
+
+
+def _sets_text(changed: list[str], table: str) -> str:
+    return f"{len(changed)} exposures of {table} now show other sets of calibration frames"
 
 
 def _ingest_calibrated(arguments: argparse.Namespace) -> "IngestReport":

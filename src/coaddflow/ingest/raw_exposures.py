@@ -133,6 +133,9 @@ def ingest(
             skip = Skip(printable(group.template), error.reason, error.message)
             report.skipped.append(skip)
     old = read_exposures(table) if Path(table).is_file() else []
+    # headers do not say it
+    sets = {row.exposure: row.sets for row in old if row.sets}
+    rows = [row.model_copy(update={"sets": sets.get(row.exposure, "")}) for row in rows]
     merged = merge_rows(old, rows, table, replace_rows, report)
     report.written = write_exposures(table, merged)
     return report

@@ -16,7 +16,10 @@ def _as_id(value: object) -> object:
     return str(value) if is_id else value
 
 
-Ids = tuple[Annotated[str, BeforeValidator(_as_id)], ...]
+Id = Annotated[str, BeforeValidator(_as_id)]
+"""An id that YAML may have taken for a number or a date."""
+
+Ids = tuple[Id, ...]
 """Ids of exposures or bands; ``[1001]`` is the id "1001"."""
 
 

@@ -5,18 +5,24 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from coaddflow.settings.base import Ids, Section
+from coaddflow.settings.calib_sets import CalibSetsSettings
 
 
 class _Kind(Section):
     """What all kinds of calibration frames have in common."""
 
+    # which frames are combined is in the inputs of a job
+    without_effect: ClassVar[frozenset[str]] = frozenset({"sets"})
+
     source: str
     path: str | None = None
-    """With `given`: path of the files; {ccd} and {band} are replaced."""
+    """With `given`: path of the files; {ccd}, {band} and {set} are replaced."""
     exposures: Ids | None = None
     """Exposures to make it from; null: all that are suitable."""
     min_frames: int = Field(3, ge=2)
     """Fewest exposures; with fewer it is not made."""
+    sets: CalibSetsSettings | None = None
+    """Sets of this kind; null: those of `calibs.sets`, `{}`: one for all nights."""
 
     @model_validator(mode="after")
     def _check(self) -> "_Kind":
@@ -91,8 +97,13 @@ class NightSkySettings(Section):
 class CalibsSettings(Section):
     """Calibration frames: where they come from and how they are combined."""
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"memory"})
+    without_effect: ClassVar[frozenset[str]] = frozenset({"memory", "sets", "longitude"})
 
+    sets: CalibSetsSettings = Field(default_factory=CalibSetsSettings)
+    """Sets of calibration frames, each of which holds for some nights; by default one for all."""
+    longitude: float | None = Field(None, ge=-180, le=180)
+    """Longitude of the observatory, degrees, positive to the east: nights are from noon to noon.
+    Needed for sets."""
     bias: BiasSettings = Field(default_factory=BiasSettings)
     """Master bias."""
     dark: DarkSettings = Field(default_factory=DarkSettings)
@@ -112,3 +123,52 @@ class CalibsSettings(Section):
     the detector."""
     memory: float = Field(1.0, gt=0)
     """Stacks larger than this, GB, are kept on disk while they are combined."""
+
+    def sets_of(self, kind: str) -> CalibSetsSettings:
+        """Return the sets of a kind of calibration frames: its own, or those of all kinds."""
+        own = getattr(self, kind)
+        if not self._is_dated(kind):
+            return CalibSetsSettings()
+        return self.sets if own.sets is None else own.sets
+
+    def least_frames(self, kind: str) -> int:
+        """Return the fewest frames of a set of a kind, of those that are for some nights each."""
+        own = getattr(self, kind)
+        is_sky = own.source == "night_sky"
+        return max(own.min_frames, self.night_sky.min_frames) if is_sky else own.min_frames
+
+    def _is_dated(self, kind: str) -> bool:
+        """Return whether frames of a kind can be in sets.
+
+        Frames given by a path without {set} cannot, and defects have the sets of the frames on
+        which they are found.
+        """
+        own = getattr(self, kind)
+        if own.path is not None:
+            return "{set}" in own.path
+        return own.source != "none" and not (kind == "defects" and self.defects_from)
+
+    @property
+    def defects_from(self) -> tuple[str, ...]:
+        """Kinds of calibration frames on which defects are found; empty: they are not."""
+        if self.defects.source == "frames":
+            return ("dark", "flat")
+        is_sky = self.defects.source == self.dark.source == "night_sky"
+        return ("dark",) if is_sky and self.defects.exposures is None else ()
+
+    @model_validator(mode="after")
+    def _check_sets(self) -> "CalibsSettings":
+        for kind, own in self:
+            if not isinstance(own, _Kind):
+                continue
+            sets = self.sets_of(kind)
+            if own.sets is not None and own.sets.in_use and not self._is_dated(kind):
+                raise ValueError(
+                    f"calibs.{kind}.sets has no effect: defects have the sets of the frames on "
+                    "which they are found, given frames need {set} in their path"
+                )
+            if own.path is not None and "{set}" in own.path and not sets.nights:
+                raise ValueError(f"calibs.{kind}.path has {{set}}: name the sets (sets.nights)")
+            if sets.in_use and self.longitude is None:
+                raise ValueError("calibs.sets needs calibs.longitude, by which nights are divided")
+        return self

@@ -3,6 +3,7 @@
 The model is the only place where a setting is described.
 """
 
+import datetime
 import json
 import re
 import types
@@ -27,7 +28,14 @@ This page is generated from `src/coaddflow/settings/` (`coaddflow settings`). Me
 in [stages.md](stages.md), mask planes in [products.md](products.md#mask-planes).
 """
 
-_PLAIN = {str: "text", int: "integer", float: "number", bool: "true/false", type(None): "null"}
+_PLAIN = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true/false",
+    datetime.date: "date",
+    type(None): "null",
+}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 

@@ -68,6 +68,10 @@ _MJD = {"gt": -100_000, "lt": 200_000}
 """An exposure begins in the years 1585 to 2406."""
 
 
+LEFT_OUT_IF_EMPTY = {"sets"}
+"""Columns that a table has only where they say something."""
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -94,6 +98,10 @@ class ExposureRow(_Row):
         "own"
     )
     n_files: int = _column("Files of the exposure when it was ingested", default=1, ge=1)
+    sets: str = _column(
+        "Sets of calibration frames that it takes; written by ingest for people, and not read",
+        default="",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ExposureRow":
@@ -364,13 +372,18 @@ def _write(path: str | Path, rows: Sequence[Row], model: type[Row]) -> bool:
     if len({row.key for row in rows}) != len(rows):
         raise ValueError("a row occurs twice")
     path = Path(path)
-    names = list(model.model_fields)
+    empty = {name for name in LEFT_OUT_IF_EMPTY if not any(getattr(r, name, "") for r in rows)}
+    names = [name for name in model.model_fields if name not in empty]
     old_lines: dict[Row, str] = {}
     if path.is_file():
         old_names, old = _read(path, model)
         old_lines = dict(old) if old_names == names else {}
-    lines = [old_lines.get(row) or ecsv.row_line(row.model_dump().values(), ",") for row in rows]
-    header = ecsv.header_lines(ecsv.model_columns(model), delimiter=",")
+    lines = [
+        old_lines.get(row) or ecsv.row_line(row.model_dump(exclude=empty).values(), ",")
+        for row in rows
+    ]
+    columns = [column for column in ecsv.model_columns(model) if column.name in names]
+    header = ecsv.header_lines(columns, delimiter=",")
     text = "\n".join([*header, *lines]) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False

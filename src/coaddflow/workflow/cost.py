@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coaddflow.workflow import needs
+from coaddflow.workflow.calib_sets import ALWAYS
 from coaddflow.workflow.needs import Needs
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import CALIB_STAGES, STAGES, Stage
@@ -136,21 +137,50 @@ def kind_of(group: str) -> str:
 def _all_jobs(plan: Plan, cores: int) -> dict[str, list[Job]]:
     """Return all jobs, by kind."""
     groups: dict[str, dict[int, list[Step]]] = {}
-    on_tasks = plan.settings.parallel.backend == "mpi"
+    on_tasks, parts = plan.settings.parallel.backend == "mpi", _parts_of_calibs(plan)
     for stage in STAGES.values():
         if stage.is_local:
             continue
-        is_alone, level = _is_alone(stage, plan), _level(stage, plan)
+        kind = CALIB_STAGES.get(stage.name)
+        is_alone, level = kind is None and _is_alone(stage, plan), _level(stage, plan)
         for names in stage.units(plan):
             group = stage.group_in(plan).format(**names) or stage.name
             if is_alone:
                 group = " ".join((group, stage.name, *names.values()))
+            elif kind is not None:
+                unit = kind, names.get("band"), names.get("set", ALWAYS)
+                group = f"{group} {parts[unit]}"
             step = needs.of(stage, plan, names, cores, on_tasks)
             groups.setdefault(group, {}).setdefault(level, []).append((stage.name, step))
     jobs: dict[str, list[Job]] = {kind: [] for kind in (*_KINDS.values(), "survey")}
     for group, levels in groups.items():
         jobs[kind_of(group)].append([levels[level] for level in sorted(levels)])
     return jobs
+
+
+Unit = tuple[str, str | None, str]
+"""Kind, band and set of a calibration frame."""
+
+
+def _parts_of_calibs(plan: Plan) -> dict[Unit, Unit]:
+    """Return one calibration frame of each part of those of a CCD, by the frames of the part.
+
+    Snakemake sends those as a job of their own that neither take others nor are taken by them.
+    """
+    part: dict[Unit, Unit] = {}
+
+    def first_of(unit: Unit) -> Unit:
+        while part.setdefault(unit, unit) != unit:
+            unit = part[unit]
+        return unit
+
+    for kind, units in plan.calib_units.items():
+        for band, name in units:
+            own = first_of((kind, band, name))
+            for source, unit in plan.units_made_with(kind, band, name):
+                if getattr(plan.settings.calibs, source).source != "given":
+                    part[first_of((source, *unit))] = own
+    return {unit: first_of(unit) for unit in part}
 
 
 def _is_alone(stage: Stage, plan: Plan) -> bool:
@@ -177,7 +207,7 @@ def _before(stage: Stage, plan: Plan) -> list[Stage]:
     """Return the stages of a plan whose products a step takes, of those that may be in its job."""
     before = stage.after
     if stage.name in CALIB_STAGES:
-        sources = needs.calib_sources(plan, CALIB_STAGES[stage.name])
+        sources = plan.made_with(CALIB_STAGES[stage.name])
         before = tuple(f"master_{kind}" for kind in sources)
     return [STAGES[name] for name in before if _has_jobs(STAGES[name], plan)]
 

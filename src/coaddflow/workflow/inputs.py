@@ -17,6 +17,7 @@ from coaddflow.tables import paths
 from coaddflow.tables.calibs import read_frame_table
 from coaddflow.tables.manifest import ccds_failed_with
 from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.workflow.calib_sets import ALWAYS
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import STAGES
 
@@ -31,39 +32,43 @@ class Inputs:
 
     def bias(self, wildcards: Any) -> dict[str, Any]:
         """Return what the master bias of a CCD is made from."""
-        return self._frames("bias", wildcards)
+        return self._master("bias", wildcards)
 
     def dark(self, wildcards: Any) -> dict[str, Any]:
         """Return what the master dark of a CCD is made from."""
-        return self._frames("dark", wildcards) | self._calibs(wildcards, "bias")
+        return self._master("dark", wildcards)
 
     def flat(self, wildcards: Any) -> dict[str, Any]:
         """Return what the flat of a CCD and band is made from."""
-        return self._frames("flat", wildcards) | self._calibs(wildcards, "bias", "dark")
+        return self._master("flat", wildcards)
 
     def defects(self, wildcards: Any) -> dict[str, Any]:
         """Return what the map of bad pixels of a CCD is made from, in the band of its flat.
 
         The flats of other bands have no part in it: a band that is added redoes no other.
         """
-        return self._calibs(wildcards, "dark", "flat")
+        return self._made_with("defects", wildcards)
 
     def night_sky_defects(self, wildcards: Any) -> dict[str, Any]:
         """Return what the map of bad pixels of a CCD from the night sky is made from."""
-        if self.plan.defects_from_dark:
-            return self._calibs(wildcards, "dark")
-        return self._frames("defects", wildcards) | self._calibs(wildcards, "bias")
+        if self.plan.settings.calibs.defects_from:
+            return self._made_with("defects", wildcards)
+        return self._master("defects", wildcards)
+
+    def _master(self, kind: str, wildcards: Any) -> dict[str, Any]:
+        """Return the raw frames of a calibration frame, and the calibration frames for these."""
+        return self._frames(kind, wildcards) | self._made_with(kind, wildcards)
 
     def _frames(self, kind: str, wildcards: Any) -> dict[str, Any]:
         """Return the raw frames that a calibration frame of a CCD is made from, or their table."""
-        ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
-        table = self.plan.frame_table(kind, band)
+        ccd, band, name = int(wildcards.ccd), getattr(wildcards, "band", None), set_of(wildcards)
+        table = self.plan.frame_table(kind, band, name)
         if table is not None:
             return {"frames": table}
-        frames = self.plan.calib_frames(kind, band)
+        frames = self.plan.calib_frames(kind, band, name)
         files = [self.plan.raw_file(exposure, ccd) for exposure in frames]
         found = [path for path in files if _is_there(path)]
-        done = self.plan.calib_product(kind, ccd, band or self.plan.bands[0])
+        done = self.plan.calib_product(kind, ccd, band or self.plan.bands[0], name)
         if len(found) < len(files) and done and _is_there(done):
             return {"raw": found if _lacked_frames(done) else files}
         return {"raw": found}
@@ -74,30 +79,40 @@ class Inputs:
         Without a table all are asked for where calibration frames were made from them: made again
         from those that are left, these would be lost.
         """
-        kind, _, band = wildcards.frames.partition("_")
+        kind, band, name = paths.frames_of(wildcards.frames)
         files = [
             self.plan.raw_template(exposure)
-            for exposure in self.plan.calib_frames(kind, band or None)
+            for exposure in self.plan.calib_frames(kind, band, name)
         ]
         if all(map(_is_there, files)):
             return files
         try:
             table = read_frame_table(paths.FRAME_TABLE.format(frames=wildcards.frames))
         except InputError:
-            if self._has_masters(kind, band or self.plan.bands[0]):
+            if self._has_masters(kind, band or self.plan.bands[0], name):
                 return files
             table = ()
         named = {row.path for row in table}
         return [path for path in files if path in named or _is_there(path)]
 
-    def _has_masters(self, kind: str, band: str) -> bool:
+    def _has_masters(self, kind: str, band: str, name: str) -> bool:
         """Return whether calibration frames of a kind are there that did not lack raw frames."""
-        masters = {self.plan.calib_product(kind, ccd, band) for ccd in self.plan.ccds} - {None}
-        return any(_is_there(path) and not _lacked_frames(path) for path in masters)
+        masters = {self.plan.calib_product(kind, ccd, band, name) for ccd in self.plan.ccds}
+        return any(_is_there(path) and not _lacked_frames(path) for path in masters - {None})
 
-    def _calibs(self, wildcards: Any, *kinds: str) -> dict[str, str]:
-        band = getattr(wildcards, "band", self.plan.bands[0])
-        return self.plan.calibs_of(int(wildcards.ccd), band, *kinds)
+    def _made_with(self, kind: str, wildcards: Any) -> dict[str, str | list[str]]:
+        """Return the calibration frames that one of this kind is made with, by kind."""
+        ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
+        sets = self.plan.sets_made_with(kind, band, set_of(wildcards))
+        files = {
+            source: [
+                self.plan.calib_product(source, ccd, band or self.plan.bands[0], name)
+                for name in names
+            ]
+            for source, names in sets.items()
+        }
+        there = {source: [path for path in of_kind if path] for source, of_kind in files.items()}
+        return {source: _one_or_list(of_kind) for source, of_kind in there.items() if of_kind}
 
     # calexps
 
@@ -107,7 +122,9 @@ class Inputs:
         raw = _files_or_failure([self.plan.raw_file(exposure, ccd)], _row_of(wildcards))
         return {
             "raw": _one_or_list(raw),
-            **self.plan.calibs_of_band(self.plan.band_of(exposure))[ccd],
+            **self.plan.calibs_of_band(self.plan.band_of(exposure), self.plan.sets_taken(exposure))[
+                ccd
+            ],
             "refcat": _one_or_list(self.plan.refcat_files),
         }
 
@@ -119,7 +136,7 @@ class Inputs:
     def exposure(self, wildcards: Any) -> dict[str, Any]:
         """Return raw files and reference catalogue, and the table of the calibration frames."""
         exposure = wildcards.exposure
-        table = self.plan.calib_table(self.plan.band_of(exposure))
+        table = self.plan.calib_table(self.plan.band_of(exposure), self.plan.sets_taken(exposure))
         raw = _files_of_exposure_or_failure(exposure, self.plan.raw_files(exposure))
         return {
             "raw": _one_or_list(raw),
@@ -129,7 +146,7 @@ class Inputs:
 
     def calib_table(self, wildcards: Any) -> list[str]:
         """Return the calibration frames of all CCDs in a band, each once, kind by kind."""
-        by_ccd = self.plan.calibs_of_band(wildcards.band).values()
+        by_ccd = self.plan.calibs_of_band(wildcards.band, set_of(wildcards)).values()
         found = (calibs[kind] for kind in CALIB_KINDS for calibs in by_ccd if kind in calibs)
         return list(dict.fromkeys(found))
 
@@ -182,6 +199,11 @@ class Inputs:
         for units in stage.units(self.plan):
             found[units["tract"]].append(stage.products[0].path.format(**units))
         return found
+
+
+def set_of(wildcards: Any) -> str:
+    """Return the set of calibration frames of a job; `ALWAYS` if it is not in its wildcards."""
+    return getattr(wildcards, "set", ALWAYS)
 
 
 def _one_or_list(files: list[str]) -> str | list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from coaddflow.runtime import resources
+from coaddflow.workflow.calib_sets import ALWAYS
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import CALIB_STAGES, Stage
 
@@ -152,29 +153,16 @@ def of_survey(plan: Plan, names: Names) -> Needs:
 # ---------------------------------------------------------------------------------------------
 
 
-def calib_sources(plan: Plan, kind: str) -> tuple[str, ...]:
-    """Return the kinds of calibration frames that go into one of this kind."""
-    if kind != "defects":
-        return {"bias": (), "dark": ("bias",), "flat": ("bias", "dark")}[kind]
-    if plan.settings.calibs.defects.source == "night_sky":
-        return ("dark",) if plan.defects_from_dark else ("bias",)
-    return ("dark", "flat")
-
-
-def calib_files(plan: Plan, kind: str, ccd: int, band: str | None) -> int:
+def calib_files(plan: Plan, kind: str, band: str | None, name: str) -> int:
     """Return the number of files, raw or calibrated, that a calibration frame is made from."""
-    sources = calib_sources(plan, kind)
-    n_files = 0 if sources == ("dark",) else len(plan.calib_frames(kind, band))
-    for source in sources:
-        n_files += plan.calib_product(source, ccd, band or plan.bands[0]) is not None
-    return n_files
+    made_with = plan.sets_made_with(kind, band, name).values()
+    return len(plan.calib_frames(kind, band, name)) + sum(map(len, made_with))
 
 
 def _of_calib(kind: str, plan: Plan, names: Names) -> Needs:
     """Return what a calibration frame of a CCD needs."""
-    ccd = int(names["ccd"])
-    n_files = calib_files(plan, kind, ccd, names.get("band"))
-    nx, ny = plan.ccds[ccd].size
+    n_files = calib_files(plan, kind, names.get("band"), names.get("set", ALWAYS))
+    nx, ny = plan.ccds[int(names["ccd"])].size
     seconds = resources.calib_seconds(nx * ny, n_files)
     memory = resources.calib_memory(nx * ny, n_files, plan.settings.calibs.memory)
     if kind == "defects" and plan.settings.calibs.defects.source == "frames":

@@ -16,6 +16,7 @@ from typing import Any
 from coaddflow.tables import paths
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.tables.verdict import key_of_today, read_verdict
+from coaddflow.workflow.inputs import set_of
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import CALIB_STAGES, STAGES
 
@@ -34,8 +35,12 @@ class Params:
             "settings": self.plan.settings.changed_in(*stage.sections),
         }
 
-    def master(self, name: str) -> dict[str, Any]:
-        """Return `made_by` of a stage of calibration frames: only what makes this kind of them."""
+    def master(self, name: str) -> Callable[[Any], dict[str, Any]]:
+        """Return the params function of a stage of calibration frames for what makes them.
+
+        That is `made_by`, with only what makes this kind of them. Where raw frames of a job take
+        different calibration frames, since they are of different nights, it also says which.
+        """
         made_by = self.made_by(name)
         kind, calibs = CALIB_STAGES[name], made_by["settings"].get("calibs", {})
         others = {*CALIB_KINDS} - {kind}
@@ -45,7 +50,22 @@ class Params:
         # which exposures it is made from is in the inputs
         kept[kind] = {k: v for k, v in kept.get(kind, {}).items() if k != "exposures"}
         made_by["settings"] = made_by["settings"] | {"calibs": kept}
-        return made_by
+
+        def of_job(wildcards: Any) -> dict[str, Any]:
+            of_frames = self._calibs_of_frames(kind, wildcards)
+            return made_by | {"calibs_of_frames": of_frames} if of_frames else made_by
+
+        return of_job
+
+    def _calibs_of_frames(self, kind: str, wildcards: Any) -> dict[str, dict[str, str]]:
+        """Return calibration frames by raw file and kind, of kinds of which a job has several."""
+        ccd, band = int(wildcards.ccd), getattr(wildcards, "band", None)
+        found: dict[str, dict[str, str]] = {}
+        for source, sets in self.plan.sets_of_frames(kind, band, set_of(wildcards)).items():
+            for exposure, name in sets.items() if len({*sets.values()}) > 1 else ():
+                path = self.plan.calib_product(source, ccd, band or self.plan.bands[0], name)
+                found.setdefault(self.plan.raw_file(exposure, ccd), {})[source] = path
+        return found
 
     def calexp(self, wildcards: Any) -> dict[str, Any]:
         """Return versions and settings that make the calexp of a CCD."""
@@ -112,7 +132,7 @@ class Params:
 
     def calibs_of_band(self, wildcards: Any) -> dict[int, dict[str, str]]:
         """Return the calibration frames of a band, by CCD and kind."""
-        return self.plan.calibs_of_band(wildcards.band)
+        return self.plan.calibs_of_band(wildcards.band, set_of(wildcards))
 
     def exposure_times(self, name: str) -> Callable[[Any, Any], dict[str, float]]:
         """Return the params function of a stage for the exposure times of its frames, by file.
@@ -125,20 +145,20 @@ class Params:
             raw = input.get("raw", [])
             if not raw:
                 return {}
-            known = self._times(kind, getattr(wildcards, "band", None), int(wildcards.ccd))
+            band = getattr(wildcards, "band", None)
+            known = self._times(kind, band, set_of(wildcards), int(wildcards.ccd))
             return {path: known[path] for path in raw}
 
         return times
 
     def times_of_frames(self, wildcards: Any, input: Any) -> dict[str, float]:
         """Return the exposure times of the frames of a table, by file."""
-        kind, _, band = wildcards.frames.partition("_")
-        known = self._times(kind, band or None, next(iter(self.plan.ccds)))
+        known = self._times(*paths.frames_of(wildcards.frames), next(iter(self.plan.ccds)))
         return {path: known[path] for path in input}
 
-    def _times(self, kind: str, band: str | None, ccd: int) -> dict[str, float]:
+    def _times(self, kind: str, band: str | None, name: str, ccd: int) -> dict[str, float]:
         plan = self.plan
-        frames = plan.calib_frames(kind, band)
+        frames = plan.calib_frames(kind, band, name)
         rows = (plan.calibration.get(frame) or plan.science[frame] for frame in frames)
         return {plan.raw_file(row.exposure, ccd): row.exposure_time for row in rows}
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from coaddflow.errors import InputError
 from coaddflow.settings import Settings
 from coaddflow.settings.skymap import SkymapSettings
-from coaddflow.tables import paths
 from coaddflow.tables.exposures import (
     ExposureRow,
     ImageRow,
@@ -39,10 +38,14 @@ from coaddflow.workflow.plan_cache import (
     keep_rows,
     kept_for_jobs,
 )
+from coaddflow.workflow.plan_calibs import CalibrationPlan
 
 if TYPE_CHECKING:
     from coaddflow.skymap.base import SkyMap
     from coaddflow.skymap.tract import Tract
+
+NOT_IN_PARAMS = {"n_files", "sets"}
+"""Columns of the table of raw exposures on which no product depends."""
 
 MAX_REFCAT_INPUTS = 16
 """A reference catalogue of more files than this is not declared file by file."""
@@ -62,7 +65,7 @@ class CcdPlan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(CalibrationPlan):
     """What there is to do."""
 
     settings: Settings
@@ -83,8 +86,8 @@ class Plan:
     """Checksum of what the camera file says about crosstalk between CCDs."""
     pointings: Mapping[str, Correction] = dataclasses.field(default_factory=dict)
     """Exposures whose pointing is not that of the table, but one fitted in an earlier run."""
-    known_calib_tables: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
-    """Tables of calibration frames by band, in the job of a run that has worked them out."""
+    known_calib_sets: Mapping[str, Mapping[str, list]] | None = None
+    """The sets of calibration frames, in the job of a run that has worked them out."""
 
     @functools.cached_property
     def exposures(self) -> list[str]:
@@ -199,9 +202,6 @@ class Plan:
         extension = self.ccds[ccd].extension if has_ccd(row.path) else ""
         return _as_given(row.path, self.settings.exposures, extension)
 
-    def _raw_row(self, exposure: str) -> ExposureRow:
-        return self.science.get(exposure) or self.calibration[exposure]
-
     def raw_files(self, exposure: str) -> dict[int, tuple[str, ...]]:
         """Return the raw files of an exposure by CCD, as `raw_file`."""
         row = self.science[exposure]
@@ -219,101 +219,19 @@ class Plan:
         names = [name for name in (row.path, row.weight_path, row.mask_path) if name]
         return [_as_given(name, table) for name in dict.fromkeys(names)]
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
-    def calib_frames(self, kind: str, band: str | None = None) -> list[str]:
-        """Return the raw exposures that a calibration frame is made from, in order of time.
-
-        Parameters
-        ----------
-        kind : {"bias", "dark", "flat", "defects"}
-            What is made.
-        band : str, optional
-            For flats.
-
-        Returns
-        -------
-        list of str
-            Empty if none is made: it is given, not wanted, or there are too few exposures.
-        """
-        settings = getattr(self.settings.calibs, kind)
-        if settings.source == "night_sky":
-            # named ones are used also if their band is not
-            rows = [*self.science.values(), *self.calibration.values()]
-            rows = [row for row in rows if row.kind == "science" and band in (None, row.band)]
-            rows.sort(key=lambda row: (row.mjd, row.exposure))
-        elif settings.source == "frames" and kind != "defects":
-            rows = [row for row in self.calibration.values() if row.kind == kind]
-            rows = [row for row in rows if kind != "flat" or row.band == band]
-        else:
-            return []
-        if settings.exposures is not None:
-            rows = [row for row in rows if row.exposure in settings.exposures]
-        return [row.exposure for row in rows] if len(rows) >= settings.min_frames else []
-
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
-    def frame_table(self, kind: str, band: str | None = None) -> str | None:
-        """Return the table of the raw frames of a kind of calibration frames, as `calib_frames`.
-
-        None if there are no frames, or each CCD has files of its own: a table would redo all CCDs
-        when the file of one is replaced.
-        """
-        rows = [self._raw_row(exposure) for exposure in self.calib_frames(kind, band)]
-        if not rows or any(has_ccd(row.path) for row in rows):
-            return None
-        return paths.FRAME_TABLE.format(frames=kind if band is None else f"{kind}_{band}")
-
-    def calib_product(self, kind: str, ccd: int, band: str) -> str | None:
-        """Return the calibration frame of a CCD and band; None if there is none."""
-        settings = getattr(self.settings.calibs, kind)
-        if settings.source == "given":
-            return settings.path.replace("{ccd}", str(ccd)).replace("{band}", band)
-        if kind == "defects" and settings.source == "frames":
-            made = self.calibs_of(ccd, band, "dark", "flat")
-        else:
-            made = self.calib_frames(kind, band if kind == "flat" else None)
-        if not made:
-            return None
-        if kind == "flat":
-            return paths.FLAT.format(band=band, ccd=ccd)
-        if kind == "defects" and settings.source == "frames":
-            return paths.DEFECTS.format(band=band, ccd=ccd)
-        return paths.CALIB.format(kind=kind, ccd=ccd)
-
-    def calibs_of(self, ccd: int, band: str, *kinds: str) -> dict[str, str]:
-        """Return the calibration frames of a CCD that there are, by kind."""
-        products = {kind: self.calib_product(kind, ccd, band) for kind in kinds}
-        return {kind: path for kind, path in products.items() if path is not None}
-
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
-    def calibs_of_band(self, band: str) -> dict[int, dict[str, str]]:
-        """Return the calibration frames that there are in a band, by CCD and kind.
-
-        They are asked for by each CCD of each exposure, and worked out once.
-        """
-        return {ccd: self.calibs_of(ccd, band, *CALIB_KINDS) for ccd in self.ccds}
-
-    def calib_table(self, band: str) -> str | None:
-        """Return the table of the calibration frames of a band; None if there are none."""
-        if band in self.known_calib_tables:
-            return self.known_calib_tables[band]
-        has_calibs = any(self.calibs_of_band(band).values())
-        return paths.CALIB_TABLE.format(band=band) if has_calibs else None
-
-    @property
-    def defects_from_dark(self) -> bool:
-        """Whether defects of the night sky are found on a dark that was made from it."""
-        calibs = self.settings.calibs
-        return calibs.dark.source == "night_sky" and calibs.defects.exposures is None
-
     def check(self) -> None:
         """Raise InputError for what would stop every CCD of a band, or every coadd."""
         self._check_scatter()
+        # a job of a run does not go through all exposures again
+        is_job = isinstance(self.science, KeptRows)
+        if not is_job:
+            self.check_sets()
         for band in self.raw_bands:
             self.settings.refcat.magnitude_column(band)
             # raises if there is no catalogue
             _ = self.refcat_files
-            for kind in CALIB_KINDS:
-                self._check_given(kind, band)
+            for kind in CALIB_KINDS if not is_job else ():
+                self.check_given(kind, band)
 
     def _check_scatter(self) -> None:
         """Raise InputError if jobs of exposures or tracts could not scatter their work."""
@@ -328,20 +246,6 @@ class Plan:
         if parallel.coadd == "tract" and scratch and Path(scratch).is_file():
             raise InputError(
                 "coadd.scratch is no folder", path=scratch, remedy="name a folder for scratch files"
-            )
-
-    def _check_given(self, kind: str, band: str) -> None:
-        """Raise InputError if calibration frames that are said to be given are not there."""
-        if getattr(self.settings.calibs, kind).source != "given":
-            return
-        paths = [str(self.calib_product(kind, ccd, band)) for ccd in self.ccds]
-        missing = [path for path in dict.fromkeys(paths) if not Path(path).is_file()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of the {len(set(paths))} files of calibs.{kind}.path are not "
-                "there, of which this is the first",
-                path=missing[0],
-                remedy="put them there, or leave their CCDs out (exclude_ccds)",
             )
 
     @functools.cached_property
@@ -367,7 +271,7 @@ class Plan:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one plan a run
     def _raw_values(self, exposure: str, path: str | None) -> dict:
         """Return the row of a raw exposure as plain values, with another path if one is given."""
-        row = self.science[exposure].model_dump(exclude={"n_files"}, exclude_defaults=True)
+        row = self.science[exposure].model_dump(exclude=NOT_IN_PARAMS, exclude_defaults=True)
         return row if path is None else row | {"path": path}
 
 
@@ -397,7 +301,7 @@ def make_plan(
         if plan is not None:
             return plan
     raw_rows, image_rows = _tables(settings)
-    science, calibration = _raw_exposures(settings, raw_rows)
+    science, calibration = raw_exposures(settings, raw_rows)
     images = _images(settings, image_rows)
     _refuse(unmatched_names(settings, raw_rows, image_rows))
     twice = sorted(set(images) & (set(science) | set(calibration)))
@@ -435,7 +339,7 @@ def make_plan(
         for_jobs = {
             "plan": key,
             "pointings": pointings,
-            "calib_tables": {band: plan.calib_table(band) for band in plan.raw_bands},
+            "calib_sets": plan.calib_sets.plain(),
         }
         keep_rows(settings, in_table.values(), calibration.values(), for_jobs, cache)
     return plan
@@ -471,7 +375,7 @@ def _plan_of_job(settings: Settings, worked_out: Kept, rows: Kept) -> Plan | Non
         images={},
         overlaps=worked_out.overlaps,
         pointings=pointings,
-        known_calib_tables=rows.facts["calib_tables"],
+        known_calib_sets=rows.facts["calib_sets"],
         **_of_camera(worked_out.facts),
     )
 
@@ -496,7 +400,7 @@ def _refuse(unmatched: Sequence[str]) -> None:
         raise InputError("; ".join(unmatched), remedy="correct the settings, or take the names out")
 
 
-def _raw_exposures(
+def raw_exposures(
     settings: Settings, rows: Sequence[ExposureRow]
 ) -> tuple[dict[str, ExposureRow], dict[str, ExposureRow]]:
     """Return the raw science exposures that are used, and the calibration frames."""

@@ -49,9 +49,11 @@ PLAN_SOURCES = (
     "tables",
     "instrument",
     "skymap",
+    "workflow/calib_sets.py",
     "workflow/names.py",
     "workflow/plan.py",
     "workflow/plan_cache.py",
+    "workflow/plan_calibs.py",
     "workflow/stages.py",
 )
 """Modules and packages that make the plan, below `PACKAGE`: other sources, other plans."""

@@ -17,7 +17,7 @@ from coaddflow.errors import Reason
 from coaddflow.runtime import log as joblog
 from coaddflow.tables import paths, pointings
 from coaddflow.tables.manifest import ccd_states
-from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.tables.paths import CALIB_KINDS, KINDS_BY_BAND
 from coaddflow.tables.verdict import read_verdict
 from coaddflow.workflow.left_out import left_out_lines
 from coaddflow.workflow.plan import Plan
@@ -47,12 +47,12 @@ def notes(plan: Plan) -> list[str]:
     found = []
     for kind in CALIB_KINDS if plan.science else ():
         source = getattr(plan.settings.calibs, kind).source
-        bands = plan.bands if kind == "flat" else plan.bands[:1]
-        ccd = min(plan.ccds)
-        without = [band for band in bands if plan.calib_product(kind, ccd, band) is None]
+        bands = plan.bands if kind in KINDS_BY_BAND else plan.bands[:1]
+        without = [band for band in bands if not plan.calib_sets.exists(kind, band)]
         if source not in ("none", "given") and without:
-            which = f" for {', '.join(without)}" if kind == "flat" else ""
+            which = f" for {', '.join(without)}" if kind in KINDS_BY_BAND else ""
             found.append(f"no master {kind}{which}: too few exposures in the table")
+    found += _set_notes(plan)
     if plan.settings.exposure.crosstalk.enabled and not plan.crosstalk:
         found.append(
             "exposure.crosstalk is switched on, but the camera file has no crosstalk between "
@@ -77,6 +77,48 @@ def notes(plan: Plan) -> list[str]:
             "what has been made from them stays as it is, the others fail"
         )
     return found
+
+
+def _set_notes(plan: Plan) -> list[str]:
+    """Return what exposures take although no set holds for them, and which frames are not used."""
+    found = []
+    for kind in CALIB_KINDS:
+        if far := plan.exposures_outside(kind):
+            found.append(
+                f"{_count(len(far), 'exposure')} of nights for which no set of {kind} frames holds "
+                f"take the nearest one: {_some(far)}"
+            )
+        if unused := plan.frames_without_set(kind):
+            least = plan.settings.calibs.least_frames(kind)
+            found.append(
+                f"{_count(len(unused), f'{kind} frame')} in no set (outside of the nights of all "
+                f"sets, or fewer than {least} in a set): {_some(unused)}"
+            )
+    if plan.differing_sets:
+        found.append(
+            f"the column `sets` of {plan.settings.exposures} is out of date for "
+            f"{_count(len(plan.differing_sets), 'exposure')}; `coaddflow ingest --sets` brings it "
+            "up to date"
+        )
+    return found
+
+
+def set_lines(plan: Plan) -> list[str]:
+    """Return the sets of calibration frames with what is in them and who takes them.
+
+    A line for each set of a kind (and band) that has sets; empty where there is one for all nights.
+    """
+    lines = []
+    for kind, band in plan.dated_kinds:
+        takers = Counter(one.name for one in plan.sets_of_exposures(kind, band).values() if one)
+        for one in plan.calib_sets.of(kind, band):
+            frames = len(plan.calib_frames(kind, band, one.name))
+            made_of = f"{_count(frames, 'frame')}, " if frames else ""
+            lines.append(
+                f"{' '.join(filter(None, (kind, band)))} {one.name}: {made_of}taken by "
+                f"{_count(takers[one.name], 'exposure')}"
+            )
+    return lines
 
 
 def _without_raw_files(plan: Plan, exposures: Iterable[str]) -> list[str]:

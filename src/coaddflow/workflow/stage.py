@@ -84,8 +84,14 @@ class Job:
 
     @property
     def calibs(self) -> dict[str, str]:
-        """Calibration frames among the inputs, by kind."""
-        return {kind: path for kind in CALIB_KINDS if (path := self.input.get(kind))}
+        """Calibration frames among the inputs, by kind, of kinds of which there is one."""
+        files = {kind: self.input.get(kind) for kind in CALIB_KINDS}
+        return {kind: path for kind, path in files.items() if path and isinstance(path, str)}
+
+    @property
+    def calibs_of_frames(self) -> dict[str, dict[str, str]]:
+        """Calibration frames by raw file and kind, of kinds of which there are several."""
+        return self.params.made_by.get("calibs_of_frames", {})
 
     @property
     def exposure_times(self) -> dict[str, float]:

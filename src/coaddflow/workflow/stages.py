@@ -70,35 +70,36 @@ def _patches(plan: "Plan") -> Iterator[Names]:
                 yield {"band": band, "tract": str(tract), "patch": patch}
 
 
-def _calibration_frames(stage: str, kind: str) -> Callable[["Plan"], Iterator[Names]]:
-    """Return a function that lists the calibration frames of a stage that a plan makes."""
-    has_band = stage in ("master_flat", "defects")
+def _calibration_frames(kind: str) -> Callable[["Plan"], Iterator[Names]]:
+    """Return a function that lists the calibration frames of a kind that a plan makes."""
 
     def frames(plan: "Plan") -> Iterator[Names]:
-        source = getattr(plan.settings.calibs, kind).source
-        if not plan.science or source == "given":
+        if not plan.science or getattr(plan.settings.calibs, kind).source == "given":
             return
-        for band in plan.bands if has_band else plan.bands[:1]:
+        for band, name in plan.calib_units[kind]:
             for ccd in plan.ccds:
-                if plan.calib_product(kind, ccd, band) is not None:
-                    yield {"ccd": str(ccd)} | ({"band": band} if has_band else {})
+                yield {"ccd": str(ccd)} | _known(band=band, set=name)
 
     return frames
 
 
+def _known(**names: str | None) -> Names:
+    """Return wildcards without those that a product does not have."""
+    return {name: value for name, value in names.items() if value}
+
+
 def _frame_tables(plan: "Plan") -> Iterator[Names]:
-    for kind in paths.CALIB_KINDS:
-        if kind == "defects" and plan.defects_from_dark:
-            continue
-        for band in plan.bands if kind == "flat" else (None,):
-            if plan.frame_table(kind, band) is not None:
-                yield {"frames": kind if band is None else f"{kind}_{band}"}
+    for kind in paths.CALIB_KINDS if plan.science else ():
+        for band, name in plan.calib_units[kind]:
+            if plan.frame_table(kind, band, name) is not None:
+                yield {"frames": paths.frames_id(kind, band, name)}
 
 
-def _bands_with_calibs(plan: "Plan") -> Iterator[Names]:
-    for band in plan.raw_bands:
-        if plan.calib_table(band) is not None:
-            yield {"band": band}
+def _tables_of_calibs(plan: "Plan") -> Iterator[Names]:
+    for band, all_taken in plan.all_sets_taken.items():
+        for taken in all_taken:
+            if plan.calib_table(band, taken) is not None:
+                yield {"band": band} | _known(set=taken)
 
 
 # When a stage is part of a run -------------------------------------------------------------------
@@ -129,10 +130,22 @@ class Product(NamedTuple):
     """What there is one of, in a plan."""
     label: str = ""
     """What ``coaddflow status`` calls them, in plural; empty: they are not listed there."""
+    sets_of: tuple[str, ...] = ()
+    """Kinds of calibration frames whose set its path has, where they have sets."""
+
+    def template(self, plan: "Plan") -> str:
+        """Return the template of its path in a plan."""
+        has_set = any(plan.calib_sets.in_paths(kind) for kind in self.sets_of)
+        return paths.in_set(self.path) if has_set else self.path
+
+    def file(self, names: Names) -> str:
+        """Return the file of some wildcards."""
+        template = paths.in_set(self.path) if "set" in names else self.path
+        return template.format(**names)
 
     def files(self, plan: "Plan") -> list[str]:
         """Return the files of this kind that a plan makes."""
-        return [self.path.format(**names) for names in self.units(plan)]
+        return [self.file(names) for names in self.units(plan)]
 
 
 @dataclass(frozen=True)
@@ -191,8 +204,7 @@ class Stage:
         its group: steps of a group that do not depend on each other, such as the flats of two
         bands, may be jobs of their own that run side by side.
         """
-        path = self.products[0].path.removeprefix(f"{paths.RESULTS}/")
-        return path.format(**names).replace("/", "_")
+        return self.products[0].file(names).removeprefix(f"{paths.RESULTS}/").replace("/", "_")
 
     def files(self, plan: "Plan") -> list[str]:
         """Return all files that the stage makes in a plan; none if it is not part of it."""
@@ -220,7 +232,7 @@ class Stage:
         for product in self.products:
             wanted = product.label or (self.is_target and product is self.products[0])
             for names in product.units(plan) if wanted else ():
-                yield product.path.format(**names), self.group.format(**names) or self.name
+                yield product.file(names), self.group.format(**names) or self.name
 
 
 _CALEXP_SECTIONS = (
@@ -271,7 +283,7 @@ def _master(name: str, kind: str) -> Stage:
     path = _CALIB_PATHS.get(name, paths.CALIB.replace("{kind}", kind))
     return Stage(
         name,
-        (Product(path, _calibration_frames(name, kind)),),
+        (Product(path, _calibration_frames(kind), sets_of=(kind,)),),
         _CALIB_SECTIONS,
         _RAW,
         version=2,
@@ -292,7 +304,7 @@ _ALL = (
     *(_master(name, kind) for name, kind in CALIB_STAGES.items()),
     Stage(
         "calib_table",
-        (Product(paths.CALIB_TABLE, _bands_with_calibs),),
+        (Product(paths.CALIB_TABLE, _tables_of_calibs, sets_of=paths.CALIB_KINDS),),
         is_planned=lambda plan: _from_raw(plan) and not _ccd_by_ccd(plan),
         is_local=True,
     ),

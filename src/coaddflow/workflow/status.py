@@ -80,6 +80,8 @@ class ExposureStatus:
     """The last job of the cluster that was to make it, if that did not end well."""
     left_out: str = ""
     """Why it is left out of all coadds as a whole; empty: it is not."""
+    sets: str = ""
+    """The sets of calibration frames that it takes; empty: there is one for all nights."""
 
     def count(self, state: State) -> int:
         """Return the number of CCDs in a state."""
@@ -281,8 +283,8 @@ def _failed_steps(plan: Plan, logs: Path, folders: "_Folders") -> tuple[FailedJo
         if job.reason == NO_LOG:
             continue
         for stage in stages:
-            match = re.fullmatch(_log_pattern(stage), job.job)
-            if match and folders.missing([stage.products[0].path.format(**match.groupdict())]):
+            match = re.fullmatch(_log_pattern(stage, plan), job.job)
+            if match and folders.missing([stage.products[0].file(match.groupdict())]):
                 found.append(job)
     return tuple(found)
 
@@ -291,9 +293,9 @@ _OF_EXPOSURES = ("calexp", "calibrated", "manifest", "exposure", "calibrated_exp
 """Stages whose failures are told with their exposures."""
 
 
-def _log_pattern(stage: Stage) -> str:
+def _log_pattern(stage: Stage, plan: Plan) -> str:
     """Return the regular expression of the logs of a stage, below the folder of logs."""
-    wildcards = re.findall(r"\{(\w+)\}", stage.products[0].path)
+    wildcards = re.findall(r"\{(\w+)\}", stage.products[0].template(plan))
     is_calib = stage.name in CALIB_STAGES
     name = f"calibs/{stage.name.removeprefix('master_')}" if is_calib else stage.name
     return "/".join([re.escape(name), *(f"(?P<{one}>[^/]+)" for one in wildcards)])
@@ -403,8 +405,8 @@ def _exposure_status(
         job = None
     note = "" if written else note
     left_out = _left_out(results / "summary" / f"{exposure}.ecsv") if written else ""
-    band = plan.band_of(exposure)
-    return ExposureStatus(exposure, band, tuple(ccds), written, note, job, left_out)
+    band, sets = plan.band_of(exposure), plan.shown_sets(exposure)
+    return ExposureStatus(exposure, band, tuple(ccds), written, note, job, left_out, sets)
 
 
 def _left_out(manifest: Path) -> str:

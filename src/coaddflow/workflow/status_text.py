@@ -74,7 +74,7 @@ def _exposure_lines(exposures: Sequence[ExposureStatus], limit: int | None) -> l
         refused = "  left out" if exposure.left_out else refused
         lines.append(
             f"{exposure.exposure:<{width}} {exposure.band:<6} {counts[0]:>5} {counts[1]:>6} "
-            f"{counts[2]:>7}{refused}"
+            f"{counts[2]:>7}{f'  {exposure.sets}' if exposure.sets else ''}{refused}"
         )
         lines += [f"  {exposure.left_out or exposure.note}"] if refused else []
         lines += [f"  {exposure.job.explanation}"] if exposure.job else []
@@ -243,6 +243,7 @@ def status_json(status: SurveyStatus) -> str:
                 "manifest": exposure.manifest,
                 "note": exposure.note,
                 "left_out": exposure.left_out,
+                "sets": exposure.sets,
                 "job": exposure.job and _job_json(exposure.job),
                 **{state: exposure.count(state) for state in STATES},
                 "not_done": [asdict(ccd) for ccd in exposure.ccds if ccd.state != "done"],

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from coaddflow.errors import InputError, did_you_mean
-from coaddflow.tables import paths
 from coaddflow.workflow.plan import Plan
 from coaddflow.workflow.stages import STAGES, Names, Product, Stage
 
@@ -35,7 +34,7 @@ def check_targets(plan: Plan, files: Iterable[str]) -> None:
             for stage in STAGES.values()
             if stage.is_planned(plan)
             for product in _products(stage)
-            if (match := re.fullmatch(_pattern(product.path), name))
+            if (match := re.fullmatch(_pattern(product.template(plan)), name))
         ]
         if not matches:
             _check_other(plan, name)
@@ -48,7 +47,7 @@ def check_targets(plan: Plan, files: Iterable[str]) -> None:
             )
         promised = [stage.products[0] for stage, *_ in makers]
         if not any(product in promised for _, product, _ in makers):
-            with_it = promised[0].path.format(**makers[0][2])
+            with_it = promised[0].file(makers[0][2])
             raise InputError(
                 f"{name} is not made alone, but by the job that makes {with_it}",
                 remedy=f"ask for {with_it}",
@@ -87,7 +86,7 @@ def _why(plan: Plan, product: Product, names: Names) -> str:
         "ccd": lambda: sorted({c for e in plan.exposures for c in plan.ccds_of(e)}),
         "band": lambda: plan.bands,
         "tract": lambda: plan.tracts,
-        "kind": lambda: paths.CALIB_KINDS,
+        "set": lambda: sorted({unit["set"] for unit in product.units(plan)}),
     }
     for kind, value in names.items():
         there = [str(one) for one in known[kind]()] if kind in known else []
