@@ -255,15 +255,16 @@ class _Scene:
         return limit - self.magnitude
 
     def psf(self, folder: Path, coadd: MaskedImage, ideal: Ideal) -> dict[str, Shapes]:
-        """Compare bright isolated stars with the PSF of the coadds in a folder.
+        """Compare isolated stars, and noise-free ones, with the PSF of the coadds in a folder.
 
         Stars near which the exposures change (INEXACT_PSF) are not left out: hardly any would be.
         """
         tract, half = self.survey.tract, int(np.ceil(2.0 * self.seeing))
         row, column = np.rint(self.y).astype(int), np.rint(self.x).astype(int)
         flawed = coadd.has_any(MaskPlane.NO_DATA | MaskPlane.CLIPPED | MaskPlane.SAT)
-        wanted = self._bright() & self.isolated & ~flawed[row, column]
-        stars, light, models = [], [], []
+        wanted = self.is_star & self.is_deep & (self.above < -0.7)
+        wanted &= self.isolated & ~flawed[row, column]
+        stars, light, models, is_bright = [], [], [], []
         for patch in tract.patch_ids():
             x0, y0, x1, y1 = tract.patch(patch).inner_box
             here = wanted & (column >= x0) & (column < x1) & (row >= y0) & (row < y1)
@@ -274,12 +275,14 @@ class _Scene:
             models.append(cut_middle(images, half))
             stars.append(cut_stamps(coadd.image, self.x[here], self.y[here], half)[0])
             light.append(cut_stamps(ideal.light, self.x[here], self.y[here], half)[0])
+            is_bright.append(self._bright()[here])
         if not models:
             return {}
         known = np.isfinite(np.concatenate(models)).all(axis=(1, 2))
+        bright = np.concatenate(is_bright)[known]
         stars, light, models = (np.concatenate(part)[known] for part in (stars, light, models))
         return {
-            "stars": shape_residuals(stars, models),
+            "stars": shape_residuals(stars[bright], models[bright]),
             "noise_free": shape_residuals(light, models),
         }
 

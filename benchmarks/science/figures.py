@@ -426,7 +426,7 @@ def coadd_psf_residuals(material: Material) -> list[Metric]:
     """Compare the PSF of the coadds with their stars."""
     kinds = {
         "stars": "bright isolated stars on the coadd",
-        "noise_free": "the same stars on the noise-free coadd",
+        "noise_free": "isolated stars on the noise-free coadd",
     }
     return [
         metric
