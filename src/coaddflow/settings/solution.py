@@ -52,8 +52,8 @@ class TractAstrometrySettings(Section):
     """Most linearisations of the solution."""
 
 
-class TurbulenceSettings(Section):
-    """What the atmosphere leaves: a field without curl in each exposure (Gaussian process)."""
+class WaveSettings(Section):
+    """A smooth random field in each exposure (Gaussian process), as a sum of waves."""
 
     enabled: bool = True
     """Fit the field."""
@@ -67,10 +67,21 @@ class TurbulenceSettings(Section):
     """Fits of field and stars in turn."""
 
 
+class TurbulenceSettings(WaveSettings):
+    """What the atmosphere leaves in positions: a field without curl in each exposure."""
+
+
+class CloudSettings(WaveSettings):
+    """What thin clouds leave in magnitudes: a scalar field in each exposure."""
+
+    shortest_wave: float = Field(12.0, gt=0)
+    """Shortest wavelength, arcmin: time grows with its sixth power."""
+
+
 class TractPhotometrySettings(Section):
     """Zero-points of the exposures, illumination correction, magnitudes of the stars."""
 
-    order: int = Field(4, ge=0, le=8)
+    order: int = Field(3, ge=0, le=8)
     """Order of the polynomial of each exposure over the field, which begins with its zero-point;
     lowered for few stars."""
     stars_per_term: float = Field(10.0, ge=1.5)
@@ -80,6 +91,8 @@ class TractPhotometrySettings(Section):
     color_terms: dict[str, float] = Field(default_factory=dict)
     """Slope of (magnitude in the band of the camera - reference magnitude) with colour, by band;
     the slopes of other bands are fitted."""
+    extinction_by_color: bool = True
+    """Solve how the extinction per airmass changes with colour, one coefficient for each band."""
     error_floor: float = Field(0.001, ge=0)
     """Added in quadrature to all magnitude errors, mag."""
     reference_floor: float = Field(0.01, ge=0)
@@ -100,4 +113,5 @@ class SolutionSettings(Section):
     linking: LinkingSettings = Field(default_factory=LinkingSettings)
     astrometry: TractAstrometrySettings = Field(default_factory=TractAstrometrySettings)
     turbulence: TurbulenceSettings = Field(default_factory=TurbulenceSettings)
+    clouds: CloudSettings = Field(default_factory=CloudSettings)
     photometry: TractPhotometrySettings = Field(default_factory=TractPhotometrySettings)

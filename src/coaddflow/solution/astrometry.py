@@ -45,9 +45,10 @@ from coaddflow.solution.blocks import (
 )
 from coaddflow.solution.detections import MAS, Detections, Exposures, ReferenceStars, TractFrame
 from coaddflow.solution.detector_maps import DetectorMaps, order_of
+from coaddflow.solution.excess import excess_variance
 from coaddflow.solution.linking import Links
 from coaddflow.solution.positions import StarPositions, TractAstrometry
-from coaddflow.solution.waves import WaveField, fit_waves
+from coaddflow.solution.waves import MOST_LEVERAGE, WaveField, fit_residuals
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,17 +65,8 @@ _TESTED_STARS = 2000
 """Of an exposure, to choose its order."""
 
 
-_MEDIAN_CHI2 = 0.455
-"""Median of chi^2 with one degree of freedom."""
-
-_MOST_LEVERAGE = 0.9
-"""A detection that alone determines its star says nothing about the scatter."""
-
 _N_STAR = 5
 """Parameters of a star."""
-
-_HALVINGS = 25
-"""Of an interval, to find a variance."""
 
 _CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
 
@@ -423,42 +415,14 @@ def _weighed(
     """Measure the scatter of each exposure and reject outliers, from residuals of all stars."""
     kept, excess = solution.kept.copy(), solution.excess.copy()
     for number, rows in enumerate(data.of_exposures()):
-        own = np.maximum(1.0 - system.leverage[rows], 1.0 - _MOST_LEVERAGE)
+        own = np.maximum(1.0 - system.leverage[rows], 1.0 - MOST_LEVERAGE)
         square = placed.residual[rows] ** 2 / own[:, None]
-        told = kept[rows] & (system.leverage[rows] < _MOST_LEVERAGE)
+        told = kept[rows] & (system.leverage[rows] < MOST_LEVERAGE)
         extra = excess_variance(square[told], data.variance[rows][told])
         excess[number] = np.sqrt(extra) * MAS
         limit = settings.clip_sigma**2 * (data.variance[rows] + extra)
         kept[rows] = data.usable[rows] & (square.max(axis=1) <= limit)
     return replace(solution, kept=kept, excess=excess)
-
-
-def excess_variance(square: FloatArray, variance: FloatArray) -> float:
-    """Return the variance that squared residuals have beyond that of their errors.
-
-    The median of chi^2 of the better half of the values is what it is for normal errors.
-
-    Parameters
-    ----------
-    square : ndarray of float64, shape (n, axes)
-        Squared residuals.
-    variance : ndarray of float64, shape (n,)
-        Of one axis.
-    """
-    if len(variance) == 0:
-        return 0.0
-    better = variance <= np.median(variance)
-    square, variance = square[better], variance[better, None]
-    low, high = 0.0, float(np.median(square)) / _MEDIAN_CHI2
-    if np.median(square / variance) <= _MEDIAN_CHI2:
-        return 0.0
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        if np.median(square / (variance + middle)) > _MEDIAN_CHI2:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def _linearised(
@@ -498,24 +462,11 @@ def _fit_fields(
     settings: TurbulenceSettings,
 ) -> tuple[WaveField | None, ...]:
     """Fit what the air leaves in each exposure, relative to the other exposures of its stars."""
-    fields = []
-    for number, rows in enumerate(data.of_exposures()):
-        leverage, before = system.leverage[rows], solution.fields[number]
-        used = solution.kept[rows] & (leverage < _MOST_LEVERAGE)
-        if np.count_nonzero(used) < settings.min_stars:
-            fields.append(None)
-            continue
-        # the star without this detection: its error does not depend on what is fitted
-        others = 1.0 - leverage[used].astype(float)
-        plane = placed.plane[rows][used]
-        wanted = -placed.residual[rows][used] / others[:, None] * MAS
-        variance = MAS**2 / (system.weight[rows][used] * others)
-        if before is None:
-            variance -= solution.excess[number] ** 2
-        else:
-            wanted += before.value(plane)
-        variance = np.maximum(variance, MAS**2 * data.variance[rows][used])
-        spectrum = None if before is None else before.spectrum
-        sizes = settings.shortest_wave / 60.0, settings.margin / 60.0
-        fields.append(fit_waves(plane, wanted, variance, *sizes, spectrum))
-    return tuple(fields)
+    return tuple(
+        fit_residuals(
+            *(placed.plane[rows], placed.residual[rows] * MAS, system.weight[rows] / MAS**2),
+            *(system.leverage[rows], float(solution.excess[number]), solution.fields[number]),
+            settings,
+        )
+        for number, rows in enumerate(data.of_exposures())
+    )

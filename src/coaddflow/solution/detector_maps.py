@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix, term_powers
 from coaddflow.instrument.camera import Camera
 
@@ -114,6 +115,16 @@ class DetectorMaps:
         """
         centre, half = (self.size - 1) / 2.0, self.half[index]
         return (x - centre[index, 0]) / half, (y - centre[index, 1]) / half
+
+    def index_of(self, ccd: int, exposure: str) -> int:
+        """Return the number of a CCD here; raise InputError, which names the exposure, if none."""
+        found = np.flatnonzero(self.ccd == ccd)
+        if len(found) == 0:
+            raise InputError(
+                f"the solution of exposure {exposure} has no CCD {ccd}",
+                remedy="solve it again with this CCD, or leave the CCD out",
+            )
+        return int(found[0])
 
     def at(self, corner: FloatArray) -> FloatArray:
         """Return the field positions of points of all detectors, shape (n, 2, n points).

@@ -6,7 +6,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix
 from coaddflow.geometry.sphere import tan_deproject
 from coaddflow.solution.detections import MAS, Exposures, TractFrame
@@ -124,15 +123,10 @@ class ExposureMap:
         InputError
             If the solution does not have the CCD.
         """
-        found = np.flatnonzero(self.detectors.ccd == ccd)
-        if len(found) == 0:
-            raise InputError(
-                f"the solution of exposure {self.name} has no CCD {ccd}",
-                remedy="solve it again with this CCD, or leave the CCD out",
-            )
-        index = np.full(np.shape(x), found[0])
-        unit = self.detectors.unit(index, np.asarray(x, float), np.asarray(y, float))
-        own = self.detectors.coefficients[found[0]]
+        index = self.detectors.index_of(ccd, self.name)
+        every = np.full(np.shape(x), index)
+        unit = self.detectors.unit(every, np.asarray(x, float), np.asarray(y, float))
+        own = self.detectors.coefficients[index]
         field = design_matrix(*unit, self.detectors.order) @ own.T / self.radius
         order = order_of(self.coefficients.shape[1])
         plane = design_matrix(*field.T, order) @ self.coefficients.T

@@ -29,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, optimize
 
+from coaddflow.settings.solution import WaveSettings
+
 FloatArray = NDArray[np.float64]
 
 _FIRST_SPECTRUM = 3.0, 11.0 / 6.0
@@ -36,6 +38,12 @@ _FIRST_SPECTRUM = 3.0, 11.0 / 6.0
 _SCALES, _SLOPES = (0.3, 30.0), (0.5, 3.0)
 """Limits of both."""
 _EXPECTATIONS = 3
+
+MOST_LEVERAGE = 0.9
+"""A detection that alone determines its star says nothing about its exposure."""
+
+_LEAST_NOISE = 1e-3
+"""Part of the variance of a detection that remains noise whatever its exposure's scatter is."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,51 @@ def fit_waves(
     error = np.sqrt(known + _power_beyond(spectrum, int(box / shortest)) / values.shape[1])
     cosine, sine = amplitude.reshape(2, -1)
     return WaveField(origin, box, waves, cosine, sine, is_gradient, spectrum, float(error))
+
+
+def fit_residuals(
+    points: FloatArray,
+    residual: FloatArray,
+    weight: FloatArray,
+    leverage: FloatArray,
+    excess: float,
+    before: WaveField | None,
+    settings: WaveSettings,
+) -> WaveField | None:
+    """Fit the field that residuals of an exposure show, relative to its stars' other detections.
+
+    Parameters
+    ----------
+    points : ndarray of float64, shape (n, 2)
+        Positions, degrees.
+    residual : ndarray of float64, shape (n, axes)
+        Measured minus star, the field of ``before`` being added to the measured.
+    weight : ndarray of float64, shape (n,)
+        Inverse variances with which the stars were solved; 0: not used.
+    leverage : ndarray of float64, shape (n,)
+        Part of the detection in its star.
+    excess : float
+        Scatter of the exposure that is in the weights beyond the errors.
+    before : WaveField or None
+        Field of an earlier round.
+    settings : WaveSettings
+        Waves, and fewest stars.
+    """
+    used = (weight > 0) & (leverage < MOST_LEVERAGE)
+    if np.count_nonzero(used) < settings.min_stars:
+        return None
+    # the star without this detection: its error does not depend on what is fitted
+    others = 1.0 - leverage[used].astype(float)
+    wanted = -residual[used] / others[:, None]
+    variance = 1.0 / (weight[used].astype(float) * others)
+    if before is None:
+        # what the first fit finds is its signal, not noise
+        variance = np.maximum(variance - excess**2, _LEAST_NOISE * variance)
+    else:
+        wanted = wanted + before.value(points[used])
+    sizes = settings.shortest_wave / 60.0, settings.margin / 60.0
+    spectrum = None if before is None else before.spectrum
+    return fit_waves(points[used], wanted, variance, *sizes, spectrum)
 
 
 def _half_lattice(reach: int) -> NDArray[np.int64]:
