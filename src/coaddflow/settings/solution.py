@@ -67,17 +67,6 @@ class WaveSettings(Section):
     """Fits of field and stars in turn."""
 
 
-class TurbulenceSettings(WaveSettings):
-    """What the atmosphere leaves in positions: a field without curl in each exposure."""
-
-
-class CloudSettings(WaveSettings):
-    """What thin clouds leave in magnitudes: a scalar field in each exposure."""
-
-    shortest_wave: float = Field(12.0, gt=0)
-    """Shortest wavelength, arcmin: time grows with its sixth power."""
-
-
 class TractPhotometrySettings(Section):
     """Zero-points of the exposures, illumination correction, magnitudes of the stars."""
 
@@ -112,6 +101,8 @@ class SolutionSettings(Section):
     """Solve the exposures of a tract together."""
     linking: LinkingSettings = Field(default_factory=LinkingSettings)
     astrometry: TractAstrometrySettings = Field(default_factory=TractAstrometrySettings)
-    turbulence: TurbulenceSettings = Field(default_factory=TurbulenceSettings)
-    clouds: CloudSettings = Field(default_factory=CloudSettings)
+    turbulence: WaveSettings = Field(default_factory=WaveSettings)
+    """What the atmosphere leaves in positions: a field without curl."""
+    clouds: WaveSettings = Field(default_factory=WaveSettings)
+    """What thin clouds leave in magnitudes."""
     photometry: TractPhotometrySettings = Field(default_factory=TractPhotometrySettings)

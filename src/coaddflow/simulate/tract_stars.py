@@ -270,32 +270,33 @@ def _observe(
     moved[:, 0] /= np.cos(np.radians(sky.place[:, 1]))
     place = sky.place + moved
     plane = np.stack(tan_project(*place.T, *pointing), axis=1)
-    seen = plane + _air(number, exposures, frame, sky, plane, rng)
+    near = np.flatnonzero(np.hypot(*plane.T) < 1.1 * instrument.radius)
+    plane = plane[near]
+    seen = plane + _air(number, exposures, frame, sky, near, plane, rng)
     field = _telescope(simulation, instrument, seen, rng)
     ccd, pixel = instrument.pixels(field, int(exposures.epoch[number]))
-    star = np.flatnonzero(ccd >= 0)
-    star = star[np.argsort(ccd[star], kind="stable")]
+    row = np.flatnonzero(ccd >= 0)
+    row = row[np.argsort(ccd[row], kind="stable")]
+    star, ccd, plane, field, pixel = (values[row] for values in (near, ccd, plane, field, pixel))
     band = int(exposures.band[number])
     faint = simulation.magnitudes[1]
     noise = 10.0 ** (0.4 * (sky.magnitude[star, band] - faint)) / simulation.faintest_sn
     # between the noise of the sky and that of the star itself
     noise = np.minimum(noise, np.sqrt(noise / simulation.faintest_sn))
     error = np.hypot(_SEEING_PIXELS / 2.355 * noise, 0.001)
-    measured = pixel[star] + rng.normal(size=(len(star), 2)) * error[:, None]
+    measured = pixel + rng.normal(size=(len(star), 2)) * error[:, None]
     odd = rng.random(len(star)) < simulation.outliers
     measured[odd] += rng.uniform(-2.0, 2.0, (odd.sum(), 2))
     start = place[star] + rng.normal(size=(len(star), 2)) * (error * instrument.scale)[:, None]
     shift = rng.normal(0.0, simulation.start_mas / MAS, (len(instrument.centre), 2))
-    ra, dec = frame.to_sky(*(start + shift[ccd[star]]).T)
+    ra, dec = frame.to_sky(*(start + shift[ccd]).T)
     magnitude = sky.magnitude[star, band] - _ZERO_POINT
-    magnitude += _extinction(
-        number, exposures, instrument, plane[star], field[star], ccd[star], rng
-    )
+    magnitude += _extinction(number, exposures, instrument, plane, field, ccd, rng)
     magnitude_error = np.hypot(1.0857 * noise, 1e-4)
     magnitude += rng.normal(size=len(star)) * magnitude_error
     magnitude[odd] += rng.uniform(-1.0, 1.0, odd.sum())
     found = Detections(
-        *(np.full(len(star), number, np.int32), ccd[star].astype(np.int32), *measured.T),
+        *(np.full(len(star), number, np.int32), ccd.astype(np.int32), *measured.T),
         *(error.astype(np.float32), ra, dec),
         *(magnitude.astype(np.float32), magnitude_error.astype(np.float32)),
     )
@@ -307,6 +308,7 @@ def _air(
     exposures: Exposures,
     frame: TractFrame,
     sky: _Sky,
+    star: NDArray[np.intp],
     plane: FloatArray,
     rng: np.random.Generator,
 ) -> FloatArray:
@@ -318,7 +320,7 @@ def _air(
     zenith = frame.turned(
         exposures.ra[[number]], exposures.dec[[number]], exposures.zenith[[number]]
     )
-    lift = simulation.dispersion_mas / MAS * (sky.color - 0.8)
+    lift = simulation.dispersion_mas / MAS * (sky.color[star] - 0.8)
     return moved + lift[:, None] * zenith
 
 
@@ -350,6 +352,7 @@ def _extinction(
     """Return by how much stars are fainter, mag."""
     simulation = instrument.simulation
     extinction = 0.1 * exposures.airmass[number] + simulation.cloud_mag * rng.random()
-    structure = simulation.structure_mag * Waves.draw(rng).value(plane.T)
+    if simulation.structure_mag:
+        extinction = extinction + simulation.structure_mag * Waves.draw(rng).value(plane.T)
     band = int(exposures.band[number])
-    return extinction + structure + instrument.illumination_at(band, field, ccd)
+    return extinction + instrument.illumination_at(band, field, ccd)

@@ -34,7 +34,7 @@ from coaddflow.astrometry.ccd import supported_order
 from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix, term_powers
 from coaddflow.geometry.sphere import tan_project
-from coaddflow.settings.solution import TractAstrometrySettings, TurbulenceSettings
+from coaddflow.settings.solution import TractAstrometrySettings, WaveSettings
 from coaddflow.solution.blocks import (
     BlockSystem,
     Cells,
@@ -80,7 +80,7 @@ def solve_astrometry(
     maps: DetectorMaps,
     frame: TractFrame,
     settings: TractAstrometrySettings,
-    turbulence: TurbulenceSettings,
+    turbulence: WaveSettings,
     withheld: BoolArray | None = None,
 ) -> TractAstrometry:
     """Solve the positions of all exposures of a tract together.
@@ -103,7 +103,7 @@ def solve_astrometry(
         Centre of the tract.
     settings : TractAstrometrySettings
         Orders, priors, clipping.
-    turbulence : TurbulenceSettings
+    turbulence : WaveSettings
         What the air leaves.
     withheld : ndarray of bool, shape (n stars,), optional
         Stars that are not used, to judge the solution.
@@ -261,7 +261,7 @@ def _first_solution(
         some = np.flatnonzero(data.usable[rows])
         some = rows.start + some[:: len(some) // _TESTED_STARS + 1]
         ccds, name = detections.ccd[some], exposures.name[number]
-        order = _order(field[some], ccds, maps, name, settings)
+        order = supported_map_order(field[some], ccds, maps, name, settings)
         sky = frame.of_sky(detections.ra[some], detections.dec[some])
         plane = np.stack(tan_project(*sky, *solution.pointings[number]), axis=1)
         found = np.linalg.lstsq(design_matrix(*field[some].T, order), plane, rcond=None)[0]
@@ -270,14 +270,33 @@ def _first_solution(
     return solution
 
 
-def _order(
+def supported_map_order(
     field: FloatArray,
     ccds: NDArray,
     maps: DetectorMaps,
     name: str,
     settings: TractAstrometrySettings,
 ) -> int:
-    """Return the order of an exposure's polynomial that its stars support on these CCDs."""
+    """Return the order of an exposure's polynomial that its stars support on their CCDs.
+
+    Parameters
+    ----------
+    field : ndarray of float64, shape (n, 2)
+        Field positions of the stars, in units of its radius.
+    ccds : ndarray of int, shape (n,)
+        Their CCDs, as numbers in ``maps``.
+    maps : DetectorMaps
+        Pixels to the field.
+    name : str
+        The exposure, for the message.
+    settings : TractAstrometrySettings
+        Highest order and limits.
+
+    Raises
+    ------
+    InputError
+        If they do not support the first order.
+    """
     edge = np.moveaxis(maps.at(_CORNERS)[np.unique(ccds)], 1, 0).reshape(2, -1) / maps.radius
     order = supported_order(field.T, edge, settings.order, settings)
     if order == 0:
@@ -312,7 +331,7 @@ def _place(data: _Data, solution: TractAstrometry) -> _Placed:
         star = data.star[rows]
         sky = solution.stars.at(star, years[number], factors[number])
         residual[rows] -= np.stack(tan_project(*sky, *solution.pointings[number]), axis=1)
-        residual[rows] += np.multiply.outer(data.color[star], color_vector[number])
+        residual[rows] -= np.multiply.outer(data.color[star], color_vector[number])
         if (waves := solution.fields[number]) is not None:
             residual[rows] += waves.value(plane[rows]) / MAS
     return _Placed(field, plane, residual)
@@ -344,7 +363,7 @@ def _system(
         weight=weight.astype(np.float32),
         color=data.color,
         turn=_turns(data.cells, solution),
-        color_vector=solution.zenith * settings.dispersion,
+        color_vector=-solution.zenith * settings.dispersion,
         color_index=exposures.band,
         star_design=design,
         star_prior=data.prior,
@@ -459,7 +478,7 @@ def _fit_fields(
     solution: TractAstrometry,
     system: BlockSystem,
     placed: _Placed,
-    settings: TurbulenceSettings,
+    settings: WaveSettings,
 ) -> tuple[WaveField | None, ...]:
     """Fit what the air leaves in each exposure, relative to the other exposures of its stars."""
     return tuple(

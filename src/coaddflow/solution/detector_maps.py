@@ -18,7 +18,7 @@ from coaddflow.instrument.camera import Camera
 FloatArray = NDArray[np.float64]
 
 _ORDER = 5
-"""Order of the polynomials: with it those of DECam follow its camera file to 1e-5 pixel."""
+"""Order of the polynomials: with it those of DECam follow its camera file to 1e-4 pixel."""
 
 _NODES = 12
 

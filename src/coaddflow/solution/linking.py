@@ -86,6 +86,39 @@ def link_detections(
     return _chosen(star, stars, settings)
 
 
+def mutual_nearest(
+    place: FloatArray, here: FloatArray, radius: float
+) -> tuple[IndexArray, NDArray[np.bool_]]:
+    """Match detections to stars: each to its nearest star, if it is also that star's nearest.
+
+    Parameters
+    ----------
+    place, here : ndarray of float64, shapes (m, 2) and (n, 2)
+        Longitudes and latitudes of stars and of detections, degrees.
+    radius : float
+        Largest distance, degrees.
+
+    Returns
+    -------
+    star : ndarray of int32, shape (n,)
+        Star of each detection; -1 if it has none.
+    is_near : ndarray of bool, shape (n,)
+        Whether there is any star within the radius.
+    """
+    found = np.full(len(here), -1, np.int32)
+    if len(place) == 0 or len(here) == 0:
+        return found, np.zeros(len(here), dtype=bool)
+    distance, nearest = cKDTree(to_vector(*place.T)).query(
+        to_vector(*here.T), distance_upper_bound=2.0 * np.sin(np.radians(radius) / 2.0)
+    )
+    # the first of the sorted detections of a star is its nearest one
+    order = np.argsort(distance, kind="stable")
+    order = order[np.isfinite(distance[order])]
+    _, first = np.unique(nearest[order], return_index=True)
+    found[order[first]] = nearest[order[first]]
+    return found, np.isfinite(distance)
+
+
 class _Stars:
     """The stars found so far."""
 
@@ -105,21 +138,9 @@ class _Stars:
         moved = self.motion * (year - self.year)
         moved[:, 0] /= np.cos(np.radians(place[: self.n_reference, 1]))
         place[: self.n_reference] += moved
-        found = np.full(len(here), -1, np.int32)
-        if self.n and len(here):
-            distance, nearest = cKDTree(to_vector(*place.T)).query(
-                to_vector(*here.T), distance_upper_bound=2.0 * np.sin(np.radians(radius) / 2.0)
-            )
-            # the first of the sorted detections of a star is its nearest one
-            order = np.argsort(distance, kind="stable")
-            order = order[np.isfinite(distance[order])]
-            _, first = np.unique(nearest[order], return_index=True)
-            found[order[first]] = nearest[order[first]]
-            lost = np.isfinite(distance) & (found < 0)
-        else:
-            lost = np.zeros(len(here), dtype=bool)
+        found, is_near = mutual_nearest(place, here, radius)
         # a second detection beside a star is no new star, nor one of it
-        new = np.flatnonzero((found < 0) & ~lost)
+        new = np.flatnonzero((found < 0) & ~is_near)
         found[new] = self.n + np.arange(len(new))
         self.place[self.n : self.n + len(new)] = here[new]
         self.n += len(new)

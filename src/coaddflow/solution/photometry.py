@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix, term_powers
-from coaddflow.settings.solution import CloudSettings, TractPhotometrySettings
+from coaddflow.settings.solution import TractPhotometrySettings, WaveSettings
 from coaddflow.solution.blocks import (
     BlockSystem,
     Cells,
@@ -199,7 +199,7 @@ def solve_photometry(
     color: FloatArray,
     maps: DetectorMaps,
     settings: TractPhotometrySettings,
-    clouds: CloudSettings,
+    clouds: WaveSettings,
 ) -> TractPhotometry:
     """Solve zero-points, illumination correction and magnitudes of all exposures together.
 
@@ -219,7 +219,7 @@ def solve_photometry(
         Pixels to the field.
     settings : TractPhotometrySettings
         Orders, clipping, colour terms.
-    clouds : CloudSettings
+    clouds : WaveSettings
         What clouds leave.
 
     Raises

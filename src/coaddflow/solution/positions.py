@@ -87,7 +87,7 @@ class ExposureMap:
     coefficients : ndarray of float64, shape (2, n terms)
         From the field to the tangent plane, degrees.
     color_vector : ndarray of float64, shape (2,)
-        Displacement on the plane of a star that is redder by 1 mag, degrees.
+        By how much the air displaces a star that is redder by 1 mag, degrees on the plane.
     field : WaveField or None
         What the air adds on the plane, mas.
     excess : float
@@ -116,7 +116,7 @@ class ExposureMap:
         x, y : array_like, shape (n,)
             Pixels, 0-based.
         color : array_like, shape (n,), optional
-            Colours relative to the median one.
+            Colours relative to the median one, whose displacement is taken back.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class ExposureMap:
         if self.field is not None:
             plane = plane + self.field.value(plane) / MAS
         if color is not None:
-            plane = plane + np.multiply.outer(np.asarray(color), self.color_vector)
+            plane = plane - np.multiply.outer(np.asarray(color), self.color_vector)
         return plane
 
     def to_sky(
@@ -165,8 +165,8 @@ class TractAstrometry:
     n_terms : ndarray of int64, shape (n exposures,)
         Terms that each exposure has.
     dispersion : ndarray of float64, shape (n bands,)
-        Displacement towards the zenith by 1 mag of colour at a zenith distance of 45 degrees,
-        degrees.
+        Displacement by the air towards the zenith, for 1 mag of colour at a zenith distance of 45
+        degrees, degrees.
     median_color : float
         Colour from which colours count.
     stars : StarPositions

@@ -35,8 +35,8 @@ FloatArray = NDArray[np.float64]
 
 _FIRST_SPECTRUM = 3.0, 11.0 / 6.0
 """k0 and slope n of the first spectrum."""
-_SCALES, _SLOPES = (0.3, 30.0), (0.5, 3.0)
-"""Limits of both."""
+_SCALES, _SLOPES = (0.3, 30.0), (5.0 / 6.0, 2.0)
+"""Limits of both: power falls with k^(-5/3) in still air, and with k^(-11/3) in wind."""
 _EXPECTATIONS = 3
 
 MOST_LEVERAGE = 0.9
