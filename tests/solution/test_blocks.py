@@ -60,6 +60,7 @@ def system():
         n_terms=np.array([3, 6, 6, 6]),
         shape=shape,
         n_ccds=N_CCDS,
+        detector_prior=0.2,
         constant_prior=0.3,
         fixed=gauge_conditions(maps, 1, OWN_ORDER),
     )
@@ -99,6 +100,7 @@ def reduced_matrix(system, dense):
     matrix, stars, weight, used = dense
     prior = np.zeros(flat(system.shape).size)
     start = system.shape.exposures.size + system.shape.detectors.size
+    prior[system.shape.exposures.size : start] = system.detector_prior
     prior[start : start + system.shape.constants.size] = system.constant_prior
     full = matrix.T @ (weight[:, None] * matrix) + np.diag(prior)
     mixed = stars.T @ (weight[:, None] * matrix)
@@ -143,7 +145,7 @@ def test_step_minimises_the_residuals_within_the_gauge(system, dense):
     for number in range(N_EXPOSURES):
         rows = slice(number * N_STARS, (number + 1) * N_STARS)
         residual[rows] -= stars[system.star[rows]] @ system.star_design[number].T
-    start = np.zeros(system.shape.constants.shape)
+    start = system.shape.detectors, system.shape.constants
     change, steps = solve_step(system, residual, start, 1e-7, 200)
     assert steps < 60
     assert np.abs(np.einsum("ckt,kat->ca", system.fixed, change.detectors)).max() < 1e-6
@@ -163,7 +165,7 @@ def test_step_minimises_the_residuals_within_the_gauge(system, dense):
 
 def test_terms_that_an_exposure_does_not_have_stay(system):
     residual = np.ones((len(system.star), 2), np.float32)
-    start = np.zeros(system.shape.constants.shape)
+    start = system.shape.detectors, system.shape.constants
     change, _ = solve_step(system, residual, start, 1e-5, 50)
     assert np.all(change.exposures[0, :, 3:] == 0.0)
     assert np.any(change.exposures[1, :, 3:] != 0.0)

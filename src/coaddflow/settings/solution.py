@@ -31,6 +31,9 @@ class TractAstrometrySettings(Section):
     max_corner_error: float = Field(2.5, gt=0)
     """The order of an exposure is lowered until the formal error of its polynomial, everywhere on
     its CCDs, is below this times the error of one star."""
+    detector_sigma: float = Field(2.0, gt=0)
+    """Expected size of the coefficients of the detectors beyond the camera file, pixels: of what
+    exposures can describe almost as well."""
     shift_sigma: float = Field(0.1, gt=0)
     """Expected shift of a CCD between two epochs of the instrument, pixels."""
     error_floor: float = Field(0.003, ge=0)
@@ -77,6 +80,8 @@ class TractPhotometrySettings(Section):
     """Fewest stars of an exposure per coefficient of its polynomial."""
     illumination_order: int = Field(3, ge=0, le=6)
     """Order of the polynomial of each CCD of a band, shared by all exposures."""
+    illumination_sigma: float = Field(0.05, gt=0)
+    """Expected size of the coefficients of the illumination correction, mag."""
     color_terms: dict[str, float] = Field(default_factory=dict)
     """Slope of (magnitude in the band of the camera - reference magnitude) with colour, by band;
     the slopes of other bands are fitted."""

@@ -149,6 +149,8 @@ class _Data(NamedTuple):
     prior: FloatArray
     """Inverse variances of these, (m, 5)."""
     has_motions: bool
+    maps: DetectorMaps
+    """Those at the start."""
 
     def of_exposures(self) -> list[slice]:
         """Return the rows of each exposure."""
@@ -199,6 +201,7 @@ def _prepare(
         stars=stars,
         prior=prior,
         has_motions=settings.motions == "solved",
+        maps=maps,
     )
 
 
@@ -375,6 +378,7 @@ def _system(
             solution.dispersion,
         ),
         n_ccds=n_ccds,
+        detector_prior=float((settings.detector_sigma * maps.pixel_scale.mean()) ** -2),
         constant_prior=float((settings.shift_sigma * maps.pixel_scale.mean()) ** -2),
         fixed=gauge_conditions(maps, order, settings.detector_order),
     )
@@ -410,7 +414,7 @@ def _with_stars(
     for is_last in (False, True):
         system = _system(data, solution, placed.field, settings)
         pull = data.stars.parameters - solution.stars.parameters
-        change = system.star_step(placed.residual.astype(np.float32), pull)
+        change = system.star_step(placed.residual, pull)
         for number, rows in enumerate(data.of_exposures()):
             placed.residual[rows] -= change[data.star[rows]] @ system.star_design[number].T
         stars = replace(
@@ -449,10 +453,14 @@ def _linearised(
 ) -> tuple[TractAstrometry, float]:
     """Return an improved solution, and by how many sigma detections have moved, rms."""
     solution, system, placed = _with_stars(data, solution, settings)
+    n_own = system.shape.detectors.shape[-1]
     change, steps = solve_step(
         system,
-        placed.residual.astype(np.float32),
-        solution.constants.reshape(-1, 2),
+        placed.residual,
+        (
+            solution.detectors.coefficients[..., :n_own] - data.maps.coefficients[..., :n_own],
+            solution.constants.reshape(-1, 2),
+        ),
         _TOLERANCE,
         _MOST_STEPS,
     )

@@ -27,6 +27,7 @@ References
 .. [3] Gould, Hribar & Nocedal 2001, SIAM J. Sci. Comput. 23, 1376 (projected preconditioner).
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,11 +46,15 @@ IndexArray = NDArray[np.int32]
 _LEAST_SINGULAR = 1e-6
 """Conditions on the detectors that others imply to this precision are left out."""
 
-_STIFF = 1e4
+_STIFF = 1e3
 """How much more expensive steps against the conditions are than others."""
 
 _RIDGE = 1e-9
 """Relative to the diagonal of a block: terms that no detection determines stay what they are."""
+
+_RIDGES = (1e-9, 1e-7, 1e-5, 1e-3)
+"""The same for shared polynomials, of which some combinations are all but gauge: the smallest that
+rounding errors allow. It only costs conjugate gradients some steps."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,8 @@ class BlockSystem:
         Any values: only their shapes count.
     n_ccds : int
         Detectors of a group (all bands, or one), and constants of an epoch.
-    constant_prior : float
-        Inverse variance of the constants.
+    detector_prior, constant_prior : float
+        Inverse variances of the coefficients of detectors and of the constants.
     fixed : ndarray of float64, shape (conditions, n CCDs, terms)
         Gauge conditions of the detectors' polynomials of a group, in each axis, orthonormal.
     """
@@ -184,6 +189,7 @@ class BlockSystem:
     n_terms: NDArray[np.int64]
     shape: Parameters
     n_ccds: int
+    detector_prior: float
     constant_prior: float
     fixed: FloatArray
 
@@ -248,13 +254,13 @@ class BlockSystem:
     def displacement(self, change: Parameters) -> SingleArray:
         """Return what a change of the parameters does to each detection, shape (n, axes)."""
         cells = self.cells
-        moved = np.zeros((len(self.star), change.constants.shape[1]), np.float32)
+        moved = np.zeros((len(self.star), change.constants.shape[1]))
         _displace(
             *(cells.start, cells.exposure, cells.detector, cells.epoch, self.turn),
             *(self.u, self.v, self.s, self.t, self.star, self.weight, self.color),
             *(self.orders[0], self.orders[1]),
-            *(part.astype(np.float32) for part in change.parts()[:3]),
-            (self.color_vector * change.colors[self.color_index, None]).astype(np.float32),
+            *change.parts()[:3],
+            self.color_vector * change.colors[self.color_index, None],
             moved,
         )
         return moved
@@ -271,8 +277,8 @@ class BlockSystem:
         _gather(
             *(cells.start, cells.exposure, cells.detector, cells.epoch, self.turn),
             *(self.u, self.v, self.s, self.t, self.star, self.weight, self.color),
-            *(self.orders[0], self.orders[1], self.star_design.astype(np.float32)),
-            *(self.color_vector.astype(np.float32), residual, stars.astype(np.float32)),
+            *(self.orders[0], self.orders[1], self.star_design),
+            *(self.color_vector, residual, stars),
             *(found.exposures, found.detectors, found.constants, of_color),
         )
         found.exposures[~self.has_term] = 0.0
@@ -296,6 +302,7 @@ class BlockSystem:
         """Return the reduced normal equations (stars eliminated) times a change."""
         moved = self.displacement(change)
         found = self.gradient(moved, self.star_step(moved))
+        found.detectors[:] += self.detector_prior * change.detectors
         found.constants[:] += self.constant_prior * change.constants
         return found
 
@@ -360,8 +367,9 @@ class Preconditioner:
             matrix[blocks, constant[:, None]] += detectors[rows][:, 0]
             matrix[constant[:, None], blocks] += detectors[rows][:, 0]
             matrix[constant, constant] += detectors[rows][:, 0, 0]
-        every = np.arange(n_ccds * n_own, n)
-        matrices[:, every, every] += system.constant_prior
+        prior = np.full(n, system.detector_prior)
+        prior[n_ccds * n_own :] = system.constant_prior
+        matrices[:, np.arange(n), np.arange(n)] += prior
         return matrices
 
     def _factor(self, matrix: FloatArray) -> tuple[FloatArray, bool]:
@@ -369,8 +377,11 @@ class Preconditioner:
         diagonal = np.diag(matrix)
         stiff = _STIFF * max(float(diagonal.max()), 1e-300)
         held = matrix + stiff * self._conditions.T @ self._conditions
-        held[np.diag_indices_from(held)] += _RIDGE * np.maximum(diagonal, _RIDGE * stiff)
-        return linalg.cho_factor(held, lower=True, overwrite_a=True, check_finite=False)
+        for ridge in _RIDGES:
+            held[np.diag_indices_from(held)] += ridge * np.maximum(diagonal, _RIDGE * stiff)
+            with contextlib.suppress(linalg.LinAlgError):
+                return linalg.cho_factor(held, lower=True, check_finite=False)
+        raise linalg.LinAlgError("the shared polynomials have no positive normal matrix")
 
     def __call__(self, residual: Parameters) -> Parameters:
         """Return an approximate solution that keeps the gauge conditions."""
@@ -430,7 +441,11 @@ def _rotations(system: BlockSystem) -> FloatArray:
 
 
 def solve_step(
-    system: BlockSystem, residual: SingleArray, present: FloatArray, tolerance: float, limit: int
+    system: BlockSystem,
+    residual: FloatArray,
+    present: tuple[FloatArray, FloatArray],
+    tolerance: float,
+    limit: int,
 ) -> tuple[Parameters, int]:
     """Return the change of the parameters that minimises the residuals, the stars following.
 
@@ -440,8 +455,8 @@ def solve_step(
         The equations.
     residual : ndarray of float32, shape (n, axes)
         Present residuals (model minus stars), the stars being the best for them.
-    present : ndarray of float64, shape (n epochs times detectors, axes)
-        Present values of the constants, which have a prior.
+    present : tuple of ndarray of float64
+        Present values of the detectors and of the constants, which have a prior.
     tolerance : float
         Relative to the norm of the first step.
     limit : int
@@ -455,7 +470,8 @@ def solve_step(
         Conjugate gradient iterations.
     """
     left = system.gradient(-residual, np.zeros(system.star_prior.shape))
-    left.constants[:] -= system.constant_prior * present
+    left.detectors[:] -= system.detector_prior * present[0]
+    left.constants[:] -= system.constant_prior * present[1]
     precondition = Preconditioner(system)
     step = precondition(left)
     change = Parameters(*(np.zeros(part.shape) for part in system.shape.parts()))
@@ -542,8 +558,8 @@ def _displace(  # noqa: PLR0913, PLR0917
     of_exposure, of_detector, constant, of_color, moved,
 ):  # fmt: skip
     n_axes, n_terms, n_own = turn.shape[1], of_exposure.shape[2], of_detector.shape[2]
-    terms, own = np.empty(n_terms, np.float32), np.empty(n_own, np.float32)
-    turned = np.empty((n_axes, n_own), np.float32)
+    terms, own = np.empty(n_terms), np.empty(n_own)
+    turned = np.empty((n_axes, n_own))
     for cell in range(len(exposure)):
         e, k, g = exposure[cell], detector[cell], epoch[cell]
         for a in range(n_axes):
@@ -555,8 +571,8 @@ def _displace(  # noqa: PLR0913, PLR0917
         for i in range(start[cell], start[cell + 1]):
             if weight[i] == 0.0:
                 continue
-            fill_terms(u[i], v[i], order, terms)
-            fill_terms(s[i], t[i], own_order, own)
+            fill_terms(float(u[i]), float(v[i]), order, terms)
+            fill_terms(float(s[i]), float(t[i]), own_order, own)
             for a in range(n_axes):
                 value = of_color[e, a] * color[star[i]]
                 for j in range(n_terms):
@@ -572,8 +588,8 @@ def _gather(  # noqa: C901, PLR0913, PLR0917
     star_design, color_vector, residual, stars, of_exposure, of_detector, constant, of_color,
 ):  # fmt: skip
     n_axes, n_terms, n_own = turn.shape[1], of_exposure.shape[2], of_detector.shape[2]
-    terms, own = np.empty(n_terms, np.float32), np.empty(n_own, np.float32)
-    sums, own_sums = np.empty((n_axes, n_terms), np.float32), np.empty((n_axes, n_own), np.float32)
+    terms, own = np.empty(n_terms), np.empty(n_own)
+    sums, own_sums = np.empty((n_axes, n_terms)), np.empty((n_axes, n_own))
     for cell in range(len(exposure)):
         e, k, g = exposure[cell], detector[cell], epoch[cell]
         sums[:] = 0.0
@@ -581,8 +597,8 @@ def _gather(  # noqa: C901, PLR0913, PLR0917
         for i in range(start[cell], start[cell + 1]):
             if weight[i] == 0.0:
                 continue
-            fill_terms(u[i], v[i], order, terms)
-            fill_terms(s[i], t[i], own_order, own)
+            fill_terms(float(u[i]), float(v[i]), order, terms)
+            fill_terms(float(s[i]), float(t[i]), own_order, own)
             for a in range(n_axes):
                 value = residual[i, a]
                 for j in range(stars.shape[1]):

@@ -423,6 +423,7 @@ def _system(
             solution.color_extinction,
         ),
         n_ccds=len(maps),
+        detector_prior=settings.illumination_sigma**-2,
         constant_prior=_HELD,
         fixed=gauge_conditions(maps, order, settings.illumination_order),
     )
@@ -517,8 +518,9 @@ def _improved(
 ) -> tuple[TractPhotometry, float]:
     """Return an improved solution, and by how many sigma detections have moved, rms."""
     solution, system, residual, _ = _with_stars(data, solution, settings)
-    start = np.zeros((len(solution.illumination) * len(solution.detectors), 1))
-    change, steps = solve_step(system, residual.astype(np.float32), start, _TOLERANCE, _MOST_STEPS)
+    shape = system.shape
+    start = shape.detectors, np.zeros_like(shape.constants)
+    change, steps = solve_step(system, residual, start, _TOLERANCE, _MOST_STEPS)
     moved = system.displacement(change)
     used = np.count_nonzero(system.weight)
     size = float(np.sqrt(np.sum(system.weight[:, None] * moved**2) / used))
