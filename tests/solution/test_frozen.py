@@ -6,8 +6,9 @@ from conftest import SETTINGS, solve
 
 from coaddflow.errors import InputError
 from coaddflow.solution.detections import MAS
-from coaddflow.solution.frozen import fit_exposure
+from coaddflow.solution.frozen import calibrate_exposure, fit_exposure
 from coaddflow.solution.linking import Links
+from coaddflow.solution.photometry import solve_photometry
 
 LATE = 7
 
@@ -81,3 +82,29 @@ def test_exposure_elsewhere_is_refused(turbulent_tract, frozen):
     detections.dec[:] += 10.0
     with pytest.raises(InputError, match="exposure 1008 has no star of the solution"):
         fit_exposure(detections, exposure, frozen.solution, frozen.color, SETTINGS)
+
+
+def test_late_exposure_has_the_magnitudes_of_the_solution(cloudy_tract):
+    # the stars of a solution, and one of its exposures by itself: 0.3 mag of clouds with structure
+    simulated, links = cloudy_tract.simulated, cloudy_tract.links
+    solution = solve_photometry(
+        *(cloudy_tract.detections, links, simulated.exposures, simulated.references),
+        *(cloudy_tract.color, simulated.maps, SETTINGS.photometry, SETTINGS.clouds),
+    )
+    rows = np.flatnonzero(cloudy_tract.detections.exposure == LATE)
+    detections, star = cloudy_tract.detections.take(rows), links.star[rows]
+    detections.exposure[:] = 0
+    exposure = simulated.exposures.only(LATE)
+    found = calibrate_exposure(detections, star, exposure, solution, cloudy_tract.color, SETTINGS)
+    for ccd in (0, 7):
+        here = detections.ccd == ccd
+        number, place = int(simulated.maps.ccd[ccd]), (detections.x[here], detections.y[here])
+        expected = solution.of_exposure(LATE).zero_point(number, *place)
+        # stars that were withheld from the solution are not among its stars
+        difference = found.zero_point(number, *place) - expected
+        assert np.abs(difference).max() < 0.003
+        assert expected.std() > 0.002
+    with pytest.raises(InputError, match="no star with a magnitude"):
+        calibrate_exposure(
+            *(detections, np.full_like(star, -1), exposure, solution, cloudy_tract.color, SETTINGS)
+        )

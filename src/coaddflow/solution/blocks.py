@@ -16,9 +16,11 @@ exposures. Memory is a few numbers per detection and the blocks.
 
 Gauge: a polynomial over the field that is added to all detectors and taken from all exposures
 changes nothing. The detectors' part is kept free of what any polynomial that all exposures and all
-detectors have can describe: steps stay in the null space of these conditions [3]_. The constants
-of a detector have a mean of zero over the epochs; what the constants of an epoch have in common
-with the polynomials of its exposures is decided by their prior.
+detectors have can describe: steps stay in the null space of these conditions [3]_. Polynomials of
+higher orders than the detectors have are all but gauge on small CCDs, and held by the prior of the
+detectors: without it they grow until nothing is linear. The constants of a detector have a mean of
+zero over the epochs; what the constants of an epoch have in common with the polynomials of its
+exposures is decided by their prior.
 
 References
 ----------

@@ -116,6 +116,10 @@ class DetectorMaps:
         centre, half = (self.size - 1) / 2.0, self.half[index]
         return (x - centre[index, 0]) / half, (y - centre[index, 1]) / half
 
+    def place(self, index: NDArray, u: FloatArray, v: FloatArray) -> FloatArray:
+        """Return the field positions, degrees, shape (n, 2), of positions of `unit`."""
+        return np.einsum("nt,nat->na", design_matrix(u, v, self.order), self.coefficients[index])
+
     def index_of(self, ccd: int, exposure: str) -> int:
         """Return the number of a CCD here; raise InputError, which names the exposure, if none."""
         found = np.flatnonzero(self.ccd == ccd)

@@ -16,9 +16,14 @@ from coaddflow.geometry.sphere import tan_project
 from coaddflow.settings.solution import SolutionSettings, TractAstrometrySettings, WaveSettings
 from coaddflow.solution.astrometry import supported_map_order
 from coaddflow.solution.detections import MAS, Detections, Exposures
-from coaddflow.solution.detector_maps import DetectorMaps
+from coaddflow.solution.detector_maps import DetectorMaps, order_of
 from coaddflow.solution.excess import excess_variance
 from coaddflow.solution.linking import mutual_nearest
+from coaddflow.solution.photometry import (
+    ExposureCalibration,
+    TractPhotometry,
+    supported_zero_point_order,
+)
 from coaddflow.solution.positions import ExposureMap, TractAstrometry
 from coaddflow.solution.waves import WaveField, fit_residuals
 
@@ -81,7 +86,7 @@ def fit_exposure(
     target = plane + np.multiply.outer(relative, color_vector)
     fit = _fit_map(
         design_matrix(*field.T / solution.radius, order),
-        *(target, variance + star_variance, limits.clip_sigma, settings.turbulence),
+        *(target, variance + star_variance, limits.clip_sigma, settings.turbulence, MAS),
     )
     star[rows[~fit.kept]] = -1
     found = ExposureMap(
@@ -89,6 +94,67 @@ def fit_exposure(
         *(color_vector, fit.field, float(fit.excess * MAS)),
     )
     return found, star
+
+
+def calibrate_exposure(
+    detections: Detections,
+    star: NDArray[np.int32],
+    exposure: Exposures,
+    solution: TractPhotometry,
+    color: FloatArray,
+    settings: SolutionSettings,
+) -> ExposureCalibration:
+    """Fit the zero-points of an exposure to the stars of a solution, which stays as it is.
+
+    Parameters
+    ----------
+    detections : Detections
+        All those of this exposure.
+    star : ndarray of int32, shape (n,)
+        Star of each, -1 if it has none: from `fit_exposure`.
+    exposure : Exposures
+        This exposure alone.
+    solution : TractPhotometry
+        The solution.
+    color : ndarray of float64, shape (n stars,)
+        Colours of the stars of the solution, mag; NaN where not known.
+    settings : SolutionSettings
+        Those of the solution.
+
+    Raises
+    ------
+    InputError
+        If none of its stars has a magnitude in its band.
+    """
+    limits, band, maps = settings.photometry, int(exposure.band[0]), solution.detectors
+    true = np.where(star >= 0, solution.magnitude[star, band], np.nan)
+    rows = np.flatnonzero(np.isfinite(true + detections.magnitude + detections.magnitude_error))
+    if len(rows) == 0:
+        raise InputError(
+            f"exposure {exposure.name[0]} has no star with a magnitude in the solution",
+            remedy="solve its tract again with it",
+        )
+    detections, star, true = detections.take(rows), star[rows], true[rows]
+    unit = maps.unit(detections.ccd, detections.x, detections.y)
+    own = solution.illumination[band][detections.ccd]
+    static = np.sum(design_matrix(*unit, order_of(own.shape[1])) * own, axis=1)
+    of_band = solution.exposures.band == band
+    airmass = exposure.airmass[0] - solution.exposures.airmass[of_band].mean()
+    relative = np.nan_to_num(color[star] - solution.median_color)
+    static += solution.color_extinction[band] * airmass * relative
+    field = maps.place(detections.ccd, *unit)
+    variance = detections.magnitude_error.astype(float) ** 2 + limits.error_floor**2
+    variance += solution.magnitude_error[star, band] ** 2
+    order = supported_zero_point_order(len(rows), limits)
+    fit = _fit_map(
+        design_matrix(*field.T / solution.radius, order),
+        *((true - detections.magnitude - static)[:, None], variance, limits.clip_sigma),
+        *(settings.clouds, 1.0, field),
+    )
+    return ExposureCalibration(
+        *(exposure.name[0], maps, solution.radius, fit.coefficients[0]),
+        *(solution.illumination[band], fit.field, fit.excess),
+    )
 
 
 class _Fit(NamedTuple):
@@ -119,8 +185,7 @@ def _field_of(
 ) -> tuple[FloatArray, FloatArray]:
     """Return field positions in degrees (n, 2), and variances of the centroids, degrees^2."""
     ccd = detections.ccd
-    design = design_matrix(*maps.unit(ccd, detections.x, detections.y), maps.order)
-    field = np.einsum("nt,nat->na", design, maps.coefficients[ccd])
+    field = maps.place(ccd, *maps.unit(ccd, detections.x, detections.y))
     error = np.hypot(detections.error, settings.error_floor) * maps.pixel_scale[ccd]
     return field, error**2
 
@@ -141,8 +206,14 @@ def _fit_map(
     variance: FloatArray,
     clip_sigma: float,
     waves: WaveSettings,
+    unit: float,
+    points: FloatArray | None = None,
 ) -> _Fit:
-    """Fit a polynomial, clipped and weighted by the scatter, and then a field of waves."""
+    """Fit a polynomial, clipped and weighted by the scatter, and then a field of waves.
+
+    The field is in the unit of the target over ``unit``, at ``points`` or else where the polynomial
+    is.
+    """
     kept, excess, field = np.ones(len(target), dtype=bool), 0.0, None
     rounds = waves.rounds if waves.enabled else 0
     moved = np.zeros_like(target)
@@ -154,9 +225,10 @@ def _fit_map(
         residual = plane + moved - target
         leverage = np.zeros(len(target), np.float32)
         if attempt >= _MOST_FITS:
-            inputs = residual * MAS, weight / MAS**2, leverage, excess * MAS
-            field = fit_residuals(plane, *inputs, field, waves)
-            moved = field.value(plane) / MAS if field is not None else moved
+            inputs = residual * unit, weight / unit**2, leverage, excess * unit
+            where = plane if points is None else points
+            field = fit_residuals(where, *inputs, field, waves)
+            moved = field.value(where) / unit if field is not None else moved
             residual = plane + moved - target
         extra = excess_variance(residual[kept] ** 2, variance[kept])
         excess = float(np.sqrt(extra))

@@ -334,9 +334,7 @@ def _first_solution(
     zero = np.full(len(exposures), np.nan)
     for number, rows in enumerate(data.of_exposures()):
         n_stars = np.count_nonzero(data.usable[rows])
-        for order in range(settings.order + 1):
-            if n_stars >= settings.stars_per_term * len(term_powers(order)):
-                n_terms[number] = len(term_powers(order))
+        n_terms[number] = len(term_powers(supported_zero_point_order(n_stars, settings)))
         offset = data.reference[data.star[rows]] - data.magnitude[rows]
         if (known := np.isfinite(offset) & data.usable[rows]).any():
             zero[number] = np.median(offset[known])
@@ -359,6 +357,14 @@ def _first_solution(
         withheld=data.withheld,
         withheld_excess=np.full(n_bands, np.nan),
     )
+
+
+def supported_zero_point_order(n_stars: int, settings: TractPhotometrySettings) -> int:
+    """Return the order of an exposure's polynomial that this number of stars supports."""
+    order = settings.order
+    while order > 0 and n_stars < settings.stars_per_term * len(term_powers(order)):
+        order -= 1
+    return order
 
 
 def _calibrated(data: _Data, solution: TractPhotometry) -> tuple[FloatArray, FloatArray]:
