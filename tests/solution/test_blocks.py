@@ -139,7 +139,7 @@ def test_reduced_equations_are_the_schur_complement(system, dense):
 def test_step_minimises_the_residuals_within_the_gauge(system, dense):
     matrix, _, weight, used = dense
     rng = np.random.default_rng(4)
-    residual = rng.normal(size=(len(system.star), 2)).astype(np.float32)
+    residual = rng.normal(size=(len(system.star), 2))
     # with the stars at their best for these residuals, as the solution has them
     stars = system.star_step(residual)
     for number in range(N_EXPOSURES):
@@ -164,7 +164,7 @@ def test_step_minimises_the_residuals_within_the_gauge(system, dense):
 
 
 def test_terms_that_an_exposure_does_not_have_stay(system):
-    residual = np.ones((len(system.star), 2), np.float32)
+    residual = np.ones((len(system.star), 2))
     start = system.shape.detectors, system.shape.constants
     change, _ = solve_step(system, residual, start, 1e-5, 50)
     assert np.all(change.exposures[0, :, 3:] == 0.0)
@@ -174,7 +174,7 @@ def test_terms_that_an_exposure_does_not_have_stay(system):
 def test_leverage_is_the_part_of_a_detection_in_its_star(system):
     # a unit change of one detection changes its star's computed value by the leverage
     row = 5
-    residual = np.zeros((len(system.star), 2), np.float32)
+    residual = np.zeros((len(system.star), 2))
     parts = []
     for axis in range(2):
         residual[:] = 0.0

@@ -67,11 +67,11 @@ def test_proper_motion_of_the_catalogue_is_followed():
 
 
 def test_star_without_catalogue_entry_is_followed():
-    # 500 mas/yr, seen twice a year, the exposures in any order
-    times = [2.0, 0.0, 1.0, 0.5, 1.5, 2.5, 3.0]
+    # 500 mas/yr, seen twice a year for 10 years, the exposures in any order: 5 arcsec
+    times = np.random.default_rng(1).permutation(np.arange(0.0, 10.0, 0.5)).tolist()
     places = [[(100.0 + 0.5 * time, 0.0)] for time in times]
     star, links = link(places, times, catalogue([(0.0, 0.0)]))
-    assert star == [0] * 7
+    assert star == [0] * 20
     assert links.reference.tolist() == [-1]
 
 

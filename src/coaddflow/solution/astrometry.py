@@ -64,7 +64,6 @@ _SETTLED = 0.03
 _TESTED_STARS = 2000
 """Of an exposure, to choose its order."""
 
-
 _N_STAR = 5
 """Parameters of a star."""
 
@@ -187,12 +186,13 @@ def _prepare(
     if withheld is not None:
         usable &= ~withheld[links.star]
     stars, prior = _prior_stars(links, references, frame, settings)
+    s, t = maps.unit(detections.ccd, detections.x, detections.y)
     return _Data(
         star=links.star,
         cells=Cells.of(detections.exposure, detections.ccd, same, exposures.epoch, n_ccds),
         ends=np.searchsorted(detections.exposure, np.arange(len(exposures) + 1)),
-        s=(place := maps.unit(detections.ccd, detections.x, detections.y))[0],
-        t=place[1],
+        s=s,
+        t=t,
         variance=error**2,
         usable=usable,
         color=np.where(known, color - median, 0.0).astype(np.float32),

@@ -233,12 +233,12 @@ class BlockSystem:
         )
         return result
 
-    def star_step(self, residual: SingleArray, pull: FloatArray | None = None) -> FloatArray:
+    def star_step(self, residual: FloatArray, pull: FloatArray | None = None) -> FloatArray:
         """Return the best changes of the stars for given residuals, (n stars, parameters).
 
         Parameters
         ----------
-        residual : ndarray of float32, shape (n, axes)
+        residual : ndarray of float64, shape (n, axes)
             Measured minus computed from the stars.
         pull : ndarray of float64, shape (n stars, parameters), optional
             A priori values minus present values.
@@ -253,7 +253,7 @@ class BlockSystem:
             sums += self.star_prior * pull
         return np.einsum("sij,sj->si", self.star_covariance, sums)
 
-    def displacement(self, change: Parameters) -> SingleArray:
+    def displacement(self, change: Parameters) -> FloatArray:
         """Return what a change of the parameters does to each detection, shape (n, axes)."""
         cells = self.cells
         moved = np.zeros((len(self.star), change.constants.shape[1]))
@@ -267,7 +267,7 @@ class BlockSystem:
         )
         return moved
 
-    def gradient(self, residual: SingleArray, stars: FloatArray) -> Parameters:
+    def gradient(self, residual: FloatArray, stars: FloatArray) -> Parameters:
         """Return the transposed equations times weighted residuals.
 
         ``residual``, shape (n, axes), is reduced by what the changes of stars, shape (n stars,
@@ -455,7 +455,7 @@ def solve_step(
     ----------
     system : BlockSystem
         The equations.
-    residual : ndarray of float32, shape (n, axes)
+    residual : ndarray of float64, shape (n, axes)
         Present residuals (model minus stars), the stars being the best for them.
     present : tuple of ndarray of float64
         Present values of the detectors and of the constants, which have a prior.

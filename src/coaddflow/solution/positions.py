@@ -62,11 +62,6 @@ class StarPositions:
         latitude = self.latitude[star]
         return self.longitude[star] + x / np.cos(np.radians(latitude)), latitude + y
 
-    def sky(self, year: float) -> tuple[FloatArray, FloatArray]:
-        """Return ICRS positions in degrees at a Julian year, without parallax."""
-        every = np.arange(len(self.longitude))
-        return self.frame.to_sky(*self.at(every, year - self.year, (0.0, 0.0)))
-
 
 @dataclass(frozen=True)
 class ExposureMap:
