@@ -51,6 +51,9 @@ _LEAST_SINGULAR = 1e-6
 _STIFF = 1e3
 """How much more expensive steps against the conditions are than others."""
 
+_TOGETHER = 16
+"""Exposures that are eliminated in one matrix product."""
+
 _RIDGE = 1e-9
 """Relative to the diagonal of a block: terms that no detection determines stay what they are."""
 
@@ -294,12 +297,6 @@ class BlockSystem:
         used = np.arange(shape[-1]) < self.n_terms[:, None]
         return np.broadcast_to(used[:, None], shape)
 
-    def first_constant(self, cell: int) -> int:
-        """Return where the constants of a cell's epoch begin among those of its group."""
-        n_groups = len(self.shape.detectors) // self.n_ccds
-        of_group = len(self.shape.constants) // n_groups
-        return int(self.cells.epoch[cell]) % of_group // self.n_ccds * self.n_ccds
-
     def reduced(self, change: Parameters) -> Parameters:
         """Return the reduced normal equations (stars eliminated) times a change."""
         moved = self.displacement(change)
@@ -345,34 +342,53 @@ class Preconditioner:
         self._colors = np.divide(1.0, of_color, out=np.zeros_like(of_color), where=of_color > 0)
 
     def _shared_matrices(self, detectors: FloatArray) -> FloatArray:
-        """Return the equations of detectors and constants of each group, exposures eliminated."""
+        """Return the equations of detectors and constants of each group, exposures eliminated.
+
+        ``detectors`` are the normal matrices of the cells' own polynomials.
+        """
         system, cells = self._system, self._system.cells
         n_ccds, n_own = system.n_ccds, detectors.shape[-1]
-        n = self._conditions.shape[1]
-        matrices = np.zeros((len(system.shape.detectors) // n_ccds, n, n))
-        ends = np.searchsorted(cells.exposure, np.arange(len(system.n_terms) + 1))
-        for number, inverse in enumerate(self._exposures):
-            rows = slice(ends[number], ends[number + 1])
-            if rows.start == rows.stop:
-                continue
-            group, _ = divmod(int(cells.detector[rows.start]), n_ccds)
-            ccd, first = cells.detector[rows] % n_ccds, system.first_constant(rows.start)
-            own = (ccd[:, None] * n_own + np.arange(n_own)).ravel()
-            constant = n_ccds * n_own + first + ccd
-            of_cell = np.moveaxis(self._cross[rows], 1, 0)
-            cross = np.hstack([of_cell.reshape(len(inverse), -1), of_cell[:, :, 0]])
-            part = -cross.T @ (inverse @ cross)
-            matrix, columns = matrices[group], np.concatenate([own, constant])
-            matrix[np.ix_(columns, columns)] += part
-            blocks = own.reshape(len(ccd), n_own)
-            matrix[blocks[:, :, None], blocks[:, None, :]] += detectors[rows]
-            matrix[blocks, constant[:, None]] += detectors[rows][:, 0]
-            matrix[constant[:, None], blocks] += detectors[rows][:, 0]
-            matrix[constant, constant] += detectors[rows][:, 0, 0]
-        prior = np.full(n, system.detector_prior)
-        prior[n_ccds * n_own :] = system.constant_prior
-        matrices[:, np.arange(n), np.arange(n)] += prior
+        n, n_first = self._conditions.shape[1], n_ccds * n_own
+        n_groups = len(system.shape.detectors) // n_ccds
+        own = np.zeros((n_groups * n_ccds, n_own, n_own))
+        np.add.at(own, cells.detector, detectors)
+        mixed = np.zeros((len(system.shape.constants), n_own))
+        np.add.at(mixed, cells.epoch, detectors[:, 0])
+        matrices = np.zeros((n_groups, n, n))
+        of_ccd = np.arange(n_first).reshape(n_ccds, n_own)
+        constant = np.arange(n_first, n)
+        for group, matrix in enumerate(matrices):
+            blocks = own[group * n_ccds : (group + 1) * n_ccds]
+            matrix[of_ccd[:, :, None], of_ccd[:, None, :]] = blocks
+            part = mixed.reshape(n_groups, -1, n_own)[group]
+            columns = of_ccd[np.arange(len(part)) % n_ccds]
+            matrix[constant[:, None], columns] = part
+            matrix[columns, constant[:, None]] = part
+            matrix[constant, constant] = part[:, 0] + system.constant_prior
+            matrix[np.arange(n_first), np.arange(n_first)] += system.detector_prior
+            self._eliminate_exposures(group, matrix)
         return matrices
+
+    def _eliminate_exposures(self, group: int, matrix: FloatArray) -> None:
+        """Subtract what the exposures of a group take up from its equations, some at a time."""
+        cells, n_ccds = self._system.cells, self._system.n_ccds
+        n_own = self._cross.shape[2]
+        mine = np.flatnonzero(cells.detector // n_ccds == group)
+        numbers, first = np.unique(cells.exposure[mine], return_index=True)
+        ends = np.append(first, len(mine))
+        for start in range(0, len(numbers), _TOGETHER):
+            some = range(start, min(start + _TOGETHER, len(numbers)))
+            cross = np.zeros((len(some), self._cross.shape[1], len(matrix)))
+            for place, index in enumerate(some):
+                rows = mine[ends[index] : ends[index + 1]]
+                ccd = cells.detector[rows] % n_ccds
+                of_cell = np.moveaxis(self._cross[rows], 1, 0)
+                own = cross[place, :, : n_ccds * n_own].reshape(-1, n_ccds, n_own)
+                own[:, ccd] = of_cell
+                constant = n_ccds * n_own + cells.epoch[rows] % (len(matrix) - n_ccds * n_own)
+                cross[place, :, constant] = of_cell[:, :, 0].T
+            taken = self._exposures[numbers[some.start : some.stop]] @ cross
+            matrix -= cross.reshape(-1, len(matrix)).T @ taken.reshape(-1, len(matrix))
 
     def _factor(self, matrix: FloatArray) -> tuple[FloatArray, bool]:
         """Return the factor of a matrix in which steps against the conditions are expensive."""
