@@ -92,6 +92,17 @@ def test_stars_have_their_positions_and_motions_within_their_errors(tract):
     assert np.count_nonzero(faint & (tract.links.reference[seen] < 0)) > 30
 
 
+def test_parallaxes_are_solved(tract):
+    # a priori 0 +- 1 mas for stars without an entry in the catalogue; bright ones are known better
+    stars, simulated = tract.solution.stars, tract.simulated
+    seen = np.flatnonzero((stars.covariance[:, 0, 0] > 0) & (tract.links.reference < 0))
+    error = np.sqrt(stars.covariance[seen, 4, 4]) * MAS
+    found, true = stars.parameters[seen, 4] * MAS, simulated.parallax[tract.true[seen]]
+    known = error < 0.8
+    assert np.count_nonzero(known) > 20
+    assert 0.7 < np.sqrt(np.mean(((found - true) / error)[known] ** 2)) < 1.4
+
+
 def test_catalogue_motions_are_kept_if_asked(tract):
     solution = solve(tract, motions="catalogue").solution
     reference = tract.links.reference
