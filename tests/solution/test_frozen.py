@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, solve
+from solved_tract import SETTINGS, solve
 
 from coaddflow.errors import InputError
 from coaddflow.solution.detections import MAS

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from astropy.io import fits
-from conftest import SETTINGS, solve
+from solved_tract import SETTINGS, solve
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.wcs import pixel_to_sky

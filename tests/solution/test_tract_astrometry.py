@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import solve
+from solved_tract import solve
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import SETTINGS
+from solved_tract import SETTINGS
 
 from coaddflow.errors import InputError
 from coaddflow.solution.photometry import solve_photometry
