@@ -146,7 +146,7 @@ def test_step_minimises_the_residuals_within_the_gauge(system, dense):
         rows = slice(number * N_STARS, (number + 1) * N_STARS)
         residual[rows] -= stars[system.star[rows]] @ system.star_design[number].T
     start = system.shape.detectors, system.shape.constants
-    change, steps = solve_step(system, residual, start, 1e-7, 200)
+    change, steps = solve_step(system, residual, start, 1e-7, 200, 0.0)
     assert steps < 60
     assert np.abs(np.einsum("ckt,kat->ca", system.fixed, change.detectors)).max() < 1e-6
     mean = change.constants.reshape(N_EPOCHS, -1).mean(axis=0)

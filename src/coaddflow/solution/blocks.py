@@ -51,6 +51,9 @@ _LEAST_SINGULAR = 1e-6
 _STIFF = 1e3
 """How much more expensive steps against the conditions are than others."""
 
+_LEAST_MOTION = 0.002
+"""Of detections, rms, in units of their errors: less does not matter."""
+
 _TOGETHER = 16
 """Exposures that are eliminated in one matrix product."""
 
@@ -464,6 +467,7 @@ def solve_step(
     present: tuple[FloatArray, FloatArray],
     tolerance: float,
     limit: int,
+    least_motion: float = _LEAST_MOTION,
 ) -> tuple[Parameters, int]:
     """Return the change of the parameters that minimises the residuals, the stars following.
 
@@ -479,6 +483,8 @@ def solve_step(
         Relative to the norm of the first step.
     limit : int
         Most iterations.
+    least_motion : float
+        Steps that move detections by less than this part of their errors, rms, are not taken.
 
     Returns
     -------
@@ -493,9 +499,12 @@ def solve_step(
     precondition = Preconditioner(system)
     step = precondition(left)
     change = Parameters(*(np.zeros(part.shape) for part in system.shape.parts()))
-    norm = first = left.dot(step)
+    norm = left.dot(step)
+    # what is left of the sum of squares, by the preconditioner
+    smallest = least_motion**2 * np.count_nonzero(system.weight) * residual.shape[1]
+    enough = max(tolerance**2 * norm, smallest)
     iteration = 0
-    while iteration < limit and norm > tolerance**2 * first:
+    while iteration < limit and norm > enough:
         iteration += 1
         product = system.reduced(step)
         curvature = step.dot(product)
