@@ -62,6 +62,9 @@ _SETTLED = 0.02
 _SLOPE_FITS, _SLOPE_CLIP, _LEAST_STARS = 4, 4.0, 10
 """Of colour terms: fits, limit of outliers in median deviations, and fewest stars."""
 
+_JUDGED_FITS = 6
+"""Means of withheld stars, without the outliers of the one before."""
+
 _HELD = 1e12
 """Inverse variance of the constants of epochs, which photometry does not have, mag^-2."""
 
@@ -244,7 +247,7 @@ def solve_photometry(
         )
         solution, _ = _improved(data, replace(solution, fields=fields), settings)
     solution, *_ = _with_stars(data, solution, settings)
-    return _judged(data, solution)
+    return _judged(data, solution, settings.clip_sigma)
 
 
 class _Data(NamedTuple):
@@ -543,16 +546,21 @@ def _improved(
     return solution, size
 
 
-def _judged(data: _Data, solution: TractPhotometry) -> TractPhotometry:
+def _judged(data: _Data, solution: TractPhotometry, clip_sigma: float) -> TractPhotometry:
     """Return the solution with the scatter of the stars that were withheld."""
     calibrated, _ = _calibrated(data, solution)
     n_bands = len(data.exposures.bands)
     chosen = solution.withheld[data.star // n_bands] & np.isfinite(calibrated + data.variance)
     star, value, variance = data.star[chosen], calibrated[chosen], data.variance[chosen]
-    weights = np.bincount(star, 1.0 / variance, len(data.prior))
-    mean = np.bincount(star, value / variance, len(data.prior)) / np.maximum(weights, 1e-300)
-    own = 1.0 - 1.0 / (variance * weights[star])
-    often = own > 1.0 - MOST_LEVERAGE
+    kept = np.ones(len(star), dtype=bool)
+    for _ in range(_JUDGED_FITS):
+        weight = kept / variance
+        weights = np.bincount(star, weight, len(data.prior))
+        sums = np.bincount(star, weight * value, len(data.prior))
+        mean = np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
+        kept = (value - mean[star]) ** 2 <= clip_sigma**2 * variance
+    own = 1.0 - weight / np.maximum(weights[star], 1e-300)
+    often = (weight > 0) & (own > 1.0 - MOST_LEVERAGE)
     square = (value - mean[star])[often] ** 2 / own[often]
     found = np.full(n_bands, np.nan)
     for band in range(n_bands):
