@@ -29,6 +29,7 @@ ORDER = (
     "exposure",
     "skymap",
     "corners",
+    "solution",
     "warp",
     "coadd",
     "workflow",

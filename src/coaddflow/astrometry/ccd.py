@@ -25,6 +25,7 @@ from coaddflow.geometry.sphere import separation, tan_deproject, tan_project
 from coaddflow.geometry.wcs import fit_tan_sip, pixel_to_sky, plane_to_tan_sip
 from coaddflow.image.statistics import RAYLEIGH_MEDIAN
 from coaddflow.settings.astrometry import AstrometrySettings
+from coaddflow.settings.solution import TractAstrometrySettings
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +267,10 @@ def fit_ccd(
 
 
 def supported_order(
-    stars: FloatArray, edge: FloatArray, highest: int, settings: AstrometrySettings
+    stars: FloatArray,
+    edge: FloatArray,
+    highest: int,
+    settings: AstrometrySettings | TractAstrometrySettings,
 ) -> int:
     """Return the highest order of a polynomial that stars support, 0 if not even the first.
 

@@ -1,0 +1,1 @@
+"""The solution of a tract: astrometry and photometry of all its exposures together."""
