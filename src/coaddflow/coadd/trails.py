@@ -7,9 +7,10 @@ and means of the bins around are subtracted, so that no sky does.
 
 A line is a trail if it is seen along most of its way through the image, in data with data on both
 sides: spikes of stars fade, bleed columns have no data in their middle, and edges of CCDs have none
-beside them. The position is then refined from the cross-profiles of pieces of it, and the width measured where their
-median ends. A trail is flagged from edge to edge, gaps included. One that begins or ends far within
-the image, so that it is seen on less than ``min_coverage`` of the line, is not found here.
+beside them. The position is then refined from the cross-profiles of pieces of it, and the width
+measured where their median ends. A trail is flagged from edge to edge, gaps included. One that
+begins or ends far within the image, so that it is seen on less than ``min_coverage`` of the line,
+is not found here.
 
 A trail belongs to the exposure in whose difference it is positive, also if there are only two.
 
@@ -98,7 +99,7 @@ def find_trails(significance: NDArray[np.float32], settings: TrailSettings) -> l
     list of Trail
         The most significant first.
     """
-    bins, known = _bin_significance(significance, _BIN)
+    bins, known = bin_significance(significance, _BIN)
     bins = _without_background(bins, known)
     trails: list[Trail] = []
     for _ in range(2 * settings.max_trails):
@@ -134,8 +135,12 @@ def _mark_near(mask, angle, offset, half_width):
 
 
 @njit(nogil=True)
-def _bin_significance(significance, side):
-    """Return sums over bins in units of the noise, and whether half of a bin has values."""
+def bin_significance(significance, side):
+    """Return sums over bins in units of the noise, 0 where unknown, and which bins are known.
+
+    ``significance`` is a float32 plane with NaN where nothing is known; a bin is known if half of
+    its pixels are. Both results have the shape of the bins.
+    """
     ny, nx = significance.shape
     shape = (-(-ny // side), -(-nx // side))
     sums, counts = np.zeros(shape, np.float32), np.zeros(shape, np.int32)

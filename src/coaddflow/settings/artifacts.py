@@ -50,12 +50,14 @@ class TrailSettings(Section):
 class ArtifactSettings(Section):
     """Artifacts: regions of single exposures that differ from the model of the static sky."""
 
-    sigma: float = Field(5.0, gt=0.0)
-    """Threshold of a region, in units of the noise of the smoothed difference."""
+    sigma: float = Field(6.0, gt=0.0)
+    """Threshold of a region, in units of the noise of the smoothed difference, which has more large
+    values than a normal distribution where the epochs are few."""
     grow_sigma: float = Field(2.5, gt=0.0)
     """A region goes on to where the smoothed difference falls below this."""
-    coarse: float = Field(4.0, gt=1.0)
-    """Scale of the second, coarser map of differences, relative to that of the PSF."""
+    coarse: int = Field(4, ge=2, le=16)
+    """Side of the bins of the second, coarser map of differences, pixels: it shows what is wide and
+    faint."""
     relative: float = Field(0.05, ge=0.0, lt=1.0)
     """Part of the static light nearby by which a difference is reduced, for what is left of stars
     after the matching of the PSFs."""
