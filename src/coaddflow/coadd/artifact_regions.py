@@ -55,6 +55,12 @@ _NOISE_STEP = 5
 _EMPTY = 0.5
 """Where the light explains less than this, in units of the noise, there is empty sky."""
 
+_NOT_NOISE = 5.0
+"""In units of the noise."""
+
+_WITHIN_THREE_SIGMA = 0.9973
+"""Part of normal values."""
+
 _TRUNCATE = 3.0
 """Reach of the smoothing in standard deviations."""
 
@@ -87,6 +93,10 @@ class Difference(NamedTuple):
     def unexplained(self) -> NDArray[np.float32]:
         """Return the significance without the part that the light explains."""
         return _reduced(self.significance, self.tolerance)
+
+    def without(self, pixels: NDArray[np.bool_]) -> "Difference":
+        """Return the difference with some pixels not compared."""
+        return Difference(np.where(pixels, np.float32(np.nan), self.significance), self.tolerance)
 
 
 def _reduced(values: NDArray[np.float32], by: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -205,7 +215,8 @@ def difference_of_epoch(
     taking_part : bool
         See `difference_variance`.
     """
-    spread = difference_variance(variance, sky, taking_part)
+    # missing values have an infinite variance
+    spread = difference_variance(np.where(usable, variance, np.nan), sky, taking_part)
     compared = usable & (sky.n_epochs >= (2 if taking_part else 1)) & (spread > 0)
     noise = np.sqrt(np.where(compared, spread, np.nan))
     light = np.nan_to_num(sky.median - _LIGHT_SIGMA * np.sqrt(sky.variance))
@@ -220,7 +231,7 @@ def smoothed(difference: Difference, sigma: float) -> NDArray[np.float32]:
     """Return a difference smoothed by a Gaussian, without what the light explains.
 
     Pixels are correlated by the resampling and by the matching of the PSFs, so that the noise of
-    the smoothed map is taken from it: from the median of its absolute values in empty sky.
+    the smoothed map is taken from it: from its absolute values in empty sky.
 
     Parameters
     ----------
@@ -250,10 +261,18 @@ def smoothed(difference: Difference, sigma: float) -> NDArray[np.float32]:
 
 
 def _noise_of(values: NDArray[np.float32], counted: NDArray[np.bool_]) -> float:
-    """Return the noise of a map relative to what white noise would give; at least 1."""
+    """Return the noise of a map relative to what white noise would give; at least 1.
+
+    Differences from the median of few epochs are not normal: they have more large values than
+    their median tells, so that those of 3 standard deviations count if they are farther out.
+    """
     every = slice(None, None, _NOISE_STEP)
-    sample = values[every, every][counted[every, every]]
-    return max(mad_sigma(sample, 0.0), 1.0) if sample.size else 1.0
+    sample = np.abs(values[every, every][counted[every, every]])
+    if sample.size == 0:
+        return 1.0
+    noise = max(mad_sigma(sample, 0.0), 1.0)
+    without_artifacts = sample[sample < _NOT_NOISE * noise]
+    return max(noise, float(np.quantile(without_artifacts, _WITHIN_THREE_SIGMA)) / 3.0)
 
 
 def _white_noise(sigma: float) -> float:
@@ -289,16 +308,16 @@ def find_candidates(
     ndarray of bool, shape (ny, nx)
         False where there is nothing to compare.
     """
-    (bins, known), (tolerance, _) = (bin_significance(p, settings.coarse) for p in difference)
+    some = n_epochs > 2
+    found = _connected(smoothed(difference, psf_sigma), some, settings)
+    # what is bright in a few pixels is not wide, though it is seen in bins around
+    bins, known = bin_significance(difference.without(found).significance, settings.coarse)
+    tolerance, _ = bin_significance(difference.tolerance, settings.coarse)
     bins[~known] = np.nan
-    fine = smoothed(difference, psf_sigma)
-    coarse = smoothed(Difference(bins, tolerance), psf_sigma)
-    brighter, darker = (
-        _connected(sign * fine, settings)
-        | _enlarged(_connected(sign * coarse, settings), settings.coarse, fine.shape)
-        for sign in (np.float32(1.0), np.float32(-1.0))
-    )
-    return (brighter | (darker & (n_epochs > 2))) & np.isfinite(difference.significance)
+    fewest = some[:: settings.coarse, :: settings.coarse]
+    coarse = _connected(smoothed(Difference(bins, tolerance), psf_sigma), fewest, settings)
+    found |= _enlarged(coarse, settings.coarse, found.shape)
+    return found & np.isfinite(difference.significance)
 
 
 def _enlarged(bins: NDArray[np.bool_], side: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -306,16 +325,23 @@ def _enlarged(bins: NDArray[np.bool_], side: int, shape: tuple[int, int]) -> NDA
     return bins.repeat(side, axis=0).repeat(side, axis=1)[: shape[0], : shape[1]]
 
 
-def _connected(values: NDArray[np.float32], settings: ArtifactSettings) -> NDArray[np.bool_]:
-    """Return the pixels above the lower threshold that are connected to one above the higher."""
-    above = values > settings.sigma  # NaN is not
-    if not above.any():
-        return above
-    labels, n = ndimage.label(values > settings.grow_sigma, _TOUCHING)
-    chosen = np.zeros(n + 1, bool)
-    chosen[labels[above]] = True
-    chosen[0] = False
-    return chosen[labels]
+def _connected(
+    values: NDArray[np.float32], both_signs: NDArray[np.bool_], settings: ArtifactSettings
+) -> NDArray[np.bool_]:
+    """Return the pixels beyond the lower threshold that are connected to one beyond the higher.
+
+    Values below zero count only where ``both_signs`` is set.
+    """
+    found = np.zeros(values.shape, bool)
+    for sign, counted in ((np.float32(1.0), True), (np.float32(-1.0), both_signs)):
+        above = (sign * values > settings.sigma) & counted  # NaN is not
+        if above.any():
+            beyond = (sign * values > settings.grow_sigma) & counted
+            labels, n = ndimage.label(beyond, _TOUCHING)
+            chosen = np.zeros(n + 1, bool)
+            chosen[labels[above]] = True
+            found |= chosen[labels]
+    return found
 
 
 # The temporal rule ------------------------------------------------------------------------------
@@ -417,7 +443,8 @@ def compare_epochs(
     found = []
     for difference in differences:
         streak = trail_mask(find_trails(difference.unexplained(), settings.trails), counts.shape)
-        candidates = find_candidates(difference, n_epochs, fwhm * _SIGMA_PER_FWHM, settings)
+        rest = difference.without(streak)
+        candidates = find_candidates(rest, n_epochs, fwhm * _SIGMA_PER_FWHM, settings)
         counts += candidates | streak
         found.append(tuple(np.packbits(plane, axis=1) for plane in (candidates, streak)))
     enough = _allowed(n_epochs, settings.max_fraction) > 0
