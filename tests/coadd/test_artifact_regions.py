@@ -106,11 +106,19 @@ def test_spots_are_rejected_whole_whether_bright_or_dark(n):
 
 
 def test_what_is_wide_and_faint_is_found():
-    ghost = 1.3 * near(260, 250, 50.0)
+    ghost = 1.1 * near(260, 250, 50.0)
     image, variance, _ = make_epochs(6, np.random.default_rng(5), {3: ghost}, 20)
     results = compared(image, variance)
     assert results[3].rejected[near(260, 250, 45.0)].mean() > 0.98
     assert results[2].rejected[near(260, 250, 45.0)].mean() < 0.02
+
+
+def test_what_is_bright_and_narrow_is_not_rejected_far_around():
+    hit = 100.0 * near(200, 200, 1.5)
+    image, variance, _ = make_epochs(6, np.random.default_rng(13), {3: hit}, 20)
+    rejected = compared(image, variance)[3].rejected
+    assert rejected[near(200, 200, 8.0)].all()
+    assert not rejected[~near(200, 200, 4.0 * FWHM)].any()
 
 
 def test_of_two_epochs_a_spot_is_flagged_in_the_brighter_and_nothing_is_rejected():
