@@ -114,11 +114,11 @@ def test_what_is_wide_and_faint_is_found():
 
 
 def test_what_is_bright_and_narrow_is_not_rejected_far_around():
-    hit = 100.0 * near(200, 200, 1.5)
+    hit = 300.0 * near(200, 200, 3.0)
     image, variance, _ = make_epochs(6, np.random.default_rng(13), {3: hit}, 20)
     rejected = compared(image, variance)[3].rejected
     assert rejected[near(200, 200, 8.0)].all()
-    assert not rejected[~near(200, 200, 4.0 * FWHM)].any()
+    assert not rejected[~near(200, 200, 16.0)].any()
 
 
 def test_of_two_epochs_a_spot_is_flagged_in_the_brighter_and_nothing_is_rejected():

@@ -56,10 +56,10 @@ _EMPTY = 0.5
 """Where the light explains less than this, in units of the noise, there is empty sky."""
 
 _NOT_NOISE = 5.0
-"""In units of the noise."""
+"""Values beyond this, in units of the noise, are of artifacts, and say nothing about the noise."""
 
 _WITHIN_THREE_SIGMA = 0.9973
-"""Part of normal values."""
+"""Part of the values of a normal distribution."""
 
 _TRUNCATE = 3.0
 """Reach of the smoothing in standard deviations."""
