@@ -69,7 +69,7 @@ PIXELS_PER_SET = 4
 SET_COPIES = 3
 """The bits of a set, and their copies while the sets of a coadd are put together and written."""
 
-PSF_BYTES = 1_000_000
+PSF_BYTES = 250_000
 """PSFs of the CCDs of an exposure on a patch, and a table of them."""
 
 STACK_BYTES_PER_PIXEL = 13
