@@ -255,11 +255,47 @@ def test_a_set_of_too_few_frames_does_not_exist_and_its_frames_are_named():
     rows = [*frames(FIRST, "bias"), *frames(SECOND, "bias", n=2)]
     rows += [*exposures(FIRST, "a"), *exposures(SECOND, "b")]
     calibs = NIGHTS | NO_FLATS
-    with pytest.raises(InputError, match=r"exposure 'b' of the night of 2024-01-04; the nearest"):
+    said = (
+        r"exposure 'b' of the night of 2024-01-04; set '20240104' has 2 bias frames, 3 are needed"
+    )
+    with pytest.raises(InputError, match=said):
         plan_of(rows, calibs=calibs).check()
+    nights = [{"name": "old", "last": "2024-01-03"}, {"name": "new", "first": "2024-01-04"}]
+    with pytest.raises(InputError, match=r"; set 'new' has 2 bias frames, 3 are needed; the near"):
+        plan_of(rows, calibs=calibs | {"sets": {"nights": nights}}).check()
     near = plan_of(rows, calibs=calibs | {"sets": {"gap": 0, "outside": "nearest"}})
     said = "2 bias frames in no set (outside of the nights of all sets, or fewer than 3 in a set)"
     assert said in "; ".join(notes(near))
+
+
+@pytest.mark.parametrize("outside", ["stop", "nearest"])
+def test_frames_that_are_too_few_in_each_night_stop_the_plan(outside):
+    nights = range(FIRST, FIRST + 10)
+    rows = [row for night in nights for row in frames(night, "flat r", n=2)]
+    rows += [row for night in nights for row in exposures(night, f"e{night}")]
+    calibs = NIGHTS | {"sets": {"gap": 0, "outside": outside}}
+    plan = plan_of(rows, calibs=calibs)
+    said = (
+        r"20 flat frames in r of 10 nights, but no set has the 3 that are needed\. Widen the gap .*"
+        r", lower calibs\.flat\.min_frames, or .* \(calibs\.flat\.sets: \{\}\)"
+    )
+    with pytest.raises(InputError, match=said):
+        plan.check()
+    assert len(plan.frames_without_set("flat")) == 20
+    assert "20 flat frames in no set" in "; ".join(notes(plan))
+    assert "no master flat" not in "; ".join(notes(plan))
+    assert plan.shown_sets(f"e{FIRST}") == "flat=none"
+    # other kinds have no frames at all, which stops nothing
+    plan_of(rows, calibs=calibs | {"flat": {"sets": {}}}).check()
+
+
+def test_frames_of_the_night_sky_that_are_too_few_in_each_night_stop_the_plan():
+    rows = [row for night in (FIRST, SECOND) for row in exposures(night, f"a{night}", f"b{night}")]
+    sky = {"flat": {"source": "night_sky", "min_frames": 2}}
+    named = {"nights": [{"name": "new", "first": "2024-01-04"}], "outside": "nearest"}
+    said = r"4 flat frames in r of 2 nights.* 5 that are needed\. Name more nights .*night_sky"
+    with pytest.raises(InputError, match=said):
+        plan_of(rows, calibs=sky | {"longitude": CHILE, "sets": named}).check()
 
 
 def test_a_frame_without_a_date_is_named():
@@ -349,6 +385,10 @@ def test_given_frames_have_sets_by_their_path():
     with pytest.raises(InputError, match=r"masters/new/bias_0\.fits: 1 of the 2 files"):
         plan.check()
     assert plan.sets_made_with("bias", None, "old") == {}
+    # frames that are given cannot be added
+    first = calibs | {"sets": {"nights": nights[:1]}}
+    with pytest.raises(InputError, match=r"'old', 1 night away\. Widen the set"):
+        plan_of(rows, calibs=first).check()
     # a set that no exposure takes need not be there
     plan_of(rows[:1], calibs=calibs, exclude_ccds=[1, 2, 3]).check()
 
@@ -459,7 +499,8 @@ def test_every_file_has_the_name_that_its_rule_makes(dark, others, granularity):
         taken, band = plan.sets_taken(exposure), plan.band_of(exposure)
         assert {*plan.calibs_of_band(band, taken)[2].values()} <= made
         if granularity == "exposure":
-            assert plan.calib_table(band, taken) in made | {None}
+            table = plan.calib_table(band, taken)
+            assert table in made if plan.calibs_of_band(band, taken)[2] else table is None
     for stage in CALIB_STAGES:
         for names in STAGES[stage].units(plan):
             asked = getattr(Inputs(plan), stage.removeprefix("master_"))(SimpleNamespace(**names))

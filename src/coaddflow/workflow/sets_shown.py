@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import read_exposures, write_exposures
-from coaddflow.workflow.calib_sets import CalibSets, night_of
+from coaddflow.workflow.calib_sets import CalibSets, CandidateFrames, night_of
 from coaddflow.workflow.plan import raw_exposures
 
 
@@ -34,7 +34,7 @@ def show_sets(settings: Settings, table: str | Path) -> list[str]:
     """
     rows, calibs = read_exposures(table), settings.calibs
     science, calibration = raw_exposures(settings, rows)
-    sets = CalibSets.of_rows(calibs, science.values(), calibration.values())
+    sets = CalibSets.of_frames(CandidateFrames(calibs, science.values(), calibration.values()))
     longitude = calibs.longitude or 0.0
     shown = [
         row.model_copy(
