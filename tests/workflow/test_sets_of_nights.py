@@ -121,7 +121,8 @@ SETS = [CalibSet("a", 10, 12), CalibSet("b", 20, 20)]
     ],
 )
 def test_a_set_holds_as_far_from_its_frames_as_the_gap(night, gap, outside, expected):
-    settings = CalibSetsSettings(gap=gap, outside=outside)
+    nights = [{"name": "named"}] if gap is None else []
+    settings = CalibSetsSettings(nights=nights, gap=gap, outside=outside)
     assert held(SETS, night, settings) == expected
     assert held([], night, settings) is None
 
@@ -152,19 +153,45 @@ def test_a_name_of_several_sets_is_that_of_no_others(names):
         ({"sets": {"nights": [{"name": "a/b"}]}}, "'a/b' is not a valid set id"),
         ({"sets": {"nights": [{"name": "frames"}]}}, "cannot be called 'frames'"),
         ({"sets": {"nights": [{"name": "none"}]}}, "cannot be called 'none'"),
-        ({"sets": {"nights": [{"name": "a", "first": 20240101}]}}, "write a date as 2026-01-05"),
+        ({"sets": {"nights": [{"name": "a", "first": 20240101}]}}, "write one as 2026-01-05"),
+        ({"sets": {"nights": [{"name": "a", "first": "20240101"}]}}, "write one as 2026-01-05"),
+        ({"sets": {"nights": [{"name": "a", "last": "1704067200"}]}}, "write one as 2026-01-05"),
+        ({"sets": {"outside": "nearest"}}, "`outside` without `nights` or `gap`"),
+        ({"flat": {"sets": {"outside": "nearest"}}}, "`outside` without `nights` or `gap`"),
+        ({"flat": {"sets": {"outside": "stop"}}}, "`outside` without `nights` or `gap`"),
+        (
+            {"flat": {"sets": {"nights": [], "gap": None, "outside": "nearest"}}},
+            "`outside` without `nights` or `gap`",
+        ),
         (
             {"sets": {"nights": [{"name": "a", "first": "2024-01-02", "last": "2024-01-01"}]}},
             "ends before it begins",
         ),
         ({"bias": {"source": "given", "path": "{set}/{ccd}.fits"}}, "name the sets"),
-        ({"defects": {"sets": {"gap": 1}}}, "calibs.defects.sets has no effect"),
-        ({"bias": {"source": "none", "sets": {"gap": 1}}}, "calibs.bias.sets has no effect"),
+        (
+            {"defects": {"sets": {"gap": 1}}},
+            "calibs.defects.sets has no effect: defects have the sets of the frames",
+        ),
+        (
+            {"bias": {"source": "none", "sets": {"gap": 1}}},
+            "calibs.bias.sets has no effect: source is `none`",
+        ),
+        (
+            {"bias": {"source": "given", "path": "{ccd}.fits", "sets": {"gap": 1}}},
+            r"calibs.bias.sets has no effect: given frames need \{set\}",
+        ),
     ],
 )
 def test_a_mistake_in_the_sets_is_named(calibs, said):
     with pytest.raises(ValueError, match=said):
         Settings(calibs=calibs)
+
+
+def test_defaults_that_are_written_out_are_one_set_for_all_nights():
+    written = CalibSetsSettings().model_dump()
+    assert written.keys() == {"nights", "gap", "outside"}
+    assert not CalibSetsSettings(**written).in_use
+    assert not CalibSetsSettings().in_use
 
 
 def test_a_name_that_looks_like_a_date_or_a_number_is_a_name():
