@@ -17,6 +17,8 @@ from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.calib_sets import (
     NO_SET,
     CalibSet,
+    CalibSets,
+    CandidateFrames,
     HeldSet,
     date_of,
     found_sets,
@@ -593,6 +595,45 @@ def test_nothing_is_looked_for_more_often_in_a_survey_of_more_exposures():
             plan.calibs_of_band("r", plan.sets_taken(exposure))
         looks.append(plan._taken.cache_info().misses)
     assert looks == [2, 2]
+
+
+class CountedRows(list):
+    """Rows of a table, which count how often all are gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_rows_are_gone_through_as_often_for_many_bands_as_for_one():
+    sky = {"source": "night_sky", "min_frames": 3}
+    calibs = Settings(calibs={"flat": sky, "dark": sky}).calibs
+    passes = []
+    for bands in ("r", "grizy"):
+        rows = CountedRows(
+            row
+            for band in bands
+            for row in exposures(FIRST, *(f"{band}{i}" for i in range(5)), band=band)
+        )
+        sets = CalibSets.of_frames(CandidateFrames(calibs, rows, []))
+        assert [*sets.made["flat"]] == sorted(bands)
+        passes.append(rows.passes)
+    assert passes[0] == passes[1] <= 2
+
+
+def test_candidates_of_a_band_are_those_of_its_table_or_of_the_sky_in_order_of_time():
+    rows = [*exposures(SECOND, "b", "a"), *exposures(FIRST, "g0", band="g"), *exposures(FIRST, "c")]
+    dark = frames(FIRST, "dark", "flat g", "flat r", n=1)
+    sky = Settings(calibs={"flat": {"source": "night_sky"}}).calibs
+    found = CandidateFrames(sky, rows, dark)
+    assert [row.exposure for row in found.of("flat", "r")] == ["c", "a", "b"]
+    assert [row.exposure for row in found.of("dark")] == [f"dark{FIRST}_0"]
+    named = Settings(calibs={"flat": {"exposures": [f"flatr{FIRST}_0", "flatg"]}}).calibs
+    found = CandidateFrames(named, rows, dark)
+    assert [row.exposure for row in found.of("flat", "r")] == [f"flatr{FIRST}_0"]
+    assert [row.exposure for row in found.of("flat", "g")] == []
 
 
 def test_the_table_shows_what_exposures_take_and_is_not_read_for_it():
