@@ -422,6 +422,20 @@ def test_given_frames_have_sets_by_their_path():
     plan_of(rows[:1], calibs=calibs, exclude_ccds=[1, 2, 3]).check()
 
 
+def test_given_frames_that_only_raw_frames_take_are_looked_for():
+    """The dark of the first night, whose bias no exposure takes."""
+    given = {"source": "given", "path": "masters/{set}/bias_{ccd}.fits"}
+    nights = [{"name": "old", "last": "2024-01-03"}, {"name": "new", "first": "2024-01-04"}]
+    calibs = {"longitude": CHILE, "bias": given | {"sets": {"nights": nights}}}
+    rows = [*frames(FIRST, "dark"), *exposures(SECOND, "b")]
+    plan = plan_of(rows, calibs=calibs, exclude_ccds=[1, 2, 3])
+    assert plan.given_files("bias", "r") == [f"masters/{n}/bias_0.fits" for n in ("new", "old")]
+    Path("masters/new").mkdir(parents=True)
+    Path("masters/new/bias_0.fits").touch()
+    with pytest.raises(InputError, match=r"masters/old/bias_0\.fits: 1 of the 2 files"):
+        plan.check()
+
+
 def test_given_frames_without_a_set_in_their_path_hold_for_all_nights():
     given = {"source": "given", "path": "masters/flat_{band}_{ccd}.fits"}
     rows = [*frames(FIRST, "bias"), *frames(SECOND, "bias")]
@@ -454,6 +468,33 @@ def test_frames_of_the_night_sky_have_sets_too():
     # too few for the search for sources (calibs.night_sky.min_frames)
     few = plan_of(rows[:-1], calibs=NIGHTS | calibs)
     assert few.calib_units["flat"] == [("r", "20240101")]
+
+
+@pytest.mark.parametrize("sets", [{}, NIGHTS])
+def test_defects_on_a_dark_of_the_night_sky_need_frames_of_their_own_number(sets):
+    """Six exposures of the first night and five of the second make two darks, or one of all."""
+    rows = exposures(FIRST, *(f"a{i}" for i in range(6)))
+    rows += exposures(SECOND, *(f"b{i}" for i in range(5)))
+    sky = {"source": "night_sky"}
+    calibs = {"bias": {"source": "none"}, "flat": {"source": "none"}, "dark": sky} | sets
+    names = {True: ("20240101/", "20240104/"), False: ("", "")}[bool(sets)]
+    # what there is in the nights of both exposures
+    for least, expected in ((5, "ab"), (6, "a" if sets else "ab"), (12, "")):
+        plan = plan_of(rows, calibs=calibs | {"defects": sky | {"min_frames": least}})
+        plan.check()
+        for exposure, name in zip("ab", names, strict=True):
+            files = plan.calibs_of_band("r", plan.sets_taken(f"{exposure}0"))[0]
+            kinds = {"dark", "defects"} if exposure in expected else {"dark"}
+            assert files == {kind: f"results/calibs/{kind}/{name}0.fits" for kind in kinds}
+        units = [name for _, name in plan.calib_units["defects"]]
+        assert units == [
+            *dict.fromkeys(
+                name.rstrip("/") for e, name in zip("ab", names, strict=True) if e in expected
+            )
+        ]
+        assert all(plan.sets_made_with("defects", None, one) == {"dark": [one]} for one in units)
+        assert plan.calib_frames("defects") == []
+        assert ("no master defects" in "; ".join(notes(plan))) == (not expected)
 
 
 # Jobs, counts, words

@@ -268,6 +268,17 @@ def separated(name: str, kinds: Sequence[str]) -> Mapping[str, str]:
     return dict(zip(kinds, names, strict=True))
 
 
+def _with_frames_for_defects(darks: Sequence[CalibSet], frames: CandidateFrames) -> list[CalibSet]:
+    """Return the sets of night-sky darks in whose nights there are enough frames for defects."""
+    settings, rows = frames.settings, frames.of("defects")
+    if darks == [ONE_SET]:
+        counts = Counter({ONE_SET: len(rows)})
+    else:
+        nights = (night_of_frame(row, settings) for row in rows) if darks else ()
+        counts = Counter(of_night(darks, night) for night in nights)
+    return [one for one in darks if counts[one] >= settings.defects.min_frames]
+
+
 # The sets of a survey ----------------------------------------------------------------------------
 
 
@@ -307,6 +318,8 @@ class CalibSets:
             if getattr(settings, kind).source in ("frames", "night_sky")
             and not (kind == "defects" and settings.defects_from)
         }
+        if settings.defects_from == ("dark",):
+            made["defects"] = {"": _with_frames_for_defects(made["dark"].get("", ()), frames)}
         return cls(settings, made)
 
     @classmethod
@@ -348,7 +361,13 @@ class CalibSets:
 
     def exists(self, kind: str, band: str) -> bool:
         """Return whether there are calibration frames of a kind, in some night."""
+        if self._are_on_dark(kind):
+            return bool(self.of(kind))
         return any(self.of(one, band) for one in self.sources_of_name(kind))
+
+    def _are_on_dark(self, kind: str) -> bool:
+        """Return whether these are defects found on the dark alone, which ask for frames too."""
+        return kind == "defects" and self.settings.defects_from == ("dark",)
 
     def shown(self, band: str, night: int) -> str:
         """Return the sets that exposures of a band take in a night, for people.
@@ -379,6 +398,8 @@ class CalibSets:
         names = [by_kind.get(one, ALWAYS) for one in sources]
         if all(name == NO_SET for name in names):
             return None
+        if self._are_on_dark(kind) and names[0] not in (one.name for one in self.of(kind)):
+            return None
         return joined(name for name in names if name != ALWAYS) or self._nothing([kind])
 
     def _nothing(self, kinds: Iterable[str]) -> str:
@@ -391,5 +412,7 @@ class CalibSets:
     def parts_of(self, kind: str, band: str | None, name: str) -> dict[str, str]:
         """Return the sets of which a set of a kind has its name (`name_of`), by kind."""
         sources = [one for one in self.sources_of_name(kind) if self.of(one, band)]
+        if self._are_on_dark(kind) and name not in (one.name for one in self.of(kind)):
+            return {}
         dated = separated(name, self.dated(sources, band))
         return {one: dated.get(one, ALWAYS) for one in sources}

@@ -37,6 +37,7 @@ class CalibrationPlan:
     science: Mapping[str, ExposureRow]
     calibration: Mapping[str, ExposureRow]
     ccds: Mapping[int, Any]
+    bands: list[str]
     raw_bands: list[str]
     known_calib_sets: Mapping[str, Mapping[str, list]] | None
 
@@ -62,6 +63,8 @@ class CalibrationPlan:
     def calib_frames_by_set(self, kind: str, band: str | None = None) -> dict[str, list[str]]:
         """Return `calib_frames` of all sets, by the name of the set."""
         sets, calibs = self.calib_sets.of(kind, band), self.settings.calibs
+        if kind == "defects" and calibs.defects_from:
+            return {}
         found: dict[str, list[str]] = {one.name: [] for one in sets}
         is_dated = calibs.sets_of(kind).in_use
         for row in self._candidates.of(kind, band) if sets else ():
@@ -369,12 +372,27 @@ class CalibrationPlan:
         if getattr(self.settings.calibs, kind).source != "given":
             return []
         names = {self.calib_sets.name_of(kind, band, one) for one in self.all_sets_taken[band]}
+        names |= self._sets_for_raw_frames(kind, band)
         files = [
             self.calib_product(kind, ccd, band, name)
             for name in sorted(names - {None})
             for ccd in self.ccds
         ]
         return list(dict.fromkeys(file for file in files if file is not None))
+
+    def _sets_for_raw_frames(self, kind: str, band: str) -> set[str]:
+        """Return the sets of a kind that calibration frames of a band are made with.
+
+        Those of no band count for the first, which stands in the paths of what they take.
+        """
+        return {
+            name
+            for made, units in self.calib_units.items()
+            for of_band, one in units
+            if (of_band or self.bands[0]) == band
+            for source, (_, name) in self.units_made_with(made, of_band, one)
+            if source == kind
+        }
 
     def check_given(self, kind: str, band: str) -> None:
         """Raise InputError if calibration frames that are said to be given are not there."""
