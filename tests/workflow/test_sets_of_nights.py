@@ -521,6 +521,20 @@ def test_a_job_of_a_cluster_takes_the_sets_of_its_run():
             assert inputs[0] == inputs[1]
 
 
+def test_sets_that_the_table_shows_may_change_during_a_run():
+    rows = [*frames(FIRST, "bias"), *exposures(FIRST, "a", "b")]
+    calibs = NIGHTS | NO_FLATS
+    plan_of(rows, "cache", calibs=calibs)
+    for shown in ("bias=20240101", "bias=20240104(nearest)"):
+        told = [row.model_copy(update={"sets": shown}) for row in rows]
+        job = plan_of(told, "cache", is_job=True, calibs=calibs)
+        assert isinstance(job.science, KeptRows)
+    assert "sets" in Path("tables/exposures.ecsv").read_text()
+    # another value is another plan
+    moved = [row.model_copy(update={"path": f"other/{row.exposure}.fits"}) for row in told]
+    assert not isinstance(plan_of(moved, "cache", is_job=True, calibs=calibs).science, KeptRows)
+
+
 def test_a_job_looks_up_its_set_without_reading_the_table():
     looks = []
     for n in (4, 40):
