@@ -74,7 +74,9 @@ class CalibrationPlan:
         return found
 
     def calib_frames(self, kind: str, band: str | None = None, name: str = ALWAYS) -> list[str]:
-        """Return the raw exposures that a calibration frame is made from, in order of time.
+        """Return the raw exposures that a calibration frame is made from.
+
+        Those of the night sky are in order of time, others in the order of the table.
 
         Parameters
         ----------
