@@ -486,6 +486,8 @@ def test_defects_on_a_dark_of_the_night_sky_need_frames_of_their_own_number(sets
             files = plan.calibs_of_band("r", plan.sets_taken(f"{exposure}0"))[0]
             kinds = {"dark", "defects"} if exposure in expected else {"dark"}
             assert files == {kind: f"results/calibs/{kind}/{name}0.fits" for kind in kinds}
+            product = plan.calib_product("defects", 0, "r", name.rstrip("/"))
+            assert product == files.get("defects")
         units = [name for _, name in plan.calib_units["defects"]]
         assert units == [
             *dict.fromkeys(
