@@ -138,15 +138,30 @@ def test_frames_of_several_nights_are_detrended_with_the_bias_of_theirs():
     assert inputs == {*flats, "bias0.fits", "bias1.fits"}
 
 
-def test_a_night_whose_bias_failed_costs_its_frames_only():
+def test_a_night_whose_bias_failed_costs_its_frames_only(caplog):
     write_failed_master("bias1.fits", "bias", CcdFailure(Reason.MISSING_FRAMES, "none is there"))
     biases = {write_raw(f"z{i}.fits", 0.0, i): 0.0 for i in range(3)}
     make_master("bias0.fits", "bias", biases, {}, CAMERA, 0, SETTINGS)
-    flats = {write_raw(f"f{i}.fits", 3000.0, 10 + i): 5.0 for i in range(4)}
+    flats = {write_raw(f"f{i}.fits", 3000.0, 10 + i): 5.0 for i in range(9)}
     calibs_of_frames = {path: {"bias": "bias0.fits"} for path in flats}
-    calibs_of_frames["f3.fits"] = {"bias": "bias1.fits"}
+    failed = [f"f{i}.fits" for i in range(3, 9)]
+    calibs_of_frames |= {path: {"bias": "bias1.fits"} for path in failed}
     make_master("flat.fits", "flat", flats, {}, CAMERA, 0, SETTINGS, calibs_of_frames)
     assert fits.getval("flat.fits", "CFNFRAME") == 3
+    # together, and not one by one with the work begun anew for each
+    (told,) = [one.getMessage() for one in caplog.records if "left out" in one.getMessage()]
+    assert ", ".join(failed) in told
+
+
+def test_a_frame_that_is_broken_costs_no_other_of_its_night():
+    bias = "bias0.fits"
+    biases = {write_raw(f"z{i}.fits", 0.0, i): 0.0 for i in range(3)}
+    make_master(bias, "bias", biases, {}, CAMERA, 0, SETTINGS)
+    flats = {write_raw(f"f{i}.fits", 3000.0, 10 + i): 5.0 for i in range(5)}
+    Path("f2.fits").write_bytes(Path("f2.fits").read_bytes()[:4000])
+    calibs_of_frames = {path: {"bias": bias} for path in flats}
+    make_master("flat.fits", "flat", flats, {}, CAMERA, 0, SETTINGS, calibs_of_frames)
+    assert fits.getval("flat.fits", "CFNFRAME") == 4
 
 
 def calibrate(calibs=None, raw=True):

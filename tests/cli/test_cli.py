@@ -265,6 +265,48 @@ def test_ingest_of_nothing_says_what_to_do(folder, capsys, arguments, said):
     assert said in error_of(capsys, *arguments)
 
 
+def write_bias(folder):
+    """Write a bias exposure without a date."""
+    primary = fits.PrimaryHDU()
+    primary.header.update({"EXPID": "b1", "OBSTYPE": "ZERO"})
+    ccd = fits.ImageHDU(np.zeros((4, 4), np.uint16), name="CCD0")
+    fits.HDUList([primary, ccd]).writeto(folder / "raw/b1.fits")
+
+
+def test_ingest_reports_although_sets_cannot_be_shown(folder, capsys):
+    write_config(folder, calibs={"longitude": -70.8, "sets": {"gap": 0}})
+    write_bias(folder)
+    code, out, err = call(capsys, "ingest", "raw", "--json")
+    assert code == 0 and sorted(json.loads(out)["added"]) == ["b1", "e1", "e2"]
+    assert "note: the column `sets` is not written: " in err and "'b1' (bias) has no mjd" in err
+    # it is an error where it was asked for, after the report
+    code, out, err = call(capsys, "ingest", "raw", "--sets")
+    assert code == 2 and "3 unchanged" in out and "'b1' (bias) has no mjd" in err
+
+
+def test_ingest_of_sets_does_what_it_says_or_refuses(folder, capsys):
+    nights = {"nights": [{"name": "old"}]}
+    given = {"source": "given", "path": "{set}/{ccd}.fits"}
+    write_config(folder, calibs={"longitude": -70.8, "sets": nights, "bias": given})
+    for options in (["--calibrated", "raw"], ["--fitted", "results"]):
+        said = error_of(capsys, "ingest", "--sets", *options)
+        assert f"--sets has no effect with {options[0]}" in said
+    call(capsys, "ingest", "--table", "t.ecsv", "raw/e1.fits")
+    assert [row.sets for row in read_exposures("t.ecsv")] == [""]
+    call(capsys, "ingest", "--table", "t.ecsv", "--sets", "raw/e1.fits")
+    assert [row.sets for row in read_exposures("t.ecsv")] == ["bias=old"]
+    # the column is emptied when sets are given up
+    write_config(folder, exposures="t.ecsv")
+    assert json.loads(call(capsys, "ingest", "--sets", "--json")[1]) == {"changed": ["e1"]}
+    assert [row.sets for row in read_exposures("t.ecsv")] == [""]
+
+
+def test_ingest_without_sets_does_not_look_for_them(folder, capsys, monkeypatch):
+    monkeypatch.setattr("coaddflow.workflow.sets_shown.CalibSets", None)
+    code, out, err = call(capsys, "ingest", "raw")
+    assert (code, err) == (0, "") and "2 added" in out
+
+
 def test_ingest_puts_fitted_pointings_into_the_table(folder, capsys):
     call(capsys, "ingest", "raw")
     camera = load_camera("demo")

@@ -8,7 +8,14 @@ from coaddflow.runtime import resources
 from coaddflow.settings.parallel import ParallelSettings
 from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.calib_sets import ALWAYS
-from coaddflow.workflow.cost import START_CPU_SECONDS, asked_memory, forecast, steps, widths
+from coaddflow.workflow.cost import (
+    START_CPU_SECONDS,
+    _parts_of_calibs,
+    asked_memory,
+    forecast,
+    steps,
+    widths,
+)
 from coaddflow.workflow.measured import core_hours_of, disk_used, measured, suggestion
 from coaddflow.workflow.needs import SNAKEMAKE_MB
 
@@ -99,6 +106,34 @@ def test_one_job_an_exposure_and_a_tract(plan):
 def test_memory_grows_with_what_runs_side_by_side(plan, cores, wide):
     exposure = forecast(plan, cores)[1]
     assert exposure.memory == wide * resources.ccd_memory(MPIX) + SNAKEMAKE_MB
+
+
+class CountedName(str):
+    """The name of a set, which counts how often it is looked up."""
+
+    looks = 0
+
+    def __hash__(self):
+        CountedName.looks += 1
+        return super().__hash__()
+
+
+def test_one_dark_for_all_nights_joins_them_at_a_cost_in_proportion_to_nights(plan, monkeypatch):
+    looks = {}
+    for n in (100, 700):
+        nights = [CountedName(night) for night in range(n)]
+        dark, bias = (None, ALWAYS), [(None, night) for night in nights]
+        flats = [("r", night) for night in nights]
+        plan.calib_units = {"bias": bias, "dark": [dark], "flat": flats, "defects": []}
+        plan.units_made_with = lambda kind, band, name, dark=dark: (
+            [("bias", (None, name)), ("dark", dark)] if kind == "flat" else []
+        )
+        monkeypatch.setattr(CountedName, "looks", 0)
+        parts = _parts_of_calibs(plan)
+        looks[n] = CountedName.looks
+        assert len(parts) == 2 * n + 1 and len({*parts.values()}) == 1
+    # 49 times as many if each night went through all others
+    assert looks[700] < 10 * looks[100]
 
 
 def test_whole_exposures_and_tracts_are_single_steps_of_the_same_pixels(plan):

@@ -17,6 +17,8 @@ from coaddflow.tables.paths import CALIB_KINDS
 from coaddflow.workflow.calib_sets import (
     NO_SET,
     CalibSet,
+    CalibSets,
+    CandidateFrames,
     HeldSet,
     date_of,
     found_sets,
@@ -121,7 +123,8 @@ SETS = [CalibSet("a", 10, 12), CalibSet("b", 20, 20)]
     ],
 )
 def test_a_set_holds_as_far_from_its_frames_as_the_gap(night, gap, outside, expected):
-    settings = CalibSetsSettings(gap=gap, outside=outside)
+    nights = [{"name": "named"}] if gap is None else []
+    settings = CalibSetsSettings(nights=nights, gap=gap, outside=outside)
     assert held(SETS, night, settings) == expected
     assert held([], night, settings) is None
 
@@ -152,19 +155,45 @@ def test_a_name_of_several_sets_is_that_of_no_others(names):
         ({"sets": {"nights": [{"name": "a/b"}]}}, "'a/b' is not a valid set id"),
         ({"sets": {"nights": [{"name": "frames"}]}}, "cannot be called 'frames'"),
         ({"sets": {"nights": [{"name": "none"}]}}, "cannot be called 'none'"),
-        ({"sets": {"nights": [{"name": "a", "first": 20240101}]}}, "write a date as 2026-01-05"),
+        ({"sets": {"nights": [{"name": "a", "first": 20240101}]}}, "write one as 2026-01-05"),
+        ({"sets": {"nights": [{"name": "a", "first": "20240101"}]}}, "write one as 2026-01-05"),
+        ({"sets": {"nights": [{"name": "a", "last": "1704067200"}]}}, "write one as 2026-01-05"),
+        ({"sets": {"outside": "nearest"}}, "`outside` without `nights` or `gap`"),
+        ({"flat": {"sets": {"outside": "nearest"}}}, "`outside` without `nights` or `gap`"),
+        ({"flat": {"sets": {"outside": "stop"}}}, "`outside` without `nights` or `gap`"),
+        (
+            {"flat": {"sets": {"nights": [], "gap": None, "outside": "nearest"}}},
+            "`outside` without `nights` or `gap`",
+        ),
         (
             {"sets": {"nights": [{"name": "a", "first": "2024-01-02", "last": "2024-01-01"}]}},
             "ends before it begins",
         ),
         ({"bias": {"source": "given", "path": "{set}/{ccd}.fits"}}, "name the sets"),
-        ({"defects": {"sets": {"gap": 1}}}, "calibs.defects.sets has no effect"),
-        ({"bias": {"source": "none", "sets": {"gap": 1}}}, "calibs.bias.sets has no effect"),
+        (
+            {"defects": {"sets": {"gap": 1}}},
+            "calibs.defects.sets has no effect: defects have the sets of the frames",
+        ),
+        (
+            {"bias": {"source": "none", "sets": {"gap": 1}}},
+            "calibs.bias.sets has no effect: source is `none`",
+        ),
+        (
+            {"bias": {"source": "given", "path": "{ccd}.fits", "sets": {"gap": 1}}},
+            r"calibs.bias.sets has no effect: given frames need \{set\}",
+        ),
     ],
 )
 def test_a_mistake_in_the_sets_is_named(calibs, said):
     with pytest.raises(ValueError, match=said):
         Settings(calibs=calibs)
+
+
+def test_defaults_that_are_written_out_are_one_set_for_all_nights():
+    written = CalibSetsSettings().model_dump()
+    assert written.keys() == {"nights", "gap", "outside"}
+    assert not CalibSetsSettings(**written).in_use
+    assert not CalibSetsSettings().in_use
 
 
 def test_a_name_that_looks_like_a_date_or_a_number_is_a_name():
@@ -255,11 +284,47 @@ def test_a_set_of_too_few_frames_does_not_exist_and_its_frames_are_named():
     rows = [*frames(FIRST, "bias"), *frames(SECOND, "bias", n=2)]
     rows += [*exposures(FIRST, "a"), *exposures(SECOND, "b")]
     calibs = NIGHTS | NO_FLATS
-    with pytest.raises(InputError, match=r"exposure 'b' of the night of 2024-01-04; the nearest"):
+    said = (
+        r"exposure 'b' of the night of 2024-01-04; set '20240104' has 2 bias frames, 3 are needed"
+    )
+    with pytest.raises(InputError, match=said):
         plan_of(rows, calibs=calibs).check()
+    nights = [{"name": "old", "last": "2024-01-03"}, {"name": "new", "first": "2024-01-04"}]
+    with pytest.raises(InputError, match=r"; set 'new' has 2 bias frames, 3 are needed; the near"):
+        plan_of(rows, calibs=calibs | {"sets": {"nights": nights}}).check()
     near = plan_of(rows, calibs=calibs | {"sets": {"gap": 0, "outside": "nearest"}})
     said = "2 bias frames in no set (outside of the nights of all sets, or fewer than 3 in a set)"
     assert said in "; ".join(notes(near))
+
+
+@pytest.mark.parametrize("outside", ["stop", "nearest"])
+def test_frames_that_are_too_few_in_each_night_stop_the_plan(outside):
+    nights = range(FIRST, FIRST + 10)
+    rows = [row for night in nights for row in frames(night, "flat r", n=2)]
+    rows += [row for night in nights for row in exposures(night, f"e{night}")]
+    calibs = NIGHTS | {"sets": {"gap": 0, "outside": outside}}
+    plan = plan_of(rows, calibs=calibs)
+    said = (
+        r"20 flat frames in r of 10 nights, but no set has the 3 that are needed\. Widen the gap .*"
+        r", lower calibs\.flat\.min_frames, or .* \(calibs\.flat\.sets: \{\}\)"
+    )
+    with pytest.raises(InputError, match=said):
+        plan.check()
+    assert len(plan.frames_without_set("flat")) == 20
+    assert "20 flat frames in no set" in "; ".join(notes(plan))
+    assert "no master flat" not in "; ".join(notes(plan))
+    assert plan.shown_sets(f"e{FIRST}") == "flat=none"
+    # other kinds have no frames at all, which stops nothing
+    plan_of(rows, calibs=calibs | {"flat": {"sets": {}}}).check()
+
+
+def test_frames_of_the_night_sky_that_are_too_few_in_each_night_stop_the_plan():
+    rows = [row for night in (FIRST, SECOND) for row in exposures(night, f"a{night}", f"b{night}")]
+    sky = {"flat": {"source": "night_sky", "min_frames": 2}}
+    named = {"nights": [{"name": "new", "first": "2024-01-04"}], "outside": "nearest"}
+    said = r"4 flat frames in r of 2 nights.* 5 that are needed\. Name more nights .*night_sky"
+    with pytest.raises(InputError, match=said):
+        plan_of(rows, calibs=sky | {"longitude": CHILE, "sets": named}).check()
 
 
 def test_a_frame_without_a_date_is_named():
@@ -349,8 +414,26 @@ def test_given_frames_have_sets_by_their_path():
     with pytest.raises(InputError, match=r"masters/new/bias_0\.fits: 1 of the 2 files"):
         plan.check()
     assert plan.sets_made_with("bias", None, "old") == {}
+    # frames that are given cannot be added
+    first = calibs | {"sets": {"nights": nights[:1]}}
+    with pytest.raises(InputError, match=r"'old', 1 night away\. Widen the set"):
+        plan_of(rows, calibs=first).check()
     # a set that no exposure takes need not be there
     plan_of(rows[:1], calibs=calibs, exclude_ccds=[1, 2, 3]).check()
+
+
+def test_given_frames_that_only_raw_frames_take_are_looked_for():
+    """The dark of the first night, whose bias no exposure takes."""
+    given = {"source": "given", "path": "masters/{set}/bias_{ccd}.fits"}
+    nights = [{"name": "old", "last": "2024-01-03"}, {"name": "new", "first": "2024-01-04"}]
+    calibs = {"longitude": CHILE, "bias": given | {"sets": {"nights": nights}}}
+    rows = [*frames(FIRST, "dark"), *exposures(SECOND, "b")]
+    plan = plan_of(rows, calibs=calibs, exclude_ccds=[1, 2, 3])
+    assert plan.given_files("bias", "r") == [f"masters/{n}/bias_0.fits" for n in ("new", "old")]
+    Path("masters/new").mkdir(parents=True)
+    Path("masters/new/bias_0.fits").touch()
+    with pytest.raises(InputError, match=r"masters/old/bias_0\.fits: 1 of the 2 files"):
+        plan.check()
 
 
 def test_given_frames_without_a_set_in_their_path_hold_for_all_nights():
@@ -387,6 +470,35 @@ def test_frames_of_the_night_sky_have_sets_too():
     assert few.calib_units["flat"] == [("r", "20240101")]
 
 
+@pytest.mark.parametrize("sets", [{}, NIGHTS])
+def test_defects_on_a_dark_of_the_night_sky_need_frames_of_their_own_number(sets):
+    """Six exposures of the first night and five of the second make two darks, or one of all."""
+    rows = exposures(FIRST, *(f"a{i}" for i in range(6)))
+    rows += exposures(SECOND, *(f"b{i}" for i in range(5)))
+    sky = {"source": "night_sky"}
+    calibs = {"bias": {"source": "none"}, "flat": {"source": "none"}, "dark": sky} | sets
+    names = {True: ("20240101/", "20240104/"), False: ("", "")}[bool(sets)]
+    # what there is in the nights of both exposures
+    for least, expected in ((5, "ab"), (6, "a" if sets else "ab"), (12, "")):
+        plan = plan_of(rows, calibs=calibs | {"defects": sky | {"min_frames": least}})
+        plan.check()
+        for exposure, name in zip("ab", names, strict=True):
+            files = plan.calibs_of_band("r", plan.sets_taken(f"{exposure}0"))[0]
+            kinds = {"dark", "defects"} if exposure in expected else {"dark"}
+            assert files == {kind: f"results/calibs/{kind}/{name}0.fits" for kind in kinds}
+            product = plan.calib_product("defects", 0, "r", name.rstrip("/"))
+            assert product == files.get("defects")
+        units = [name for _, name in plan.calib_units["defects"]]
+        assert units == [
+            *dict.fromkeys(
+                name.rstrip("/") for e, name in zip("ab", names, strict=True) if e in expected
+            )
+        ]
+        assert all(plan.sets_made_with("defects", None, one) == {"dark": [one]} for one in units)
+        assert plan.calib_frames("defects") == []
+        assert ("no master defects" in "; ".join(notes(plan))) == (not expected)
+
+
 # Jobs, counts, words
 
 
@@ -409,6 +521,20 @@ def test_a_job_of_a_cluster_takes_the_sets_of_its_run():
             of_stage = stage.name.removeprefix("master_")
             inputs = [getattr(Inputs(plan), of_stage)(wildcards) for plan in (run, job)]
             assert inputs[0] == inputs[1]
+
+
+def test_sets_that_the_table_shows_may_change_during_a_run():
+    rows = [*frames(FIRST, "bias"), *exposures(FIRST, "a", "b")]
+    calibs = NIGHTS | NO_FLATS
+    plan_of(rows, "cache", calibs=calibs)
+    for shown in ("bias=20240101", "bias=20240104(nearest)"):
+        told = [row.model_copy(update={"sets": shown}) for row in rows]
+        job = plan_of(told, "cache", is_job=True, calibs=calibs)
+        assert isinstance(job.science, KeptRows)
+    assert "sets" in Path("tables/exposures.ecsv").read_text()
+    # another value is another plan
+    moved = [row.model_copy(update={"path": f"other/{row.exposure}.fits"}) for row in told]
+    assert not isinstance(plan_of(moved, "cache", is_job=True, calibs=calibs).science, KeptRows)
 
 
 def test_a_job_looks_up_its_set_without_reading_the_table():
@@ -459,7 +585,8 @@ def test_every_file_has_the_name_that_its_rule_makes(dark, others, granularity):
         taken, band = plan.sets_taken(exposure), plan.band_of(exposure)
         assert {*plan.calibs_of_band(band, taken)[2].values()} <= made
         if granularity == "exposure":
-            assert plan.calib_table(band, taken) in made | {None}
+            table = plan.calib_table(band, taken)
+            assert table in made if plan.calibs_of_band(band, taken)[2] else table is None
     for stage in CALIB_STAGES:
         for names in STAGES[stage].units(plan):
             asked = getattr(Inputs(plan), stage.removeprefix("master_"))(SimpleNamespace(**names))
@@ -525,6 +652,45 @@ def test_nothing_is_looked_for_more_often_in_a_survey_of_more_exposures():
             plan.calibs_of_band("r", plan.sets_taken(exposure))
         looks.append(plan._taken.cache_info().misses)
     assert looks == [2, 2]
+
+
+class CountedRows(list):
+    """Rows of a table, which count how often all are gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_rows_are_gone_through_as_often_for_many_bands_as_for_one():
+    sky = {"source": "night_sky", "min_frames": 3}
+    calibs = Settings(calibs={"flat": sky, "dark": sky}).calibs
+    passes = []
+    for bands in ("r", "grizy"):
+        rows = CountedRows(
+            row
+            for band in bands
+            for row in exposures(FIRST, *(f"{band}{i}" for i in range(5)), band=band)
+        )
+        sets = CalibSets.of_frames(CandidateFrames(calibs, rows, []))
+        assert [*sets.made["flat"]] == sorted(bands)
+        passes.append(rows.passes)
+    assert passes[0] == passes[1] <= 2
+
+
+def test_candidates_of_a_band_are_those_of_its_table_or_of_the_sky_in_order_of_time():
+    rows = [*exposures(SECOND, "b", "a"), *exposures(FIRST, "g0", band="g"), *exposures(FIRST, "c")]
+    dark = frames(FIRST, "dark", "flat g", "flat r", n=1)
+    sky = Settings(calibs={"flat": {"source": "night_sky"}}).calibs
+    found = CandidateFrames(sky, rows, dark)
+    assert [row.exposure for row in found.of("flat", "r")] == ["c", "a", "b"]
+    assert [row.exposure for row in found.of("dark")] == [f"dark{FIRST}_0"]
+    named = Settings(calibs={"flat": {"exposures": [f"flatr{FIRST}_0", "flatg"]}}).calibs
+    found = CandidateFrames(named, rows, dark)
+    assert [row.exposure for row in found.of("flat", "r")] == [f"flatr{FIRST}_0"]
+    assert [row.exposure for row in found.of("flat", "g")] == []
 
 
 def test_the_table_shows_what_exposures_take_and_is_not_read_for_it():

@@ -8,7 +8,7 @@ written instead: the CCD then fails in every exposure, and the other CCDs go on.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +135,8 @@ class _Frames:
     settings: Settings
     calibs_of_frames: Mapping[str, Mapping[str, str]]
     """Further masters by raw file and kind."""
-    unusable: str | None = None
-    """The frame that cannot be combined with the others, once it is known."""
+    unusable: Sequence[str] = ()
+    """Frames that cannot be combined with the others, once they are known."""
     _last: tuple[Mapping[str, str], CcdCalibs] | None = None
     """Further masters of the last frame, and all that it takes."""
 
@@ -147,7 +147,7 @@ class _Frames:
         detector, detrend = self.camera.detector(self.ccd), self.settings.detrend
         for number, (path, time) in enumerate(self.files.items(), start=1):
             _LOG.info("frame %d of %d: %s", number, len(self), path)
-            self.unusable = path
+            self.unusable = [path]
             # no name holds them while the next ones are made
             yield detrend_frame(
                 read_raw_ccd(path, self.camera, detector, detrend.check_raw),
@@ -156,7 +156,7 @@ class _Frames:
                 detrend,
                 self.kind,
             )
-        self.unusable = None
+        self.unusable = ()
 
     def _calibs_of(self, path: str) -> CcdCalibs:
         """Return the masters that a frame takes; those of one set are read once."""
@@ -164,7 +164,10 @@ class _Frames:
         if not further:
             return self.calibs
         if self._last is None or self._last[0] != further:
+            # a master that failed costs all its frames
+            self.unusable = [p for p in self.files if self.calibs_of_frames.get(p) == further]
             masters = {kind: read_master(file, kind) for kind, file in further.items()}
+            self.unusable = [path]
             self._last = further, dataclasses.replace(self.calibs, **masters)
         return self._last[1]
 
@@ -179,7 +182,8 @@ class _Frames:
         """Return the calibration frame, made without the frames that cannot be used.
 
         The number of frames must be known before they are combined, so one that cannot be read or
-        detrended, or that has no light, is removed and the work begins again.
+        detrended, or that has no light, is removed and the work begins again. Frames whose master
+        failed are removed together.
         """
         left_out: list[str] = []
         while True:
@@ -187,12 +191,13 @@ class _Frames:
                 return self._combined()
             except CcdFailure as failure:
                 dark = failure.reason in (Reason.DARK_FLAT, Reason.NO_SKY)
-                if self.unusable is None or (dark and len(self) <= self._least):
+                if not self.unusable or (dark and len(self) <= self._least):
                     raise
-                _LOG.warning("left out: %s: %s", self.unusable, failure)
+                _LOG.warning("left out: %s: %s", ", ".join(self.unusable), failure)
                 left_out.append(str(failure))
-                del self.files[self.unusable]
-                self.unusable = None
+                for path in self.unusable:
+                    del self.files[path]
+                self.unusable = ()
             except InputError as error:
                 # too few are left: for this CCD, where others may have enough
                 if left_out:

@@ -7,6 +7,7 @@ be used are skipped and listed with the reason.
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -73,13 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    _check_sets_wanted(arguments)
     if arguments.fitted is not None:
         return _run_fitted(arguments)
     if arguments.sets and not arguments.sources:
-        from coaddflow.workflow.sets_shown import show_sets
-
-        _, table = _camera_and_table(arguments)
-        changed = show_sets(read_settings(arguments.config), table)
+        changed, table = _show_sets(arguments)
         print(json.dumps({"changed": changed}) if arguments.json else _sets_text(changed, table))
         return 0
     if not arguments.sources:
@@ -89,20 +88,52 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(report), indent=1))
     else:
         print(_report_text(report))
+    if not arguments.calibrated:
+        _show_sets_after(arguments)
     missed = [skip for skip in report.skipped if skip.reason != "other_name"]
     return 1 if arguments.strict and missed else 0
+
+
+def _check_sets_wanted(arguments: argparse.Namespace) -> None:
+    """Raise InputError if --sets stands beside an option with which nothing has sets."""
+    options = {"--calibrated": arguments.calibrated, "--fitted": arguments.fitted is not None}
+    for option, is_given in options.items():
+        if arguments.sets and is_given:
+            raise InputError(
+                f"--sets has no effect with {option}",
+                remedy=f"run `coaddflow ingest --sets` by itself, without {option}",
+            )
 
 
 def _ingest_raw(arguments: argparse.Namespace) -> "IngestReport":
     from coaddflow.ingest.raw_exposures import ingest
     from coaddflow.instrument.camera import load_camera
-    from coaddflow.workflow.sets_shown import show_sets
 
     camera, table = _camera_and_table(arguments)
-    report = ingest(arguments.sources, load_camera(camera), table, arguments.replace)
-    if arguments.table is None:
-        show_sets(read_settings(arguments.config), table)
-    return report
+    return ingest(arguments.sources, load_camera(camera), table, arguments.replace)
+
+
+def _show_sets(arguments: argparse.Namespace) -> tuple[list[str], str]:
+    """Write the sets into the table; return exposures that show others now, and the table."""
+    from coaddflow.workflow.sets_shown import show_sets
+
+    _, table = _camera_and_table(arguments)
+    return show_sets(read_settings(arguments.config), table), table
+
+
+def _show_sets_after(arguments: argparse.Namespace) -> None:
+    """Write the sets of exposures that were added; what hinders it is an error only if asked for.
+
+    The table has the exposures in any case.
+    """
+    if arguments.sets:
+        _show_sets(arguments)
+    elif arguments.table is None:
+        try:
+            _show_sets(arguments)
+        except InputError as error:
+            told = " ".join(str(error).split())
+            sys.stderr.write(f"coaddflow: note: the column `sets` is not written: {told}\n")
 
 
 def _sets_text(changed: list[str], table: str) -> str:

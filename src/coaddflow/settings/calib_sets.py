@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -11,14 +12,15 @@ from coaddflow.files import check_id
 from coaddflow.settings.base import Id, Section
 
 
-def _no_number(value: object) -> object:
-    """Refuse a number, which pydantic takes for seconds since 1970."""
-    if isinstance(value, int | float):
-        raise ValueError("write a date as 2026-01-05")
+def _as_iso(value: object) -> object:
+    """Refuse numbers, also in quotes, which pydantic takes for seconds since 1970."""
+    is_digits = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+", value.strip())
+    if isinstance(value, int | float) or is_digits:
+        raise ValueError(f"{value!r} is no date: write one as 2026-01-05")
     return value
 
 
-Night = Annotated[datetime.date, BeforeValidator(_no_number)]
+Night = Annotated[datetime.date, BeforeValidator(_as_iso)]
 """A night, by the date of its evening."""
 
 
@@ -60,7 +62,7 @@ class CalibSetsSettings(Section):
     these nights and for others no farther away than this."""
     outside: Literal["stop", "nearest"] = "stop"
     """Exposures of nights for which no set holds: `stop` the run before it begins, or take the
-    `nearest` set."""
+    `nearest` set. Only beside `nights` or `gap`."""
 
     @property
     def in_use(self) -> bool:
@@ -71,6 +73,12 @@ class CalibSetsSettings(Section):
     def _check(self) -> "CalibSetsSettings":
         if self.nights and self.gap is not None:
             raise ValueError("sets are either named (`nights`) or found (`gap`)")
+        # what has all defaults written out is allowed
+        is_alone = self.model_fields_set == {"outside"}
+        if not self.in_use and (is_alone or self.outside != "stop"):
+            raise ValueError(
+                "`outside` without `nights` or `gap` has no effect: there is one set for all nights"
+            )
         names = [one.name for one in self.nights]
         if len(set(names)) != len(names):
             raise ValueError("two sets have the same name")

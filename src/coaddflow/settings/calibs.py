@@ -148,6 +148,14 @@ class CalibsSettings(Section):
             return "{set}" in own.path
         return own.source != "none" and not (kind == "defects" and self.defects_from)
 
+    def _why_undated(self, kind: str) -> str:
+        own = getattr(self, kind)
+        if own.source == "none":
+            return "source is `none`"
+        if own.path is not None:
+            return "given frames need {set} in their path"
+        return "defects have the sets of the frames on which they are found"
+
     @property
     def defects_from(self) -> tuple[str, ...]:
         """Kinds of calibration frames on which defects are found; empty: they are not."""
@@ -163,10 +171,7 @@ class CalibsSettings(Section):
                 continue
             sets = self.sets_of(kind)
             if own.sets is not None and own.sets.in_use and not self._is_dated(kind):
-                raise ValueError(
-                    f"calibs.{kind}.sets has no effect: defects have the sets of the frames on "
-                    "which they are found, given frames need {set} in their path"
-                )
+                raise ValueError(f"calibs.{kind}.sets has no effect: {self._why_undated(kind)}")
             if own.path is not None and "{set}" in own.path and not sets.nights:
                 raise ValueError(f"calibs.{kind}.path has {{set}}: name the sets (sets.nights)")
             if sets.in_use and self.longitude is None:

@@ -188,6 +188,24 @@ def read_exposures(path: str | Path) -> list[ExposureRow]:
     return [row for row, _ in _read(path, ExposureRow)[1]]
 
 
+def content_without_sets(path: str | Path) -> bytes:
+    """Return the lines of a table of raw exposures that say something, without its column `sets`.
+
+    They are not parsed, which takes less than a tenth of the time. The column is left in where it
+    is not the last one, which it is in tables of `write_exposures`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    lines = [line for line in lines if line.strip() and not line.startswith(b"#")]
+    if lines and lines[0].rpartition(b",")[2].strip() == b"sets":
+        lines = [line.rpartition(b",")[0] for line in lines]
+    return b"\n".join(lines)
+
+
 def read_images(path: str | Path) -> list[ImageRow]:
     """Read a table of images calibrated elsewhere; errors as `read_exposures`.
 

@@ -10,6 +10,7 @@ A night is the date of its evening as an MJD without fraction.
 import bisect
 import dataclasses
 import datetime
+import functools
 import itertools
 import math
 from collections import Counter
@@ -89,31 +90,66 @@ def date_of(night: int) -> datetime.date:
     return _MJD_0 + datetime.timedelta(days=night)
 
 
-def frames_of(
-    kind: str,
-    band: str,
-    settings: CalibsSettings,
-    science: Iterable[ExposureRow],
-    calibration: Iterable[ExposureRow],
-) -> list[ExposureRow]:
-    """Return the raw exposures of all nights from which frames of a kind can be made.
+def _band_in_sets(kind: str, band: str | None) -> str:
+    """Return the band by which frames of a kind are divided; empty: they are not."""
+    return (band or "") if kind in KINDS_BY_BAND else ""
 
-    Those of the night sky are in order of time, others in the order of the table; ``band`` is empty
-    for kinds that are not of a band.
+
+@dataclasses.dataclass(frozen=True)
+class CandidateFrames:
+    """The raw exposures of all nights from which calibration frames can be made.
+
+    They are divided by kind and band once: a survey may have very many.
     """
-    of_kind = getattr(settings, kind)
-    rows: list[ExposureRow] = []
-    if of_kind.source == "night_sky":
+
+    settings: CalibsSettings
+    """Section `calibs`."""
+    science: Collection[ExposureRow]
+    """Exposures on the sky that are used."""
+    calibration: Collection[ExposureRow]
+    """Bias, dark and flat frames, and those on the sky that are used for calibration alone."""
+
+    def of(self, kind: str, band: str | None = None) -> Sequence[ExposureRow]:
+        """Return those of a kind and, if it is of a band, of this band.
+
+        Those of the night sky are in order of time, others in the order of the table.
+        """
+        own, of_band = getattr(self.settings, kind), _band_in_sets(kind, band)
+        rows: Sequence[ExposureRow] = ()
+        if own.source == "night_sky":
+            rows = self._on_sky.get(of_band, ())
+        elif own.source == "frames":
+            rows = self._by_kind.get((kind, of_band), ())
+        if own.exposures is None:
+            return rows
+        wanted = frozenset(own.exposures)
+        return [row for row in rows if row.exposure in wanted]
+
+    @functools.cached_property
+    def bands(self) -> list[str]:
+        """Bands of all exposures, in order."""
+        return sorted({r.band for r in itertools.chain(self.science, self.calibration) if r.band})
+
+    @functools.cached_property
+    def _on_sky(self) -> dict[str, list[ExposureRow]]:
+        """Exposures on the sky by band (empty: all), in order of time."""
         # named ones are used also if their band is not
-        rows = [row for row in (*science, *calibration) if row.kind == "science"]
-        rows = sorted(rows, key=lambda row: (row.mjd, row.exposure))
-    elif of_kind.source == "frames":
-        rows = [row for row in calibration if row.kind == kind]
-    if kind in KINDS_BY_BAND:
-        rows = [row for row in rows if row.band == band]
-    if of_kind.exposures is not None:
-        rows = [row for row in rows if row.exposure in of_kind.exposures]
-    return rows
+        rows = itertools.chain(self.science, self.calibration)
+        in_order = sorted(
+            (row for row in rows if row.kind == "science"), key=lambda row: (row.mjd, row.exposure)
+        )
+        found = {"": in_order}
+        for row in in_order:
+            found.setdefault(row.band, []).append(row)
+        return found
+
+    @functools.cached_property
+    def _by_kind(self) -> dict[tuple[str, str], list[ExposureRow]]:
+        """Calibration frames by kind and, of kinds that are of a band, band."""
+        found: dict[tuple[str, str], list[ExposureRow]] = {}
+        for row in self.calibration:
+            found.setdefault((row.kind, _band_in_sets(row.kind, row.band)), []).append(row)
+        return found
 
 
 def sets_of(kind: str, settings: CalibsSettings, rows: Sequence[ExposureRow]) -> list[CalibSet]:
@@ -133,13 +169,22 @@ def sets_of(kind: str, settings: CalibsSettings, rows: Sequence[ExposureRow]) ->
     InputError
         If a frame has no date.
     """
+    is_dated = settings.sets_of(kind).in_use
+    least = settings.least_frames(kind) if is_dated else getattr(settings, kind).min_frames
+    return [one for one, n_frames in set_sizes(kind, settings, rows).items() if n_frames >= least]
+
+
+def set_sizes(
+    kind: str, settings: CalibsSettings, rows: Sequence[ExposureRow]
+) -> dict[CalibSet, int]:
+    """Return the numbers of frames of sets as `sets_of`, also of those with too few frames."""
     sets = settings.sets_of(kind)
     if not sets.in_use:
-        return [ONE_SET] if len(rows) >= getattr(settings, kind).min_frames else []
+        return {ONE_SET: len(rows)}
     nights = [night_of_frame(row, settings) for row in rows]
     known = found_sets(nights, sets.gap) if sets.gap is not None else named_sets(sets)
-    counts = Counter(one.name for night in nights if (one := of_night(known, night)))
-    return [one for one in known if counts[one.name] >= settings.least_frames(kind)]
+    counts = Counter(of_night(known, night) for night in nights)
+    return {one: counts[one] for one in known}
 
 
 def of_night(sets: Sequence[CalibSet], night: int) -> CalibSet | None:
@@ -223,6 +268,17 @@ def separated(name: str, kinds: Sequence[str]) -> Mapping[str, str]:
     return dict(zip(kinds, names, strict=True))
 
 
+def _with_frames_for_defects(darks: Sequence[CalibSet], frames: CandidateFrames) -> list[CalibSet]:
+    """Return the sets of night-sky darks in whose nights there are enough frames for defects."""
+    settings, rows = frames.settings, frames.of("defects")
+    if darks == [ONE_SET]:
+        counts = Counter({ONE_SET: len(rows)})
+    else:
+        nights = (night_of_frame(row, settings) for row in rows) if darks else ()
+        counts = Counter(of_night(darks, night) for night in nights)
+    return [one for one in darks if counts[one] >= settings.defects.min_frames]
+
+
 # The sets of a survey ----------------------------------------------------------------------------
 
 
@@ -233,39 +289,37 @@ class CalibSets:
     settings: CalibsSettings
     """Section `calibs`."""
     made: Mapping[str, Mapping[str, Sequence[CalibSet]]]
-    """Sets of what is made from exposures, in order of time: kind, band (empty: of all bands)."""
+    """Sets of what is made from exposures, in order of time: kind, band (empty: of all bands).
+
+    Those for which there are frames, whether or not they are enough for a set."""
 
     @classmethod
-    def of_rows(
-        cls,
-        settings: CalibsSettings,
-        science: Collection[ExposureRow],
-        calibration: Collection[ExposureRow],
-    ) -> "CalibSets":
+    def of_frames(cls, frames: CandidateFrames) -> "CalibSets":
         """Return the sets of a survey.
 
         Parameters
         ----------
-        settings : CalibsSettings
-            Section `calibs`.
-        science, calibration : collection of ExposureRow
-            Exposures on the sky that are used; calibration frames.
+        frames : CandidateFrames
+            Exposures from which calibration frames can be made.
 
         Raises
         ------
         InputError
             If a frame of a kind that has sets has no date.
         """
-        bands = sorted({row.band for row in (*science, *calibration) if row.band})
+        settings = frames.settings
         made = {
             kind: {
-                band: sets_of(kind, settings, frames_of(kind, band, settings, science, calibration))
-                for band in (bands if kind in KINDS_BY_BAND else [""])
+                band: sets_of(kind, settings, rows)
+                for band in (frames.bands if kind in KINDS_BY_BAND else [""])
+                if (rows := frames.of(kind, band))
             }
             for kind in CALIB_KINDS
             if getattr(settings, kind).source in ("frames", "night_sky")
             and not (kind == "defects" and settings.defects_from)
         }
+        if settings.defects_from == ("dark",):
+            made["defects"] = {"": _with_frames_for_defects(made["dark"].get("", ()), frames)}
         return cls(settings, made)
 
     @classmethod
@@ -285,22 +339,35 @@ class CalibSets:
         }
 
     def of(self, kind: str, band: str | None = None) -> Sequence[CalibSet]:
-        """Return the sets of a kind, in order of time; none if there are no frames."""
+        """Return the sets of a kind, in order of time; none if there are too few frames."""
         if getattr(self.settings, kind).source == "given":
             return named_sets(self.settings.sets_of(kind))
-        return self.made.get(kind, {}).get((band or "") if kind in KINDS_BY_BAND else "", ())
+        return self.made.get(kind, {}).get(_band_in_sets(kind, band), ())
 
     def held(self, kind: str, band: str | None, night: int) -> HeldSet | None:
         """Return the set of a kind that holds in a night; see `held`."""
         return held(self.of(kind, band), night, self.settings.sets_of(kind))
 
     def dated(self, kinds: Iterable[str] = CALIB_KINDS, band: str | None = None) -> list[str]:
-        """Return those of some kinds that have sets for different nights, and frames."""
-        return [k for k in kinds if self.settings.sets_of(k).in_use and self.of(k, band)]
+        """Return those of some kinds that have sets for different nights, and frames.
+
+        Also if no night has enough of them.
+        """
+        return [k for k in kinds if self.settings.sets_of(k).in_use and self._has_frames(k, band)]
+
+    def _has_frames(self, kind: str, band: str | None) -> bool:
+        is_given = getattr(self.settings, kind).source == "given"
+        return is_given or _band_in_sets(kind, band) in self.made.get(kind, {})
 
     def exists(self, kind: str, band: str) -> bool:
         """Return whether there are calibration frames of a kind, in some night."""
+        if self._are_on_dark(kind):
+            return bool(self.of(kind))
         return any(self.of(one, band) for one in self.sources_of_name(kind))
+
+    def _are_on_dark(self, kind: str) -> bool:
+        """Return whether these are defects found on the dark alone, which ask for frames too."""
+        return kind == "defects" and self.settings.defects_from == ("dark",)
 
     def shown(self, band: str, night: int) -> str:
         """Return the sets that exposures of a band take in a night, for people.
@@ -331,6 +398,8 @@ class CalibSets:
         names = [by_kind.get(one, ALWAYS) for one in sources]
         if all(name == NO_SET for name in names):
             return None
+        if self._are_on_dark(kind) and names[0] not in (one.name for one in self.of(kind)):
+            return None
         return joined(name for name in names if name != ALWAYS) or self._nothing([kind])
 
     def _nothing(self, kinds: Iterable[str]) -> str:
@@ -343,5 +412,7 @@ class CalibSets:
     def parts_of(self, kind: str, band: str | None, name: str) -> dict[str, str]:
         """Return the sets of which a set of a kind has its name (`name_of`), by kind."""
         sources = [one for one in self.sources_of_name(kind) if self.of(one, band)]
+        if self._are_on_dark(kind) and name not in (one.name for one in self.of(kind)):
+            return {}
         dated = separated(name, self.dated(sources, band))
         return {one: dated.get(one, ALWAYS) for one in sources}

@@ -170,8 +170,9 @@ def _parts_of_calibs(plan: Plan) -> dict[Unit, Unit]:
     part: dict[Unit, Unit] = {}
 
     def first_of(unit: Unit) -> Unit:
-        while part.setdefault(unit, unit) != unit:
-            unit = part[unit]
+        while (before := part.setdefault(unit, unit)) != unit:
+            # halved, or a dark of all nights would make a chain as long as there are nights
+            part[unit] = unit = part[before]
         return unit
 
     for kind, units in plan.calib_units.items():

@@ -23,7 +23,7 @@ from coaddflow import __version__
 from coaddflow.errors import InputError
 from coaddflow.files import atomic_path, remove
 from coaddflow.settings import Settings
-from coaddflow.tables.exposures import ExposureRow, ImageRow
+from coaddflow.tables.exposures import ExposureRow, ImageRow, content_without_sets
 
 if TYPE_CHECKING:
     from coaddflow.instrument.camera import Camera
@@ -393,8 +393,9 @@ def _key_of_run(settings: Settings) -> str:
     """Return a checksum of settings, tables and sources."""
     digest = _digest_of_sources()
     digest.update(settings.model_dump_json().encode())
-    for file in (settings.exposures, settings.camera and _camera_file(settings.camera)):
-        digest.update(Path(file).read_bytes() if file else b"-")
+    # what sets it shows may be brought up to date while the run goes on
+    digest.update(content_without_sets(settings.exposures) if settings.exposures else b"-")
+    digest.update(_camera_file(settings.camera).read_bytes() if settings.camera else b"-")
     return digest.hexdigest()
 
 

@@ -17,12 +17,13 @@ from coaddflow.tables.paths import CALIB_KINDS, KINDS_BY_BAND
 from coaddflow.workflow.calib_sets import (
     ALWAYS,
     CalibSets,
+    CandidateFrames,
     HeldSet,
     date_of,
-    frames_of,
     night_of,
     night_of_frame,
     of_night,
+    set_sizes,
 )
 
 MADE_WITH = {"bias": (), "dark": ("bias",), "flat": ("bias", "dark"), "defects": ("bias",)}
@@ -36,6 +37,7 @@ class CalibrationPlan:
     science: Mapping[str, ExposureRow]
     calibration: Mapping[str, ExposureRow]
     ccds: Mapping[int, Any]
+    bands: list[str]
     raw_bands: list[str]
     known_calib_sets: Mapping[str, Mapping[str, list]] | None
 
@@ -48,23 +50,33 @@ class CalibrationPlan:
         calibs = self.settings.calibs
         if self.known_calib_sets is not None:
             return CalibSets.from_plain(calibs, self.known_calib_sets)
-        return CalibSets.of_rows(calibs, self.science.values(), self.calibration.values())
+        return CalibSets.of_frames(self._candidates)
+
+    @functools.cached_property
+    def _candidates(self) -> CandidateFrames:
+        """Raw exposures from which calibration frames can be made."""
+        return CandidateFrames(
+            self.settings.calibs, self.science.values(), self.calibration.values()
+        )
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - one plan a run
     def calib_frames_by_set(self, kind: str, band: str | None = None) -> dict[str, list[str]]:
         """Return `calib_frames` of all sets, by the name of the set."""
         sets, calibs = self.calib_sets.of(kind, band), self.settings.calibs
+        if kind == "defects" and calibs.defects_from:
+            return {}
         found: dict[str, list[str]] = {one.name: [] for one in sets}
         is_dated = calibs.sets_of(kind).in_use
-        rows = (self.science.values(), self.calibration.values()) if sets else ((), ())
-        for row in frames_of(kind, band or "", calibs, *rows):
+        for row in self._candidates.of(kind, band) if sets else ():
             one = of_night(sets, night_of_frame(row, calibs)) if is_dated else sets[0]
             if one is not None:
                 found[one.name].append(row.exposure)
         return found
 
     def calib_frames(self, kind: str, band: str | None = None, name: str = ALWAYS) -> list[str]:
-        """Return the raw exposures that a calibration frame is made from, in order of time.
+        """Return the raw exposures that a calibration frame is made from.
+
+        Those of the night sky are in order of time, others in the order of the table.
 
         Parameters
         ----------
@@ -241,12 +253,11 @@ class CalibrationPlan:
 
     def frames_without_set(self, kind: str) -> list[str]:
         """Return the calibration frames of a kind that has sets which are in none."""
-        rows = self.science.values(), self.calibration.values()
         found = []
         for dated, band in self.dated_kinds:
             if dated == kind:
-                frames = frames_of(kind, band or "", self.settings.calibs, *rows)
                 used = {e for some in self.calib_frames_by_set(kind, band).values() for e in some}
+                frames = self._candidates.of(kind, band)
                 found += [row.exposure for row in frames if row.exposure not in used]
         return found
 
@@ -309,6 +320,8 @@ class CalibrationPlan:
         dated = [kind for kind in CALIB_KINDS if self.settings.calibs.sets_of(kind).in_use]
         for band, nights in self._nights.items() if dated else ():
             for kind in self.calib_sets.dated(dated, band):
+                if not self.calib_sets.of(kind, band):
+                    raise self._no_set_at_all(kind, band)
                 for night, exposures in nights.items():
                     if self.calib_sets.held(kind, band, night) is None:
                         raise self._no_set(kind, band, night, exposures)
@@ -321,19 +334,39 @@ class CalibrationPlan:
                         night = night_of_frame(self._raw_row(without[0]), self.settings.calibs)
                         raise self._no_set(source, band, night, without[:1])
 
+    def _no_set_at_all(self, kind: str, band: str) -> InputError:
+        """Return the error for frames of a kind of which no set has enough."""
+        calibs, rows = self.settings.calibs, self._candidates.of(kind, band)
+        sets, n_nights = calibs.sets_of(kind), len({night_of_frame(row, calibs) for row in rows})
+        is_found, is_sky = sets.gap is not None, getattr(calibs, kind).source == "night_sky"
+        least = f"calibs.{kind}.min_frames{' and calibs.night_sky.min_frames' * is_sky}"
+        return InputError(
+            f"there are {len(rows)} {kind} frames{_in_band(kind, band)} of "
+            f"{_nights(n_nights)}, but no set has the {calibs.least_frames(kind)} that are needed",
+            remedy=f"{'widen the gap of' if is_found else 'name more nights for'} the sets "
+            f"(calibs.sets or calibs.{kind}.sets), lower {least}, or combine the frames of all "
+            f"nights (calibs.{kind}.sets: {{}})",
+        )
+
     def _no_set(self, kind: str, band: str | None, night: int, exposures: list[str]) -> InputError:
         """Return the error for exposures of a night for which no set holds."""
-        near = min(self.calib_sets.of(kind, band), key=lambda one: one.distance(night))
+        calibs = self.settings.calibs
+        is_given, least = getattr(calibs, kind).source == "given", calibs.least_frames(kind)
+        sizes = {} if is_given else set_sizes(kind, calibs, self._candidates.of(kind, band))
         more = f" and {len(exposures) - 1} more" if len(exposures) > 1 else ""
-        least = self.settings.calibs.least_frames(kind)
-        of_band = _in_band(band if kind in KINDS_BY_BAND else None)
+        near = min(self.calib_sets.of(kind, band), key=lambda one: one.distance(night))
+        why = f"the nearest is {near.name!r}, {_nights(near.distance(night))} away"
+        if too_small := of_night([*sizes], night):
+            why = (
+                f"set {too_small.name!r} has {sizes[too_small]} {kind} frames, {least} are "
+                f"needed; {why}"
+            )
+        add = "" if is_given else f"add frames of this night (at least {least}), "
         return InputError(
-            f"no set of {kind} frames{of_band} holds for exposure {exposures[0]!r}{more} of the "
-            f"night of {date_of(night)}; the nearest is {near.name!r}, {near.distance(night)} "
-            "nights away",
-            remedy=f"add frames of this night (at least {least}), widen the set (calibs.sets or "
-            f"calibs.{kind}.sets), take the nearest one (sets.outside: nearest), or leave the "
-            "exposure out (exclude)",
+            f"no set of {kind} frames{_in_band(kind, band)} holds for exposure "
+            f"{exposures[0]!r}{more} of the night of {date_of(night)}; {why}",
+            remedy=f"{add}widen the set (calibs.sets or calibs.{kind}.sets), take the nearest one "
+            "(sets.outside: nearest), or leave the exposure out (exclude)",
         )
 
     def given_files(self, kind: str, band: str) -> list[str]:
@@ -341,12 +374,27 @@ class CalibrationPlan:
         if getattr(self.settings.calibs, kind).source != "given":
             return []
         names = {self.calib_sets.name_of(kind, band, one) for one in self.all_sets_taken[band]}
+        names |= self._sets_for_raw_frames(kind, band)
         files = [
             self.calib_product(kind, ccd, band, name)
             for name in sorted(names - {None})
             for ccd in self.ccds
         ]
         return list(dict.fromkeys(file for file in files if file is not None))
+
+    def _sets_for_raw_frames(self, kind: str, band: str) -> set[str]:
+        """Return the sets of a kind that calibration frames of a band are made with.
+
+        Those of no band count for the first, which stands in the paths of what they take.
+        """
+        return {
+            name
+            for made, units in self.calib_units.items()
+            for of_band, one in units
+            if (of_band or self.bands[0]) == band
+            for source, (_, name) in self.units_made_with(made, of_band, one)
+            if source == kind
+        }
 
     def check_given(self, kind: str, band: str) -> None:
         """Raise InputError if calibration frames that are said to be given are not there."""
@@ -361,5 +409,9 @@ class CalibrationPlan:
             )
 
 
-def _in_band(band: str | None) -> str:
-    return f" in {band}" if band else ""
+def _in_band(kind: str, band: str | None) -> str:
+    return f" in {band}" if band and kind in KINDS_BY_BAND else ""
+
+
+def _nights(number: int) -> str:
+    return f"{number} night{'s' * (number != 1)}"

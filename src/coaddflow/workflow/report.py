@@ -48,7 +48,12 @@ def notes(plan: Plan) -> list[str]:
     for kind in CALIB_KINDS if plan.science else ():
         source = getattr(plan.settings.calibs, kind).source
         bands = plan.bands if kind in KINDS_BY_BAND else plan.bands[:1]
-        without = [band for band in bands if not plan.calib_sets.exists(kind, band)]
+        # kinds that have sets are said below, with their frames
+        without = [
+            band
+            for band in bands
+            if not plan.calib_sets.exists(kind, band) and not plan.calib_sets.dated([kind], band)
+        ]
         if source not in ("none", "given") and without:
             which = f" for {', '.join(without)}" if kind in KINDS_BY_BAND else ""
             found.append(f"no master {kind}{which}: too few exposures in the table")

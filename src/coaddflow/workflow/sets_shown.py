@@ -8,7 +8,8 @@ from pathlib import Path
 
 from coaddflow.settings import Settings
 from coaddflow.tables.exposures import read_exposures, write_exposures
-from coaddflow.workflow.calib_sets import CalibSets, night_of
+from coaddflow.tables.paths import CALIB_KINDS
+from coaddflow.workflow.calib_sets import CalibSets, CandidateFrames, night_of
 from coaddflow.workflow.plan import raw_exposures
 
 
@@ -33,8 +34,11 @@ def show_sets(settings: Settings, table: str | Path) -> list[str]:
         If the table cannot be read or written, or a frame of a kind that has sets has no date.
     """
     rows, calibs = read_exposures(table), settings.calibs
+    in_use = any(calibs.sets_of(kind).in_use for kind in CALIB_KINDS)
+    if not in_use and not any(row.sets for row in rows):
+        return []
     science, calibration = raw_exposures(settings, rows)
-    sets = CalibSets.of_rows(calibs, science.values(), calibration.values())
+    sets = CalibSets.of_frames(CandidateFrames(calibs, science.values(), calibration.values()))
     longitude = calibs.longitude or 0.0
     shown = [
         row.model_copy(
