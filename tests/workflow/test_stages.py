@@ -155,7 +155,8 @@ def test_the_record_of_defaults_notices_a_change():
     now["versions"] |= {name: now["versions"][name] + 1 for name in users}
     assert not stages_to_raise(recorded, now)
     now["defaults"]["skymap"]["patch_border"] = 50
-    assert stages_to_raise(recorded, now) == {"tract_corners", "survey_corners", "picture"}
+    of_skymap = {"tract_corners", "survey_corners", "picture", "depth"}
+    assert stages_to_raise(recorded, now) == of_skymap
     now["defaults"]["camera"]["Amplifier.flip_x"] = True
     assert {"calexp", "exposure", "master_flat"} <= stages_to_raise(recorded, now)
 
