@@ -21,6 +21,10 @@ KERNELS_MB = 320
 """The same with compiled kernels: 205 to 230 when they are loaded, 250 to 350 where a job is the
 first of all and compiles them, which it need not after `coaddflow compile`."""
 
+COADD_MB = 345
+"""The same with those of coadds and of the stars that are drawn for their PSF: 225 when they are
+loaded, 330 where they are compiled."""
+
 CALIB_MB = 380
 """The same with those of calibration frames: 200 to 220 when they are loaded, 300 to 375 where they
 are compiled."""
@@ -69,8 +73,8 @@ PIXELS_PER_SET = 4
 SET_COPIES = 3
 """The bits of a set, and their copies while the sets of a coadd are put together and written."""
 
-PSF_BYTES = 250_000
-"""PSFs of the CCDs of an exposure on a patch, and a table of them."""
+PSF_BYTES = 100_000
+"""The PSF of a CCD."""
 
 STACK_BYTES_PER_PIXEL = 13
 """A warp in the stack of a coadd: image, variance, mask and state."""
@@ -186,7 +190,7 @@ def coadd_memory(patch_pixels: int, n_inputs: int, block_mb: float) -> int:
     n_sets = patch_pixels * (1.0 - (1.0 + flagged) * math.exp(-flagged)) / PIXELS_PER_SET
     sets = SET_COPIES * n_sets * (n_inputs / 8 + 10)
     patch = COADD_BYTES_PER_PIXEL * patch_pixels
-    return _megabytes(KERNELS_MB, patch + STACK_COPIES * stack + sets + PSF_BYTES * n_inputs)
+    return _megabytes(COADD_MB, patch + STACK_COPIES * stack + sets + PSF_BYTES * n_inputs)
 
 
 def tract_work_memory(
