@@ -276,10 +276,11 @@ def test_header_says_how_to_evaluate_the_model(varying):
 def test_galsim_draws_the_model(varying):
     """GalSim interpolates samples with Lanczos 3, so that it differs by less than a percent."""
     galsim = pytest.importorskip("galsim")
+    des = pytest.importorskip("galsim.des")
     model = varying[1][2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        psf = galsim.des.DES_PSFEx(psf_hdu(model)).getPSF(galsim.PositionD(701.9, 501.3))
+        psf = des.DES_PSFEx(psf_hdu(model)).getPSF(galsim.PositionD(701.9, 501.3))
         side = 2 * model.half + 1
         drawn = psf.drawImage(nx=side, ny=side, scale=1.0, method="no_pixel").array
     image = model.image_at(700.9, 500.3)

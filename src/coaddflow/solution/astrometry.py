@@ -43,12 +43,20 @@ from coaddflow.solution.blocks import (
     gauge_conditions,
     solve_step,
 )
-from coaddflow.solution.detections import MAS, Detections, Exposures, ReferenceStars, TractFrame
+from coaddflow.solution.detections import (
+    MAS,
+    Detections,
+    Exposures,
+    ReferenceStars,
+    TractFrame,
+    relative_colors,
+    rows_between,
+)
 from coaddflow.solution.detector_maps import DetectorMaps, order_of
-from coaddflow.solution.excess import excess_variance
+from coaddflow.solution.excess import judge_residuals
 from coaddflow.solution.linking import Links
 from coaddflow.solution.positions import StarPositions, TractAstrometry
-from coaddflow.solution.waves import MOST_LEVERAGE, WaveField, fit_residuals
+from coaddflow.solution.waves import WaveField, fit_residuals
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,8 +74,6 @@ _TESTED_STARS = 2000
 
 _N_STAR = 5
 """Parameters of a star."""
-
-_CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
 
 
 def solve_astrometry(
@@ -151,10 +157,6 @@ class _Data(NamedTuple):
     maps: DetectorMaps
     """Those at the start."""
 
-    def of_exposures(self) -> list[slice]:
-        """Return the rows of each exposure."""
-        return [slice(*pair) for pair in zip(self.ends, self.ends[1:], strict=False)]
-
 
 class _Placed(NamedTuple):
     """Where the detections are for given parameters."""
@@ -178,8 +180,7 @@ def _prepare(
     settings: TractAstrometrySettings,
     withheld: BoolArray | None,
 ) -> _Data:
-    known = np.isfinite(color)
-    median = float(np.median(color[known])) if known.any() else 0.0
+    relative, median = relative_colors(color)
     n_ccds, same = len(maps), np.zeros(len(exposures), np.int32)
     error = np.hypot(detections.error, settings.error_floor) * maps.pixel_scale[detections.ccd]
     usable = np.isfinite(error) & np.isfinite(detections.x + detections.y)
@@ -190,12 +191,12 @@ def _prepare(
     return _Data(
         star=links.star,
         cells=Cells.of(detections.exposure, detections.ccd, same, exposures.epoch, n_ccds),
-        ends=np.searchsorted(detections.exposure, np.arange(len(exposures) + 1)),
+        ends=detections.ends(len(exposures)),
         s=s,
         t=t,
         variance=error**2,
         usable=usable,
-        color=np.where(known, color - median, 0.0).astype(np.float32),
+        color=relative.astype(np.float32),
         median_color=median,
         exposures=exposures,
         stars=stars,
@@ -260,7 +261,7 @@ def _first_solution(
         kept=data.usable,
     )
     field = _field(data, solution) / radius
-    for number, rows in enumerate(data.of_exposures()):
+    for number, rows in enumerate(rows_between(data.ends)):
         some = np.flatnonzero(data.usable[rows])
         some = rows.start + some[:: len(some) // _TESTED_STARS + 1]
         ccds, name = detections.ccd[some], exposures.name[number]
@@ -300,7 +301,7 @@ def supported_map_order(
     InputError
         If they do not support the first order.
     """
-    edge = np.moveaxis(maps.at(_CORNERS)[np.unique(ccds)], 1, 0).reshape(2, -1) / maps.radius
+    edge = np.moveaxis(maps.corners[np.unique(ccds)], 1, 0).reshape(2, -1) / maps.radius
     order = supported_order(field.T, edge, settings.order, settings)
     if order == 0:
         raise InputError(
@@ -330,7 +331,7 @@ def _place(data: _Data, solution: TractAstrometry) -> _Placed:
     residual = plane.copy()
     years, factors = solution.times
     color_vector = solution.dispersion[data.exposures.band, None] * solution.zenith
-    for number, rows in enumerate(data.of_exposures()):
+    for number, rows in enumerate(rows_between(data.ends)):
         star = data.star[rows]
         sky = solution.stars.at(star, years[number], factors[number])
         residual[rows] -= np.stack(tan_project(*sky, *solution.pointings[number]), axis=1)
@@ -415,7 +416,7 @@ def _with_stars(
         system = _system(data, solution, placed.field, settings)
         pull = data.stars.parameters - solution.stars.parameters
         change = system.star_step(placed.residual, pull)
-        for number, rows in enumerate(data.of_exposures()):
+        for number, rows in enumerate(rows_between(data.ends)):
             placed.residual[rows] -= change[data.star[rows]] @ system.star_design[number].T
         stars = replace(
             solution.stars,
@@ -437,14 +438,12 @@ def _weighed(
 ) -> TractAstrometry:
     """Measure the scatter of each exposure and reject outliers, from residuals of all stars."""
     kept, excess = solution.kept.copy(), solution.excess.copy()
-    for number, rows in enumerate(data.of_exposures()):
-        own = np.maximum(1.0 - system.leverage[rows], 1.0 - MOST_LEVERAGE)
-        square = placed.residual[rows] ** 2 / own[:, None]
-        told = kept[rows] & (system.leverage[rows] < MOST_LEVERAGE)
-        extra = excess_variance(square[told], data.variance[rows][told])
+    for number, rows in enumerate(rows_between(data.ends)):
+        extra, kept[rows] = judge_residuals(
+            *(placed.residual[rows], data.variance[rows], system.leverage[rows]),
+            *(kept[rows], data.usable[rows], settings.clip_sigma),
+        )
         excess[number] = np.sqrt(extra) * MAS
-        limit = settings.clip_sigma**2 * (data.variance[rows] + extra)
-        kept[rows] = data.usable[rows] & (square.max(axis=1) <= limit)
     return replace(solution, kept=kept, excess=excess)
 
 
@@ -464,12 +463,10 @@ def _linearised(
         _TOLERANCE,
         _MOST_STEPS,
     )
-    moved = system.displacement(change)
-    used = np.count_nonzero(system.weight)
-    size = float(np.sqrt(np.sum(system.weight[:, None] * moved**2) / (2.0 * used)))
+    size = system.size_of(change)
     _LOG.info(
         "%d of %d detections, scatter beyond errors %.2f mas; moved by %.3f sigma (%d steps)",
-        *(used, len(data.star), np.median(solution.excess), size, steps),
+        *(system.n_used, len(data.star), np.median(solution.excess), size, steps),
     )
     solution = replace(
         solution,
@@ -495,5 +492,5 @@ def _fit_fields(
             *(system.leverage[rows], float(solution.excess[number]), solution.fields[number]),
             settings,
         )
-        for number, rows in enumerate(data.of_exposures())
+        for number, rows in enumerate(rows_between(data.ends))
     )

@@ -273,6 +273,17 @@ class BlockSystem:
         )
         return moved
 
+    @property
+    def n_used(self) -> int:
+        """Number of detections that have a weight."""
+        return np.count_nonzero(self.weight)
+
+    def size_of(self, change: Parameters) -> float:
+        """Return by how many of their errors a change moves the detections, rms of one axis."""
+        moved = self.displacement(change)
+        total = np.sum(self.weight[:, None] * moved**2)
+        return float(np.sqrt(total / (moved.shape[1] * self.n_used)))
+
     def gradient(self, residual: FloatArray, stars: FloatArray) -> Parameters:
         """Return the transposed equations times weighted residuals.
 
@@ -501,7 +512,7 @@ def solve_step(
     change = Parameters(*(np.zeros(part.shape) for part in system.shape.parts()))
     norm = left.dot(step)
     # what is left of the sum of squares, by the preconditioner
-    smallest = least_motion**2 * np.count_nonzero(system.weight) * residual.shape[1]
+    smallest = least_motion**2 * system.n_used * residual.shape[1]
     enough = max(tolerance**2 * norm, smallest)
     iteration = 0
     while iteration < limit and norm > enough:

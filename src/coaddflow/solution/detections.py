@@ -6,6 +6,7 @@ References
 .. [2] Filippenko 1982, PASP 94, 715 (atmospheric dispersion).
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -23,6 +24,18 @@ MAS = 3.6e6
 """Milliarcseconds in a degree."""
 
 _J2000, _DAYS_PER_YEAR = 51544.5, 365.25
+
+
+def rows_between(ends: NDArray[np.int64]) -> list[slice]:
+    """Return the rows of each exposure, from those with which they begin (`Detections.ends`)."""
+    return [slice(*pair) for pair in itertools.pairwise(ends.tolist())]
+
+
+def relative_colors(color: FloatArray) -> tuple[FloatArray, float]:
+    """Return colours relative to the median one, 0 where they are NaN (not known); and that one."""
+    known = np.isfinite(color)
+    median = float(np.median(color[known])) if known.any() else 0.0
+    return np.where(known, color - median, 0.0), median
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,10 @@ class Detections:
     def columns(self) -> list[NDArray]:
         """Return the arrays in the order of the attributes."""
         return [getattr(self, field.name) for field in fields(self)]
+
+    def ends(self, n_exposures: int) -> NDArray[np.int64]:
+        """Return the first detection of each exposure, and the number of all."""
+        return np.searchsorted(self.exposure, np.arange(n_exposures + 1))
 
     def take(self, rows: NDArray | slice) -> "Detections":
         """Return some of the detections."""

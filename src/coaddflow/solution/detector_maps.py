@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from coaddflow.errors import InputError
 from coaddflow.geometry.polynomial import design_matrix, term_powers
@@ -94,8 +94,12 @@ class DetectorMaps:
     @property
     def radius(self) -> float:
         """Largest distance of a corner from the optical axis, degrees."""
-        corner = np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
-        return float(np.hypot(*np.moveaxis(self.at(corner), 1, 0)).max())
+        return float(np.hypot(*np.moveaxis(self.corners, 1, 0)).max())
+
+    @property
+    def corners(self) -> FloatArray:
+        """Field positions of the corners of all detectors, degrees, shape (n, 2, 4)."""
+        return self.at(np.array([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]))
 
     @property
     def pixel_scale(self) -> FloatArray:
@@ -119,6 +123,29 @@ class DetectorMaps:
     def place(self, index: NDArray, u: FloatArray, v: FloatArray) -> FloatArray:
         """Return the field positions, degrees, shape (n, 2), of positions of `unit`."""
         return np.einsum("nt,nat->na", design_matrix(u, v, self.order), self.coefficients[index])
+
+    def locate(
+        self, ccd: int, x: ArrayLike, y: ArrayLike, exposure: str
+    ) -> tuple[int, tuple[FloatArray, FloatArray], FloatArray]:
+        """Return the number of a CCD here, and its pixels as by `unit` and by `place`.
+
+        Parameters
+        ----------
+        ccd : int
+            Number of the CCD in the camera.
+        x, y : array_like, shape (n,)
+            Pixels, 0-based.
+        exposure : str
+            The exposure, for the message.
+
+        Raises
+        ------
+        InputError
+            If there is no such CCD.
+        """
+        index = self.index_of(ccd, exposure)
+        unit = self.unit(np.full(np.shape(x), index), np.asarray(x, float), np.asarray(y, float))
+        return index, unit, design_matrix(*unit, self.order) @ self.coefficients[index].T
 
     def index_of(self, ccd: int, exposure: str) -> int:
         """Return the number of a CCD here; raise InputError, which names the exposure, if none."""

@@ -1,15 +1,49 @@
-"""How much measurements scatter beyond their errors."""
+"""How much measurements scatter beyond their errors, and which are outliers."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 _MEDIAN_CHI2 = 0.455
 """Median of chi^2 with one degree of freedom."""
 
 _HALVINGS = 25
 """Of an interval, to find a variance."""
+
+MOST_LEVERAGE = 0.9
+"""A detection that alone determines its star says nothing about its exposure."""
+
+
+def judge_residuals(
+    residual: FloatArray,
+    variance: FloatArray,
+    leverage: FloatArray,
+    kept: BoolArray,
+    usable: BoolArray,
+    clip_sigma: float,
+) -> tuple[float, BoolArray]:
+    """Return the variance of an exposure beyond errors, and which of its detections are kept.
+
+    A residual is compared with its error after the star has taken its part (leverage).
+
+    Parameters
+    ----------
+    residual : ndarray of float64, shape (n, axes)
+        Detections minus their stars.
+    variance, leverage : ndarray, shape (n,)
+        Errors of the detections in one axis, squared; their part in their stars.
+    kept, usable : ndarray of bool, shape (n,)
+        Those that are used now, and those that may be.
+    clip_sigma : float
+        Limit of outliers.
+    """
+    own = np.maximum(1.0 - leverage, 1.0 - MOST_LEVERAGE)
+    square = residual**2 / own[:, None]
+    told = kept & (leverage < MOST_LEVERAGE)
+    extra = excess_variance(square[told], variance[told])
+    return extra, usable & (square.max(axis=1) <= clip_sigma**2 * (variance + extra))
 
 
 def excess_variance(square: FloatArray, variance: FloatArray) -> float:

@@ -77,7 +77,7 @@ def link_detections(
     """
     stars = _Stars(references, frame, len(detections))
     longitude, latitude = frame.of_sky(detections.ra, detections.dec)
-    ends = np.searchsorted(detections.exposure, np.arange(len(exposures) + 1))
+    ends = detections.ends(len(exposures))
     star = np.full(len(detections), -1, np.int32)
     for number in np.argsort(exposures.mjd, kind="stable"):
         rows = slice(ends[number], ends[number + 1])

@@ -42,11 +42,17 @@ from coaddflow.solution.blocks import (
     gauge_conditions,
     solve_step,
 )
-from coaddflow.solution.detections import Detections, Exposures, ReferenceStars
+from coaddflow.solution.detections import (
+    Detections,
+    Exposures,
+    ReferenceStars,
+    relative_colors,
+    rows_between,
+)
 from coaddflow.solution.detector_maps import DetectorMaps, order_of
-from coaddflow.solution.excess import excess_variance
+from coaddflow.solution.excess import MOST_LEVERAGE, excess_variance, judge_residuals
 from coaddflow.solution.linking import Links
-from coaddflow.solution.waves import MOST_LEVERAGE, WaveField, fit_residuals
+from coaddflow.solution.waves import WaveField, fit_residuals
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,10 +120,7 @@ class ExposureCalibration:
         InputError
             If the solution does not have the CCD.
         """
-        index = self.detectors.index_of(ccd, self.name)
-        unit = self.detectors.unit(np.full(np.shape(x), index), np.asarray(x), np.asarray(y))
-        design = design_matrix(*unit, self.detectors.order)
-        field = design @ self.detectors.coefficients[index].T
+        index, unit, field = self.detectors.locate(ccd, x, y, self.name)
         order = order_of(len(self.coefficients))
         value = design_matrix(*field.T / self.radius, order) @ self.coefficients
         own = self.illumination[index]
@@ -243,7 +246,7 @@ def solve_photometry(
                 *(field[rows], residual[rows], system.weight[rows], system.leverage[rows]),
                 *(float(solution.excess[number]), solution.fields[number], clouds),
             )
-            for number, rows in enumerate(data.of_exposures())
+            for number, rows in enumerate(rows_between(data.ends))
         )
         solution, _ = _improved(data, replace(solution, fields=fields), settings)
     solution, *_ = _with_stars(data, solution, settings)
@@ -275,10 +278,6 @@ class _Data(NamedTuple):
     """Inverse variances of these, (n stars times m,)."""
     exposures: Exposures
 
-    def of_exposures(self) -> list[slice]:
-        """Return the rows of each exposure."""
-        return [slice(*pair) for pair in zip(self.ends, self.ends[1:], strict=False)]
-
 
 def _prepare(
     detections: Detections,
@@ -290,8 +289,7 @@ def _prepare(
     settings: TractPhotometrySettings,
 ) -> _Data:
     n_bands = len(exposures.bands)
-    known = np.isfinite(color)
-    median = float(np.median(color[known])) if known.any() else 0.0
+    relative, median = relative_colors(color)
     withheld = np.random.default_rng(0).random(len(links)) < settings.withheld
     variance = detections.magnitude_error.astype(float) ** 2 + settings.error_floor**2
     usable = np.isfinite(variance) & np.isfinite(detections.magnitude) & ~withheld[links.star]
@@ -308,19 +306,18 @@ def _prepare(
             remedy="check refcat.bands, or leave the band out of the solution",
         )
     s, t = maps.unit(detections.ccd, detections.x, detections.y)
-    same = np.where(known, color - median, 0.0).astype(np.float32)
     band = exposures.band.astype(np.int32)
     return _Data(
         star=links.star * np.int32(n_bands) + band[detections.exposure],
         cells=Cells.of(detections.exposure, detections.ccd, band, band, len(maps)),
-        ends=np.searchsorted(detections.exposure, np.arange(len(exposures) + 1)),
+        ends=detections.ends(len(exposures)),
         s=s,
         t=t,
         magnitude=detections.magnitude.astype(float),
         variance=variance,
         usable=usable,
         withheld=withheld,
-        color=np.repeat(same, n_bands),
+        color=np.repeat(relative.astype(np.float32), n_bands),
         median_color=median,
         reference=reference.ravel(),
         prior=prior.ravel(),
@@ -335,7 +332,7 @@ def _first_solution(
     exposures, n_bands = data.exposures, len(data.exposures.bands)
     n_terms = np.ones(len(exposures), np.int64)
     zero = np.full(len(exposures), np.nan)
-    for number, rows in enumerate(data.of_exposures()):
+    for number, rows in enumerate(rows_between(data.ends)):
         n_stars = np.count_nonzero(data.usable[rows])
         n_terms[number] = len(term_powers(supported_zero_point_order(n_stars, settings)))
         offset = data.reference[data.star[rows]] - data.magnitude[rows]
@@ -384,7 +381,7 @@ def _calibrated(data: _Data, solution: TractPhotometry) -> tuple[FloatArray, Flo
     own = solution.illumination.reshape(-1, 1, solution.illumination.shape[-1])
     evaluate_polynomials(cells.start, cells.detector, data.s, data.t, own, value)
     of_color = solution.color_extinction[data.exposures.band] * _airmass(data.exposures)
-    for number, rows in enumerate(data.of_exposures()):
+    for number, rows in enumerate(rows_between(data.ends)):
         value[rows, 0] += of_color[number] * data.color[data.star[rows]]
         if (waves := solution.fields[number]) is not None:
             value[rows] += waves.value(field[rows])
@@ -512,13 +509,12 @@ def _weighed(
 ) -> TractPhotometry:
     """Measure the scatter of each exposure and reject outliers, from residuals of all stars."""
     kept, excess = solution.kept.copy(), solution.excess.copy()
-    for number, rows in enumerate(data.of_exposures()):
-        leverage, variance = system.leverage[rows], data.variance[rows]
-        square = residual[rows] ** 2 / np.maximum(1.0 - leverage, 1.0 - MOST_LEVERAGE)
-        told = kept[rows] & (leverage < MOST_LEVERAGE)
-        extra = excess_variance(square[told, None], variance[told])
+    for number, rows in enumerate(rows_between(data.ends)):
+        extra, kept[rows] = judge_residuals(
+            *(residual[rows, None], data.variance[rows], system.leverage[rows]),
+            *(kept[rows], data.usable[rows], settings.clip_sigma),
+        )
         excess[number] = np.sqrt(extra)
-        kept[rows] = data.usable[rows] & (square <= settings.clip_sigma**2 * (variance + extra))
     return replace(solution, kept=kept, excess=excess)
 
 
@@ -530,12 +526,10 @@ def _improved(
     shape = system.shape
     start = shape.detectors, np.zeros_like(shape.constants)
     change, steps = solve_step(system, residual, start, _TOLERANCE, _MOST_STEPS)
-    moved = system.displacement(change)
-    used = np.count_nonzero(system.weight)
-    size = float(np.sqrt(np.sum(system.weight[:, None] * moved**2) / used))
+    size = system.size_of(change)
     _LOG.info(
         "%d of %d detections, scatter beyond errors %.4f mag; moved by %.3f sigma (%d steps)",
-        *(used, len(data.star), np.median(solution.excess), size, steps),
+        *(system.n_used, len(data.star), np.median(solution.excess), size, steps),
     )
     solution = replace(
         solution,

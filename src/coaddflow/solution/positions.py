@@ -118,13 +118,9 @@ class ExposureMap:
         InputError
             If the solution does not have the CCD.
         """
-        index = self.detectors.index_of(ccd, self.name)
-        every = np.full(np.shape(x), index)
-        unit = self.detectors.unit(every, np.asarray(x, float), np.asarray(y, float))
-        own = self.detectors.coefficients[index]
-        field = design_matrix(*unit, self.detectors.order) @ own.T / self.radius
+        _, _, field = self.detectors.locate(ccd, x, y, self.name)
         order = order_of(self.coefficients.shape[1])
-        plane = design_matrix(*field.T, order) @ self.coefficients.T
+        plane = design_matrix(*field.T / self.radius, order) @ self.coefficients.T
         if self.field is not None:
             plane = plane + self.field.value(plane) / MAS
         if color is not None:

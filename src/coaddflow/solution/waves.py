@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 
 from coaddflow.settings.solution import WaveSettings
+from coaddflow.solution.excess import MOST_LEVERAGE
 
 FloatArray = NDArray[np.float64]
 
@@ -38,9 +39,6 @@ _FIRST_SPECTRUM = 3.0, 11.0 / 6.0
 _SCALES, _SLOPES = (0.3, 30.0), (5.0 / 6.0, 2.0)
 """Limits of both: power falls with k^(-5/3) in still air, and with k^(-11/3) in wind."""
 _EXPECTATIONS = 3
-
-MOST_LEVERAGE = 0.9
-"""A detection that alone determines its star says nothing about its exposure."""
 
 _LEAST_NOISE = 1e-3
 """Part of the variance of a detection that remains noise whatever its exposure's scatter is."""
