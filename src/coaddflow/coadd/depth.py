@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from coaddflow.coadd.mean import effective_area
 from coaddflow.coadd.point_sources import area_map, depth_of
-from coaddflow.coadd.product import read_coadd
-from coaddflow.coadd.psf import read_psf_grid
+from coaddflow.coadd.product import stored_coadd
+from coaddflow.coadd.psf import stored_psf_grid
 from coaddflow.errors import InputError
 from coaddflow.files import remove
 from coaddflow.geometry.box import Box
-from coaddflow.image.masked_image import image_hdu, write_fits
+from coaddflow.image.masked_image import image_hdu, opened_fits, write_fits
 from coaddflow.image.provenance import provenance_header
 from coaddflow.settings import Settings
 from coaddflow.skymap.tract import Tract, patch_position
@@ -99,10 +99,10 @@ def _band_depth(
     all_used: set[str] = set()
     all_left: set[Ccd] = set()
     for path in sorted(coadds, key=lambda path: patch_position(path.stem)):
-        coadd, coadd_header = read_coadd(path)
+        with opened_fits(path, "coadd", coadd_remedy(path)) as (stream, hdus):
+            (coadd, coadd_header), grid = stored_coadd(stream, hdus), stored_psf_grid(hdus)
         seeing = coadd_header.get("SEEING", float("nan"))
         variance = coadd.masked_image.variance
-        grid = read_psf_grid(path)
         if grid is not None:
             area = area_map(grid, variance.shape)
         else:

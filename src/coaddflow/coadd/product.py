@@ -1,6 +1,7 @@
 """Coadds on disk."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from astropy.io import fits
@@ -140,11 +141,14 @@ def read_coadd(path: str | Path) -> tuple[Coadd, fits.Header]:
     InputError
         If the file is missing, damaged or no coadd.
     """
-    remedy = coadd_remedy(path)
-    with opened_fits(path, "coadd", remedy) as (stream, hdus):
-        masked_image, header = read_planes(stream, hdus)
-        masked_image.variance[np.isnan(masked_image.variance)] = np.inf
-        box = part_box(header, masked_image.shape)
-        n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
-        inputs = Table(hdus["INPUTS"].data)
-    return Coadd(box, masked_image, n_inputs, inputs), header
+    with opened_fits(path, "coadd", coadd_remedy(path)) as (stream, hdus):
+        return stored_coadd(stream, hdus)
+
+
+def stored_coadd(stream: BinaryIO, hdus: fits.HDUList) -> tuple[Coadd, fits.Header]:
+    """Return the coadd in an open file (`opened_fits`), with the header of its image."""
+    masked_image, header = read_planes(stream, hdus)
+    masked_image.variance[np.isnan(masked_image.variance)] = np.inf
+    box = part_box(header, masked_image.shape)
+    n_inputs = np.asarray(hdus["NINPUTS"].data, np.int16)
+    return Coadd(box, masked_image, n_inputs, Table(hdus["INPUTS"].data)), header

@@ -141,23 +141,31 @@ class CoaddPsf:
         """
         images = np.zeros((ra.size, *[2 * self.half + 1] * 2))
         total = np.zeros(ra.size)
+        pixels = tuple(np.rint(p) for p in self.tract.sky_to_pixel(ra, dec))
+        middles = self.tract.pixel_to_sky(*pixels)
         for number, one in enumerate(self.inputs):
-            for at, drawn in self._drawn(number, ra, dec, np.flatnonzero(used[:, number])):
+            wanted = np.flatnonzero(used[:, number])
+            for at, drawn in self._drawn(number, (ra, dec), pixels, middles, wanted):
                 images[at] += one.weight * drawn
                 total[at] += one.weight
         with np.errstate(invalid="ignore"):
             return images / np.where(total > 0, total, np.nan)[:, None, None]
 
     def _drawn(
-        self, number: int, ra: NDArray, dec: NDArray, wanted: NDArray[np.intp]
+        self,
+        number: int,
+        sky: tuple[NDArray, NDArray],
+        pixels: tuple[NDArray, NDArray],
+        middles: tuple[NDArray, NDArray],
+        wanted: NDArray[np.intp],
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Draw stars of an input at some of the positions, each once; yield which, and images.
 
-        A pixel is that of the first CCD that has it. At its very edge, where the star is on the CCD
+        ``pixels`` and ``middles`` are the pixels in which they are, and their middles on the sky. A
+        pixel is that of the first CCD that has it. At its very edge, where the star is on the CCD
         and the middle of the pixel is not, it is that of one that is near.
         """
-        x, y = (np.rint(p) for p in self.tract.sky_to_pixel(ra, dec))
-        middles = self.tract.pixel_to_sky(x, y)
+        (ra, dec), (x, y) = sky, pixels
         for at_edge in (False, True):
             for ccd, psf in enumerate(self.inputs[number].ccd_psfs):
                 x0, y0, x1, y1 = psf.box
@@ -393,11 +401,14 @@ def read_psf_grid(path: str | Path) -> PsfGrid | None:
         If the file is missing or damaged.
     """
     with opened_fits(path, "coadd", coadd_remedy(path)) as (_, hdus):
-        return _grid_from_hdu(hdus[_GRID]) if _GRID in hdus else None
+        return stored_psf_grid(hdus)
 
 
-def _grid_from_hdu(hdu: fits.ImageHDU) -> PsfGrid:
-    """Return the grid of an extension PSF_GRID."""
+def stored_psf_grid(hdus: fits.HDUList) -> PsfGrid | None:
+    """Return the PSF on a grid in the file of a coadd; None if it has none."""
+    if _GRID not in hdus:
+        return None
+    hdu = hdus[_GRID]
     ny, nx = hdu.data.shape[:2]
     x, y = (
         np.array([hdu.header[f"GRID{axis}{number}"] - 1 for number in range(1, n + 1)])

@@ -36,7 +36,7 @@ from coaddflow.warp.ccd_psf import CcdPsf, psfs_from_hdu, psfs_hdu
 BYTES_PER_PIXEL = 12
 """Image, variance and mask."""
 
-PSF_BYTES = 4 << 20
+PSF_ROOM = 4 << 20
 """Room behind the pixels for the table of the PSF: it takes what is written in it, 0.1 MB."""
 
 _PLANES = (np.float32, np.float32, np.int32)
@@ -114,7 +114,7 @@ def write_warp(
         If there is no room left on the disk, or the PSF has more samples than any that is fitted.
     """
     table = _table_bytes(psfs)
-    if len(table) > PSF_BYTES:
+    if len(table) > PSF_ROOM:
         raise InputError(
             f"the PSF of CCD {psfs[0].ccd} has too many samples to be kept "
             f"({psfs[0].model.basis.size})",
@@ -211,11 +211,11 @@ class Spool:
         n_bytes = BYTES_PER_PIXEL * n_pixels
         if self.in_memory + n_bytes <= self._memory:
             self.in_memory += n_bytes
-            return self._slot("memory", n_bytes + PSF_BYTES)
+            return self._slot("memory", n_bytes + PSF_ROOM)
         self.on_disk += n_bytes
         if self._folder is not None:
             return SpoolSlot(str(self._folder / name), 0)
-        return self._slot("disk", n_bytes + PSF_BYTES)
+        return self._slot("disk", n_bytes + PSF_ROOM)
 
     def _slot(self, kind: str, n_bytes: int) -> SpoolSlot:
         """Enlarge a nameless file; what is never written in it takes no room."""
